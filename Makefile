@@ -1,0 +1,43 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Only pip, Python 3.11+ and make are needed.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_DIR ?= demo
+PYTEST_WORKERS ?= 2
+
+.PHONY: help install demo check test format clean
+
+help: ## Show the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Create .venv and install everything for training and development.
+
+# The stamp is newer than pyproject.toml exactly when what it names is installed: a second run installs nothing.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: expected Python 3.11 or newer; got $$($(PYTHON) --version 2>&1); call make with PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[train]" --group dev
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Run the main job on drawn leaves.
+	$(BIN)/agridistill demo --out $(DEMO_DIR)
+
+check: $(STAMP) ## Lint, types and architecture.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## Run the checks, then all tests with coverage.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
+
+format: $(STAMP) ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove everything that was installed or generated.
+	rm -rf $(VENV) $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

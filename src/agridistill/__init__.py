@@ -1,0 +1,33 @@
+"""AgriDistill: a large vision model's knowledge, in a model that fits a field device.
+
+The names below are imported when they are first used: `import agridistill` needs neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agridistill.api import evaluate, load
+    from agridistill.training.run import distill, train
+
+__version__ = "0.1.0"
+__all__ = ["distill", "evaluate", "load", "train"]
+
+_HOMES = {
+    "train": "agridistill.training.run",
+    "distill": "agridistill.training.run",
+    "evaluate": "agridistill.api",
+    "load": "agridistill.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agridistill' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

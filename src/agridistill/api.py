@@ -1,0 +1,93 @@
+"""What Python users and the commands start from: `load` a model, `evaluate` it on a folder.
+
+This is the one place that decides what kind of model a path is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from agridistill.errors import MissingExtraError, ModelError
+from agridistill.progress import ProgressCallback, silent
+
+if TYPE_CHECKING:
+    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.runtime.backends import Backend
+    from agridistill.runtime.predictor import Predictor
+
+
+def load(model: Path | str) -> Predictor:
+    """Loads a model for prediction.
+
+    Args:
+        model: a finished run folder.
+
+    Raises:
+        ModelError: not there, unfinished or damaged.
+        MissingExtraError: a run folder needs the `train` extra, which is not installed.
+    """
+    from agridistill.runtime.predictor import Predictor
+
+    path = Path(model)
+    if not path.exists():
+        raise ModelError("a run folder", f"'{path}', which does not exist", "check the path")
+    if not path.is_dir():
+        raise ModelError("a run folder", f"the file '{path}'", "name the folder that `train` or `distill` wrote")
+    try:
+        from agridistill.models.saved import load_backend
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "torch, to run a model that is not exported",
+            f"no module '{error.name}'",
+            "pip install 'agridistill[train]'",
+        ) from None
+    return Predictor(load_backend(path))
+
+
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    *,
+    split: Literal["train", "val", "test", "all"] = "test",
+    split_file: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> EvaluationResult:
+    """Scores a model on labelled photos.
+
+    Args:
+        model: a finished run folder.
+        data: a folder of class folders, or of train/val/test folders of them.
+        split: which photos. On the data that the model was trained on this is the run's own split.
+        split_file: a split made by `data split`, instead.
+        progress: told twice, while the photos are checked and while they are classified.
+
+    Raises:
+        AgriDistillError: the model, the data or the split cannot be used.
+    """
+    from agridistill.evaluation.held_out import evaluate_folder
+
+    path = Path(model)
+    backend = load(path).backend
+    parameters, macs = _cost(backend)
+    return evaluate_folder(
+        backend,
+        Path(data),
+        split=split,
+        split_file=split_file,
+        run=path if path.is_dir() else None,
+        parameters=parameters,
+        macs=macs,
+        progress=progress,
+    )
+
+
+def _cost(backend: Backend) -> tuple[int | None, int | None]:
+    """Parameters and MACs of a network that torch runs."""
+    from agridistill.models.complexity import complexity
+    from agridistill.models.saved import TorchBackend
+
+    if not isinstance(backend, TorchBackend):
+        return None, None
+    cost = complexity(backend.model, backend.manifest.preprocessing.image_size)
+    return cost.parameters, cost.macs

@@ -1,0 +1,153 @@
+"""`agridistill data`: check a folder, split it by leaves, fetch a public one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agridistill.cli import options
+from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
+
+if TYPE_CHECKING:
+    from agridistill.data.checks import CheckResult
+    from agridistill.data.prepare import PreparedData
+
+app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
+
+DATASETS = ("plantvillage-tomato",)
+
+
+@app.command()
+def check(
+    data: options.Data,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="Split made by `data split`; what straddles it is a problem.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Read every photo and tell what is wrong: exit code 1 when something is."""
+    from agridistill.data.checks import check as check_data
+
+    with progress_bar("reading photos") as progress:
+        result = check_data(data, split_file=splits, progress=progress)
+    if json:
+        print_json(result.to_json())
+    else:
+        _print_check(result)
+    if result.problems:
+        next_command("data", "check", data, *(("--splits", splits) if splits else ()), *(() if json else ("--json",)))
+        raise typer.Exit(1)
+    if splits is None:
+        next_command("data", "split", data, "--out", "splits.json")
+    else:
+        next_command("train", data, "--model", "swin_tiny_patch4_window7_224", "--splits", splits, "--out", "teacher")
+
+
+@app.command()
+def split(
+    data: options.Data,
+    out: Annotated[Path, typer.Option("--out", help="Split file to write (JSON).")],
+    val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of each class in val.")] = 0.15,
+    test_fraction: Annotated[float, typer.Option("--test-fraction", help="Share of each class in test.")] = 0.15,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another split.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing split file.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Divide photos into train, val and test; no leaf stands in two of them."""
+    from agridistill.data.prepare import split_data
+
+    with progress_bar("reading photos") as progress:
+        prepared = split_data(
+            data,
+            out,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            force=force,
+            progress=progress,
+        )
+    if prepared.skipped:
+        path, reason = prepared.skipped[0]
+        stderr.print(
+            f"left out: {len(prepared.skipped)} unreadable photos, the first '{path}' ({reason})", markup=False
+        )
+    if json:
+        print_json({"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)})
+    else:
+        _print_split(prepared, out)
+    next_command("train", data, "--model", "swin_tiny_patch4_window7_224", "--splits", out, "--out", "teacher")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")],
+    out: Annotated[Path, typer.Option("--out", help="Data folder to make.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Download a public data set, verify it and unpack it."""
+    from agridistill.data.fetch import fetch_plantvillage_tomato
+    from agridistill.errors import DataError, nearest
+
+    if name not in DATASETS:
+        raise DataError("a known data set", f"'{name}'", nearest(name, DATASETS))
+    with progress_bar("fetching") as progress:
+        result = fetch_plantvillage_tomato(out, source=source, progress=progress)
+    if json:
+        print_json(result.to_json())
+    else:
+        stdout.print(f"{result.photos:,} photos in {result.classes} classes: {out}", markup=False)
+    next_command("data", "check", out)
+
+
+def _print_check(result: CheckResult) -> None:
+    from rich.table import Table
+
+    split_names = tuple(result.classes[0].photos_per_split or ())
+    table = Table(title=str(result.root))
+    table.add_column("class")
+    for name in ("photos", "leaf groups", *split_names):
+        table.add_column(name, justify="right")
+    for one in result.classes:
+        per_split = (f"{one.photos_per_split[name]:,}" for name in split_names) if one.photos_per_split else ()
+        table.add_row(one.name, f"{one.photos:,}", f"{one.leaves:,}", *per_split)
+    stdout.print(table)
+    for text in result.notes:
+        stdout.print(f"note: {text}", markup=False)
+    for text in result.problems:
+        stdout.print(f"problem: {text}", markup=False, style="red")
+    if not result.problems:
+        stdout.print("nothing wrong", style="green")
+
+
+def _split_counts(prepared: PreparedData) -> list[dict[str, object]]:
+    parts = {"train": prepared.train, "val": prepared.val, "test": prepared.test}
+    return [
+        {
+            "name": class_name,
+            **{f"{name}_photos": sum(one.label == label for one in part) for name, part in parts.items()},
+            **{
+                f"{name}_leaves": len({one.leaf_id for one in part if one.label == label})
+                for name, part in parts.items()
+            },
+        }
+        for label, class_name in enumerate(prepared.classes)
+    ]
+
+
+def _print_split(prepared: PreparedData, out: Path) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{out}: photos (leaf groups)")
+    table.add_column("class")
+    for name in ("train", "val", "test"):
+        table.add_column(name, justify="right")
+    for row in _split_counts(prepared):
+        cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
+        table.add_row(str(row["name"]), *cells)
+    stdout.print(table)

@@ -1,0 +1,66 @@
+"""`agridistill distill`: a student under a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agridistill.cli import options
+from agridistill.cli.output import next_command, progress_bar
+
+
+def distill(
+    data: options.Data,
+    out: options.Out,
+    teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder of the teacher.")] = None,
+    student: Annotated[str | None, typer.Option("--student", help="timm's name, e.g. mobilenetv3_large_100.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="ce, kd, at or hybrid.")] = None,
+    recipe: options.RecipeFile = None,
+    set_: options.Set = None,
+    splits: options.Splits = None,
+    epochs: options.Epochs = None,
+    image_size: options.ImageSize = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    seed: options.Seed = None,
+    workers: options.Workers = None,
+    precision: options.Precision = None,
+    pretrained: options.Pretrained = None,
+    weights: options.Weights = None,
+    devices: options.Devices = None,
+    resume: options.Resume = False,
+    json: options.Json = False,
+) -> None:
+    """Train a student under a teacher (the method ce needs none: it is the equal baseline)."""
+    from agridistill.config import distill_config
+
+    chosen = options.recipe_for(
+        "distill",
+        recipe,
+        out,
+        set_,
+        {
+            "model": student,
+            "objective.method": method,
+            "epochs": epochs,
+            "data.image_size": image_size,
+            "batch_size": batch_size,
+            "lr": lr,
+            "seed": seed,
+            "workers": workers,
+            "precision": precision,
+            "pretrained": pretrained,
+            "weights": weights,
+            "devices": devices,
+        },
+        resume=resume,
+    )
+    config = distill_config(chosen)
+    with progress_bar("reading photos") as progress:
+        from agridistill.training import run
+
+        result = run.distill(data, teacher, out, config, split_file=splits, resume=resume, progress=progress)
+    options.show_result(result, json=json, model=config.distill.model)
+    next_command("evaluate", out, data)

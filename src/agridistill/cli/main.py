@@ -1,0 +1,115 @@
+"""The command `agridistill`: its commands, and how every failure ends in one line."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from agridistill import __version__
+from agridistill.cli import data, demo, distill, evaluate, predict, train
+from agridistill.cli.output import LogLines, stderr
+from agridistill.errors import AgriDistillError, MissingExtraError
+
+OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Distils a large vision model into one that recognises crop diseases on a field device.",
+)
+app.command()(demo.demo)
+app.add_typer(data.app, name="data")
+app.command()(train.train)
+app.command()(distill.distill)
+app.command()(evaluate.evaluate)
+app.command()(predict.predict)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agridistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    root = logging.getLogger()
+    root.setLevel(logging.INFO if debug else logging.WARNING)
+    if not any(isinstance(handler, LogLines) for handler in root.handlers):
+        root.addHandler(LogLines())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 a check does not hold, 2 unusable input, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Anywhere on the line, as users expect it.
+    debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
+    sys.exit(_run((["--debug"] if debug else []) + given, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app(args=arguments, prog_name="agridistill", standalone_mode=False)
+    except Exception as error:
+        line = _told(error)
+        if debug or line is None:
+            raise
+        stderr.print(f"error: {line}", markup=False, style="red")
+        return UNUSABLE
+    except KeyboardInterrupt:
+        result = INTERRUPTED
+    if result == INTERRUPTED:
+        stderr.print("interrupted: a started run goes on with the same command and --resume", style="yellow")
+    return result if isinstance(result, int) else OK
+
+
+def _told(error: Exception) -> str | None:
+    """The one line for a failure that a user can cause or cure; None for a defect of ours."""
+    if isinstance(error, AgriDistillError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _told_system(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN_MODULES:
+        return str(_missing_extra(error))
+    # Typer's usage errors: of its own vendored click, or of the click package.
+    message = getattr(error, "format_message", None)
+    if callable(message):
+        return f"{' '.join(str(message()).split()).rstrip('.')}; see agridistill --help"
+    return None
+
+
+_TRAIN_MODULES = frozenset(
+    {"torch", "torchvision", "timm", "lightning", "torchmetrics", "sklearn", "safetensors", "imagehash", "tomli_w"}
+)
+
+
+def _missing_extra(error: ModuleNotFoundError) -> MissingExtraError:
+    return MissingExtraError(
+        "the training part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[train]'"
+    )
+
+
+def _told_system(error: OSError) -> str | None:
+    where = f" at '{error.filename}'" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"expected room on the disk; got a full disk{where}; free some and run again (--resume for a run)"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"expected a place that may be written and read; got '{error.strerror}'{where}; choose another"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return f"expected a usable path; got '{error.strerror}'{where}; check it"
+    return None
+
+
+if __name__ == "__main__":
+    main()

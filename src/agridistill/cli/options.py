@@ -1,0 +1,76 @@
+"""Options that `train` and `distill` share, and how they change a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from agridistill.config import Recipe
+    from agridistill.training.session import RunResult
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe in TOML.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a recipe key; repeatable.")]
+Splits = Annotated[Path | None, typer.Option("--splits", help="Split made by `data split`.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training photos.")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", help="Input size in pixels.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Photos a step.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of weights, order, views and dropout.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Loader processes; -1 chooses.")]
+Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="auto measures.")]
+Pretrained = Annotated[
+    bool | None, typer.Option("--pretrained/--no-pretrained", help="Start from the model hub's weights.")
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file to start from.")]
+Devices = Annotated[int | None, typer.Option("--devices", help="Processes, one on each device.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def recipe_for(
+    command: Literal["train", "distill"],
+    recipe_file: Path | None,
+    out: Path,
+    overrides: list[str] | None,
+    options: dict[str, Any],
+    *,
+    resume: bool,
+) -> Recipe:
+    """The recipe file (on a resume without one: the run's own), changed by --set and then by the options.
+
+    Args:
+        options: by key, "section.key" or a key of the command's own section; None where not given.
+    """
+    from agridistill.config import read_recipe, with_options, with_overrides
+
+    recipe: Recipe = {}
+    if recipe_file is not None:
+        recipe = read_recipe(recipe_file)
+    elif resume and (out / "recipe.toml").exists():
+        recipe = read_recipe(out / "recipe.toml")
+    recipe = with_overrides(recipe, command, overrides or [])
+    located: dict[tuple[str, str], Any] = {}
+    for name, value in options.items():
+        section, _, key = name.rpartition(".")
+        located[section or command, key] = str(value) if isinstance(value, Path) else value
+    return with_options(recipe, located)
+
+
+def show_result(result: RunResult, *, json: bool, model: str) -> None:
+    """The end of `train` and `distill`: the evaluation on the test split."""
+    from agridistill.cli.output import print_json, stderr
+    from agridistill.cli.tables import print_evaluation
+
+    if result.skipped:
+        first = result.skipped[0][0]
+        stderr.print(f"left out: {len(result.skipped)} unreadable photos, the first '{first}'", markup=False)
+    if json:
+        document = result.evaluation.to_json()
+        print_json({"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document})
+    else:
+        print_evaluation(result.evaluation, title=f"{model} on the test split")

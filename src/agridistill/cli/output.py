@@ -1,0 +1,52 @@
+"""What every command prints and where: results on stdout, progress and logs on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from agridistill.progress import ProgressCallback
+
+stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class LogLines(logging.Handler):
+    """Log records as single lines on stderr, beside a progress bar without breaking it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one record."""
+        stderr.print(f"{record.levelname.lower()}: {self.format(record)}", markup=False, style="yellow")
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command with --json."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def next_command(*words: str | Path) -> None:
+    """The command that a user would run next, ready to be copied. On stderr, so that stdout stays the result."""
+    stderr.print("Next: ", end="", style="bold")
+    stderr.print("agridistill " + shlex.join(str(word) for word in words), markup=False)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[ProgressCallback]:
+    """A bar with count and time left on stderr; gives the callback that moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        task = progress.add_task(label, total=None)
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update

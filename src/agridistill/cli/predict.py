@@ -1,0 +1,82 @@
+"""`agridistill predict`: label and probability for photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agridistill.cli import options
+from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
+
+if TYPE_CHECKING:
+    from agridistill.runtime.predictor import PhotoResult, Prediction
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or exported model.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Name the N most probable classes.")] = 1,
+    json: options.Json = False,
+) -> None:
+    """Tell what photos show: label and probability, one line a photo.
+
+    A photo that cannot be read is told on stderr, the rest goes on, and the exit code is 1.
+    """
+    from agridistill.api import load
+    from agridistill.runtime.reading import expand
+
+    photos = expand(images)
+    predictor = load(model)
+    results = predictor.predict_many(photos, top=top)
+    if json:
+        told: list[PhotoResult] = []
+        with progress_bar("predicting") as progress:
+            for result in results:
+                told.append(result)
+                progress(len(told), len(photos))
+        failed = sum(result.prediction is None for result in told)
+        print_json(_document(model, told))
+    else:
+        failed = 0
+        for result in results:
+            if result.prediction is not None:
+                stdout.print(f"{_shown(result.name)}: {_line(result.prediction)}", markup=False)
+            else:
+                failed += 1
+                stderr.print(f"error: {result.error}", markup=False, style="red")
+    if failed:
+        stderr.print(f"{failed} of {len(photos)} photos could not be read", markup=False)
+    next_command("evaluate", model, "DATA")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _line(prediction: Prediction) -> str:
+    if prediction.abstained:
+        return f"unknown ({prediction.label} {100 * prediction.probability:.1f} %): look closer"
+    return ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.top)
+
+
+def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
+    photos = [
+        {
+            "photo": _shown(result.name),
+            "label": result.prediction.label,
+            "probability": result.prediction.probability,
+            "abstained": result.prediction.abstained,
+            "top": [{"label": label, "probability": probability} for label, probability in result.prediction.top],
+        }
+        for result in results
+        if result.prediction is not None
+    ]
+    errors = [
+        {"photo": _shown(result.name), "error": _shown(result.error)} for result in results if result.error is not None
+    ]
+    return {"model": _shown(str(model)), "photos": photos, "errors": errors}
+
+
+def _shown(name: str) -> str:
+    """The same text without the parts of a file name that are not Unicode, which no terminal and no JSON can show."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

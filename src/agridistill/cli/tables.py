@@ -1,0 +1,173 @@
+"""Evaluations as tables for people, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from agridistill.cli.output import stdout
+
+if TYPE_CHECKING:
+    from agridistill.evaluation.result import EvaluationResult
+
+UNDEFINED = "–"
+# A wider matrix does not fit a screen.
+_MAX_MATRIX = 15
+_CONFUSIONS = 10
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One line of a comparison.
+
+    Attributes:
+        name: what the reader knows the model by.
+        result: its evaluation.
+        train_s: time of its training; None where unknown.
+    """
+
+    name: str
+    result: EvaluationResult
+    train_s: float | None = None
+
+
+def print_evaluation(result: EvaluationResult, *, title: str) -> None:
+    """Prints the scores of each class, the confusions and the figures of the whole model."""
+    _print(class_table(result, title=title))
+    if any(scores.f1 is None for scores in result.per_class):
+        stdout.print(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1", style="dim")
+    _print(confusion_table(result) if len(result.classes) <= _MAX_MATRIX else frequent_confusions_table(result))
+    _print(summary_table(result))
+
+
+def print_comparison(rows: Sequence[ComparisonRow], *, title: str) -> None:
+    """Prints several evaluations, one a line."""
+    _print(comparison_table(rows, title=title))
+
+
+def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
+    """One line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
+    table = _table(title, "model", "accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
+    for row in rows:
+        result = row.result
+        table.add_row(
+            escape(row.name),
+            _accuracy(result),
+            f"{result.macro_f1:.3f}",
+            _count(result.parameters),
+            _count(result.macs),
+            _duration(row.train_s),
+        )
+    return table
+
+
+def summary_table(result: EvaluationResult) -> Table:
+    """One line a figure of the whole model."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    photos = f"{result.photos:,} of {result.leaves:,} leaves"
+    rows = {
+        "accuracy (95 % CI)": _accuracy(result),
+        "macro-F1": f"{result.macro_f1:.3f}",
+        "negative log-likelihood": f"{result.nll_nats:.3f} nats",
+        "calibration error": _percent(result.calibration_error),
+        "temperature": f"{result.temperature:.2f}",
+        "photos": photos + (f"; {result.skipped:,} unreadable left out" if result.skipped else ""),
+        "parameters": _count(result.parameters),
+        "MACs": _count(result.macs),
+        "FLOPs": _count(result.flops),
+        "input": f"{result.image_size} x {result.image_size} px",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def class_table(result: EvaluationResult, *, title: str) -> Table:
+    """One line a class: precision, recall, F1 and photos."""
+    table = _table(title, "class", "precision", "recall", "F1", "photos")
+    for scores in result.per_class:
+        table.add_row(
+            escape(scores.name),
+            _percent(scores.precision),
+            _percent(scores.recall),
+            UNDEFINED if scores.f1 is None else f"{scores.f1:.3f}",
+            f"{scores.photos:,}",
+        )
+    return table
+
+
+def confusion_table(result: EvaluationResult) -> Table:
+    """The confusion matrix; columns carry the classes' numbers."""
+    numbers = [str(number) for number in range(1, len(result.classes) + 1)]
+    table = _table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
+    for index, (name, row) in enumerate(zip(result.classes, result.confusion_matrix, strict=True)):
+        cells = [f"[bold]{count}[/]" if column == index else str(count or "·") for column, count in enumerate(row)]
+        table.add_row(f"{numbers[index]} {escape(name)}", *cells)
+    return table
+
+
+def frequent_confusions_table(result: EvaluationResult) -> Table:
+    """The most frequent mistakes."""
+    table = _table("most frequent confusions", "class", "taken for", "photos")
+    mistakes = [
+        (count, result.classes[truth], result.classes[prediction])
+        for truth, row in enumerate(result.confusion_matrix)
+        for prediction, count in enumerate(row)
+        if count and truth != prediction
+    ]
+    for count, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
+        table.add_row(escape(truth_name), escape(prediction_name), f"{count:,}")
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _print(table: Table) -> None:
+    # In a file or a pipe there is no screen whose width would matter.
+    if not stdout.is_terminal:
+        table.width = stdout.measure(table, options=stdout.options.update(max_width=10_000)).maximum
+    stdout.print(table)
+
+
+def _accuracy(result: EvaluationResult) -> str:
+    low, high = result.accuracy_ci95
+    return f"{_percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def _percent(share: float | None) -> str:
+    return UNDEFINED if share is None else f"{100 * share:.1f} %"
+
+
+def _count(number: int | None) -> str:
+    """Three digits and a unit: 4.21 M."""
+    if number is None:
+        return UNDEFINED
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= size:
+            value = number / size
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
+    return str(number)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return UNDEFINED
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

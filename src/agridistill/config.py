@@ -1,0 +1,168 @@
+"""Recipes: TOML -> typed, strict settings. An unknown key is an error that names the nearest known one.
+
+A recipe holds the sections `data`, `augmentation`, `train` (for the command `train`), `distill` and `objective` (for
+the command `distill`), so one file describes a teacher and its students.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from agridistill.data.views import Augmentation
+from agridistill.errors import ConfigError, nearest
+from agridistill.training.settings import (
+    DataSettings,
+    DistillConfig,
+    FitSettings,
+    ObjectiveSettings,
+    PairSettings,
+    TrainConfig,
+)
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "data": DataSettings,
+    "augmentation": Augmentation,
+    "train": FitSettings,
+    "distill": FitSettings,
+    "objective": ObjectiveSettings,
+}
+_SECTIONS_OF = {
+    "train": ("train", "data", "augmentation"),
+    "distill": ("distill", "objective", "data", "augmentation"),
+}
+Recipe = dict[str, dict[str, Any]]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a recipe file and checks its keys.
+
+    Raises:
+        ConfigError: not there, no TOML, or an unknown section or key.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("a recipe file", f"'{path}', which does not exist", "check the path") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("a recipe in TOML", f"'{path}' ({error})", "correct the file") from None
+    for section, content in document.items():
+        if section not in SECTIONS:
+            raise ConfigError("a known recipe section", f"[{section}] in '{path}'", nearest(section, SECTIONS))
+        if not isinstance(content, dict):
+            raise ConfigError(f"a section [{section}]", f"a single value in '{path}'", "write it as a table")
+        for key in content:
+            _require_key(section, key, f"in '{path}'")
+    return document
+
+
+def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Recipe:
+    """Applies `--set key=value`, where the key is `section.key`, or a key that only one section of the command has.
+
+    Args:
+        recipe: as read; not changed.
+        command: "train" or "distill".
+        overrides: such as "distill.lr=0.002", "temperature=2", "objective.pairs=[{student=32, teacher=32}]".
+
+    Raises:
+        ConfigError: no `=`, or an unknown key.
+    """
+    changed = {section: dict(content) for section, content in recipe.items()}
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError("--set key=value", f"'{override}'", "write the value after an equals sign")
+        section, key = _locate(command, name.strip())
+        changed.setdefault(section, {})[key] = _value(text.strip())
+    return changed
+
+
+def with_options(recipe: Recipe, options: Mapping[tuple[str, str], Any]) -> Recipe:
+    """Applies command-line options; those that are None were not given."""
+    changed = {section: dict(content) for section, content in recipe.items()}
+    for (section, key), value in options.items():
+        if value is not None:
+            changed.setdefault(section, {})[key] = value
+    return changed
+
+
+def train_config(recipe: Recipe) -> TrainConfig:
+    """The settings of `train`.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+    return TrainConfig(
+        data=_build(DataSettings, "data", recipe),
+        augmentation=_build(Augmentation, "augmentation", recipe),
+        train=_build(FitSettings, "train", recipe),
+    )
+
+
+def distill_config(recipe: Recipe) -> DistillConfig:
+    """The settings of `distill`.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+    return DistillConfig(
+        data=_build(DataSettings, "data", recipe),
+        augmentation=_build(Augmentation, "augmentation", recipe),
+        distill=_build(FitSettings, "distill", recipe),
+        objective=_build(ObjectiveSettings, "objective", recipe),
+    )
+
+
+def _build(kind: type[Any], section: str, recipe: Recipe) -> Any:
+    content = recipe.get(section, {})
+    for pair in content.get("pairs", ()) if section == "objective" else ():
+        for key in pair if isinstance(pair, dict) else ():
+            _require_known(key, PairSettings, "objective.pairs", "in the recipe")
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (section, *first["loc"]))
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{key}: {message}", repr(first["input"]), "correct the recipe or the option") from None
+
+
+def _locate(command: str, name: str) -> tuple[str, str]:
+    section, dot, key = name.partition(".")
+    if dot:
+        if section not in SECTIONS:
+            raise ConfigError("a known recipe section", f"'{section}' in --set {name}", nearest(section, SECTIONS))
+        _require_key(section, key, "in --set")
+        return section, key
+    sections = _SECTIONS_OF[command]
+    owners = [section for section in sections if name in _keys(SECTIONS[section])]
+    if not owners:
+        known = [key for section in sections for key in _keys(SECTIONS[section])]
+        raise ConfigError("a known recipe key", f"'{name}' in --set", nearest(name, known))
+    return owners[0], name
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A bare word: names need no quotes on the command line.
+        return text
+
+
+def _require_key(section: str, key: str, where: str) -> None:
+    _require_known(key, SECTIONS[section], section, where)
+
+
+def _require_known(key: str, kind: type[Any], section: str, where: str) -> None:
+    if key not in _keys(kind):
+        raise ConfigError(f"a known key of [{section}]", f"'{key}' {where}", nearest(key, _keys(kind)))
+
+
+def _keys(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]

@@ -1,0 +1,1 @@
+"""Photos on disk -> samples, checks, leaf-disjoint splits and batches."""

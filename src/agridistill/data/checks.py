@@ -1,0 +1,262 @@
+"""What is wrong with a data folder, before a night is spent on it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agridistill.data.duplicates import exact_groups, near_groups
+from agridistill.data.inspection import Inspection, inspect_photos
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
+from agridistill.data.splits import assign_leaf_ids, match_split, read_split
+from agridistill.preprocess import MAX_PIXELS
+from agridistill.progress import ProgressCallback, silent
+
+MAX_IMBALANCE = 10
+# One for each of train, val and test.
+MIN_LEAVES = 3
+
+
+@dataclass(frozen=True)
+class ClassCheck:
+    """One class of the folder.
+
+    Attributes:
+        name: of the class.
+        photos: readable ones.
+        leaves: groups of photos that stay together in a split.
+        photos_per_split: train/val/test -> readable photos; None where no split is given.
+    """
+
+    name: str
+    photos: int
+    leaves: int
+    photos_per_split: dict[str, int] | None
+
+
+@dataclass(frozen=True)
+class Straddling:
+    """Photos that belong together and stand in several splits.
+
+    Attributes:
+        paths: all photos of the leaf, or all identical files.
+        splits: where they stand.
+    """
+
+    paths: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found.
+
+    Attributes:
+        root: the data folder.
+        classes: counts of each class, in label order.
+        unreadable: (path, reason).
+        oversize: (path, reason): photos above the pixel limit.
+        strays: files among the photos that are no photos.
+        exact_duplicates: groups of identical files.
+        conflicting_duplicates: groups of identical files that stand in several classes.
+        near_duplicates: groups of photos that look alike, but are no identical files.
+        straddling_leaves: leaves in several splits.
+        straddling_duplicates: identical files in several splits.
+        straddling_lookalikes: look-alikes of different leaves in several splits.
+        unassigned: readable photos that the split does not name.
+        imbalance: photos of the largest class by those of the smallest.
+        problems: what is wrong, a sentence each.
+        notes: what is worth knowing, a sentence each.
+    """
+
+    root: Path
+    classes: tuple[ClassCheck, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    oversize: tuple[tuple[str, str], ...]
+    strays: tuple[str, ...]
+    exact_duplicates: tuple[tuple[str, ...], ...]
+    conflicting_duplicates: tuple[tuple[str, ...], ...]
+    near_duplicates: tuple[tuple[str, ...], ...]
+    straddling_leaves: tuple[Straddling, ...]
+    straddling_duplicates: tuple[Straddling, ...]
+    straddling_lookalikes: tuple[Straddling, ...]
+    unassigned: int
+    imbalance: float | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole result as plain JSON values; counts are photos unless the key says otherwise."""
+        document = asdict(self)
+        document["root"] = str(self.root)
+        document["imbalance_ratio"] = document.pop("imbalance")
+        document["unassigned_photos"] = document.pop("unassigned")
+        for key in ("unreadable", "oversize"):
+            document[key] = [{"path": path, "reason": reason} for path, reason in document[key]]
+        return document
+
+
+def check(
+    root: Path,
+    *,
+    split_file: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: ProgressCallback = silent,
+) -> CheckResult:
+    """Reads every photo of a data folder and tells what is wrong with it.
+
+    Args:
+        root: folder of class folders, or of train/val/test folders of them.
+        split_file: from `agridistill data split`; goes before train/val/test folders.
+        max_pixels: photos with more are a problem.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: no such folder, fewer than two classes, or the split file is not of this data.
+    """
+    split = read_split(split_file) if split_file is not None else None
+    folder = scan(root)
+    split_of = match_split(split, folder.samples)[0] if split is not None else folder.given_split
+    inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
+    records = inspection.records
+    readable = [sample for sample in folder.samples if records[sample.path].error is None]
+    samples = assign_leaf_ids(folder, readable, inspection)
+    classes = _class_checks(folder, samples, split_of)
+    unreadable, oversize = _bad_photos(folder, inspection, max_pixels)
+    exact = tuple(
+        tuple(group) for group in exact_groups({sample.path: records[sample.path].digest for sample in samples})
+    )
+    label_of = {sample.path: sample.label for sample in samples}
+    leaf_of = {sample.path: sample.leaf_id for sample in samples}
+    near = _near_duplicates(samples, inspection, {path for group in exact for path in group[1:]})
+    smallest = min((one.photos for one in classes), default=0)
+    found: dict[str, Any] = {
+        "classes": classes,
+        "unreadable": unreadable,
+        "oversize": oversize,
+        "strays": folder.strays,
+        "exact_duplicates": exact,
+        "conflicting_duplicates": tuple(group for group in exact if len({label_of[path] for path in group}) > 1),
+        "near_duplicates": near,
+        "straddling_leaves": _straddling(_leaves(samples), split_of),
+        "straddling_duplicates": _straddling(exact, split_of),
+        "straddling_lookalikes": tuple(
+            one for one in _straddling(near, split_of) if len({leaf_of[path] for path in one.paths}) > 1
+        ),
+        "unassigned": sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
+        "imbalance": max(one.photos for one in classes) / smallest if smallest else None,
+    }
+    draft = CheckResult(root=root, **found, problems=(), notes=())
+    return CheckResult(root=root, **found, problems=tuple(_problems(draft, max_pixels)), notes=tuple(_notes(draft)))
+
+
+def _class_checks(
+    folder: PhotoFolder, samples: Iterable[Sample], split_of: Mapping[str, str] | None
+) -> tuple[ClassCheck, ...]:
+    of_class: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        of_class[sample.label].append(sample)
+    checks = []
+    for label, name in enumerate(folder.classes):
+        members = of_class[label]
+        per_split = None
+        if split_of is not None:
+            counts = Counter(split_of.get(sample.path) for sample in members)
+            per_split = {split: counts[split] for split in SPLIT_NAMES}
+        checks.append(ClassCheck(name, len(members), len({sample.leaf_id for sample in members}), per_split))
+    return tuple(checks)
+
+
+def _bad_photos(
+    folder: PhotoFolder, inspection: Inspection, max_pixels: int
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """Unreadable ones, and those above the pixel limit."""
+    unreadable: list[tuple[str, str]] = []
+    oversize: list[tuple[str, str]] = []
+    for sample in folder.samples:
+        record = inspection.records[sample.path]
+        if record.error is not None:
+            (oversize if record.width * record.height > max_pixels else unreadable).append((sample.path, record.error))
+    return tuple(unreadable), tuple(oversize)
+
+
+def _near_duplicates(
+    samples: Iterable[Sample], inspection: Inspection, copies: set[str]
+) -> tuple[tuple[str, ...], ...]:
+    """Look-alikes; of identical files only the first counts."""
+    hashes = {
+        sample.path: value
+        for sample in samples
+        if sample.path not in copies and (value := inspection.records[sample.path].phash) is not None
+    }
+    return tuple(tuple(group) for group in near_groups(hashes))
+
+
+def _leaves(samples: Iterable[Sample]) -> list[list[str]]:
+    by_leaf: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        by_leaf[sample.leaf_id].append(sample.path)
+    return list(by_leaf.values())
+
+
+def _straddling(groups: Iterable[Sequence[str]], split_of: Mapping[str, str] | None) -> tuple[Straddling, ...]:
+    if split_of is None:
+        return ()
+    found = []
+    for paths in groups:
+        splits = {split_of[path] for path in paths if path in split_of}
+        if len(splits) > 1:
+            found.append(Straddling(tuple(paths), tuple(name for name in SPLIT_NAMES if name in splits)))
+    return tuple(found)
+
+
+def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
+    for bad, what in ((result.unreadable, "cannot be read"), (result.oversize, f"above {max_pixels:,} pixels")):
+        if bad:
+            path, reason = bad[0]
+            yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
+    if result.strays:
+        yield f"{_count(result.strays, 'file')} among the photos that are no photos, the first '{result.strays[0]}'"
+    if result.conflicting_duplicates:
+        group = result.conflicting_duplicates[0]
+        yield (
+            f"{_count(result.conflicting_duplicates, 'group')} of identical files in several classes, "
+            f"the first '{group[0]}' and '{group[-1]}'"
+        )
+    for one in result.classes:
+        if one.leaves < MIN_LEAVES:
+            yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test need one each"
+        yield from (
+            f"'{one.name}' has no photos in {split}"
+            for split, photos in (one.photos_per_split or {}).items()
+            if not photos
+        )
+    for groups, what in ((result.straddling_leaves, "leaf"), (result.straddling_duplicates, "group")):
+        if groups:
+            kind = " of identical files" if what == "group" else ""
+            splits = " and ".join(groups[0].splits)
+            yield f"{_count(groups, what)}{kind} in several splits, the first in {splits}: '{groups[0].paths[0]}'"
+
+
+def _notes(result: CheckResult) -> Iterable[str]:
+    if result.exact_duplicates:
+        photos = sum(len(group) for group in result.exact_duplicates)
+        yield f"{_count(result.exact_duplicates, 'group')} of identical files ({photos} photos)"
+    if result.near_duplicates:
+        photos = sum(len(group) for group in result.near_duplicates)
+        yield f"{_count(result.near_duplicates, 'group')} of photos that look alike ({photos} photos)"
+    if result.straddling_lookalikes:
+        groups = _count(result.straddling_lookalikes, "group")
+        yield f"{groups} of look-alikes in several splits, of different leaves by name"
+    if result.imbalance is not None and result.imbalance > MAX_IMBALANCE:
+        yield f"the largest class has {result.imbalance:.1f} times the photos of the smallest"
+    if result.unassigned:
+        yield f"{_count(range(result.unassigned), 'photo')} in no split"
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    plural = {"leaf": "leaves"}.get(noun, f"{noun}s")
+    return f"{len(items):,} {noun if len(items) == 1 else plural}"

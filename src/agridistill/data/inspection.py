@@ -1,0 +1,209 @@
+"""Reads every photo once: is it readable, how large, which content, what does it look like."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+from agridistill.data.samples import PhotoFolder, Sample
+from agridistill.errors import DataError, PhotoError
+from agridistill.preprocess import MAX_PIXELS, read_photo
+from agridistill.progress import ProgressCallback, silent
+
+MAX_BAD_SHARE = 0.05
+_MAX_WORKERS = 8
+# A decoded photo of this many pixels takes 120 MB; larger ones are decoded one at a time, to bound the memory.
+_LARGE_PIXELS = 40_000_000
+_HASH_SIDE = 128
+_large_photo = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoRecord:
+    """What one file holds.
+
+    Attributes:
+        digest: blake2b-128 of the file's bytes, as hex; empty where the bytes cannot be read.
+        width: in pixels, upright; 0 where unknown.
+        height: in pixels, upright; 0 where unknown.
+        phash: 64-bit perceptual hash; None for an unreadable photo.
+        error: why the photo cannot be used; None for a good one.
+    """
+
+    digest: str
+    width: int
+    height: int
+    phash: int | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The records of all photos, by `Sample.path`."""
+
+    records: Mapping[str, PhotoRecord]
+
+
+def inspect_photos(
+    folder: PhotoFolder, *, max_pixels: int = MAX_PIXELS, progress: ProgressCallback = silent
+) -> Inspection:
+    """Reads and decodes every photo of a folder, in threads; only the records stay in memory.
+
+    Args:
+        folder: the scanned folder.
+        max_pixels: photos with more pixels get an error and are not decoded.
+        progress: called with (done, total), from the calling thread.
+
+    Returns:
+        A record of every sample. An unreadable photo has an error in its record; it never raises.
+    """
+    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    records: dict[str, PhotoRecord] = {}
+    waiting: deque[tuple[str, Future[PhotoRecord]]] = deque()
+    total = len(folder.samples)
+
+    def take() -> None:
+        path, future = waiting.popleft()
+        records[path] = future.result()
+        progress(len(records), total)
+
+    with _own_pixel_limit(), ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
+        try:
+            for sample in folder.samples:
+                waiting.append((sample.path, pool.submit(inspect_photo, folder.root / sample.path, max_pixels)))
+                if len(waiting) >= 8 * workers:
+                    take()
+            while waiting:
+                take()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Inspection(records)
+
+
+def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
+    """Reads and decodes one photo; an unreadable one gives a record with an error."""
+    try:
+        if not path.is_file():
+            return PhotoRecord("", 0, 0, None, "a broken link" if path.is_symlink() else "not a regular file")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, _digest).hexdigest()
+            size = file.tell()
+            width, height = _header_size(file)
+    except OSError as error:
+        return PhotoRecord("", 0, 0, None, error.strerror or type(error).__name__)
+    if size == 0:
+        return PhotoRecord(digest, 0, 0, None, "empty file")
+    if width * height > max_pixels:
+        return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {max_pixels:,}")
+    try:
+        if width * height > _LARGE_PIXELS:
+            with _large_photo:
+                return _decoded_record(path, digest, max_pixels)
+        return _decoded_record(path, digest, max_pixels)
+    except PhotoError as error:
+        return PhotoRecord(digest, width, height, None, _reason(error, width))
+
+
+def usable_samples(
+    folder: PhotoFolder, inspection: Inspection
+) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
+    """Parts the readable photos from the others.
+
+    Returns:
+        The readable samples, and (path, reason) of each skipped one.
+
+    Raises:
+        DataError: more than 5 % of the photos are unreadable, or all of one class.
+    """
+    good = tuple(sample for sample in folder.samples if inspection.records[sample.path].error is None)
+    bad = tuple(
+        (sample.path, reason)
+        for sample in folder.samples
+        if (reason := inspection.records[sample.path].error) is not None
+    )
+    if len(bad) > MAX_BAD_SHARE * len(folder.samples):
+        path, reason = bad[0]
+        raise DataError(
+            f"at most {MAX_BAD_SHARE:.0%} unreadable photos",
+            f"{len(bad)} of {len(folder.samples)} in '{folder.root}', the first '{path}' ({reason})",
+            f"list them with 'agridistill data check {folder.root}' and replace or remove them",
+        )
+    counts = Counter(sample.label for sample in good)
+    for label, name in enumerate(folder.classes):
+        if not counts[label]:
+            raise DataError(
+                "readable photos of every class",
+                f"none of '{name}' in '{folder.root}'",
+                f"list the reasons with 'agridistill data check {folder.root}'",
+            )
+    return good, bad
+
+
+def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: Inspection) -> str:
+    """Names the data: sha256 over the classes and each photo's path, label and content, in any order of samples."""
+    rows = sorted((sample.path, sample.label, inspection.records[sample.path].digest) for sample in samples)
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for row in rows:
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _own_pixel_limit() -> Iterator[None]:
+    """Puts `max_pixels` in the place of Pillow's limit, which would hide the size of what is too large."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _header_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height from the header alone; zeros where Pillow does not know the file."""
+    file.seek(0)
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except Exception:
+        # Pillow's parsers raise many types on damaged files; read_photo tells the reason.
+        return 0, 0
+
+
+def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
+    image = read_photo(path, max_pixels=max_pixels)
+    return PhotoRecord(digest, image.width, image.height, perceptual_hash(image), None)
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median (imagehash.phash)."""
+    # A box filter first: it is quick, and the hash looks at 32x32 pixels anyway.
+    factor = max(1, min(image.size) // _HASH_SIDE)
+    small = image.convert("L").reduce(factor)
+    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
+
+
+def _reason(error: PhotoError, width: int) -> str:
+    if width == 0:
+        return "not a photo"
+    # "'path' (reason)": the path stands beside the reason already.
+    _, found, reason = error.got.partition("' (")
+    return reason.removesuffix(")") if found else error.got

@@ -1,0 +1,148 @@
+"""From a data folder to the photos of each split: what training and evaluation start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
+from agridistill.data.samples import PhotoFolder, Sample, scan
+from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
+from agridistill.errors import DataError
+from agridistill.preprocess import MAX_PIXELS
+from agridistill.progress import ProgressCallback, silent
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The readable photos of a folder, parted.
+
+    Attributes:
+        root: the data folder.
+        classes: class names in label order.
+        train: samples to learn from.
+        val: samples to choose by.
+        test: samples to report.
+        skipped: (path, reason) of each photo that cannot be read.
+        strays: files among the photos that are no photos.
+        fingerprint: names the readable photos, their labels and their content.
+        split: the paths of the three parts.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    skipped: tuple[tuple[str, str], ...]
+    strays: tuple[str, ...]
+    fingerprint: str
+    split: Split
+
+
+def prepare_data(
+    root: Path,
+    *,
+    split_file: Path | None = None,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    split_seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    progress: ProgressCallback = silent,
+) -> PreparedData:
+    """Reads a data folder once and parts it by leaves.
+
+    The split comes from the split file, from train/val/test folders, or is made from the seed. Where the folders lack
+    val or test, it is cut from train, leaf by leaf.
+
+    Raises:
+        DataError: the folder, the photos or the split cannot be used.
+    """
+    # Before the photos are read, which takes longest.
+    given = read_split(split_file) if split_file is not None else None
+    folder = scan(root)
+    part_of = match_split(given, folder.samples)[0] if given is not None else None
+    inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
+    readable, skipped = usable_samples(folder, inspection)
+    samples = assign_leaf_ids(folder, readable, inspection)
+    if part_of is None:
+        made = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
+        part_of = {path: name for name, paths in made.parts().items() for path in paths}
+    parts = {
+        name: tuple(sample for sample in samples if part_of.get(sample.path) == name)
+        for name in ("train", "val", "test")
+    }
+    _check_parts(folder, parts["train"], parts["val"], parts["test"])
+    return PreparedData(
+        root=root,
+        classes=folder.classes,
+        **parts,
+        skipped=skipped,
+        strays=folder.strays,
+        fingerprint=fingerprint(folder.classes, samples, inspection),
+        split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
+    )
+
+
+def _made_or_given(
+    folder: PhotoFolder, samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int
+) -> Split:
+    if folder.given_split is None:
+        return make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    given = folder.given_split
+    parts = {name: [sample for sample in samples if given[sample.path] == name] for name in ("train", "val", "test")}
+    lacking = {name for name in ("val", "test") if not parts[name]}
+    paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
+    if not lacking:
+        return Split(**paths)
+    cut = make_split(
+        parts["train"],
+        val_fraction=val_fraction if "val" in lacking else 0,
+        test_fraction=test_fraction if "test" in lacking else 0,
+        seed=seed,
+    )
+    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"])
+
+
+def _check_parts(folder: PhotoFolder, train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
+    learnt = {sample.label for sample in train}
+    for label, name in enumerate(folder.classes):
+        if label not in learnt:
+            raise DataError("training photos of every class", f"none of '{name}'", "correct the split or add photos")
+    for name, part in (("val", val), ("test", test)):
+        if not part:
+            raise DataError(f"photos in {name}", "none", "correct the split or raise its fraction")
+
+
+def split_data(
+    root: Path,
+    out: Path,
+    *,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    seed: int = 0,
+    force: bool = False,
+    progress: ProgressCallback = silent,
+) -> PreparedData:
+    """Makes the leaf-disjoint split of a folder and writes it to a file, which every compared run then reads.
+
+    Train/val/test folders are written down as they are.
+
+    Raises:
+        DataError: the file exists (and not `force`), or the folder or its photos cannot be used.
+    """
+    if out.exists() and not force:
+        raise DataError("a new split file", f"'{out}', which exists", "choose another name or pass --force")
+    prepared = prepare_data(
+        root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
+    )
+    write_split(
+        out,
+        prepared.split,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        fingerprint=prepared.fingerprint,
+    )
+    return prepared

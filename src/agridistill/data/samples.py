@@ -1,0 +1,132 @@
+"""Class folders -> list of samples. Only names are read here, never pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agridistill.errors import DataError
+from agridistill.preprocess import PHOTO_SUFFIXES
+
+SPLIT_NAMES = ("train", "val", "test")
+_SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled photo.
+
+    Attributes:
+        path: relative to the data folder, with forward slashes.
+        label: index into the class list.
+        leaf_id: the same for all photos of one leaf; the photo's own path where nothing is known.
+    """
+
+    path: str
+    label: int
+    leaf_id: str
+
+
+@dataclass(frozen=True)
+class PhotoFolder:
+    """A scanned data folder.
+
+    Attributes:
+        root: the data folder.
+        classes: class names, sorted; a label is an index into them.
+        samples: all files with a photo's suffix, sorted by path.
+        given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
+        strays: other files among the photos (relative paths); they are never used.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    given_split: Mapping[str, str] | None = None
+    strays: tuple[str, ...] = field(default=())
+
+
+def scan(root: Path) -> PhotoFolder:
+    """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
+
+    Raises:
+        DataError: not a folder, empty, fewer than two classes, or classes that differ between the splits.
+    """
+    if not root.exists():
+        raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
+    if not root.is_dir():
+        raise DataError(
+            "a folder of class folders", f"the file '{root}'", "name the folder that holds the class folders"
+        )
+    try:
+        folders = _subfolders(root)
+    except PermissionError:
+        raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
+    split_folders = {_SPLIT_ALIASES[name]: name for name in folders if name in _SPLIT_ALIASES}
+    if "train" in split_folders and set(folders) <= set(_SPLIT_ALIASES):
+        return _scan_given_split(root, split_folders)
+    return _scan_classes(root, [(name, name) for name in folders])
+
+
+def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFolder:
+    per_split = {split: _subfolders(root / folder) for split, folder in split_folders.items()}
+    for split, names in per_split.items():
+        unknown = sorted(set(names) - set(per_split["train"]))
+        if unknown:
+            raise DataError(
+                "the same classes in train, val and test",
+                f"'{unknown[0]}' in {split_folders[split]} but not in train",
+                "correct the folders",
+            )
+    pairs = [(f"{folder}/{name}", name) for split, folder in split_folders.items() for name in per_split[split]]
+    scanned = _scan_classes(root, pairs)
+    given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0]] for sample in scanned.samples}
+    return PhotoFolder(scanned.root, scanned.classes, scanned.samples, given, scanned.strays)
+
+
+def _scan_classes(root: Path, folders: list[tuple[str, str]]) -> PhotoFolder:
+    """`folders` are pairs of a folder (relative to the root) and the class whose photos it holds."""
+    found: dict[str, list[str]] = {}
+    strays: list[str] = []
+    for folder, class_name in folders:
+        photos, others = _files(root, folder)
+        strays += others
+        if photos:
+            found.setdefault(class_name, []).extend(photos)
+    classes = tuple(sorted(found))
+    if len(classes) < 2:
+        got = f"only '{classes[0]}'" if classes else "no photos in class folders"
+        raise DataError(
+            "at least two class folders with photos",
+            f"{got} in '{root}'",
+            "put the photos of each class in a folder of its own",
+        )
+    samples = sorted(
+        (Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]),
+        key=lambda sample: sample.path,
+    )
+    return PhotoFolder(root, classes, tuple(samples), None, tuple(sorted(strays)))
+
+
+def _subfolders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Photos and other files anywhere below a class folder, as paths relative to the root."""
+    photos: list[str] = []
+    others: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        raise DataError("readable class folders", f"'{error.filename}' ({error.strerror})", "change its permissions")
+
+    for directory, subfolders, names in os.walk(root / folder, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            if name.startswith("."):
+                continue
+            path = (Path(directory) / name).relative_to(root).as_posix()
+            (photos if Path(name).suffix.lower() in PHOTO_SUFFIXES else others).append(path)
+    return photos, others

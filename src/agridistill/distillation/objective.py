@@ -1,0 +1,298 @@
+"""The training objective: labels, the teacher's scores and the teacher's attention, and the table of methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from agridistill.distillation.attention_losses import Distance, attention_distance
+from agridistill.distillation.logit_losses import cross_entropy_loss, kd_loss
+from agridistill.distillation.matching import ChannelProjection, Grid, NamedGrid, channel_mean_square, match_resolution
+from agridistill.errors import ConfigError, ModelError, nearest
+
+Alignment = Literal["fixed", "learned"]
+StageWeights = Literal["fixed", "learned"]
+Decay = Literal["cosine", "none"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train the student: default weights of the three terms of the objective."""
+
+    name: str
+    uses_teacher: bool
+    w_ce: float
+    w_kd: float
+    w_att: float
+    description: str
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            Method("ce", False, 1.0, 0.0, 0.0, "labels alone: the baseline"),
+            Method("kd", True, 0.1, 0.9, 0.0, "labels and the teacher's class probabilities (Hinton et al. 2015)"),
+            Method("at", True, 1.0, 0.0, 5.0, "labels and the teacher's attention (Zagoruyko and Komodakis 2017)"),
+            Method("hybrid", True, 0.1, 0.9, 5.0, "labels, the teacher's class probabilities and its attention"),
+        )
+    }
+)
+
+
+def get_method(name: str) -> Method:
+    """Looks a method up.
+
+    Raises:
+        ConfigError: there is none of that name.
+
+    Example:
+        >>> get_method("hybrid").w_att
+        5.0
+    """
+    if name not in METHODS:
+        raise ConfigError("a distillation method", f"'{name}'", nearest(name, METHODS))
+    return METHODS[name]
+
+
+@dataclass(frozen=True)
+class StagePair:
+    """A student's and a teacher's stage, by stride, whose attention is compared."""
+
+    student: int
+    teacher: int
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Key of the pair's term in the objective's result."""
+        return f"attention_s{self.student}_t{self.teacher}"
+
+
+def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cosine") -> float:
+    """Factor in [0, 1] of the attention weight: a linear warm-up, then a half cosine down to 0.
+
+    Args:
+        progress: share of the training that is done, in [0, 1].
+        warmup: share of the training that the warm-up takes, in [0, 1).
+        decay: "cosine" ends at 0; "none" stays at 1 after the warm-up.
+
+    Example:
+        >>> [round(attention_schedule(p, warmup=0.2), 3) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return progress / warmup
+    if decay == "none":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+class DistillationObjective(nn.Module):
+    """`w_ce * CE + w_kd * T^2 KL(teacher || student) + w_att * schedule * attention`, each term in float32.
+
+    `attention` is the sum of the pairs' distances, each times its weight. With learned stage weights it is
+    `sum(exp(-s) * weight * distance + s)` over the pairs, with one learned s each, which starts at 0 (Kendall, Gal and
+    Cipolla 2018, arXiv 1705.07115, equation 10, doubled, s = log of the variance, held in [-5, 5]).
+
+    Args:
+        w_ce: weight >= 0 of the cross entropy with the labels.
+        w_kd: weight >= 0 of the distance to the teacher's class probabilities.
+        w_att: weight >= 0 of the attention term, before its schedule.
+        temperature: T > 0 of the class probabilities.
+        label_smoothing: of the cross entropy, in [0, 1).
+        pairs: the stages whose attention is compared.
+        student_channels: channels of the student's features by stride; needed for learned alignment.
+        alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
+        teacher_maps: teacher's maps for each photo by stride, 1 where not given; more than 1 needs learned alignment.
+            Where it is 1, several maps (the heads of window attention) are averaged.
+        stage_weights: whether the weights between the pairs are fixed or learned.
+        distance: of the maps; see `attention_distance`.
+        grid: the maps' common grid; see `match_resolution`.
+        warmup: see `attention_schedule`.
+        decay: see `attention_schedule`.
+
+    Raises:
+        ConfigError: a setting is out of its range or contradicts another.
+    """
+
+    def __init__(
+        self,
+        *,
+        w_ce: float = 0.1,
+        w_kd: float = 0.9,
+        w_att: float = 5.0,
+        temperature: float = 4.0,
+        label_smoothing: float = 0.0,
+        pairs: Sequence[StagePair] = (),
+        student_channels: Mapping[int, int] | None = None,
+        alignment: Alignment = "fixed",
+        teacher_maps: Mapping[int, int] | None = None,
+        stage_weights: StageWeights = "fixed",
+        distance: Distance = "l2",
+        grid: Grid = "smaller",
+        warmup: float = 0.1,
+        decay: Decay = "cosine",
+    ) -> None:
+        super().__init__()
+        self.w_ce, self.w_kd, self.w_att = w_ce, w_kd, w_att
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        self.pairs = tuple(pairs) if w_att > 0 else ()
+        self.distance, self.grid = distance, grid
+        self.warmup, self.decay = warmup, decay
+        self.teacher_maps = {pair.teacher: (teacher_maps or {}).get(pair.teacher, 1) for pair in self.pairs}
+        _choose("alignment", alignment, get_args(Alignment))
+        _choose("stage_weights", stage_weights, get_args(StageWeights))
+        _choose("distance", distance, get_args(Distance))
+        _choose("decay", decay, get_args(Decay))
+        if isinstance(grid, str):
+            _choose("grid", grid, get_args(NamedGrid))
+        self._check(alignment, student_channels or {})
+        self.projections = nn.ModuleDict()
+        if alignment == "learned":
+            for pair in self.pairs:
+                channels = (student_channels or {})[pair.student]
+                self.projections[pair.name] = ChannelProjection(channels, self.teacher_maps[pair.teacher])
+        learned = stage_weights == "learned" and len(self.pairs) > 0
+        self.log_variances = nn.Parameter(torch.zeros(len(self.pairs))) if learned else None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term with a weight looks at the teacher."""
+        return self.w_kd > 0 or self.w_att > 0
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        student_features: Mapping[int, Tensor],
+        target: Tensor,
+        *,
+        teacher_logits: Tensor | None = None,
+        teacher_maps: Mapping[int, Tensor] | None = None,
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Every term by name, and their weighted sum.
+
+        Gradients go to the student alone. A term without weight is left out, but for "ce", which is then only told.
+
+        Args:
+            student_logits: `(B, K)`.
+            student_features: `(B, C, H, W)` by stride, for the strides of the pairs.
+            target: class indices `(B,)`.
+            teacher_logits: `(B, K)`; needed where `w_kd` > 0.
+            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed where `w_att` > 0.
+            progress: share of the training that is done, in [0, 1].
+
+        Returns:
+            Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, before their
+            weights and the schedule, and "total".
+
+        Raises:
+            ModelError: the teacher's part is missing, or its classes or batch differ from the student's.
+        """
+        with torch.autocast(device_type=student_logits.device.type, enabled=False):
+            ce = cross_entropy_loss(student_logits, target, self.label_smoothing)
+            terms = {"ce": ce if self.w_ce > 0 else ce.detach()}
+            total = self.w_ce * terms["ce"]
+            if self.w_kd > 0:
+                teacher = _same_classes(student_logits, teacher_logits)
+                terms["kd"] = kd_loss(student_logits, teacher, self.temperature)
+                total = total + self.w_kd * terms["kd"]
+            if self.w_att > 0:
+                for pair in self.pairs:
+                    terms[pair.name] = self._pair_distance(pair, student_features, teacher_maps or {})
+                terms["attention"] = self._weigh([terms[pair.name] for pair in self.pairs])
+                weight = self.w_att * attention_schedule(progress, self.warmup, self.decay)
+                total = total + weight * terms["attention"]
+            terms["total"] = total
+        return terms
+
+    def _pair_distance(self, pair: StagePair, features: Mapping[int, Tensor], maps: Mapping[int, Tensor]) -> Tensor:
+        student_features = _at_stride(features, pair.student, "student's features")
+        teacher = _at_stride(maps, pair.teacher, "teacher's attention maps").detach()
+        if len(teacher) != len(student_features):
+            raise ModelError(
+                f"teacher's maps for the student's {len(student_features)} photos",
+                f"maps for {len(teacher)}",
+                "give both models the same batch",
+            )
+        wanted = self.teacher_maps[pair.teacher]
+        if teacher.dim() == 4 and wanted == 1:
+            teacher = teacher.float().mean(dim=1)
+        if pair.name in self.projections:
+            student = self.projections[pair.name](student_features)
+            if wanted == 1:
+                student = student.squeeze(1)
+        else:
+            student = channel_mean_square(student_features)
+        return attention_distance(*match_resolution(student, teacher, self.grid), distance=self.distance)
+
+    def _weigh(self, distances: Sequence[Tensor]) -> Tensor:
+        weighted = torch.stack([pair.weight * value for pair, value in zip(self.pairs, distances, strict=True)])
+        if self.log_variances is None:
+            return weighted.sum()
+        # Without bounds a pair that agrees fully would drive its weight to infinity.
+        log_variances = self.log_variances.float().clamp(-5.0, 5.0)
+        return (torch.exp(-log_variances) * weighted + log_variances).sum()
+
+    def _check(self, alignment: str, student_channels: Mapping[int, int]) -> None:
+        weights = {"w_ce": self.w_ce, "w_kd": self.w_kd, "w_att": self.w_att}
+        for name, value in weights.items():
+            _require(math.isfinite(value) and value >= 0, f"{name} >= 0", value)
+        _require(any(weights.values()), "a weight above 0", "w_ce, w_kd and w_att all 0")
+        _require(self.temperature > 0, "a temperature above 0", self.temperature)
+        _require(0 <= self.label_smoothing < 1, "label smoothing in [0, 1)", self.label_smoothing)
+        _require(0 <= self.warmup < 1, "a warm-up share in [0, 1)", self.warmup)
+        _require(isinstance(self.grid, str) or self.grid > 0, "a grid of at least 1 x 1", self.grid)
+        _require(self.w_att == 0 or bool(self.pairs), "at least one pair of stages for w_att > 0", "none")
+        names = [pair.name for pair in self.pairs]
+        _require(len(set(names)) == len(names), "each pair of stages once", ", ".join(names))
+        for pair in self.pairs:
+            _require(pair.weight > 0, "pair weights above 0", pair.weight)
+            if alignment == "learned":
+                known = f"strides {sorted(student_channels)}"
+                _require(pair.student in student_channels, f"student_channels at stride {pair.student}", known)
+        most = max(self.teacher_maps.values(), default=1)
+        _require(alignment == "learned" or most == 1, "one teacher map a stage with fixed alignment", most)
+
+
+def _require(holds: bool, expected: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(expected, str(got), "correct the objective's settings")
+
+
+def _choose(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"a known {name}", f"'{value}'", nearest(value, known))
+
+
+def _same_classes(student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    if teacher_logits is None:
+        raise ModelError("the teacher's logits for w_kd > 0", "none", "pass teacher_logits, or set w_kd = 0")
+    if teacher_logits.shape[-1] != student_logits.shape[-1]:
+        raise ModelError(
+            f"a teacher with the student's {student_logits.shape[-1]} classes",
+            f"one with {teacher_logits.shape[-1]}",
+            "train the teacher on the same class folders",
+        )
+    if teacher_logits.shape != student_logits.shape:
+        raise ModelError(
+            f"teacher's logits of shape {tuple(student_logits.shape)}",
+            f"{tuple(teacher_logits.shape)}",
+            "give both models the same batch",
+        )
+    return teacher_logits.detach()
+
+
+def _at_stride(tensors: Mapping[int, Tensor], stride: int, what: str) -> Tensor:
+    if stride not in tensors:
+        got = f"strides {sorted(tensors)}" if tensors else "none"
+        raise ModelError(f"the {what} at stride {stride} for w_att > 0", got, "tap both models at the pairs' strides")
+    return tensors[stride]

@@ -1,0 +1,163 @@
+"""Runs a model over labelled photos and scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.data.samples import Sample
+from agridistill.errors import DataError, PhotoError
+from agridistill.evaluation.metrics import (
+    Labels,
+    accuracy_interval,
+    calibration_error,
+    class_scores,
+    confusion_matrix,
+    macro_f1,
+    negative_log_likelihood,
+)
+from agridistill.evaluation.result import EvaluationResult
+from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.preprocess import softmax
+from agridistill.progress import ProgressCallback, silent
+from agridistill.runtime.backends import Backend, checked_logits
+from agridistill.runtime.reading import read_batches
+
+
+class LabelledLogits(NamedTuple):
+    """What a model says about photos whose truth is known.
+
+    Attributes:
+        logits: `(N, K)` float32.
+        target: `(N,)` class indices.
+        leaf_ids: of the N photos.
+        skipped: one line for each photo that could not be read; they are not among the N.
+    """
+
+    logits: NDArray[np.float32]
+    target: Labels
+    leaf_ids: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def evaluate(
+    backend: Backend,
+    samples: Sequence[Sample],
+    root: Path,
+    *,
+    classes: Sequence[str],
+    split: str,
+    skipped: Sequence[str] = (),
+    batch_size: int = 64,
+    parameters: int | None = None,
+    macs: int | None = None,
+    progress: ProgressCallback = silent,
+) -> EvaluationResult:
+    """Scores a model on labelled photos, which are read as they are needed.
+
+    Args:
+        backend: the model, ready to run.
+        samples: the photos.
+        root: the folder that their paths start from.
+        classes: the data's class names; `Sample.label` is an index into them.
+        split: the samples' name, for the result.
+        skipped: one line for each photo that was left out before; the result names them with those found here.
+        batch_size: photos at once.
+        parameters: of the model, for the result.
+        macs: of the model, for the result.
+        progress: called with photos done and in total.
+
+    Raises:
+        DataError: no samples, or none that can be read.
+        ModelError: the model has other classes, or its output is unusable.
+    """
+    require_same_classes(backend.manifest.classes, classes)
+    if not samples:
+        raise DataError(f"photos in the split '{split}'", f"none in '{root}'", "choose another split")
+    found = predict_logits(backend, samples, root, batch_size=batch_size, progress=progress)
+    found = found._replace(skipped=(*skipped, *found.skipped))
+    return score(found, backend.manifest, split=split, parameters=parameters, macs=macs)
+
+
+def predict_logits(
+    backend: Backend,
+    samples: Sequence[Sample],
+    root: Path,
+    *,
+    batch_size: int = 64,
+    progress: ProgressCallback = silent,
+) -> LabelledLogits:
+    """Runs a model over labelled photos; an unreadable one is named and left out.
+
+    Raises:
+        ModelError: the model's output is unusable.
+    """
+    logits: list[NDArray[np.float32]] = [np.empty((0, len(backend.manifest.classes)), np.float32)]
+    read: list[Sample] = []
+    skipped: list[str] = []
+    paths = (root / sample.path for sample in samples)
+    for batch in read_batches(paths, backend.manifest.preprocessing, batch_size=batch_size):
+        readable = []
+        done = len(read) + len(skipped)
+        for (_, pixels), sample in zip(batch, samples[done : done + len(batch)], strict=True):
+            if isinstance(pixels, PhotoError):
+                skipped.append(str(pixels))
+            else:
+                readable.append(pixels)
+                read.append(sample)
+        if readable:
+            logits.append(checked_logits(backend, np.stack(readable)))
+        progress(done + len(batch), len(samples))
+    target = np.array([sample.label for sample in read], np.int64)
+    return LabelledLogits(np.concatenate(logits), target, tuple(sample.leaf_id for sample in read), tuple(skipped))
+
+
+def score(
+    found: LabelledLogits,
+    manifest: ModelManifest,
+    *,
+    split: str,
+    parameters: int | None = None,
+    macs: int | None = None,
+) -> EvaluationResult:
+    """All metrics of a model's logits, with the manifest's temperature.
+
+    Raises:
+        DataError: none of the photos could be read.
+    """
+    if not len(found.target):
+        first = found.skipped[0] if found.skipped else "none at all"
+        raise DataError(
+            f"readable photos in the split '{split}'", f"{len(found.skipped)} bad ones: {first}", "replace them"
+        )
+    probabilities = softmax(found.logits, manifest.temperature)
+    preds = np.asarray(probabilities.argmax(axis=1), np.int64)
+    correct = preds == found.target
+    per_class = class_scores(preds, found.target, manifest.classes)
+    return EvaluationResult(
+        model=manifest.model,
+        split=split,
+        classes=manifest.classes,
+        photos=len(found.target),
+        leaves=len(set(found.leaf_ids)),
+        skipped_photos=found.skipped,
+        accuracy=float(correct.mean()),
+        accuracy_ci95=accuracy_interval(correct, found.leaf_ids),
+        macro_f1=macro_f1(per_class),
+        nll_nats=negative_log_likelihood(found.logits, found.target, manifest.temperature),
+        calibration_error=calibration_error(probabilities, found.target),
+        per_class=per_class,
+        confusion_matrix=_rows(confusion_matrix(preds, found.target, len(manifest.classes))),
+        image_size=manifest.preprocessing.image_size,
+        temperature=manifest.temperature,
+        parameters=parameters,
+        macs=macs,
+    )
+
+
+def _rows(matrix: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(count) for count in row) for row in matrix)

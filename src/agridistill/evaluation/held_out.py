@@ -1,0 +1,158 @@
+"""Which photos of a data folder a model may fairly be scored on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
+from agridistill.data.samples import PhotoFolder, Sample, scan
+from agridistill.data.splits import Split, assign_leaf_ids, match_split, read_split
+from agridistill.errors import DataError
+from agridistill.evaluation.evaluate import evaluate
+from agridistill.evaluation.result import EvaluationResult
+from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.progress import ProgressCallback, silent
+from agridistill.runtime.backends import Backend
+
+logger = logging.getLogger(__name__)
+
+SplitChoice = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class ChosenPhotos:
+    """Photos to evaluate on.
+
+    Attributes:
+        root: the data folder.
+        classes: the data's class names; `Sample.label` is an index into them.
+        samples: the readable photos of the split.
+        skipped: one line for each unreadable photo of the split.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    skipped: tuple[str, ...]
+
+
+def evaluate_folder(
+    backend: Backend,
+    data: Path,
+    *,
+    split: SplitChoice = "test",
+    split_file: Path | None = None,
+    run: Path | None = None,
+    batch_size: int = 64,
+    parameters: int | None = None,
+    macs: int | None = None,
+    progress: ProgressCallback = silent,
+) -> EvaluationResult:
+    """Scores a model on one split of a data folder.
+
+    Args:
+        backend: the model, ready to run.
+        data: folder of class folders, or of train/val/test folders of them.
+        split: which photos.
+        split_file: made by `data split`, or a run's `splits.json`.
+        run: the model's run folder, whose own split is used on the data that it was trained on.
+        batch_size: photos at once.
+        parameters: of the model, for the result.
+        macs: of the model, for the result.
+        progress: told twice, while the photos are checked and while they are classified.
+
+    Raises:
+        DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
+        ModelError: the model has other classes, or its output is unusable.
+    """
+    own_split = run / "splits.json" if run is not None else None
+    photos = choose_photos(
+        backend.manifest, data, split=split, split_file=split_file, own_split=own_split, progress=progress
+    )
+    return evaluate(
+        backend,
+        photos.samples,
+        photos.root,
+        classes=photos.classes,
+        split=split,
+        skipped=photos.skipped,
+        batch_size=batch_size,
+        parameters=parameters,
+        macs=macs,
+        progress=progress,
+    )
+
+
+def choose_photos(
+    manifest: ModelManifest,
+    data: Path,
+    *,
+    split: SplitChoice = "test",
+    split_file: Path | None = None,
+    own_split: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> ChosenPhotos:
+    """Finds the photos of a split.
+
+    The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
+    tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are told in
+    the log.
+
+    Raises:
+        DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
+        ModelError: the model has other classes.
+    """
+    given = read_split(split_file) if split_file is not None else None
+    own = read_split(own_split) if own_split is not None and own_split.exists() else None
+    folder = scan(data)
+    require_same_classes(manifest.classes, folder.classes)
+    inspection = inspect_photos(folder, progress=progress)
+    readable, unreadable = usable_samples(folder, inspection)
+    samples = assign_leaf_ids(folder, readable, inspection)
+    trained_here = manifest.lineage.get("data_fingerprint") == fingerprint(folder.classes, samples, inspection)
+    parts = _parts(folder, given, own if trained_here else None)
+    if parts is None and split != "all":
+        raise _no_split(data, split, trained_here)
+
+    def chosen(path: str) -> bool:
+        return parts is None or (path in parts if split == "all" else parts.get(path) == split)
+
+    photos = ChosenPhotos(
+        data,
+        folder.classes,
+        tuple(sample for sample in samples if chosen(sample.path)),
+        tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
+    )
+    if split != "train" and own is not None:
+        _tell_learnt(photos, own, trained_here)
+    return photos
+
+
+def _parts(folder: PhotoFolder, given: Split | None, own: Split | None) -> Mapping[str, str] | None:
+    """The split of each photo by its path; None where there is no split."""
+    split = given or own
+    return match_split(split, folder.samples)[0] if split is not None else folder.given_split
+
+
+def _no_split(data: Path, split: str, trained_here: bool) -> DataError:
+    got = (
+        f"'{data}', which the model was trained on, without the run's splits.json"
+        if trained_here
+        else f"'{data}', which is not as the model was trained on and has no train/val/test folders"
+    )
+    return DataError(f"a '{split}' split", got, "pass --splits FILE, or --split all for every photo")
+
+
+def _tell_learnt(photos: ChosenPhotos, own: Split, trained_here: bool) -> None:
+    learnt = len(set(own.train) & {sample.path for sample in photos.samples})
+    if learnt:
+        logger.warning(
+            "%d of these %d photos %s the model was trained on: the result will be too high",
+            learnt,
+            len(photos.samples),
+            "are among those that" if trained_here else "have the names of photos that",
+        )

@@ -1,0 +1,189 @@
+"""Metrics as pure functions of logits, labels and leaf ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import sklearn.metrics
+from numpy.typing import NDArray
+
+from agridistill.preprocess import softmax
+
+CALIBRATION_BINS = 15
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+
+Labels = NDArray[np.int64]
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a proportion, 0 to 1."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well one class is recognised.
+
+    Attributes:
+        name: the class.
+        precision: share of the photos called so that are so; 0 where no photo was; None without photos of the class.
+        recall: share of the class's photos that were found; None without photos of the class.
+        f1: harmonic mean of both; None without photos of the class.
+        photos: of this class.
+    """
+
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    photos: int
+
+
+def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str], *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of the accuracy, for photos that come in leaves.
+
+    Photos of one leaf are right or wrong together, so n photos tell less than n. The interval uses the effective sample
+    size n / deff of Korn & Graubard (1998, "Confidence intervals for proportions with small expected number of positive
+    counts estimated from survey data"), which Dean & Pagano (2015, "Evaluating confidence interval methods for binomial
+    proportions in clustered surveys") recommend with Wilson's interval. deff is the cluster-robust variance of the mean
+    over the binomial one, at least 1. Where it cannot be estimated (all right, all wrong, or one leaf), the photos of a
+    leaf count as one observation: n / deff = n² / Σ n_leaf² (Kish 1965).
+
+    Args:
+        correct: `(N,)`, whether each photo was classified rightly.
+        leaf_ids: the leaf of each photo.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: no photos, or lengths that differ.
+
+    Example:
+        >>> interval = accuracy_interval(np.array([True] * 9 + [False]), list("abcdefghij"))
+        >>> f"{interval.low:.3f} to {interval.high:.3f}"
+        '0.596 to 0.982'
+    """
+    size = effective_sample_size(correct, leaf_ids)
+    rate = float(np.mean(correct))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (rate + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * math.sqrt(rate * (1 - rate) / size + z * z / (4 * size * size))
+    # Rounding must not put a rate of 0 or 1 outside its own interval.
+    return Interval(min(max(centre - half, 0.0), rate), max(min(centre + half, 1.0), rate))
+
+
+def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> float:
+    """How many independent photos tell as much as these (see `accuracy_interval`): above 0, at most N."""
+    count = len(correct)
+    if count == 0 or len(leaf_ids) != count:
+        raise ValueError(f"one leaf id for each of at least 1 photo, got {count} photos and {len(leaf_ids)} leaf ids")
+    _, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
+    photos_of_leaf = np.bincount(leaf)
+    leaves = len(photos_of_leaf)
+    rate = float(np.mean(correct))
+    if rate in (0.0, 1.0) or leaves == 1:
+        return float(count**2 / np.sum(photos_of_leaf**2))
+    residual_of_leaf = np.bincount(leaf, weights=np.asarray(correct, np.float64) - rate)
+    robust = leaves / (leaves - 1) * float(np.sum(residual_of_leaf**2)) / count**2
+    binomial = rate * (1 - rate) / (count - 1)
+    return count / max(robust / binomial, 1.0)
+
+
+def class_scores(preds: Labels, target: Labels, classes: Sequence[str]) -> tuple[ClassScores, ...]:
+    """Precision, recall and F1 of each class, in the order of `classes`."""
+    columns = sklearn.metrics.precision_recall_fscore_support(
+        target, preds, labels=range(len(classes)), zero_division=0
+    )
+    return tuple(
+        ClassScores(name, float(precision), float(recall), float(f1), int(photos))
+        if photos
+        else ClassScores(name, None, None, None, 0)
+        for name, precision, recall, f1, photos in zip(classes, *columns, strict=True)
+    )
+
+
+def macro_f1(scores: Sequence[ClassScores]) -> float:
+    """Mean F1 of the classes that have photos; the others are left out, for their F1 is not defined."""
+    return float(np.mean([score.f1 for score in scores if score.f1 is not None]))
+
+
+def confusion_matrix(preds: Labels, target: Labels, classes: int) -> NDArray[np.int64]:
+    """Counts `(K, K)`: rows are the truth, columns the prediction."""
+    return np.asarray(sklearn.metrics.confusion_matrix(target, preds, labels=range(classes)), np.int64)
+
+
+def negative_log_likelihood(logits: NDArray[Any], target: Labels, temperature: float = 1.0) -> float:
+    """Mean of -log p(truth), in nats.
+
+    Args:
+        logits: `(N, K)`.
+        target: `(N,)` class indices.
+        temperature: divides the logits.
+    """
+    scaled = np.asarray(logits, np.float64) / temperature
+    peak = scaled.max(axis=1)
+    # Through the softmax, a probability that underflows would give infinity.
+    log_sum = peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))
+    return float(np.mean(log_sum - scaled[np.arange(len(target)), target]))
+
+
+def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error: mean gap between confidence and accuracy (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+
+    Args:
+        probabilities: `(N, K)`, rows sum to 1.
+        target: `(N,)` class indices.
+        bins: of equal width over the top-1 confidence, each open on the left.
+
+    Returns:
+        0 (calibrated) to 1.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == target
+    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
+    bin_of_photo = np.searchsorted(inner_edges, confidence, side="left")
+    gap_of_bin = np.bincount(bin_of_photo, weights=confidence - correct, minlength=bins)
+    return float(np.abs(gap_of_bin).sum() / len(target))
+
+
+def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
+    """The temperature of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+
+    It is convex in 1 / T, so its slope changes its sign at most once, and bisection (in log T) finds the one minimum.
+    Fit on validation photos, never on those that the model was trained on.
+
+    Args:
+        logits: `(N, K)`.
+        target: `(N,)` class indices.
+
+    Returns:
+        0.05 to 20, a bound where the minimum lies beyond it; 1 where every photo is right: there is no minimum then,
+        and the lowest temperature would make the first mistake in the field a certain one.
+
+    Raises:
+        ValueError: no photos.
+    """
+    if len(target) == 0:
+        raise ValueError("fit_temperature needs at least one photo")
+    if np.array_equal(np.argmax(logits, axis=1), target):
+        return 1.0
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _overconfidence(logits, target, math.exp(middle)) > 0:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def _overconfidence(logits: NDArray[Any], target: Labels, temperature: float) -> float:
+    """Slope of the negative log-likelihood over 1 / T: positive where a higher temperature fits better."""
+    expected = np.sum(softmax(logits, temperature) * logits, axis=1, dtype=np.float64)
+    return float(np.mean(expected - np.asarray(logits, np.float64)[np.arange(len(target)), target]))

@@ -1,0 +1,280 @@
+"""Spatial attention of a model: from a feature map, or from Swin's own window attention put back in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from agridistill.errors import ModelError
+
+
+def feature_attention(features: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Tensor:
+    """Attention of a feature map: the channel mean of its squared activations.
+
+    It is computed in float32 whatever the input's type, because squares leave the range of float16.
+
+    Args:
+        features: activations, `(B, C, H, W)` or `(B, H, W, C)`, any floating type.
+        layout: which of the two they are.
+
+    Returns:
+        Attention map `(B, H, W)`, float32, values >= 0.
+
+    Raises:
+        ModelError: the features are not four-dimensional.
+
+    Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1, F_sum^2, here divided by C.
+
+    Example:
+        >>> feature_attention(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]))
+        tensor([[[5., 2.]]])
+    """
+    if features.dim() != 4:
+        raise ModelError("a feature map of 4 axes", f"{features.dim()} axes", "tap a stage that keeps height and width")
+    return features.float().square().mean(dim={"NCHW": 1, "NHWC": 3}[layout])
+
+
+def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """Attention that each position receives inside one Swin block, in its place in the image.
+
+    Follows the block's own steps (norm, cyclic shift, padding, windows, relative position bias, shift mask, softmax),
+    then takes for each key the mean over the queries of its window, merges the windows, crops the padding and undoes
+    the shift. Padded positions are no queries, but as keys they take their share, as they do in the block. Over each
+    window, padding included, the result sums to 1. Attention dropout is left out. Computed in float32.
+
+    Args:
+        block: a block of a timm Swin Transformer (version 1).
+        x: the block's input, `(B, H, W, C)`.
+
+    Returns:
+        `(B, heads, H, W)`, float32, values in [0, 1]. Its mean over the heads is an attention map `(B, H, W)`.
+
+    Raises:
+        ModelError: the block is not a `SwinTransformerBlock`.
+
+    Source: Liu et al. 2021, arXiv 2103.14030, equation 4 and figure 4.
+    """
+    if not isinstance(block, SwinTransformerBlock):
+        raise ModelError("a Swin Transformer block", type(block).__name__, "use the attention of feature maps instead")
+    batch, height, width, _ = x.shape
+    attn, (win_h, win_w), (shift_h, shift_w) = block.attn, block.window_size, block.shift_size
+    padding = (0, 0, 0, -width % win_w, 0, -height % win_h)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        tokens = torch.roll(block.norm1(x.to(attn.qkv.weight.dtype)), shifts=(-shift_h, -shift_w), dims=(1, 2))
+        tokens = F.pad(tokens, padding)
+        mask: Any = block.get_attn_mask(tokens) if getattr(block, "dynamic_mask", False) else block.attn_mask
+        probabilities = _window_softmax(attn, window_partition(tokens, block.window_size).flatten(1, 2), mask)
+        real = window_partition(F.pad(x.new_ones(1, height, width, 1, dtype=torch.float32), padding), block.window_size)
+        queries = real.view(-1, 1, 1, win_h * win_w)
+        queries = (queries / queries.sum(dim=-1, keepdim=True)).repeat(batch, 1, 1, 1)
+        received = (queries @ probabilities).squeeze(2).transpose(1, 2)
+        windows = received.reshape(-1, win_h, win_w, attn.num_heads)
+        merged = window_reverse(windows, block.window_size, tokens.shape[1], tokens.shape[2])[:, :height, :width]
+        placed: Tensor = torch.roll(merged, shifts=(shift_h, shift_w), dims=(1, 2)).permute(0, 3, 1, 2)
+    return placed
+
+
+def _window_softmax(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention probabilities `(windows, heads, queries, keys)` in float32 for tokens `(windows, tokens, C)`."""
+    query, key, _ = attn.qkv(windows).float().unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = (query * attn.scale) @ key.transpose(-2, -1) + attn._get_rel_pos_bias().float()
+    if mask is not None:
+        scores = (scores.unflatten(0, (-1, mask.shape[0])) + mask.float().unsqueeze(1)).flatten(0, 1)
+    probabilities: Tensor = scores.softmax(dim=-1)
+    return probabilities
+
+
+class StageTap:
+    """Takes feature maps or window attention out of a timm model while it runs.
+
+    The stages are found by stride in timm's `feature_info`; where several modules share a stride, the last is taken
+    (Swin: `layers.2` at 16, `layers.3` at 32; MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). Wrappers of DDP
+    and `torch.compile` are seen through; tap a model before its first compiled forward pass. What a forward pass left
+    can be read once: reading it twice, or before a forward pass, is an error, so that no map goes stale.
+
+    Args:
+        model: a timm model, wrapped or not.
+        strides: input pixels for each position of the wanted stages (16: a 14x14 map of a 224 px photo).
+        kind: "activation" reads the stage's output; "window" the attention of the stage's last two Swin blocks. One of
+            these has regular and one has shifted windows; their mean softens the borders of the windows. Where a map
+            is no larger than a window, timm shifts neither.
+
+    Raises:
+        ModelError: the model does not offer a stride, or has no Swin blocks for "window".
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("mobilenetv3_small_100", num_classes=2).eval()
+        >>> with StageTap(model, strides=[16]) as tap:
+        ...     _ = model(torch.zeros(1, 3, 64, 64))
+        ...     tap.maps()[16].shape
+        torch.Size([1, 4, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strides: Sequence[int],
+        kind: Literal["activation", "window"] = "activation",
+    ) -> None:
+        if kind not in ("activation", "window"):
+            raise ModelError('"activation" or "window"', f"'{kind}'", "choose one of the two kinds of attention")
+        inner = _unwrap(model)
+        self._kind = kind
+        self._layout: Literal["NCHW", "NHWC"] = "NHWC" if getattr(inner, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        self._channels: dict[int, int] = {}
+        self._blocks: dict[int, list[Any]] = {}
+        self._held: dict[tuple[int, int], Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        stages = _stages(inner)
+        # Everything is looked up before the first hook is set: an error leaves the model untouched.
+        found = {stride: _stage_module(inner, stages, stride) for stride in strides}
+        for stride, stage in found.items():
+            self._channels[stride] = int(stages[stride]["num_chs"])
+            if kind == "window":
+                self._blocks[stride] = _last_blocks(stage, inner)
+        for stride, stage in found.items():
+            if kind == "activation":
+                self._handles.append(stage.register_forward_hook(partial(self._hold_output, stride)))
+            for index, block in enumerate(self._blocks.get(stride, [])):
+                self._handles.append(block.register_forward_pre_hook(partial(self._hold_input, stride, index)))
+
+    def channels(self, stride: int) -> int:
+        """Channels of the stage's feature map."""
+        return self._channels[stride]
+
+    def map_count(self, stride: int) -> int:
+        """Maps that `maps()` gives for each photo: 1 for activations, the number of heads for window attention."""
+        return int(self._blocks[stride][0].attn.num_heads) if self._kind == "window" else 1
+
+    def features(self) -> dict[int, Tensor]:
+        """Feature maps `(B, C, H, W)` of the last forward pass by stride, with their gradient history; read once.
+
+        Raises:
+            ModelError: there was no forward pass since the last reading, or the tap is for window attention.
+        """
+        if self._kind == "window":
+            raise ModelError("a tap of activations", "a tap of window attention", 'use StageTap(kind="activation")')
+        held = self._take()
+        return {stride: held[stride, 0] for stride in self._channels}
+
+    def maps(self) -> dict[int, Tensor]:
+        """Attention of the last forward pass by stride, float32; read once, and before the weights change.
+
+        Returns:
+            `(B, H, W)` for each stride; `(B, heads, H, W)` for window attention.
+
+        Raises:
+            ModelError: there was no forward pass since the last reading.
+        """
+        if self._kind == "activation":
+            return {stride: feature_attention(features) for stride, features in self.features().items()}
+        held = self._take()
+        maps: dict[int, Tensor] = {}
+        for stride, blocks in self._blocks.items():
+            inputs = [held[stride, index] for index in range(len(blocks))]
+            # A frozen forward pass stays frozen here, also where the parameters themselves ask for gradients.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and inputs[0].requires_grad):
+                parts = [window_attention(block, x) for block, x in zip(blocks, inputs, strict=True)]
+                maps[stride] = torch.stack(parts).mean(dim=0)
+        return maps
+
+    def remove(self) -> None:
+        """Takes the hooks off the model and lets go of what they held."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._held.clear()
+
+    def __enter__(self) -> StageTap:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a tapped model (a moving average of it, say) starts empty: activations cannot be copied.
+        return {**self.__dict__, "_held": {}}
+
+    def _take(self) -> dict[tuple[int, int], Tensor]:
+        if not self._held:
+            raise ModelError(
+                "one forward pass for each reading of a tap",
+                "no forward pass since the last one",
+                "run the model, then read features() or maps() once",
+            )
+        held, self._held = self._held, {}
+        return held
+
+    def _hold_output(self, stride: int, module: nn.Module, args: Any, output: Any) -> None:
+        channels = self._channels[stride]
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(
+                "a stage that gives 2-D maps, such as those of Swin and MobileNetV3",
+                f"{shape} at stride {stride}",
+                "choose a model whose stages keep height and width",
+            )
+        features = output.permute(0, 3, 1, 2) if self._layout == "NHWC" else output
+        if features.shape[1] != channels:
+            raise ModelError(
+                f"{channels} channels at stride {stride} in layout {self._layout}",
+                f"shape {tuple(output.shape)}",
+                "this model does not follow timm's feature_info; choose another",
+            )
+        self._held[stride, 0] = features
+
+    def _hold_input(self, stride: int, index: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._held[stride, index] = args[0]
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP (`module`) and `torch.compile` (`_orig_mod`), however nested."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model
+
+
+def _stages(model: nn.Module) -> dict[int, dict[str, Any]]:
+    """Timm's entry for each stride; of several at one stride the last, which has seen the most layers."""
+    info: Any = getattr(model, "feature_info", None)
+    if not info:
+        raise ModelError("a timm model with feature_info", type(model).__name__, "create it with timm.create_model")
+    entries = getattr(info, "info", info)
+    return {int(entry["reduction"]): entry for entry in entries if entry.get("module")}
+
+
+def _stage_module(model: nn.Module, stages: dict[int, dict[str, Any]], stride: int) -> nn.Module:
+    name = type(model).__name__
+    if stride not in stages:
+        offered = ", ".join(str(known) for known in sorted(stages))
+        raise ModelError(f"a stride that {name} offers", str(stride), f"choose from {offered}")
+    try:
+        return model.get_submodule(stages[stride]["module"])
+    except AttributeError:
+        raise ModelError(
+            f"the module '{stages[stride]['module']}' that timm lists for stride {stride}",
+            f"{name} without it",
+            "choose another model",
+        ) from None
+
+
+def _last_blocks(stage: nn.Module, model: nn.Module) -> list[Any]:
+    blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
+    if not blocks:
+        raise ModelError(
+            "a Swin Transformer for window attention",
+            type(model).__name__,
+            "use the attention of feature maps instead",
+        )
+    return blocks[-2:]

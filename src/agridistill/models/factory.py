@@ -1,0 +1,169 @@
+"""Models by timm's name, with weights from the hub, from a file, or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from agridistill.errors import ModelError, nearest
+from agridistill.storage import replacing
+
+# Swin sizes of ours: (timm's architecture, what differs). All else is timm's own name.
+SMALL_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # 6.9 M parameters; learns 128 px photos from scratch on two cores.
+    "swin_micro_patch4_window4_128": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 4, "img_size": 128},
+    ),
+    # 1 M parameters; for the demo and for tests.
+    "swin_nano_patch4_window4_64": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 4, "img_size": 64},
+    ),
+}
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """Creates a classifier.
+
+    Args:
+        name: timm's name, or one of `SMALL_MODELS`.
+        num_classes: size of the head.
+        image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
+        pretrained: fetches timm's weights from the model hub; the head starts at random.
+        weights: a safetensors file to start from instead; a head for another number of classes is left out.
+        drop_path: stochastic depth rate, 0 to 1, for the models that have it.
+
+    Raises:
+        ModelError: unknown name, unreachable hub, unreadable or unfit weights.
+    """
+    architecture, options = _architecture(name)
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if pretrained and weights is None and name in SMALL_MODELS:
+        raise ModelError(
+            f"weights for {name}", "none: no hub holds this model", "pass --no-pretrained or --weights FILE"
+        )
+    model = _create(architecture, num_classes, image_size, pretrained and weights is None, options, name)
+    if weights is not None:
+        load_weights(model, weights, allow_other_head=True)
+    return model
+
+
+def require_known_model(name: str) -> None:
+    """Checks a model's name without building it.
+
+    Raises:
+        ModelError: unknown; names the nearest known ones.
+    """
+    if name not in SMALL_MODELS and not timm.is_model(name.split(".", 1)[0]):
+        known = [*SMALL_MODELS, *timm.list_models()]
+        raise ModelError("a model name of timm", f"'{name}'", nearest(name, known, count=3))
+
+
+def _architecture(name: str) -> tuple[str, dict[str, Any]]:
+    require_known_model(name)
+    if name in SMALL_MODELS:
+        architecture, options = SMALL_MODELS[name]
+        return architecture, dict(options)
+    return name, {}
+
+
+def _create(
+    architecture: str, num_classes: int, image_size: int | None, pretrained: bool, options: dict[str, Any], name: str
+) -> nn.Module:
+    sized = {**options, "img_size": image_size} if image_size else options
+    try:
+        try:
+            model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **sized)
+        except TypeError as error:
+            # Convolutional networks take any size and have no such argument.
+            if "img_size" not in str(error):
+                raise
+            model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **options)
+    except ModelError:
+        raise
+    except Exception as error:
+        if pretrained:
+            # Hub clients raise a dozen types for one fact: the weights cannot be had from here.
+            raise ModelError(
+                f"pretrained weights of '{name}' from the model hub",
+                f"{type(error).__name__} (no network, or no such weights)",
+                "pass --no-pretrained to train from scratch, or --weights FILE (safetensors)",
+            ) from error
+        if isinstance(error, (AssertionError, ValueError, RuntimeError)):
+            raise ModelError(
+                f"an image size that {name} can take", f"{image_size} ({error})", "choose another"
+            ) from error
+        raise
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"timm returned {type(model)}")
+    return model
+
+
+def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
+    """Loads safetensors into a model.
+
+    Args:
+        allow_other_head: leaves out the classifier's tensors where their shapes differ.
+
+    Raises:
+        ModelError: not safetensors, or tensors that do not fit.
+    """
+    tensors = _read_safetensors(path)
+    own = model.state_dict()
+    if allow_other_head:
+        head = _head_prefixes(model)
+        tensors = {
+            key: value
+            for key, value in tensors.items()
+            if not (key in own and own[key].shape != value.shape and key.startswith(head))
+        }
+    wrong = [key for key, value in tensors.items() if key not in own or own[key].shape != value.shape]
+    missing = [
+        key for key in own if key not in tensors and not (allow_other_head and key.startswith(_head_prefixes(model)))
+    ]
+    if wrong or missing:
+        what = f"tensor '{wrong[0]}' that does not fit" if wrong else f"no tensor '{missing[0]}'"
+        raise ModelError("weights of this architecture", f"{what} in '{path}'", "check model name and file")
+    model.load_state_dict(tensors, strict=False)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes a model's tensors as safetensors, whole or not at all."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Not `save_file`: its Rust code hides a full disk in an error of its own.
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError("a safetensors file", f"'{path}', which is not there", "check the path")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        # Pickles (.pt, .pth, .bin) end here as well: reading them would run whatever code they carry.
+        raise ModelError(
+            "weights in safetensors", f"'{path}' ({error})", "convert pickled weights with safetensors first"
+        ) from None
+
+
+def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    names = config.get("classifier") or "head"
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))

@@ -1,0 +1,61 @@
+"""A finished run's network, ready to compute: what `load` gives for a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from agridistill.manifest import MANIFEST_NAME, ModelManifest, read_manifest
+from agridistill.models.factory import create_model, load_weights
+from agridistill.models.normalisation import normalise_batch
+from agridistill.preprocess import Pixels
+
+
+class TorchBackend:
+    """Computes logits with torch, behind the same interface as the exported formats."""
+
+    def __init__(self, model: nn.Module, manifest: ModelManifest, device: torch.device | None = None) -> None:
+        self.manifest = manifest
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Logits of a batch.
+
+        Args:
+            pixels: `(N, S, S, 3)` uint8 RGB.
+
+        Returns:
+            `(N, K)` float32.
+        """
+        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        logits: torch.Tensor = self.model(normalise_batch(batch, self.manifest.preprocessing))
+        return logits.float().cpu().numpy()
+
+
+def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
+    """Rebuilds the network of a finished run.
+
+    Raises:
+        ModelError: no finished run, or weights that its manifest does not describe.
+    """
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    weights = manifest.verified_weights(folder)
+    model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
+    load_weights(model, weights)
+    return model, manifest
+
+
+def load_backend(folder: Path) -> TorchBackend:
+    """The network of a finished run as a backend.
+
+    Raises:
+        ModelError: no finished run, or weights that its manifest does not describe.
+    """
+    model, manifest = load_network(folder)
+    return TorchBackend(model, manifest)

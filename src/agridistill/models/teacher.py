@@ -1,0 +1,76 @@
+"""The live teacher: frozen, in eval mode, on the very pixels that the student sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from agridistill.manifest import Preprocessing
+from agridistill.models.attention import StageTap
+from agridistill.models.normalisation import normalise_batch
+
+
+class HasPixels(Protocol):
+    """A batch, seen from the teacher."""
+
+    @property
+    def pixels(self) -> Tensor:
+        """`(B, 3, H, W)` uint8."""
+        ...
+
+
+class LiveTeacher:
+    """Runs the teacher on each batch.
+
+    Args:
+        model: with the task's head; it is frozen and put into eval mode here.
+        preprocessing: the teacher's own size, mean and standard deviation.
+        strides: stages whose attention maps are wanted; may be empty.
+        kind: "activation" or "window" attention.
+        bf16: runs under autocast, as the teacher was trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        strides: Sequence[int],
+        kind: Literal["activation", "window"] = "activation",
+        per_head: bool = False,
+        bf16: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.preprocessing = preprocessing
+        self.bf16 = bf16
+        self.per_head = per_head
+        self.strides = tuple(strides)
+        self._tap = StageTap(self.model, tuple(strides), kind) if strides else None
+
+    def map_counts(self) -> dict[int, int]:
+        """How many maps `outputs` gives at each stride: 1, or the number of heads."""
+        if self._tap is None:
+            return {}
+        return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
+
+    def to(self, device: torch.device) -> None:
+        """Moves the network."""
+        self.model.to(device)
+
+    @torch.no_grad()
+    def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, or `(B, heads, H, W)` per head."""
+        pixels = batch.pixels.float()
+        size = self.preprocessing.image_size
+        if pixels.shape[-1] != size or pixels.shape[-2] != size:
+            # The student may train at another size: the teacher sees the same view at its own.
+            pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(normalise_batch(pixels, self.preprocessing))
+        maps = self._tap.maps() if self._tap is not None else {}
+        if not self.per_head:
+            maps = {stride: map_.mean(1) if map_.ndim == 4 else map_ for stride, map_ in maps.items()}
+        return logits.float(), maps

@@ -1,0 +1,1 @@
+"""Running a model: the backend's interface, reading photos, predictions."""

@@ -1,0 +1,112 @@
+"""Predictor: photos in, labels with probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.errors import PhotoError
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import Pixels, softmax
+from agridistill.runtime.backends import Backend, checked_logits
+from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one photo.
+
+    Attributes:
+        label: the most probable class.
+        probability: of that class, 0 to 1, calibrated by the manifest's temperature.
+        top: the most probable classes with their probabilities, best first.
+        abstained: the probability is below the manifest's threshold: the label is a guess, not an answer.
+    """
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    abstained: bool
+
+
+@dataclass(frozen=True)
+class PhotoResult:
+    """One photo of many: its prediction, or why there is none.
+
+    Attributes:
+        name: the path as it was given, or the photo's place ("photo 1") where there is no path.
+        prediction: None where the photo could not be read.
+        error: one line; None where the photo could be read.
+    """
+
+    name: str
+    prediction: Prediction | None
+    error: str | None
+
+
+class Predictor:
+    """Predicts photos with any backend.
+
+    Args:
+        backend: the model, ready to run.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The model's contract."""
+        return self.backend.manifest
+
+    def predict(self, source: PhotoSource, *, top: int = 1) -> Prediction:
+        """Predicts one photo.
+
+        Args:
+            source: a path, a file's bytes, or an RGB array `(H, W, 3)` uint8.
+            top: how many of the most probable classes to name, at least 1.
+
+        Raises:
+            PhotoError: the photo cannot be read.
+            ModelError: the model's output is unusable.
+        """
+        pixels = read_pixels(source, self.manifest.preprocessing)
+        return self._predictions(pixels[None], top)[0]
+
+    def predict_many(
+        self, sources: Iterable[PhotoSource], *, top: int = 1, batch_size: int = 32
+    ) -> Iterator[PhotoResult]:
+        """Predicts photos as a stream, in their order; an unreadable photo gives an error in its place.
+
+        Memory is bounded by `batch_size`, whatever the number of photos.
+
+        Raises:
+            ModelError: the model's output is unusable.
+        """
+        number = 0
+        for batch in read_batches(sources, self.manifest.preprocessing, batch_size=batch_size):
+            readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
+            predictions = iter(self._predictions(np.stack(readable), top) if readable else [])
+            for source, pixels in batch:
+                number += 1
+                name = str(source) if isinstance(source, Path | str) else f"photo {number}"
+                if isinstance(pixels, PhotoError):
+                    yield PhotoResult(name, None, str(pixels))
+                else:
+                    yield PhotoResult(name, next(predictions), None)
+
+    def _predictions(self, pixels: Pixels, top: int) -> list[Prediction]:
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
+        probabilities = softmax(checked_logits(self.backend, pixels), self.manifest.temperature)
+        return [self._prediction(row, top) for row in probabilities]
+
+    def _prediction(self, probabilities: NDArray[np.float64], top: int) -> Prediction:
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        ranked = tuple((self.manifest.classes[index], float(probabilities[index])) for index in best)
+        label, probability = ranked[0]
+        return Prediction(label, probability, ranked, abstained=probability < self.manifest.threshold)

@@ -1,0 +1,113 @@
+"""Photos -> batches of pixels: threads read ahead, and memory is bounded by the batch, not by the number of photos."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agridistill.errors import DataError, PhotoError
+from agridistill.manifest import Preprocessing
+from agridistill.preprocess import PHOTO_SUFFIXES, Pixels, read_photo, to_pixels
+
+PhotoSource = Path | str | bytes | NDArray[Any]
+"""A file's path, a file's bytes, or an upright RGB photo `(H, W, 3)` uint8."""
+ReadPhoto = tuple[PhotoSource, Pixels | PhotoError]
+
+# More threads gain little beside the model and each holds a whole decoded photo.
+MAX_READERS = 4
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are named, folders as the photos anywhere below them, sorted.
+
+    Raises:
+        DataError: a path that does not exist, a folder without photos, or one that cannot be read.
+    """
+    photos: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            photos += _photos_below(path)
+        elif path.exists():
+            photos.append(path)
+        else:
+            raise DataError("photos or folders of photos", f"'{path}', which does not exist", "check the path")
+    return photos
+
+
+def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
+    """One photo as the model's input.
+
+    Returns:
+        `(S, S, 3)` uint8, RGB.
+
+    Raises:
+        PhotoError: unreadable, or an array that is not `(H, W, 3)` uint8.
+    """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+            raise PhotoError(
+                "an RGB array of shape (H, W, 3) and dtype uint8", f"{source.shape} {source.dtype}", "convert it"
+            )
+        return to_pixels(Image.fromarray(source), preprocessing)
+    return to_pixels(read_photo(source if isinstance(source, bytes) else Path(source)), preprocessing)
+
+
+def read_batches(
+    sources: Iterable[PhotoSource], preprocessing: Preprocessing, *, batch_size: int
+) -> Iterator[list[ReadPhoto]]:
+    """Reads photos in their order, each paired with its source; a bad photo's place holds its error.
+
+    At most two batches are in memory: one in use, one being read.
+    """
+
+    def read(source: PhotoSource) -> ReadPhoto:
+        try:
+            return source, read_pixels(source, preprocessing)
+        except PhotoError as error:
+            return source, error
+
+    photos = _map_ahead(read, sources, ahead=batch_size)
+    while batch := list(itertools.islice(photos, batch_size)):
+        yield batch
+
+
+def _map_ahead(
+    function: Callable[[PhotoSource], ReadPhoto], sources: Iterable[PhotoSource], *, ahead: int
+) -> Iterator[ReadPhoto]:
+    waiting: deque[Future[ReadPhoto]] = deque()
+    pool = ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1), thread_name_prefix="photo-reader")
+    try:
+        for source in sources:
+            waiting.append(pool.submit(function, source))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _photos_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError("a readable folder", f"'{error.filename}' ({error.strerror})", "change its permissions")
+
+    found: list[Path] = []
+    for directory, subfolders, names in os.walk(folder, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [
+            Path(directory) / name
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES
+        ]
+    if not found:
+        raise DataError("a folder with photos", f"'{folder}', which holds none", "name another folder or the files")
+    return sorted(found)

@@ -1,0 +1,113 @@
+"""The main job on drawn leaves, in minutes: teacher -> baseline and hybrid student -> evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agridistill.data.synthetic import draw_leaves
+from agridistill.data.views import Augmentation
+from agridistill.evaluation.result import EvaluationResult
+from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import write_json
+from agridistill.training.run import distill, train
+from agridistill.training.run_folder import RunFolder
+from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+
+TEACHER = "swin_nano_patch4_window4_64"
+STUDENT = "mobilenetv3_small_100"
+LEAVES_PER_CLASS = 50
+SHOTS_PER_LEAF = 3
+IMAGE_SIZE = 64
+
+_DATA = DataSettings(image_size=IMAGE_SIZE)
+_VIEWS = Augmentation()
+_FIT = FitSettings(batch_size=32, pretrained=False, weight_decay=0.05)
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One trained model of the demo.
+
+    Attributes:
+        name: its part in the story.
+        run: its run folder.
+        evaluation: on the test split.
+        train_s: seconds of training.
+    """
+
+    name: str
+    run: Path
+    evaluation: EvaluationResult
+    train_s: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The demo's models, in the order of the table; also written as `demo.json`."""
+
+    data: Path
+    rows: tuple[DemoRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every row with its whole evaluation."""
+        rows = [
+            {"name": row.name, "run": str(row.run), "train_s": row.train_s, **row.evaluation.to_json()}
+            for row in self.rows
+        ]
+        return {"data": str(self.data), "rows": rows}
+
+
+def run_demo(
+    out: Path,
+    *,
+    leaves_per_class: int = LEAVES_PER_CLASS,
+    teacher_epochs: int = 20,
+    student_epochs: int = 20,
+    progress: ProgressCallback = silent,
+) -> DemoResult:
+    """Draws leaves, trains a small Swin, then the same MobileNetV3 without and with it.
+
+    What is already finished in `out` is kept, what is unfinished goes on: after an interruption, run it again.
+
+    Args:
+        out: folder for the photos, the three runs and `demo.json`.
+        leaves_per_class: leaves drawn for each class.
+        teacher_epochs: of the Swin.
+        student_epochs: of each student.
+        progress: told how far the drawing is.
+
+    Raises:
+        AgriDistillError: `out` holds something else.
+    """
+    data = out / "leaves"
+    if not data.exists():
+        draw_leaves(
+            data, leaves_per_class=leaves_per_class, shots_per_leaf=SHOTS_PER_LEAF, image_size=96, progress=progress
+        )
+    fit = {**_FIT.__dict__}
+    teacher_config = TrainConfig(_DATA, _VIEWS, FitSettings(**{**fit, "model": TEACHER, "epochs": teacher_epochs}))
+    student_fit = FitSettings(**{**fit, "model": STUDENT, "epochs": student_epochs, "lr": 3e-3, "precision": "fp32"})
+
+    def student(method: str) -> Callable[[Path, bool], object]:
+        config = DistillConfig(_DATA, _VIEWS, student_fit, ObjectiveSettings(method=method))
+        return lambda run, resume: distill(data, out / "teacher", run, config, resume=resume)
+
+    teacher = _finished("teacher", out / "teacher", lambda run, resume: train(data, run, teacher_config, resume=resume))
+    baseline = _finished("baseline student", out / "student-ce", student("ce"))
+    hybrid = _finished("hybrid student", out / "student-hybrid", student("hybrid"))
+    result = DemoResult(data, (baseline, hybrid, teacher))
+    write_json(out / "demo.json", result.to_json())
+    return result
+
+
+def _finished(name: str, run: Path, start: Callable[[Path, bool], object]) -> DemoRow:
+    """Runs, resumes or only reads a run, whatever it still needs."""
+    folder = RunFolder(run)
+    if not folder.evaluation.exists():
+        start(run, folder.recipe.exists())
+    document = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+    return DemoRow(name, run, EvaluationResult.from_json(document), float(document["train_s"]))

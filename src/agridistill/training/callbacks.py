@@ -1,0 +1,178 @@
+"""What happens around the epochs: best weights, the epoch log, progress with time left."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from agridistill.models.factory import save_weights
+from agridistill.storage import write_text
+from agridistill.training.module import DistillationModule
+
+
+class BestWeights(Callback):
+    """Writes the network whenever it is better on the validation split than in any epoch before.
+
+    Better means higher accuracy, and at equal accuracy lower negative log-likelihood.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best: tuple[float, float] | None = None
+        self.epoch = -1
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Compares and writes."""
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(module, DistillationModule):
+            return
+        metrics = trainer.callback_metrics
+        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
+        # Also on a tie with the best so far: after a kill between these weights and the checkpoint, the repeated
+        # epoch must find the same file.
+        if self.best is None or score >= self.best:
+            self.best, self.epoch = score, trainer.current_epoch
+            save_weights(_bare(module.model), self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, for a resume."""
+        return {"best": list(self.best) if self.best else None, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score."""
+        best = state_dict["best"]
+        self.best = (best[0], best[1]) if best else None
+        self.epoch = state_dict["epoch"]
+
+
+class EpochLog(Callback):
+    """`metrics.csv`: one row an epoch with every loss term, written whole each time; a resume goes on in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._start = 0.0
+        self._train_seconds = 0.0
+        self._photos = 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._start, self._train_seconds, self._photos = time.perf_counter(), 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts photos; the clock is read here so that validation is not counted as training."""
+        self._photos += len(batch.target) * trainer.world_size
+        self._train_seconds = time.perf_counter() - self._start
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Adds the epoch's row."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
+        row = {
+            "epoch": float(trainer.current_epoch + 1),
+            **{name.removesuffix("_epoch"): value for name, value in sorted(metrics.items())},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_s": self._train_seconds,
+            "photos_per_s": self._photos / max(self._train_seconds, 1e-9),
+        }
+        row.pop("train/total_step", None)
+        self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
+        if trainer.is_global_zero:
+            self._write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the rows."""
+        self.rows = list(state_dict["rows"])
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _short(value) for name, value in row.items()} for row in self.rows)
+        write_text(self.path, text.getvalue())
+
+
+class ProgressLine(Callback):
+    """A bar over all epochs with the time left; where stderr is no terminal, one line an epoch."""
+
+    def __init__(self, label: str, console: Console | None = None) -> None:
+        self.label = label
+        self.console = console or Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._begin = 0.0
+        self._first_epoch = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Shows the bar."""
+        self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
+        if not (self.console.is_terminal and trainer.is_global_zero):
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            transient=True,
+        )
+        self._progress.start()
+        total = int(trainer.estimated_stepping_batches)
+        self._progress.add_task(self.label, total=total, completed=trainer.global_step, state="")
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar."""
+        if self._progress is not None:
+            state = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {_state(trainer.callback_metrics)}"
+            self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, state=state)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Without a terminal: a line with the time left."""
+        if self._progress is not None or not trainer.is_global_zero:
+            return
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        pace = (time.perf_counter() - self._begin) / max(1, done - self._first_epoch)
+        left = f"{pace * (total - done) / 60:.1f} min left"
+        self.console.print(f"{self.label}  epoch {done}/{total}  {_state(trainer.callback_metrics)}  {left}")
+
+    def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
+        """Takes the bar away, also after an error or Ctrl-C."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _state(metrics: Mapping[str, Any]) -> str:
+    parts = []
+    for name, label in (("train/total", "loss"), ("val/accuracy", "val accuracy")):
+        value = metrics.get(f"{name}_epoch", metrics.get(name))
+        if value is not None:
+            parts.append(f"{label} {float(value):.3f}" if label == "loss" else f"{label} {float(value):.1%}")
+    return "  ".join(parts)
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model

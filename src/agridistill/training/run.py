@@ -1,0 +1,139 @@
+"""`train()` and `distill()`: from a data folder to a finished run folder."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from agridistill.data.prepare import PreparedData, prepare_data
+from agridistill.data.splits import Split, read_split
+from agridistill.distillation.objective import get_method
+from agridistill.errors import ModelError, RunError
+from agridistill.models.factory import require_known_model
+from agridistill.models.saved import load_network
+from agridistill.progress import ProgressCallback, silent
+from agridistill.training.run_folder import RunFolder
+from agridistill.training.session import RunResult, Session
+from agridistill.training.settings import DataSettings, DistillConfig, ObjectiveSettings, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    data: Path,
+    out: Path,
+    config: TrainConfig | None = None,
+    *,
+    split_file: Path | None = None,
+    resume: bool = False,
+    progress: ProgressCallback = silent,
+) -> RunResult:
+    """Trains any timm model on labels alone: teachers and standalone baselines.
+
+    Args:
+        data: a folder of class folders, or of train/val/test folders of them.
+        out: the run folder; new, empty, or with `resume` an unfinished run.
+        config: settings; the defaults where None.
+        split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
+        resume: continues after a kill with the result of an uninterrupted run.
+        progress: told how far the reading of the photos is.
+
+    Raises:
+        AgriDistillError: data, settings, model or run folder cannot be used.
+    """
+    config = config or TrainConfig()
+    folder = RunFolder(out)
+    folder.require_startable(resume=resume)
+    require_known_model(config.train.model)
+    prepared = _prepare(data, config.data, folder, split_file, None, resume, progress)
+    return Session(folder, prepared, config, config.train, ObjectiveSettings(method="ce"), None, resume).run()
+
+
+def distill(
+    data: Path,
+    teacher: Path | None,
+    out: Path,
+    config: DistillConfig | None = None,
+    *,
+    split_file: Path | None = None,
+    resume: bool = False,
+    progress: ProgressCallback = silent,
+) -> RunResult:
+    """Trains a student under a teacher.
+
+    Args:
+        data: a folder of class folders, or of train/val/test folders of them.
+        teacher: a finished run; None only for the method `ce`, the equal baseline without a teacher.
+        out: the run folder; new, empty, or with `resume` an unfinished run.
+        config: settings; the defaults where None.
+        split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
+            so that no test photo of the student was a training photo of the teacher.
+        resume: continues after a kill with the result of an uninterrupted run.
+        progress: told how far the reading of the photos is.
+
+    Raises:
+        AgriDistillError: data, settings, teacher, model or run folder cannot be used.
+    """
+    config = config or DistillConfig()
+    method = get_method(config.objective.method)
+    folder = RunFolder(out)
+    folder.require_startable(resume=resume)
+    require_known_model(config.distill.model)
+    if method.uses_teacher and teacher is None:
+        raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
+    if teacher is not None:
+        load_network(teacher)  # says now, before the photos are read, whether the teacher can be used
+    prepared = _prepare(data, config.data, folder, split_file, teacher, resume, progress)
+    used = teacher if method.uses_teacher else None
+    return Session(folder, prepared, config, config.distill, config.objective, used, resume).run()
+
+
+def _prepare(
+    data: Path,
+    settings: DataSettings,
+    folder: RunFolder,
+    split_file: Path | None,
+    teacher: Path | None,
+    resume: bool,
+    progress: ProgressCallback,
+) -> PreparedData:
+    prepared = prepare_data(
+        data,
+        split_file=folder.splits if resume else split_file,
+        val_fraction=settings.val_fraction,
+        test_fraction=settings.test_fraction,
+        split_seed=settings.split_seed,
+        progress=progress,
+    )
+    for path, reason in prepared.skipped:
+        logger.warning("left out: %s (%s)", path, reason)
+    if resume:
+        before = folder.read_environment().get("data_fingerprint")
+        if before != prepared.fingerprint:
+            raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
+    elif teacher is not None:
+        teachers = RunFolder(teacher)
+        if teachers.read_environment().get("data_fingerprint") == prepared.fingerprint:
+            teacher_split = read_split(teachers.splits)
+            if split_file is None:
+                return _with_split(prepared, teacher_split)
+            seen = set(teacher_split.train) & {sample.path for sample in prepared.test}
+            if seen:
+                logger.warning(
+                    "the teacher was trained on %d of the %d test photos of this split: the result will be too high",
+                    len(seen),
+                    len(prepared.test),
+                )
+    return prepared
+
+
+def _with_split(prepared: PreparedData, split: Split) -> PreparedData:
+    """The same photos, parted anew."""
+    samples = (*prepared.train, *prepared.val, *prepared.test)
+    part_of = {path: name for name, paths in split.parts().items() for path in paths}
+    train, val, test = (
+        tuple(sorted((s for s in samples if part_of.get(s.path) == name), key=lambda sample: sample.path))
+        for name in ("train", "val", "test")
+    )
+    return replace(prepared, train=train, val=val, test=test, split=split)

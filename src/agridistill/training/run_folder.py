@@ -1,0 +1,177 @@
+"""A run folder: what a run leaves behind, and the rules for starting, resuming and finishing one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from agridistill.errors import RunError
+from agridistill.manifest import MANIFEST_NAME
+from agridistill.storage import write_json, write_text
+from agridistill.training.settings import DistillConfig, TrainConfig
+
+# A resumed run may use the machine differently, but must not learn differently.
+_MAY_DIFFER = frozenset({"workers", "devices", "precision"})
+_PACKAGES = ("agridistill", "torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of a run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """All settings, resolved."""
+        return self.path / "recipe.toml"
+
+    @property
+    def splits(self) -> Path:
+        """Which photo was for training, validation and test."""
+        return self.path / "splits.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, seed and data fingerprint."""
+        return self.path / "environment.json"
+
+    @property
+    def weights(self) -> Path:
+        """The best epoch's weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def manifest(self) -> Path:
+        """The model's contract; written when training is done."""
+        return self.path / MANIFEST_NAME
+
+    @property
+    def checkpoint(self) -> Path:
+        """State of the last epoch, for a resume only."""
+        return self.path / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def evaluation(self) -> Path:
+        """The last file of a run: where it stands, the run is finished."""
+        return self.path / "evaluation.json"
+
+    def require_startable(self, *, resume: bool) -> None:
+        """Checks that a run may start here, before anything is computed.
+
+        Raises:
+            RunError: finished, unfinished without `resume`, nothing to resume, or a folder of something else.
+        """
+        if self.evaluation.exists():
+            raise RunError("a new run folder", f"'{self.path}', which holds a finished run", "choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError("a run folder", f"the file '{self.path}'", "choose another --out")
+        started = self.recipe.exists()
+        if resume and not started:
+            raise RunError("an unfinished run to resume", f"none in '{self.path}'", "start it without --resume")
+        if started and not resume:
+            raise RunError(
+                "a new run folder",
+                f"'{self.path}', which holds an unfinished run",
+                "continue it with --resume or choose another --out",
+            )
+        if not started and self.path.exists() and any(self.path.iterdir()):
+            raise RunError("a new or empty folder", f"'{self.path}', which holds other files", "choose another --out")
+
+    def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
+        """Writes the resolved settings."""
+        write_text(self.recipe, tomli_w.dumps(without_none(asdict(config))))
+
+    def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
+        """Checks that a resume goes on with the settings that the run started with.
+
+        Raises:
+            RunError: names the first setting that differs.
+        """
+        stored = _flatten(tomllib.loads(self.recipe.read_text(encoding="utf-8")))
+        wanted = _flatten(without_none(asdict(config)))
+        for key in sorted(stored.keys() | wanted.keys()):
+            if key.rsplit(".", 1)[-1] not in _MAY_DIFFER and stored.get(key) != wanted.get(key):
+                raise RunError(
+                    f"{key} = {stored.get(key)} as in the run that is resumed",
+                    str(wanted.get(key)),
+                    "leave the option away or start a new run",
+                )
+
+    def write_environment(self, *, seed: int, data_root: Path, fingerprint: str, extra: Mapping[str, Any]) -> None:
+        """Writes what the result depends on beside the recipe."""
+        document = {
+            "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+            "hardware": {
+                "processor": _processor(),
+                "cores": os.cpu_count(),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            },
+            "seed": seed,
+            "data": str(data_root.resolve()),
+            "data_fingerprint": fingerprint,
+            **extra,
+        }
+        write_json(self.environment, document)
+
+    def read_environment(self) -> dict[str, Any]:
+        """The environment document; empty where there is none."""
+        try:
+            document = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+def without_none(value: Any) -> Any:
+    """The same nested value without None entries, which TOML cannot say."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_none(item) for item in value]
+    return value
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

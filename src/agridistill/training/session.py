@@ -1,0 +1,250 @@
+"""One pass through a run: builds the parts, fits, evaluates, and completes the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from agridistill.data.datamodule import PhotoDataModule, default_workers
+from agridistill.data.prepare import PreparedData
+from agridistill.data.splits import write_split
+from agridistill.distillation.objective import DistillationObjective, StagePair, get_method
+from agridistill.evaluation.evaluate import evaluate, predict_logits
+from agridistill.evaluation.metrics import fit_temperature
+from agridistill.evaluation.result import EvaluationResult
+from agridistill.manifest import ModelManifest, Preprocessing, require_same_classes, sha256_of
+from agridistill.models.attention import StageTap
+from agridistill.models.complexity import complexity
+from agridistill.models.factory import create_model
+from agridistill.models.saved import TorchBackend, load_network
+from agridistill.models.teacher import LiveTeacher
+from agridistill.storage import write_json
+from agridistill.training.callbacks import BestWeights, EpochLog
+from agridistill.training.hardware import choose_precision, keep_freed_memory
+from agridistill.training.module import DistillationModule
+from agridistill.training.run_folder import RunFolder
+from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        out: the run folder.
+        evaluation: on the test split.
+        best_epoch: whose weights were kept, counted from 1.
+        train_s: seconds spent in training epochs.
+        skipped: unreadable photos that were left out, with the reason.
+    """
+
+    out: Path
+    evaluation: EvaluationResult
+    best_epoch: int
+    train_s: float
+    skipped: tuple[tuple[str, str], ...]
+
+
+class Session:
+    """One pass through a run: builds the parts, fits, evaluates, and writes the run folder."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        prepared: PreparedData,
+        config: TrainConfig | DistillConfig,
+        fit: FitSettings,
+        objective: ObjectiveSettings,
+        teacher: Path | None,
+        resume: bool,
+    ) -> None:
+        self.folder, self.prepared, self.config = folder, prepared, config
+        self.fit, self.objective, self.teacher, self.resume = fit, objective, teacher, resume
+        self.preprocessing = Preprocessing(config.data.image_size, config.data.resize)
+        self.best = BestWeights(folder.weights)
+        self.log = EpochLog(folder.metrics)
+
+    def run(self) -> RunResult:
+        """Builds, fits, evaluates."""
+        keep_freed_memory()
+        lightning.seed_everything(self.fit.seed, verbose=False)
+        model = create_model(
+            self.fit.model,
+            len(self.prepared.classes),
+            image_size=self.preprocessing.image_size,
+            pretrained=self.fit.pretrained,
+            weights=Path(self.fit.weights) if self.fit.weights else None,
+            drop_path=self.fit.drop_path,
+        )
+        module = self._module(model)
+        precision = self._precision(model)
+        self._write_start(precision)
+        trainer = create_trainer(self.fit, self.folder, precision, [self.best, self.log])
+        with quiet_lightning(), interruptible():
+            trainer.fit(
+                module,
+                datamodule=self._datamodule(trainer),
+                ckpt_path=self.folder.checkpoint if self.resume and self.folder.checkpoint.exists() else None,
+                # A checkpoint from elsewhere is data, not code.
+                weights_only=True,
+            )
+        return self._finish(precision)
+
+    def _module(self, model: torch.nn.Module) -> DistillationModule:
+        settings = self.objective
+        method = get_method(settings.method)
+        w_att = method.w_att if settings.w_att is None else settings.w_att
+        pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs) if w_att else ()
+        strides = tuple(sorted({pair.student for pair in pairs}))
+        teacher, teacher_maps = self._live_teacher(tuple(sorted({pair.teacher for pair in pairs})))
+        objective = DistillationObjective(
+            w_ce=method.w_ce if settings.w_ce is None else settings.w_ce,
+            w_kd=method.w_kd if settings.w_kd is None else settings.w_kd,
+            w_att=w_att,
+            temperature=settings.temperature,
+            label_smoothing=self.fit.label_smoothing,
+            pairs=pairs,
+            student_channels=_channels(model, strides),
+            teacher_maps=teacher_maps,
+            alignment=settings.alignment,
+            stage_weights=settings.stage_weights,
+            distance=settings.distance,
+            grid=settings.grid,
+            warmup=settings.att_warmup,
+            decay=settings.att_decay,
+        )
+        return DistillationModule(
+            model,
+            objective,
+            teacher=teacher,
+            strides=strides,
+            preprocessing=self.preprocessing,
+            num_classes=len(self.prepared.classes),
+            lr=self.fit.lr,
+            weight_decay=self.fit.weight_decay,
+            warmup=self.fit.warmup,
+            seed=self.fit.seed,
+        )
+
+    def _live_teacher(self, strides: tuple[int, ...]) -> tuple[LiveTeacher | None, dict[int, int]]:
+        """The teacher, and how many maps it gives at each stride."""
+        if self.teacher is None:
+            return None, {}
+        network, manifest = load_network(self.teacher)
+        require_same_classes(manifest.classes, self.prepared.classes, owner="teacher")
+        per_head = self.objective.attention == "window" and self.objective.alignment == "learned"
+        teacher = LiveTeacher(
+            network,
+            manifest.preprocessing,
+            strides=strides,
+            kind=self.objective.attention,
+            per_head=per_head,
+            bf16=manifest.lineage.get("precision") == "bf16",
+        )
+        return teacher, teacher.map_counts()
+
+    def _precision(self, model: torch.nn.Module) -> str:
+        if self.fit.precision != "auto":
+            return self.fit.precision
+        stored = self.folder.read_environment().get("precision") if self.resume else None
+        if stored in ("fp32", "bf16"):
+            return str(stored)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return choose_precision(model, self.preprocessing.image_size, device)
+
+    def _write_start(self, precision: str) -> None:
+        if self.resume:
+            self.folder.require_same_recipe(self.config)
+            return
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        data = self.config.data
+        write_split(
+            self.folder.splits,
+            self.prepared.split,
+            seed=data.split_seed,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            fingerprint=self.prepared.fingerprint,
+        )
+        self.folder.write_environment(
+            seed=self.fit.seed,
+            data_root=self.prepared.root,
+            fingerprint=self.prepared.fingerprint,
+            extra={
+                "precision": precision,
+                "skipped": [list(item) for item in self.prepared.skipped],
+                "teacher": str(self.teacher) if self.teacher else None,
+            },
+        )
+        # Last: a folder with a recipe is a run that can be resumed.
+        self.folder.write_recipe(self.config)
+
+    def _datamodule(self, trainer: lightning.Trainer) -> PhotoDataModule:
+        accelerator = trainer.strategy.root_device.type
+        return PhotoDataModule(
+            self.prepared.root,
+            self.prepared.train,
+            self.prepared.val,
+            self.preprocessing,
+            self.config.augmentation,
+            batch_size=self.fit.batch_size,
+            seed=self.fit.seed,
+            workers=default_workers(accelerator) if self.fit.workers < 0 else self.fit.workers,
+        )
+
+    def _finish(self, precision: str) -> RunResult:
+        """Calibrates on the validation split, evaluates on the test split, and completes the run folder."""
+        manifest = ModelManifest(
+            model=self.fit.model,
+            classes=self.prepared.classes,
+            preprocessing=self.preprocessing,
+            weights_file=self.folder.weights.name,
+            weights_sha256=sha256_of(self.folder.weights),
+            lineage=self._lineage(precision),
+        )
+        manifest.write(self.folder.manifest)
+        network, _ = load_network(self.folder.path)
+        root, classes = self.prepared.root, self.prepared.classes
+        val = predict_logits(TorchBackend(network, manifest), self.prepared.val, root)
+        manifest = replace(manifest, temperature=fit_temperature(val.logits, val.target))
+        manifest.write(self.folder.manifest)
+        size = complexity(network, self.preprocessing.image_size)
+        result = evaluate(
+            TorchBackend(network, manifest),
+            self.prepared.test,
+            root,
+            classes=classes,
+            split="test",
+            parameters=size.parameters,
+            macs=size.macs,
+        )
+        train_s = sum(row["train_s"] for row in self.log.rows)
+        best_epoch = self.best.epoch + 1
+        document = result.to_json() | {"train_s": train_s, "best_epoch": best_epoch}
+        write_json(self.folder.evaluation, document)
+        return RunResult(self.folder.path, result, best_epoch, train_s, self.prepared.skipped)
+
+    def _lineage(self, precision: str) -> dict[str, Any]:
+        lineage: dict[str, Any] = {
+            "method": self.objective.method,
+            "seed": self.fit.seed,
+            "precision": precision,
+            "best_epoch": self.best.epoch + 1,
+            "data_fingerprint": self.prepared.fingerprint,
+        }
+        if self.teacher is not None:
+            lineage["teacher_sha256"] = sha256_of(RunFolder(self.teacher).weights)
+        return lineage
+
+
+def _channels(model: torch.nn.Module, strides: tuple[int, ...]) -> Mapping[int, int]:
+    if not strides:
+        return {}
+    with StageTap(model, strides) as tap:
+        return {stride: tap.channels(stride) for stride in strides}

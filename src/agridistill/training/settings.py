@@ -1,0 +1,173 @@
+"""Typed settings of a run. Defaults stand here and nowhere else; a recipe file or a caller changes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agridistill.data.views import Augmentation
+from agridistill.errors import ConfigError
+from agridistill.manifest import ResizeRule
+
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+
+
+def _require(holds: bool, expected: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(expected, str(got), "correct the recipe or the option")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which pixels a model sees and how photos are divided.
+
+    Attributes:
+        image_size: height and width of the input in pixels.
+        resize: "crop" scales the shorter side and cuts the centre, "stretch" ignores the aspect ratio.
+        val_fraction: share of each class that chooses the best epoch and fits the temperature.
+        test_fraction: share of each class that is only ever evaluated.
+        split_seed: of the leaf-disjoint split. Not the run's seed: runs that are compared share one test split.
+    """
+
+    image_size: int = 224
+    resize: ResizeRule = "crop"
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(16 <= self.image_size <= 4096, "data.image_size from 16 to 4096 px", self.image_size)
+        for name in ("val_fraction", "test_fraction"):
+            _require(0 < getattr(self, name) < 1, f"data.{name} between 0 and 1", getattr(self, name))
+        total = self.val_fraction + self.test_fraction
+        _require(total < 1, "data.val_fraction + data.test_fraction below 1", total)
+        _require(self.split_seed >= 0, "data.split_seed of at least 0", self.split_seed)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a network is trained: AdamW, linear warm-up, cosine decay to 0.
+
+    Attributes:
+        model: timm's name of the network.
+        epochs: passes over the training photos.
+        batch_size: photos a step, in each process.
+        lr: peak learning rate.
+        weight_decay: of weight matrices; biases and norms have none.
+        warmup: share of all steps in which the learning rate rises.
+        label_smoothing: of the cross-entropy.
+        drop_path: stochastic depth rate.
+        clip_grad: largest gradient norm; 0 does not clip.
+        patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
+        seed: of initial weights, order, views and dropout.
+        workers: loader processes; -1 chooses.
+        precision: "auto" measures whether bf16 is faster on this processor.
+        pretrained: starts from timm's weights on the model hub.
+        weights: a safetensors file to start from instead.
+        devices: processes (DDP), one on each device.
+    """
+
+    model: str = "mobilenetv3_large_100"
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    drop_path: float = 0.0
+    clip_grad: float = 1.0
+    patience: int = 0
+    seed: int = 0
+    workers: int = -1
+    precision: PrecisionChoice = "auto"
+    pretrained: bool = True
+    weights: str | None = None
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
+        _require(self.batch_size >= 1, "batch_size of at least 1", self.batch_size)
+        _require(self.lr > 0, "lr above 0", self.lr)
+        _require(self.weight_decay >= 0, "weight_decay of at least 0", self.weight_decay)
+        for name in ("warmup", "label_smoothing", "drop_path"):
+            _require(0 <= getattr(self, name) < 1, f"{name} from 0 to below 1", getattr(self, name))
+        _require(self.clip_grad >= 0, "clip_grad of at least 0", self.clip_grad)
+        _require(self.patience >= 0, "patience of at least 0", self.patience)
+        _require(self.seed >= 0, "seed of at least 0", self.seed)
+        _require(self.workers >= -1, "workers of at least 0, or -1 to choose", self.workers)
+        _require(self.devices >= 1, "devices of at least 1", self.devices)
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """One teacher stage that one student stage is aligned with; stages are named by their stride."""
+
+    student: int = 16
+    teacher: int = 16
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.student > 0 and self.teacher > 0, "pair strides above 0", f"{self.student}, {self.teacher}")
+        _require(self.weight > 0, "a pair weight above 0", self.weight)
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """The distillation objective. A weight of None is the method's own (`distillation.objective.METHODS`).
+
+    Attributes:
+        method: name in the method table.
+        w_ce: weight of the cross-entropy.
+        w_kd: weight of the logit distillation.
+        w_att: weight of the attention alignment at its peak.
+        temperature: softens both sets of logits.
+        pairs: stages that are aligned.
+        attention: teacher's map: "activation" (squared activations) or "window" (Swin's window attention).
+        alignment: student's channels to a map: "fixed" mean, or a "learned" 1x1 projection.
+        distance: between the maps: "l2", "kl" or "cosine".
+        grid: common grid of two maps: "smaller", "student" or "teacher".
+        stage_weights: "fixed", or "learned" from each pair's uncertainty.
+        att_warmup: share of all steps in which w_att rises.
+        att_decay: "cosine" brings w_att to 0 at the end, "none" keeps it.
+    """
+
+    method: str = "hybrid"
+    w_ce: float | None = None
+    w_kd: float | None = None
+    w_att: float | None = None
+    temperature: float = 4.0
+    pairs: tuple[PairSettings, ...] = (PairSettings(),)
+    attention: Literal["activation", "window"] = "activation"
+    alignment: Literal["fixed", "learned"] = "fixed"
+    distance: Literal["l2", "kl", "cosine"] = "l2"
+    grid: Literal["smaller", "student", "teacher"] = "smaller"
+    stage_weights: Literal["fixed", "learned"] = "fixed"
+    att_warmup: float = 0.1
+    att_decay: Literal["cosine", "none"] = "cosine"
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "objective.temperature above 0", self.temperature)
+        _require(len(self.pairs) > 0, "objective.pairs with at least one pair", "none")
+        _require(0 <= self.att_warmup < 1, "objective.att_warmup from 0 to below 1", self.att_warmup)
+        for name in ("w_ce", "w_kd", "w_att"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"objective.{name} of at least 0", value)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that `train` needs beside the data."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    train: FitSettings = field(default_factory=FitSettings)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything that `distill` needs beside the data and the teacher."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    distill: FitSettings = field(default_factory=FitSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)

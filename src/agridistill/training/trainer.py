@@ -1,0 +1,85 @@
+"""Lightning's trainer as our runs use it: quiet, interruptible, with our callbacks."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import lightning
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from agridistill.training.callbacks import ProgressLine
+from agridistill.training.run_folder import RunFolder
+from agridistill.training.settings import FitSettings
+
+
+def create_trainer(
+    fit: FitSettings, folder: RunFolder, precision: str, callbacks: Sequence[Callback]
+) -> lightning.Trainer:
+    """A trainer that checkpoints every epoch and logs to TensorBoard.
+
+    Args:
+        fit: epochs, devices, gradient clipping and patience.
+        folder: where checkpoint and logs go.
+        precision: "fp32" or "bf16".
+        callbacks: the run's own; their state is in the checkpoint.
+    """
+    checkpoint = ModelCheckpoint(
+        dirpath=folder.path,
+        filename=folder.checkpoint.stem,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    early_stop = [EarlyStopping("val/accuracy", patience=fit.patience, mode="max")] if fit.patience else []
+    with quiet_lightning():
+        return lightning.Trainer(
+            max_epochs=fit.epochs,
+            devices=fit.devices,
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+            # The checkpoint last: it stores the state of the others as the epoch left it.
+            callbacks=[*early_stop, *callbacks, ProgressLine(folder.path.name), checkpoint],
+            default_root_dir=folder.path,
+            gradient_clip_val=fit.clip_grad or None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=20,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's hints for its own users (and its adverts) from ours."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            warnings.filterwarnings("ignore", module="torch.*")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes Ctrl-C during a fit a KeyboardInterrupt again: Lightning turns it into an exit and disables Ctrl-C."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)

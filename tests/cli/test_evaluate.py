@@ -1,0 +1,186 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agridistill.cli.main import main
+from agridistill.cli.tables import ComparisonRow, print_comparison, print_evaluation
+from agridistill.evaluation.metrics import ClassScores, Interval
+from agridistill.evaluation.result import EvaluationResult
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err  # type: ignore[return-value]
+
+
+def result(classes: int = 2, **changes: object) -> EvaluationResult:
+    names = tuple(f"class {number}" for number in range(classes))
+    fields: dict[str, object] = {
+        "model": "mobilenetv3_large_100",
+        "split": "test",
+        "classes": names,
+        "photos": 1234,
+        "leaves": 400,
+        "skipped_photos": ("'a.jpg' (cut off)",),
+        "accuracy": 0.9125,
+        "accuracy_ci95": Interval(0.8949, 0.9274),
+        "macro_f1": 0.9034,
+        "nll_nats": 0.25,
+        "calibration_error": 0.0213,
+        "per_class": tuple(ClassScores(name, 0.5, 0.25, 1 / 3, 617) for name in names),
+        "confusion_matrix": tuple(tuple(10 * row + column for column in range(classes)) for row in range(classes)),
+        "image_size": 128,
+        "temperature": 1.25,
+        "parameters": 4_210_000,
+        "macs": 215_300_000,
+    }
+    return EvaluationResult(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_the_runs_own_test_split_gives_the_result_of_the_run(teacher_run: Path, leaves: Path, capsys: Capture) -> None:
+    code, out, err = run(capsys, "evaluate", teacher_run, leaves, "--json")
+    stored = json.loads((teacher_run / "evaluation.json").read_text())
+    again = json.loads(out)
+    assert code == 0
+    assert again["parameters"] > 0
+    assert again["flops"] == 2 * again["macs"]
+    assert {key: again[key] for key in again if key != "nll_nats"} == {
+        key: stored[key] for key in again if key != "nll_nats"
+    }
+    assert again["nll_nats"] == pytest.approx(stored["nll_nats"], abs=1e-4)
+    assert err.splitlines()[-1] == f"Next: agridistill predict {teacher_run} {leaves}"
+
+
+def test_the_table_and_the_file_tell_the_same(teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "evaluate", teacher_run, leaves, "--split", "val", "--out", tmp_path / "val.json")
+    document = json.loads((tmp_path / "val.json").read_text())
+    assert code == 0
+    assert document["split"] == "val"
+    assert f"on the val split of {leaves}" in out
+    assert f"{100 * document['accuracy']:.1f} %" in out
+    assert "confusion matrix: rows are the truth, columns the prediction" in out
+    for name in document["classes"]:
+        assert name in out
+
+
+def test_photos_that_the_model_learnt_from_are_told(
+    teacher_run: Path, leaves: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, out, _ = run(capsys, "evaluate", teacher_run, leaves, "--split", "all", "--json")
+    assert code == 0
+    learnt = len(json.loads((teacher_run / "splits.json").read_text())["splits"]["train"])
+    assert (
+        f"{learnt} of these {json.loads(out)['photos']} photos are among those that the model was trained on"
+        in caplog.text
+    )
+
+
+def test_a_photo_that_cannot_be_read_is_told_and_counted(
+    teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copytree(leaves, tmp_path / "leaves")
+    bad = min((tmp_path / "leaves").rglob("*.*g"))
+    bad.write_bytes(b"")
+    code, out, err = run(capsys, "evaluate", teacher_run, tmp_path / "leaves", "--split", "all")
+    assert code == 0
+    assert "1 unreadable left out" in out
+    assert f"left out: 1 unreadable photos, the first {bad.relative_to(tmp_path / 'leaves')}: empty file" in err
+
+
+def test_data_that_the_model_was_not_trained_on_needs_a_choice(
+    teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copytree(leaves, tmp_path / "leaves")
+    min((tmp_path / "leaves").rglob("*.*g")).unlink()
+    code, out, err = run(capsys, "evaluate", teacher_run, tmp_path / "leaves")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith("pass --splits FILE, or --split all for every photo")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere", "DATA"), "got 'nowhere', which does not exist; check the path"),
+        (("RUN", "nowhere"), "expected a folder of class folders; got 'nowhere', which does not exist; check the path"),
+        (("RUN", "EMPTY"), "expected at least two class folders with photos"),
+        (("RUN", "DATA", "--splits", "nowhere.json"), "expected a split file; got no file 'nowhere.json'"),
+        (("RUN", "DATA", "--split", "dev"), "error: "),
+    ],
+)
+def test_unusable_input_ends_in_one_line(
+    teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    named = {"RUN": teacher_run, "DATA": leaves, "EMPTY": tmp_path / "empty"}
+    code, out, err = run(capsys, "evaluate", *(named.get(word, word) for word in words))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_the_table_shows_each_figure_with_its_unit(capsys: Capture) -> None:
+    print_evaluation(result(), title="x")
+    out = capsys.readouterr().out
+    for figure in (
+        "91.2 % (89.5–92.7)",
+        "0.903",
+        "0.250 nats",
+        "2.1 %",
+        "1.25",
+        "1,234 of 400 leaves; 1 unreadable left out",
+        "4.21 M",
+        "215 M",
+        "431 M",
+        "128 x 128 px",
+    ):
+        assert figure in out
+    assert "left out of macro-F1" not in out
+
+
+def test_a_class_without_photos_has_dashes_and_a_word_why(capsys: Capture) -> None:
+    scores = (ClassScores("present", 1.0, 1.0, 1.0, 5), ClassScores("[b]absent", None, None, None, 0))
+    print_evaluation(result(per_class=scores), title="x")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if "absent" in line] == [["[b]absent", "–", "–", "–", "0"]]
+    assert "–: no photos of this class; it is left out of macro-F1" in lines
+
+
+def test_many_classes_show_their_most_frequent_confusions(capsys: Capture) -> None:
+    print_evaluation(result(classes=16), title="x")
+    out = capsys.readouterr().out
+    assert "most frequent confusions" in out
+    assert "confusion matrix" not in out
+    first = next(line for line in out.splitlines() if line.split()[:2] == ["class", "15"] and line.split()[-1] == "164")
+    assert first.split() == ["class", "15", "class", "14", "164"]
+
+
+def test_a_comparison_shows_a_line_a_model(capsys: Capture) -> None:
+    rows = [
+        ComparisonRow("ce [student]", result(), train_s=75.4),
+        ComparisonRow("teacher", result(parameters=None, macs=34_470_000_000), train_s=7400),
+        ComparisonRow("tiny", result(parameters=950, macs=21_600), train_s=12),
+        ComparisonRow("unknown", result(macs=None)),
+    ]
+    print_comparison(rows, title="at equal budget")
+    lines = capsys.readouterr().out.splitlines()
+    cells = {
+        line.split("  ")[0].strip(): [cell for cell in line.split("  ") if cell][1:]
+        for line in lines
+        if "91.2 %" in line
+    }
+    cells = {name: [cell.strip() for cell in row] for name, row in cells.items()}
+    interval = "91.2 % (89.5–92.7)"
+    assert cells == {
+        "ce [student]": [interval, "0.903", "4.21 M", "215 M", "1 min 15 s"],
+        "teacher": [interval, "0.903", "–", "34.5 G", "2 h 3 min"],
+        "tiny": [interval, "0.903", "950", "21.6 k", "12 s"],
+        "unknown": [interval, "0.903", "4.21 M", "–", "–"],
+    }

@@ -1,0 +1,210 @@
+"""The command as a user meets it: one line for each failure, nothing half-written, the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agridistill.cli import main as cli
+
+SMALL = [
+    "--epochs",
+    "1",
+    "--image-size",
+    "64",
+    "--batch-size",
+    "16",
+    "--no-pretrained",
+    "--workers",
+    "0",
+    "--precision",
+    "fp32",
+]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(exit_.value.code or 0), captured.out, captured.err
+
+
+def one_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_a_wrong_path_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(capsys, "train", tmp_path / "missing", "--out", tmp_path / "run", "--no-pretrained")
+    assert code == 2
+    assert out == ""
+    assert "which does not exist; check the path" in one_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    code, _, err = run(capsys, "train", tmp_path / "data", "--out", tmp_path / "run", "--no-pretrained")
+    assert code == 2
+    assert "no photos in class folders" in one_line(err)
+
+
+def test_one_class_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "data" / "rust").mkdir(parents=True)
+    (tmp_path / "data" / "rust" / "1.jpg").write_bytes(b"")
+    code, _, err = run(capsys, "train", tmp_path / "data", "--out", tmp_path / "run", "--no-pretrained")
+    assert code == 2
+    assert "at least two class folders with photos; got only 'rust'" in one_line(err)
+
+
+def test_a_typo_in_a_model_name_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "train", tmp_path, "--model", "swin_tny_patch4_window7_224", "--out", tmp_path / "run")
+    assert code == 2
+    assert "did you mean 'swin_tiny_patch4_window7_224'" in one_line(err)
+
+
+def test_an_unknown_recipe_key_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[distill]\nepoch = 3\n")
+    code, _, err = run(capsys, "distill", tmp_path, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "'epoch'" in one_line(err)
+    assert "did you mean 'epochs'?" in err
+
+
+def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "train", tmp_path, "--out", tmp_path / "run", "--epoch", "3")
+    assert code == 2
+    assert "No such option: --epoch" in one_line(err)
+
+
+def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "train", tmp_path)
+    assert code == 2
+    assert "--out" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "expected room on the disk; got a full disk at '/x/model.safetensors'"),
+        (errno.EACCES, "expected a place that may be written and read"),
+        (errno.ENOTDIR, "expected a usable path"),
+    ],
+)
+def test_a_failing_disk_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, message: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), "/x/model.safetensors")
+
+    monkeypatch.setattr("agridistill.training.run.train", fail)
+    code, _, err = run(capsys, "train", tmp_path, "--out", tmp_path / "run")
+    assert code == 2
+    assert message in one_line(err)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("agridistill.training.run.train", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", str(tmp_path), "--out", str(tmp_path / "run")])
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    from agridistill.errors import DataError
+
+    with pytest.raises(DataError):
+        cli.main(["train", str(tmp_path), "--out", str(tmp_path / "run"), "--no-pretrained", "--debug"])
+
+
+def test_train_distill_evaluate_and_predict_follow_one_another(
+    capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path
+) -> None:
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    code, out, err = run(
+        capsys, "train", leaves, "--model", "swin_nano_patch4_window4_64", "--out", teacher, *SMALL, "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["split"] == "test"
+    assert f"Next: agridistill distill {leaves} --teacher {teacher}" in err
+    code, out, err = run(
+        capsys,
+        "distill",
+        leaves,
+        "--teacher",
+        teacher,
+        "--student",
+        "mobilenetv3_small_050",
+        "--method",
+        "hybrid",
+        "--out",
+        student,
+        *SMALL,
+    )
+    assert code == 0
+    assert "mosaic" in out
+    assert f"Next: agridistill evaluate {student} {leaves}" in err
+    trained = json.loads((student / "evaluation.json").read_text())
+    code, out, _ = run(capsys, "evaluate", student, leaves, "--json")
+    assert code == 0
+    again = json.loads(out)
+    assert again["accuracy"] == pytest.approx(trained["accuracy"])
+    assert again["photos"] == trained["photos"]
+    code, out, _ = run(capsys, "predict", student, next(leaves.rglob("*.jpg")))
+    assert code == 0
+    assert "%" in one_line(out)
+
+
+def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(capsys, "distill", leaves, "--method", "ce", "--student", "mobilenetv3_small_050", "--out", out, *SMALL)
+    (out / "evaluation.json").unlink()
+    code, _, _ = run(capsys, "distill", leaves, "--out", out, "--resume")
+    assert code == 0
+    assert (out / "evaluation.json").exists()
+
+
+def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "agridistill.cli.main", "train", str(leaves), "--out", str(out)]
+    options = ["--model", "mobilenetv3_small_050", *SMALL, "--epochs", "500"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out_text, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out_text == ""
+    told = [line for line in err.splitlines() if "epoch" not in line]
+    assert told == ["interrupted: a started run goes on with the same command and --resume"]
+    assert not list(out.glob("*.part"))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a small disk")
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        code, _, err = run(capsys, "train", leaves, "--model", "mobilenetv3_small_050", "--out", disk / "run", *SMALL)
+        assert code == 2
+        assert "expected room on the disk; got a full disk" in err.strip().splitlines()[-1]
+        assert not list(disk.rglob("*.part"))
+        assert not (disk / "run" / "model.safetensors").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,140 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agridistill.api import load
+from agridistill.cli.main import main
+from agridistill.data.samples import scan
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err  # type: ignore[return-value]
+
+
+def with_threshold(run_folder: Path, copy: Path, threshold: float) -> Path:
+    shutil.copytree(run_folder, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"threshold": threshold}))
+    return copy
+
+
+@pytest.fixture
+def photos(leaves: Path, tmp_path: Path) -> Path:
+    """A folder of three photos."""
+    for number, sample in enumerate(scan(leaves).samples[::30][:3]):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(leaves / sample.path, tmp_path / "photos" / f"{number}{Path(sample.path).suffix}")
+    return tmp_path / "photos"
+
+
+def test_each_photo_gets_a_line_with_label_and_probability(teacher_run: Path, photos: Path, capsys: Capture) -> None:
+    code, out, err = run(capsys, "predict", teacher_run, photos)
+    predictor = load(teacher_run)
+    expected = []
+    for path in sorted(photos.iterdir()):
+        answer = predictor.predict(path)
+        expected.append(f"{path}: {answer.label} {100 * answer.probability:.1f} %")
+    assert code == 0
+    assert out.splitlines() == expected
+    assert err.splitlines() == [f"Next: agridistill evaluate {teacher_run} DATA"]
+
+
+def test_top_names_the_most_probable_classes(teacher_run: Path, photos: Path, capsys: Capture) -> None:
+    path = min(photos.iterdir())
+    _, out, _ = run(capsys, "predict", teacher_run, path, "--top", 3)
+    top = load(teacher_run).predict(path, top=3).top
+    assert out == f"{path}: " + ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in top) + "\n"
+    assert out.count("%") == 3
+
+
+def test_below_the_threshold_the_answer_is_unknown(
+    teacher_run: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = min(photos.iterdir())
+    doubtful = with_threshold(teacher_run, tmp_path / "run", 1.0)
+    code, out, _ = run(capsys, "predict", doubtful, path)
+    answer = load(teacher_run).predict(path)
+    assert code == 0
+    assert out == f"{path}: unknown ({answer.label} {100 * answer.probability:.1f} %): look closer\n"
+
+
+def test_a_bad_photo_is_told_the_rest_goes_on_and_the_exit_code_is_1(
+    teacher_run: Path, photos: Path, capsys: Capture
+) -> None:
+    bad = photos / "0b.jpg"
+    bad.write_text("no photo")
+    code, out, err = run(capsys, "predict", teacher_run, photos)
+    assert code == 1
+    assert len(out.splitlines()) == 3
+    assert f"error: expected a readable photo; got '{bad}' (not a JPEG, PNG, WebP, BMP or TIFF image)" in err
+    assert "1 of 4 photos could not be read" in err
+
+
+def test_json_is_one_document_and_nothing_else_on_stdout(teacher_run: Path, photos: Path, capsys: Capture) -> None:
+    bad = photos / "9.jpg"
+    bad.write_text("no photo")
+    code, out, _ = run(capsys, "predict", teacher_run, photos, "--top", 2, "--json")
+    document: dict[str, Any] = json.loads(out)
+    assert code == 1
+    assert document["model"] == str(teacher_run)
+    assert [entry["photo"] for entry in document["photos"]] == [str(path) for path in sorted(photos.iterdir())[:3]]
+    first = document["photos"][0]
+    answer = load(teacher_run).predict(Path(first["photo"]), top=2)
+    assert first["label"] == answer.label
+    assert first["probability"] == pytest.approx(answer.probability, abs=1e-5)
+    assert first["abstained"] is False
+    assert [entry["label"] for entry in first["top"]] == [label for label, _ in answer.top]
+    assert [entry["photo"] for entry in document["errors"]] == [str(bad)]
+    assert "(not a JPEG" in document["errors"][0]["error"]
+
+
+def test_markup_and_odd_bytes_in_a_file_name_are_shown_as_they_are(
+    teacher_run: Path, photos: Path, capsys: Capture
+) -> None:
+    source = min(photos.iterdir())
+    named = photos / "[red]leaf.png"
+    latin = Path(str(photos / "bl") + b"\xe4".decode("utf-8", "surrogateescape") + "tt.png")
+    shutil.copy(source, named)
+    try:
+        shutil.copy(source, latin)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes only Unicode names")
+    code, out, _ = run(capsys, "predict", teacher_run, named, latin)
+    assert code == 0
+    assert "[red]leaf.png: " in out
+    assert "bl\\udce4tt.png: " in out
+    code, out, _ = run(capsys, "predict", teacher_run, latin, "--json")
+    assert json.loads(out)["photos"][0]["photo"].endswith("bl\\udce4tt.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("RUN", "nowhere.jpg"),
+            "error: expected photos or folders of photos; got 'nowhere.jpg', which does not exist;",
+        ),
+        (("RUN", "EMPTY"), "which holds none; name another folder or the files"),
+        (("nowhere", "PHOTOS"), "got 'nowhere', which does not exist; check the path"),
+        (("RUN", "PHOTOS", "--top", "0"), "error: "),
+    ],
+)
+def test_unusable_input_ends_in_one_line(
+    teacher_run: Path, photos: Path, tmp_path: Path, capsys: Capture, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    named = {"RUN": teacher_run, "PHOTOS": photos, "EMPTY": tmp_path / "empty"}
+    code, out, err = run(capsys, "predict", *(named.get(word, word) for word in words))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1

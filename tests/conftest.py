@@ -1,0 +1,41 @@
+"""Drawn leaves and a tiny trained teacher, made once for each test process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agridistill.data.synthetic import draw_leaves
+
+TINY_SWIN = "swin_nano_patch4_window4_64"
+TINY_STUDENT = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="session")
+def leaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six classes, 8 leaves each, 2 shots of each leaf, 64 px."""
+    folder = tmp_path_factory.mktemp("data") / "leaves"
+    return draw_leaves(folder, leaves_per_class=8, shots_per_leaf=2, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny Swin, one epoch."""
+    from agridistill.training.run import train
+    from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
+
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    fit = FitSettings(model=TINY_SWIN, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
+    train(leaves, out, TrainConfig(data=DataSettings(image_size=64), train=fit))
+    return out
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """The folder that AGRIDISTILL_DATA names; the test is skipped where it names none."""
+    named = os.environ.get("AGRIDISTILL_DATA")
+    if not named:
+        pytest.skip("AGRIDISTILL_DATA names no folder of real photos")
+    return Path(named)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agridistill.data.prepare import PreparedData, prepare_data, split_data
+from agridistill.data.splits import Split, read_split, write_split
+from agridistill.errors import DataError
+
+
+def _paths(prepared: PreparedData) -> dict[str, set[str]]:
+    return {name: {sample.path for sample in getattr(prepared, name)} for name in ("train", "val", "test")}
+
+
+def test_class_folders_become_three_disjoint_parts(tmp_path: Path, write_folder) -> None:
+    prepared = prepare_data(write_folder(tmp_path, {"rust": 20, "scab": 20}))
+    parts = _paths(prepared)
+    assert [len(part) for part in parts.values()] == [28, 6, 6]
+    assert len(set.union(*parts.values())) == 40
+    assert {name: set(paths) for name, paths in prepared.split.parts().items()} == parts
+    assert prepared.classes == ("rust", "scab")
+
+
+def test_the_same_folder_gives_the_same_parts(tmp_path: Path, write_folder) -> None:
+    first = prepare_data(write_folder(tmp_path / "a", {"rust": 20, "scab": 20}))
+    second = prepare_data(write_folder(tmp_path / "b", {"rust": 20, "scab": 20}))
+    assert first.split == second.split
+    assert first.fingerprint == second.fingerprint
+    assert prepare_data(tmp_path / "a", split_seed=1).split != first.split
+
+
+def test_bad_photos_and_strays_are_named_and_left_out(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"rust": 20, "scab": 20})
+    (tmp_path / "rust" / "bad.jpg").write_bytes(b"x")
+    (tmp_path / "rust" / "svn-r6Yb5c").write_bytes(b"")
+    prepared = prepare_data(tmp_path)
+    assert prepared.skipped == (("rust/bad.jpg", "not a photo"),)
+    assert prepared.strays == ("rust/svn-r6Yb5c",)
+    assert len(prepared.train + prepared.val + prepared.test) == 40
+
+
+def test_given_folders_are_used_as_they_are(tmp_path: Path, write_folder) -> None:
+    for part, count in (("train", 4), ("valid", 2), ("test", 3)):
+        write_folder(tmp_path / part, {"rust": count, "scab": count})
+    prepared = prepare_data(tmp_path)
+    assert [len(part) for part in _paths(prepared).values()] == [8, 4, 6]
+    assert all(sample.path.startswith("valid/") for sample in prepared.val)
+
+
+@pytest.mark.parametrize(("given", "cut"), [("val", "test"), ("test", "val")])
+def test_a_part_without_a_folder_is_cut_from_train(tmp_path: Path, write_folder, given: str, cut: str) -> None:
+    write_folder(tmp_path / "train", {"rust": 20, "scab": 20})
+    write_folder(tmp_path / given, {"rust": 3, "scab": 3})
+    parts = _paths(prepare_data(tmp_path))
+    assert len(parts[given]) == 6
+    assert len(parts[cut]) == 6
+    assert all(path.startswith("train/") for path in parts[cut])
+    assert len(parts["train"]) == 34
+
+
+def test_a_split_file_decides(tmp_path: Path, write_folder) -> None:
+    root = write_folder(tmp_path / "data", {"rust": 3, "scab": 3})
+    split = Split(("rust/00.png", "scab/00.png"), ("rust/01.png",), ("scab/01.png",))
+    write_split(tmp_path / "s.json", split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
+    prepared = prepare_data(root, split_file=tmp_path / "s.json")
+    assert prepared.split == split
+
+
+def test_a_photo_of_the_split_file_that_went_bad_is_skipped(tmp_path: Path, write_folder) -> None:
+    root = write_folder(tmp_path / "data", {"rust": 20, "scab": 20})
+    split_data(root, tmp_path / "s.json")
+    bad = read_split(tmp_path / "s.json").train[0]
+    (root / bad).write_bytes(b"")
+    prepared = prepare_data(root, split_file=tmp_path / "s.json")
+    assert prepared.skipped == ((bad, "empty file"),)
+    assert len(prepared.train) == 27
+
+
+def test_a_split_without_training_photos_of_a_class_is_an_error(tmp_path: Path, write_folder) -> None:
+    root = write_folder(tmp_path / "data", {"rust": 3, "scab": 3})
+    split = Split(("rust/00.png",), ("scab/01.png",), ("scab/02.png",))
+    write_split(tmp_path / "s.json", split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
+    with pytest.raises(DataError, match="training photos of every class; got none of 'scab'"):
+        prepare_data(root, split_file=tmp_path / "s.json")
+
+
+def test_a_split_without_test_photos_is_an_error(tmp_path: Path, write_folder) -> None:
+    root = write_folder(tmp_path / "data", {"rust": 3, "scab": 3})
+    split = Split(("rust/00.png", "scab/00.png"), ("scab/01.png",), ())
+    write_split(tmp_path / "s.json", split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
+    with pytest.raises(DataError, match="photos in test; got none"):
+        prepare_data(root, split_file=tmp_path / "s.json")
+
+
+def test_a_written_split_is_not_replaced_unasked(tmp_path: Path, write_folder) -> None:
+    root = write_folder(tmp_path / "data", {"rust": 20, "scab": 20})
+    prepared = split_data(root, tmp_path / "s.json")
+    assert read_split(tmp_path / "s.json") == prepared.split
+    with pytest.raises(DataError, match="which exists; choose another name or pass --force"):
+        split_data(root, tmp_path / "s.json", seed=1)
+    assert read_split(tmp_path / "s.json") == prepared.split
+    assert split_data(root, tmp_path / "s.json", seed=1, force=True).split == read_split(tmp_path / "s.json")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agridistill.data.samples import scan
+from agridistill.errors import DataError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def test_labels_follow_the_sorted_class_names(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "rust/1.jpg", "blight/2.JPG", "blight/a/3.jpeg"))
+    assert folder.classes == ("blight", "rust")
+    assert [(sample.path, sample.label) for sample in folder.samples] == [
+        ("blight/2.JPG", 0),
+        ("blight/a/3.jpeg", 0),
+        ("rust/1.jpg", 1),
+    ]
+    assert folder.given_split is None
+
+
+def test_unknown_leaves_are_leaves_of_their_own(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "a/1.jpg", "b/2.jpg"))
+    assert [sample.leaf_id for sample in folder.samples] == ["a/1.jpg", "b/2.jpg"]
+
+
+def test_other_files_are_strays_and_hidden_ones_are_passed_over(tmp_path: Path) -> None:
+    folder = scan(
+        make(tmp_path, "a/1.jpg", "a/svn-r6Yb5c", "a/.DS_Store", ".git/x.jpg", "b/2.png", "b/notes.txt", "README.md")
+    )
+    assert folder.strays == ("a/svn-r6Yb5c", "b/notes.txt")
+    assert len(folder.samples) == 2
+
+
+def test_train_val_and_test_folders_give_the_split(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", "test/b/4.jpg"))
+    assert folder.classes == ("a", "b")
+    assert folder.given_split == {
+        "train/a/1.jpg": "train",
+        "train/b/2.jpg": "train",
+        "valid/a/3.jpg": "val",
+        "test/b/4.jpg": "test",
+    }
+
+
+def test_a_class_only_in_test_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/c/4.jpg")
+    with pytest.raises(DataError, match="'c' in test but not in train"):
+        scan(tmp_path)
+
+
+def test_a_wrong_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere', which does not exist; check the path"):
+        scan(tmp_path / "nowhere")
+
+
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "photo.jpg")
+    with pytest.raises(DataError, match="got the file"):
+        scan(tmp_path / "photo.jpg")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no photos in class folders"):
+        scan(tmp_path)
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least two class folders with photos; got only 'a'"):
+        scan(make(tmp_path, "a/1.jpg", "b/readme.txt"))

@@ -1,0 +1,148 @@
+"""Distances of maps against slow references, by symmetry and at their limits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agridistill.distillation.attention_losses import attention_distance
+from agridistill.errors import ConfigError, ModelError
+
+DISTANCES = ["l2", "kl", "cosine"]
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0.05, 1.0, size=shape)
+
+
+def reference_distance(student, teacher, distance):
+    """The textbook formulas on one pair of maps, position by position."""
+    s, t = [float(value) for value in student.ravel()], [float(value) for value in teacher.ravel()]
+    s_length, t_length = math.sqrt(sum(v * v for v in s)), math.sqrt(sum(v * v for v in t))
+    if distance == "l2":
+        return sum((a / s_length - b / t_length) ** 2 for a, b in zip(s, t, strict=True))
+    if distance == "cosine":
+        return 1 - sum(a * b for a, b in zip(s, t, strict=True)) / (s_length * t_length)
+    return sum(b / sum(t) * math.log((b / sum(t)) / (a / sum(s))) for a, b in zip(s, t, strict=True))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+class TestEveryDistance:
+    @pytest.mark.parametrize("shape", [(3, 4, 5), (3, 2, 4, 5)])
+    def test_equals_a_slow_reference(self, distance, shape):
+        student, teacher = draw(*shape), draw(*shape, seed=1)
+        pairs = zip(student.reshape(-1, 4, 5), teacher.reshape(-1, 4, 5), strict=True)
+        expected = np.mean([reference_distance(s, t, distance) for s, t in pairs])
+        loss = attention_distance(torch.from_numpy(student), torch.from_numpy(teacher), distance)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+    def test_is_zero_for_equal_maps_and_has_no_gradient_there(self, distance):
+        teacher = torch.from_numpy(draw(2, 4, 5))
+        student = teacher.clone().requires_grad_()
+        loss = attention_distance(student, teacher, distance)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert student.grad.abs().max() < 1e-6
+
+    @pytest.mark.parametrize("scale", [1e-15, 1e-4, 1e4, 1e30])
+    def test_does_not_depend_on_the_scale_of_a_map(self, distance, scale):
+        student, teacher = torch.from_numpy(draw(2, 4, 5)), torch.from_numpy(draw(2, 4, 5, seed=1))
+        expected = attention_distance(student, teacher, distance)
+        torch.testing.assert_close(attention_distance(student * scale, teacher, distance), expected)
+        torch.testing.assert_close(attention_distance(student, teacher * scale, distance), expected)
+
+    def test_does_not_depend_on_the_order_of_positions(self, distance):
+        student, teacher = torch.from_numpy(draw(2, 4, 5)), torch.from_numpy(draw(2, 4, 5, seed=1))
+        torch.testing.assert_close(
+            attention_distance(student.flip(1, 2), teacher.flip(1, 2), distance),
+            attention_distance(student, teacher, distance),
+        )
+
+    def test_does_not_grow_with_the_resolution_of_smooth_maps(self, distance):
+        def bumps(side, centre):
+            axis = (torch.arange(side) + 0.5) / side
+            row = torch.exp(-((axis - centre) ** 2) / 0.08)
+            return (row[:, None] * row[None, :]).unsqueeze(0)
+
+        values = [attention_distance(bumps(side, 0.4), bumps(side, 0.6), distance).item() for side in (7, 14, 28, 56)]
+        assert values == pytest.approx([values[-1]] * 4, rel=0.05)
+
+    @pytest.mark.parametrize("kind", ["random", "with empty places", "negative"])
+    def test_has_the_gradient_of_finite_differences(self, distance, kind):
+        student, teacher = torch.from_numpy(draw(2, 3, 3)), torch.from_numpy(draw(2, 3, 3, seed=1))
+        if kind == "with empty places":
+            teacher[:, 0] = 0.0
+        if kind == "negative":
+            student[:, 0] *= -1
+        if distance == "kl" and kind == "negative":
+            teacher[:, 0] = 0.0  # where the student is negative KL is flat, but steep beside it
+        student.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda maps: attention_distance(maps, teacher, distance).double(), student, eps=5e-3, atol=5e-3, rtol=2e-2
+        )
+
+    @pytest.mark.parametrize("empty", ["student", "teacher", "both"])
+    def test_is_finite_for_empty_maps(self, distance, empty):
+        student = torch.zeros(2, 3, 3) if empty != "teacher" else torch.rand(2, 3, 3)
+        teacher = torch.zeros(2, 3, 3) if empty != "student" else torch.rand(2, 3, 3)
+        student.requires_grad_()
+        loss = attention_distance(student, teacher, distance)
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad.isfinite().all()
+        assert student.grad.abs().max() < 1e3
+        if empty == "both":
+            assert loss.item() == 0.0
+
+    @pytest.mark.parametrize(
+        ("dtype", "low", "high"),
+        [(torch.float16, 6e-8, 6e4), (torch.bfloat16, 1e-38, 3e38), (torch.bfloat16, 0.0, 1.0)],
+    )
+    def test_is_finite_at_the_ends_of_half_precision(self, distance, dtype, low, high):
+        student = torch.tensor([[[low, high], [high, low]]], dtype=dtype, requires_grad=True)
+        teacher = torch.tensor([[[high, low], [low, low]]], dtype=dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = attention_distance(student, teacher, distance)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+        assert loss > 0
+        assert student.grad.isfinite().all()
+
+    def test_refuses_maps_that_would_broadcast(self, distance):
+        with pytest.raises(ModelError, match=r"student \(1, 3, 3\) and teacher \(2, 3, 3\).*match_resolution"):
+            attention_distance(torch.ones(1, 3, 3), torch.ones(2, 3, 3), distance)
+
+
+def test_l2_is_twice_the_cosine_distance():
+    student, teacher = torch.from_numpy(draw(2, 4, 5)), torch.from_numpy(draw(2, 4, 5, seed=1))
+    torch.testing.assert_close(
+        attention_distance(student, teacher, "l2"), 2 * attention_distance(student, teacher, "cosine")
+    )
+
+
+def test_maps_that_look_at_different_places_are_as_far_apart_as_can_be():
+    left, right = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
+    assert attention_distance(left, right, "l2").item() == pytest.approx(2.0)
+    assert attention_distance(left, right, "cosine").item() == pytest.approx(1.0)
+    # The teacher's place keeps half of a millionth of the student's map.
+    assert attention_distance(left, right, "kl").item() == pytest.approx(math.log(2e6), rel=1e-3)
+
+
+def test_kl_looks_from_the_teacher_to_the_student():
+    wide, narrow = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[1.0, 0.01]]])
+    assert attention_distance(wide, narrow, "kl") < attention_distance(narrow, wide, "kl")
+
+
+def test_an_empty_map_is_uniform_for_kl_and_far_from_all_for_l2():
+    empty, some = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    assert attention_distance(empty, torch.ones(1, 2, 2), "kl").item() == pytest.approx(0.0, abs=1e-6)
+    assert attention_distance(empty, some, "l2").item() == pytest.approx(1.0)
+    assert attention_distance(empty, some, "cosine").item() == pytest.approx(0.5)
+
+
+def test_a_mistyped_distance_is_refused():
+    with pytest.raises(ConfigError, match="a known distance; got 'L2'; did you mean 'l2'"):
+        attention_distance(torch.ones(1, 2, 2), torch.ones(1, 2, 2), "L2")

@@ -1,0 +1,156 @@
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agridistill.data.inspection import fingerprint, inspect_photos
+from agridistill.data.samples import scan
+from agridistill.data.splits import Split, write_split
+from agridistill.errors import DataError, ModelError
+from agridistill.evaluation.held_out import choose_photos, evaluate_folder
+
+MakeBackend = Callable[..., Any]
+
+OWN = Split(
+    train=tuple(f"{colour}/{n}.jpg" for colour in ("green", "red") for n in range(6)),
+    val=tuple(f"{colour}/{n}.jpg" for colour in ("green", "red") for n in (6, 7)),
+    test=tuple(f"{colour}/{n}.jpg" for colour in ("green", "red") for n in (8, 9)),
+)
+
+
+def data_fingerprint(folder: Path) -> str:
+    scanned = scan(folder)
+    return fingerprint(scanned.classes, scanned.samples, inspect_photos(scanned))
+
+
+def save_split(path: Path, split: Split) -> Path:
+    write_split(path, split, seed=0, val_fraction=0.2, test_fraction=0.2, fingerprint="any")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return save_split(tmp_path / "run" / "splits.json", OWN).parent
+
+
+@pytest.fixture
+def trained(colour_backend: MakeBackend, colour_folder: Path) -> Any:
+    """A model that was trained on the colour folder."""
+    return colour_backend(lineage={"data_fingerprint": data_fingerprint(colour_folder)})
+
+
+def chosen(backend: Any, data: Path, **options: Any) -> tuple[str, ...]:
+    return tuple(sample.path for sample in choose_photos(backend.manifest, data, **options).samples)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_on_its_own_data_a_model_gets_the_split_that_it_was_trained_with(
+    trained: Any, colour_folder: Path, run: Path, split: Any
+) -> None:
+    assert chosen(trained, colour_folder, split=split, own_split=run / "splits.json") == OWN.parts()[split]
+
+
+def test_a_given_split_file_wins_and_what_the_model_learnt_from_is_told(
+    trained: Any, colour_folder: Path, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = save_split(tmp_path / "other.json", Split(OWN.test, OWN.val, OWN.train))
+    paths = chosen(trained, colour_folder, split="test", split_file=other, own_split=run / "splits.json")
+    assert paths == OWN.train
+    assert caplog.messages == [
+        "12 of these 12 photos are among those that the model was trained on: the result will be too high"
+    ]
+
+
+def test_all_photos_of_its_own_data_are_told_to_flatter_the_model(
+    trained: Any, colour_folder: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = evaluate_folder(trained, colour_folder, split="all", run=run)
+    assert (result.photos, result.split, result.accuracy) == (20, "all", 1.0)
+    assert "12 of these 20 photos are among those that the model was trained on" in caplog.text
+
+
+def test_its_own_held_out_photos_need_no_warning(
+    trained: Any, colour_folder: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert evaluate_folder(trained, colour_folder, run=run).photos == 4
+    assert caplog.messages == []
+
+
+def test_data_that_changed_since_the_training_has_no_split(trained: Any, colour_folder: Path, run: Path) -> None:
+    shutil.copy(colour_folder / "green" / "0.jpg", colour_folder / "green" / "new.jpg")
+    with pytest.raises(
+        DataError,
+        match=r"expected a 'test' split; got '.*', which is not as the model was trained on and has no train/val/test "
+        r"folders; pass --splits FILE, or --split all for every photo",
+    ):
+        evaluate_folder(trained, colour_folder, run=run)
+    assert chosen(trained, colour_folder, split_file=run / "splits.json") == OWN.test
+
+
+def test_changed_data_with_the_names_of_training_photos_is_told(
+    trained: Any, colour_folder: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (colour_folder / "green" / "9.jpg").unlink()
+    assert len(chosen(trained, colour_folder, split="all", own_split=run / "splits.json")) == 19
+    assert caplog.messages == [
+        "12 of these 19 photos have the names of photos that the model was trained on: the result will be too high"
+    ]
+
+
+def test_a_model_that_lost_its_split_is_not_tested_on_its_own_data(
+    trained: Any, colour_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError, match=r"which the model was trained on, without the run's splits\.json; pass --splits FILE"
+    ):
+        evaluate_folder(trained, colour_folder, run=tmp_path)
+
+
+def test_other_data_is_evaluated_in_full_when_asked(colour_backend: MakeBackend, colour_folder: Path) -> None:
+    assert evaluate_folder(colour_backend(), colour_folder, split="all").photos == 20
+
+
+def test_folders_of_train_val_and_test_are_a_split(
+    colour_backend: MakeBackend, colour_photo: Callable[..., Path], tmp_path: Path
+) -> None:
+    for number, (split, colour) in enumerate((s, c) for s in ("train", "valid", "test") for c in ("green", "red")):
+        colour_photo(tmp_path / "parted" / split / colour / "a.jpg", colour, seed=number)
+    backend = colour_backend()
+    assert chosen(backend, tmp_path / "parted", split="val") == ("valid/green/a.jpg", "valid/red/a.jpg")
+    assert chosen(backend, tmp_path / "parted") == ("test/green/a.jpg", "test/red/a.jpg")
+    assert len(chosen(backend, tmp_path / "parted", split="all")) == 6
+
+
+def test_an_unreadable_photo_of_the_split_is_counted(
+    colour_backend: MakeBackend, colour_folder: Path, run: Path
+) -> None:
+    (colour_folder / "red" / "8.jpg").write_bytes(b"")
+    backend = colour_backend()
+    for split, skipped in (("test", ("red/8.jpg: empty file",)), ("val", ())):
+        result = evaluate_folder(backend, colour_folder, split=split, split_file=run / "splits.json")  # type: ignore[arg-type]
+        assert result.skipped_photos == skipped
+    assert evaluate_folder(backend, colour_folder, split="all").skipped == 1
+
+
+def test_other_classes_are_told_before_the_photos_are_read(colour_backend: MakeBackend, colour_folder: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    (colour_folder / "red").rename(colour_folder / "blue")
+    with pytest.raises(ModelError, match="only the model has 'red' and only the data has 'blue'"):
+        evaluate_folder(colour_backend(), colour_folder, split="all", progress=lambda *step: steps.append(step))
+    assert steps == []
+
+
+def test_photos_of_one_leaf_widen_the_interval(
+    colour_backend: MakeBackend, colour_folder: Path, tmp_path: Path
+) -> None:
+    for colour in ("green", "red"):
+        for number in range(10):
+            # Identical files are one leaf.
+            shutil.copy(colour_folder / colour / f"{number}.jpg", colour_folder / colour / f"{number} copy.jpg")
+    result = evaluate_folder(colour_backend(), colour_folder, split="all")
+    assert (result.photos, result.leaves) == (40, 20)
+    assert result.accuracy_ci95.low == pytest.approx(20 / (20 + 1.959964**2))

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from agridistill.errors import ModelError
+from agridistill.models.factory import SMALL_MODELS, create_model, load_weights, require_known_model, save_weights
+
+STUDENT = "mobilenetv3_small_050"
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_our_small_swins_take_their_size_and_give_the_classes(name: str) -> None:
+    size = int(name.rsplit("_", 1)[1])
+    model = create_model(name, 7, image_size=size).eval()
+    assert model(torch.zeros(1, 3, size, size)).shape == (1, 7)
+
+
+def test_a_swin_of_timm_is_built_for_another_image_size() -> None:
+    model = create_model("swin_nano_patch4_window4_64", 3, image_size=96).eval()
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
+def test_convolutional_networks_ignore_the_image_size() -> None:
+    assert create_model(STUDENT, 3, image_size=64).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_a_typo_in_the_name_names_the_nearest_models() -> None:
+    with pytest.raises(ModelError, match="got 'mobilenetv3_lrge_100'; did you mean 'mobilenetv3_large_100'"):
+        create_model("mobilenetv3_lrge_100", 3)
+    with pytest.raises(ModelError, match="swin_micro_patch4_window4_128"):
+        require_known_model("swin_micro_patch4_window4_12")
+
+
+def test_an_unreachable_hub_names_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **options: object) -> None:
+        raise ConnectionError("[Errno 111] Connection refused")
+
+    # The one place where timm goes to the network.
+    monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+    with pytest.raises(ModelError, match=r"pretrained weights of .* --no-pretrained .* --weights FILE") as caught:
+        create_model(STUDENT, 3, pretrained=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_hub_holds_our_own_models() -> None:
+    with pytest.raises(ModelError, match="no hub holds this model; pass --no-pretrained"):
+        create_model("swin_nano_patch4_window4_64", 3, image_size=64, pretrained=True)
+
+
+def test_weights_survive_the_file(tmp_path: Path) -> None:
+    model = create_model(STUDENT, 3)
+    save_weights(model, tmp_path / "a.safetensors")
+    other = create_model(STUDENT, 3)
+    load_weights(other, tmp_path / "a.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_weights_for_other_classes_leave_the_head_at_random(tmp_path: Path) -> None:
+    model = create_model(STUDENT, 3)
+    save_weights(model, tmp_path / "a.safetensors")
+    other = create_model(STUDENT, 5, weights=tmp_path / "a.safetensors")
+    stem = "conv_stem.weight"
+    assert torch.equal(model.state_dict()[stem], other.state_dict()[stem])
+    assert other(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_head_for_other_classes_is_refused_where_it_must_fit(tmp_path: Path) -> None:
+    save_weights(create_model(STUDENT, 3), tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"tensor 'classifier\.(weight|bias)' that does not fit"):
+        load_weights(create_model(STUDENT, 5), tmp_path / "a.safetensors")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    save_weights(timm.create_model("resnet18", num_classes=3), tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match="weights of this architecture"):
+        create_model(STUDENT, 3, weights=tmp_path / "a.safetensors")
+
+
+def test_pickled_weights_are_never_unpickled(tmp_path: Path) -> None:
+    fired = tmp_path / "fired"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (fired,)  # type: ignore[return-value]
+
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelError, match="weights in safetensors"):
+        create_model(STUDENT, 3, weights=tmp_path / "weights.pth")
+    assert not fired.exists()
+
+
+def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing.safetensors', which is not there"):
+        create_model(STUDENT, 3, weights=tmp_path / "nothing.safetensors")

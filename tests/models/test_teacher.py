@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from agridistill.errors import ModelError
+from agridistill.manifest import Preprocessing
+from agridistill.models.factory import create_model
+from agridistill.models.normalisation import normalise_batch
+from agridistill.models.saved import load_backend
+from agridistill.models.teacher import LiveTeacher
+from agridistill.preprocess import normalise
+
+SWIN = "swin_nano_patch4_window4_64"
+
+
+class Photos(NamedTuple):
+    pixels: torch.Tensor
+
+
+def photos(size: int = 64) -> Photos:
+    generator = torch.Generator().manual_seed(0)
+    return Photos(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator))
+
+
+def test_normalisation_of_a_batch_equals_the_definition() -> None:
+    batch, preprocessing = photos(16), Preprocessing(16)
+    expected = normalise(batch.pixels.permute(0, 2, 3, 1).numpy(), preprocessing)
+    assert np.allclose(normalise_batch(batch.pixels, preprocessing).numpy(), expected, atol=1e-6)
+
+
+def test_the_teacher_is_frozen_and_stays_in_eval_mode() -> None:
+    teacher = LiveTeacher(create_model(SWIN, 3, image_size=64, drop_path=0.5).train(), Preprocessing(64), strides=(16,))
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    first, second = teacher.outputs(photos()), teacher.outputs(photos())
+    assert torch.equal(first[0], second[0])
+    assert not first[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_head", "shape"),
+    [("activation", False, (2, 4, 4)), ("window", False, (2, 4, 4)), ("window", True, (2, 8, 4, 4))],
+)
+def test_maps_come_in_the_asked_kind(kind: str, per_head: bool, shape: tuple[int, ...]) -> None:
+    model = create_model(SWIN, 3, image_size=64)
+    teacher = LiveTeacher(model, Preprocessing(64), strides=(16,), kind=kind, per_head=per_head)  # type: ignore[arg-type]
+    _, maps = teacher.outputs(photos())
+    assert maps[16].shape == shape
+    assert maps[16].dtype == torch.float32
+    assert teacher.map_counts() == {16: 8 if per_head else 1}
+
+
+def test_a_student_of_another_size_shows_the_teacher_the_same_view_at_its_own() -> None:
+    teacher = LiveTeacher(create_model(SWIN, 3, image_size=64), Preprocessing(64), strides=(16,))
+    logits, maps = teacher.outputs(photos(32))
+    assert logits.shape == (2, 3)
+    assert maps[16].shape == (2, 4, 4)
+
+
+def test_a_teacher_without_stages_gives_logits_alone() -> None:
+    teacher = LiveTeacher(create_model("mobilenetv3_small_050", 3), Preprocessing(64), strides=())
+    logits, maps = teacher.outputs(photos())
+    assert logits.shape == (2, 3)
+    assert maps == {}
+
+
+def test_bf16_teacher_answers_in_float32() -> None:
+    model = create_model(SWIN, 3, image_size=64)
+    exact = LiveTeacher(model, Preprocessing(64), strides=()).outputs(photos())[0]
+    rounded = LiveTeacher(model, Preprocessing(64), strides=(), bf16=True).outputs(photos())[0]
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(exact, rounded, atol=0.05)
+    assert not torch.equal(exact, rounded)
+
+
+def test_a_saved_network_predicts_what_it_predicted_when_saved(teacher_run: Path) -> None:
+    backend = load_backend(teacher_run)
+    pixels = photos().pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    with torch.inference_mode():
+        expected = backend.model(normalise_batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), Preprocessing(64)))
+    assert np.allclose(backend.logits(pixels), expected.numpy(), atol=1e-5)
+    assert backend.logits(pixels).dtype == np.float32
+
+
+def test_changed_weights_are_refused(teacher_run: Path, tmp_path: Path) -> None:
+    for name in ("manifest.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((teacher_run / name).read_bytes())
+    damaged = bytearray((tmp_path / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(ModelError, match="the file was changed or damaged"):
+        load_backend(tmp_path)

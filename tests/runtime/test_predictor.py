@@ -1,0 +1,248 @@
+import errno
+import math
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from agridistill.errors import DataError, ModelError, PhotoError
+from agridistill.manifest import ModelManifest, Preprocessing
+from agridistill.runtime.predictor import PhotoResult, Predictor
+from agridistill.runtime.reading import expand
+
+COLOURS = {"green": (60, 160, 60), "red": (160, 60, 60)}
+
+
+class ColourBackend:
+    """Its logits are the mean green and the mean red, 10 for the brightest."""
+
+    def __init__(self, manifest: ModelManifest) -> None:
+        self.manifest = manifest
+        self.batch_sizes: list[int] = []
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = self.manifest.preprocessing.image_size
+        assert pixels.shape[1:] == (size, size, 3)
+        assert pixels.dtype == np.uint8
+        self.batch_sizes.append(len(pixels))
+        return (pixels.mean(axis=(1, 2))[:, [1, 0]] / 25.5).astype(np.float32)
+
+
+def colour_backend(**changes: Any) -> ColourBackend:
+    """A ColourBackend; keyword arguments change its manifest."""
+    fields: dict[str, Any] = {
+        "model": "mean_colour",
+        "classes": ("green", "red"),
+        "preprocessing": Preprocessing(16),
+        "weights_file": "none",
+        "weights_sha256": "0" * 64,
+    }
+    return ColourBackend(ModelManifest(**(fields | changes)))
+
+
+def colour_photo(path: Path, colour: str, seed: int = 0) -> Path:
+    """Writes a patterned 40 x 32 photo with a green or a red cast."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pattern = np.random.default_rng(seed).integers(-50, 50, (4, 5, 1)).repeat(8, axis=0).repeat(8, axis=1)
+    Image.fromarray((np.array(COLOURS[colour]) + pattern).astype(np.uint8)).save(path, quality=95)
+    return path
+
+
+def plain(red: int, green: int) -> np.ndarray:
+    return np.broadcast_to(np.array([red, green, 0], np.uint8), (20, 20, 3)).copy()
+
+
+def test_label_and_probability_follow_from_the_logits() -> None:
+    prediction = Predictor(colour_backend()).predict(plain(red=153, green=102), top=2)
+    red = math.exp(6) / (math.exp(6) + math.exp(4))
+    assert prediction.label == "red"
+    assert prediction.probability == pytest.approx(red, abs=1e-6)
+    assert prediction.top == (("red", pytest.approx(red)), ("green", pytest.approx(1 - red)))
+    assert not prediction.abstained
+
+
+def test_the_manifests_temperature_scales_the_logits() -> None:
+    predictor = Predictor(colour_backend(temperature=4.0))
+    assert predictor.predict(plain(red=153, green=102)).probability == pytest.approx(1 / (1 + math.exp(-2 / 4)))
+
+
+def test_below_its_threshold_the_model_abstains() -> None:
+    even, clear = plain(red=102, green=102), plain(red=153, green=102)
+    predictor = Predictor(colour_backend(threshold=0.6))
+    assert predictor.predict(even).abstained
+    assert not predictor.predict(clear).abstained
+    assert not Predictor(colour_backend(threshold=0.5)).predict(even).abstained
+
+
+def test_top_names_as_many_classes_as_there_are() -> None:
+    predictor = Predictor(colour_backend())
+    assert [label for label, _ in predictor.predict(plain(10, 20), top=1).top] == ["green"]
+    assert [label for label, _ in predictor.predict(plain(10, 20), top=9).top] == ["green", "red"]
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        predictor.predict(plain(10, 20), top=0)
+
+
+def test_path_text_bytes_and_array_give_one_answer(tmp_path: Path) -> None:
+    path = colour_photo(tmp_path / "a.png", "green")
+    predictor = Predictor(colour_backend())
+    answers = [
+        predictor.predict(source) for source in (path, str(path), path.read_bytes(), np.asarray(Image.open(path)))
+    ]
+    assert answers == [answers[0]] * 4
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_an_array_that_is_no_rgb_photo_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(PhotoError, match=r"expected an RGB array of shape \(H, W, 3\) and dtype uint8; got \(\d, 4.*"):
+        Predictor(colour_backend()).predict(array)
+
+
+def test_a_bad_photo_raises_alone_and_is_a_result_among_many(tmp_path: Path) -> None:
+    paths = [
+        colour_photo(tmp_path / f"{number}.jpg", colour, number)
+        for number, colour in enumerate(["red", "green", "red", "red", "green"])
+    ]
+    paths[1].write_text("no photo")
+    paths[4] = tmp_path / "nowhere.jpg"
+    predictor = Predictor(colour_backend())
+    with pytest.raises(PhotoError, match="not a JPEG"):
+        predictor.predict(paths[1])
+    results = list(predictor.predict_many(paths, batch_size=2))
+    assert [result.name for result in results] == [str(path) for path in paths]
+    assert [result.prediction.label if result.prediction else None for result in results] == [
+        "red",
+        None,
+        "red",
+        "red",
+        None,
+    ]
+    assert [result.error is None for result in results] == [True, False, True, True, False]
+    assert "(not a JPEG" in str(results[1].error)
+    assert "which does not exist" in str(results[4].error)
+
+
+def test_a_batch_without_a_readable_photo_never_reaches_the_model() -> None:
+    backend = colour_backend()
+    results = list(Predictor(backend).predict_many([b"", b"x", plain(1, 2)], batch_size=2))
+    assert [(result.name, result.prediction is None) for result in results] == [
+        ("photo 1", True),
+        ("photo 2", True),
+        ("photo 3", False),
+    ]
+    assert backend.batch_sizes == [1]
+
+
+def test_many_photos_are_answered_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (18, 22, 3), dtype=np.uint8) for _ in range(23)]
+    predictor = Predictor(colour_backend())
+    results = list(predictor.predict_many(photos, top=2, batch_size=5))
+    expected = [
+        PhotoResult(f"photo {n}", predictor.predict(photo, top=2), None) for n, photo in enumerate(photos, start=1)
+    ]
+    assert results == expected
+    assert len({result.prediction.label for result in results if result.prediction}) == 2
+
+
+def test_photos_are_taken_as_they_are_needed() -> None:
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield plain(1, 2)
+
+    backend = colour_backend()
+    results = Predictor(backend).predict_many(endless(), batch_size=4)
+    for answered in range(1, 30):
+        next(results)
+        assert taken <= answered + 2 * 4 + 1
+    assert max(backend.batch_sizes) == 4
+
+
+def test_an_abandoned_stream_stops_its_threads() -> None:
+    results = Predictor(colour_backend()).predict_many([plain(1, 2)] * 50, batch_size=2)
+    next(results)
+    assert any(thread.name.startswith("photo-reader") for thread in threading.enumerate())
+    results.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("photo-reader") for thread in threading.enumerate())
+
+
+class BrokenBackend:
+    def __init__(self, manifest: Any, logits: list[list[float]]) -> None:
+        self.manifest, self._logits = manifest, logits
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        return np.array(self._logits, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (
+            [[1.0, 2.0, 3.0]],
+            r"expected logits of shape \(1, 2\); got \(1, 3\); check that manifest and model belong together",
+        ),
+        ([[math.nan, 1.0]], "expected finite logits; got NaN or infinity from the model; train or export it again"),
+        ([[math.inf, 1.0]], "expected finite logits"),
+    ],
+)
+def test_unusable_logits_are_an_error_and_no_answer(logits: list[list[float]], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Predictor(BrokenBackend(colour_backend().manifest, logits)).predict(plain(1, 2))
+
+
+def test_the_manifests_resize_rule_is_followed() -> None:
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40, 1] = 200
+    wide[:, :20, 0] = wide[:, 40:, 0] = 200
+    cropping, stretching = (colour_backend(preprocessing=Preprocessing(16, rule)) for rule in ("crop", "stretch"))
+    assert Predictor(cropping).predict(wide).label == "green"
+    assert Predictor(stretching).predict(wide).label == "red"
+
+
+def test_folders_expand_to_their_photos_and_files_stay_as_named(tmp_path: Path) -> None:
+    photos = [colour_photo(tmp_path / name, "red") for name in ("b/2.JPG", "b/1.png", "a/deep/3.webp")]
+    (tmp_path / "b" / "notes.txt").write_text("no photo")
+    colour_photo(tmp_path / "b" / ".hidden.jpg", "red")
+    colour_photo(tmp_path / "b" / ".cache" / "4.jpg", "red")
+    bare = tmp_path / "bare"
+    photos[0].rename(bare)
+    assert expand([bare, tmp_path / "b", tmp_path / "a"]) == [bare, photos[1], photos[2]]
+    assert expand([tmp_path]) == sorted(photos[1:])
+
+
+def test_a_path_that_gives_no_photos_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"expected photos or folders of photos; got '.*gone', which does not exist; check"
+    ):
+        expand([tmp_path / "gone"])
+    with pytest.raises(
+        DataError, match=r"expected a folder with photos; got '.*', which holds none; name another folder"
+    ):
+        expand([tmp_path])
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"expected a readable folder; got '.+' \(Permission denied\); change its perm"):
+        expand([tmp_path])

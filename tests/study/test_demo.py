@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agridistill.study import demo
+
+
+def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_FIT", demo.FitSettings(batch_size=16, pretrained=False, workers=0, precision="fp32"))
+    monkeypatch.setattr(demo, "STUDENT", "mobilenetv3_small_050")
+    stopped = demo.distill
+
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "distill", stop)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
+    teacher = (tmp_path / "demo" / "teacher" / "evaluation.json").stat()
+    monkeypatch.setattr(demo, "distill", stopped)
+    result = demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
+    assert [row.name for row in result.rows] == ["baseline student", "hybrid student", "teacher"]
+    assert (tmp_path / "demo" / "teacher" / "evaluation.json").stat().st_mtime_ns == teacher.st_mtime_ns
+    assert len({row.evaluation.photos for row in result.rows}) == 1
+    baseline, hybrid, _ = result.rows
+    assert baseline.evaluation.parameters == hybrid.evaluation.parameters
+    document = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert [row["accuracy"] for row in document["rows"]] == [row.evaluation.accuracy for row in result.rows]

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from agridistill.config import distill_config, read_recipe, train_config, with_options, with_overrides
+from agridistill.errors import ConfigError
+from agridistill.training.settings import DistillConfig, PairSettings, TrainConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_recipe_gives_the_defaults() -> None:
+    assert train_config({}) == TrainConfig()
+    assert distill_config({}) == DistillConfig()
+
+
+def test_a_recipe_reaches_every_section(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        write(
+            tmp_path,
+            """
+            [data]
+            image_size = 96
+            [augmentation]
+            flip = false
+            [train]
+            epochs = 3
+            [distill]
+            lr = 2e-3
+            [objective]
+            pairs = [{student = 32, teacher = 16, weight = 2}]
+            """,
+        )
+    )
+    config = distill_config(recipe)
+    assert config.data.image_size == train_config(recipe).data.image_size == 96
+    assert not config.augmentation.flip
+    assert train_config(recipe).train.epochs == 3
+    assert config.distill.lr == 0.002
+    assert config.objective.pairs == (PairSettings(32, 16, 2.0),)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+def test_the_recipes_that_we_ship_are_valid(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert train_config(recipe) != TrainConfig()
+    assert distill_config(recipe) != DistillConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nepoch = 3", r"a known key of \[train\]; got 'epoch' in .*; did you mean 'epochs'\?"),
+        ("[trian]\nepochs = 3", r"a known recipe section; got \[trian\] in .*; did you mean 'train'\?"),
+        ("data = 3", r"a section \[data\]; got a single value"),
+        ("[train", "a recipe in TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_recipe(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.toml', which does not exist; check the path"):
+        read_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("train", "epochs", "many", r"train.epochs: .*integer.*; got 'many'"),
+        ("train", "epochs", 0, "epochs of at least 1; got 0"),
+        ("train", "lr", -1, "lr above 0; got -1"),
+        ("train", "precision", "fp8", r"train.precision: .*'auto', 'fp32' or 'bf16'"),
+        ("data", "image_size", 2, "data.image_size from 16 to 4096 px; got 2"),
+        ("data", "val_fraction", 0.9, r"data.val_fraction \+ data.test_fraction below 1"),
+        ("objective", "temperature", 0, "objective.temperature above 0; got 0"),
+        ("objective", "w_att", -2, "objective.w_att of at least 0; got -2"),
+        ("objective", "pairs", [], "at least one pair; got none"),
+        ("objective", "pairs", [{"studnt": 16}], "'studnt' in the recipe; did you mean 'student'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(section: str, key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        (train_config if section in ("train", "data") else distill_config)({section: {key: value}})
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_find_their_section_and_their_type() -> None:
+    recipe = with_overrides(
+        {"distill": {"epochs": 5}},
+        "distill",
+        ["lr=0.01", "temperature=2", "data.image_size=64", "method=kd", "flip=false", "pairs=[{student = 32}]"],
+    )
+    config = distill_config(recipe)
+    assert (config.distill.lr, config.objective.temperature, config.data.image_size) == (0.01, 2.0, 64)
+    assert (config.objective.method, config.augmentation.flip, config.distill.epochs) == ("kd", False, 5)
+    assert config.objective.pairs == (PairSettings(32, 16),)
+    assert train_config(with_overrides({}, "train", ["lr=0.01"])).train.lr == 0.01
+
+
+def test_overrides_leave_the_recipe_as_it_was() -> None:
+    recipe = {"train": {"epochs": 5}}
+    with_overrides(recipe, "train", ["epochs=7"])
+    with_options(recipe, {("train", "epochs"): 8})
+    assert recipe == {"train": {"epochs": 5}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "--set key=value; got 'epochs'"),
+        ("epoch=3", "'epoch' in --set; did you mean 'epochs'"),
+        ("trian.epochs=3", "'trian' in --set trian.epochs; did you mean 'train'"),
+        ("train.epoch=3", r"a known key of \[train\]; got 'epoch' in --set"),
+    ],
+)
+def test_a_wrong_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_overrides({}, "train", [override])
+
+
+def test_options_that_were_not_given_change_nothing() -> None:
+    recipe = with_options({"train": {"epochs": 5}}, {("train", "epochs"): None, ("train", "lr"): 0.5})
+    assert asdict(train_config(recipe).train)["epochs"] == 5
+    assert train_config(recipe).train.lr == 0.5

@@ -1,0 +1,242 @@
+import math
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agridistill.errors import PhotoError
+from agridistill.manifest import Preprocessing
+from agridistill.preprocess import MAX_PIXELS, normalise, read_photo, softmax, to_pixels
+
+ORIENTATION = 0x0112
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+# What a camera stores when it is held so: the EXIF 2.3 table, told with numpy.
+STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    upright = noise(6, 10)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    photo = read_photo(saved(tmp_path / "a.png", stored, exif=exif))
+    assert np.array_equal(np.asarray(photo), upright)
+    assert photo.size == (10, 6)
+
+
+def test_a_cmyk_photo_keeps_its_colours(tmp_path: Path) -> None:
+    orange = Image.new("RGB", (16, 16), (230, 120, 20))
+    photo = read_photo(saved(tmp_path / "a.jpg", orange.convert("CMYK"), quality=95))
+    assert photo.mode == "RGB"
+    assert np.allclose(np.asarray(photo), (230, 120, 20), atol=3)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    grey = noise(5, 5)[..., 0]
+    photo = np.asarray(read_photo(saved(tmp_path / "a.png", Image.fromarray(grey))))
+    assert np.array_equal(photo, np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("brightest", [65535, 700])
+def test_16_bit_grey_is_scaled_by_its_range_whatever_the_photo_shows(tmp_path: Path, name: str, brightest: int) -> None:
+    grey = np.linspace(0, brightest, 64).round().astype(np.uint16).reshape(8, 8)
+    photo = np.asarray(read_photo(saved(tmp_path / name, Image.fromarray(grey))))
+    assert np.array_equal(photo[..., 0], np.round(grey / 65535 * 255))
+
+
+def test_32_bit_grey_is_refused_as_its_range_is_unknown(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.full((4, 4), 0.5, np.float32)))
+    with pytest.raises(
+        PhotoError, match=r"expected a readable photo; got '.*a\.tif' \(32-bit grey, whose range is unknown\)"
+    ):
+        read_photo(path)
+
+
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (200, 0, 0, 255)
+    rgba[0, 1] = (200, 0, 0, 0)
+    rgba[1, 0] = (200, 0, 0, 51)
+    photo = np.asarray(read_photo(saved(tmp_path / "a.png", Image.fromarray(rgba))))
+    assert photo[0, 0].tolist() == [200, 0, 0]
+    assert photo[0, 1].tolist() == [255, 255, 255]
+    assert np.allclose(photo[1, 0], np.array([200, 0, 0]) * 0.2 + 255 * 0.8, atol=1)
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
+def test_a_palettes_transparent_colour_becomes_white(tmp_path: Path, transparency: int | bytes) -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    photo = np.asarray(read_photo(saved(tmp_path / "a.png", image, transparency=transparency)))
+    assert photo.tolist() == [[[10, 20, 30], [255, 255, 255]], [[70, 80, 90], [10, 20, 30]]]
+
+
+def test_bytes_read_like_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(noise(20, 30)))
+    assert np.array_equal(np.asarray(read_photo(path.read_bytes())), np.asarray(read_photo(path)))
+
+
+def test_the_first_photo_of_a_phones_double_jpeg_is_read(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    photo = read_photo(saved(tmp_path / "a.jpg", first, format="MPO", save_all=True, append_images=[second]))
+    assert np.allclose(np.asarray(photo), (255, 0, 0), atol=2)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_photo_that_was_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
+    whole = saved(tmp_path / f"whole.{suffix}", Image.fromarray(noise(64, 64))).read_bytes()
+    (tmp_path / f"a.{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        PhotoError, match=rf"expected a readable photo; got '.*a\.{suffix}' \(.+\); replace or remove the file"
+    ):
+        read_photo(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("content", [b"", b"this is a text", b"\xff\xd8\xff", b"GIF89a"])
+def test_what_is_no_photo_is_told_once_without_pillows_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PhotoError, match=r"got '.*' \(not a JPEG, PNG, WebP, BMP or TIFF image\); replace") as caught:
+        read_photo(tmp_path / "a.jpg")
+    assert caught.value.got.count("a.jpg") == 1
+    with pytest.raises(PhotoError, match=rf"got {len(content)} bytes \(not a JPEG"):
+        read_photo(content)
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match=r"got '.*a\.jpg', which does not exist; check the path"):
+        read_photo(tmp_path / "a.jpg")
+    with pytest.raises(PhotoError, match=r"\(Is a directory\)"):
+        read_photo(tmp_path)
+
+
+def test_a_photo_over_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(20, 30)))
+    assert read_photo(path, max_pixels=600).size == (30, 20)
+    with pytest.raises(
+        PhotoError, match=r"expected a photo of at most 599 pixels; got '.*a\.png' with 30 x 20; scale it down"
+    ):
+        read_photo(path, max_pixels=599)
+
+
+def test_a_decompression_bomb_is_refused_like_any_photo_over_the_limit(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "bomb.png").write_bytes(bomb + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+    with pytest.raises(PhotoError, match=rf"expected a photo of at most {MAX_PIXELS:,} pixels; got '.*bomb\.png'"):
+        read_photo(tmp_path / "bomb.png")
+
+
+def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path: Path) -> None:
+    paths = [saved(tmp_path / f"{n}.jpg", Image.fromarray(noise(100 + 40 * n, 200, n))) for n in range(8)]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_photo, paths * 25))
+    assert list(warnings.filters) == before
+
+
+def test_odd_metadata_is_no_reason_to_warn(tmp_path: Path) -> None:
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\xff\x00\x00\x00\xff\xff\x00\x00"
+    path = saved(tmp_path / "a.jpg", Image.fromarray(noise(8, 8)), exif=exif)
+    code = "import sys, pathlib, agridistill.preprocess as p; print(p.read_photo(pathlib.Path(sys.argv[1])).size)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code, path], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("(8, 8)\n", "")
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 40), (40, 20), (30, 30)])
+def test_crop_is_the_centre_of_the_photo_scaled_by_its_shorter_side(width: int, height: int) -> None:
+    photo = Image.fromarray(noise(height, width))
+    scale = 10 / min(width, height)
+    scaled = photo.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (scaled.width - 10) // 2, (scaled.height - 10) // 2
+    expected = np.asarray(scaled.crop((left, top, left + 10, top + 10)))
+    # Rounded once here, and twice in the other order there.
+    assert np.allclose(to_pixels(photo, Preprocessing(10, "crop")).astype(int), expected, atol=1)
+
+
+def test_stretch_keeps_what_crop_cuts_away() -> None:
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :20] = (255, 0, 0)
+    pixels[:, 40:] = (0, 0, 255)
+    photo = Image.fromarray(pixels)
+    stretched = to_pixels(photo, Preprocessing(30, "stretch"))
+    assert stretched[15, 2].tolist() == [255, 0, 0]
+    assert stretched[15, 15].tolist() == [0, 0, 0]
+    assert stretched[15, 27].tolist() == [0, 0, 255]
+    cropped = to_pixels(photo, Preprocessing(30, "crop"))
+    assert not cropped[:, 1:-1].any()  # the filter reaches a little beyond the square
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2)])
+def test_any_photo_becomes_the_models_size(size: tuple[int, int]) -> None:
+    for resize in ("crop", "stretch"):
+        pixels = to_pixels(Image.new("RGB", size, (9, 8, 7)), Preprocessing(12, resize))  # type: ignore[arg-type]
+        assert pixels.shape == (12, 12, 3)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.writeable
+        assert (pixels == (9, 8, 7)).all()
+
+
+def test_normalise_equals_its_formula_pixel_by_pixel() -> None:
+    preprocessing = Preprocessing(4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    pixels = np.stack([noise(4, 5, seed) for seed in range(2)])
+    result = normalise(pixels, preprocessing)
+    assert result.shape == (2, 3, 4, 5)
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+    for n, channel, y, x in np.ndindex(result.shape):
+        expected = (pixels[n, y, x, channel] / 255 - preprocessing.mean[channel]) / preprocessing.std[channel]
+        assert result[n, channel, y, x] == pytest.approx(expected, abs=1e-5)
+
+
+def test_softmax_equals_its_formula_and_sums_to_one() -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 4)) * 3
+    result = softmax(logits, temperature=2.5)
+    for row, probabilities in zip(logits, result, strict=True):
+        exponentials = [math.exp(value / 2.5) for value in row]
+        assert probabilities == pytest.approx([value / sum(exponentials) for value in exponentials])
+    assert result.sum(axis=-1) == pytest.approx(1)
+
+
+def test_softmax_at_its_limits() -> None:
+    assert softmax(np.array([1e4, 0, -1e4], np.float32)).tolist() == [1, 0, 0]
+    assert softmax(np.array([3.0, 1.0, 2.0]), temperature=1e9) == pytest.approx([1 / 3] * 3)
+    logits = np.random.default_rng(1).normal(size=(3, 5))
+    assert softmax(logits + 100) == pytest.approx(softmax(logits))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_softmax_refuses_a_temperature_that_divides_nothing(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+        softmax(np.zeros(3), temperature)

@@ -1,0 +1,61 @@
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from agridistill.storage import replacing, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_in_folders_that_are_made_for_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "c.txt", "grün\n")
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == "grün\n".encode()
+    assert names(tmp_path / "a" / "b") == ["c.txt"]
+
+
+def test_the_old_content_stays_until_the_new_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with replacing(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError()]
+)
+def test_a_failure_leaves_the_old_content_and_nothing_half_written(tmp_path: Path, failure: BaseException) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+
+    def write_half() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("ne")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write_half()
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path: Path, number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"value": number})
+    assert names(tmp_path) == []
+
+
+def test_json_is_readable_by_people_and_by_programs(tmp_path: Path) -> None:
+    document = {"class": "gesund – grün", "counts": [1, 2], "unknown": None}
+    write_json(tmp_path / "a.json", document)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == document
+    assert "grün" in text
+    assert text.endswith("}\n")

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agridistill.api import load
+from agridistill.data.splits import read_split
+from agridistill.errors import ConfigError, DataError, ModelError, RunError
+from agridistill.evaluation.result import EvaluationResult
+from agridistill.manifest import read_manifest
+from agridistill.training.run import distill, train
+from agridistill.training.settings import (
+    DataSettings,
+    DistillConfig,
+    FitSettings,
+    ObjectiveSettings,
+    PairSettings,
+    TrainConfig,
+)
+
+STUDENT = "mobilenetv3_small_050"
+FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
+DATA = DataSettings(image_size=64)
+
+
+def student(method: str = "hybrid", **objective: object) -> DistillConfig:
+    return DistillConfig(data=DATA, distill=FIT, objective=ObjectiveSettings(method=method, **objective))  # type: ignore[arg-type]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_what_the_design_promises(teacher_run: Path) -> None:
+    evaluation = json.loads((teacher_run / "evaluation.json").read_text())
+    assert EvaluationResult.from_json(evaluation).photos > 0
+    assert evaluation["train_s"] > 0
+    assert evaluation["best_epoch"] == 1
+    environment = json.loads((teacher_run / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert len(environment["data_fingerprint"]) == 64
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    recipe = tomllib.loads((teacher_run / "recipe.toml").read_text())
+    assert recipe["train"]["epochs"] == 1
+    assert recipe["data"]["image_size"] == 64
+    manifest = read_manifest(teacher_run / "manifest.json")
+    assert manifest.lineage["method"] == "ce"
+    assert manifest.temperature > 0
+    assert list((teacher_run / "tensorboard").glob("events*"))
+    assert (teacher_run / "last.ckpt").exists()
+    assert not list(teacher_run.glob("*.part"))
+
+
+def test_every_loss_term_is_logged_by_name(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    config = student(pairs=(PairSettings(16, 16), PairSettings(8, 16)), alignment="learned", stage_weights="learned")
+    result = distill(leaves, teacher_run, tmp_path / "run", config)
+    (row,) = rows(tmp_path / "run")
+    for term in ("ce", "kd", "attention", "attention_s16_t16", "attention_s8_t16", "total"):
+        assert float(row[f"train/{term}"]) > 0
+    assert {"val/accuracy", "val/nll", "lr", "photos_per_s"} <= row.keys()
+    assert result.evaluation.parameters == sum(
+        v.numel()
+        for k, v in load_file(tmp_path / "run" / "model.safetensors").items()
+        if "running" not in k and "num_batches" not in k
+    )
+
+
+def test_the_student_is_saved_without_the_alignment_layers(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    distill(leaves, teacher_run, tmp_path / "run", student(alignment="learned"))
+    assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "projection" in key]
+    prediction = load(tmp_path / "run").predict(next(leaves.rglob("*.jpg")))
+    assert prediction.label in read_manifest(tmp_path / "run" / "manifest.json").classes
+
+
+def test_window_attention_teaches_too(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    distill(leaves, teacher_run, tmp_path / "run", student(attention="window", alignment="learned"))
+    assert float(rows(tmp_path / "run")[0]["train/attention"]) > 0
+
+
+def test_the_baseline_needs_no_teacher_and_the_others_say_so(leaves: Path, tmp_path: Path) -> None:
+    distill(leaves, None, tmp_path / "ce", student("ce"))
+    assert "train/kd" not in rows(tmp_path / "ce")[0]
+    with pytest.raises(ModelError, match="a teacher for the method 'kd'; got none; pass --teacher RUN, or --method ce"):
+        distill(leaves, None, tmp_path / "kd", student("kd"))
+    assert not (tmp_path / "kd").exists()
+
+
+def test_a_student_is_tested_on_no_photo_that_its_teacher_learnt(
+    leaves: Path, teacher_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other_seed = replace(student(), data=replace(DATA, split_seed=9))
+    distill(leaves, teacher_run, tmp_path / "run", other_seed)
+    assert read_split(tmp_path / "run" / "splits.json") == read_split(teacher_run / "splits.json")
+    mine = json.loads((teacher_run / "splits.json").read_text())
+    parts = mine["splits"]
+    parts["train"], parts["test"] = parts["test"] + parts["train"][20:], parts["train"][:20]
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    distill(leaves, teacher_run, tmp_path / "leaky", student(), split_file=tmp_path / "mine.json")
+    assert "the teacher was trained on 20 of the 20 test photos" in caplog.text
+
+
+def test_a_teacher_of_other_classes_is_refused_and_they_are_named(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(leaves, tmp_path / "data")
+    (tmp_path / "data" / "mosaic").rename(tmp_path / "data" / "rust")
+    with pytest.raises(ModelError, match="only the teacher has 'mosaic' and only the data has 'rust'"):
+        distill(tmp_path / "data", teacher_run, tmp_path / "run", student())
+
+
+def test_a_bad_photo_is_named_counted_and_left_out(
+    leaves: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(leaves, tmp_path / "data")
+    (tmp_path / "data" / "mosaic" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "data" / "mosaic" / "svn-r6Yb5c").touch()
+    result = distill(tmp_path / "data", None, tmp_path / "run", student("ce"))
+    assert [path for path, _ in result.skipped] == ["mosaic/broken.jpg"]
+    assert "broken.jpg" in caplog.text
+    assert "mosaic/broken.jpg" in (tmp_path / "run" / "environment.json").read_text()
+
+
+def test_too_many_bad_photos_end_the_run_before_it_starts(leaves: Path, tmp_path: Path) -> None:
+    shutil.copytree(leaves, tmp_path / "data")
+    for number in range(8):
+        (tmp_path / "data" / "mosaic" / f"broken{number}.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="8 of 104"):
+        train(tmp_path / "data", tmp_path / "run", TrainConfig(DATA, train=FIT))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_never_overwritten(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds a finished run; choose another --out"):
+        train(leaves, teacher_run, TrainConfig())
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(RunError, match="holds other files"):
+        train(leaves, tmp_path, TrainConfig())
+    with pytest.raises(RunError, match="an unfinished run to resume; got none"):
+        train(leaves, tmp_path / "new", TrainConfig(), resume=True)
+
+
+def test_wrong_names_are_told_before_photos_are_read(tmp_path: Path, teacher_run: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(ModelError, match="did you mean 'mobilenetv3_small_100'"):
+        train(missing, tmp_path / "run", TrainConfig(train=replace(FIT, model="mobilenetv3_smal_100")))
+    with pytest.raises(ConfigError, match="did you mean 'hybrid'"):
+        distill(missing, teacher_run, tmp_path / "run", student("hybird"))
+    with pytest.raises(ModelError, match="a model manifest"):
+        distill(missing, tmp_path / "no-teacher", tmp_path / "run", student())
+    assert not (tmp_path / "run").exists()
+
+
+def test_early_stop_ends_a_run_that_no_longer_improves(leaves: Path, tmp_path: Path) -> None:
+    fit = replace(FIT, epochs=12, patience=1, lr=1e-9)
+    train(leaves, tmp_path / "run", TrainConfig(DATA, train=fit))
+    assert len(rows(tmp_path / "run")) < 12
+
+
+RUN = """
+import sys
+from pathlib import Path
+from agridistill.training.run import distill
+from agridistill.training.settings import *
+fit = FitSettings(model="mobilenetv3_small_050", epochs=3, batch_size=16, pretrained=False, workers=0, precision="fp32")
+config = DistillConfig(DataSettings(image_size=64), distill=fit, objective=ObjectiveSettings(alignment="learned"))
+distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=len(sys.argv) > 4)
+"""
+
+
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-c", RUN, str(leaves), str(teacher_run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, str(killed)], env=environment, stderr=subprocess.DEVNULL)
+    while not (killed / "last.ckpt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "evaluation.json").exists()
+    with pytest.raises(RunError, match="continue it with --resume"):
+        distill(leaves, teacher_run, killed, student())
+    with pytest.raises(RunError, match=r"distill\.epochs = 3 as in the run that is resumed; got 1"):
+        distill(leaves, teacher_run, killed, student(alignment="learned"), resume=True)
+    subprocess.run([*command, str(killed), "resume"], env=environment, check=True)
+    subprocess.run([*command, str(whole)], env=environment, check=True)
+    one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    timing = {"train_s", "photos_per_s"}
+    for expected, found in zip(rows(whole), rows(killed), strict=True):
+        assert {k: v for k, v in expected.items() if k not in timing} == {
+            k: v for k, v in found.items() if k not in timing
+        }
+
+
+def test_a_resume_on_other_photos_is_refused(leaves: Path, tmp_path: Path) -> None:
+    shutil.copytree(leaves, tmp_path / "data")
+    train(tmp_path / "data", tmp_path / "run", TrainConfig(DATA, train=FIT))
+    (tmp_path / "run" / "evaluation.json").unlink()
+    photo = next((tmp_path / "data" / "mosaic").glob("*.jpg"))
+    shutil.copy(next((tmp_path / "data" / "healthy").glob("*.jpg")), photo)
+    with pytest.raises(RunError, match="the data that the run started with; got other photos"):
+        train(tmp_path / "data", tmp_path / "run", TrainConfig(DATA, train=FIT), resume=True)
