@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from timm.layers import DropPath
 
 from agridistill.errors import ModelError
 from agridistill.models.factory import SMALL_MODELS, create_model, load_weights, require_known_model, save_weights
+from agridistill.models.hub import hub_access
 
 STUDENT = "mobilenetv3_small_050"
 
@@ -97,3 +101,37 @@ def test_pickled_weights_are_never_unpickled(tmp_path: Path) -> None:
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing.safetensors', which is not there"):
         create_model(STUDENT, 3, weights=tmp_path / "nothing.safetensors")
+
+
+def test_stochastic_depth_is_what_was_asked_for() -> None:
+    def rates(drop_path: float | None) -> set[float]:
+        model = create_model("swin_nano_patch4_window4_64", 3, image_size=64, drop_path=drop_path)
+        return {module.drop_prob for module in model.modules() if isinstance(module, DropPath)}
+
+    assert rates(0.0) == set()
+    assert max(rates(0.3)) == pytest.approx(0.3)
+    assert max(rates(None)) == pytest.approx(0.1)
+
+
+def test_stochastic_depth_of_a_network_without_it_is_refused() -> None:
+    with pytest.raises(ModelError, match="a network with stochastic depth for drop_path; got vgg11"):
+        create_model("vgg11", 3, drop_path=0.1)
+
+
+@pytest.mark.parametrize(("name", "size"), [("levit_128s", 100), ("twins_svt_small", 40)])
+def test_a_size_that_the_network_cannot_take_is_refused(name: str, size: int) -> None:
+    with pytest.raises(ModelError, match=f"an image size that {name} can take; got {size} px"):
+        create_model(name, 3, image_size=size)
+
+
+def test_an_unreachable_hub_is_asked_once_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    # Nothing listens on port 9 of this machine.
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with hub_access():
+        assert constants.is_offline_mode()
+    assert not constants.is_offline_mode()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with hub_access():
+            assert not constants.is_offline_mode()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from agridistill.errors import ModelError, nearest
+from agridistill.models.hub import hub_access
 from agridistill.storage import replacing
 
 # Swin sizes of ours: (timm's architecture, what differs). All else is timm's own name.
@@ -36,7 +39,7 @@ def create_model(
     image_size: int | None = None,
     pretrained: bool = False,
     weights: Path | None = None,
-    drop_path: float = 0.0,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Creates a classifier.
 
@@ -46,19 +49,21 @@ def create_model(
         image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
         pretrained: fetches timm's weights from the model hub; the head starts at random.
         weights: a safetensors file to start from instead; a head for another number of classes is left out.
-        drop_path: stochastic depth rate, 0 to 1, for the models that have it.
+        drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's own.
 
     Raises:
         ModelError: unknown name, unreachable hub, unreadable or unfit weights.
     """
     architecture, options = _architecture(name)
-    if drop_path:
+    if drop_path is not None:
         options["drop_path_rate"] = drop_path
     if pretrained and weights is None and name in SMALL_MODELS:
         raise ModelError(
             f"weights for {name}", "none: no hub holds this model", "pass --no-pretrained or --weights FILE"
         )
     model = _create(architecture, num_classes, image_size, pretrained and weights is None, options, name)
+    if image_size is not None:
+        _require_size(model, name, image_size)
     if weights is not None:
         load_weights(model, weights, allow_other_head=True)
     return model
@@ -89,14 +94,18 @@ def _create(
     sized = {**options, "img_size": image_size} if image_size else options
     try:
         try:
-            model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **sized)
+            return _timm(architecture, num_classes, pretrained, sized)
         except TypeError as error:
             # Convolutional networks take any size and have no such argument.
             if "img_size" not in str(error):
                 raise
-            model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **options)
-    except ModelError:
-        raise
+            return _timm(architecture, num_classes, pretrained, options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ModelError("a network with stochastic depth for drop_path", name, "leave drop_path away") from error
+    except AssertionError as error:
+        raise _unfit_size(name, image_size, error) from error
     except Exception as error:
         if pretrained:
             # Hub clients raise a dozen types for one fact: the weights cannot be had from here.
@@ -105,13 +114,30 @@ def _create(
                 f"{type(error).__name__} (no network, or no such weights)",
                 "pass --no-pretrained to train from scratch, or --weights FILE (safetensors)",
             ) from error
-        if isinstance(error, (AssertionError, ValueError, RuntimeError)):
-            raise ModelError(
-                f"an image size that {name} can take", f"{image_size} ({error})", "choose another"
-            ) from error
         raise
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"timm returned {type(model)}")
+
+
+def _require_size(model: nn.Module, name: str, image_size: int) -> None:
+    """Runs one empty photo: a size that does not fit must show now, not after the data were read."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"an image size that {name} can take", f"{image_size} px ({error})", "choose another"
+        ) from None
+    finally:
+        model.train(training)
+
+
+def _unfit_size(name: str, image_size: int | None, error: Exception) -> ModelError:
+    return ModelError(f"an image size that {name} can take", f"{image_size} px ({error})", "choose another")
+
+
+def _timm(architecture: str, num_classes: int, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    with hub_access() if pretrained else nullcontext():
+        model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **options)
     return model
 
 

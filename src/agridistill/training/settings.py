@@ -56,7 +56,7 @@ class FitSettings:
         weight_decay: of weight matrices; biases and norms have none.
         warmup: share of all steps in which the learning rate rises.
         label_smoothing: of the cross-entropy.
-        drop_path: stochastic depth rate.
+        drop_path: stochastic depth rate; None keeps the network's own (0.1 for Swin).
         clip_grad: largest gradient norm; 0 does not clip.
         patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
         seed: of initial weights, order, views and dropout.
@@ -74,7 +74,7 @@ class FitSettings:
     weight_decay: float = 0.05
     warmup: float = 0.1
     label_smoothing: float = 0.1
-    drop_path: float = 0.0
+    drop_path: float | None = None
     clip_grad: float = 1.0
     patience: int = 0
     seed: int = 0
@@ -90,7 +90,8 @@ class FitSettings:
         _require(self.lr > 0, "lr above 0", self.lr)
         _require(self.weight_decay >= 0, "weight_decay of at least 0", self.weight_decay)
         for name in ("warmup", "label_smoothing", "drop_path"):
-            _require(0 <= getattr(self, name) < 1, f"{name} from 0 to below 1", getattr(self, name))
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, f"{name} from 0 to below 1", value)
         _require(self.clip_grad >= 0, "clip_grad of at least 0", self.clip_grad)
         _require(self.patience >= 0, "patience of at least 0", self.patience)
         _require(self.seed >= 0, "seed of at least 0", self.seed)
