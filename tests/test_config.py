@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,12 +82,12 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     [
         ("train", "epochs", "many", r"train.epochs: .*integer.*; got 'many'"),
         ("train", "epochs", 0, "epochs of at least 1; got 0"),
-        ("train", "lr", -1, "lr above 0; got -1"),
+        ("train", "lr", -1, "a finite lr above 0; got -1"),
         ("train", "precision", "fp8", r"train.precision: .*'auto', 'fp32' or 'bf16'"),
         ("data", "image_size", 2, "data.image_size from 16 to 4096 px; got 2"),
         ("data", "val_fraction", 0.9, r"data.val_fraction \+ data.test_fraction below 1"),
-        ("objective", "temperature", 0, "objective.temperature above 0; got 0"),
-        ("objective", "w_att", -2, "objective.w_att of at least 0; got -2"),
+        ("objective", "temperature", 0, "a finite objective.temperature above 0; got 0"),
+        ("objective", "w_att", -2, "a finite objective.w_att of at least 0; got -2"),
         ("objective", "pairs", [], "at least one pair; got none"),
         ("objective", "pairs", [{"studnt": 16}], "'studnt' in the recipe; did you mean 'student'"),
     ],
@@ -135,3 +136,39 @@ def test_options_that_were_not_given_change_nothing() -> None:
     recipe = with_options({"train": {"epochs": 5}}, {("train", "epochs"): None, ("train", "lr"): 0.5})
     assert asdict(train_config(recipe).train)["epochs"] == 5
     assert train_config(recipe).train.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("objective", "pairs", 5, "objective.pairs: .*; got 5"),
+        ("objective", "pairs", [5], "objective.pairs.0: .*; got 5"),
+        ("distill", "epochs", "1", "distill.epochs: .*integer; got '1'"),
+        ("distill", "epochs", True, "distill.epochs: .*integer; got True"),
+        ("distill", "lr", "0.1", "distill.lr: .*number; got '0.1'"),
+        ("augmentation", "flip", "yes", "augmentation.flip: .*boolean; got 'yes'"),
+        ("augmentation", "flip", 1, "augmentation.flip: .*boolean; got 1"),
+        ("distill", "lr", float("inf"), "distill.lr: .*finite number.*; got inf"),
+        ("distill", "lr", float("nan"), "distill.lr: .*finite number.*; got nan"),
+        ("distill", "seed", datetime.date(2024, 1, 2), "distill.seed: .*finite number.*; got 2024-01-02"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_not_converted(
+    section: str, key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        distill_config({section: {key: value}})
+
+
+def test_a_whole_number_is_a_float_and_a_list_a_tuple() -> None:
+    config = distill_config({"distill": {"lr": 1}, "objective": {"pairs": [{"student": 32, "weight": 2}]}})
+    assert (config.distill.lr, config.objective.pairs) == (1.0, (PairSettings(32, weight=2.0),))
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [("train", "objective.temperature=2"), ("train", "distill.lr=1"), ("distill", "train.lr=1")],
+)
+def test_an_override_of_a_section_that_the_command_does_not_use_is_refused(command: str, override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"a section that {command} uses \({command}, .*data, augmentation\)"):
+        with_overrides({}, command, [override])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.storage import replacing, write_json, write_text
+from agridistill.storage import json_text, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -59,3 +59,16 @@ def test_json_is_readable_by_people_and_by_programs(tmp_path: Path) -> None:
     assert json.loads(text) == document
     assert "grün" in text
     assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_a_path_without_a_file_name_is_no_file(path: str) -> None:
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text(Path(path), "text")
+    assert caught.value.filename == path
+
+
+def test_json_carries_names_that_are_no_unicode() -> None:
+    text = json_text({"photo": "bl\udce4tt.jpg", "class": "grün"})
+    text.encode("utf-8")
+    assert json.loads(text) == {"photo": "bl\udce4tt.jpg", "class": "grün"}

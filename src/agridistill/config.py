@@ -6,6 +6,7 @@ the command `distill`), so one file describes a teacher and its students.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -120,11 +121,13 @@ def distill_config(recipe: Recipe) -> DistillConfig:
 
 def _build(kind: type[Any], section: str, recipe: Recipe) -> Any:
     content = recipe.get(section, {})
-    for pair in content.get("pairs", ()) if section == "objective" else ():
+    pairs = content.get("pairs") if section == "objective" else None
+    for pair in pairs if isinstance(pairs, list | tuple) else ():
         for key in pair if isinstance(pair, dict) else ():
             _require_known(key, PairSettings, "objective.pairs", "in the recipe")
     try:
-        return TypeAdapter(kind).validate_python(content)
+        # Strict JSON takes no text for a number or a flag, but a list for a tuple and a whole number for a float.
+        return TypeAdapter(kind).validate_json(_as_json(section, content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in (section, *first["loc"]))
@@ -132,11 +135,27 @@ def _build(kind: type[Any], section: str, recipe: Recipe) -> Any:
         raise ConfigError(f"{key}: {message}", repr(first["input"]), "correct the recipe or the option") from None
 
 
+def _as_json(section: str, content: Mapping[str, Any]) -> str:
+    for key, value in content.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{section}.{key}: text, a finite number, true, false or a list of these",
+                str(value),
+                "correct the recipe or the option",
+            ) from None
+    return json.dumps(content)
+
+
 def _locate(command: str, name: str) -> tuple[str, str]:
     section, dot, key = name.partition(".")
     if dot:
         if section not in SECTIONS:
             raise ConfigError("a known recipe section", f"'{section}' in --set {name}", nearest(section, SECTIONS))
+        if section not in _SECTIONS_OF[command]:
+            used = ", ".join(_SECTIONS_OF[command])
+            raise ConfigError(f"a section that {command} uses ({used})", f"--set {name}", "leave it away")
         _require_key(section, key, "in --set")
         return section, key
     sections = _SECTIONS_OF[command]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -21,7 +22,13 @@ def replacing(path: Path) -> Iterator[Path]:
         ...     _ = temporary.write_text("whole")
         >>> target.read_text()
         'whole'
+
+    Raises:
+        IsADirectoryError: the path ends in no file name (`.`, `..`, `/`).
+        OSError: the disk refuses.
     """
+    if path.name in ("", ".."):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -42,10 +49,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Writes JSON, whole or not at all. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """JSON that any UTF-8 file or stream can take, with a line end. NaN and infinity are a `ValueError`."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         # A file name that is no UTF-8 comes as lone surrogates, which only JSON's escapes can carry.
         text = json.dumps(document, indent=2, allow_nan=False)
-    write_text(path, text + "\n")
+    return text + "\n"

@@ -137,3 +137,29 @@ def test_the_data_layer_does_not_import_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert done.stdout.strip() == "False"
+
+
+def test_markup_in_names_is_shown_as_it_is(leaves: Path, tmp_path: Path) -> None:
+    (leaves / "rust").rename(leaves / "[mosaic]")
+    odd = tmp_path / "x[" / "red]"
+    odd.parent.mkdir()
+    leaves.rename(odd)
+    checked = runner.invoke(app, ["check", str(odd)], catch_exceptions=False)
+    assert "[mosaic]" in checked.stdout
+    assert "x[/red]" in checked.stdout
+    out = tmp_path / "y[" / "bold].json"
+    divided = runner.invoke(app, ["split", str(odd), "--out", str(out)], catch_exceptions=False)
+    assert "[mosaic]" in divided.stdout
+    assert "y[/bold].json" in divided.stdout
+
+
+def test_names_that_are_no_unicode_are_shown_and_given_as_json(leaves: Path) -> None:
+    name = os.fsdecode(b"bl\xe4tt")
+    try:
+        (leaves / "rust").rename(leaves / name)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes only Unicode names")
+    checked = runner.invoke(app, ["check", str(leaves)], catch_exceptions=False)
+    assert "bl\\udce4tt" in checked.stdout
+    document = json.loads(runner.invoke(app, ["check", str(leaves), "--json"], catch_exceptions=False).stdout)
+    assert name in [one["name"] for one in document["classes"]]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from agridistill.cli import main as cli
 
@@ -98,6 +99,9 @@ def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
         (errno.ENOSPC, "expected room on the disk; got a full disk at '/x/model.safetensors'"),
         (errno.EACCES, "expected a place that may be written and read"),
         (errno.ENOTDIR, "expected a usable path"),
+        (errno.EIO, "got 'Input/output error' at '/x/model.safetensors'; check disk"),
+        (errno.ELOOP, "expected a system that can read and write; got "),
+        (errno.EMFILE, "got 'Too many open files'"),
     ],
 )
 def test_a_failing_disk_is_one_line(
@@ -208,3 +212,68 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         assert not (disk / "run" / "model.safetensors").exists()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (OutOfMemoryError("CUDA: tried to allocate 2 GiB"), "got 'CUDA: tried to allocate 2 GiB'; lower --batch-size"),
+        (RuntimeError("CUDA error: out of memory\nmore"), "expected enough memory for this run; got 'CUDA error:"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower --batch-size or --image-size"),
+        (MemoryError(), "got 'MemoryError'; lower --batch-size or --image-size"),
+        (typer.Abort(), "expected the command to reach its end; got an abort"),
+        (ModuleNotFoundError("no", name="huggingface_hub"), "pip install 'agridistill[train]'"),
+        (ModuleNotFoundError("no", name="tensorboard.compat"), "pip install 'agridistill[train]'"),
+    ],
+)
+def test_a_failing_machine_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    failure: Exception,
+    message: str,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("agridistill.training.run.train", fail)
+    code, _, err = run(capsys, "train", tmp_path, "--out", tmp_path / "run")
+    assert code == 2
+    assert message in one_line(err)
+
+
+def test_an_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
+    for name in ("rust", "scab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(b"")
+    command = [sys.executable, "-m", "agridistill", "data", "check", str(tmp_path), "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert process.returncode == 1
+    assert process.stderr == ""
+
+
+def test_ctrl_c_during_the_first_imports_is_one_line() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "agridistill.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from agridistill.__main__ import main
+main()
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    process = subprocess.run([sys.executable, "-m", "agridistill", "--version"], capture_output=True, check=True)
+    assert process.stdout.startswith(b"agridistill ")

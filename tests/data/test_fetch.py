@@ -252,3 +252,9 @@ def test_other_sources_are_told(tmp_path: Path, source: str, message: str) -> No
         fetch_plantvillage_tomato(tmp_path / "data", source=source)
     assert message in str(raised.value)
     assert _left_in(tmp_path) == set()
+
+
+def test_the_folder_one_stands_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FetchError, match=r"the name of a folder to make; got '\.'"):
+        fetch_plantvillage_tomato(Path(), source="none.zip")

@@ -101,3 +101,26 @@ def test_a_written_split_is_not_replaced_unasked(tmp_path: Path, write_folder) -
         split_data(root, tmp_path / "s.json", seed=1)
     assert read_split(tmp_path / "s.json") == prepared.split
     assert split_data(root, tmp_path / "s.json", seed=1, force=True).split == read_split(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_given_split_that_shares_leaves_is_told(
+    tmp_path: Path, write_folder, write_photo, caplog: pytest.LogCaptureFixture, from_file: bool
+) -> None:
+    root = tmp_path / "data"
+    for part, seeds in (("train", (0, 1)), ("val", (2, 3)), ("test", (4, 5))):
+        for name, first in (("rust", 0), ("scab", 10)):
+            for seed in seeds:
+                write_photo(root / part / name / f"{seed}.png", first + seed)
+    prepared = prepare_data(root)
+    assert caplog.text == ""
+    # The same file in train and in test: one leaf.
+    write_photo(root / "test" / "rust" / "again.png", 0)
+    split_file = tmp_path / "s.json" if from_file else None
+    if split_file is not None:
+        parts = {name: tuple(sorted(paths)) for name, paths in _paths(prepared).items()}
+        split = Split(parts["train"], parts["val"], (*parts["test"], "test/rust/again.png"))
+        write_split(split_file, split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
+    prepare_data(root, split_file=split_file)
+    assert "(leaves: 1; test photos of them: 1 of 5)" in caplog.text
+    assert "agridistill data check" in caplog.text

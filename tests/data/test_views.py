@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,3 +98,11 @@ def test_view_seeds_differ_by_run_epoch_and_photo() -> None:
 def test_augmentation_out_of_range_is_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Augmentation(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_no_utf8_has_a_seed_and_other_names_keep_theirs() -> None:
+    def plain(name: bytes) -> int:
+        return int(np.random.SeedSequence((3, 5, zlib.crc32(name))).generate_state(1, np.uint32)[0])
+
+    assert view_seed(3, 5, os.fsdecode(b"rust/bl\xe4tt.jpg")) == plain(b"rust/bl\xe4tt.jpg")
+    assert view_seed(3, 5, "rust/blätt.jpg") == plain("rust/blätt.jpg".encode())

@@ -93,7 +93,7 @@ def test_pickled_weights_are_never_unpickled(tmp_path: Path) -> None:
             return Path.touch, (fired,)  # type: ignore[return-value]
 
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelError, match="weights in safetensors"):
+    with pytest.raises(ModelError, match=r"weights in safetensors.*convert pickled weights"):
         create_model(STUDENT, 3, weights=tmp_path / "weights.pth")
     assert not fired.exists()
 
@@ -135,3 +135,17 @@ def test_an_unreachable_hub_is_asked_once_and_left_as_it_was(monkeypatch: pytest
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         with hub_access():
             assert not constants.is_offline_mode()
+
+
+def test_a_truncated_safetensors_file_is_called_damaged(tmp_path: Path) -> None:
+    save_weights(create_model(STUDENT, 3), tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match="the damaged file") as caught:
+        create_model(STUDENT, 3, weights=tmp_path / "a.safetensors")
+    assert "pickle" not in str(caught.value)
+
+
+def test_an_unknown_tag_of_weights_names_the_known_ones() -> None:
+    require_known_model(f"{STUDENT}.lamb_in1k")
+    with pytest.raises(ModelError, match=r"got 'mobilenetv3_small_050.foo_bar'; .*mobilenetv3_small_050\.lamb_in1k"):
+        require_known_model(f"{STUDENT}.foo_bar")

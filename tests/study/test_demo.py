@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.errors import RunError
 from agridistill.study import demo
 
 
@@ -31,3 +32,12 @@ def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
     assert baseline.evaluation.parameters == hybrid.evaluation.parameters
     document = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert [row["accuracy"] for row in document["rows"]] == [row.evaluation.accuracy for row in result.rows]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(tmp_path: Path, text: str) -> None:
+    (tmp_path / "leaves").mkdir()
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "evaluation.json").write_text(text)
+    with pytest.raises(RunError, match=r"teacher/evaluation.json', which is damaged .*; remove the folder '.*teacher'"):
+        demo.run_demo(tmp_path)

@@ -170,24 +170,98 @@ def test_early_stop_ends_a_run_that_no_longer_improves(leaves: Path, tmp_path: P
     assert len(rows(tmp_path / "run")) < 12
 
 
+def test_a_photo_more_or_less_leaks_nothing_of_the_teachers_training(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(leaves, tmp_path / "data")
+    photo = next((tmp_path / "data" / "mosaic").glob("*.jpg"))
+    photo.rename(photo.with_name("renamed.jpg"))
+    distill(tmp_path / "data", teacher_run, tmp_path / "run", replace(student(), data=replace(DATA, split_seed=3)))
+    mine, teachers = read_split(tmp_path / "run" / "splits.json"), read_split(teacher_run / "splits.json")
+    assert not set(mine.test) & set(teachers.train)
+    assert not set(mine.val) & set(teachers.train)
+    assert any("renamed.jpg" in path for part in mine.parts().values() for path in part)
+
+
+def test_what_cannot_be_computed_leaves_no_run_behind(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    config = replace(student(), distill=replace(FIT, model="vit_tiny_patch16_224"))
+    with pytest.raises(ModelError, match="2-D maps"):
+        distill(leaves, teacher_run, tmp_path / "run", config)
+    with pytest.raises(ModelError, match="teacher's logits"):
+        distill(leaves, None, tmp_path / "run", student("ce", w_kd=0.5))
+    with pytest.raises(ModelError, match="offers; got 64"):
+        distill(leaves, teacher_run, tmp_path / "run", student(pairs=(PairSettings(64, 16),)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverged_run_stops_and_says_so(leaves: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"a finite loss; got ce .* in epoch 1; start a new run with a lower --lr"):
+        train(leaves, tmp_path / "run", TrainConfig(DATA, train=replace(FIT, lr=1e30, clip_grad=0.0)))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_told_in_one_line(
+    leaves: Path, teacher_run: Path, tmp_path: Path, content: bytes
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(teacher_run, run)
+    (run / "evaluation.json").unlink()
+    (run / "last.ckpt").write_bytes(content)
+    config = TrainConfig(DATA, train=replace(FIT, model="swin_nano_patch4_window4_64"))
+    with pytest.raises(RunError, match="a whole checkpoint; got a damaged") as caught:
+        train(leaves, run, config, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_was_stopped_in_its_evaluation_is_not_trained_further(leaves: Path, tmp_path: Path) -> None:
+    config = TrainConfig(DATA, train=replace(FIT, epochs=12, patience=1, lr=1e-9))
+    first = train(leaves, tmp_path / "run", config)
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "evaluation.json").unlink()
+    again = train(leaves, tmp_path / "run", config, resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert again.evaluation == first.evaluation
+    assert (again.best_epoch, again.train_s) == (first.best_epoch, first.train_s)
+
+
+def test_a_resume_under_another_teacher_or_split_is_refused(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    distill(leaves, teacher_run, tmp_path / "run", student())
+    (tmp_path / "run" / "evaluation.json").unlink()
+    environment = tmp_path / "run" / "environment.json"
+    document = json.loads(environment.read_text())
+    environment.write_text(json.dumps({**document, "teacher_sha256": "0" * 64}))
+    with pytest.raises(RunError, match="the teacher that the run started with"):
+        distill(leaves, teacher_run, tmp_path / "run", student(), resume=True)
+    environment.write_text("{")
+    with pytest.raises(RunError, match="the environment of a run; got a damaged"):
+        distill(leaves, teacher_run, tmp_path / "run", student(), resume=True)
+    with pytest.raises(RunError, match="leave --splits away"):
+        distill(leaves, teacher_run, tmp_path / "run", student(), resume=True, split_file=tmp_path / "s.json")
+
+
 RUN = """
 import sys
 from pathlib import Path
 from agridistill.training.run import distill
 from agridistill.training.settings import *
-fit = FitSettings(model="mobilenetv3_small_050", epochs=3, batch_size=16, pretrained=False, workers=0, precision="fp32")
+model, workers = sys.argv[4:6]
+fit = FitSettings(
+    model=model, epochs=3, batch_size=16, pretrained=False, workers=int(workers), precision="fp32", drop_path=0.2
+)
 config = DistillConfig(DataSettings(image_size=64), distill=fit, objective=ObjectiveSettings(alignment="learned"))
-distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=len(sys.argv) > 4)
+distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=len(sys.argv) > 6)
 """
 
 
+# A network with stochastic depth and loaders of their own: whatever is random must be the same again.
+@pytest.mark.parametrize(("model", "workers"), [("mobilenetv3_small_050", "1"), ("swin_nano_patch4_window4_64", "0")])
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
-    leaves: Path, teacher_run: Path, tmp_path: Path
+    leaves: Path, teacher_run: Path, tmp_path: Path, model: str, workers: str
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, "-c", RUN, str(leaves), str(teacher_run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, str(killed)], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, str(killed), model, workers], env=environment, stderr=subprocess.DEVNULL)
     while not (killed / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
@@ -196,10 +270,10 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     assert not (killed / "evaluation.json").exists()
     with pytest.raises(RunError, match="continue it with --resume"):
         distill(leaves, teacher_run, killed, student())
-    with pytest.raises(RunError, match=r"distill\.epochs = 3 as in the run that is resumed; got 1"):
+    with pytest.raises(RunError, match=r"distill\.drop_path = 0.2 as in the run that is resumed; got None"):
         distill(leaves, teacher_run, killed, student(alignment="learned"), resume=True)
-    subprocess.run([*command, str(killed), "resume"], env=environment, check=True)
-    subprocess.run([*command, str(whole)], env=environment, check=True)
+    subprocess.run([*command, str(killed), model, workers, "resume"], env=environment, check=True)
+    subprocess.run([*command, str(whole), model, workers], env=environment, check=True)
     one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert all(torch.equal(one[key], other[key]) for key in one)
     timing = {"train_s", "photos_per_s"}

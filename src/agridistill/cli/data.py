@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
+from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
 
 if TYPE_CHECKING:
     from agridistill.data.checks import CheckResult
@@ -71,7 +71,7 @@ def split(
     if prepared.skipped:
         path, reason = prepared.skipped[0]
         stderr.print(
-            f"left out: {len(prepared.skipped)} unreadable photos, the first '{path}' ({reason})", markup=False
+            f"left out: {len(prepared.skipped)} unreadable photos, the first '{shown(path)}' ({reason})", markup=False
         )
     if json:
         print_json({"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)})
@@ -101,26 +101,27 @@ def fetch(
     if json:
         print_json(result.to_json())
     else:
-        stdout.print(f"{result.photos:,} photos in {result.classes} classes: {out}", markup=False)
+        stdout.print(f"{result.photos:,} photos in {result.classes} classes: {shown(str(out))}", markup=False)
     next_command("data", "check", out)
 
 
 def _print_check(result: CheckResult) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     split_names = tuple(result.classes[0].photos_per_split or ())
-    table = Table(title=str(result.root))
+    table = Table(title=escape(shown(str(result.root))))
     table.add_column("class")
     for name in ("photos", "leaf groups", *split_names):
         table.add_column(name, justify="right")
     for one in result.classes:
         per_split = (f"{one.photos_per_split[name]:,}" for name in split_names) if one.photos_per_split else ()
-        table.add_row(one.name, f"{one.photos:,}", f"{one.leaves:,}", *per_split)
+        table.add_row(escape(shown(one.name)), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
     stdout.print(table)
     for text in result.notes:
-        stdout.print(f"note: {text}", markup=False)
+        stdout.print(f"note: {shown(text)}", markup=False)
     for text in result.problems:
-        stdout.print(f"problem: {text}", markup=False, style="red")
+        stdout.print(f"problem: {shown(text)}", markup=False, style="red")
     if not result.problems:
         stdout.print("nothing wrong", style="green")
 
@@ -141,13 +142,14 @@ def _split_counts(prepared: PreparedData) -> list[dict[str, object]]:
 
 
 def _print_split(prepared: PreparedData, out: Path) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{out}: photos (leaf groups)")
+    table = Table(title=escape(f"{shown(str(out))}: photos (leaf groups)"))
     table.add_column("class")
     for name in ("train", "val", "test"):
         table.add_column(name, justify="right")
     for row in _split_counts(prepared):
         cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
-        table.add_row(str(row["name"]), *cells)
+        table.add_row(escape(shown(str(row["name"]))), *cells)
     stdout.print(table)

@@ -82,6 +82,11 @@ def _told(error: Exception) -> str | None:
         return _told_system(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN_MODULES:
         return str(_missing_extra(error))
+    if _is_out_of_memory(error):
+        got = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"expected enough memory for this run; got '{got}'; lower --batch-size or --image-size"
+    if isinstance(error, typer.Abort):
+        return "expected the command to reach its end; got an abort; run it again (--resume for a run)"
     # Typer's usage errors: of its own vendored click, or of the click package.
     message = getattr(error, "format_message", None)
     if callable(message):
@@ -89,8 +94,28 @@ def _told(error: Exception) -> str | None:
     return None
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Told by name and text: torch, whose errors these are, must not be imported for that."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
 _TRAIN_MODULES = frozenset(
-    {"torch", "torchvision", "timm", "lightning", "torchmetrics", "sklearn", "safetensors", "imagehash", "tomli_w"}
+    {
+        "torch",
+        "torchvision",
+        "timm",
+        "huggingface_hub",
+        "lightning",
+        "torchmetrics",
+        "sklearn",
+        "safetensors",
+        "tensorboard",
+        "imagehash",
+        "tomli_w",
+    }
 )
 
 
@@ -100,7 +125,7 @@ def _missing_extra(error: ModuleNotFoundError) -> MissingExtraError:
     )
 
 
-def _told_system(error: OSError) -> str | None:
+def _told_system(error: OSError) -> str:
     where = f" at '{error.filename}'" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"expected room on the disk; got a full disk{where}; free some and run again (--resume for a run)"
@@ -108,7 +133,8 @@ def _told_system(error: OSError) -> str | None:
         return f"expected a place that may be written and read; got '{error.strerror}'{where}; choose another"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
         return f"expected a usable path; got '{error.strerror}'{where}; check it"
-    return None
+    got = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return f"expected a system that can read and write; got '{got}'{where}; check disk, path and limits, and run again"
 
 
 if __name__ == "__main__":

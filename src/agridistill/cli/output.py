@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agridistill.progress import ProgressCallback
+from agridistill.storage import json_text
 
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,7 +30,19 @@ class LogLines(logging.Handler):
 
 def print_json(document: Any) -> None:
     """The one JSON document of a command with --json."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json_text(document))
+    # A reader that has ended (such as `head`) is no defect; at Python's own exit it would look like one.
+    sys.stdout.flush()
+
+
+def shown(name: str) -> str:
+    """The same text without the parts of a file name that are not Unicode, which no terminal can show."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def sibling(path: Path, name: str) -> Path:
+    """Another name in the folder where `path` stands, also where `path` is written as `.` or `..`."""
+    return path.resolve().parent / name if path.name in ("", "..") else path.with_name(name)
 
 
 def next_command(*words: str | Path) -> None:
@@ -41,12 +53,20 @@ def next_command(*words: str | Path) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[ProgressCallback]:
-    """A bar with count and time left on stderr; gives the callback that moves it."""
+    """A bar with count and time left on stderr; gives the callback that moves it.
+
+    It goes when all is done, so that the next step may have a bar of its own, and comes back with the next pass.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task(label, total=None)
 
         def update(done: int, total: int) -> None:
+            if not progress.disable and done < total and not progress.live.is_started:
+                progress.reset(task)
+                progress.start()
             progress.update(task, completed=done, total=total)
+            if done >= total:
+                progress.stop()
 
         yield update

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
+from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
 
 if TYPE_CHECKING:
     from agridistill.runtime.predictor import PhotoResult, Prediction
@@ -42,7 +42,7 @@ def predict(
         failed = 0
         for result in results:
             if result.prediction is not None:
-                stdout.print(f"{_shown(result.name)}: {_line(result.prediction)}", markup=False)
+                stdout.print(f"{shown(result.name)}: {_line(result.prediction)}", markup=False)
             else:
                 failed += 1
                 stderr.print(f"error: {result.error}", markup=False, style="red")
@@ -62,7 +62,7 @@ def _line(prediction: Prediction) -> str:
 def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
     photos = [
         {
-            "photo": _shown(result.name),
+            "photo": shown(result.name),
             "label": result.prediction.label,
             "probability": result.prediction.probability,
             "abstained": result.prediction.abstained,
@@ -72,11 +72,6 @@ def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
         if result.prediction is not None
     ]
     errors = [
-        {"photo": _shown(result.name), "error": _shown(result.error)} for result in results if result.error is not None
+        {"photo": shown(result.name), "error": shown(result.error)} for result in results if result.error is not None
     ]
-    return {"model": _shown(str(model)), "photos": photos, "errors": errors}
-
-
-def _shown(name: str) -> str:
-    """The same text without the parts of a file name that are not Unicode, which no terminal and no JSON can show."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return {"model": shown(str(model)), "photos": photos, "errors": errors}

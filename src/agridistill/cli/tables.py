@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from agridistill.cli.output import stdout
+from agridistill.cli.output import shown, stdout
 
 if TYPE_CHECKING:
     from agridistill.evaluation.result import EvaluationResult
@@ -56,7 +56,7 @@ def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
     for row in rows:
         result = row.result
         table.add_row(
-            escape(row.name),
+            _plain(row.name),
             _accuracy(result),
             f"{result.macro_f1:.3f}",
             _count(result.parameters),
@@ -94,7 +94,7 @@ def class_table(result: EvaluationResult, *, title: str) -> Table:
     table = _table(title, "class", "precision", "recall", "F1", "photos")
     for scores in result.per_class:
         table.add_row(
-            escape(scores.name),
+            _plain(scores.name),
             _percent(scores.precision),
             _percent(scores.recall),
             UNDEFINED if scores.f1 is None else f"{scores.f1:.3f}",
@@ -109,7 +109,7 @@ def confusion_table(result: EvaluationResult) -> Table:
     table = _table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
     for index, (name, row) in enumerate(zip(result.classes, result.confusion_matrix, strict=True)):
         cells = [f"[bold]{count}[/]" if column == index else str(count or "·") for column, count in enumerate(row)]
-        table.add_row(f"{numbers[index]} {escape(name)}", *cells)
+        table.add_row(f"{numbers[index]} {_plain(name)}", *cells)
     return table
 
 
@@ -123,12 +123,12 @@ def frequent_confusions_table(result: EvaluationResult) -> Table:
         if count and truth != prediction
     ]
     for count, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
-        table.add_row(escape(truth_name), escape(prediction_name), f"{count:,}")
+        table.add_row(_plain(truth_name), _plain(prediction_name), f"{count:,}")
     return table
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=_plain(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
@@ -171,3 +171,8 @@ def _duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _plain(name: str) -> str:
+    """A name as it is, without markup."""
+    return escape(shown(name))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, progress_bar
+from agridistill.cli.output import next_command, progress_bar, sibling
 
 
 def train(
@@ -62,5 +62,5 @@ def train(
         result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)
     options.show_result(result, json=json, model=config.train.model)
     next_command(
-        "distill", data, "--teacher", out, "--student", "mobilenetv3_large_100", "--out", out.with_name("student")
+        "distill", data, "--teacher", out, "--student", "mobilenetv3_large_100", "--out", sibling(out, "student")
     )

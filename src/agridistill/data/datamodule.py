@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation, render_view, view_seed
-from agridistill.errors import DataError, PhotoError
+from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, read_photo, to_pixels
 
@@ -101,11 +101,11 @@ class ViewSampler(Sampler[tuple[int, int]]):
             yield int(index), view_seed(self.seed, self.epoch, self.samples[index].path)
 
 
-def collate(items: Sequence[Item | None]) -> Batch:
-    """Stacks photos to a batch; photos that could not be read are left out."""
+def collate(items: Sequence[Item | None]) -> Batch | None:
+    """Stacks photos to a batch; photos that could not be read are left out. None where all of them were."""
     read = [item for item in items if item is not None]
     if not read:
-        raise DataError("readable photos", "a batch in which every photo has become unreadable", "check the disk")
+        return None
     pixels, labels, indices, seeds = zip(*read, strict=True)
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     return Batch(stacked, torch.tensor(labels), torch.tensor(indices), torch.tensor(seeds))
@@ -148,6 +148,11 @@ class PhotoDataModule(lightning.LightningDataModule):
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches of one process in one epoch."""
+        return max(1, len(self.train) // self.batch_size)
+
     def train_dataloader(self) -> DataLoader[Item | None]:
         """Seeded views in seeded order; the last, smaller batch is left out (batch norm needs full ones)."""
         return self._loader(self.train, self.augmentation, training=True)
@@ -162,6 +167,10 @@ class PhotoDataModule(lightning.LightningDataModule):
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = ViewSampler(samples, seed=self.seed, training=training, rank=rank, world=world)
+        if trainer is not None and training:
+            # Lightning starts reading ahead before it tells the sampler the epoch: after a resume that is not epoch 0.
+            epochs: Any = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(epochs.processed)
         return DataLoader(
             PhotoDataset(self.root, samples, self.preprocessing, augmentation),
             batch_size=self.batch_size,

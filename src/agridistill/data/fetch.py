@@ -92,6 +92,9 @@ def fetch_plantvillage_tomato(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FetchError("a new or empty folder", f"'{out}', which exists", "choose another --out")
+    if out.name in ("", ".."):
+        # It is renamed into its place at the end, which the folder one stands in cannot be.
+        raise FetchError("the name of a folder to make", f"'{out}'", "write --out with a name")
     place, sha256 = _parse_source(source or PLANTVILLAGE_ARCHIVE)
     out.parent.mkdir(parents=True, exist_ok=True)
     if "://" not in place:

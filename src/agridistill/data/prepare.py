@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_sp
 from agridistill.errors import DataError
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def prepare_data(
     """Reads a data folder once and parts it by leaves.
 
     The split comes from the split file, from train/val/test folders, or is made from the seed. Where the folders lack
-    val or test, it is cut from train, leaf by leaf.
+    val or test, it is cut from train, leaf by leaf. Leaves that a given split puts into several parts are told in the
+    log.
 
     Raises:
         DataError: the folder, the photos or the split cannot be used.
@@ -74,6 +79,8 @@ def prepare_data(
         for name in ("train", "val", "test")
     }
     _check_parts(folder, parts["train"], parts["val"], parts["test"])
+    if given is not None or folder.given_split is not None:
+        _tell_shared_leaves(parts)
     return PreparedData(
         root=root,
         classes=folder.classes,
@@ -113,6 +120,22 @@ def _check_parts(folder: PhotoFolder, train: Sequence[Sample], val: Sequence[Sam
     for name, part in (("val", val), ("test", test)):
         if not part:
             raise DataError(f"photos in {name}", "none", "correct the split or raise its fraction")
+
+
+def _tell_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
+    parts_of: dict[str, set[str]] = defaultdict(set)
+    for name, samples in parts.items():
+        for sample in samples:
+            parts_of[sample.leaf_id].add(name)
+    shared = {leaf for leaf, names in parts_of.items() if len(names) > 1}
+    if shared:
+        logger.warning(
+            "the given split has photos of the same leaf in several parts (leaves: %d; test photos of them: %d of %d): "
+            "the result may be too high; see them with agridistill data check",
+            len(shared),
+            sum(sample.leaf_id in shared for sample in parts["test"]),
+            len(parts["test"]),
+        )
 
 
 def split_data(

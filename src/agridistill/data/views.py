@@ -6,6 +6,7 @@ workers, in any order. Geometry is one resampling of the photo (no second interp
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 
@@ -62,8 +63,9 @@ def view_seed(seed: int, epoch: int, path: str) -> int:
     Returns:
         0 to 2**32 - 1.
     """
+    # `fsencode`: a file name need not be UTF-8.
     # A CRC instead of the photo's index: a photo more or less in the folder changes no other photo's views.
-    state = np.random.SeedSequence((seed, epoch, zlib.crc32(path.encode()))).generate_state(1, np.uint32)
+    state = np.random.SeedSequence((seed, epoch, zlib.crc32(os.fsencode(path)))).generate_state(1, np.uint32)
     return int(state[0])
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from agridistill.errors import ModelError, nearest
@@ -78,6 +79,16 @@ def require_known_model(name: str) -> None:
     if name not in SMALL_MODELS and not timm.is_model(name.split(".", 1)[0]):
         known = [*SMALL_MODELS, *timm.list_models()]
         raise ModelError("a model name of timm", f"'{name}'", nearest(name, known, count=3))
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError:
+        architecture = name.split(".", 1)[0]
+        known = [f"{architecture}.{tag}" for tag in _tags(architecture)]
+        raise ModelError(f"a known set of weights of {architecture}", f"'{name}'", nearest(name, known)) from None
+
+
+def _tags(architecture: str) -> list[str]:
+    return [full.partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
 
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:
@@ -183,7 +194,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        # Pickles (.pt, .pth, .bin) end here as well: reading them would run whatever code they carry.
+        if path.suffix == ".safetensors":
+            raise ModelError(
+                "weights in safetensors", f"the damaged file '{path}' ({error})", "copy or download it again"
+            ) from None
+        # Pickles (.pt, .pth, .bin) end here: reading them would run whatever code they carry.
         raise ModelError(
             "weights in safetensors", f"'{path}' ({error})", "convert pickled weights with safetensors first"
         ) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 from agridistill.data.synthetic import draw_leaves
 from agridistill.data.views import Augmentation
+from agridistill.errors import RunError
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_json
@@ -109,5 +110,12 @@ def _finished(name: str, run: Path, start: Callable[[Path, bool], object]) -> De
     folder = RunFolder(run)
     if not folder.evaluation.exists():
         start(run, folder.recipe.exists())
-    document = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-    return DemoRow(name, run, EvaluationResult.from_json(document), float(document["train_s"]))
+    try:
+        document = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        return DemoRow(name, run, EvaluationResult.from_json(document), float(document["train_s"]))
+    except (RunError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            "the whole evaluation of a run",
+            f"'{folder.evaluation}', which is damaged ({type(error).__name__}: {error})",
+            f"remove the folder '{run}' and run the demo again",
+        ) from None

@@ -13,7 +13,6 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
 
 from agridistill.models.factory import save_weights
 from agridistill.storage import write_text
@@ -37,11 +36,9 @@ class BestWeights(Callback):
             return
         metrics = trainer.callback_metrics
         score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
-        # Also on a tie with the best so far: after a kill between these weights and the checkpoint, the repeated
-        # epoch must find the same file.
-        if self.best is None or score >= self.best:
+        if self.best is None or score > self.best:
             self.best, self.epoch = score, trainer.current_epoch
-            save_weights(_bare(module.model), self.path)
+            save_weights(module.model, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, for a resume."""
@@ -72,7 +69,7 @@ class EpochLog(Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts photos; the clock is read here so that validation is not counted as training."""
-        self._photos += len(batch.target) * trainer.world_size
+        self._photos += (len(batch.target) if batch is not None else 0) * trainer.world_size
         self._train_seconds = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -123,9 +120,9 @@ class ProgressLine(Callback):
         if not (self.console.is_terminal and trainer.is_global_zero):
             return
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -151,7 +148,8 @@ class ProgressLine(Callback):
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         pace = (time.perf_counter() - self._begin) / max(1, done - self._first_epoch)
         left = f"{pace * (total - done) / 60:.1f} min left"
-        self.console.print(f"{self.label}  epoch {done}/{total}  {_state(trainer.callback_metrics)}  {left}")
+        line = f"{self.label}  epoch {done}/{total}  {_state(trainer.callback_metrics)}  {left}"
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
         """Takes the bar away, also after an error or Ctrl-C."""
@@ -171,8 +169,3 @@ def _state(metrics: Mapping[str, Any]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.6g}"
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model

@@ -6,6 +6,7 @@ import math
 from typing import Any, Protocol
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -13,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from agridistill.data.datamodule import Batch
 from agridistill.distillation.objective import DistillationObjective
+from agridistill.errors import RunError
 from agridistill.manifest import Preprocessing
 from agridistill.models.attention import StageTap
 from agridistill.models.normalisation import normalise_batch
@@ -59,10 +61,12 @@ class DistillationModule(lightning.LightningModule):
         strides: feature maps that the objective aligns.
         preprocessing: of the network's input.
         num_classes: K.
+        total_steps: of the whole run, at least 1. Asked of nobody: Lightning would start the loaders to count them,
+            before a resume has told it the epoch.
         lr: peak learning rate.
         weight_decay: of weight matrices.
         warmup: share of the steps in which the learning rate rises.
-        seed: of dropout and drop-path, together with the epoch.
+        seed: of dropout and drop-path, together with the step.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class DistillationModule(lightning.LightningModule):
         strides: tuple[int, ...],
         preprocessing: Preprocessing,
         num_classes: int,
+        total_steps: int,
         lr: float,
         weight_decay: float,
         warmup: float,
@@ -83,6 +88,7 @@ class DistillationModule(lightning.LightningModule):
         self.model = model.to(memory_format=torch.channels_last)
         self.objective = objective
         self.preprocessing = preprocessing
+        self.total_steps = total_steps
         self.lr, self.weight_decay, self.warmup, self.seed = lr, weight_decay, warmup, seed
         self._teacher = teacher
         self._tap = StageTap(self.model, strides) if strides else None
@@ -94,13 +100,28 @@ class DistillationModule(lightning.LightningModule):
         if self._teacher is not None:
             self._teacher.to(self.device)
 
-    def on_train_epoch_start(self) -> None:
-        """Seeds dropout by epoch, so that a resumed run draws what the uninterrupted run drew."""
-        torch.manual_seed((self.seed << 24) + (self.current_epoch << 8) + self.global_rank)
+    def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
+        """Seeds dropout by step, so that a resumed run draws what the uninterrupted run drew.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; logs every term of the objective."""
+        By step and not by epoch: loaders draw from the same generator whenever they start their workers.
+        """
+        state = np.random.SeedSequence((self.seed, self.global_step, self.global_rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
+
+    def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
+        """One step; logs every term of the objective. A batch whose photos have all gone bad is passed over.
+
+        Raises:
+            RunError: the loss is no longer finite.
+        """
+        if batch is None:
+            return None
         terms = self.loss_terms(batch, self.progress)
+        if not torch.isfinite(terms["total"]):
+            names = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            raise RunError(
+                "a finite loss", f"{names} in epoch {self.current_epoch + 1}", "start a new run with a lower --lr"
+            )
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=len(batch.target))
         return terms["total"]
@@ -123,10 +144,12 @@ class DistillationModule(lightning.LightningModule):
     @property
     def progress(self) -> float:
         """Share of all training steps that are done, 0 to 1."""
-        return min(1.0, self.global_step / max(1, self._total_steps()))
+        return min(1.0, self.global_step / self.total_steps)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
         """Accumulates accuracy and negative log-likelihood."""
+        if batch is None:
+            return
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
         if self._tap is not None:
             self._tap.features()  # taken, so that the next training step cannot see stale ones
@@ -142,11 +165,8 @@ class DistillationModule(lightning.LightningModule):
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        total = self._total_steps()
+        total = self.total_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step / max(1, total), self.warmup)
+            optimizer, lambda step: learning_rate_factor(step / total, self.warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _total_steps(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agridistill.data.prepare import PreparedData, prepare_data
+from agridistill.data.samples import SPLIT_NAMES, Sample
 from agridistill.data.splits import Split, read_split
 from agridistill.distillation.objective import get_method
 from agridistill.errors import ModelError, RunError
@@ -45,6 +46,7 @@ def train(
     config = config or TrainConfig()
     folder = RunFolder(out)
     folder.require_startable(resume=resume)
+    _require_own_split(split_file, resume=resume)
     require_known_model(config.train.model)
     prepared = _prepare(data, config.data, folder, split_file, None, resume, progress)
     return Session(folder, prepared, config, config.train, ObjectiveSettings(method="ce"), None, resume).run()
@@ -79,6 +81,7 @@ def distill(
     method = get_method(config.objective.method)
     folder = RunFolder(out)
     folder.require_startable(resume=resume)
+    _require_own_split(split_file, resume=resume)
     require_known_model(config.distill.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
@@ -87,6 +90,11 @@ def distill(
     prepared = _prepare(data, config.data, folder, split_file, teacher, resume, progress)
     used = teacher if method.uses_teacher else None
     return Session(folder, prepared, config, config.distill, config.objective, used, resume).run()
+
+
+def _require_own_split(split_file: Path | None, *, resume: bool) -> None:
+    if resume and split_file is not None:
+        raise RunError("the run's own split on a resume", f"--splits {split_file}", "leave --splits away")
 
 
 def _prepare(
@@ -112,28 +120,39 @@ def _prepare(
         before = folder.read_environment().get("data_fingerprint")
         if before != prepared.fingerprint:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
-    elif teacher is not None:
-        teachers = RunFolder(teacher)
-        if teachers.read_environment().get("data_fingerprint") == prepared.fingerprint:
-            teacher_split = read_split(teachers.splits)
-            if split_file is None:
-                return _with_split(prepared, teacher_split)
-            seen = set(teacher_split.train) & {sample.path for sample in prepared.test}
-            if seen:
-                logger.warning(
-                    "the teacher was trained on %d of the %d test photos of this split: the result will be too high",
-                    len(seen),
-                    len(prepared.test),
-                )
+    elif teacher is not None and RunFolder(teacher).splits.exists():
+        return _beside_teacher(prepared, read_split(RunFolder(teacher).splits), chosen=split_file is not None)
     return prepared
 
 
-def _with_split(prepared: PreparedData, split: Split) -> PreparedData:
-    """The same photos, parted anew."""
+def _beside_teacher(prepared: PreparedData, teachers: Split, *, chosen: bool) -> PreparedData:
+    """Keeps what the teacher learnt out of the student's test.
+
+    Photos are recognised by their path, so that a photo more or less does not matter. A split that the user chose is
+    obeyed, with a warning.
+    """
+    learnt = set(teachers.train) & {sample.path for sample in prepared.test}
+    if chosen:
+        if learnt:
+            logger.warning(
+                "the teacher was trained on %d of the %d test photos of this split: the result will be too high",
+                len(learnt),
+                len(prepared.test),
+            )
+        return prepared
+    known = {path for paths in teachers.parts().values() for path in paths}
     samples = (*prepared.train, *prepared.val, *prepared.test)
+    return _with_split(prepared, teachers) if any(sample.path in known for sample in samples) else prepared
+
+
+def _with_split(prepared: PreparedData, split: Split) -> PreparedData:
+    """The same photos, parted by another split; a photo that it does not name goes where its leaf is, else to train."""
+    samples = sorted((*prepared.train, *prepared.val, *prepared.test), key=lambda sample: sample.path)
     part_of = {path: name for name, paths in split.parts().items() for path in paths}
-    train, val, test = (
-        tuple(sorted((s for s in samples if part_of.get(s.path) == name), key=lambda sample: sample.path))
-        for name in ("train", "val", "test")
-    )
-    return replace(prepared, train=train, val=val, test=test, split=split)
+    part_of_leaf = {sample.leaf_id: part_of[sample.path] for sample in samples if sample.path in part_of}
+    parts: dict[str, list[Sample]] = {name: [] for name in SPLIT_NAMES}
+    for sample in samples:
+        parts[part_of.get(sample.path) or part_of_leaf.get(sample.leaf_id, "train")].append(sample)
+    train, val, test = (tuple(parts[name]) for name in SPLIT_NAMES)
+    paths = Split(*(tuple(sample.path for sample in part) for part in (train, val, test)))
+    return replace(prepared, train=train, val=val, test=test, split=paths)

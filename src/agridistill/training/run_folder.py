@@ -20,8 +20,8 @@ from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
 
-# A resumed run may use the machine differently, but must not learn differently.
-_MAY_DIFFER = frozenset({"workers", "devices", "precision"})
+# A resumed run may read photos with more or fewer workers, but must not learn differently.
+_MAY_DIFFER = frozenset({"workers"})
 _PACKAGES = ("agridistill", "torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 
@@ -107,7 +107,10 @@ class RunFolder:
         Raises:
             RunError: names the first setting that differs.
         """
-        stored = _flatten(tomllib.loads(self.recipe.read_text(encoding="utf-8")))
+        try:
+            stored = _flatten(tomllib.loads(self.recipe.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunError("the recipe of the run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
         wanted = _flatten(without_none(asdict(config)))
         for key in sorted(stored.keys() | wanted.keys()):
             if key.rsplit(".", 1)[-1] not in _MAY_DIFFER and stored.get(key) != wanted.get(key):
@@ -116,6 +119,39 @@ class RunFolder:
                     str(wanted.get(key)),
                     "leave the option away or start a new run",
                 )
+
+    def require_same_teacher(self, sha256: str | None) -> None:
+        """Checks that a resume goes on under the teacher that the run started with.
+
+        Raises:
+            RunError: another teacher.
+        """
+        before = self.read_environment().get("teacher_sha256")
+        if before != sha256:
+            raise RunError(
+                f"the teacher that the run started with ({str(before)[:12]}…)",
+                f"{str(sha256)[:12]}…",
+                "pass that teacher or start a new run",
+            )
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The state of the last epoch; None where the run was stopped before its first one ended.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.checkpoint.exists():
+            return None
+        try:
+            # A checkpoint from elsewhere is data, not code.
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # torch raises RuntimeError, UnpicklingError, EOFError, … for one fact.
+            reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+            raise RunError(
+                "a whole checkpoint", f"a damaged '{self.checkpoint}' ({reason})", "start a new run"
+            ) from None
+        return state
 
     def write_environment(self, *, seed: int, data_root: Path, fingerprint: str, extra: Mapping[str, Any]) -> None:
         """Writes what the result depends on beside the recipe."""
@@ -137,8 +173,12 @@ class RunFolder:
         """The environment document; empty where there is none."""
         try:
             document = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError) as error:
+            raise RunError(
+                "the environment of a run", f"a damaged '{self.environment}' ({error})", "start a new run"
+            ) from None
         return document if isinstance(document, dict) else {}
 
 

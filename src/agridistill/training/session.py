@@ -10,14 +10,14 @@ from typing import Any
 import lightning
 import torch
 
-from agridistill.data.datamodule import PhotoDataModule, default_workers
+from agridistill.data.datamodule import Batch, PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
 from agridistill.distillation.objective import DistillationObjective, StagePair, get_method
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.metrics import fit_temperature
 from agridistill.evaluation.result import EvaluationResult
-from agridistill.manifest import ModelManifest, Preprocessing, require_same_classes, sha256_of
+from agridistill.manifest import ModelManifest, Preprocessing, read_manifest, require_same_classes, sha256_of
 from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
 from agridistill.models.factory import create_model
@@ -67,6 +67,7 @@ class Session:
         self.folder, self.prepared, self.config = folder, prepared, config
         self.fit, self.objective, self.teacher, self.resume = fit, objective, teacher, resume
         self.preprocessing = Preprocessing(config.data.image_size, config.data.resize)
+        self.teacher_sha256 = read_manifest(RunFolder(teacher).manifest).weights_sha256 if teacher else None
         self.best = BestWeights(folder.weights)
         self.log = EpochLog(folder.metrics)
 
@@ -74,29 +75,38 @@ class Session:
         """Builds, fits, evaluates."""
         keep_freed_memory()
         lightning.seed_everything(self.fit.seed, verbose=False)
+        saved = self.folder.read_checkpoint() if self.resume else None
         model = create_model(
             self.fit.model,
             len(self.prepared.classes),
             image_size=self.preprocessing.image_size,
-            pretrained=self.fit.pretrained,
-            weights=Path(self.fit.weights) if self.fit.weights else None,
+            # The checkpoint replaces them: a resume needs neither hub nor file.
+            pretrained=self.fit.pretrained and saved is None,
+            weights=Path(self.fit.weights) if self.fit.weights and saved is None else None,
             drop_path=self.fit.drop_path,
         )
-        module = self._module(model)
+        datamodule = self._datamodule()
+        module = self._module(model, datamodule.steps_per_epoch * self.fit.epochs)
         precision = self._precision(model)
+        _require_computable(module, self.preprocessing.image_size)
         self._write_start(precision)
+        if saved is not None and self.folder.manifest.exists():
+            # Training was done; only what follows it was interrupted.
+            for callback in (self.best, self.log):
+                callback.load_state_dict(saved["callbacks"][callback.state_key])
+            return self._finish(precision)
         trainer = create_trainer(self.fit, self.folder, precision, [self.best, self.log])
         with quiet_lightning(), interruptible():
             trainer.fit(
                 module,
-                datamodule=self._datamodule(trainer),
-                ckpt_path=self.folder.checkpoint if self.resume and self.folder.checkpoint.exists() else None,
+                datamodule=datamodule,
+                ckpt_path=self.folder.checkpoint if saved is not None else None,
                 # A checkpoint from elsewhere is data, not code.
                 weights_only=True,
             )
         return self._finish(precision)
 
-    def _module(self, model: torch.nn.Module) -> DistillationModule:
+    def _module(self, model: torch.nn.Module, total_steps: int) -> DistillationModule:
         settings = self.objective
         method = get_method(settings.method)
         w_att = method.w_att if settings.w_att is None else settings.w_att
@@ -126,6 +136,7 @@ class Session:
             strides=strides,
             preprocessing=self.preprocessing,
             num_classes=len(self.prepared.classes),
+            total_steps=total_steps,
             lr=self.fit.lr,
             weight_decay=self.fit.weight_decay,
             warmup=self.fit.warmup,
@@ -161,6 +172,7 @@ class Session:
     def _write_start(self, precision: str) -> None:
         if self.resume:
             self.folder.require_same_recipe(self.config)
+            self.folder.require_same_teacher(self.teacher_sha256)
             return
         self.folder.path.mkdir(parents=True, exist_ok=True)
         data = self.config.data
@@ -180,13 +192,14 @@ class Session:
                 "precision": precision,
                 "skipped": [list(item) for item in self.prepared.skipped],
                 "teacher": str(self.teacher) if self.teacher else None,
+                "teacher_sha256": self.teacher_sha256,
             },
         )
         # Last: a folder with a recipe is a run that can be resumed.
         self.folder.write_recipe(self.config)
 
-    def _datamodule(self, trainer: lightning.Trainer) -> PhotoDataModule:
-        accelerator = trainer.strategy.root_device.type
+    def _datamodule(self) -> PhotoDataModule:
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         return PhotoDataModule(
             self.prepared.root,
             self.prepared.train,
@@ -239,8 +252,22 @@ class Session:
             "data_fingerprint": self.prepared.fingerprint,
         }
         if self.teacher is not None:
-            lineage["teacher_sha256"] = sha256_of(RunFolder(self.teacher).weights)
+            lineage["teacher_sha256"] = self.teacher_sha256
         return lineage
+
+
+def _require_computable(module: DistillationModule, image_size: int) -> None:
+    """Computes the loss of two empty photos: what cannot work must show before the run folder is begun.
+
+    Raises:
+        AgriDistillError: stages, classes, weights and method do not fit together.
+    """
+    pixels = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    training = module.training
+    with torch.no_grad():
+        module.eval().loss_terms(Batch(pixels, zeros, zeros, zeros), progress=0.0)
+    module.train(training)
 
 
 def _channels(model: torch.nn.Module, strides: tuple[int, ...]) -> Mapping[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,7 +65,7 @@ class FitSettings:
         precision: "auto" measures whether bf16 is faster on this processor.
         pretrained: starts from timm's weights on the model hub.
         weights: a safetensors file to start from instead.
-        devices: processes (DDP), one on each device.
+        devices: 1; several devices are not supported yet.
     """
 
     model: str = "mobilenetv3_large_100"
@@ -86,17 +87,18 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
-        _require(self.batch_size >= 1, "batch_size of at least 1", self.batch_size)
-        _require(self.lr > 0, "lr above 0", self.lr)
-        _require(self.weight_decay >= 0, "weight_decay of at least 0", self.weight_decay)
+        # Batch norm has nothing to normalise in a batch of one.
+        _require(self.batch_size >= 2, "batch_size of at least 2", self.batch_size)
+        _require(0 < self.lr < math.inf, "a finite lr above 0", self.lr)
+        _require(0 <= self.weight_decay < math.inf, "a finite weight_decay of at least 0", self.weight_decay)
         for name in ("warmup", "label_smoothing", "drop_path"):
             value = getattr(self, name)
             _require(value is None or 0 <= value < 1, f"{name} from 0 to below 1", value)
-        _require(self.clip_grad >= 0, "clip_grad of at least 0", self.clip_grad)
+        _require(0 <= self.clip_grad < math.inf, "a finite clip_grad of at least 0", self.clip_grad)
         _require(self.patience >= 0, "patience of at least 0", self.patience)
-        _require(self.seed >= 0, "seed of at least 0", self.seed)
-        _require(self.workers >= -1, "workers of at least 0, or -1 to choose", self.workers)
-        _require(self.devices >= 1, "devices of at least 1", self.devices)
+        _require(0 <= self.seed < 2**32, "seed from 0 to 4294967295", self.seed)
+        _require(-1 <= self.workers <= 256, "workers from 0 to 256, or -1 to choose", self.workers)
+        _require(self.devices == 1, "devices = 1: this version trains on one device", self.devices)
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,12 @@ class ObjectiveSettings:
     att_decay: Literal["cosine", "none"] = "cosine"
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, "objective.temperature above 0", self.temperature)
+        _require(0 < self.temperature < math.inf, "a finite objective.temperature above 0", self.temperature)
         _require(len(self.pairs) > 0, "objective.pairs with at least one pair", "none")
         _require(0 <= self.att_warmup < 1, "objective.att_warmup from 0 to below 1", self.att_warmup)
         for name in ("w_ce", "w_kd", "w_att"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"objective.{name} of at least 0", value)
+            _require(value is None or 0 <= value < math.inf, f"a finite objective.{name} of at least 0", value)
 
 
 @dataclass(frozen=True)

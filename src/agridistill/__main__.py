@@ -1,0 +1,20 @@
+"""Where the command `agridistill` starts: Ctrl-C is one line even while the first modules are imported."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        from agridistill.cli import main as command_line
+
+        command_line.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
