@@ -27,7 +27,7 @@ Pretrained = Annotated[
     bool | None, typer.Option("--pretrained/--no-pretrained", help="Start from the model hub's weights.")
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file to start from.")]
-Devices = Annotated[int | None, typer.Option("--devices", help="Processes, one on each device.")]
+Devices = Annotated[int | None, typer.Option("--devices", help="1: this version trains on one device.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

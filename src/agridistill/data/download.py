@@ -162,9 +162,9 @@ def _opened(url: str, start: int, target: Path, options: DownloadOptions) -> Ite
     headers = {"User-Agent": "agridistill", "Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": _known_version(target).validator}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310  the scheme was checked
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme was checked
     try:
-        response = urllib.request.urlopen(request, timeout=options.timeout_s)  # noqa: S310
+        response = urllib.request.urlopen(request, timeout=options.timeout_s)  # noqa: S310 - as above
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:

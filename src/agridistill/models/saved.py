@@ -21,7 +21,7 @@ class TorchBackend:
     def __init__(self, model: nn.Module, manifest: ModelManifest, device: torch.device | None = None) -> None:
         self.manifest = manifest
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
