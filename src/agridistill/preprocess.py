@@ -62,6 +62,21 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.I
         raise PhotoError("a readable photo", f"{name} ({_reason(error)})", "replace or remove the file") from None
 
 
+def photo_size(path: Path) -> tuple[int, int]:
+    """Width and height of a photo as they are stored, before it is turned upright; only the header is read.
+
+    Raises:
+        PhotoError: not an image.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except FileNotFoundError:
+        raise PhotoError("a photo", f"'{path}', which does not exist", "check the path") from None
+    except Exception as error:
+        raise PhotoError("a readable photo", f"'{path}' ({_reason(error)})", "replace or remove the file") from None
+
+
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """Resizes an RGB photo by the manifest's rule.
 

@@ -41,6 +41,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def user_cache() -> Path:
+    """Folder for what only saves time: `XDG_CACHE_HOME`, else `~/.cache`. Whatever lies there may be deleted."""
+    # Not Path.home(): it raises for a user without a home.
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "agridistill"  # noqa: PTH111
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:

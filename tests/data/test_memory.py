@@ -18,7 +18,7 @@ from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing
 data = prepare_data(Path(sys.argv[1]))
-options = {"batch_size": 16, "seed": 0, "workers": 0}
+options = {"batch_size": 16, "seed": 0, "view_seed": 0, "views": 1, "workers": 0}
 module = PhotoDataModule(data.root, data.train, data.val, Preprocessing(32), Augmentation(), **options)
 photos = sum(len(batch.target) for batch in module.train_dataloader())
 print(photos, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -31,7 +31,7 @@ def build(
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    return Batch(pixels, torch.tensor([0, 1, 2, 0]), torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    return Batch(pixels, torch.tensor([0, 1, 2, 0]), torch.arange(4), *torch.zeros(2, 4, dtype=torch.int64))
 
 
 def test_the_teacher_is_no_part_of_what_is_trained_or_saved() -> None:

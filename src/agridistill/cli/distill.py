@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, progress_bar
+from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar
 
 
 def distill(
@@ -30,6 +30,12 @@ def distill(
     pretrained: options.Pretrained = None,
     weights: options.Weights = None,
     devices: options.Devices = None,
+    nodes: options.Nodes = None,
+    views: Annotated[
+        int | None, typer.Option("--views", help="Views of each photo that the teacher is asked about; 0 chooses.")
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Ask the teacher once, or in every step.")] = True,
+    cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Where the teacher's caches lie.")] = None,
     resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
@@ -54,13 +60,26 @@ def distill(
             "pretrained": pretrained,
             "weights": weights,
             "devices": devices,
+            "nodes": nodes,
+            "views": views,
         },
         resume=resume,
     )
     config = distill_config(chosen)
+    leave_talking_to_the_first(config.distill.processes)
     with progress_bar("reading photos") as progress:
         from agridistill.training import run
 
-        result = run.distill(data, teacher, out, config, split_file=splits, resume=resume, progress=progress)
+        result = run.distill(
+            data,
+            teacher,
+            out,
+            config,
+            split_file=splits,
+            resume=resume,
+            cache=cache,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
     options.show_result(result, json=json, model=config.distill.model)
     next_command("evaluate", out, data)

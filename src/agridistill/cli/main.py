@@ -65,6 +65,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         line = _told(error)
         if debug or line is None:
             raise
+        stderr.quiet = False
         stderr.print(f"error: {line}", markup=False, style="red")
         return UNUSABLE
     except KeyboardInterrupt:

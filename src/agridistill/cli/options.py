@@ -18,7 +18,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Splits = Annotated[Path | None, typer.Option("--splits", help="Split made by `data split`.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training photos.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Input size in pixels.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Photos a step.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Photos a step, over all processes.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of weights, order, views and dropout.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Loader processes; -1 chooses.")]
@@ -27,7 +27,8 @@ Pretrained = Annotated[
     bool | None, typer.Option("--pretrained/--no-pretrained", help="Start from the model hub's weights.")
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file to start from.")]
-Devices = Annotated[int | None, typer.Option("--devices", help="1: this version trains on one device.")]
+Devices = Annotated[int | None, typer.Option("--devices", help="Processes on this machine, one for each GPU.")]
+Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines that run this command (see docs/scale.md).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from agridistill.processes import is_first_process
 from agridistill.progress import ProgressCallback
 from agridistill.storage import json_text
 
@@ -26,6 +28,13 @@ class LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
         stderr.print(f"{record.levelname.lower()}: {self.format(record)}", markup=False, style="yellow")
+
+
+def leave_talking_to_the_first(processes: int) -> None:
+    """Of the processes of one run one talks; an error is told by whoever meets it."""
+    if not is_first_process(processes):
+        stdout.quiet = stderr.quiet = True
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, progress_bar, sibling
+from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar, sibling
 
 
 def train(
@@ -29,6 +29,7 @@ def train(
     pretrained: options.Pretrained = None,
     weights: options.Weights = None,
     devices: options.Devices = None,
+    nodes: options.Nodes = None,
     resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
@@ -52,10 +53,12 @@ def train(
             "pretrained": pretrained,
             "weights": weights,
             "devices": devices,
+            "nodes": nodes,
         },
         resume=resume,
     )
     config = train_config(chosen)
+    leave_talking_to_the_first(config.train.processes)
     with progress_bar("reading photos") as progress:
         from agridistill.training import run
 

@@ -15,12 +15,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from agridistill.data.samples import Sample
+from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import Augmentation, render_view, view_seed
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.preprocess import Pixels, read_photo, to_pixels
+from agridistill.preprocess import Pixels, to_pixels
 
 logger = logging.getLogger(__name__)
+
+# Keeps the draw of the first views apart from those of the epochs' orders.
+_FIRST_VIEWS = 1 << 40
 
 
 class Batch(NamedTuple):
@@ -30,75 +34,119 @@ class Batch(NamedTuple):
         pixels: `(B, 3, H, W)` uint8 RGB, channels-last in memory.
         target: `(B,)` int64 labels.
         position: `(B,)` int64, of each photo in its split.
+        view: `(B,)` int64, number of each view among its photo's views; -1 for a photo as it is.
         seed: `(B,)` int64, of each view; -1 for a photo as it is.
     """
 
     pixels: Tensor
     target: Tensor
     position: Tensor
+    view: Tensor
     seed: Tensor
 
 
-Item = tuple[Pixels, int, int, int]
+class ViewKey(NamedTuple):
+    """Which photo, and how it is seen; view and seed are -1 for a photo as it is."""
+
+    position: int
+    view: int
+    seed: int
+
+
+Item = tuple[Pixels, int, ViewKey]
 
 
 class PhotoDataset(Dataset[Item | None]):
-    """Photos of one split, addressed by (index, view seed)."""
+    """Photos of one split, addressed by `ViewKey`."""
 
     def __init__(
         self, root: Path, samples: Sequence[Sample], preprocessing: Preprocessing, augmentation: Augmentation | None
     ) -> None:
-        self.root = root
         self.samples = samples
         self.preprocessing = preprocessing
         self.augmentation = augmentation
+        self._photos = SmallCopies(root, preprocessing, augmentation)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item | None:
+    def __getitem__(self, key: ViewKey) -> Item | None:
         """The photo's pixels, or None (and a warning) where it can no longer be read."""
-        index, seed = key
-        sample = self.samples[index]
+        sample = self.samples[key.position]
         try:
-            image = read_photo(self.root / sample.path)
+            image = self._photos.read(sample.path)
         except PhotoError as error:
             # Photos were checked before the run: this one went bad since, and must not end a night's training.
             logger.warning("left out: %s", error)
             return None
-        if self.augmentation is None or seed < 0:
-            return to_pixels(image, self.preprocessing), sample.label, index, -1
-        return render_view(image, seed, self.augmentation, self.preprocessing), sample.label, index, seed
+        if self.augmentation is None or key.seed < 0:
+            return to_pixels(image, self.preprocessing), sample.label, ViewKey(key.position, -1, -1)
+        return render_view(image, key.seed, self.augmentation, self.preprocessing), sample.label, key
 
 
-class ViewSampler(Sampler[tuple[int, int]]):
-    """Order and view seeds of one epoch, as a function of (seed, epoch) alone; each process takes its share.
+class PhotoSampler(Sampler[ViewKey]):
+    """Every photo once, as it is; each process takes its share."""
+
+    def __init__(self, samples: Sequence[Sample], *, rank: int = 0, world: int = 1) -> None:
+        self._positions = range(rank, len(samples), world)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __iter__(self) -> Iterator[ViewKey]:
+        return (ViewKey(position, -1, -1) for position in self._positions)
+
+
+class ViewSampler(Sampler[ViewKey]):
+    """Order and views of one epoch, as a function of (seed, epoch) alone.
+
+    Each photo has the views 0 to `views` - 1 and shows them in turn, from a start of its own. In every step all
+    processes together take the photos that a single one would take, so that their number changes no result.
 
     Lightning calls `set_epoch` before each epoch, also after a resume.
+
+    Args:
+        samples: the photos.
+        seed: of the order, and of each photo's first view.
+        view_seed: of the views' content; runs with the same one see the same views.
+        views: of each photo, at least 1.
+        batch_size: photos a step, over all processes; what is left over at the end of an epoch is left out.
+        rank: of this process.
+        world: number of processes; divides the batch size.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, seed: int, training: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+        view_seed: int,
+        views: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.samples = samples
-        self.seed = seed
-        self.training = training
-        self.rank = rank
-        self.world = world
+        self.seed, self.view_seed, self.views = seed, view_seed, views
+        self.rank, self.world = rank, world
         self.epoch = 0
+        count = len(samples)
+        # Batch norm needs full batches; but few photos are better than none.
+        self.total = count - count % batch_size if count >= batch_size else count - count % world
+        self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(views, size=count)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.samples), self.world))
+        return self.total // self.world
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        if not self.training:
-            yield from ((index, -1) for index in range(self.rank, len(self.samples), self.world))
-            return
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.samples))
-        for index in order[self.rank :: self.world]:
-            yield int(index), view_seed(self.seed, self.epoch, self.samples[index].path)
+    def __iter__(self) -> Iterator[ViewKey]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.samples))[: self.total]
+        for position in order[self.rank :: self.world]:
+            view = int(self.epoch + self._first[position]) % self.views
+            yield ViewKey(int(position), view, view_seed(self.view_seed, view, self.samples[position].path))
 
 
 def collate(items: Sequence[Item | None]) -> Batch | None:
@@ -106,15 +154,21 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
     read = [item for item in items if item is not None]
     if not read:
         return None
-    pixels, labels, indices, seeds = zip(*read, strict=True)
+    pixels, labels, keys = zip(*read, strict=True)
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    return Batch(stacked, torch.tensor(labels), torch.tensor(indices), torch.tensor(seeds))
+    return Batch(stacked, torch.tensor(labels), *(torch.tensor(column) for column in zip(*keys, strict=True)))
 
 
-def default_workers(accelerator: str) -> int:
-    """Loader processes: enough to feed a GPU; beside training on the processor, two."""
-    cores = os.cpu_count() or 1
-    return max(1, min(12, cores - 2)) if accelerator != "cpu" else min(2, cores)
+def default_workers(accelerator: str, devices: int = 1) -> int:
+    """Loader processes of each process: enough to feed a GPU; beside training on the processor, two."""
+    cores = (os.cpu_count() or 1) // devices
+    return max(1, min(12, cores - 2)) if accelerator != "cpu" else max(1, min(2, cores))
+
+
+def _yield_to_training(worker: int) -> None:
+    """Where the processor trains, a loader that interrupts one of its threads makes all of them wait."""
+    if not torch.cuda.is_available() and hasattr(os, "nice"):
+        os.nice(19)
 
 
 class PhotoDataModule(lightning.LightningDataModule):
@@ -126,9 +180,11 @@ class PhotoDataModule(lightning.LightningDataModule):
         val: validation photos, as they are.
         preprocessing: image size and resize rule.
         augmentation: how far views differ from their photos.
-        batch_size: of each process.
-        seed: of order and views.
-        workers: loader processes; 0 reads in the training process.
+        batch_size: photos a step, over all processes.
+        seed: of the order.
+        view_seed: of the views' content; see `ViewSampler`.
+        views: of each photo.
+        workers: loader processes of each process; 0 reads in the training process.
     """
 
     def __init__(
@@ -141,43 +197,64 @@ class PhotoDataModule(lightning.LightningDataModule):
         *,
         batch_size: int,
         seed: int,
+        view_seed: int,
+        views: int,
         workers: int,
     ) -> None:
         super().__init__()
         self.root, self.train, self.val = root, train, val
         self.preprocessing, self.augmentation = preprocessing, augmentation
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.batch_size, self.workers = batch_size, workers
+        self.seed, self.view_seed, self.views = seed, view_seed, views
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches of one process in one epoch."""
+        """Training steps in one epoch."""
         return max(1, len(self.train) // self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Item | None]:
-        """Seeded views in seeded order; the last, smaller batch is left out (batch norm needs full ones)."""
-        return self._loader(self.train, self.augmentation, training=True)
+        """Seeded views in seeded order."""
+        rank, world = self._share()
+        sampler = ViewSampler(
+            self.train,
+            seed=self.seed,
+            view_seed=self.view_seed,
+            views=self.views,
+            batch_size=self.batch_size,
+            rank=rank,
+            world=world,
+        )
+        if self.trainer is not None:
+            # Lightning starts reading ahead before it tells the sampler the epoch: after a resume that is not epoch 0.
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(epochs.processed)
+        return self._loader(self.train, self.augmentation, sampler, self.batch_size // world, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Item | None]:
         """Every validation photo once, as it is."""
-        return self._loader(self.val, None, training=False)
+        rank, world = self._share()
+        sampler = PhotoSampler(self.val, rank=rank, world=world)
+        return self._loader(self.val, None, sampler, self.batch_size // world, keep_workers=False)
+
+    def _share(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
-        self, samples: Sequence[Sample], augmentation: Augmentation | None, *, training: bool
+        self,
+        samples: Sequence[Sample],
+        augmentation: Augmentation | None,
+        sampler: Sampler[ViewKey],
+        batch_size: int,
+        *,
+        keep_workers: bool,
     ) -> DataLoader[Item | None]:
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        sampler = ViewSampler(samples, seed=self.seed, training=training, rank=rank, world=world)
-        if trainer is not None and training:
-            # Lightning starts reading ahead before it tells the sampler the epoch: after a resume that is not epoch 0.
-            epochs: Any = trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(epochs.processed)
         return DataLoader(
             PhotoDataset(self.root, samples, self.preprocessing, augmentation),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=collate,
-            drop_last=training and len(sampler) >= self.batch_size,
-            persistent_workers=self.workers > 0 and training,
+            worker_init_fn=_yield_to_training,
+            persistent_workers=self.workers > 0 and keep_workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import imagehash
 import numpy as np
@@ -57,14 +57,35 @@ class Inspection:
     records: Mapping[str, PhotoRecord]
 
 
+class RecordStore(Protocol):
+    """Remembers the records of photos that have not changed."""
+
+    def find(self, path: str) -> PhotoRecord | None:
+        """The record of an unchanged photo."""
+        ...
+
+    def add(self, path: str, record: PhotoRecord) -> None:
+        """Keeps a record."""
+        ...
+
+    def save(self) -> None:
+        """Writes all records."""
+        ...
+
+
 def inspect_photos(
-    folder: PhotoFolder, *, max_pixels: int = MAX_PIXELS, progress: ProgressCallback = silent
+    folder: PhotoFolder,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    store: RecordStore | None = None,
+    progress: ProgressCallback = silent,
 ) -> Inspection:
     """Reads and decodes every photo of a folder, in threads; only the records stay in memory.
 
     Args:
         folder: the scanned folder.
         max_pixels: photos with more pixels get an error and are not decoded.
+        store: records of earlier readings; None reads every photo.
         progress: called with (done, total), from the calling thread.
 
     Returns:
@@ -78,11 +99,16 @@ def inspect_photos(
     def take() -> None:
         path, future = waiting.popleft()
         records[path] = future.result()
+        if store is not None:
+            store.add(path, records[path])
         progress(len(records), total)
 
     with _own_pixel_limit(), ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
         try:
             for sample in folder.samples:
+                if store is not None and (known := store.find(sample.path)) is not None:
+                    records[sample.path] = known
+                    continue
                 waiting.append((sample.path, pool.submit(inspect_photo, folder.root / sample.path, max_pixels)))
                 if len(waiting) >= 8 * workers:
                     take()
@@ -91,6 +117,9 @@ def inspect_photos(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if store is not None:
+        store.save()
+        progress(total, total)
     return Inspection(records)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
+from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.samples import PhotoFolder, Sample, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
@@ -68,7 +69,9 @@ def prepare_data(
     given = read_split(split_file) if split_file is not None else None
     folder = scan(root)
     part_of = match_split(given, folder.samples)[0] if given is not None else None
-    inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
+    inspection = inspect_photos(
+        folder, max_pixels=max_pixels, store=InspectionStore(root, max_pixels), progress=progress
+    )
     readable, skipped = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     if part_of is None:

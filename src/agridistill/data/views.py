@@ -52,12 +52,16 @@ class Augmentation:
                 raise ConfigError(f"augmentation.{name} from 0 to below 1", str(getattr(self, name)), "correct it")
 
 
-def view_seed(seed: int, epoch: int, path: str) -> int:
-    """The seed of one photo's view in one epoch.
+# Counts the ways in which a seed became a view: a teacher cache of another way is of other pixels.
+VIEWS_VERSION = 1
+
+
+def view_seed(seed: int, view: int, path: str) -> int:
+    """The seed of one of a photo's views.
 
     Args:
-        seed: of the run.
-        epoch: counted from 0.
+        seed: of all views.
+        view: its number, from 0.
         path: of the photo, relative to the data folder.
 
     Returns:
@@ -65,7 +69,7 @@ def view_seed(seed: int, epoch: int, path: str) -> int:
     """
     # `fsencode`: a file name need not be UTF-8.
     # A CRC instead of the photo's index: a photo more or less in the folder changes no other photo's views.
-    state = np.random.SeedSequence((seed, epoch, zlib.crc32(os.fsencode(path)))).generate_state(1, np.uint32)
+    state = np.random.SeedSequence((seed, view, zlib.crc32(os.fsencode(path)))).generate_state(1, np.uint32)
     return int(state[0])
 
 

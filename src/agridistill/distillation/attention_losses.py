@@ -55,7 +55,7 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
         )
     if distance not in get_args(Distance):
         raise ConfigError("a known distance", f"'{distance}'", nearest(distance, get_args(Distance)))
-    student, teacher = _unit_peak(student_map), _unit_peak(teacher_map)
+    student, teacher = unit_peak(student_map).flatten(-2), unit_peak(teacher_map).flatten(-2)
     if distance == "kl":
         student_log, teacher_log = _log_probabilities(student), _log_probabilities(teacher)
         divergence: Tensor = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean()
@@ -64,14 +64,20 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
     return squared if distance == "l2" else squared.div(2)
 
 
-def _unit_peak(attention: Tensor) -> Tensor:
-    """Flat maps in float32 with a largest magnitude of 1, so that no square or sum over- or underflows.
+def unit_peak(attention: Tensor) -> Tensor:
+    """Maps in float32 with a largest magnitude of 1, so that no square or sum over- or underflows.
 
     The distances do not depend on scale, so the factor is a constant for the gradient, and the gradient is exact.
+
+    Args:
+        attention: `(..., H, W)`.
+
+    Returns:
+        Of the same shape; a map without any value above 1e-20 stays as it is.
     """
-    flat = attention.float().flatten(-2)
-    peak = flat.detach().abs().amax(dim=-1, keepdim=True)
-    return flat / torch.where(peak > _DEAD, peak, torch.ones_like(peak))
+    values = attention.float()
+    peak = values.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    return values / torch.where(peak > _DEAD, peak, torch.ones_like(peak))
 
 
 def _unit_length(flat: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
+from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.samples import PhotoFolder, Sample, scan
 from agridistill.data.splits import Split, assign_leaf_ids, match_split, read_split
 from agridistill.errors import DataError
 from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.backends import Backend
 
@@ -110,7 +112,7 @@ def choose_photos(
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
     folder = scan(data)
     require_same_classes(manifest.classes, folder.classes)
-    inspection = inspect_photos(folder, progress=progress)
+    inspection = inspect_photos(folder, store=InspectionStore(data, MAX_PIXELS), progress=progress)
     readable, unreadable = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     trained_here = manifest.lineage.get("data_fingerprint") == fingerprint(folder.classes, samples, inspection)

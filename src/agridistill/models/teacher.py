@@ -12,6 +12,9 @@ from agridistill.manifest import Preprocessing
 from agridistill.models.attention import StageTap
 from agridistill.models.normalisation import normalise_batch
 
+# Counts the ways in which a batch became logits and maps: a cache of another way says something else.
+OUTPUTS_VERSION = 1
+
 
 class HasPixels(Protocol):
     """A batch, seen from the teacher."""
@@ -60,10 +63,18 @@ class LiveTeacher:
         """Moves the network."""
         self.model.to(device)
 
-    @torch.no_grad()
+    def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """Outputs for empty photos."""
+        size = self.preprocessing.image_size
+        device = next(self.model.parameters()).device
+        return self._outputs(torch.zeros(count, 3, size, size, device=device))
+
     def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
         """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, or `(B, heads, H, W)` per head."""
-        pixels = batch.pixels.float()
+        return self._outputs(batch.pixels.float())
+
+    @torch.no_grad()
+    def _outputs(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         size = self.preprocessing.image_size
         if pixels.shape[-1] != size or pixels.shape[-2] != size:
             # The student may train at another size: the teacher sees the same view at its own.

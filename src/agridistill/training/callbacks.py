@@ -5,17 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+from agridistill.errors import RunError
 from agridistill.models.factory import save_weights
+from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_text
+from agridistill.training.cached_teacher import CachedTeacher
 from agridistill.training.module import DistillationModule
 
 
@@ -102,6 +113,70 @@ class EpochLog(Callback):
         writer.writeheader()
         writer.writerows({name: _short(value) for name, value in row.items()} for row in self.rows)
         write_text(self.path, text.getvalue())
+
+
+class SameEverywhere(Callback):
+    """Stops a run whose processes do not see the same photos and settings: they would train past each other."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Compares with the first process."""
+        for name, value in trainer.strategy.broadcast(self.document).items():
+            if value != self.document[name]:
+                raise RunError(
+                    f"the same {name} in every process", f"others in process {trainer.global_rank}", "compare them"
+                )
+
+
+class BuildCache(Callback):
+    """Builds what the teacher's cache lacks before the first step, every process its share, and tells the time left."""
+
+    def __init__(self, teacher: CachedTeacher, workers: int, console: Console | None = None) -> None:
+        self.teacher, self.workers = teacher, workers
+        self.console = console or Console(stderr=True, highlight=False)
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Builds."""
+        with self._shown(trainer.is_global_zero) as progress:
+            self.teacher.prepare(
+                module.device,
+                workers=self.workers,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                barrier=trainer.strategy.barrier,
+                progress=progress,
+            )
+
+    @contextmanager
+    def _shown(self, talks: bool) -> Iterator[ProgressCallback]:
+        if not talks:
+            yield silent
+            return
+        begin, told, first = 0.0, -1, 0
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("asking the teacher", total=None, visible=False)
+
+            def show(done: int, total: int) -> None:
+                nonlocal begin, told, first
+                bar.update(task, completed=done, total=total, visible=True)
+                if told < 0:
+                    # The first batch also waits for the teacher and the loaders: the pace is that of the others.
+                    begin, told, first = time.perf_counter(), 0, done
+                    size = self.teacher.size_bytes / 1e6
+                    line = f"asking the teacher about {total:,} views, once: {size:.1f} MB in {self.teacher.folder}"
+                    self.console.print(line, markup=False, soft_wrap=True)
+                    return
+                left = (time.perf_counter() - begin) / (done - first) * (total - done)
+                tenth = 1 + 10 * done // total
+                if tenth > told and (told == 0 or not self.console.is_terminal):
+                    told = tenth
+                    line = f"teacher cache  {done:,} of {total:,} views  about {left / 60:.1f} min left"
+                    self.console.print(line, markup=False, soft_wrap=True)
+
+            yield show
 
 
 class ProgressLine(Callback):

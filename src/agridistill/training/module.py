@@ -21,10 +21,18 @@ from agridistill.models.normalisation import normalise_batch
 
 
 class TeacherSource(Protocol):
-    """Where the teacher's knowledge of a batch comes from: the live network, or later its cache."""
+    """Where the teacher's knowledge of a batch comes from: the live network or its cache."""
 
     def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
         """Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
+        ...
+
+    def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """Outputs of the right shapes for so many photos, whatever they say."""
+        ...
+
+    def map_counts(self) -> dict[int, int]:
+        """How many maps `outputs` gives at each stride."""
         ...
 
     def to(self, device: torch.device) -> None:
@@ -100,6 +108,14 @@ class DistillationModule(lightning.LightningModule):
         if self._teacher is not None:
             self._teacher.to(self.device)
 
+    def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
+        """Moves pixels and labels; which views they are is asked on the processor, which must not wait for a GPU."""
+        if batch is None:
+            return None
+        return batch._replace(
+            pixels=batch.pixels.to(device, non_blocking=True), target=batch.target.to(device, non_blocking=True)
+        )
+
     def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
         """Seeds dropout by step, so that a resumed run draws what the uninterrupted run drew.
 
@@ -114,7 +130,11 @@ class DistillationModule(lightning.LightningModule):
         Raises:
             RunError: the loss is no longer finite.
         """
+        distributed = self.trainer.world_size > 1
         if batch is None:
+            if distributed:
+                # The other processes wait for this one's gradients.
+                raise RunError("readable photos in every step", "none", "check the storage and go on with --resume")
             return None
         terms = self.loss_terms(batch, self.progress)
         if not torch.isfinite(terms["total"]):
@@ -123,18 +143,50 @@ class DistillationModule(lightning.LightningModule):
                 "a finite loss", f"{names} in epoch {self.current_epoch + 1}", "start a new run with a lower --lr"
             )
         for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=len(batch.target))
+            self.log(
+                f"train/{name}",
+                value.detach(),
+                # Several processes would have to agree on every value of every step.
+                on_step=not distributed,
+                on_epoch=True,
+                batch_size=len(batch.target),
+                sync_dist=distributed,
+            )
         return terms["total"]
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The named terms of the objective on one batch, "total" among them; progress is 0 to 1."""
-        logits = self.model(normalise_batch(batch.pixels, self.preprocessing))
+        said = self._teacher.outputs(batch) if self._teacher is not None else (None, None)
+        return self._terms(batch.pixels, batch.target, said, progress)
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Computes the loss of two empty photos: what cannot work must show before anything is written.
+
+        Raises:
+            AgriDistillError: stages, classes, weights and method do not fit together.
+        """
+        training = self.training
+        size = self.preprocessing.image_size
+        pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+        said = self._teacher.example(2) if self._teacher is not None else (None, None)
+        self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), said, progress=0.0)
+        self.train(training)
+
+    def _terms(
+        self,
+        pixels: Tensor,
+        target: Tensor,
+        said: tuple[Tensor, dict[int, Tensor]] | tuple[None, None],
+        progress: float,
+    ) -> dict[str, Tensor]:
+        logits = self.model(normalise_batch(pixels, self.preprocessing))
         features = self._tap.features() if self._tap is not None else {}
-        teacher_logits, teacher_maps = self._teacher.outputs(batch) if self._teacher is not None else (None, None)
+        teacher_logits, teacher_maps = said
         terms: dict[str, Tensor] = self.objective(
             logits,
             features,
-            batch.target,
+            target,
             teacher_logits=teacher_logits,
             teacher_maps=teacher_maps,
             progress=progress,

@@ -11,12 +11,13 @@ from agridistill.data.samples import SPLIT_NAMES, Sample
 from agridistill.data.splits import Split, read_split
 from agridistill.distillation.objective import get_method
 from agridistill.errors import ModelError, RunError
+from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
-from agridistill.models.saved import load_network
+from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.session import RunResult, Session
-from agridistill.training.settings import DataSettings, DistillConfig, ObjectiveSettings, TrainConfig
+from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,13 @@ def train(
         AgriDistillError: data, settings, model or run folder cannot be used.
     """
     config = config or TrainConfig()
+    fit = config.train
     folder = RunFolder(out)
-    folder.require_startable(resume=resume)
+    _require_startable(folder, fit, resume=resume)
     _require_own_split(split_file, resume=resume)
-    require_known_model(config.train.model)
+    require_known_model(fit.model)
     prepared = _prepare(data, config.data, folder, split_file, None, resume, progress)
-    return Session(folder, prepared, config, config.train, ObjectiveSettings(method="ce"), None, resume).run()
+    return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
 
 
 def distill(
@@ -60,6 +62,8 @@ def distill(
     *,
     split_file: Path | None = None,
     resume: bool = False,
+    cache: bool = True,
+    cache_dir: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> RunResult:
     """Trains a student under a teacher.
@@ -72,6 +76,8 @@ def distill(
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
             so that no test photo of the student was a training photo of the teacher.
         resume: continues after a kill with the result of an uninterrupted run.
+        cache: asks the teacher once about each view and keeps its answers; otherwise it runs in every step.
+        cache_dir: folder of the teacher's caches; `cache` in the teacher's run folder where None.
         progress: told how far the reading of the photos is.
 
     Raises:
@@ -79,17 +85,27 @@ def distill(
     """
     config = config or DistillConfig()
     method = get_method(config.objective.method)
+    fit = config.distill
     folder = RunFolder(out)
-    folder.require_startable(resume=resume)
+    _require_startable(folder, fit, resume=resume)
     _require_own_split(split_file, resume=resume)
-    require_known_model(config.distill.model)
+    require_known_model(fit.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if teacher is not None:
-        load_network(teacher)  # says now, before the photos are read, whether the teacher can be used
+        # Says now, before the photos are read, whether the teacher can be used.
+        read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
     prepared = _prepare(data, config.data, folder, split_file, teacher, resume, progress)
-    used = teacher if method.uses_teacher else None
-    return Session(folder, prepared, config, config.distill, config.objective, used, resume).run()
+    if teacher is None or not method.uses_teacher:
+        return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
+    caches = (cache_dir or RunFolder(teacher).caches) if cache else None
+    return Session(folder, prepared, config, fit, config.objective, teacher, caches, resume).run()
+
+
+def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> None:
+    require_launched(fit.processes)
+    if is_first_process(fit.processes):
+        folder.require_startable(resume=resume)
 
 
 def _require_own_split(split_file: Path | None, *, resume: bool) -> None:

@@ -20,8 +20,8 @@ from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
 
-# A resumed run may read photos with more or fewer workers, but must not learn differently.
-_MAY_DIFFER = frozenset({"workers"})
+# A resumed run may use more or fewer processes, but must not learn differently.
+_MAY_DIFFER = frozenset({"workers", "devices", "nodes"})
 _PACKAGES = ("agridistill", "torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 
@@ -64,6 +64,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """State of the last epoch, for a resume only."""
         return self.path / "last.ckpt"
+
+    @property
+    def caches(self) -> Path:
+        """What this run's model said about other runs' views, as a teacher."""
+        return self.path / "cache"
 
     @property
     def metrics(self) -> Path:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 
-from agridistill.data.datamodule import Batch, PhotoDataModule, default_workers
+from agridistill.data.datamodule import PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
-from agridistill.distillation.objective import DistillationObjective, StagePair, get_method
+from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.metrics import fit_temperature
 from agridistill.evaluation.result import EvaluationResult
@@ -22,14 +25,16 @@ from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
 from agridistill.models.factory import create_model
 from agridistill.models.saved import TorchBackend, load_network
-from agridistill.models.teacher import LiveTeacher
+from agridistill.processes import is_first_process
 from agridistill.storage import write_json
-from agridistill.training.callbacks import BestWeights, EpochLog
+from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
+from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere
 from agridistill.training.hardware import choose_precision, keep_freed_memory
-from agridistill.training.module import DistillationModule
+from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning
+from agridistill.training.teachers import teacher_source, weights_of
+from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning, together
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,17 @@ class Session:
         fit: FitSettings,
         objective: ObjectiveSettings,
         teacher: Path | None,
+        caches: Path | None,
         resume: bool,
     ) -> None:
         self.folder, self.prepared, self.config = folder, prepared, config
-        self.fit, self.objective, self.teacher, self.resume = fit, objective, teacher, resume
+        self.fit, self.objective, self.resume = fit, objective, resume
+        self.teacher, self.caches = teacher, caches
         self.preprocessing = Preprocessing(config.data.image_size, config.data.resize)
+        # Students of any seed see the same views, with or without a teacher; a teacher has its own.
+        self.view_seed = DISTILLATION_VIEWS if isinstance(config, DistillConfig) else fit.seed
+        self.views = fit.views_of_each_photo(student=isinstance(config, DistillConfig))
+        self.first = is_first_process(fit.processes)
         self.teacher_sha256 = read_manifest(RunFolder(teacher).manifest).weights_sha256 if teacher else None
         self.best = BestWeights(folder.weights)
         self.log = EpochLog(folder.metrics)
@@ -86,17 +97,24 @@ class Session:
             drop_path=self.fit.drop_path,
         )
         datamodule = self._datamodule()
-        module = self._module(model, datamodule.steps_per_epoch * self.fit.epochs)
+        source = self._teacher_source()
+        module = self._module(model, source, datamodule.steps_per_epoch * self.fit.epochs)
         precision = self._precision(model)
-        _require_computable(module, self.preprocessing.image_size)
-        self._write_start(precision)
+        module.try_out()
+        if self.first:
+            self._write_start(precision)
         if saved is not None and self.folder.manifest.exists():
-            # Training was done; only what follows it was interrupted.
+            # Training was done; only what follows it was interrupted, and the first process needs no help there.
+            if not self.first:
+                raise SystemExit(0)
             for callback in (self.best, self.log):
                 callback.load_state_dict(saved["callbacks"][callback.state_key])
             return self._finish(precision)
-        trainer = create_trainer(self.fit, self.folder, precision, [self.best, self.log])
-        with quiet_lightning(), interruptible():
+        cached = source if isinstance(source, CachedTeacher) else None
+        builder = [BuildCache(cached, datamodule.workers)] if cached else []
+        same = SameEverywhere({"photos": self.prepared.fingerprint, "recipe": asdict(self.config)})
+        trainer = create_trainer(self.fit, self.folder, precision, [same, *builder, self.best, self.log])
+        with quiet_lightning(), interruptible(), closing(cached) if cached else nullcontext():
             trainer.fit(
                 module,
                 datamodule=datamodule,
@@ -104,24 +122,31 @@ class Session:
                 # A checkpoint from elsewhere is data, not code.
                 weights_only=True,
             )
-        return self._finish(precision)
+        if self.fit.processes == 1:
+            return self._finish(precision)
+        with together(trainer):
+            if self.first:
+                self._finish(precision)
+        return self._written_result()
 
-    def _module(self, model: torch.nn.Module, total_steps: int) -> DistillationModule:
-        settings = self.objective
-        method = get_method(settings.method)
-        w_att = method.w_att if settings.w_att is None else settings.w_att
-        pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs) if w_att else ()
+    def _written_result(self) -> RunResult:
+        """What the first process wrote, for all of them."""
+        document = json.loads(self.folder.evaluation.read_text(encoding="utf-8"))
+        result = EvaluationResult.from_json(document)
+        return RunResult(self.folder.path, result, document["best_epoch"], document["train_s"], self.prepared.skipped)
+
+    def _module(self, model: torch.nn.Module, source: TeacherSource | None, total_steps: int) -> DistillationModule:
+        settings, weights = self.objective, weights_of(self.objective)
+        pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs)
+        pairs = pairs if weights["w_att"] else ()
         strides = tuple(sorted({pair.student for pair in pairs}))
-        teacher, teacher_maps = self._live_teacher(tuple(sorted({pair.teacher for pair in pairs})))
         objective = DistillationObjective(
-            w_ce=method.w_ce if settings.w_ce is None else settings.w_ce,
-            w_kd=method.w_kd if settings.w_kd is None else settings.w_kd,
-            w_att=w_att,
+            **weights,
             temperature=settings.temperature,
             label_smoothing=self.fit.label_smoothing,
             pairs=pairs,
             student_channels=_channels(model, strides),
-            teacher_maps=teacher_maps,
+            teacher_maps=source.map_counts() if source is not None else {},
             alignment=settings.alignment,
             stage_weights=settings.stage_weights,
             distance=settings.distance,
@@ -129,10 +154,13 @@ class Session:
             warmup=settings.att_warmup,
             decay=settings.att_decay,
         )
+        if self.fit.processes > 1 and torch.cuda.is_available():
+            # Statistics of the whole batch, so that the number of processes changes no result.
+            model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistillationModule(
             model,
             objective,
-            teacher=teacher,
+            teacher=source,
             strides=strides,
             preprocessing=self.preprocessing,
             num_classes=len(self.prepared.classes),
@@ -143,22 +171,23 @@ class Session:
             seed=self.fit.seed,
         )
 
-    def _live_teacher(self, strides: tuple[int, ...]) -> tuple[LiveTeacher | None, dict[int, int]]:
-        """The teacher, and how many maps it gives at each stride."""
+    def _teacher_source(self) -> TeacherSource | None:
         if self.teacher is None:
-            return None, {}
-        network, manifest = load_network(self.teacher)
-        require_same_classes(manifest.classes, self.prepared.classes, owner="teacher")
-        per_head = self.objective.attention == "window" and self.objective.alignment == "learned"
-        teacher = LiveTeacher(
-            network,
-            manifest.preprocessing,
-            strides=strides,
-            kind=self.objective.attention,
-            per_head=per_head,
-            bf16=manifest.lineage.get("precision") == "bf16",
+            return None
+        require_same_classes(
+            read_manifest(RunFolder(self.teacher).manifest).classes, self.prepared.classes, owner="teacher"
         )
-        return teacher, teacher.map_counts()
+        viewing = Viewing(
+            self.prepared.root,
+            self.prepared.train,
+            self.prepared.fingerprint,
+            self.preprocessing,
+            self.config.augmentation,
+            self.views,
+        )
+        # Building the teacher draws random weights first; the student's must not depend on whether it was built.
+        with torch.random.fork_rng(devices=[]):
+            return teacher_source(self.teacher, self.caches, viewing, self.objective)
 
     def _precision(self, model: torch.nn.Module) -> str:
         if self.fit.precision != "auto":
@@ -166,6 +195,9 @@ class Session:
         stored = self.folder.read_environment().get("precision") if self.resume else None
         if stored in ("fp32", "bf16"):
             return str(stored)
+        if self.fit.processes > 1 and not torch.cuda.is_available():
+            # Each process would measure for itself, and they might not agree.
+            return "fp32"
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return choose_precision(model, self.preprocessing.image_size, device)
 
@@ -208,7 +240,9 @@ class Session:
             self.config.augmentation,
             batch_size=self.fit.batch_size,
             seed=self.fit.seed,
-            workers=default_workers(accelerator) if self.fit.workers < 0 else self.fit.workers,
+            view_seed=self.view_seed,
+            views=self.views,
+            workers=default_workers(accelerator, self.fit.devices) if self.fit.workers < 0 else self.fit.workers,
         )
 
     def _finish(self, precision: str) -> RunResult:
@@ -254,20 +288,6 @@ class Session:
         if self.teacher is not None:
             lineage["teacher_sha256"] = self.teacher_sha256
         return lineage
-
-
-def _require_computable(module: DistillationModule, image_size: int) -> None:
-    """Computes the loss of two empty photos: what cannot work must show before the run folder is begun.
-
-    Raises:
-        AgriDistillError: stages, classes, weights and method do not fit together.
-    """
-    pixels = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
-    zeros = torch.zeros(2, dtype=torch.int64)
-    training = module.training
-    with torch.no_grad():
-        module.eval().loss_terms(Batch(pixels, zeros, zeros, zeros), progress=0.0)
-    module.train(training)
 
 
 def _channels(model: torch.nn.Module, strides: tuple[int, ...]) -> Mapping[int, int]:

@@ -10,6 +10,9 @@ from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import ResizeRule
 
+# Views of each photo that a teacher is asked about by default: see docs/performance.md for what fewer cost.
+MAX_VIEWS = 16
+
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 
 
@@ -52,7 +55,7 @@ class FitSettings:
     Attributes:
         model: timm's name of the network.
         epochs: passes over the training photos.
-        batch_size: photos a step, in each process.
+        batch_size: photos a step, over all processes: their number changes no result.
         lr: peak learning rate.
         weight_decay: of weight matrices; biases and norms have none.
         warmup: share of all steps in which the learning rate rises.
@@ -61,11 +64,14 @@ class FitSettings:
         clip_grad: largest gradient norm; 0 does not clip.
         patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
         seed: of initial weights, order, views and dropout.
+        views: different views of each photo; an epoch shows each photo once. 0 takes one for each epoch, and for
+            students, with or without a teacher, at most `MAX_VIEWS`: a teacher has to look at all of them.
         workers: loader processes; -1 chooses.
         precision: "auto" measures whether bf16 is faster on this processor.
         pretrained: starts from timm's weights on the model hub.
         weights: a safetensors file to start from instead.
-        devices: 1; several devices are not supported yet.
+        devices: processes on this machine, each with its GPU or its share of the processor.
+        nodes: machines that run the same command.
     """
 
     model: str = "mobilenetv3_large_100"
@@ -79,11 +85,13 @@ class FitSettings:
     clip_grad: float = 1.0
     patience: int = 0
     seed: int = 0
+    views: int = 0
     workers: int = -1
     precision: PrecisionChoice = "auto"
     pretrained: bool = True
     weights: str | None = None
     devices: int = 1
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
@@ -98,7 +106,23 @@ class FitSettings:
         _require(self.patience >= 0, "patience of at least 0", self.patience)
         _require(0 <= self.seed < 2**32, "seed from 0 to 4294967295", self.seed)
         _require(-1 <= self.workers <= 256, "workers from 0 to 256, or -1 to choose", self.workers)
-        _require(self.devices == 1, "devices = 1: this version trains on one device", self.devices)
+        _require(self.views >= 0, "views of at least 1, or 0 to choose", self.views)
+        _require(self.devices >= 1, "at least 1 device", self.devices)
+        _require(self.nodes >= 1, "at least 1 node", self.nodes)
+        _require(
+            self.batch_size % self.processes == 0 and self.batch_size >= 2 * self.processes,
+            f"a batch_size that {self.processes} processes can share, with at least 2 photos each",
+            self.batch_size,
+        )
+
+    @property
+    def processes(self) -> int:
+        """Of all machines together."""
+        return self.devices * self.nodes
+
+    def views_of_each_photo(self, *, student: bool) -> int:
+        """How many different views the run shows; see `views`."""
+        return self.views or (min(self.epochs, MAX_VIEWS) if student else self.epochs)
 
 
 @dataclass(frozen=True)

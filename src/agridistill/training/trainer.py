@@ -8,14 +8,21 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
+from agridistill.errors import ConfigError
 from agridistill.training.callbacks import ProgressLine
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
+
+# Processes wait for each other's share of the teacher's cache, and for the evaluation that one of them does.
+_PATIENCE = timedelta(days=2)
 
 
 def create_trainer(
@@ -36,10 +43,12 @@ def create_trainer(
         enable_version_counter=False,
     )
     early_stop = [EarlyStopping("val/accuracy", patience=fit.patience, mode="max")] if fit.patience else []
-    with quiet_lightning():
+    with quiet_lightning(), _told_misconfiguration(fit):
         return lightning.Trainer(
             max_epochs=fit.epochs,
             devices=fit.devices,
+            num_nodes=fit.nodes,
+            strategy=DDPStrategy(timeout=_PATIENCE) if fit.processes > 1 else "auto",
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
             # The checkpoint last: it stores the state of the others as the epoch left it.
@@ -52,6 +61,31 @@ def create_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+
+
+@contextmanager
+def together(trainer: lightning.Trainer) -> Iterator[None]:
+    """What one process does while the others wait; where it fails, it takes along those that it started."""
+    try:
+        yield
+        trainer.strategy.barrier()
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
+        raise
+
+
+@contextmanager
+def _told_misconfiguration(fit: FitSettings) -> Iterator[None]:
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"a machine for devices = {fit.devices}, nodes = {fit.nodes}",
+            str(error).splitlines()[0][:200],
+            "lower --devices or --nodes",
+        ) from None
 
 
 @contextmanager

@@ -1,0 +1,398 @@
+"""The teacher's knowledge on disk: for each view of each photo its seed, the logits and the attention maps.
+
+One file of records, view by view, memory-mapped; beside it one checksum for each block of photos of a view, and the
+key: what the records depend on. A block counts once its checksum stands, so a kill loses at most the block in work.
+
+::
+
+    FOLDER/
+      cache.json       format, key, layout
+      records.bin      (views, photos) records: seed uint32, logits float16 (K), maps float16 (H, W) or (M, H, W)
+      checksums.bin    (views, blocks) uint64: 0 not built yet, else 2^32 + the CRC-32 of the block's records
+      lock             held by the process that builds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.errors import RunError
+from agridistill.storage import write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock; two builders then only repeat each other's work.
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+BLOCK_PHOTOS = 256
+_BUILT = 1 << 32
+_READS_A_RELEASE = 256
+_DOCUMENT, _RECORDS, _CHECKSUMS, _LOCK = "cache.json", "records.bin", "checksums.bin", "lock"
+
+Key = Mapping[str, str | int | float | bool]
+
+
+class Block(NamedTuple):
+    """The records of neighbouring photos in one view.
+
+    Attributes:
+        number: of the block within the cache, from 0.
+        view: counted from 0.
+        start: first photo.
+        stop: one after the last photo.
+    """
+
+    number: int
+    view: int
+    start: int
+    stop: int
+
+
+class Outputs(NamedTuple):
+    """What a teacher says about N views.
+
+    Attributes:
+        seeds: `(N,)` uint32, of the views.
+        logits: `(N, K)`; NaN where the photo could not be read.
+        maps: attention maps `(N, H, W)` or `(N, M, H, W)` by stride, of any scale that float16 can hold.
+    """
+
+    seeds: NDArray[np.uint32]
+    logits: NDArray[np.floating[Any]]
+    maps: dict[int, NDArray[np.floating[Any]]]
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Shape of a cache.
+
+    Attributes:
+        photos: rows of each view.
+        num_classes: K, length of the logits.
+        maps: shape of the attention map by stride: `(H, W)`, or `(M, H, W)` for M maps.
+    """
+
+    photos: int
+    num_classes: int
+    maps: Mapping[int, tuple[int, ...]]
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """One record, without padding: 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map)."""
+        fields: list[Any] = [("seed", "<u4"), ("logits", "<f2", (self.num_classes,))]
+        fields += [(_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
+        return np.dtype(fields)
+
+    @property
+    def blocks_per_view(self) -> int:
+        """Blocks of one view; the last may be smaller."""
+        return -(-self.photos // BLOCK_PHOTOS)
+
+    def bytes_for(self, views: int) -> int:
+        """Size of the records of so many views."""
+        return views * self.photos * self.dtype.itemsize
+
+    def blocks(self, views: int) -> Iterator[Block]:
+        """Every block of so many views, in the order of the file."""
+        for view in range(views):
+            for index in range(self.blocks_per_view):
+                start = index * BLOCK_PHOTOS
+                stop = min(start + BLOCK_PHOTOS, self.photos)
+                yield Block(view * self.blocks_per_view + index, view, start, stop)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `cache.json`."""
+        maps = {str(stride): list(shape) for stride, shape in sorted(self.maps.items())}
+        return {"photos": self.photos, "num_classes": self.num_classes, "maps": maps}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> CacheLayout:
+        """Reads what `to_json` gave."""
+        maps = {int(stride): tuple(int(side) for side in shape) for stride, shape in document["maps"].items()}
+        return cls(int(document["photos"]), int(document["num_classes"]), maps)
+
+
+def digest_of(key: Key) -> str:
+    """A short name for a key, 12 hexadecimal digits."""
+    return sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(theirs: Mapping[str, Any], ours: Key) -> list[str]:
+    """Which parts of two keys differ, in words."""
+    parts = sorted(theirs.keys() | ours.keys())
+    return [
+        f"{part} {_short(theirs.get(part))}, here {_short(ours.get(part))}"
+        for part in parts
+        if theirs.get(part) != ours.get(part)
+    ]
+
+
+def read_layout(folder: Path) -> CacheLayout | None:
+    """The layout of the cache in a folder; None where there is none."""
+    document = _read_document(folder)
+    return None if document is None else document[1]
+
+
+def read_key(folder: Path) -> Mapping[str, Any] | None:
+    """The key of the cache in a folder; None where there is none."""
+    document = _read_document(folder)
+    return None if document is None else document[0]
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Held by the one run that opens and builds a cache: a second one waits, and then finds the blocks done.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = (folder / _LOCK).open("ab")
+        except PermissionError:
+            # A whole cache can be read where nothing may be written.
+            file = None
+    if file is None:
+        yield
+        return
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.warning("another run builds the teacher cache '%s': waiting for it", folder)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                # A file system without locks: two builders only repeat each other's work.
+                logger.debug("no lock on '%s'", folder, exc_info=True)
+        yield
+
+
+class TeacherCache:
+    """A cache that can be read, and built block by block.
+
+    Args:
+        folder: of the cache; made where it is not there.
+        key: what the records depend on.
+        layout: shape of the records.
+        views: of each photo; a folder with fewer grows, one with more is used as it is.
+
+    Raises:
+        RunError: the folder holds a cache with another key or layout, a damaged one, or the disk has no room.
+    """
+
+    def __init__(self, folder: Path, key: Key, layout: CacheLayout, views: int) -> None:
+        self.folder, self.key, self.layout, self.views = folder, key, layout, views
+        self._require_ours()
+        with _disk_errors(folder):
+            if _read_document(folder) is None:
+                write_json(folder / _DOCUMENT, {"format": FORMAT_VERSION, "key": dict(key), "layout": layout.to_json()})
+            self._records_file = _open_at_least(folder / _RECORDS, layout.bytes_for(views))
+            self._checksums_file = _open_at_least(folder / _CHECKSUMS, 8 * views * layout.blocks_per_view)
+        self._map = mmap.mmap(self._records_file.fileno(), layout.bytes_for(views), access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_RANDOM"):
+            # Records are read in random order: reading ahead would only fill the memory.
+            self._map.madvise(mmap.MADV_RANDOM)
+        self._reads = 0
+        self._records: NDArray[np.void] = np.frombuffer(self._map, layout.dtype).reshape(views, layout.photos)
+
+    def missing(self, rank: int = 0, world: int = 1) -> list[Block]:
+        """The blocks that must be built: those never written, and (with a warning) those that are damaged.
+
+        Reads every record of its share once, without keeping it in memory.
+
+        Args:
+            rank: of this process.
+            world: number of processes; each looks after every `world`-th block.
+        """
+        missing, damaged = [], 0
+        for block in self.layout.blocks(self.views):
+            if block.number % world != rank:
+                continue
+            expected = self._read_checksum(block)
+            if expected and expected == _checksum(self._read_block(block)):
+                continue
+            damaged += expected != 0
+            missing.append(block)
+        if damaged:
+            logger.warning("%d blocks of the teacher cache '%s' are damaged: built anew", damaged, self.folder)
+        return missing
+
+    def write(self, block: Block, outputs: Outputs) -> None:
+        """Writes a block, then its checksum.
+
+        Raises:
+            RunError: the disk is full or refuses.
+        """
+        records = np.zeros(block.stop - block.start, self.layout.dtype)
+        records["seed"], records["logits"] = outputs.seeds, outputs.logits
+        for stride in self.layout.maps:
+            records[_field(stride)] = outputs.maps[stride]
+        content = records.tobytes()
+        with _disk_errors(self.folder):
+            _write_at(self._records_file, content, self._offset(block))
+            # In this order on the disk, too (O_DSYNC): a checksum must never stand before its records.
+            _write_at(self._checksums_file, _checksum(content).to_bytes(8, "little"), 8 * block.number)
+
+    def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> Outputs:
+        """What the teacher said about B pairs of photo and view, a copy in float16."""
+        self._reads += 1
+        if self._reads % _READS_A_RELEASE == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            # Else every page that was ever looked at would count as this process's memory.
+            self._map.madvise(mmap.MADV_DONTNEED)
+        records = self._records[views, photos]
+        return Outputs(
+            records["seed"], records["logits"], {stride: records[_field(stride)] for stride in self.layout.maps}
+        )
+
+    def built(self) -> bool:
+        """Whether every block has been written, by whomever; damage is what `missing` looks for."""
+        count = self.views * self.layout.blocks_per_view
+        checksums = np.frombuffer(_read_at(self._checksums_file, 8 * count, 0), "<u8")
+        return len(checksums) == count and bool(checksums.all())
+
+    def forget(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> None:
+        """Takes the blocks of some pairs of photo and view out of the cache: the next start builds them anew."""
+        for number in set((views * self.layout.blocks_per_view + photos // BLOCK_PHOTOS).tolist()):
+            _write_at(self._checksums_file, bytes(8), 8 * number)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        del self._records
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        self._records_file.close()
+        self._checksums_file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_ours(self) -> None:
+        stored = _read_document(self.folder)
+        if stored is None:
+            return
+        key, layout = stored
+        differing = differences(key, self.key)
+        if layout != self.layout:
+            differing.append(f"layout {layout.to_json()}, here {self.layout.to_json()}")
+        if differing:
+            raise RunError(
+                f"a teacher cache for this teacher, data and recipe in '{self.folder}'",
+                f"one that differs in {'; '.join(differing[:3])}",
+                "delete it or choose another --cache-dir",
+            )
+
+    def _offset(self, block: Block) -> int:
+        return (block.view * self.layout.photos + block.start) * self.layout.dtype.itemsize
+
+    def _read_checksum(self, block: Block) -> int:
+        return int.from_bytes(_read_at(self._checksums_file, 8, 8 * block.number), "little")
+
+    def _read_block(self, block: Block) -> bytes:
+        # Not through the map: every page that it touches would count as this process's memory.
+        return _read_at(
+            self._records_file, (block.stop - block.start) * self.layout.dtype.itemsize, self._offset(block)
+        )
+
+
+def _field(stride: int) -> str:
+    return f"map_s{stride}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 24 else text
+
+
+def _checksum(content: bytes) -> int:
+    return _BUILT + zlib.crc32(content)
+
+
+def _read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
+    path = folder / _DOCUMENT
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT_VERSION:
+            raise RunError(
+                f"a teacher cache of format {FORMAT_VERSION}",
+                f"format {document['format']} in '{folder}'",
+                "delete it; it is built anew",
+            )
+        return dict(document["key"]), CacheLayout.from_json(document["layout"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError("a readable teacher cache", f"'{path}' ({error})", "delete it; it is built anew") from None
+
+
+def _open_at_least(path: Path, size: int) -> FileIO:
+    """Opens a file for reading and writing, not shorter than `size`; what it lacks is zeros.
+
+    One that is long enough and may not be written is opened for reading.
+    """
+    # O_DSYNC: a write returns when it is on the disk, and shared file systems then write no more than was asked.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_DSYNC", 0)
+    try:
+        file = FileIO(os.open(path, flags, 0o644), "r+")
+    except PermissionError:
+        if path.stat().st_size < size:
+            raise
+        return FileIO(path, "r")
+    try:
+        length = os.fstat(file.fileno()).st_size
+        if length < size:
+            if hasattr(os, "posix_fallocate"):
+                # A disk without room says so now, not in an hour.
+                os.posix_fallocate(file.fileno(), length, size - length)
+            else:
+                file.truncate(size)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _read_at(file: FileIO, size: int, offset: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _write_at(file: FileIO, content: bytes, offset: int) -> None:
+    file.seek(offset)
+    while content:
+        content = content[file.write(content) :]
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise RunError(
+            f"room for the teacher cache in '{folder}'" if full else f"a writable teacher cache in '{folder}'",
+            error.strerror or type(error).__name__,
+            "free some space and start again: what is built is kept" if full else "choose another --cache-dir",
+        ) from None

@@ -1,0 +1,66 @@
+"""The teacher that a recipe asks for: alive, or as its cache remembers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from agridistill.distillation.objective import get_method
+from agridistill.errors import ModelError
+from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.models.saved import load_network
+from agridistill.models.teacher import LiveTeacher
+from agridistill.training.cached_teacher import CachedTeacher, Viewing, cache_key
+from agridistill.training.module import TeacherSource
+from agridistill.training.settings import ObjectiveSettings
+
+
+def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
+    """What answers for the teacher during training.
+
+    Args:
+        teacher: a finished run.
+        caches: folder of the teacher's caches; None asks the live network in every step.
+        viewing: which pixels the student sees.
+        settings: which attention maps are wanted.
+    """
+    manifest = read_manifest(teacher / MANIFEST_NAME)
+    strides = tuple(sorted({pair.teacher for pair in settings.pairs}))
+    per_head = settings.attention == "window" and settings.alignment == "learned"
+    attends = weights_of(settings)["w_att"] > 0
+    if caches is None:
+        return load_teacher(teacher, strides if attends else (), settings.attention, per_head=per_head)
+
+    def load() -> LiveTeacher:
+        # Maps for methods without attention too: all methods then share one cache.
+        try:
+            return load_teacher(teacher, strides, settings.attention, per_head=per_head)
+        except ModelError:
+            if attends:
+                raise
+            return load_teacher(teacher, (), settings.attention, per_head=False)
+
+    key = cache_key(viewing, manifest, strides=strides, kind=settings.attention, per_head=per_head)
+    return CachedTeacher(caches, key, viewing, load)
+
+
+def load_teacher(
+    teacher: Path, strides: tuple[int, ...], kind: Literal["activation", "window"], *, per_head: bool
+) -> LiveTeacher:
+    """The network of a finished run, in the precision that it was trained in."""
+    network, manifest = load_network(teacher)
+    bf16 = manifest.lineage.get("precision") == "bf16"
+    return LiveTeacher(network, manifest.preprocessing, strides=strides, kind=kind, per_head=per_head, bf16=bf16)
+
+
+def weights_of(settings: ObjectiveSettings) -> dict[str, float]:
+    """The three weights: the settings' where they name one, else the method's own.
+
+    A recipe serves all methods: a term that a method does not have stays away, and a single term keeps its weight.
+    """
+    method = get_method(settings.method)
+    own = {name: float(getattr(method, name)) for name in ("w_ce", "w_kd", "w_att")}
+    terms = [name for name, weight in own.items() if weight > 0]
+    if len(terms) > 1:
+        own |= {name: getattr(settings, name) for name in terms if getattr(settings, name) is not None}
+    return own

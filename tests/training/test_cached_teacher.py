@@ -1,0 +1,168 @@
+"""A student under a cached teacher learns what it would learn under the living one."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agridistill.data.datamodule import Batch
+from agridistill.data.views import Augmentation
+from agridistill.distillation.teacher_cache import TeacherCache, read_key, read_layout
+from agridistill.errors import ModelError, RunError
+from agridistill.training import teachers
+from agridistill.training.module import DistillationModule
+from agridistill.training.run import distill
+from agridistill.training.settings import (
+    MAX_VIEWS,
+    DataSettings,
+    DistillConfig,
+    FitSettings,
+    ObjectiveSettings,
+    PairSettings,
+)
+
+STUDENT = "mobilenetv3_small_050"
+CONFIG = DistillConfig(
+    data=DataSettings(image_size=64),
+    distill=FitSettings(model=STUDENT, epochs=3, batch_size=16, pretrained=False, workers=0, precision="fp32"),
+)
+
+
+@pytest.fixture
+def teacher(teacher_run: Path, tmp_path: Path) -> Path:
+    """A teacher without caches."""
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher_run, copy, ignore=shutil.ignore_patterns("cache"))
+    return copy
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """Every term of every training step."""
+    steps: list[dict[str, float]] = []
+    original = DistillationModule.loss_terms
+
+    def recorded(self: DistillationModule, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
+        terms = original(self, batch, progress)
+        steps.append({name: float(value.detach()) for name, value in terms.items()})
+        return terms
+
+    monkeypatch.setattr(DistillationModule, "loss_terms", recorded)
+    return steps
+
+
+def cache_of(teacher: Path) -> Path:
+    (folder,) = (teacher / "cache").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ObjectiveSettings(pairs=(PairSettings(16, 16), PairSettings(32, 16))),
+        ObjectiveSettings(attention="window", alignment="learned", distance="kl"),
+        ObjectiveSettings(method="kd"),
+    ],
+    ids=["activation", "window", "kd"],
+)
+def test_every_step_loses_what_it_loses_under_the_live_teacher(
+    leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]], objective: ObjectiveSettings
+) -> None:
+    # A low rate: training from random weights multiplies any difference, the rounding of float16 too.
+    config = replace(CONFIG, objective=objective, distill=replace(CONFIG.distill, lr=1e-4))
+    distill(leaves, teacher, tmp_path / "live", config, cache=False)
+    live = losses.copy()
+    losses.clear()
+    assert not (teacher / "cache").exists()
+    distill(leaves, teacher, tmp_path / "cached", config)
+    assert len(losses) == len(live) == 12
+    for ours, theirs in zip(losses, live, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-3)
+    assert all(step["kd"] > 0 for step in losses)
+
+
+def test_the_number_of_workers_changes_no_byte(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    once = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1, views=2))
+    distill(leaves, teacher, tmp_path / "a", once)
+    alone = {path.name: path.read_bytes() for path in cache_of(teacher).iterdir()}
+    shutil.rmtree(teacher / "cache")
+    distill(leaves, teacher, tmp_path / "b", replace(once, distill=replace(once.distill, workers=2)))
+    assert {path.name: path.read_bytes() for path in cache_of(teacher).iterdir()} == alone
+
+
+def test_a_second_student_never_loads_the_teacher(
+    leaves: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill(leaves, teacher, tmp_path / "a", CONFIG)
+    monkeypatch.setattr(teachers, "load_teacher", None)
+    distill(leaves, teacher, tmp_path / "b", replace(CONFIG, distill=replace(CONFIG.distill, seed=1)))
+
+
+def test_another_recipe_has_its_own_cache_and_is_told_why(
+    leaves: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "a", one)
+    first = cache_of(teacher)
+    before = (first / "records.bin").read_bytes()
+    with caplog.at_level(logging.WARNING):
+        distill(leaves, teacher, tmp_path / "b", replace(one, augmentation=Augmentation(min_scale=0.9)))
+    assert "augmentation.min_scale 0.5, here 0.9" in caplog.text
+    assert len(list((teacher / "cache").iterdir())) == 2
+    assert (first / "records.bin").read_bytes() == before
+
+
+def test_a_cache_that_holds_other_views_is_never_used(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    # Whole, with right checksums, under the right key: only the seeds tell.
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "a", one)
+    folder = cache_of(teacher)
+    key, layout = read_key(folder), read_layout(folder)
+    assert key is not None
+    assert layout is not None
+    with TeacherCache(folder, key, layout, views=1) as cache:
+        (block,) = layout.blocks(1)
+        said = cache.read(np.arange(block.stop), np.zeros(block.stop, np.int64))
+        cache.write(block, said._replace(seeds=said.seeds + 1))
+    with pytest.raises(RunError, match="expected every view of this batch in the teacher cache"):
+        distill(leaves, teacher, tmp_path / "b", one)
+    distill(leaves, teacher, tmp_path / "b", one, resume=True)
+
+
+def test_views_are_as_many_as_epochs_up_to_a_bound() -> None:
+    fit = FitSettings(epochs=5)
+    assert fit.views_of_each_photo(student=True) == fit.views_of_each_photo(student=False) == 5
+    long = FitSettings(epochs=100)
+    assert (long.views_of_each_photo(student=True), long.views_of_each_photo(student=False)) == (MAX_VIEWS, 100)
+    assert FitSettings(epochs=5, views=2).views_of_each_photo(student=False) == 2
+
+
+def test_all_methods_share_one_cache(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    for method in ("kd", "at", "hybrid"):
+        distill(leaves, teacher, tmp_path / method, replace(one, objective=ObjectiveSettings(method=method)))
+    assert cache_of(teacher)
+
+
+def test_a_teacher_without_such_stages_gives_its_logits(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    # This Swin ends at stride 16.
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    pairs = (PairSettings(32, 32),)
+    distill(leaves, teacher, tmp_path / "kd", replace(one, objective=ObjectiveSettings(method="kd", pairs=pairs)))
+    with pytest.raises(ModelError, match="stride"):
+        distill(leaves, teacher, tmp_path / "at", replace(one, objective=ObjectiveSettings(method="at", pairs=pairs)))
+
+
+def test_caches_can_lie_elsewhere(leaves: Path, teacher: Path, tmp_path: Path) -> None:
+    one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
+    distill(leaves, teacher, tmp_path / "a", one, cache_dir=tmp_path / "caches")
+    assert not (teacher / "cache").exists()
+    assert len(list((tmp_path / "caches").iterdir())) == 1
