@@ -28,7 +28,7 @@ Pretrained = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file to start from.")]
 Devices = Annotated[int | None, typer.Option("--devices", help="Processes on this machine, one for each GPU.")]
-Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines that run this command (see docs/scale.md).")]
+Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines that run this command.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
