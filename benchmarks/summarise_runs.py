@@ -53,6 +53,8 @@ def summary_of(run: Path) -> dict[str, Any]:
         "best_epoch": evaluation["best_epoch"],
         "train_s": evaluation["train_s"],
         "val_accuracy_by_epoch": [row["val/accuracy"] for row in epochs],
+        "val_nll_by_epoch": [row["val/nll"] for row in epochs],
+        "train_ce_by_epoch": [row["train/ce"] for row in epochs],
         "per_class": evaluation["per_class"],
         "hardware": environment["hardware"],
         "versions": environment["versions"],
