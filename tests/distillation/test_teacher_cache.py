@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -16,17 +17,8 @@ import numpy as np
 import pytest
 
 from agridistill.distillation import teacher_cache
-from agridistill.distillation.teacher_cache import (
-    BLOCK_PHOTOS,
-    Block,
-    CacheLayout,
-    Outputs,
-    TeacherCache,
-    building,
-    digest_of,
-    read_key,
-    read_layout,
-)
+from agridistill.distillation.cache_layout import BLOCK_PHOTOS, Block, CacheLayout, Outputs, digest_of
+from agridistill.distillation.teacher_cache import TeacherCache, building, read_key, read_layout
 from agridistill.errors import RunError
 
 KEY = {"teacher weights": "aa", "augmentation.min_scale": 0.5}
@@ -168,6 +160,18 @@ def test_a_disk_without_room_says_so_before_the_work_begins(tmp_path: Path, monk
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(RunError, match=r"expected room for the teacher cache.*what is built is kept"):
         TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1)
+
+
+def test_a_file_system_that_cannot_reserve_room_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(file: int, offset: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
+        assert build(cache) == LAYOUT.blocks_per_view
+        assert cache.built()
 
 
 def test_a_disk_that_fills_up_keeps_what_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

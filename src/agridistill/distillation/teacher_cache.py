@@ -22,15 +22,22 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agridistill.distillation.cache_layout import (
+    BLOCK_PHOTOS,
+    Block,
+    CacheLayout,
+    Key,
+    Outputs,
+    differences,
+    field_of,
+)
 from agridistill.errors import RunError
 from agridistill.storage import write_json
 
@@ -42,107 +49,9 @@ except ImportError:  # Windows: no lock; two builders then only repeat each othe
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-BLOCK_PHOTOS = 256
 _BUILT = 1 << 32
 _READS_A_RELEASE = 256
 _DOCUMENT, _RECORDS, _CHECKSUMS, _LOCK = "cache.json", "records.bin", "checksums.bin", "lock"
-
-Key = Mapping[str, str | int | float | bool]
-
-
-class Block(NamedTuple):
-    """The records of neighbouring photos in one view.
-
-    Attributes:
-        number: of the block within the cache, from 0.
-        view: counted from 0.
-        start: first photo.
-        stop: one after the last photo.
-    """
-
-    number: int
-    view: int
-    start: int
-    stop: int
-
-
-class Outputs(NamedTuple):
-    """What a teacher says about N views.
-
-    Attributes:
-        seeds: `(N,)` uint32, of the views.
-        logits: `(N, K)`; NaN where the photo could not be read.
-        maps: attention maps `(N, H, W)` or `(N, M, H, W)` by stride, of any scale that float16 can hold.
-    """
-
-    seeds: NDArray[np.uint32]
-    logits: NDArray[np.floating[Any]]
-    maps: dict[int, NDArray[np.floating[Any]]]
-
-
-@dataclass(frozen=True)
-class CacheLayout:
-    """Shape of a cache.
-
-    Attributes:
-        photos: rows of each view.
-        num_classes: K, length of the logits.
-        maps: shape of the attention map by stride: `(H, W)`, or `(M, H, W)` for M maps.
-    """
-
-    photos: int
-    num_classes: int
-    maps: Mapping[int, tuple[int, ...]]
-
-    @property
-    def dtype(self) -> np.dtype[np.void]:
-        """One record, without padding: 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map)."""
-        fields: list[Any] = [("seed", "<u4"), ("logits", "<f2", (self.num_classes,))]
-        fields += [(_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
-        return np.dtype(fields)
-
-    @property
-    def blocks_per_view(self) -> int:
-        """Blocks of one view; the last may be smaller."""
-        return -(-self.photos // BLOCK_PHOTOS)
-
-    def bytes_for(self, views: int) -> int:
-        """Size of the records of so many views."""
-        return views * self.photos * self.dtype.itemsize
-
-    def blocks(self, views: int) -> Iterator[Block]:
-        """Every block of so many views, in the order of the file."""
-        for view in range(views):
-            for index in range(self.blocks_per_view):
-                start = index * BLOCK_PHOTOS
-                stop = min(start + BLOCK_PHOTOS, self.photos)
-                yield Block(view * self.blocks_per_view + index, view, start, stop)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in `cache.json`."""
-        maps = {str(stride): list(shape) for stride, shape in sorted(self.maps.items())}
-        return {"photos": self.photos, "num_classes": self.num_classes, "maps": maps}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> CacheLayout:
-        """Reads what `to_json` gave."""
-        maps = {int(stride): tuple(int(side) for side in shape) for stride, shape in document["maps"].items()}
-        return cls(int(document["photos"]), int(document["num_classes"]), maps)
-
-
-def digest_of(key: Key) -> str:
-    """A short name for a key, 12 hexadecimal digits."""
-    return sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def differences(theirs: Mapping[str, Any], ours: Key) -> list[str]:
-    """Which parts of two keys differ, in words."""
-    parts = sorted(theirs.keys() | ours.keys())
-    return [
-        f"{part} {_short(theirs.get(part))}, here {_short(ours.get(part))}"
-        for part in parts
-        if theirs.get(part) != ours.get(part)
-    ]
 
 
 def read_layout(folder: Path) -> CacheLayout | None:
@@ -246,7 +155,7 @@ class TeacherCache:
         records = np.zeros(block.stop - block.start, self.layout.dtype)
         records["seed"], records["logits"] = outputs.seeds, outputs.logits
         for stride in self.layout.maps:
-            records[_field(stride)] = outputs.maps[stride]
+            records[field_of(stride)] = outputs.maps[stride]
         content = records.tobytes()
         with _disk_errors(self.folder):
             _write_at(self._records_file, content, self._offset(block))
@@ -261,7 +170,7 @@ class TeacherCache:
             self._map.madvise(mmap.MADV_DONTNEED)
         records = self._records[views, photos]
         return Outputs(
-            records["seed"], records["logits"], {stride: records[_field(stride)] for stride in self.layout.maps}
+            records["seed"], records["logits"], {stride: records[field_of(stride)] for stride in self.layout.maps}
         )
 
     def built(self) -> bool:
@@ -272,8 +181,9 @@ class TeacherCache:
 
     def forget(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> None:
         """Takes the blocks of some pairs of photo and view out of the cache: the next start builds them anew."""
-        for number in set((views * self.layout.blocks_per_view + photos // BLOCK_PHOTOS).tolist()):
-            _write_at(self._checksums_file, bytes(8), 8 * number)
+        with _disk_errors(self.folder):
+            for number in set((views * self.layout.blocks_per_view + photos // BLOCK_PHOTOS).tolist()):
+                _write_at(self._checksums_file, bytes(8), 8 * number)
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -317,15 +227,6 @@ class TeacherCache:
         )
 
 
-def _field(stride: int) -> str:
-    return f"map_s{stride}"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) > 24 else text
-
-
 def _checksum(content: bytes) -> int:
     return _BUILT + zlib.crc32(content)
 
@@ -363,15 +264,21 @@ def _open_at_least(path: Path, size: int) -> FileIO:
     try:
         length = os.fstat(file.fileno()).st_size
         if length < size:
-            if hasattr(os, "posix_fallocate"):
-                # A disk without room says so now, not in an hour.
-                os.posix_fallocate(file.fileno(), length, size - length)
-            else:
-                file.truncate(size)
+            _reserve(file, length, size)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _reserve(file: FileIO, length: int, size: int) -> None:
+    # A disk without room says so now, not in an hour; some file systems cannot be asked.
+    try:
+        os.posix_fallocate(file.fileno(), length, size - length)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        file.truncate(size)
 
 
 def _read_at(file: FileIO, size: int, offset: int) -> bytes:

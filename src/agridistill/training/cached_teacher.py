@@ -22,19 +22,8 @@ from agridistill.data.datamodule import Batch, PhotoDataset, ViewKey, collate
 from agridistill.data.samples import Sample
 from agridistill.data.views import VIEWS_VERSION, Augmentation, view_seed
 from agridistill.distillation.attention_losses import unit_peak
-from agridistill.distillation.teacher_cache import (
-    FORMAT_VERSION,
-    Block,
-    CacheLayout,
-    Key,
-    Outputs,
-    TeacherCache,
-    building,
-    differences,
-    digest_of,
-    read_key,
-    read_layout,
-)
+from agridistill.distillation.cache_layout import Block, CacheLayout, Key, Outputs, differences, digest_of
+from agridistill.distillation.teacher_cache import FORMAT_VERSION, TeacherCache, building, read_key, read_layout
 from agridistill.errors import RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.teacher import OUTPUTS_VERSION, LiveTeacher
