@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import platform
@@ -51,24 +52,25 @@ Loss = Callable[[Batch], Tensor]
 class Bench:
     """The photos, the models and one loss function for each contender."""
 
-    def __init__(self, photos: Path, size: int, batch_size: int, work: Path) -> None:
+    def __init__(self, photos: Path, size: int, batch_size: int, work: Path, steps: int = STEPS) -> None:
         folder = scan(photos)
-        count = STEPS * batch_size
+        count = steps * batch_size
+        self.batch_size = batch_size
         stride = max(1, len(folder.samples) // count)
         self.samples = folder.samples[::stride][:count]
         self.preprocessing = Preprocessing(size)
         self.classes = len(folder.classes)
         torch.manual_seed(0)
         self.student = create_model(STUDENT, self.classes).to(memory_format=torch.channels_last)
-        viewing = Viewing(photos, self.samples, "benchmark", self.preprocessing, Augmentation(), 1)
+        self.viewing = viewing = Viewing(photos, self.samples, "benchmark", self.preprocessing, Augmentation(), 1)
         manifest = ModelManifest(TEACHER, folder.classes, self.preprocessing, "none", "none")
         key = cache_key(viewing, manifest, strides=[STRIDE], kind="activation", per_head=False)
         self.cached = CachedTeacher(work, key, viewing, self.live)
         start = time.perf_counter()
         self.cached.prepare(torch.device("cpu"), workers=0)
         self.build_s_per_view = (time.perf_counter() - start) / count
-        dataset = PhotoDataset(photos, self.samples, self.preprocessing, viewing.augmentation)
-        items = [dataset[viewing.key(0, position)] for position in range(count)]
+        self.dataset = PhotoDataset(photos, self.samples, self.preprocessing, viewing.augmentation)
+        items = [self.dataset[viewing.key(0, position)] for position in range(count)]
         batches = [collate(items[start : start + batch_size]) for start in range(0, count, batch_size)]
         self.batches = [batch for batch in batches if batch is not None]
 
@@ -91,6 +93,34 @@ class Bench:
             optimizer.zero_grad(set_to_none=True)
             loss(batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+
+        return step
+
+    def timed_step(self, name: str) -> Callable[[Batch], dict[str, float]]:
+        """As `step`, but tells the seconds of its parts."""
+        student = copy.deepcopy(self.student).train()
+        loss = self._loss(name, student)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+
+        def step(batch: Batch) -> dict[str, float]:
+            marks = [time.perf_counter()]
+            self.cached.outputs(batch)
+            marks.append(time.perf_counter())
+            optimizer.zero_grad(set_to_none=True)
+            total = loss(batch)
+            marks.append(time.perf_counter())
+            total.backward()  # type: ignore[no-untyped-call]
+            marks.append(time.perf_counter())
+            optimizer.step()
+            marks.append(time.perf_counter())
+            asked, forward, backward, update = (after - before for before, after in itertools.pairwise(marks))
+            # The forward pass reads the cache once more.
+            return {
+                "teacher's cache": asked,
+                "forward and losses": forward - asked,
+                "backward": backward,
+                "optimiser": update,
+            }
 
         return step
 
@@ -181,6 +211,18 @@ class ChannelsFirst(nn.Module):
         return logits
 
 
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return {
+        "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
 def compare(bench: Bench) -> dict[str, list[float]]:
     steps = {name: bench.step(name) for name in CONTENDERS}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -242,9 +284,7 @@ def main() -> None:
         "batch_size": given.batch_size,
         "photos_a_turn": photos,
         "turns": TURNS,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__},
+        "machine": machine(),
         "rows": rows,
         "build_ms_a_view": round(1000 * bench.build_s_per_view, 2),
         # One view built for each epoch that would have run it live: from which epoch on the cache has paid.

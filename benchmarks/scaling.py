@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+
+from distillation_throughput import machine
 
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, read_split, write_split
@@ -135,7 +136,7 @@ def main() -> None:
             rows.append(measure(given.photos, work, count, teacher))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     document = {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
         "teacher": TEACHER,
         "student": STUDENT,
         "image_size": IMAGE_SIZE,
