@@ -16,11 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
-
-from distillation_throughput import machine
 
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, read_split, write_split
@@ -34,7 +31,9 @@ TEACHER, STUDENT, IMAGE_SIZE = "swin_nano_patch4_window4_64", "mobilenetv3_small
 def linked(photos: Path, folder: Path, count: int) -> Path:
     """A folder of `count` links to photos, evenly over the classes."""
     known = scan(photos)
-    for number, sample in enumerate(islice(cycle(known.samples[:: max(1, len(known.samples) // count)]), count)):
+    every = len(known.samples)
+    for number in range(count):
+        sample = known.samples[number * every // count if count < every else number % every]
         link = folder / known.classes[sample.label] / f"{number}{Path(sample.path).suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to((photos / sample.path).resolve())
@@ -109,7 +108,7 @@ def measure(photos: Path, work: Path, count: int, teacher: Path) -> dict[str, An
             str(work / f"{name}-{count}"),
         ]
         environment = {**os.environ, "XDG_CACHE_HOME": str(work / "home"), "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(own, capture_output=True, text=True, check=True, env=environment)  # noqa: S603
+        done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True, env=environment)  # noqa: S603
         row[name] = json.loads(done.stdout.splitlines()[-1])
     training = len(read_split(split).train)
     layouts = {folder: read_layout(folder) for folder in (teacher / "cache").iterdir()}
@@ -128,6 +127,9 @@ def main() -> None:
     if given.student:
         print(json.dumps(student(given.photos, *given.student)))
         return
+    # Not at the top: a student's start is timed with its imports, and this one brings torch.
+    from distillation_throughput import machine
+
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

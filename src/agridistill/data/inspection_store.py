@@ -36,7 +36,7 @@ class InspectionStore:
     def __init__(self, root: Path, max_pixels: int) -> None:
         name = sha256(json.dumps([os.fsdecode(root.resolve()), max_pixels]).encode()).hexdigest()[:16]
         self._path = user_cache() / "photos" / f"{name}.json"
-        self._root = root
+        self._root = f"{root}{os.sep}"
         self._known = self._read()
         self._seen: dict[str, list[Any]] = {}
         self._states: dict[str, list[int]] = {}
@@ -46,7 +46,7 @@ class InspectionStore:
         """The record of a photo that has not changed since; None where it must be read."""
         try:
             # Before the photo is read: a change during the reading must not pass for what was read.
-            state = _state(self._root / path)
+            state = _state(self._root + path)
         except OSError:
             return None
         row = self._known.get(path)
@@ -83,7 +83,7 @@ class InspectionStore:
             return {}
 
 
-def _state(path: Path) -> list[int]:
-    stat = path.stat()
+def _state(path: str) -> list[int]:
+    stat = os.stat(path)  # noqa: PTH116 - asked of every photo at every start: a Path would cost more than the answer
     # The time of the last change of its state cannot be set back, as the time of the last writing can.
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

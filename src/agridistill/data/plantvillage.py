@@ -12,6 +12,7 @@ test.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,7 +110,7 @@ def leaf_ids(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMa
 
 
 def _parse_name(path: str) -> _Name | None:
-    stem = " ".join(Path(path).stem.lower().split())
+    stem = " ".join(os.path.splitext(path.rpartition("/")[2])[0].lower().split())  # noqa: PTH122 - Path is slow
     rest = _UUID.sub("", stem, count=1)
     has_uuid = rest != stem
     leaf = _NAMED_LEAF.match(rest)

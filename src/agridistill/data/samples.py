@@ -124,9 +124,11 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
 
     for directory, subfolders, names in os.walk(root / folder, onerror=refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        # Plain strings: a Path for each file takes longer than everything else here.
+        relative = Path(directory).relative_to(root).as_posix()
         for name in names:
             if name.startswith("."):
                 continue
-            path = (Path(directory) / name).relative_to(root).as_posix()
-            (photos if Path(name).suffix.lower() in PHOTO_SUFFIXES else others).append(path)
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+            (photos if suffix in PHOTO_SUFFIXES else others).append(f"{relative}/{name}")
     return photos, others
