@@ -9,7 +9,6 @@ held against the live teacher: what differs is float16 and the cache, not the pa
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from dataclasses import replace
@@ -17,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_throughput import machine
+from reporting import machine, publish
 from torch import Tensor
 
 from agridistill.config import distill_config, read_recipe
 from agridistill.data.datamodule import Batch
 from agridistill.distillation.objective import DistillationObjective
 from agridistill.models.teacher import LiveTeacher
-from agridistill.storage import write_json
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill
 from agridistill.training.teachers import load_teacher
@@ -78,9 +76,7 @@ def main() -> None:
             name: {"median": statistics.median(each), "largest": max(each)} for name, each in differences.items()
         },
     }
-    if given.out:
-        write_json(given.out, document)
-    print(json.dumps(document, indent=2))
+    publish(document, given.out)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import machine, publish
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -37,7 +35,6 @@ from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.factory import create_model
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.teacher import LiveTeacher
-from agridistill.storage import write_json
 from agridistill.training.cached_teacher import CachedTeacher, Viewing, cache_key
 from agridistill.training.hardware import keep_freed_memory
 from agridistill.training.module import DistillationModule, TeacherSource
@@ -211,18 +208,6 @@ class ChannelsFirst(nn.Module):
         return logits
 
 
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return {
-        "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
 def compare(bench: Bench) -> dict[str, list[float]]:
     steps = {name: bench.step(name) for name in CONTENDERS}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -291,9 +276,7 @@ def main() -> None:
         "break_even_epochs_for_one_view": round(bench.build_s_per_view * photos / (live - warm), 2),
         "plain_photos_per_s": round(photos / plain, 1),
     }
-    if given.out:
-        write_json(given.out, document)
-    print(json.dumps(document, indent=2))
+    publish(document, given.out)
 
 
 if __name__ == "__main__":

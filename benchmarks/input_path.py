@@ -10,7 +10,6 @@ arithmetic costs, and so the floor of every epoch.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -20,8 +19,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from distillation_throughput import Bench, machine
+from distillation_throughput import Bench
 from PIL import Image
+from reporting import machine, publish
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
@@ -30,7 +30,6 @@ from agridistill.data.datamodule import Batch, PhotoDataset, ViewSampler, collat
 from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import render_view
 from agridistill.preprocess import read_photo
-from agridistill.storage import write_json
 from agridistill.training.hardware import keep_freed_memory
 
 TURNS = 5
@@ -166,9 +165,7 @@ def main() -> None:
         }
         for name, seconds in taken.items()
     }
-    if given.out:
-        write_json(given.out, document)
-    print(json.dumps(document, indent=2))
+    publish(document, given.out)
 
 
 if __name__ == "__main__":

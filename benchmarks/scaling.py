@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from reporting import machine, publish
+
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, read_split, write_split
 from agridistill.distillation.teacher_cache import read_layout
-from agridistill.storage import write_json
 
 SIZES = (1_000, 5_000, 50_000)
 TEACHER, STUDENT, IMAGE_SIZE = "swin_nano_patch4_window4_64", "mobilenetv3_small_050", 64
@@ -127,9 +128,6 @@ def main() -> None:
     if given.student:
         print(json.dumps(student(given.photos, *given.student)))
         return
-    # Not at the top: a student's start is timed with its imports, and this one brings torch.
-    from distillation_throughput import machine
-
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -144,9 +142,7 @@ def main() -> None:
         "image_size": IMAGE_SIZE,
         "rows": rows,
     }
-    if given.out:
-        write_json(given.out, document)
-    print(json.dumps(document, indent=2))
+    publish(document, given.out)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from distillation_throughput import machine
+from reporting import machine, publish
 
 from agridistill.config import distill_config, read_recipe, with_overrides
 from agridistill.data.splits import Split, read_split, write_split
-from agridistill.storage import write_json
 from agridistill.training.run import distill
 from agridistill.training.run_folder import RunFolder
 
@@ -81,9 +80,7 @@ def main() -> None:
         "seeds": given.seeds,
         "rows": rows,
     }
-    if given.out:
-        write_json(given.out, document)
-    print(json.dumps(document, indent=2))
+    publish(document, given.out)
 
 
 if __name__ == "__main__":
