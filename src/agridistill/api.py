@@ -17,23 +17,27 @@ if TYPE_CHECKING:
     from agridistill.runtime.predictor import Predictor
 
 
-def load(model: Path | str) -> Predictor:
+def load(model: Path | str, *, engine: str | None = None, threads: int = 0) -> Predictor:
     """Loads a model for prediction.
 
     Args:
-        model: a finished run folder.
+        model: a finished run folder, or an exported `.onnx` or `.tflite` file.
+        engine: runs an exported file: "onnxruntime" or "openvino", "litert"; None takes what suits the file.
+        threads: of one prediction with an exported file; 0 takes one for each core.
 
     Raises:
-        ModelError: not there, unfinished or damaged.
-        MissingExtraError: a run folder needs the `train` extra, which is not installed.
+        ModelError: not there, unfinished or damaged, or no such engine.
+        MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
     from agridistill.runtime.predictor import Predictor
 
     path = Path(model)
     if not path.exists():
-        raise ModelError("a run folder", f"'{path}', which does not exist", "check the path")
+        raise ModelError("a run folder or an exported model", f"'{path}', which does not exist", "check the path")
     if not path.is_dir():
-        raise ModelError("a run folder", f"the file '{path}'", "name the folder that `train` or `distill` wrote")
+        from agridistill.runtime.artefacts import open_artefact
+
+        return Predictor(open_artefact(path, engine=engine, threads=threads))
     try:
         from agridistill.models.saved import load_backend
     except ModuleNotFoundError as error:
@@ -56,7 +60,7 @@ def evaluate(
     """Scores a model on labelled photos.
 
     Args:
-        model: a finished run folder.
+        model: a finished run folder or an exported file.
         data: a folder of class folders, or of train/val/test folders of them.
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
@@ -83,7 +87,12 @@ def evaluate(
 
 
 def _cost(backend: Backend) -> tuple[int | None, int | None]:
-    """Parameters and MACs of a network that torch runs."""
+    """Parameters and MACs: as the artefact's manifest says, or counted where torch runs the network."""
+    from agridistill.runtime.artefacts import ENGINES
+
+    if Path(backend.manifest.weights_file).suffix in ENGINES:
+        measured = backend.manifest.measured
+        return measured.get("parameters"), measured.get("macs")
     from agridistill.models.complexity import complexity
     from agridistill.models.saved import TorchBackend
 

@@ -61,6 +61,8 @@ class ModelManifest:
         temperature: divides the logits before the softmax (fitted on the validation split; 1 where not fitted).
         threshold: probability below which the model abstains (0 never abstains).
         lineage: where the model comes from: method, teacher, data fingerprint, seed.
+        precision: of the weights in the file: "fp32" or "int8".
+        measured: an artefact's own figures on the validation split: accuracy, parity with its network, size, MACs.
     """
 
     model: str
@@ -71,6 +73,8 @@ class ModelManifest:
     temperature: float = 1.0
     threshold: float = 0.0
     lineage: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    measured: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -148,6 +152,8 @@ def read_manifest(path: Path) -> ModelManifest:
             temperature=float(raw.pop("temperature", 1.0)),
             threshold=float(raw.pop("threshold", 0.0)),
             lineage=dict(raw.pop("lineage", {})),
+            precision=_text(raw.pop("precision", "fp32")),
+            measured=dict(raw.pop("measured", {})),
         )
     except KeyError as error:
         raise ModelError("a complete manifest", f"'{path}' without {error}", "restore the file") from None

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from agridistill import __version__
-from agridistill.cli import data, demo, distill, evaluate, predict, train
+from agridistill.cli import data, demo, distill, evaluate, export, predict, train
 from agridistill.cli.output import LogLines, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError
 
@@ -29,6 +29,7 @@ app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(distill.distill)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 app.command()(predict.predict)
 
 

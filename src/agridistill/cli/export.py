@@ -1,0 +1,57 @@
+"""`agridistill export`: a finished run as a file for devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from agridistill.cli import options
+from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+
+_SUFFIX = {"onnx": ".onnx", "litert": ".tflite"}
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write; its manifest lies beside it.")],
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["onnx", "litert"] | None, typer.Option("--format", help="Told by the suffix of --out otherwise.")
+    ] = None,
+    precision: Annotated[Literal["fp32", "int8"], typer.Option("--precision", help="Of weights and activations.")] = (
+        "fp32"
+    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Photos that the run learnt from; by default where they were.")
+    ] = None,
+    answers: Annotated[
+        float, typer.Option("--answers", min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")
+    ] = 0.95,
+    force: Annotated[bool, typer.Option("--force", help="Write it even if it misses its gate.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write a run's network as one file that a device runs: photos as they are go in, logits come out.
+
+    It is held against the network on the run's validation photos first, and not written if it lost too much.
+    """
+    if format is not None:
+        out = out if out.suffix else out.with_suffix(_SUFFIX[format])
+        if out.suffix != _SUFFIX[format]:
+            raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
+    from agridistill.export.artefact import export as write
+
+    with progress_bar("reading photos") as progress:
+        result = write(run, out, precision=precision, data=data, answers=answers, force=force, progress=progress)
+    if json:
+        print_json(result.to_json())
+    else:
+        parity, abstention = result.parity, result.abstention
+        stderr.print(
+            f"{out}: {result.size_bytes / 1e6:.2f} MB, accuracy {100 * parity.accuracy:.2f} % on {parity.photos} "
+            f"validation photos (network {100 * parity.network_accuracy:.2f} %), same answer on "
+            f"{100 * parity.top1_agreement:.1f} %; abstains below {abstention.threshold:.2f}: answers "
+            f"{100 * abstention.coverage:.0f} %, {100 * abstention.accuracy:.1f} % of them right",
+            markup=False,
+        )
+    next_command("predict", out, "IMAGE")

@@ -1,0 +1,58 @@
+"""When a model should rather say that it does not know."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class AbstentionPoint(NamedTuple):
+    """Below which probability a model abstains, and what that costs.
+
+    Attributes:
+        threshold: photos with a lower top probability get no answer.
+        coverage: share of the photos that are answered.
+        accuracy: share of the answers that are right.
+    """
+
+    threshold: float
+    coverage: float
+    accuracy: float
+
+
+def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_], accuracy: float) -> AbstentionPoint:
+    """The lowest threshold above which the answers are right often enough (El-Yaniv & Wiener 2010, JMLR 11).
+
+    Args:
+        confidence: `(N,)`, top probability of each photo.
+        correct: `(N,)`, whether the top class is right.
+        accuracy: wanted of the answers, 0 to 1.
+
+    Returns:
+        Coverage 1 and threshold 0 where all answers together are good enough; where none are, coverage 0 and a
+        threshold that no photo reaches.
+
+    Raises:
+        ValueError: no photos.
+
+    Example:
+        >>> abstention_point(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, True, False, True]), 1.0)
+        AbstentionPoint(threshold=0.8, coverage=0.5, accuracy=1.0)
+    """
+    if not len(confidence):
+        raise ValueError("at least 1 photo, got none")
+    order = np.argsort(-confidence, kind="stable")
+    ranked, right = confidence[order], np.cumsum(correct[order])
+    count = np.arange(1, len(ranked) + 1)
+    # Photos of equal confidence are answered together or not at all.
+    last_of_equals = np.append(ranked[:-1] > ranked[1:], True)
+    good = np.flatnonzero(last_of_equals & (right / count >= accuracy))
+    if not len(good):
+        return AbstentionPoint(1.0, 0.0, 1.0)
+    chosen = int(good[-1])
+    everything = chosen == len(ranked) - 1
+    return AbstentionPoint(
+        0.0 if everything else float(ranked[chosen]), (chosen + 1) / len(ranked), float(right[chosen] / count[chosen])
+    )

@@ -1,0 +1,1 @@
+"""From a finished run to a file that a device runs."""

@@ -1,0 +1,203 @@
+"""A finished run -> an artefact: converted, held against its network, measured, and only then written."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agridistill.errors import DataError, ModelError, PhotoError
+from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
+from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
+from agridistill.evaluation.metrics import calibration_error, fit_temperature
+from agridistill.evaluation.selective import AbstentionPoint, abstention_point
+from agridistill.export.parity import GATES, Parity, compare
+from agridistill.manifest import ModelManifest
+from agridistill.models.complexity import complexity
+from agridistill.models.normalisation import normalise_batch
+from agridistill.models.quantised import calibrate, folded, quantised
+from agridistill.models.saved import TorchBackend, load_network
+from agridistill.preprocess import softmax
+from agridistill.progress import ProgressCallback, silent
+from agridistill.runtime.artefacts import manifest_path, open_artefact
+from agridistill.runtime.reading import read_batches
+from agridistill.storage import replacing
+
+Precision = Literal["fp32", "int8"]
+SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
+
+# Fewer photos say too little about agreement; fewer samples, too little about the range of a tensor.
+MIN_PARITY_PHOTOS = 200
+REPRESENTATIVE_PHOTOS = 256
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An artefact that was written.
+
+    Attributes:
+        out: the file; its manifest lies beside it.
+        precision: "fp32" or "int8".
+        size_bytes: of the file.
+        parity: with its network, on validation photos.
+        calibration_error: on those photos, with the artefact's own temperature.
+        temperature: fitted on them.
+        abstention: the threshold, and what it costs on them.
+    """
+
+    out: Path
+    precision: Precision
+    size_bytes: int
+    parity: Parity
+    calibration_error: float
+    temperature: float
+    abstention: AbstentionPoint
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure."""
+        return {
+            "out": str(self.out),
+            "precision": self.precision,
+            "size_bytes": self.size_bytes,
+            **asdict(self.parity),
+            "calibration_error": self.calibration_error,
+            "temperature": self.temperature,
+            "threshold": self.abstention.threshold,
+            "coverage": self.abstention.coverage,
+            "accuracy_of_answers": self.abstention.accuracy,
+        }
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    data: Path | None = None,
+    answers: float = 0.95,
+    force: bool = False,
+    progress: ProgressCallback = silent,
+) -> ExportResult:
+    """Writes a run's network as a file for devices, and its manifest beside it.
+
+    Args:
+        run: a finished run.
+        out: `NAME.onnx` or `NAME.tflite`.
+        precision: of weights and activations.
+        data: the photos that the run learnt from; None takes the folder that it names.
+        answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
+        force: writes an artefact that misses its gate.
+        progress: told while photos are read and classified.
+
+    Raises:
+        ModelError: an unfinished run, a network that cannot be converted, or an artefact that misses its gate.
+        DataError: photos that are not those of the run.
+        MissingExtraError: the converter is not installed.
+    """
+    if out.suffix not in SUFFIXES.values():
+        raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
+    network, manifest = load_network(run)
+    photos = data or _photos_of(run)
+    own_split = run / "splits.json"
+    val = choose_photos(manifest, photos, split="val", own_split=own_split, progress=progress)
+    if len(val.samples) < MIN_PARITY_PHOTOS and not force:
+        raise DataError(
+            f"at least {MIN_PARITY_PHOTOS} validation photos to measure the artefact on",
+            str(len(val.samples)),
+            "pass --force to measure it on these",
+        )
+    converted: nn.Module = network
+    if precision == "int8":
+        train = choose_photos(manifest, photos, split="train", own_split=own_split)
+        converted = quantised(network)
+        calibrate(converted, representative(train, manifest))
+    elif any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        converted = folded(network)
+    size = complexity(network, manifest.preprocessing.image_size)
+    expected = predict_logits(TorchBackend(network, manifest), val.samples, val.root)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: the rename at the end must not cross file systems.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
+        file = Path(folder) / out.name
+        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
+        draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
+        draft.write(manifest_path(file))
+        found = predict_logits(open_artefact(file), val.samples, val.root, progress=progress)
+        result = _measured(out, precision, file.stat().st_size, expected, found, answers)
+        failures = GATES[precision].failures(result.parity)
+        if failures and not force:
+            raise ModelError(
+                f"an {precision} artefact that keeps its network's answers",
+                "; ".join(failures),
+                "nothing was written: export fp32, or pass --force",
+            )
+        final = replace(
+            draft,
+            precision=precision,
+            temperature=result.temperature,
+            threshold=result.abstention.threshold,
+            lineage={**manifest.lineage, "run": run.resolve().name, "run_weights_sha256": manifest.weights_sha256},
+            measured={
+                **{key: value for key, value in result.to_json().items() if key not in ("out", "precision")},
+                "parameters": size.parameters,
+                "macs": size.macs,
+            },
+        )
+        with replacing(out) as temporary:
+            temporary.write_bytes(file.read_bytes())
+        final.write(manifest_path(out))
+    return result
+
+
+def representative(photos: ChosenPhotos, manifest: ModelManifest) -> Iterator[Tensor]:
+    """Batches of normalised training photos, evenly over the folder: what int8 ranges are fitted to."""
+    step = max(1, len(photos.samples) // REPRESENTATIVE_PHOTOS)
+    paths = [photos.root / sample.path for sample in photos.samples[::step]]
+    for batch in read_batches(paths, manifest.preprocessing, batch_size=_BATCH):
+        readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
+        if readable:
+            stacked = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)
+            yield normalise_batch(stacked, manifest.preprocessing)
+
+
+def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
+    if suffix == ".onnx":
+        from agridistill.export.onnx import to_onnx
+
+        content: bytes = to_onnx(network, manifest.preprocessing, int8=int8).SerializeToString()
+        return content
+    from agridistill.export.litert import to_litert
+
+    return to_litert(network, manifest.preprocessing, int8=int8)
+
+
+def _measured(
+    out: Path, precision: Precision, size: int, expected: LabelledLogits, found: LabelledLogits, answers: float
+) -> ExportResult:
+    temperature = fit_temperature(found.logits, found.target)
+    probabilities = softmax(found.logits, temperature)
+    correct = probabilities.argmax(1) == found.target
+    return ExportResult(
+        out=out,
+        precision=precision,
+        size_bytes=size,
+        parity=compare(expected.logits, found.logits, found.target),
+        calibration_error=calibration_error(probabilities, found.target),
+        temperature=temperature,
+        abstention=abstention_point(probabilities.max(1), correct, answers),
+    )
+
+
+def _photos_of(run: Path) -> Path:
+    try:
+        return Path(json.loads((run / "environment.json").read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError("the photos that the run learnt from", "none named", "pass --data DATA") from None

@@ -1,0 +1,108 @@
+"""The network as a device runs it: uint8 photos in, logits out, and rounding as the exchange formats write it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+# Registers torch.ops.quantized_decomposed, which the exporters know.
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor, nn
+
+from agridistill.manifest import Preprocessing
+from agridistill.models.normalisation import normalise_batch
+from agridistill.models.rounding import (
+    HIGH,
+    LOW,
+    WEIGHT_HIGH,
+    ActivationRounding,
+    RoundedConv2d,
+    RoundedLinear,
+    weight_scales,
+)
+
+
+class Deployed(nn.Module):
+    """A network with its preprocessing: scale, mean and standard deviation cannot be got wrong on the device.
+
+    Args:
+        network: takes normalised photos `(N, 3, S, S)`, gives logits `(N, K)`.
+        preprocessing: of its input.
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.preprocessing = network, preprocessing
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        logits: Tensor = self.network(normalise_batch(pixels.permute(0, 3, 1, 2), self.preprocessing))
+        return logits
+
+
+def written_out(network: nn.Module) -> nn.Module:
+    """A copy of a calibrated network (`models.quantised`) whose roundings are pairs of quantise and dequantise."""
+    model = copy.deepcopy(network).eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ActivationRounding):
+                setattr(parent, name, _Activation(child))
+            elif isinstance(child, RoundedConv2d):
+                setattr(parent, name, _Convolution(child))
+            elif isinstance(child, RoundedLinear):
+                setattr(parent, name, _Linear(child))
+    return model
+
+
+class _Activation(nn.Module):
+    def __init__(self, rounding: ActivationRounding) -> None:
+        super().__init__()
+        self.scale, self.zero_point = float(rounding.scale), int(rounding.zero_point)
+
+    def forward(self, values: Tensor) -> Tensor:
+        how = (self.scale, self.zero_point, LOW, HIGH, torch.int8)
+        levels = torch.ops.quantized_decomposed.quantize_per_tensor(values, *how)
+        rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *how)
+        return rounded
+
+
+class _Weights(nn.Module):
+    """Weights, and the scale of each of their output channels."""
+
+    scales: Tensor
+    zero_points: Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        scales = weight_scales(layer.weight.detach())
+        self.register_buffer("scales", scales)
+        self.register_buffer("zero_points", torch.zeros(len(scales), dtype=torch.int64))
+
+    def rounded(self) -> Tensor:
+        how = (self.scales, self.zero_points, 0, -WEIGHT_HIGH, WEIGHT_HIGH, torch.int8)
+        levels = torch.ops.quantized_decomposed.quantize_per_channel(self.weight, *how)
+        rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(levels, *how)
+        return rounded
+
+
+class _Convolution(_Weights):
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(layer)
+        self.stride, self.padding, self.dilation, self.groups = (
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        return nn.functional.conv2d(
+            values, self.rounded(), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class _Linear(_Weights):
+    def forward(self, values: Tensor) -> Tensor:
+        return nn.functional.linear(values, self.rounded(), self.bias)

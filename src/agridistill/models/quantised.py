@@ -1,0 +1,178 @@
+"""A network that computes as its int8 artefact will: batch norm folded, and rounding wherever the artefact rounds.
+
+Traced once, as a graph of convolutions, activations, sums and products; the places of the roundings follow from what
+int8 engines fuse (a convolution with the ReLU after it) and what they store (every other result).
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.layers._fx import is_notrace_module
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from agridistill.errors import ModelError
+from agridistill.models.rounding import ActivationRounding, RoundedConv2d, RoundedLinear
+
+_FUSED = (nn.ReLU, nn.ReLU6)
+_STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, SelectAdaptivePool2d)
+_STORED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
+_STORED_METHODS = ("mean",)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaves = (nn.Conv2d, nn.Linear, BatchNormAct2d, SelectAdaptivePool2d)
+        return isinstance(m, leaves) or is_notrace_module(type(m)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def quantised(network: nn.Module) -> fx.GraphModule:
+    """The same network with folded batch norm and a rounding at each place where an int8 artefact has one.
+
+    Args:
+        network: a convolutional classifier, whose weights are copied.
+
+    Returns:
+        Takes `(B, 3, H, W)` normalised photos, gives `(B, K)` logits. Not calibrated yet.
+
+    Raises:
+        ModelError: a network with operators that int8 is not defined for here (a Swin, for one).
+    """
+    graph = folded(network)
+    if not any(isinstance(module, nn.Conv2d) for module in graph.modules()):
+        raise ModelError("a convolutional network", type(network).__name__, "export it in fp32")
+    _round_weights(graph)
+    _round_activations(graph)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+def folded(network: nn.Module) -> fx.GraphModule:
+    """A copy of the network for inference, each batch norm folded into the convolution before it.
+
+    Raises:
+        ModelError: a network that cannot be traced, or with a batch norm elsewhere.
+    """
+    model = copy.deepcopy(network).eval()
+    try:
+        graph = fx.GraphModule(model, _Tracer().trace(model))
+    except Exception as error:  # what torch.fx raises where control flow depends on data is not documented
+        raise ModelError(
+            "a convolutional network",
+            f"{type(network).__name__}, which cannot be traced ({error})",
+            "export it in fp32",
+        ) from None
+    _fold_batch_norm(graph)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Fits the roundings of activations to representative samples.
+
+    Args:
+        network: from `quantised`.
+        batches: each `(B, 3, H, W)`, normalised.
+    """
+    roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
+    network.eval()
+    for rounding in roundings:
+        rounding.observe()
+    for batch in batches:
+        network(batch)
+    for rounding in roundings:
+        rounding.calibrate()
+
+
+def _fold_batch_norm(graph: fx.GraphModule) -> None:
+    modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        (source,) = node.all_input_nodes
+        conv = modules.get(str(source.target)) if source.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or len(source.users) != 1:
+            raise ModelError("a convolution before each batch norm", f"'{node.target}' after another", "export in fp32")
+        _replace(graph, str(source.target), fuse_conv_bn_eval(conv, norm))
+        activation = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        if isinstance(activation, nn.Identity):
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+        else:
+            _replace(graph, str(node.target), activation)
+
+
+def _round_weights(graph: fx.GraphModule) -> None:
+    for name, module in list(graph.named_modules()):
+        rounded: nn.Module
+        if isinstance(module, nn.Conv2d):
+            if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+                raise ModelError("plain convolutions", f"{type(module).__name__} at '{name}'", "export it in fp32")
+            rounded = RoundedConv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                module.dilation,  # type: ignore[arg-type]
+                module.groups,
+                bias=module.bias is not None,
+            )
+        elif isinstance(module, nn.Linear):
+            rounded = RoundedLinear(module.in_features, module.out_features, bias=module.bias is not None)
+        else:
+            continue
+        rounded.load_state_dict(module.state_dict())
+        _replace(graph, name, rounded)
+
+
+def _round_activations(graph: fx.GraphModule) -> None:
+    modules = dict(graph.named_modules())
+    roundings = nn.ModuleDict()
+    graph.add_submodule("roundings", roundings)
+    for node in list(graph.graph.nodes):
+        if not _is_stored(node, modules):
+            continue
+        name = node.name
+        roundings[name] = ActivationRounding()
+        with graph.graph.inserting_after(node):
+            rounded = graph.graph.call_module(f"roundings.{name}", (node,))
+        node.replace_all_uses_with(rounded, delete_user_cb=lambda user, rounded=rounded: user is not rounded)
+
+
+def _is_stored(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether an int8 engine stores this result in 8 bits."""
+    users = list(node.users)
+    if any(user.op == "output" for user in users):
+        # The logits stay in float: they cost nothing and carry the calibration.
+        return False
+    if node.op == "placeholder":
+        return True
+    if node.op == "call_module":
+        if not isinstance(modules[str(node.target)], _STORED):
+            return False
+        return not (len(users) == 1 and users[0].op == "call_module" and _is_fused(users[0], modules))
+    if node.op == "call_function":
+        return node.target in _STORED_FUNCTIONS
+    return node.op == "call_method" and node.target in _STORED_METHODS
+
+
+def _is_fused(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return isinstance(modules[str(node.target)], _FUSED)
+
+
+def _replace(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    holder: Any = graph.get_submodule(parent)
+    setattr(holder, own, module)

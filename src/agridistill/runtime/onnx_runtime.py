@@ -1,0 +1,54 @@
+"""ONNX Runtime behind the Backend interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from agridistill.errors import ModelError
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import Pixels
+
+
+class OnnxRuntimeBackend:
+    """Runs an exported `.onnx` file.
+
+    Args:
+        path: of the file, whose sha256 has been checked.
+        manifest: of the file.
+        threads: of one prediction; 0 takes one for each core.
+
+    Raises:
+        ModelError: the engine cannot run the file.
+    """
+
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0) -> None:
+        self.manifest = manifest
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Errors are raised; what remains to be logged speaks to the engine's own developers.
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the engine's exceptions share no public base
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError("a model that ONNX Runtime can run", f"'{path}' ({reason})", "export it again") from None
+        self._input = _require_pixels(self._session, path, manifest.preprocessing.image_size)
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        (logits,) = self._session.run(None, {self._input: pixels})
+        return np.asarray(logits, np.float32)
+
+
+def _require_pixels(session: onnxruntime.InferenceSession, path: Path, size: int) -> str:
+    inputs = session.get_inputs()
+    shape = list(inputs[0].shape)[1:] if inputs else []
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shape != [size, size, 3]:
+        told = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
+        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", f"{told} in '{path}'", "export it again")
+    return str(inputs[0].name)

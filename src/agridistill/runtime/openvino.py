@@ -1,0 +1,50 @@
+"""OpenVINO behind the Backend interface: runs the same `.onnx` files, faster on many Intel processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.errors import MissingExtraError, ModelError
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import Pixels
+
+
+class OpenVinoBackend:
+    """Runs an exported `.onnx` file.
+
+    Args:
+        path: of the file, whose sha256 has been checked.
+        manifest: of the file.
+        threads: of one prediction; 0 takes one for each core.
+        exact: computes in fp32 what the file has in fp32; otherwise OpenVINO may take bf16, where that is faster.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+        ModelError: the engine cannot run the file.
+    """
+
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, exact: bool = True) -> None:
+        self.manifest = manifest
+        try:
+            import openvino
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("OpenVINO", f"no module '{error.name}'", "pip install openvino") from None
+        options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        if exact:
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        try:
+            compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError("a model that OpenVINO can run", f"'{path}' ({reason})", "export it again") from None
+        self._request = compiled.create_infer_request()
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        result = self._request.infer([pixels])
+        return np.array(next(iter(result.values())), np.float32)
