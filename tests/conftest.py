@@ -43,6 +43,18 @@ def teacher_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def student_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny student on labels alone, two epochs."""
+    from agridistill.training.run import train
+    from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
+
+    out = tmp_path_factory.mktemp("runs") / "student"
+    fit = FitSettings(model=TINY_STUDENT, epochs=2, batch_size=16, pretrained=False, workers=0, precision="fp32")
+    train(leaves, out, TrainConfig(data=DataSettings(image_size=64), train=fit))
+    return out
+
+
+@pytest.fixture(scope="session")
 def real_photos() -> Path:
     """The folder that AGRIDISTILL_DATA names; the test is skipped where it names none."""
     named = os.environ.get("AGRIDISTILL_DATA")

@@ -36,6 +36,9 @@ def distill(
     ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Ask the teacher once, or in every step.")] = True,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Where the teacher's caches lie.")] = None,
+    int8: Annotated[
+        bool | None, typer.Option("--int8/--fp32", help="Train a finished student (--weights) on, rounded as in int8.")
+    ] = None,
     resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
@@ -62,6 +65,7 @@ def distill(
             "devices": devices,
             "nodes": nodes,
             "views": views,
+            "int8": int8,
         },
         resume=resume,
     )

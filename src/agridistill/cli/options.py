@@ -26,7 +26,7 @@ Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option("--pr
 Pretrained = Annotated[
     bool | None, typer.Option("--pretrained/--no-pretrained", help="Start from the model hub's weights.")
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file to start from.")]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file or finished run to start from.")]
 Devices = Annotated[int | None, typer.Option("--devices", help="Processes on this machine, one for each GPU.")]
 Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines that run this command.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from agridistill.errors import DataError, ModelError, PhotoError
+from agridistill.errors import DataError, ModelError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
-from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
+from agridistill.evaluation.held_out import choose_photos
 from agridistill.evaluation.metrics import calibration_error, fit_temperature
+from agridistill.evaluation.representative import representative_batches
 from agridistill.evaluation.selective import AbstentionPoint, abstention_point
 from agridistill.export.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models.complexity import complexity
-from agridistill.models.normalisation import normalise_batch
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.artefacts import manifest_path, open_artefact
-from agridistill.runtime.reading import read_batches
 from agridistill.storage import replacing
 
 Precision = Literal["fp32", "int8"]
 SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
 
-# Fewer photos say too little about agreement; fewer samples, too little about the range of a tensor.
+# Fewer say too little about agreement.
 MIN_PARITY_PHOTOS = 200
-REPRESENTATIVE_PHOTOS = 256
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -115,10 +109,14 @@ def export(
             "pass --force to measure it on these",
         )
     converted: nn.Module = network
-    if precision == "int8":
+    if manifest.precision == "int8":
+        # Trained with its roundings, whose scales go into the file.
+        if precision != "int8":
+            raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "export its --weights")
+    elif precision == "int8":
         train = choose_photos(manifest, photos, split="train", own_split=own_split)
         converted = quantised(network)
-        calibrate(converted, representative(train, manifest))
+        calibrate(converted, representative_batches(train.root, train.samples, manifest.preprocessing))
     elif any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         converted = folded(network)
     size = complexity(network, manifest.preprocessing.image_size)
@@ -155,17 +153,6 @@ def export(
             temporary.write_bytes(file.read_bytes())
         final.write(manifest_path(out))
     return result
-
-
-def representative(photos: ChosenPhotos, manifest: ModelManifest) -> Iterator[Tensor]:
-    """Batches of normalised training photos, evenly over the folder: what int8 ranges are fitted to."""
-    step = max(1, len(photos.samples) // REPRESENTATIVE_PHOTOS)
-    paths = [photos.root / sample.path for sample in photos.samples[::step]]
-    for batch in read_batches(paths, manifest.preprocessing, batch_size=_BATCH):
-        readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
-        if readable:
-            stacked = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)
-            yield normalise_batch(stacked, manifest.preprocessing)
 
 
 def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:

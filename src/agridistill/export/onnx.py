@@ -13,7 +13,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from torch import nn
 
 from agridistill.export.deployed import Deployed, written_out
@@ -22,6 +22,8 @@ from agridistill.manifest import Preprocessing
 
 OPSET = 18
 _TO_UINT8 = 128
+# Its type annotations know no uint8 for some of the operators.
+op: Any = opset18
 
 
 def to_onnx(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> onnx.ModelProto:

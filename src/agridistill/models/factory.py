@@ -15,6 +15,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from agridistill.errors import ModelError, nearest
+from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.hub import hub_access
 from agridistill.storage import replacing
 
@@ -49,7 +50,8 @@ def create_model(
         num_classes: size of the head.
         image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
         pretrained: fetches timm's weights from the model hub; the head starts at random.
-        weights: a safetensors file to start from instead; a head for another number of classes is left out.
+        weights: a safetensors file or a finished run to start from instead; a head for another number of classes is
+            left out.
         drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's own.
 
     Raises:
@@ -156,11 +158,14 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
     """Loads safetensors into a model.
 
     Args:
+        path: of the file, or of a finished run.
         allow_other_head: leaves out the classifier's tensors where their shapes differ.
 
     Raises:
         ModelError: not safetensors, or tensors that do not fit.
     """
+    if path.is_dir():
+        path = read_manifest(path / MANIFEST_NAME).verified_weights(path)
     tensors = _read_safetensors(path)
     own = model.state_dict()
     if allow_other_head:

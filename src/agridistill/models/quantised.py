@@ -21,10 +21,26 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from agridistill.errors import ModelError
 from agridistill.models.rounding import ActivationRounding, RoundedConv2d, RoundedLinear
 
+
+class GlobalMean(nn.Module):
+    """The mean over all positions, as one operator: converters write adaptive pooling as half a dozen."""
+
+    def __init__(self, *, keepdim: bool) -> None:
+        super().__init__()
+        self.keepdim = keepdim
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, C, 1, 1)` with `keepdim`, else to `(B, C)`."""
+        return values.mean((2, 3), keepdim=self.keepdim)
+
+
 _FUSED = (nn.ReLU, nn.ReLU6)
-_STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, SelectAdaptivePool2d)
+_STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, GlobalMean)
 _STORED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
 _STORED_METHODS = ("mean",)
+# These only choose or move values: what they give has the levels that they were given.
+_MOVES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_MOVING = (torch.flatten, "flatten", "view", "reshape", "contiguous")
 
 
 class _Tracer(fx.Tracer):
@@ -46,8 +62,7 @@ def quantised(network: nn.Module) -> fx.GraphModule:
         ModelError: a network with operators that int8 is not defined for here (a Swin, for one).
     """
     graph = folded(network)
-    if not any(isinstance(module, nn.Conv2d) for module in graph.modules()):
-        raise ModelError("a convolutional network", type(network).__name__, "export it in fp32")
+    _refuse_others(graph, type(network).__name__)
     _round_weights(graph)
     _round_activations(graph)
     graph.delete_all_unused_submodules()
@@ -71,6 +86,9 @@ def folded(network: nn.Module) -> fx.GraphModule:
             "export it in fp32",
         ) from None
     _fold_batch_norm(graph)
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, SelectAdaptivePool2d) and module.pool_type in ("avg", "fast", "fastavg"):
+            _replace(graph, name, GlobalMean(keepdim=isinstance(module.flatten, nn.Identity)))
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
@@ -111,6 +129,21 @@ def _fold_batch_norm(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
         else:
             _replace(graph, str(node.target), activation)
+
+
+def _refuse_others(graph: fx.GraphModule, name: str) -> None:
+    """Whatever is not listed would be computed in float between roundings, or not at all."""
+    modules = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            fits = isinstance(modules[str(node.target)], (*_STORED, *_MOVES))
+        elif node.op in ("call_function", "call_method"):
+            fits = node.target in (*_STORED_FUNCTIONS, *_STORED_METHODS, *_MOVING)
+        else:
+            fits = node.op in ("placeholder", "output")
+        if not fits:
+            what = modules[str(node.target)]._get_name() if node.op == "call_module" else node.name
+            raise ModelError("a network of convolutions for int8", f"{what} in {name}", "export it in fp32")
 
 
 def _round_weights(graph: fx.GraphModule) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from agridistill.manifest import MANIFEST_NAME, ModelManifest, read_manifest
 from agridistill.models.factory import create_model, load_weights
 from agridistill.models.normalisation import normalise_batch
+from agridistill.models.quantised import quantised
 from agridistill.preprocess import Pixels
 
 
@@ -47,6 +48,8 @@ def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
     manifest = read_manifest(folder / MANIFEST_NAME)
     weights = manifest.verified_weights(folder)
     model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
+    if manifest.precision == "int8":
+        model = quantised(model)
     load_weights(model, weights)
     return model, manifest
 

@@ -30,6 +30,7 @@ from agridistill.storage import write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
 from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere
 from agridistill.training.hardware import choose_precision, keep_freed_memory
+from agridistill.training.int8 import as_int8
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
@@ -96,6 +97,8 @@ class Session:
             weights=Path(self.fit.weights) if self.fit.weights and saved is None else None,
             drop_path=self.fit.drop_path,
         )
+        if self.fit.int8:
+            model = as_int8(model, self.prepared, self.preprocessing, self.objective, calibrated=saved is not None)
         datamodule = self._datamodule()
         source = self._teacher_source()
         module = self._module(model, source, datamodule.steps_per_epoch * self.fit.epochs)
@@ -253,6 +256,7 @@ class Session:
             preprocessing=self.preprocessing,
             weights_file=self.folder.weights.name,
             weights_sha256=sha256_of(self.folder.weights),
+            precision="int8" if self.fit.int8 else "fp32",
             lineage=self._lineage(precision),
         )
         manifest.write(self.folder.manifest)

@@ -69,7 +69,9 @@ class FitSettings:
         workers: loader processes; -1 chooses.
         precision: "auto" measures whether bf16 is faster on this processor.
         pretrained: starts from timm's weights on the model hub.
-        weights: a safetensors file to start from instead.
+        weights: a safetensors file or a finished run to start from instead.
+        int8: trains the finished network `weights` on as its int8 artefact will compute: batch norm folded, weights and
+            activations rounded (`models.quantised`). Without attention: those features are not what is exported.
         devices: processes on this machine, each with its GPU or its share of the processor.
         nodes: machines that run the same command.
     """
@@ -90,6 +92,7 @@ class FitSettings:
     precision: PrecisionChoice = "auto"
     pretrained: bool = True
     weights: str | None = None
+    int8: bool = False
     devices: int = 1
     nodes: int = 1
 
@@ -107,6 +110,7 @@ class FitSettings:
         _require(0 <= self.seed < 2**32, "seed from 0 to 4294967295", self.seed)
         _require(-1 <= self.workers <= 256, "workers from 0 to 256, or -1 to choose", self.workers)
         _require(self.views >= 0, "views of at least 1, or 0 to choose", self.views)
+        _require(not self.int8 or self.weights is not None, "weights of a trained network for int8", "none")
         _require(self.devices >= 1, "at least 1 device", self.devices)
         _require(self.nodes >= 1, "at least 1 node", self.nodes)
         _require(

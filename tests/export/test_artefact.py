@@ -1,0 +1,156 @@
+"""From a finished run to a file on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from agridistill import api
+from agridistill.errors import DataError, ModelError
+from agridistill.export import artefact
+from agridistill.export.artefact import export
+from agridistill.export.onnx import to_onnx
+from agridistill.export.parity import Gate, compare
+from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
+from agridistill.models.factory import create_model
+from agridistill.models.normalisation import normalise_batch
+from agridistill.models.quantised import calibrate, quantised
+
+
+def lively_network() -> nn.Module:
+    """A network whose answers differ from photo to photo, as a trained one's do."""
+    torch.manual_seed(0)
+    network = create_model("mobilenetv3_small_050", 6)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network.eval()
+
+
+# Patches of colour: noise looks the same to every network.
+PATCHES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+PHOTOS = PATCHES.repeat(16, axis=1).repeat(16, axis=2)
+
+
+@pytest.fixture(scope="module")
+def fp32(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp32") / "leaf.onnx"
+    export(student_run, out, force=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def int8(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "leaf.onnx"
+    export(student_run, out, precision="int8", force=True)
+    return out
+
+
+def test_an_artefact_answers_as_its_run_does(student_run: Path, fp32: Path) -> None:
+    expected = api.load(student_run).backend.logits(PHOTOS)
+    np.testing.assert_allclose(api.load(fp32).backend.logits(PHOTOS), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_artefact_is_one_file_that_takes_photos_as_they_are(fp32: Path) -> None:
+    assert sorted(path.name for path in fp32.parent.iterdir()) == ["leaf.json", "leaf.onnx"]
+    model = onnx.load(fp32)
+    (pixels,) = model.graph.input
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [size.dim_value for size in pixels.type.tensor_type.shape.dim][1:] == [64, 64, 3]
+    assert not any(item.external_data for item in model.graph.initializer)
+    # Nothing but arithmetic: no batch norm, no shapes computed anew for each photo.
+    assert not {"BatchNormalization", "Gather", "Range", "Expand"} & {node.op_type for node in model.graph.node}
+
+
+def test_the_int8_file_computes_what_its_rounded_network_computes(tmp_path: Path) -> None:
+    network = lively_network()
+    manifest = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
+    batch = normalise_batch(torch.from_numpy(PHOTOS).permute(0, 3, 1, 2), manifest.preprocessing)
+    rounded = quantised(network)
+    calibrate(rounded, [batch])
+    with torch.no_grad():
+        exact, expected = network(batch).numpy(), rounded(batch).numpy()
+    file = tmp_path / "leaf.onnx"
+    file.write_bytes(to_onnx(rounded, manifest.preprocessing, int8=True).SerializeToString())
+    manifest.with_weights(file).write(file.with_suffix(".json"))
+    found = api.load(file).backend.logits(PHOTOS)
+    # A sum that falls between two levels may go either way, which is less than what rounding itself does.
+    assert np.abs(found - expected).std() < 0.8 * np.abs(expected - exact).std()
+
+
+def test_int8_stores_weights_in_8_bits_and_biases_in_32(int8: Path, fp32: Path) -> None:
+    graph = onnx.load(int8).graph
+    kinds = {item.name: item.data_type for item in graph.initializer}
+    weights = [item for item in graph.initializer if len(item.dims) > 1]
+    assert len(weights) > 20
+    floats = [item.name for item in weights if item.data_type != onnx.TensorProto.INT8 and np.prod(item.dims) > 3]
+    assert floats == []
+    makers = {name: node for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) > 20
+    for node in convolutions:
+        assert kinds[makers[node.input[1]].input[0]] == onnx.TensorProto.INT8
+        assert kinds[makers[node.input[2]].input[0]] == onnx.TensorProto.INT32
+    assert int8.stat().st_size < 0.5 * fp32.stat().st_size
+
+
+def test_the_manifest_holds_the_artefacts_own_figures(student_run: Path, int8: Path) -> None:
+    manifest = read_manifest(int8.with_suffix(".json"))
+    parent = read_manifest(student_run / "manifest.json")
+    assert manifest.precision == "int8"
+    assert manifest.classes == parent.classes
+    assert manifest.lineage["run_weights_sha256"] == parent.weights_sha256
+    measured = manifest.measured
+    assert measured["photos"] > 0
+    assert 0 <= measured["top1_agreement"] <= 1
+    assert measured["size_bytes"] == int8.stat().st_size
+    assert measured["macs"] > 1e5
+    evaluation = api.evaluate(int8, json.loads((student_run / "environment.json").read_text())["data"], split="all")
+    assert evaluation.macs == measured["macs"]
+    assert evaluation.temperature == manifest.temperature
+
+
+def test_one_call_loads_a_run_or_an_artefact(fp32: Path, leaves: Path) -> None:
+    photo = next(leaves.rglob("*.jpg"))
+    prediction = api.load(fp32).predict(photo)
+    assert prediction.label in read_manifest(fp32.with_suffix(".json")).classes
+
+
+def test_an_artefact_that_lost_too_much_is_not_written(
+    student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefact, "MIN_PARITY_PHOTOS", 1)
+    monkeypatch.setitem(artefact.GATES, "int8", Gate(top1_agreement=1.01, lost_points=-1.0))
+    with pytest.raises(ModelError, match=r"top-1 agreement .* pass --force"):
+        export(student_run, tmp_path / "leaf.onnx", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_photos_to_judge_it_are_an_error(student_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at least 200 validation photos .* --force"):
+        export(student_run, tmp_path / "leaf.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_suffixes_are_refused(student_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"NAME\.onnx or NAME\.tflite"):
+        export(student_run, tmp_path / "leaf.pt")
+
+
+def test_parity_is_counted_photo_by_photo() -> None:
+    network = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 1.0]], np.float32)
+    file = np.array([[1.0, 1.5], [0.0, 1.0], [3.0, 0.0], [0.0, 1.25]], np.float32)
+    found = compare(network, file, np.array([0, 1, 1, 1]))
+    assert (found.top1_agreement, found.accuracy, found.network_accuracy) == (0.75, 0.5, 0.75)
+    assert found.largest_logit_difference == 1.0
+    assert found.lost_points == 25.0
+    assert Gate(0.7, 25.0).failures(found) == []
+    assert len(Gate(0.8, 20.0).failures(found)) == 2

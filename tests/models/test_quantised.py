@@ -1,0 +1,89 @@
+"""The network that computes as its int8 artefact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from agridistill.errors import ModelError
+from agridistill.models.factory import create_model
+from agridistill.models.quantised import calibrate, folded, quantised
+from agridistill.models.rounding import ActivationRounding, RoundedConv2d, round_weights
+
+NETWORKS = ["mobilenetv3_small_050", "resnet10t", "efficientnet_lite0"]
+
+
+def network(name: str = "mobilenetv3_small_050") -> nn.Module:
+    """With batch norm statistics that are not the initial ones: folding has something to fold."""
+    torch.manual_seed(0)
+    model = create_model(name, 5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model.eval()
+
+
+def photos(count: int = 8) -> torch.Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_folding_batch_norm_changes_no_answer(name: str) -> None:
+    model = network(name)
+    alone = folded(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in alone.modules())
+    torch.testing.assert_close(alone(photos()), model(photos()), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_rounding_changes_answers_a_little(name: str) -> None:
+    model = network(name)
+    rounded = quantised(model)
+    calibrate(rounded, [photos()])
+    expected, found = model(photos()), rounded(photos())
+    assert 0 < (found - expected).std() < 0.25 * expected.std()
+
+
+@torch.no_grad()
+def test_before_calibration_only_the_weights_are_rounded() -> None:
+    model = network()
+    rounded = quantised(model)
+    for module in rounded.modules():
+        if isinstance(module, ActivationRounding):
+            module.observe()
+    reference = folded(model)
+    for module in reference.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.copy_(round_weights(module.weight))
+    torch.testing.assert_close(rounded(photos()), reference(photos()), rtol=1e-4, atol=1e-5)
+
+
+def test_every_convolution_is_rounded_and_the_original_stays_as_it_was() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    rounded = quantised(model)
+    convolutions = [module for module in rounded.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) > 20
+    assert all(isinstance(module, RoundedConv2d) for module in convolutions)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_it_is_restored_from_its_tensors() -> None:
+    rounded = quantised(network())
+    calibrate(rounded, [photos()])
+    again = quantised(network("mobilenetv3_small_050"))
+    again.load_state_dict(rounded.state_dict())
+    assert torch.equal(again.eval()(photos()), rounded(photos()))
+
+
+def test_a_transformer_is_refused() -> None:
+    with pytest.raises(ModelError, match="export it in fp32"):
+        quantised(create_model("swin_nano_patch4_window4_64", 5, image_size=64))
