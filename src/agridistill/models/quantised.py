@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agridistill.errors import ModelError
-from agridistill.models.rounding import ActivationRounding, RoundedConv2d, RoundedLinear
+from agridistill.models.rounding import ActivationRounding, Ranges, RoundedConv2d, RoundedLinear
 
 
 class GlobalMean(nn.Module):
@@ -95,12 +95,13 @@ def folded(network: nn.Module) -> fx.GraphModule:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges = "least_error") -> None:
     """Fits the roundings of activations to representative samples.
 
     Args:
         network: from `quantised`.
         batches: each `(B, 3, H, W)`, normalised.
+        ranges: how each range is chosen (`ActivationRounding.calibrate`).
     """
     roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
     network.eval()
@@ -109,7 +110,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     for batch in batches:
         network(batch)
     for rounding in roundings:
-        rounding.calibrate()
+        rounding.calibrate(ranges)
 
 
 def _fold_batch_norm(graph: fx.GraphModule) -> None:

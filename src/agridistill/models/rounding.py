@@ -6,6 +6,8 @@ Activations: one scale and zero point a tensor. Weights: one scale a channel, sy
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,9 @@ LOW, HIGH = -128, 127
 # The most negative weight is not used: -128 * -128 overflows where products are summed in pairs of 16 bits.
 WEIGHT_HIGH = 127
 
+Ranges = Literal["least_error", "min_max"]
+
+_NO_RANGE = 1e-12
 _SAMPLES = 1 << 16
 _SHRINKS = 40
 
@@ -42,11 +47,17 @@ class ActivationRounding(nn.Module):
         """Starts to remember what passes."""
         self._observing, self._range, self._samples = True, None, []
 
-    def calibrate(self) -> None:
-        """Chooses the levels that round what was seen with the least squared error."""
+    def calibrate(self, ranges: Ranges = "least_error") -> None:
+        """Chooses the levels for what was seen.
+
+        Args:
+            ranges: "least_error" rounds it with the least squared error; "min_max" clips nothing.
+        """
         if self._range is None:
             raise ValueError("nothing was seen: run representative samples through the network first")
-        low, high = best_range(torch.cat(self._samples), *self._range)
+        low, high = self._range
+        if ranges == "least_error" or high - low < _NO_RANGE:
+            low, high = best_range(torch.cat(self._samples), low, high)
         self.scale.fill_((high - low) / (HIGH - LOW))
         self.zero_point.fill_(round(LOW - low / float(self.scale)))
         self._observing, self._range, self._samples = False, None, []
@@ -79,14 +90,14 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
     Returns:
         A range that contains 0, inside (low, high).
     """
-    if high - low < 1e-12:
+    if high - low < _NO_RANGE:
         return 0.0, 1.0
     best = (low, high)
     least = _squared_error(samples, *best)
     for share in torch.linspace(1, 1 / _SHRINKS, _SHRINKS).tolist():
         for candidate in ((low * share, high), (best[0], high * share)):
             error = _squared_error(samples, *candidate)
-            if error < least and candidate[1] - candidate[0] > 1e-12:
+            if error < least and candidate[1] - candidate[0] > _NO_RANGE:
                 best, least = candidate, error
     return best
 
