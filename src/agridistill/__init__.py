@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agridistill.api import evaluate, load
+    from agridistill.exporting.artefact import export
     from agridistill.training.run import distill, train
 
 __version__ = "0.1.0"
-__all__ = ["distill", "evaluate", "load", "train"]
+__all__ = ["distill", "evaluate", "export", "load", "train"]
 
 _HOMES = {
     "train": "agridistill.training.run",
     "distill": "agridistill.training.run",
     "evaluate": "agridistill.api",
+    "export": "agridistill.exporting.artefact",
     "load": "agridistill.api",
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from agridistill import api
 from agridistill.errors import ConfigError, ModelError
-from agridistill.export.artefact import export
+from agridistill.exporting.artefact import export
 from agridistill.manifest import read_manifest
 from agridistill.models.rounding import ActivationRounding
 from agridistill.models.saved import load_network

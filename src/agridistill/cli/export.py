@@ -39,7 +39,7 @@ def export(
         out = out if out.suffix else out.with_suffix(_SUFFIX[format])
         if out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
-    from agridistill.export.artefact import export as write
+    from agridistill.exporting.artefact import export as write
 
     with progress_bar("reading photos") as progress:
         result = write(run, out, precision=precision, data=data, answers=answers, force=force, progress=progress)

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from agridistill.errors import DataError, ModelError
+from agridistill.errors import DataError, MissingExtraError, ModelError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import choose_photos
 from agridistill.evaluation.metrics import calibration_error, fit_temperature
 from agridistill.evaluation.representative import representative_batches
 from agridistill.evaluation.selective import AbstentionPoint, abstention_point
-from agridistill.export.parity import GATES, Parity, compare
+from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models.complexity import complexity
 from agridistill.models.quantised import calibrate, folded, quantised
@@ -157,11 +157,17 @@ def export(
 
 def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
     if suffix == ".onnx":
-        from agridistill.export.onnx import to_onnx
-
+        try:
+            from agridistill.exporting.onnx import to_onnx
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                "onnx and onnxscript, to write .onnx files",
+                f"no module '{error.name}'",
+                "pip install 'agridistill[export]'",
+            ) from None
         content: bytes = to_onnx(network, manifest.preprocessing, int8=int8).SerializeToString()
         return content
-    from agridistill.export.litert import to_litert
+    from agridistill.exporting.litert import to_litert
 
     return to_litert(network, manifest.preprocessing, int8=int8)
 

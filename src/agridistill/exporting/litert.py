@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from agridistill.errors import MissingExtraError
-from agridistill.export.deployed import Deployed, written_out
-from agridistill.export.quiet import quiet
+from agridistill.exporting.deployed import Deployed, written_out
+from agridistill.exporting.quiet import quiet
 from agridistill.manifest import Preprocessing
 
 

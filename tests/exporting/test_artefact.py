@@ -13,10 +13,10 @@ from torch import nn
 
 from agridistill import api
 from agridistill.errors import DataError, ModelError
-from agridistill.export import artefact
-from agridistill.export.artefact import export
-from agridistill.export.onnx import to_onnx
-from agridistill.export.parity import Gate, compare
+from agridistill.exporting import artefact
+from agridistill.exporting.artefact import export
+from agridistill.exporting.onnx import to_onnx
+from agridistill.exporting.parity import Gate, compare
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
 from agridistill.models.factory import create_model
 from agridistill.models.normalisation import normalise_batch

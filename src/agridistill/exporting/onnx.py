@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from onnxscript import opset18
 from torch import nn
 
-from agridistill.export.deployed import Deployed, written_out
-from agridistill.export.quiet import quiet
+from agridistill.exporting.deployed import Deployed, written_out
+from agridistill.exporting.quiet import quiet
 from agridistill.manifest import Preprocessing
 
 OPSET = 18

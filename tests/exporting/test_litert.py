@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agridistill import api
-from agridistill.export.litert import to_litert
+from agridistill.exporting.litert import to_litert
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.saved import load_network

@@ -1,0 +1,73 @@
+"""`agridistill export` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agridistill.cli.main import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err  # type: ignore[return-value]
+
+
+def test_it_tells_what_was_written_and_what_comes_next(student_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    code, out, err = run(capsys, "export", student_run, "--format", "onnx", "--out", tmp_path / "leaf", "--force")
+    assert code == 0
+    assert out == ""
+    told, following = err.strip().splitlines()[-2:]
+    assert f"{tmp_path / 'leaf.onnx'}: " in told
+    assert "same answer on 100.0 %" in told
+    assert following == f"Next: agridistill predict {tmp_path / 'leaf.onnx'} IMAGE"
+    assert (tmp_path / "leaf.onnx").exists()
+
+    before = (tmp_path / "leaf.onnx").read_bytes()
+    code, out, _ = run(capsys, "export", student_run, "--out", tmp_path / "leaf.onnx", "--force", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["size_bytes"] == len(before)
+    assert document["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "leaf.tflite", "--format", "onnx"], "--format onnx writes .onnx files, not 'leaf.tflite'"),
+        (["--out", "leaf.pt"], "expected a file NAME.onnx or NAME.tflite; got 'leaf.pt'"),
+        (["--out", "leaf.onnx", "--data", "nowhere"], "'nowhere'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    student_run: Path, capsys: Capture, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "export", student_run, *words)
+    assert code == 2
+    assert out == ""
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_converter_the_error_names_the_extra(student_run: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["onnx"] = sys.modules["onnxscript"] = None
+from agridistill.cli.main import main
+main(["export", {str(student_run)!r}, "--out", {str(tmp_path / "leaf.onnx")!r}, "--force"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'agridistill[export]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
