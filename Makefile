@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LITERT_STAMP := $(VENV)/.litert-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
@@ -20,8 +21,14 @@ $(STAMP): pyproject.toml
 	  { echo "error: expected Python 3.11 or newer; got $$($(PYTHON) --version 2>&1); call make with PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[train]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[train,export]" --group dev
 	@touch $(STAMP)
+
+# Heavy, and not to be had for every system: what needs it is skipped where it is missing, and says so.
+$(LITERT_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[litert]" || \
+	  echo "warning: litert-torch cannot be installed here; the tests of LiteRT files are skipped"
+	@touch $(LITERT_STAMP)
 
 demo: $(STAMP) ## Run the main job on drawn leaves.
 	$(BIN)/agridistill demo --out $(DEMO_DIR)
@@ -32,7 +39,7 @@ check: $(STAMP) ## Lint, types and architecture.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check ## Run the checks, then all tests with coverage.
+test: check $(LITERT_STAMP) ## Run the checks, then all tests with coverage.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
 
 format: $(STAMP) ## Format the code.

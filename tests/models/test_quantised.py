@@ -13,7 +13,7 @@ from agridistill.models.factory import create_model
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.rounding import ActivationRounding, RoundedConv2d, round_weights
 
-NETWORKS = ["mobilenetv3_small_050", "resnet10t", "efficientnet_lite0"]
+NETWORKS = ["mobilenetv3_small_050", "mobilenetv3_small_minimal_100", "resnet10t", "efficientnet_lite0"]
 
 
 def network(name: str = "mobilenetv3_small_050") -> nn.Module:

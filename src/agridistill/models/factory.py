@@ -19,7 +19,7 @@ from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.hub import hub_access
 from agridistill.storage import replacing
 
-# Swin sizes of ours: (timm's architecture, what differs). All else is timm's own name.
+# Variants of ours: (timm's architecture, what differs). All else is timm's own name.
 SMALL_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     # 6.9 M parameters; learns 128 px photos from scratch on two cores.
     "swin_micro_patch4_window4_128": (
@@ -31,6 +31,10 @@ SMALL_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 4, "img_size": 64},
     ),
+    # MobileNetV3 of ReLUs alone: no hard-swish and no squeeze-excite, which int8 engines compute slowly. Padded evenly,
+    # where TensorFlow's own pads one side more: int8 engines fuse even padding.
+    "mobilenetv3_large_minimal_100": ("tf_mobilenetv3_large_minimal_100", {"pad_type": ""}),
+    "mobilenetv3_small_minimal_100": ("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}),
 }
 
 
