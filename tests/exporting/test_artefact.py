@@ -145,6 +145,13 @@ def test_other_suffixes_are_refused(student_run: Path, tmp_path: Path) -> None:
         export(student_run, tmp_path / "leaf.pt")
 
 
+def test_an_artefact_does_not_take_anothers_manifest(student_run: Path, fp32: Path) -> None:
+    before = fp32.with_suffix(".json").read_bytes()
+    with pytest.raises(ModelError, match=r"'leaf\.json', which belongs to 'leaf\.onnx'; choose another name"):
+        export(student_run, fp32.with_suffix(".tflite"), force=True)
+    assert fp32.with_suffix(".json").read_bytes() == before
+
+
 def test_parity_is_counted_photo_by_photo() -> None:
     network = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 1.0]], np.float32)
     file = np.array([[1.0, 1.5], [0.0, 1.0], [3.0, 0.0], [0.0, 1.25]], np.float32)

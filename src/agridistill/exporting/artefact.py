@@ -98,6 +98,7 @@ def export(
     """
     if out.suffix not in SUFFIXES.values():
         raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
+    _require_own_manifest(out)
     network, manifest = load_network(run)
     photos = data or _photos_of(run)
     own_split = run / "splits.json"
@@ -187,6 +188,20 @@ def _measured(
         temperature=temperature,
         abstention=abstention_point(probabilities.max(1), correct, answers),
     )
+
+
+def _require_own_manifest(out: Path) -> None:
+    """NAME.onnx and NAME.tflite in one folder would share NAME.json, and one of them be lost."""
+    try:
+        described = json.loads(manifest_path(out).read_text(encoding="utf-8"))["weights_file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if described != out.name and (out.parent / str(described)).exists():
+        raise ModelError(
+            f"a name of its own for '{out.name}'",
+            f"'{manifest_path(out).name}', which belongs to '{described}'",
+            "choose another name or folder",
+        )
 
 
 def _photos_of(run: Path) -> Path:
