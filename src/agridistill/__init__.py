@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agridistill.api import evaluate, load
+    from agridistill.benchmarking import benchmark
     from agridistill.training.run import distill, train
 
 __version__ = "0.1.0"
-__all__ = ["distill", "evaluate", "load", "train"]
+__all__ = ["benchmark", "distill", "evaluate", "load", "train"]
 
 _HOMES = {
     "train": "agridistill.training.run",
     "distill": "agridistill.training.run",
     "evaluate": "agridistill.api",
     "load": "agridistill.api",
+    "benchmark": "agridistill.benchmarking",
 }
 
 
