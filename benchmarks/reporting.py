@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from agridistill.runtime.host import processor_name
 from agridistill.storage import write_json
 
 
 def machine() -> dict[str, Any]:
     """What a figure was measured on. Imports nothing heavy: a start may be what is measured."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     described = {
-        "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "torch": metadata.version("torch"),
     }

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agridistill.api import evaluate, load
+    from agridistill.benchmarking import benchmark
     from agridistill.exporting.artefact import export
     from agridistill.training.run import distill, train
 
 __version__ = "0.1.0"
-__all__ = ["distill", "evaluate", "export", "load", "train"]
+__all__ = ["benchmark", "distill", "evaluate", "export", "load", "train"]
 
 _HOMES = {
     "train": "agridistill.training.run",
@@ -22,6 +23,7 @@ _HOMES = {
     "evaluate": "agridistill.api",
     "export": "agridistill.exporting.artefact",
     "load": "agridistill.api",
+    "benchmark": "agridistill.benchmarking",
 }
 
 

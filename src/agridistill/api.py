@@ -55,6 +55,7 @@ def evaluate(
     *,
     split: Literal["train", "val", "test", "all"] = "test",
     split_file: Path | None = None,
+    engine: str | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
     """Scores a model on labelled photos.
@@ -64,16 +65,24 @@ def evaluate(
         data: a folder of class folders, or of train/val/test folders of them.
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
+        engine: as for `load`.
         progress: told twice, while the photos are checked and while they are classified.
 
     Raises:
         AgriDistillError: the model, the data or the split cannot be used.
     """
-    from agridistill.evaluation.held_out import evaluate_folder
+    try:
+        from agridistill.evaluation.held_out import evaluate_folder
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "the training part of AgriDistill, to score a model",
+            f"no module '{error.name}'",
+            "pip install 'agridistill[train]'",
+        ) from None
 
     path = Path(model)
-    backend = load(path).backend
-    parameters, macs = _cost(backend)
+    backend = load(path, engine=engine).backend
+    parameters, macs = model_cost(backend)
     return evaluate_folder(
         backend,
         Path(data),
@@ -86,7 +95,7 @@ def evaluate(
     )
 
 
-def _cost(backend: Backend) -> tuple[int | None, int | None]:
+def model_cost(backend: Backend) -> tuple[int | None, int | None]:
     """Parameters and MACs: as the artefact's manifest says, or counted where torch runs the network."""
     from agridistill.runtime.artefacts import ENGINES
 

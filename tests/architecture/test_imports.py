@@ -27,7 +27,16 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "--version", "train --help", "distill --help", "predict --help", "data check --help"]
+    "command",
+    [
+        "--help",
+        "--version",
+        "train --help",
+        "distill --help",
+        "predict --help",
+        "benchmark --help",
+        "data check --help",
+    ],
 )
 def test_help_and_version_work_without_the_training_libraries(command: str) -> None:
     done = python(f"{WITHOUT}\nfrom agridistill.cli.main import main\nmain({command.split()!r})")
@@ -43,6 +52,8 @@ def test_help_and_version_work_without_the_training_libraries(command: str) -> N
         "agridistill.data.samples",
         "agridistill.config",
         "agridistill.api",
+        "agridistill.benchmarking",
+        "agridistill.benchmark_worker",
     ],
 )
 def test_light_modules_import_without_the_training_libraries(module: str) -> None:
@@ -60,7 +71,7 @@ def test_a_missing_training_part_is_one_line_with_its_remedy(tmp_path: object) -
 
 
 def test_the_public_names_are_the_documented_ones_and_all_exist() -> None:
-    assert set(agridistill.__all__) == {"train", "distill", "evaluate", "load"}
+    assert set(agridistill.__all__) == {"train", "distill", "evaluate", "load", "benchmark"}
     for name in agridistill.__all__:
         assert callable(getattr(agridistill, name))
         assert name in dir(agridistill)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from agridistill import __version__
-from agridistill.cli import data, demo, distill, evaluate, export, predict, train
+from agridistill.cli import benchmark, data, demo, distill, evaluate, export, predict, train
 from agridistill.cli.output import LogLines, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError
 
@@ -31,6 +31,7 @@ app.command()(distill.distill)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(benchmark.benchmark)
 
 
 def _show_version(wanted: bool) -> None:

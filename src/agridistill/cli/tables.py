@@ -1,4 +1,4 @@
-"""Evaluations as tables for people, on stdout."""
+"""Evaluations and benchmarks as tables for people, on stdout."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from agridistill.cli.output import shown, stdout
+from agridistill.runtime.published import PAPER
 
 if TYPE_CHECKING:
     from agridistill.evaluation.result import EvaluationResult
+    from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
+    from agridistill.runtime.published import PublishedResult
 
 UNDEFINED = "–"
 # A wider matrix does not fit a screen.
@@ -50,6 +53,13 @@ def print_comparison(rows: Sequence[ComparisonRow], *, title: str) -> None:
     _print(comparison_table(rows, title=title))
 
 
+def print_benchmark(result: BenchmarkResult) -> None:
+    """Prints what was measured, others' figures below it, and how it was measured."""
+    _print(benchmark_table(result))
+    for line in _benchmark_notes(result):
+        stdout.print(line, style="dim", markup=False)
+
+
 def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
     """One line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
     table = _table(title, "model", "accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
@@ -63,6 +73,22 @@ def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
             _count(result.macs),
             _duration(row.train_s),
         )
+    return table
+
+
+def benchmark_table(result: BenchmarkResult) -> Table:
+    """One line a model; published figures in a section of their own."""
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    table = _table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_BENCHMARK_COLUMNS)
+    for column in table.columns:
+        # On a narrow screen a cell is folded; cut off it would lie.
+        column.no_wrap, column.overflow = False, "fold"
+    for model in result.models:
+        table.add_row(f"{_plain(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
+    table.add_section()
+    for paper in result.published:
+        where = f" on a {paper.device}" if paper.device else ""
+        table.add_row(f"{paper.model}{where}\n[italic]published, not measured[/]", *_published_cells(paper))
     return table
 
 
@@ -125,6 +151,88 @@ def frequent_confusions_table(result: EvaluationResult) -> Table:
     for count, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
         table.add_row(_plain(truth_name), _plain(prediction_name), f"{count:,}")
     return table
+
+
+_BENCHMARK_COLUMNS = (
+    "accuracy",
+    "size",
+    "parameters",
+    "MACs\nFLOPs",
+    "inference, ms\np50 / p90 / p99",
+    "file to label, ms\np50 / p90 / p99",
+    "photos/s",
+    "memory",
+    "energy",
+    "load",
+)
+
+
+def _measured_cells(model: ModelResult) -> tuple[str, ...]:
+    accuracy = UNDEFINED
+    if model.accuracy is not None:
+        low, high = model.accuracy.ci95
+        accuracy = f"{_percent(model.accuracy.share)}\n({100 * low:.1f}–{100 * high:.1f})"
+    return (
+        accuracy,
+        _bytes(model.size_bytes),
+        _count(model.parameters),
+        f"{_count(model.macs)}\n{_count(model.flops)}",
+        _percentiles(model.latency),
+        _percentiles(model.end_to_end),
+        f"{_digits(model.throughput_photos_per_s)}\n(x{model.throughput_batch_size})",
+        _bytes(model.peak_memory_bytes),
+        "unmeasured" if model.energy_j is None else f"{_digits(1000 * model.energy_j)} mJ",
+        f"{_digits(model.load_s)} s",
+    )
+
+
+def _published_cells(paper: PublishedResult) -> tuple[str, ...]:
+    return (
+        _percent(paper.accuracy),
+        _bytes(paper.size_bytes),
+        UNDEFINED,
+        f"{_count(paper.macs)}\n{_count(paper.flops)}",
+        UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}",
+        *[UNDEFINED] * 5,
+    )
+
+
+def _benchmark_notes(result: BenchmarkResult) -> list[str]:
+    photos, host = result.photos, result.host
+    source = "drawn leaves" if photos.source == "drawn" else shown(photos.source)
+    notes = [
+        f"{result.queries:,} queries of each kind in {result.turns} turns, {result.warm_up_queries} untimed before "
+        f"each; {photos.photos} photos ({source}) of {photos.mean_pixels / 1e6:.2g} megapixels and "
+        f"{photos.mean_bytes / 1e3:.0f} kB on average",
+        "photos/s: inference, in brackets the photos at once; memory: peak above a bare Python's; "
+        "energy: of all processor packages for one inference; load: until ready, in a fresh process",
+        f"{host.system}, Python {host.python}, {host.cores} cores"
+        + (f" ({', '.join(host.instructions)})" if host.instructions else "")
+        + "; "
+        + ", ".join(f"{name} {version or 'unknown'}" for name, version in host.versions.items())
+        + f"; {host.date_utc}",
+    ]
+    if result.data is not None:
+        notes.insert(0, f"accuracy (95 % interval): {shown(result.data)}")
+    if result.published:
+        notes.append(
+            f"published: {PAPER}, on PlantVillage's tomato leaves and other machines; it names no percentile, calls "
+            "its MACs FLOPs and its size memory"
+        )
+    return notes
+
+
+def _percentiles(latency: Percentiles) -> str:
+    return " / ".join(_digits(value) for value in (latency.p50, latency.p90, latency.p99))
+
+
+def _digits(value: float) -> str:
+    """Three digits: 2.31, 23.1, 231."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _bytes(number: int | None) -> str:
+    return UNDEFINED if number is None else f"{_digits(number / 1e6)} MB"
 
 
 def _table(title: str, first: str, *others: str) -> Table:
