@@ -43,6 +43,40 @@ def teacher_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny exported model: its logits are the mean green and the mean red, 10 for the brightest."""
+    onnx = pytest.importorskip("onnx", reason="the export extra is not installed")
+    from onnx import TensorProto, helper
+
+    from agridistill.manifest import ModelManifest, Preprocessing
+    from agridistill.runtime.artefacts import manifest_path
+
+    size = 16
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["real", "axes"], ["means"], keepdims=0),
+        helper.make_node("Gather", ["means", "order"], ["green_red"], axis=1),
+        helper.make_node("Div", ["green_red", "scale"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor("order", TensorProto.INT64, [2], [1, 0]),
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [25.5]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["photos", size, size, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["photos", 2])
+    graph = helper.make_graph(nodes, "mean_colour", [pixels], [logits], constants)
+    # Neither newer than what the oldest supported engine reads.
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.checker.check_model(model)
+    path = tmp_path_factory.mktemp("models") / "colour.onnx"
+    path.write_bytes(model.SerializeToString())
+    manifest = ModelManifest("mean_colour", ("green", "red"), Preprocessing(size), "", "").with_weights(path)
+    manifest.write(manifest_path(path))
+    return path
+
+
+@pytest.fixture(scope="session")
 def real_photos() -> Path:
     """The folder that AGRIDISTILL_DATA names; the test is skipped where it names none."""
     named = os.environ.get("AGRIDISTILL_DATA")
