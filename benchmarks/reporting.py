@@ -18,10 +18,17 @@ def machine() -> dict[str, Any]:
     described = {
         "processor": processor_name(),
         "cores": os.cpu_count(),
-        "torch": metadata.version("torch"),
+        "torch": _version("torch"),
     }
     torch = sys.modules.get("torch")
     return described if torch is None else described | {"threads": torch.get_num_threads()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def publish(document: dict[str, Any], out: Path | None) -> None:

@@ -57,7 +57,7 @@ def student_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def colour_artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny exported model of 16 px photos, whose logits are their mean green and their mean red; "green", "red"."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper

@@ -44,17 +44,17 @@ def leaf(path: Path, colour: tuple[int, int, int], seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(colour_artefact: Path) -> BenchmarkResult:
+def result(colour_model: Path) -> BenchmarkResult:
     """A benchmark with nothing but the model given."""
-    return benchmark([colour_artefact], plan=FEW)
+    return benchmark([colour_model], plan=FEW)
 
 
-def test_every_figure_of_an_exported_model_is_there(result: BenchmarkResult, colour_artefact: Path) -> None:
+def test_every_figure_of_an_exported_model_is_there(result: BenchmarkResult, colour_model: Path) -> None:
     (model,) = result.to_json()["models"]
     assert model["source"] == "measured"
-    assert model["model"] == str(colour_artefact)
+    assert model["model"] == str(colour_model)
     assert (model["engine"], model["architecture"], model["precision"]) == ("onnxruntime", "mean_colour", "int8")
-    assert model["size_bytes"] == colour_artefact.stat().st_size
+    assert model["size_bytes"] == colour_model.stat().st_size
     assert (model["parameters"], model["macs"], model["flops"]) == (6, 774, 1548)
     for kind in ("latency", "end_to_end"):
         assert 0 < model[f"{kind}_ms_p50"] <= model[f"{kind}_ms_p90"] <= model[f"{kind}_ms_p99"]
@@ -103,12 +103,12 @@ def test_the_csv_has_a_line_a_model_and_says_what_was_not_measured(result: Bench
     assert rows[2]["latency_ms_p50"] == rows[2]["energy_j"] == rows[2]["processor"] == ""
 
 
-def test_with_data_the_accuracy_of_each_engine_is_measured(colour_artefact: Path, tmp_path: Path) -> None:
+def test_with_data_the_accuracy_of_each_engine_is_measured(colour_model: Path, tmp_path: Path) -> None:
     for number in range(3):
         leaf(tmp_path / "green" / f"{number}.png", (60, 160, 60), number)
         leaf(tmp_path / "red" / f"{number}.png", (160, 60, 60), number)
     leaf(tmp_path / "red" / "3.png", (60, 160, 60), 3)  # green, in the wrong folder
-    scored = benchmark([colour_artefact], data=tmp_path, split="all", photos=tmp_path / "green", plan=FEW)
+    scored = benchmark([colour_model], data=tmp_path, split="all", photos=tmp_path / "green", plan=FEW)
     (model,) = scored.models
     assert model.accuracy is not None
     assert model.accuracy.share == pytest.approx(6 / 7)
@@ -119,19 +119,19 @@ def test_with_data_the_accuracy_of_each_engine_is_measured(colour_artefact: Path
     assert (scored.photos.photos, scored.photos.mean_pixels) == (3, 40 * 32)
 
 
-def test_a_model_that_is_named_twice_is_measured_once(colour_artefact: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_named_twice_is_measured_once(colour_model: Path, tmp_path: Path) -> None:
     photo = leaf(tmp_path / "a.png", (60, 160, 60))
-    assert len(benchmark([colour_artefact, colour_artefact], photos=photo, plan=FEW).models) == 1
+    assert len(benchmark([colour_model, colour_model], photos=photo, plan=FEW).models) == 1
 
 
-def test_each_model_is_run_by_the_wanted_engines_that_can(colour_artefact: Path, tmp_path: Path) -> None:
+def test_each_model_is_run_by_the_wanted_engines_that_can(colour_model: Path, tmp_path: Path) -> None:
     tflite = tmp_path / "a.tflite"
     tflite.write_bytes(b"")
-    assert engines_for(colour_artefact) == ("onnxruntime",)
+    assert engines_for(colour_model) == ("onnxruntime",)
     assert engines_for(tmp_path) == ("torch",)
-    assert engines_for(colour_artefact, ["openvino", "litert", "onnxruntime"]) == ("onnxruntime", "openvino")
+    assert engines_for(colour_model, ["openvino", "litert", "onnxruntime"]) == ("onnxruntime", "openvino")
     assert engines_for(tflite, ["openvino", "litert"]) == ("litert",)
-    assert "onnxruntime" in engines_for(colour_artefact, ["all"])
+    assert "onnxruntime" in engines_for(colour_model, ["all"])
 
 
 @pytest.mark.parametrize(
@@ -149,24 +149,24 @@ def test_each_model_is_run_by_the_wanted_engines_that_can(colour_artefact: Path,
     ],
 )
 def test_a_model_without_its_engine_is_told_before_anything_runs(
-    colour_artefact: Path, named: str, engines: list[str], message: str
+    colour_model: Path, named: str, engines: list[str], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        benchmark([colour_artefact, colour_artefact.parent / named], engines=engines, plan=FEW)
+        benchmark([colour_model, colour_model.parent / named], engines=engines, plan=FEW)
 
 
-def test_a_damaged_model_is_the_workers_error_told_here(colour_artefact: Path, tmp_path: Path) -> None:
-    shutil.copy(colour_artefact.with_suffix(".json"), tmp_path / "colour.json")
+def test_a_damaged_model_is_the_workers_error_told_here(colour_model: Path, tmp_path: Path) -> None:
+    shutil.copy(colour_model.with_suffix(".json"), tmp_path / "colour.json")
     (tmp_path / "colour.onnx").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="the file was changed or damaged"):
         benchmark([tmp_path / "colour.onnx"], photos=leaf(tmp_path / "a.png", (60, 160, 60)), plan=FEW)
 
 
-def test_a_photo_that_cannot_be_read_is_told(colour_artefact: Path, tmp_path: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_told(colour_model: Path, tmp_path: Path) -> None:
     leaf(tmp_path / "a.png", (60, 160, 60))
     (tmp_path / "b.jpg").write_bytes(b"no photo")
     with pytest.raises(PhotoError, match=r"b\.jpg"):
-        benchmark([colour_artefact], photos=tmp_path, plan=FEW)
+        benchmark([colour_model], photos=tmp_path, plan=FEW)
 
 
 @pytest.fixture
@@ -179,9 +179,9 @@ def without_training(tmp_path: Path) -> dict[str, str]:
 
 
 def test_an_exported_model_is_measured_where_torch_is_absent(
-    colour_artefact: Path, without_training: dict[str, str]
+    colour_model: Path, without_training: dict[str, str]
 ) -> None:
-    command = [sys.executable, "-m", "agridistill", "benchmark", str(colour_artefact), "--queries", "2", "--json"]
+    command = [sys.executable, "-m", "agridistill", "benchmark", str(colour_model), "--queries", "2", "--json"]
     done = subprocess.run(command, env=without_training, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["models"][0]["latency_ms_p50"] > 0
@@ -191,22 +191,22 @@ def test_an_exported_model_is_measured_where_torch_is_absent(
     ("more", "remedy"), [(["--data", "DATA"], "pip install 'agridistill[train]'"), (["RUN"], "'agridistill[train]'")]
 )
 def test_what_needs_the_training_part_says_so_where_it_is_absent(
-    colour_artefact: Path, tmp_path: Path, without_training: dict[str, str], more: list[str], remedy: str
+    colour_model: Path, tmp_path: Path, without_training: dict[str, str], more: list[str], remedy: str
 ) -> None:
     leaf(tmp_path / "data" / "green" / "0.png", (60, 160, 60))
     leaf(tmp_path / "data" / "red" / "0.png", (160, 60, 60))
     words = [{"DATA": str(tmp_path / "data"), "RUN": str(tmp_path)}.get(word, word) for word in more]
     photo = leaf(tmp_path / "a.png", (60, 160, 60))
-    command = [sys.executable, "-m", "agridistill", "benchmark", str(colour_artefact), "--photos", str(photo), *words]
+    command = [sys.executable, "-m", "agridistill", "benchmark", str(colour_model), "--photos", str(photo), *words]
     done = subprocess.run(command, env=without_training, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.strip().splitlines()) == 1
     assert remedy in done.stderr
 
 
-def test_what_an_engine_prints_does_not_disturb_the_answers(colour_artefact: Path, tmp_path: Path) -> None:
+def test_what_an_engine_prints_does_not_disturb_the_answers(colour_model: Path, tmp_path: Path) -> None:
     photo = leaf(tmp_path / "a.png", (60, 160, 60))
-    command = worker_command(Target(colour_artefact, "onnxruntime"), 1, [photo])
+    command = worker_command(Target(colour_model, "onnxruntime"), 1, [photo])
     loud = (
         "import os; import agridistill.benchmark_worker as worker; load = worker.load; "
         "worker.load = lambda *a, **k: (os.system('echo from a library'), print('and more'), load(*a, **k))[2]; "
@@ -241,8 +241,8 @@ def ended(process_id: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and process groups")
 @pytest.mark.parametrize("ending", ["Ctrl-C", "kill"])
-def test_no_worker_outlives_a_benchmark_that_is_stopped(colour_artefact: Path, ending: str) -> None:
-    command = [sys.executable, "-c", ENDLESS, str(colour_artefact)]
+def test_no_worker_outlives_a_benchmark_that_is_stopped(colour_model: Path, ending: str) -> None:
+    command = [sys.executable, "-c", ENDLESS, str(colour_model)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     ) as process:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.preprocess import MAX_PIXELS, normalise, read_photo, softmax, to_pixels
+from agridistill.preprocess import MAX_PIXELS, MAX_SIDE, normalise, read_photo, softmax, to_pixels
 
 ORIENTATION = 0x0112
 
@@ -52,11 +52,116 @@ def test_photos_are_turned_upright(tmp_path: Path, orientation: int) -> None:
     assert photo.size == (10, 6)
 
 
-def test_a_cmyk_photo_keeps_its_colours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_of_every_format_that_tells_it_are_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    # Three tiles in a row and three below, each as large as JPEG's blocks of colour.
+    tiles = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [250, 0, 250], [0, 250, 250]]], np.uint8)
+    upright = tiles.repeat(16, axis=0).repeat(16, axis=1)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    photo = np.asarray(read_photo(saved(tmp_path / f"a.{suffix}", stored, exif=exif, quality=95)))
+    assert photo.shape == (32, 48, 3)
+    assert np.allclose(photo[8::16, 8::16], tiles, atol=8)
+
+
+def test_grey_of_16_bits_is_turned_upright_too(tmp_path: Path) -> None:
+    upright = np.arange(60, dtype=np.uint16).reshape(6, 10) * 1000
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = Image.fromarray(np.ascontiguousarray(STORED[6](upright)))
+    photo = np.asarray(read_photo(saved(tmp_path / "a.png", stored, exif=exif)))
+    assert np.array_equal(photo[..., 0], np.round(upright / 65535 * 255))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_a_cmyk_photo_keeps_its_colours(tmp_path: Path, suffix: str) -> None:
     orange = Image.new("RGB", (16, 16), (230, 120, 20))
-    photo = read_photo(saved(tmp_path / "a.jpg", orange.convert("CMYK"), quality=95))
+    path = saved(tmp_path / f"a.{suffix}", orange.convert("CMYK"), quality=95)
+    # Photoshop's way, which every CMYK JPEG follows: the marker, and ink counted from 255 down.
+    assert (b"Adobe" in path.read_bytes()) == (suffix == "jpg")
+    photo = read_photo(path)
     assert photo.mode == "RGB"
     assert np.allclose(np.asarray(photo), (230, 120, 20), atol=3)
+
+
+def test_a_progressive_jpeg_reads_like_a_plain_one(tmp_path: Path) -> None:
+    image = Image.fromarray(noise(40, 56)).resize((112, 80))
+    plain, progressive = (saved(tmp_path / f"{way}.jpg", image, progressive=way, quality=90) for way in (False, True))
+    assert b"\xff\xc2" in progressive.read_bytes()  # the marker of a progressive frame
+    assert np.array_equal(np.asarray(read_photo(progressive)), np.asarray(read_photo(plain)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_of_several_photos_in_a_file_the_first_is_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime")]
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    path = saved(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **lossless)
+    with Image.open(path) as stored:
+        assert stored.n_frames == 3  # type: ignore[attr-defined]
+    assert np.asarray(read_photo(path))[8, 8].tolist() == [255, 0, 0]
+
+
+def png_of_16_bits(path: Path, colour_type: int, pixels: np.ndarray, *extra: bytes) -> Path:
+    """Writes what Pillow does not: `(H, W, channels)` uint16 of a PNG colour type."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+    content = b"".join(chunk(each[:4], each[4:]) for each in extra) + chunk(b"IDAT", zlib.compress(rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + content + chunk(b"IEND", b""))
+    return path
+
+
+def test_16_bit_colour_is_scaled_by_its_range(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    photo = np.asarray(read_photo(png_of_16_bits(tmp_path / "a.png", 2, deep)))
+    assert np.allclose(photo, deep / 65535 * 255, atol=1)
+
+
+def test_transparent_pixels_of_16_bits_become_white(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 7, 4), dtype=np.uint16)
+    photo = np.asarray(read_photo(png_of_16_bits(tmp_path / "a.png", 6, deep)))
+    alpha = deep[..., 3:] / 65535
+    assert np.allclose(photo, deep[..., :3] / 65535 * 255 * alpha + 255 * (1 - alpha), atol=2)
+    grey = np.array([[[0], [1000], [65535]]], np.uint16)
+    photo = np.asarray(read_photo(png_of_16_bits(tmp_path / "b.png", 0, grey, b"tRNS" + struct.pack(">H", 1000))))
+    assert photo[0].tolist() == [[0] * 3, [255] * 3, [255] * 3]
+
+
+def grey_tiff(path: Path, content: bytes, width: int, bits: int, *, white_is_zero: bool, order: str = "<") -> Path:
+    """Writes one row of grey as a camera's raw converter or a scanner does."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: 1}
+    tags[279] = len(content)
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    directory = 8 + len(content) + len(content) % 2
+    body = content.ljust(directory - 8, b"\0") + struct.pack(f"{order}H", len(tags)) + entries
+    path.write_bytes(magic + struct.pack(f"{order}I", directory) + body + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize(("order", "white_is_zero"), [("<", False), (">", False), ("<", True)])
+def test_a_16_bit_tiff_is_read_in_either_byte_order_and_direction(
+    tmp_path: Path, order: str, white_is_zero: bool
+) -> None:
+    deep = np.array([0, 1000, 30_000, 65535], np.uint16)
+    path = grey_tiff(
+        tmp_path / "a.tif", deep.astype(f"{order}u2").tobytes(), 4, 16, white_is_zero=white_is_zero, order=order
+    )
+    brightness = deep / 65535 * 255
+    expected = np.round(255 - brightness if white_is_zero else brightness)
+    assert np.asarray(read_photo(path))[0, :, 0].tolist() == expected.tolist()
+
+
+def test_12_bit_grey_is_scaled_by_its_own_range(tmp_path: Path) -> None:
+    # Two values in three bytes: 4095 and 2048.
+    path = grey_tiff(tmp_path / "a.tif", b"\xff\xf8\x00", 2, 12, white_is_zero=False)
+    assert np.asarray(read_photo(path))[0, :, 0].tolist() == [255, 128]
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
@@ -154,6 +259,23 @@ def test_a_decompression_bomb_is_refused_like_any_photo_over_the_limit(tmp_path:
     (tmp_path / "bomb.png").write_bytes(bomb + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
     with pytest.raises(PhotoError, match=rf"expected a photo of at most {MAX_PIXELS:,} pixels; got '.*bomb\.png'"):
         read_photo(tmp_path / "bomb.png")
+
+
+def test_a_side_longer_than_any_cameras_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.new("L", (MAX_SIDE + 1, 1)))
+    with pytest.raises(PhotoError, match=r"expected a photo of at most 65,535 pixels a side; got '.*' with 65536 x 1;"):
+        read_photo(path)
+
+
+def test_a_large_photo_of_nothing_is_refused_as_a_bomb_and_a_real_one_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.webp", Image.new("RGB", (5100, 5000)), lossless=True, method=0)
+    with pytest.raises(
+        PhotoError,
+        match=r"expected a photo; got '.*' with 5100 x 5000 in [\d,]+ bytes, a decompression bomb; replace or remove",
+    ):
+        read_photo(path)
+    leaf = Image.fromarray(noise(50, 51)).resize((5100, 5000), Image.Resampling.BILINEAR)
+    assert read_photo(saved(tmp_path / "leaf.jpg", leaf, quality=60)).size == (5100, 5000)
 
 
 def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path: Path) -> None:

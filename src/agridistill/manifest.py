@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from agridistill.errors import ModelError, nearest
 from agridistill.storage import write_json
@@ -16,6 +16,10 @@ from agridistill.storage import write_json
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ResizeRule = Literal["crop", "stretch"]
+WeightPrecision = Literal["fp32", "int8"]
+# Far beyond any real one: what is larger was not written by an export and would only fill the memory.
+_MAX_MANIFEST_BYTES = 4_000_000
+_MAX_IMAGE_SIZE = 4096
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,8 +42,8 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ModelError("an image size of at least 1 px", str(self.image_size), "correct it")
+        if not 1 <= self.image_size <= _MAX_IMAGE_SIZE:
+            raise ModelError(f"an image size of 1 to {_MAX_IMAGE_SIZE} px", str(self.image_size), "correct it")
         if self.resize not in get_args(ResizeRule):
             raise ModelError("a resize rule", repr(self.resize), nearest(self.resize, get_args(ResizeRule)))
         if not all(math.isfinite(value) for value in self.mean):
@@ -84,6 +88,8 @@ class ModelManifest:
             raise ModelError("a positive temperature", str(self.temperature), "correct the manifest")
         if not 0 <= self.threshold <= 1:
             raise ModelError("a threshold from 0 to 1", str(self.threshold), "correct the manifest")
+        if self.precision not in get_args(WeightPrecision):
+            raise ModelError("a precision", repr(self.precision), nearest(self.precision, get_args(WeightPrecision)))
 
     def write(self, path: Path) -> None:
         """Writes the manifest as JSON, whole or not at all."""
@@ -122,10 +128,14 @@ def read_manifest(path: Path) -> ModelManifest:
         ModelError: not there, not JSON, of a newer format, or with wrong fields.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_MANIFEST_BYTES + 1)
+        if len(content) > _MAX_MANIFEST_BYTES:
+            raise ValueError(f"more than {_MAX_MANIFEST_BYTES:,} bytes")
+        raw = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ModelError("a model manifest", f"no file '{path}'", "name a finished run or an exported model") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError("a model manifest in JSON", f"'{path}' ({error})", "restore the file") from None
     if not isinstance(raw, dict):
         raise ModelError("a model manifest", f"'{path}', which holds no JSON object", "restore the file")
@@ -136,28 +146,28 @@ def read_manifest(path: Path) -> ModelManifest:
         )
     _refuse_unknown_fields(raw, ModelManifest, path)
     try:
-        shape = raw.pop("preprocessing")
+        shape = _mapping(raw.pop("preprocessing"))
         _refuse_unknown_fields(shape, Preprocessing, path)
         return ModelManifest(
             model=_text(raw.pop("model")),
             classes=tuple(_text(name) for name in _listed(raw.pop("classes"))),
             preprocessing=Preprocessing(
-                image_size=int(shape["image_size"]),
-                resize=shape["resize"],
+                image_size=_whole(shape["image_size"]),
+                resize=cast(ResizeRule, _text(shape["resize"])),
                 mean=_triple(shape["mean"]),
                 std=_triple(shape["std"]),
             ),
             weights_file=_text(raw.pop("weights_file")),
             weights_sha256=_text(raw.pop("weights_sha256")),
-            temperature=float(raw.pop("temperature", 1.0)),
-            threshold=float(raw.pop("threshold", 0.0)),
-            lineage=dict(raw.pop("lineage", {})),
+            temperature=_number(raw.pop("temperature", 1.0)),
+            threshold=_number(raw.pop("threshold", 0.0)),
+            lineage=_mapping(raw.pop("lineage", {})),
             precision=_text(raw.pop("precision", "fp32")),
-            measured=dict(raw.pop("measured", {})),
+            measured=_mapping(raw.pop("measured", {})),
         )
     except KeyError as error:
         raise ModelError("a complete manifest", f"'{path}' without {error}", "restore the file") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError("a complete manifest", f"'{path}' ({error})", "restore the file") from None
 
 
@@ -207,6 +217,24 @@ def _text(value: Any) -> str:
     return value
 
 
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    return value
+
+
 def _listed(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list")
@@ -214,5 +242,5 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in _listed(values))
+    red, green, blue = (_number(value) for value in _listed(values))
     return red, green, blue

@@ -6,8 +6,12 @@ graph repeats.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import math
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,15 @@ from agridistill.manifest import Preprocessing
 
 # Pillow refuses more by itself (twice its MAX_IMAGE_PIXELS); above it a file is an attack or an accident.
 MAX_PIXELS = 178_956_970
+# JPEG's own limit. Resizing takes memory by the longer side: a row of 100 million pixels would take 3 GB.
+MAX_SIDE = 65_535
+# From here on a file needs some content for its pixels, which cameras give (4 to 50 pixels a byte) and bombs do not.
+LARGE_PIXELS = 25_000_000
+_MAX_PIXELS_A_BYTE = 100
+# A progressive JPEG is drawn again with each of its scans: 10 in a camera's, thousands in a bomb.
+_MAX_DRAWN_PIXELS = 5_000_000_000
+_START_OF_SCAN = b"\xff\xda"
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Pillow's JPEG reader opens the two-photo JPEGs of phones (MPO) as well.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -28,6 +41,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Odd metadata says nothing about the pixels, and the size is checked here. Not `catch_warnings` around each photo:
 # it swaps the filters of the whole process, and threads that read photos would leave them switched off.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# Libraries tell of damaged files without their names, and raise what went wrong as well.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with contextlib.suppress(OSError, AttributeError):  # a build of Pillow that hides libtiff
+    ctypes.CDLL(vars(Image)["core"].__file__).TIFFSetErrorHandler(None)
 
 Pixels = NDArray[np.uint8]
 
@@ -36,19 +53,21 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.I
     """Decodes a photo to upright 8-bit RGB.
 
     EXIF orientation is applied; grey, palette, CMYK and 16-bit photos are converted; transparent pixels become white.
+    Of several photos in one file the first is read.
 
     Args:
         source: a file's path, or the file's bytes.
         max_pixels: photos with more are refused before they are decoded.
 
     Raises:
-        PhotoError: not an image, damaged, cut off, or too large.
+        PhotoError: not an image, damaged, cut off, too large, or made to exhaust memory or time.
     """
-    name = f"'{source}'" if isinstance(source, Path) else f"{len(source)} bytes"
+    name = _name(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise _too_large(f"{name} with {image.width} x {image.height}", max_pixels)
+        size = _file_size(source)
+        with _opened(source) as image:
+            _refuse_too_large(image, name, max_pixels)
+            _refuse_bomb(image, name, source, size)
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except PhotoError:
@@ -56,25 +75,27 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.I
     except FileNotFoundError:
         raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
     except Image.DecompressionBombError:
-        raise _too_large(f"{name} with more", max_pixels) from None
+        raise _too_many_pixels(f"{name} with more", max_pixels) from None
     except Exception as error:
         # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error, ValueError, …).
         raise PhotoError("a readable photo", f"{name} ({_reason(error)})", "replace or remove the file") from None
 
 
-def photo_size(path: Path) -> tuple[int, int]:
+def photo_size(source: Path | bytes) -> tuple[int, int]:
     """Width and height of a photo as they are stored, before it is turned upright; only the header is read.
 
     Raises:
         PhotoError: not an image.
     """
+    name = _name(source)
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        _file_size(source)
+        with _opened(source) as image:
             return image.size
     except FileNotFoundError:
-        raise PhotoError("a photo", f"'{path}', which does not exist", "check the path") from None
+        raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
     except Exception as error:
-        raise PhotoError("a readable photo", f"'{path}' ({_reason(error)})", "replace or remove the file") from None
+        raise PhotoError("a readable photo", f"{name} ({_reason(error)})", "replace or remove the file") from None
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
@@ -124,8 +145,46 @@ def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float6
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float64)
 
 
-def _too_large(got: str, max_pixels: int) -> PhotoError:
+def _name(source: Path | bytes) -> str:
+    return f"'{source}'" if isinstance(source, Path) else f"{len(source)} bytes"
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+
+
+def _file_size(source: Path | bytes) -> int:
+    """In bytes. A pipe or a device is refused: opening or reading one may never end."""
+    if isinstance(source, bytes):
+        return len(source)
+    found = source.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise ValueError("a pipe, socket or device")
+    return found.st_size
+
+
+def _refuse_too_large(image: Image.Image, name: str, max_pixels: int) -> None:
+    got = f"{name} with {image.width} x {image.height}"
+    if image.width * image.height > max_pixels:
+        raise _too_many_pixels(got, max_pixels)
+    if max(image.size) > MAX_SIDE:
+        raise PhotoError(f"a photo of at most {MAX_SIDE:,} pixels a side", got, "scale it down")
+
+
+def _too_many_pixels(got: str, max_pixels: int) -> PhotoError:
     return PhotoError(f"a photo of at most {max_pixels:,} pixels", got, "scale it down")
+
+
+def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int) -> None:
+    pixels = image.width * image.height
+    if pixels > LARGE_PIXELS and pixels > size * _MAX_PIXELS_A_BYTE:
+        got = f"{name} with {image.width} x {image.height} in {size:,} bytes, a decompression bomb"
+        raise PhotoError("a photo", got, "replace or remove the file")
+    if image.info.get("progressive") and pixels * size > _MAX_DRAWN_PIXELS:
+        scans = (source if isinstance(source, bytes) else source.read_bytes()).count(_START_OF_SCAN)
+        if pixels * scans > _MAX_DRAWN_PIXELS:
+            got = f"{name} with {image.width} x {image.height} in {scans:,} scans, a decompression bomb"
+            raise PhotoError("a photo", got, "replace or remove the file")
 
 
 def _reason(error: Exception) -> str:
@@ -138,13 +197,25 @@ def _reason(error: Exception) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     # Older Pillows open a 16-bit PNG as "I".
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        grey = (np.asarray(image, np.uint32) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return _from_16_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError("32-bit grey, whose range is unknown")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scales grey by the range of its bits; Pillow would clip it at 255, and leave white at 0 where a TIFF has it."""
+    tags = getattr(image, "tag_v2", {})
+    bits = int(tags.get(_TIFF_BITS, (16,))[0])
+    levels = np.rint(np.linspace(0, 255, 1 << bits)).astype(np.uint8)
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = levels[::-1].copy()
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        levels[transparent] = 255
+    return Image.fromarray(levels[np.asarray(image)]).convert("RGB")

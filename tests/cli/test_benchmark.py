@@ -113,11 +113,9 @@ def test_a_narrow_screen_folds_the_table_and_cuts_nothing(capsys: Capture, monke
     assert max(len(line) for line in out.splitlines()[:20]) <= 120
 
 
-def test_json_is_one_document_and_the_files_say_the_same(
-    colour_artefact: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_json_is_one_document_and_the_files_say_the_same(colour_model: Path, tmp_path: Path, capsys: Capture) -> None:
     files = ("--out", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
-    code, out, err = run(capsys, "benchmark", colour_artefact, "--queries", 2, "--json", *files)
+    code, out, err = run(capsys, "benchmark", colour_model, "--queries", 2, "--json", *files)
     document = json.loads(out)
     assert code == 0
     assert json.loads((tmp_path / "a.json").read_text()) == document
@@ -126,23 +124,21 @@ def test_json_is_one_document_and_the_files_say_the_same(
         rows = list(csv.DictReader(file))
     assert float(rows[0]["latency_ms_p50"]) == document["models"][0]["latency_ms_p50"]
     assert "2 queries are too few to publish: leave --queries at 1,024 or more" in err
-    assert err.splitlines()[-1] == f"Next: agridistill predict {colour_artefact} IMAGE"
+    assert err.splitlines()[-1] == f"Next: agridistill predict {colour_model} IMAGE"
 
 
-def test_without_the_papers_rows_only_what_was_measured_is_shown(colour_artefact: Path, capsys: Capture) -> None:
-    code, out, _ = run(capsys, "benchmark", colour_artefact, "--queries", 2, "--threads", 2, "--no-published")
+def test_without_the_papers_rows_only_what_was_measured_is_shown(colour_model: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "benchmark", colour_model, "--queries", 2, "--threads", 2, "--no-published")
     assert code == 0
     assert "2 threads" in out
-    assert colour_artefact.name in out
+    assert colour_model.name in out
     assert "published" not in out
 
 
-def test_a_machine_that_was_busy_is_told(
-    colour_artefact: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_was_busy_is_told(colour_model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     steady, shaken = model(model="steady"), model(model="shaken", latency_ms_p50_of_turns=(2.0, 3.1))
     monkeypatch.setattr("agridistill.benchmarking.benchmark", lambda *_, **__: benchmark_of(steady, shaken))
-    _, _, err = run(capsys, "benchmark", colour_artefact)
+    _, _, err = run(capsys, "benchmark", colour_model)
     assert "the turns of shaken with onnxruntime had medians from 2.00 to 3.10 ms; stop what else runs" in err
     assert "steady" not in err
 
@@ -158,9 +154,9 @@ def test_a_machine_that_was_busy_is_told(
     ],
 )
 def test_unusable_input_ends_in_one_line(
-    colour_artefact: Path, capsys: Capture, words: tuple[str, ...], message: str
+    colour_model: Path, capsys: Capture, words: tuple[str, ...], message: str
 ) -> None:
-    named = {"MODEL": colour_artefact}
+    named = {"MODEL": colour_model}
     code, out, err = run(capsys, "benchmark", *(named.get(word, word) for word in words))
     assert (code, out) == (2, "")
     assert message in err

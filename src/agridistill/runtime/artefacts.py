@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agridistill.errors import MissingExtraError, ModelError, nearest
-from agridistill.manifest import read_manifest
+from agridistill.manifest import ModelManifest, read_manifest
+from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend
 
 ENGINES: Mapping[str, tuple[str, ...]] = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("litert",)}
@@ -83,12 +84,18 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0) ->
     file = manifest.verified_weights(path.parent)
     if file.name != path.name:
         raise ModelError(f"the manifest of '{path.name}'", f"one of '{file.name}'", "export it again")
+    backend = _backend(chosen, file, manifest, threads)
+    return_freed_memory()
+    return backend
+
+
+def _backend(engine: str, file: Path, manifest: ModelManifest, threads: int) -> Backend:
     # Each import loads an engine; a device has only its own.
-    if chosen == "onnxruntime":
+    if engine == "onnxruntime":
         from agridistill.runtime.onnx_runtime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(file, manifest, threads=threads)
-    if chosen == "openvino":
+    if engine == "openvino":
         from agridistill.runtime.openvino import OpenVinoBackend
 
         return OpenVinoBackend(file, manifest, threads=threads)

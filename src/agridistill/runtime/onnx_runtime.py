@@ -12,6 +12,9 @@ from agridistill.errors import ModelError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
 
+# More at once is no faster on a CPU, and each takes memory for its activations: 3 MB at 128 px, 9 MB at 224 px.
+PHOTOS_AT_ONCE = 4
+
 
 class OnnxRuntimeBackend:
     """Runs an exported `.onnx` file.
@@ -41,8 +44,10 @@ class OnnxRuntimeBackend:
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
-        (logits,) = self._session.run(None, {self._input: pixels})
-        return np.asarray(logits, np.float32)
+        parts = [np.empty((0, len(self.manifest.classes)), np.float32)] if not len(pixels) else []
+        for start in range(0, len(pixels), PHOTOS_AT_ONCE):
+            parts += self._session.run(None, {self._input: pixels[start : start + PHOTOS_AT_ONCE]})
+        return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def _require_pixels(session: onnxruntime.InferenceSession, path: Path, size: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +18,7 @@ from PIL import Image
 
 from agridistill.errors import DataError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.preprocess import PHOTO_SUFFIXES, Pixels, read_photo, to_pixels
+from agridistill.preprocess import LARGE_PIXELS, PHOTO_SUFFIXES, Pixels, photo_size, read_photo, to_pixels
 
 PhotoSource = Path | str | bytes | NDArray[Any]
 """A file's path, a file's bytes, or an upright RGB photo `(H, W, 3)` uint8."""
@@ -66,18 +68,31 @@ def read_batches(
 ) -> Iterator[list[ReadPhoto]]:
     """Reads photos in their order, each paired with its source; a bad photo's place holds its error.
 
-    At most two batches are in memory: one in use, one being read.
+    At most two batches are in memory: one in use, one being read; of whole photos, one for each reading thread, and
+    one in all where they are large.
     """
+    one_large = threading.Lock()
 
     def read(source: PhotoSource) -> ReadPhoto:
         try:
-            return source, read_pixels(source, preprocessing)
+            with one_large if _is_large(source) else contextlib.nullcontext():
+                return source, read_pixels(source, preprocessing)
         except PhotoError as error:
             return source, error
 
     photos = _map_ahead(read, sources, ahead=batch_size)
     while batch := list(itertools.islice(photos, batch_size)):
         yield batch
+
+
+def _is_large(source: PhotoSource) -> bool:
+    if isinstance(source, np.ndarray):
+        return False
+    try:
+        width, height = photo_size(source if isinstance(source, bytes) else Path(source))
+    except PhotoError:
+        return False  # reading it tells why
+    return width * height > LARGE_PIXELS
 
 
 def _map_ahead(

@@ -1,0 +1,116 @@
+"""The wheel and its base dependencies are all that a device needs: built, installed and run, without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchvision", "timm", "lightning", "onnx", "sklearn", "safetensors")
+
+
+def run(*command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    # What the tests' own Python is told to import must not reach the device's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=180)
+
+
+def names_required(requirements: list[str]) -> set[str]:
+    """What these requirements name, leaving out those of extras and of other systems."""
+    packaging = pytest.importorskip("packaging.requirements")
+    parsed = [packaging.Requirement(line) for line in requirements]
+    return {each.name.lower() for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})}
+
+
+def with_all_they_require(names: set[str]) -> set[str]:
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        found.add(name)
+        names |= names_required(metadata.requires(name) or []) - found
+    return found
+
+
+def link(distribution: str, folder: Path) -> None:
+    """What an installed distribution consists of, seen from another folder."""
+    tops = {Path(file).parts[0] for file in metadata.files(distribution) or []} - {"..", "__pycache__"}
+    for top in tops:
+        source = Path(str(metadata.distribution(distribution).locate_file(top)))
+        if not (folder / top).exists():
+            (folder / top).symlink_to(source)
+
+
+@dataclass(frozen=True)
+class Device:
+    """An environment that holds the wheel, and what the wheel requires."""
+
+    bin: Path
+    wheel_requires: list[str]
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    pytest.importorskip("hatchling", reason="hatchling, which builds the wheel, is not installed (group dev)")
+    home = tmp_path_factory.mktemp("device")
+    built = run(
+        sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", home / "dist", folder=ROOT
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (home / "dist").glob("*.whl")
+    venv.create(home / "env", with_pip=False, symlinks=True)
+    binaries = home / "env" / "bin"
+    installed = run(
+        sys.executable, "-m", "pip", "--python", binaries / "python", "install", "--no-deps", "--no-index", wheel
+    )
+    assert installed.returncode == 0, installed.stderr
+    (packages,) = (home / "env").glob("lib/python*/site-packages")
+    (told,) = packages.glob("agridistill-*.dist-info/METADATA")
+    required = re.findall(r"^Requires-Dist: (.+)$", told.read_text(), flags=re.MULTILINE)
+    links = home / "base"
+    links.mkdir()
+    for name in with_all_they_require(names_required(required)):
+        link(name, links)
+    (packages / "base.pth").write_text(f"{links}\n")
+    return Device(binaries, required)
+
+
+def test_the_wheel_requires_nothing_of_the_training_part(device: Device) -> None:
+    assert names_required(device.wheel_requires) == {"numpy", "pillow", "pydantic", "typer", "onnxruntime"}
+
+
+def test_the_environment_is_without_torch_and_holds_the_wheel(device: Device) -> None:
+    code = (
+        "import importlib.util, agridistill\n"
+        f"print(agridistill.__file__, *(name for name in {HEAVY!r} if importlib.util.find_spec(name)))"
+    )
+    done = run(device.bin / "python", "-c", code)
+    (package,) = device.bin.parent.glob("lib/python*/site-packages/agridistill/__init__.py")
+    assert done.stdout.split() == [str(package)]
+
+
+def test_the_installed_command_predicts(device: Device, colour_model: Path, tmp_path: Path) -> None:
+    red = Image.fromarray(np.full((20, 30, 3), (200, 40, 40), np.uint8))
+    red.save(tmp_path / "leaf.jpg")
+    done = run(device.bin / "agridistill", "predict", colour_model, tmp_path / "leaf.jpg")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'leaf.jpg'}: red 99.8 %\n"
+    done = run(device.bin / "agridistill", "--help")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_the_training_part_says_how_to_get_it(device: Device, tmp_path: Path) -> None:
+    done = run(device.bin / "agridistill", "train", tmp_path, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "pip install 'agridistill[train]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
