@@ -48,7 +48,8 @@ def predict(
                 stderr.print(f"error: {result.error}", markup=False, style="red")
     if failed:
         stderr.print(f"{failed} of {len(photos)} photos could not be read", markup=False)
-    next_command("evaluate", model, "DATA")
+    # A device has no part that evaluates.
+    next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
     if failed:
         raise typer.Exit(1)
 
