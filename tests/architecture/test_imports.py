@@ -71,7 +71,7 @@ def test_a_missing_training_part_is_one_line_with_its_remedy(tmp_path: object) -
 
 
 def test_the_public_names_are_the_documented_ones_and_all_exist() -> None:
-    assert set(agridistill.__all__) == {"train", "distill", "evaluate", "load", "benchmark"}
+    assert set(agridistill.__all__) == {"train", "distill", "evaluate", "export", "load", "benchmark"}
     for name in agridistill.__all__:
         assert callable(getattr(agridistill, name))
         assert name in dir(agridistill)

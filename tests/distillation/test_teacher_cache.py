@@ -6,12 +6,15 @@ import errno
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,24 +157,72 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
 
 
 def test_a_disk_without_room_says_so_before_the_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: int, offset: int, size: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    room = LAYOUT.bytes_for(1) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
     with pytest.raises(RunError, match=r"expected room for the teacher cache.*what is built is kept"):
         TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room + 1))
+    TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1).close()
 
 
-def test_a_file_system_that_cannot_reserve_room_is_used_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(file: int, offset: int, size: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+def test_records_without_their_document_are_not_taken_for_ours(tmp_path: Path) -> None:
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
-        assert build(cache) == LAYOUT.blocks_per_view
-        assert cache.built()
+        build(cache)
+    (tmp_path / "c" / "cache.json").unlink()
+    with TeacherCache(tmp_path / "c", {**KEY, "teacher weights": "bb"}, LAYOUT, views=1) as other:
+        assert len(other.missing()) == LAYOUT.blocks_per_view
+
+
+def test_a_file_that_was_cut_off_is_told_when_it_is_read(tmp_path: Path) -> None:
+    with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
+        build(cache)
+        os.truncate(tmp_path / "c" / "records.bin", 10)
+        with pytest.raises(RunError, match=r"cut off; delete the folder"):
+            cache.read(np.array([LAYOUT.photos - 1]), np.array([0]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_reading_keeps_no_record_in_memory(tmp_path: Path) -> None:
+    layout = CacheLayout(40_000, 64, {16: (16, 16)})  # 26 MB a view
+    with TeacherCache(tmp_path / "c", KEY, layout, views=1) as cache:
+        (tmp_path / "c" / "records.bin").write_bytes(os.urandom(1 << 20) * 26)
+        rng = np.random.default_rng(0)
+        cache.read(np.arange(64), np.zeros(64, np.int64))
+        before = _resident_bytes()
+        for _ in range(100):
+            cache.read(rng.integers(0, 40_000, 64), np.zeros(64, np.int64))
+        assert _resident_bytes() - before < 4 << 20
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_whole_cache_is_used_where_the_file_system_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
+        build(cache)
+    opened, path_open = os.open, Path.open
+
+    def refuse_writing(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(error, os.strerror(error), str(path))
+        return opened(path, flags, mode)
+
+    def refuse_appending(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if "a" in mode:
+            raise OSError(error, os.strerror(error), str(path))
+        return path_open(path, mode, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse_writing)
+    monkeypatch.setattr(Path, "open", refuse_appending)
+    with building(tmp_path / "c"), TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
+        assert cache.missing() == []
+        assert cache.read(np.array([3]), np.array([0])).seeds.shape == (1,)
+    with pytest.raises(RunError, match="expected a writable teacher cache"):
+        TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2)
 
 
 def test_a_disk_that_fills_up_keeps_what_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

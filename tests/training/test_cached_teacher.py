@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from agridistill.data.datamodule import Batch
+from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation
+from agridistill.distillation.cache_layout import differences, digest_of
 from agridistill.distillation.teacher_cache import TeacherCache, read_key, read_layout
 from agridistill.errors import ModelError, RunError
-from agridistill.training import teachers
+from agridistill.manifest import ModelManifest, Preprocessing
+from agridistill.models.teacher import LiveTeacher
+from agridistill.training import cached_teacher, teachers
+from agridistill.training.cached_teacher import Viewing, cache_key
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill
 from agridistill.training.settings import (
@@ -118,6 +125,103 @@ def test_another_recipe_has_its_own_cache_and_is_told_why(
     assert "augmentation.min_scale 0.5, here 0.9" in caplog.text
     assert len(list((teacher / "cache").iterdir())) == 2
     assert (first / "records.bin").read_bytes() == before
+
+
+SAMPLES = (Sample("a/1.jpg", 0, "1"), Sample("b/2.jpg", 1, "2"))
+VIEWING = Viewing(Path("photos"), SAMPLES, "f" * 64, Preprocessing(64), Augmentation(), views=2)
+MANIFEST = ModelManifest("swin", ("a", "b"), Preprocessing(64), "w", "0" * 64, lineage={"precision": "fp32"})
+ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head": False}
+
+
+@pytest.mark.parametrize(
+    ("viewing", "manifest", "attention", "named"),
+    [
+        *[
+            ({"augmentation": replace(Augmentation(), **{name: value})}, {}, {}, f"augmentation.{name} ")
+            for name, value in {
+                "min_scale": 0.4,
+                "max_aspect": 1.5,
+                "flip": False,
+                "turn": False,
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "saturation": 0.3,
+                "cast": 0.3,
+            }.items()
+        ],
+        ({"fingerprint": "e" * 64}, {}, {}, "photos "),
+        ({"samples": SAMPLES[:1]}, {}, {}, "photos "),
+        ({"samples": SAMPLES[::-1]}, {}, {}, "photos "),
+        ({"preprocessing": Preprocessing(96)}, {}, {}, "data.image_size 64, here 96"),
+        ({"preprocessing": Preprocessing(64, "stretch")}, {}, {}, "data.resize crop, here stretch"),
+        ({}, {"weights_sha256": "1" * 64}, {}, "teacher weights 000000000000…, here 111111111111…"),
+        ({}, {"model": "other"}, {}, "teacher model swin, here other"),
+        ({}, {"preprocessing": Preprocessing(96)}, {}, "teacher image_size 64, here 96"),
+        ({}, {"preprocessing": Preprocessing(64, mean=(0.5, 0.5, 0.5))}, {}, "teacher mean "),
+        ({}, {"preprocessing": Preprocessing(64, std=(0.5, 0.5, 0.5))}, {}, "teacher std "),
+        ({}, {"lineage": {"precision": "bf16"}}, {}, "teacher precision fp32, here bf16"),
+        ({}, {}, {"strides": (16, 32)}, "strides 16, here 16, 32"),
+        ({}, {}, {"kind": "window"}, "objective.attention activation, here window"),
+        ({}, {}, {"per_head": True}, "objective.attention activation, here activation, each head"),
+    ],
+)
+def test_whatever_changes_the_records_changes_the_key_and_is_named(
+    viewing: dict[str, Any], manifest: dict[str, Any], attention: dict[str, Any], named: str
+) -> None:
+    key = cache_key(VIEWING, MANIFEST, **ATTENTION)
+    other = cache_key(replace(VIEWING, **viewing), replace(MANIFEST, **manifest), **{**ATTENTION, **attention})
+    assert digest_of(key) != digest_of(other)
+    (told,) = differences(key, other)
+    assert named in told
+
+
+@pytest.mark.parametrize("library", ["torch", "timm", "Pillow", "numpy"])
+def test_another_version_of_a_library_changes_the_key(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, version = cache_key(VIEWING, MANIFEST, **ATTENTION), metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99" if name == library else version(name))
+    (told,) = differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))
+    assert told.startswith(f"version of {library} ")
+    assert told.endswith("here 99")
+
+
+@pytest.mark.parametrize("name", ["VIEWS_VERSION", "OUTPUTS_VERSION", "FORMAT_VERSION", "DISTILLATION_VIEWS"])
+def test_another_version_of_ours_changes_the_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = cache_key(VIEWING, MANIFEST, **ATTENTION)
+    monkeypatch.setattr(cached_teacher, name, 99)
+    assert len(differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))) == 1
+
+
+def test_neither_the_number_of_views_nor_the_way_a_number_is_written_changes_the_key() -> None:
+    key = cache_key(VIEWING, MANIFEST, **ATTENTION)
+    assert cache_key(replace(VIEWING, views=5, root=Path("elsewhere")), MANIFEST, **ATTENTION) == key
+    one = cache_key(replace(VIEWING, augmentation=Augmentation(min_scale=1)), MANIFEST, **ATTENTION)
+    assert digest_of(one) == digest_of(
+        cache_key(replace(VIEWING, augmentation=Augmentation(min_scale=1.0)), MANIFEST, **ATTENTION)
+    )
+
+
+@pytest.mark.parametrize(
+    ("logits", "map_value", "message"),
+    [(7e4, 1.0, "logits within"), (float("nan"), 1.0, "logits within"), (1.0, float("nan"), "finite attention maps")],
+)
+def test_what_float16_cannot_hold_is_told_when_it_is_built(
+    leaves: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logits: float,
+    map_value: float,
+    message: str,
+) -> None:
+    original = LiveTeacher.outputs
+
+    def wild(self: LiveTeacher, batch: Batch) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        said, maps = original(self, batch)
+        return said * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}
+
+    monkeypatch.setattr(LiveTeacher, "outputs", wild)
+    with pytest.raises(RunError, match=message):
+        distill(leaves, teacher, tmp_path / "run", CONFIG)
 
 
 def test_a_cache_that_holds_other_views_is_never_used(leaves: Path, teacher: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The teacher's knowledge on disk: for each view of each photo its seed, the logits and the attention maps.
 
-One file of records, view by view, memory-mapped; beside it one checksum for each block of photos of a view, and the
-key: what the records depend on. A block counts once its checksum stands, so a kill loses at most the block in work.
+One file of records, view by view, each found by arithmetic; beside it one checksum for each block of photos of a view,
+and the key: what the records depend on. A block counts once its checksum stands, so a kill loses at most the block in
+work.
 
 ::
 
@@ -18,8 +19,8 @@ import contextlib
 import errno
 import json
 import logging
-import mmap
 import os
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from io import FileIO
@@ -50,7 +51,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _BUILT = 1 << 32
-_READS_A_RELEASE = 256
+# What a place that may only be read answers to whoever wants to write.
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DOCUMENT, _RECORDS, _CHECKSUMS, _LOCK = "cache.json", "records.bin", "checksums.bin", "lock"
 
 
@@ -77,7 +79,9 @@ def building(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             file = (folder / _LOCK).open("ab")
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
             # A whole cache can be read where nothing may be written.
             file = None
     if file is None:
@@ -114,15 +118,12 @@ class TeacherCache:
         self._require_ours()
         with _disk_errors(folder):
             if _read_document(folder) is None:
+                # Written first of all: whatever stands here without it belongs to nobody knows what.
+                for name in (_RECORDS, _CHECKSUMS):
+                    (folder / name).unlink(missing_ok=True)
                 write_json(folder / _DOCUMENT, {"format": FORMAT_VERSION, "key": dict(key), "layout": layout.to_json()})
             self._records_file = _open_at_least(folder / _RECORDS, layout.bytes_for(views))
             self._checksums_file = _open_at_least(folder / _CHECKSUMS, 8 * views * layout.blocks_per_view)
-        self._map = mmap.mmap(self._records_file.fileno(), layout.bytes_for(views), access=mmap.ACCESS_READ)
-        if hasattr(mmap, "MADV_RANDOM"):
-            # Records are read in random order: reading ahead would only fill the memory.
-            self._map.madvise(mmap.MADV_RANDOM)
-        self._reads = 0
-        self._records: NDArray[np.void] = np.frombuffer(self._map, layout.dtype).reshape(views, layout.photos)
 
     def missing(self, rank: int = 0, world: int = 1) -> list[Block]:
         """The blocks that must be built: those never written, and (with a warning) those that are damaged.
@@ -163,12 +164,21 @@ class TeacherCache:
             _write_at(self._checksums_file, _checksum(content).to_bytes(8, "little"), 8 * block.number)
 
     def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> Outputs:
-        """What the teacher said about B pairs of photo and view, a copy in float16."""
-        self._reads += 1
-        if self._reads % _READS_A_RELEASE == 0 and hasattr(mmap, "MADV_DONTNEED"):
-            # Else every page that was ever looked at would count as this process's memory.
-            self._map.madvise(mmap.MADV_DONTNEED)
-        records = self._records[views, photos]
+        """What the teacher said about B pairs of photo and view, a copy in float16.
+
+        Raises:
+            RunError: somebody has cut the file off.
+        """
+        # Not through a memory map: the system maps up to 2 MB around each record, until the whole file counts as this
+        # process's memory.
+        size = self.layout.dtype.itemsize
+        numbers = (views * self.layout.photos + photos).tolist()
+        content = bytearray().join(_read_at(self._records_file, size, number * size) for number in numbers)
+        if len(content) != size * len(numbers):
+            raise RunError(
+                "a whole teacher cache", f"'{self.folder / _RECORDS}', cut off", "delete the folder; it is built anew"
+            )
+        records = np.frombuffer(content, self.layout.dtype)
         return Outputs(
             records["seed"], records["logits"], {stride: records[field_of(stride)] for stride in self.layout.maps}
         )
@@ -187,9 +197,6 @@ class TeacherCache:
 
     def close(self) -> None:
         """Lets go of the files."""
-        del self._records
-        with contextlib.suppress(BufferError):
-            self._map.close()
         self._records_file.close()
         self._checksums_file.close()
 
@@ -221,7 +228,6 @@ class TeacherCache:
         return int.from_bytes(_read_at(self._checksums_file, 8, 8 * block.number), "little")
 
     def _read_block(self, block: Block) -> bytes:
-        # Not through the map: every page that it touches would count as this process's memory.
         return _read_at(
             self._records_file, (block.stop - block.start) * self.layout.dtype.itemsize, self._offset(block)
         )
@@ -239,13 +245,15 @@ def _read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None
             raise RunError(
                 f"a teacher cache of format {FORMAT_VERSION}",
                 f"format {document['format']} in '{folder}'",
-                "delete it; it is built anew",
+                "delete the folder; it is built anew",
             )
         return dict(document["key"]), CacheLayout.from_json(document["layout"])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError("a readable teacher cache", f"'{path}' ({error})", "delete it; it is built anew") from None
+        raise RunError(
+            "a readable teacher cache", f"'{path}' ({error})", "delete the folder; it is built anew"
+        ) from None
 
 
 def _open_at_least(path: Path, size: int) -> FileIO:
@@ -257,31 +265,33 @@ def _open_at_least(path: Path, size: int) -> FileIO:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_DSYNC", 0)
     try:
         file = FileIO(os.open(path, flags, 0o644), "r+")
-    except PermissionError:
-        if path.stat().st_size < size:
+    except OSError as error:
+        if error.errno not in _READ_ONLY or not path.exists() or path.stat().st_size < size:
             raise
         return FileIO(path, "r")
     try:
         length = os.fstat(file.fileno()).st_size
         if length < size:
-            _reserve(file, length, size)
+            _require_room(path, size - length)
+            file.truncate(size)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _reserve(file: FileIO, length: int, size: int) -> None:
-    # A disk without room says so now, not in an hour; some file systems cannot be asked.
-    try:
-        os.posix_fallocate(file.fileno(), length, size - length)
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        file.truncate(size)
+def _require_room(path: Path, size: int) -> None:
+    """A disk without room says so now, not in an hour.
+
+    Asked, not reserved: where a file system cannot reserve, the C library writes a byte into every page instead.
+    """
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _read_at(file: FileIO, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, offset)
     file.seek(offset)
     return file.read(size)
 

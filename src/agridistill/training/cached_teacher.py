@@ -81,16 +81,22 @@ def cache_key(
     return {
         "teacher weights": teacher.weights_sha256,
         "teacher model": teacher.model,
-        "teacher input": json.dumps(asdict(teacher.preprocessing)),
+        **{f"teacher {name}": str(value) for name, value in asdict(teacher.preprocessing).items()},
         "teacher precision": str(teacher.lineage.get("precision")),
         "photos": photos.hexdigest(),
         **{f"data.{name}": value for name, value in seen.items()},
-        **{f"augmentation.{name}": value for name, value in asdict(viewing.augmentation).items()},
+        **{f"augmentation.{name}": _plain(value) for name, value in asdict(viewing.augmentation).items()},
         "views": f"version {VIEWS_VERSION}, seed {DISTILLATION_VIEWS}",
         "outputs": f"version {OUTPUTS_VERSION}, format {FORMAT_VERSION}",
-        "objective.attention": f"{kind} at strides {list(strides)}{', each head' if per_head else ''}",
+        "objective.attention": kind + (", each head" if per_head else ""),
+        "objective.pairs at the teacher's strides": ", ".join(str(stride) for stride in strides),
         **{f"version of {name}": metadata.version(name).partition("+")[0] for name in _VERSIONS},
     }
+
+
+def _plain(value: bool | float) -> bool | float:
+    # 1 and 1.0 are one setting.
+    return value if isinstance(value, bool) else float(value)
 
 
 class CachedTeacher:
@@ -142,7 +148,7 @@ class CachedTeacher:
         photos, views = batch.position.numpy(), batch.view.numpy()
         said = self._cache.read(photos, views)
         # The one check that no key can replace: these are the views that the student sees.
-        wrong = (said.seeds != batch.seed.numpy()) | np.isnan(said.logits).any(axis=1)
+        wrong = (said.seeds != batch.seed.numpy()) | ~np.isfinite(said.logits).all(axis=1)
         if wrong.any():
             self._cache.forget(photos[wrong], views[wrong])
             path = self.viewing.samples[photos[wrong][0]].path
@@ -209,9 +215,11 @@ class CachedTeacher:
         self, cache: TeacherCache, workers: int, rank: int, world: int, progress: ProgressCallback
     ) -> None:
         own = cache.missing(rank, world)
+        # Whether or not it has something to do here: a teacher that has answered need not stay in memory.
+        live, self._live = self._live, None
         if not own:
             return
-        teacher = self._live or self._load()
+        teacher = live or self._load()
         teacher.to(self._device)
         total, done = sum(block.stop - block.start for block in own), 0
         dataset = PhotoDataset(
@@ -228,7 +236,6 @@ class CachedTeacher:
                 done += min(_BUILD_BATCH, block.stop - start)
                 progress(done, total)
             cache.write(block, outputs)
-        self._live = None
 
     def _empty(self, count: int) -> Outputs:
         return Outputs(
@@ -239,14 +246,18 @@ class CachedTeacher:
 
     def _ask(self, teacher: LiveTeacher, batch: Batch, block: Block, outputs: Outputs) -> None:
         logits, maps = teacher.outputs(batch._replace(pixels=batch.pixels.to(self._device)))
-        if not torch.isfinite(logits).all():
-            raise RunError("a teacher with finite logits", "NaN or infinity", "train the teacher again")
+        # As they are kept: float16 ends at 65,504.
+        if not torch.isfinite(logits.half()).all():
+            raise RunError("a teacher with logits within ±65,504", "larger ones or NaN", "train the teacher again")
         rows = batch.position.numpy() - block.start
         outputs.seeds[rows] = batch.seed.numpy()
         outputs.logits[rows] = logits.cpu().numpy()
         for stride, map_ in maps.items():
             # Squared activations leave float16's range; no distance depends on a map's scale.
-            outputs.maps[stride][rows] = unit_peak(map_).cpu().numpy()
+            kept = unit_peak(map_)
+            if not torch.isfinite(kept).all():
+                raise RunError("a teacher with finite attention maps", "NaN or infinity", "train the teacher again")
+            outputs.maps[stride][rows] = kept.cpu().numpy()
 
     def _measured_layout(self) -> CacheLayout:
         self._live = self._load()
