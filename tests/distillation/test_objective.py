@@ -54,9 +54,9 @@ class TestMethods:
             "hybrid": (True, 0.1, 0.9, 5.0),
         }
 
-    def test_a_method_needs_a_teacher_exactly_where_a_term_looks_at_one(self):
-        for name, method in METHODS.items():
-            assert objective_of(name).needs_teacher == method.uses_teacher
+    def test_a_method_uses_a_teacher_exactly_where_a_term_looks_at_one(self):
+        for method in METHODS.values():
+            assert method.uses_teacher == (method.w_kd > 0 or method.w_att > 0)
 
     def test_a_mistyped_method_is_told_with_the_nearest(self):
         with pytest.raises(ConfigError, match="a distillation method; got 'hybird'; did you mean 'hybrid'"):
@@ -223,6 +223,17 @@ class TestAlignment:
         # d/ds of exp(-s) w L + s at s = 0 is 1 - w L, times w_att.
         distances = torch.stack([terms["attention_s16_t16"], 0.5 * terms["attention_s32_t32"]]).detach()
         torch.testing.assert_close(objective.log_variances.grad, 5.0 * (1 - distances))
+
+    def test_learned_stage_weights_come_back_from_their_bounds(self, batch):
+        objective = objective_of("at", stage_weights="learned", decay="none")
+        with torch.no_grad():
+            objective.log_variances.fill_(-5.01)
+        optimizer = torch.optim.AdamW(objective.parameters(), lr=0.1, weight_decay=0.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            objective(**batch, progress=0.5)["total"].backward(inputs=[objective.log_variances])
+            optimizer.step()
+        assert (objective.log_variances > -4.7).all()
 
     def test_learned_stage_weights_equal_the_formula(self, batch):
         objective = objective_of("at", stage_weights="learned")

@@ -22,6 +22,7 @@ from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import read_manifest
 from agridistill.training.run import distill, train
+from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import (
     DataSettings,
     DistillConfig,
@@ -30,6 +31,7 @@ from agridistill.training.settings import (
     PairSettings,
     TrainConfig,
 )
+from agridistill.training.trainer import WholeCheckpoints, create_trainer
 
 STUDENT = "mobilenetv3_small_050"
 FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
@@ -182,6 +184,74 @@ def test_a_photo_more_or_less_leaks_nothing_of_the_teachers_training(
     assert not set(mine.test) & set(teachers.train)
     assert not set(mine.val) & set(teachers.train)
     assert any("renamed.jpg" in path for part in mine.parts().values() for path in part)
+
+
+def _renamed(leaves: Path, out: Path, known: int) -> Path:
+    """The same photos under names of their own, but for the first ones of each class."""
+    for folder in sorted(path for path in leaves.iterdir() if path.is_dir()):
+        (out / folder.name).mkdir(parents=True)
+        for number, photo in enumerate(sorted(folder.glob("*.jpg"))):
+            name = photo.name if number < known else f"other_{photo.name}"
+            shutil.copy(photo, out / folder.name / name)
+    return out
+
+
+def test_other_photos_that_share_a_few_names_keep_a_split_of_their_own(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    other = _renamed(leaves, tmp_path / "other", known=1)
+    distill(other, teacher_run, tmp_path / "run", student())
+    split = read_split(tmp_path / "run" / "splits.json")
+    assert min(len(split.val), len(split.test)) >= 6
+
+
+def test_the_same_photos_in_split_folders_are_told_where_the_teacher_learnt_them(
+    leaves: Path, teacher_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teachers = read_split(teacher_run / "splits.json")
+    parts = {"test": teachers.train[:20], "val": teachers.val, "train": (*teachers.train[20:], *teachers.test)}
+    for part, paths in parts.items():
+        for path in paths:
+            target = tmp_path / "moved" / part / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(leaves / path, target)
+    distill(tmp_path / "moved", teacher_run, tmp_path / "run", student())
+    assert "the teacher was trained on 20 of the 20 test photos" in caplog.text
+
+
+def test_a_teacher_that_no_term_listens_to_is_not_asked(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher_run, copy, ignore=shutil.ignore_patterns("cache"))
+    distill(leaves, copy, tmp_path / "run", student(w_ce=1.0, w_kd=0.0, w_att=0.0))
+    assert not (copy / "cache").exists()
+
+
+def test_a_stopped_run_is_not_trained_further_by_a_resume(leaves: Path, tmp_path: Path) -> None:
+    config = TrainConfig(DATA, train=replace(FIT, epochs=12, patience=1, lr=1e-9))
+    first = train(leaves, tmp_path / "run", config)
+    for name in ("evaluation.json", "manifest.json"):
+        (tmp_path / "run" / name).unlink()
+    epochs = len(rows(tmp_path / "run"))
+    assert train(leaves, tmp_path / "run", config, resume=True).evaluation == first.evaluation
+    assert len(rows(tmp_path / "run")) == epochs
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = create_trainer(FIT, RunFolder(tmp_path / "run"), "fp32", [])
+    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
+
+    def full(checkpoint: object, file: Path) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space"):
+            WholeCheckpoints().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_cannot_be_computed_leaves_no_run_behind(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def prepare_data(
         name: tuple(sample for sample in samples if part_of.get(sample.path) == name)
         for name in ("train", "val", "test")
     }
-    _check_parts(folder, parts["train"], parts["val"], parts["test"])
+    check_parts(folder.classes, parts["train"], parts["val"], parts["test"])
     if given is not None or folder.given_split is not None:
         _tell_shared_leaves(parts)
     return PreparedData(
@@ -115,9 +115,14 @@ def _made_or_given(
     return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"])
 
 
-def _check_parts(folder: PhotoFolder, train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
+def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
+    """Checks that every class can be learnt, and that there is something to watch and to test on.
+
+    Raises:
+        DataError: a class without training photos, or an empty part.
+    """
     learnt = {sample.label for sample in train}
-    for label, name in enumerate(folder.classes):
+    for label, name in enumerate(classes):
         if label not in learnt:
             raise DataError("training photos of every class", f"none of '{name}'", "correct the split or add photos")
     for name, part in (("val", val), ("test", test)):

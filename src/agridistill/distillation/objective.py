@@ -163,11 +163,6 @@ class DistillationObjective(nn.Module):
         learned = stage_weights == "learned" and len(self.pairs) > 0
         self.log_variances = nn.Parameter(torch.zeros(len(self.pairs))) if learned else None
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any term with a weight looks at the teacher."""
-        return self.w_kd > 0 or self.w_att > 0
-
     def forward(
         self,
         student_logits: Tensor,
@@ -238,8 +233,11 @@ class DistillationObjective(nn.Module):
         weighted = torch.stack([pair.weight * value for pair, value in zip(self.pairs, distances, strict=True)])
         if self.log_variances is None:
             return weighted.sum()
-        # Without bounds a pair that agrees fully would drive its weight to infinity.
-        log_variances = self.log_variances.float().clamp(-5.0, 5.0)
+        # Without bounds a pair that agrees fully would drive its weight to infinity. The parameter itself is bounded: a
+        # bound on its use would have no gradient beyond, and no way back.
+        with torch.no_grad():
+            self.log_variances.clamp_(-5.0, 5.0)
+        log_variances = self.log_variances.float()
         return (torch.exp(-log_variances) * weighted + log_variances).sum()
 
     def _check(self, alignment: str, student_channels: Mapping[int, int]) -> None:

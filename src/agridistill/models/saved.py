@@ -46,12 +46,21 @@ def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
         ModelError: no finished run, or weights that its manifest does not describe.
     """
     manifest = read_manifest(folder / MANIFEST_NAME)
+    return network_of(manifest, folder), manifest
+
+
+def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
+    """Rebuilds the network that a manifest describes.
+
+    Raises:
+        ModelError: weights that are not there, or not those of the manifest.
+    """
     weights = manifest.verified_weights(folder)
     model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
     if manifest.precision == "int8":
         model = quantised(model)
     load_weights(model, weights)
-    return model, manifest
+    return model
 
 
 def load_backend(folder: Path) -> TorchBackend:

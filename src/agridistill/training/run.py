@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from agridistill.data.prepare import PreparedData, prepare_data
+from agridistill.data.prepare import PreparedData, check_parts, prepare_data
 from agridistill.data.samples import SPLIT_NAMES, Sample
 from agridistill.data.splits import Split, read_split
 from agridistill.distillation.objective import get_method
@@ -18,6 +18,7 @@ from agridistill.progress import ProgressCallback, silent
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.session import RunResult, Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+from agridistill.training.teachers import weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,9 @@ def distill(
         # Says now, before the photos are read, whether the teacher can be used.
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
     prepared = _prepare(data, config.data, folder, split_file, teacher, resume, progress)
-    if teacher is None or not method.uses_teacher:
+    weights = weights_of(config.objective)
+    if teacher is None or not (weights["w_kd"] > 0 or weights["w_att"] > 0):
+        # A teacher that no term listens to is not asked.
         return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
     caches = (cache_dir or RunFolder(teacher).caches) if cache else None
     return Session(folder, prepared, config, fit, config.objective, teacher, caches, resume).run()
@@ -144,21 +147,29 @@ def _prepare(
 def _beside_teacher(prepared: PreparedData, teachers: Split, *, chosen: bool) -> PreparedData:
     """Keeps what the teacher learnt out of the student's test.
 
-    Photos are recognised by their path, so that a photo more or less does not matter. A split that the user chose is
-    obeyed, with a warning.
+    The teacher's split is taken over where most photos stand in it, so that a photo more or less does not matter, and
+    other photos that happen to have some of its names keep a split of their own. A split that the user chose is obeyed.
+    Wherever the teacher learnt photos of the test, a warning says so.
     """
-    learnt = set(teachers.train) & {sample.path for sample in prepared.test}
-    if chosen:
-        if learnt:
-            logger.warning(
-                "the teacher was trained on %d of the %d test photos of this split: the result will be too high",
-                len(learnt),
-                len(prepared.test),
-            )
-        return prepared
     known = {path for paths in teachers.parts().values() for path in paths}
     samples = (*prepared.train, *prepared.val, *prepared.test)
-    return _with_split(prepared, teachers) if any(sample.path in known for sample in samples) else prepared
+    if not chosen and 2 * sum(sample.path in known for sample in samples) > len(samples):
+        return _with_split(prepared, teachers)
+    # By class and file name: the same photos may have been moved into train, val and test.
+    learnt = {_name_of(path) for path in teachers.train}
+    met = sum(_name_of(sample.path) in learnt for sample in prepared.test)
+    if met:
+        logger.warning(
+            "the teacher was trained on %d of the %d test photos of this split (or on photos of the same names): "
+            "the result will be too high",
+            met,
+            len(prepared.test),
+        )
+    return prepared
+
+
+def _name_of(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
 
 
 def _with_split(prepared: PreparedData, split: Split) -> PreparedData:
@@ -171,4 +182,5 @@ def _with_split(prepared: PreparedData, split: Split) -> PreparedData:
         parts[part_of.get(sample.path) or part_of_leaf.get(sample.leaf_id, "train")].append(sample)
     train, val, test = (tuple(parts[name]) for name in SPLIT_NAMES)
     paths = Split(*(tuple(sample.path for sample in part) for part in (train, val, test)))
+    check_parts(prepared.classes, train, val, test)
     return replace(prepared, train=train, val=val, test=test, split=paths)

@@ -24,7 +24,7 @@ from agridistill.manifest import ModelManifest, Preprocessing, read_manifest, re
 from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
 from agridistill.models.factory import create_model
-from agridistill.models.saved import TorchBackend, load_network
+from agridistill.models.saved import TorchBackend, network_of
 from agridistill.processes import is_first_process
 from agridistill.storage import write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
@@ -35,7 +35,7 @@ from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.teachers import teacher_source, weights_of
-from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning, together
+from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning, stopped_early, together
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Session:
         module.try_out()
         if self.first:
             self._write_start(precision)
-        if saved is not None and self.folder.manifest.exists():
+        if saved is not None and (self.folder.manifest.exists() or stopped_early(saved, self.fit)):
             # Training was done; only what follows it was interrupted, and the first process needs no help there.
             if not self.first:
                 raise SystemExit(0)
@@ -259,10 +259,10 @@ class Session:
             precision="int8" if self.fit.int8 else "fp32",
             lineage=self._lineage(precision),
         )
-        manifest.write(self.folder.manifest)
-        network, _ = load_network(self.folder.path)
+        network = network_of(manifest, self.folder.path)
         root, classes = self.prepared.root, self.prepared.classes
         val = predict_logits(TorchBackend(network, manifest), self.prepared.val, root)
+        # Written once, calibrated: a folder with a manifest is a model that can be used.
         manifest = replace(manifest, temperature=fit_temperature(val.logits, val.target))
         manifest.write(self.folder.manifest)
         size = complexity(network, self.preprocessing.image_size)

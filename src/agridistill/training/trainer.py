@@ -6,23 +6,41 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from agridistill.errors import ConfigError
+from agridistill.storage import replacing
 from agridistill.training.callbacks import ProgressLine
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
 # Processes wait for each other's share of the teacher's cache, and for the evaluation that one of them does.
 _PATIENCE = timedelta(days=2)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all.
+
+    Lightning's own way writes to the system's temporary folder and moves from there: on another file system that is a
+    copy, which a full disk or a kill leaves half done, in place of the one good checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes beside the old one, then renames."""
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 def create_trainer(
@@ -53,6 +71,7 @@ def create_trainer(
             logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
             # The checkpoint last: it stores the state of the others as the epoch left it.
             callbacks=[*early_stop, *callbacks, ProgressLine(folder.path.name), checkpoint],
+            plugins=[WholeCheckpoints()],
             default_root_dir=folder.path,
             gradient_clip_val=fit.clip_grad or None,
             num_sanity_val_steps=0,
@@ -61,6 +80,12 @@ def create_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+
+
+def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
+    """Whether the run of this checkpoint had no patience left: Lightning itself would go on."""
+    states = [state for name, state in saved["callbacks"].items() if name.startswith(EarlyStopping.__name__)]
+    return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
 
 
 @contextmanager
