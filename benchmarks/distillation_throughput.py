@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reporting import machine, publish
+from reporting import machine, peak_memory_mb, publish
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -226,9 +226,7 @@ def peak_mb(bench: Bench, name: str) -> int:
     step = bench.step(name)
     for batch in bench.batches[:3]:
         step(batch)
-    # Not ru_maxrss: a new process inherits that of the process that started it.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) // 1024
+    return peak_memory_mb()
 
 
 def main() -> None:

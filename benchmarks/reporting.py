@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.runtime.host import processor_name
+from agridistill.runtime.memory import peak_memory_bytes
 from agridistill.storage import write_json
 
 
@@ -29,6 +30,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def peak_memory_mb() -> int:
+    """Of this process, in MiB; not ru_maxrss, which a new process inherits from the one that started it."""
+    return (peak_memory_bytes() or 0) // 1024**2
 
 
 def publish(document: dict[str, Any], out: Path | None) -> None:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reporting import machine, publish
+from reporting import machine, peak_memory_mb, publish
 
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, read_split, write_split
@@ -66,14 +66,12 @@ def student(data: Path, split: Path, teacher: Path, out: Path) -> dict[str, floa
     fit = FitSettings(model=STUDENT, epochs=1, batch_size=64, pretrained=False, precision="fp32", workers=0)
     config = DistillConfig(data=DataSettings(image_size=IMAGE_SIZE), distill=fit)
     result = run.distill(data, teacher, out, config, split_file=split)
-    # Not ru_maxrss: a new process inherits that of the process that started it.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "import_s": round(imported - begin, 2),
         "start_s": round(marks["first_step"] - imported, 2),
         "cache_s": round(marks["cache_s"], 2),
         "epoch_s": round(result.train_s, 2),
-        "peak_memory_mb": int(status["VmHWM"].split()[0]) // 1024,
+        "peak_memory_mb": peak_memory_mb(),
     }
 
 

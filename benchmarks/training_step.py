@@ -1,6 +1,6 @@
 """What a training step gains from bf16 and from keeping freed memory, on this processor.
 
-    python benchmarks/training_step.py --out docs/results/training_step.json
+    python benchmarks/training_step.py --out docs/performance/training_step.json
 
 Each variant runs in a process of its own (glibc's thresholds cannot be taken back), in turns; medians of all turns.
 """
@@ -8,16 +8,13 @@ Each variant runs in a process of its own (glibc's thresholds cannot be taken ba
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from agridistill.storage import write_json
+from reporting import machine, publish
 
 MODELS = ("mobilenetv3_large_100", "swin_micro_patch4_window4_128")
 VARIANTS = (("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True))
@@ -77,12 +74,8 @@ def main() -> None:
                 }
             )
             print(rows[-1])
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    document = {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE, "turns": TURNS, "machine": machine, "rows": rows}
-    if given.out:
-        write_json(given.out, document)
-    else:
-        print(json.dumps(document, indent=2))
+    shape = {"image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE, "turns": TURNS}
+    publish({"machine": machine(), **shape, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":
