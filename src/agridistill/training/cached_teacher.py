@@ -28,6 +28,7 @@ from agridistill.errors import RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.teacher import OUTPUTS_VERSION, LiveTeacher
 from agridistill.progress import ProgressCallback, silent
+from agridistill.training.agreement import Gather, all_or_none, alone
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class CachedTeacher:
         workers: int,
         rank: int = 0,
         world: int = 1,
-        barrier: Callable[[], None] = lambda: None,
+        gather: Gather = alone,
         progress: ProgressCallback = silent,
     ) -> None:
         """Opens the cache and builds what it lacks; every process builds its share of the blocks.
@@ -170,21 +171,22 @@ class CachedTeacher:
             workers: loader processes.
             rank: of this process.
             world: number of processes, which see the same folder.
-            barrier: waits for all processes.
+            gather: of all processes, see `agreement`.
             progress: called with (views done, views to do) of this process, where anything is to do.
 
         Raises:
-            RunError: no room on the disk, or a folder that cannot be written.
+            RunError: no room on the disk, or a folder that cannot be written; in every process, whichever met it.
         """
         self._device = device
-        # The others wait for the first one, which may have to wait for another run.
-        with building(self.folder) if rank == 0 else contextlib.nullcontext():
-            if rank == 0:
-                self._cache = self._open()
-            barrier()
-            cache = self._cache = self._cache or self._open()
-            self._build_share(cache, workers, rank, world, progress)
-            barrier()
+        with contextlib.ExitStack() as held:
+            # The others wait for the first one, which may have to wait for another run.
+            with all_or_none(gather, rank):
+                if rank == 0:
+                    held.enter_context(building(self.folder))
+                    self._cache = self._open()
+            with all_or_none(gather, rank):
+                cache = self._cache = self._cache or self._open()
+                self._build_share(cache, workers, rank, world, progress)
         if world > 1:
             # What other machines wrote is seen by those who open the files after them.
             self.close()

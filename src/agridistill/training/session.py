@@ -35,7 +35,7 @@ from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.teachers import teacher_source, weights_of
-from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning, together
+from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning, together, with_others
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Session:
         builder = [BuildCache(cached, datamodule.workers)] if cached else []
         same = SameEverywhere({"photos": self.prepared.fingerprint, "recipe": asdict(self.config)})
         trainer = create_trainer(self.fit, self.folder, precision, [same, *builder, self.best, self.log])
-        with quiet_lightning(), interruptible(), closing(cached) if cached else nullcontext():
+        several = with_others(trainer) if self.fit.processes > 1 else nullcontext()
+        with several, quiet_lightning(), interruptible(), closing(cached) if cached else nullcontext():
             trainer.fit(
                 module,
                 datamodule=datamodule,
