@@ -172,7 +172,8 @@ class CachedTeacher:
             rank: of this process.
             world: number of processes, which see the same folder.
             gather: of all processes, see `agreement`.
-            progress: called with (views done, views to do) of this process, where anything is to do.
+            progress: called with (views done, views to do) of all processes, reckoned from this one's share, where
+                anything is to do.
 
         Raises:
             RunError: no room on the disk, or a folder that cannot be written; in every process, whichever met it.
@@ -186,7 +187,10 @@ class CachedTeacher:
                     self._cache = self._open()
             with all_or_none(gather, rank):
                 cache = self._cache = self._cache or self._open()
-                self._build_share(cache, workers, rank, world, progress)
+                own = cache.missing(rank, world)
+            counts = gather(sum(block.stop - block.start for block in own))
+            with all_or_none(gather, rank):
+                self._build_share(cache, own, sum(counts), workers, progress)
         if world > 1:
             # What other machines wrote is seen by those who open the files after them.
             self.close()
@@ -208,10 +212,11 @@ class CachedTeacher:
         return TeacherCache(self.folder, self.key, self.layout, self.viewing.views)
 
     def _build_share(
-        self, cache: TeacherCache, workers: int, rank: int, world: int, progress: ProgressCallback
+        self, cache: TeacherCache, own: Sequence[Block], everywhere: int, workers: int, progress: ProgressCallback
     ) -> None:
-        own = cache.missing(rank, world)
         if not own:
+            if everywhere:
+                progress(0, everywhere)
             return
         teacher = self._live or self._load()
         teacher.to(self._device)
@@ -228,7 +233,8 @@ class CachedTeacher:
                 if batch is not None:
                     self._ask(teacher, batch, block, outputs)
                 done += min(_BUILD_BATCH, block.stop - start)
-                progress(done, total)
+                # The others are about as far.
+                progress(done * everywhere // total, everywhere)
             cache.write(block, outputs)
         self._live = None
 
