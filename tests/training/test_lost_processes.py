@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.errors import PeerError, RunError
+from agridistill.errors import DataError, PeerError, RunError
 from agridistill.training.agreement import all_or_none
+from agridistill.training.run import train
+from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
+from agridistill.training.trainer import require_share_for_each
 
 # Fails in the process FAIL_RANK at FAIL_AT, and notes every process's exit code.
 SCRIPT = """
@@ -32,11 +35,17 @@ def gone(*_):
     os._exit(9)
 
 
+def unreadable(self, batch, number, step=module.DistillationModule.validation_step):
+    step(self, None, number)
+
+
 if rank == os.environ["FAIL_RANK"]:
     if os.environ["FAIL_AT"] == "write":
         cached_teacher.TeacherCache.write = full
     elif os.environ["FAIL_AT"] == "open":
         cached_teacher.CachedTeacher._open = full
+    elif os.environ["FAIL_AT"] == "validation":
+        module.DistillationModule.validation_step = unreadable
     else:
         module.DistillationModule.training_step = gone
 try:
@@ -66,7 +75,9 @@ def run(leaves: Path, teacher: Path, folder: Path, rank: int, at: str) -> tuple[
     command = [sys.executable, str(script), "distill", str(leaves), "--teacher", str(teacher), "--out"]
     command += [str(folder / "out"), "--student", "mobilenetv3_small_050", "--cache-dir", str(folder / "cache")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAIL_RANK": str(rank), "FAIL_AT": at, "CODES": str(codes)}
-    done = subprocess.run([*command, *OPTIONS], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [*command, *OPTIONS], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
     return done.returncode, done.stderr.splitlines(), {path.name: path.read_text() for path in codes.iterdir()}
 
 
@@ -88,6 +99,29 @@ def test_a_process_that_vanishes_is_told_in_one_line(leaves: Path, teacher_run: 
     assert not [line for line in lines if "Traceback" in line]
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert "expected all processes of this run to its end; got the end of one of them before" in error
+
+
+def test_a_process_without_a_readable_validation_photo_keeps_step(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    code, lines, codes = run(leaves, teacher_run, tmp_path, 1, "validation")
+    assert code == 0, lines
+    assert codes == {"0": "0", "1": "0"}
+
+
+@pytest.mark.parametrize(("train", "val", "named"), [(3, 9, "training"), (9, 3, "validation")])
+def test_every_process_needs_a_photo(train: int, val: int, named: str) -> None:
+    fit = FitSettings(devices=2, nodes=2, batch_size=8)
+    require_share_for_each(fit, train=4, val=4)
+    with pytest.raises(DataError, match=f"expected at least 4 {named} photos, one for each process; got 3; lower"):
+        require_share_for_each(fit, train=train, val=val)
+
+
+def test_too_few_photos_are_told_before_anything_is_built(leaves: Path, tmp_path: Path) -> None:
+    fit = FitSettings(model="mobilenetv3_small_050", devices=16, batch_size=32, pretrained=False)
+    with pytest.raises(DataError, match="at least 16 validation photos"):
+        train(leaves, tmp_path / "out", TrainConfig(data=DataSettings(image_size=64), train=fit))
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_several_errors_the_first_process_tells_its_own() -> None:

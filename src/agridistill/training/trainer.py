@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from agridistill.errors import ConfigError, RunError
+from agridistill.errors import ConfigError, DataError, RunError
 from agridistill.training.callbacks import ProgressLine
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
@@ -27,6 +27,26 @@ _PATIENCE = timedelta(days=2)
 
 # What gloo and NCCL say where a process that they wait for is gone.
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited")
+
+
+def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
+    """Checks that every process has photos to learn from and to validate on.
+
+    Args:
+        fit: devices and nodes.
+        train: number of training photos.
+        val: number of validation photos.
+
+    Raises:
+        DataError: a process would have none.
+    """
+    for name, photos in (("training", train), ("validation", val)):
+        if photos < fit.processes:
+            raise DataError(
+                f"at least {fit.processes} {name} photos, one for each process",
+                str(photos),
+                "lower --devices or --nodes, or add photos",
+            )
 
 
 def create_trainer(
