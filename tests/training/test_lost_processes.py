@@ -11,6 +11,7 @@ import pytest
 
 from agridistill.errors import DataError, PeerError, RunError
 from agridistill.training.agreement import all_or_none
+from agridistill.training.module import DistillationModule
 from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
 from agridistill.training.trainer import require_share_for_each
@@ -144,3 +145,13 @@ def test_of_several_errors_the_first_process_tells_its_own() -> None:
         pass
     with all_or_none(lambda own: [own, None], 0):
         pass
+
+
+def test_validation_photos_that_have_all_gone_bad_stop_the_run(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = DistillationModule.validation_step
+    monkeypatch.setattr(DistillationModule, "validation_step", lambda self, batch, number: step(self, None, number))
+    fit = FitSettings(model="mobilenetv3_small_050", epochs=1, batch_size=16, pretrained=False, workers=0)
+    with pytest.raises(RunError, match="expected readable validation photos; got none"):
+        train(leaves, tmp_path / "out", TrainConfig(data=DataSettings(image_size=64), train=fit))
