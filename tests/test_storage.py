@@ -45,6 +45,20 @@ def test_a_failure_leaves_the_old_content_and_nothing_half_written(tmp_path: Pat
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_no_two_writers_share_a_temporary_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on two hosts that share a folder.
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    target = tmp_path / "a.txt"
+    with replacing(target) as ours, replacing(target) as theirs:
+        assert ours != theirs
+        for temporary in (ours, theirs):
+            assert temporary.name.startswith(".a.txt.")
+            assert temporary.suffix == ".part"
+            temporary.write_text(temporary.name)
+    assert target.read_text() == ours.name
+    assert names(tmp_path) == ["a.txt"]
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path: Path, number: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):

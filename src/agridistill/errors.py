@@ -9,6 +9,7 @@
     ├── ConfigError             a recipe, a key, a value
     ├── ModelError              a model name, weights, a manifest, a class list
     ├── RunError                a run folder: taken, unfinished, of another recipe
+    │   └── PeerError           what another process of the run met, which tells it
     └── MissingExtraError       an optional part of AgriDistill that is not installed
 
 Anything else that escapes is a defect of AgriDistill and keeps its traceback.
@@ -61,6 +62,10 @@ class ModelError(AgriDistillError):
 
 class RunError(AgriDistillError):
     """A run folder is taken, unfinished or belongs to another recipe."""
+
+
+class PeerError(RunError):
+    """Another process of this run met an error. That one tells it; the others only end with it."""
 
 
 class MissingExtraError(AgriDistillError):

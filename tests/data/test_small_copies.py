@@ -10,7 +10,7 @@ from PIL import Image
 
 from agridistill.data import small_copies
 from agridistill.data.small_copies import SmallCopies
-from agridistill.data.views import Augmentation, render_view
+from agridistill.data.views import VIEWS_VERSION, Augmentation, render_view
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import read_photo, to_pixels
@@ -105,9 +105,32 @@ def test_a_damaged_copy_is_made_again(tmp_path: Path, own_cache: Path) -> None:
     photo(tmp_path, 640, 480)
     before = np.asarray(SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg"))
     (copy,) = (path for path in own_cache.rglob("*") if path.is_file())
-    copy.write_bytes(copy.read_bytes()[:100])
-    assert np.array_equal(np.asarray(SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg")), before)
-    assert np.array_equal(np.asarray(read_photo(copy.read_bytes())), before)
+    whole = copy.read_bytes()
+    # Any decoder would take the flipped one.
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:100], b"", bytes(flipped)):
+        copy.write_bytes(damaged)
+        assert np.array_equal(np.asarray(SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg")), before)
+        assert copy.read_bytes() == whole
+
+
+@pytest.mark.parametrize("changed", ["our way", "Pillow", "libjpeg-turbo"])
+def test_another_way_of_making_copies_has_copies_of_its_own(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    photo(tmp_path, 640, 480)
+    SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg")
+    if changed == "our way":
+        monkeypatch.setattr(small_copies, "VIEWS_VERSION", VIEWS_VERSION + 1)
+    elif changed == "Pillow":
+        monkeypatch.setattr("PIL.__version__", "0.0")
+    else:
+        monkeypatch.setattr("PIL.features.version", lambda _: "0.0")
+    names = decoded(monkeypatch)
+    SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg")
+    assert names == ["a.jpg"]
+    assert len([path for path in own_cache.rglob("*") if path.is_file()]) == 2
 
 
 def test_without_a_place_for_copies_all_goes_on(tmp_path: Path, own_cache: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from agridistill import __version__
 from agridistill.cli import benchmark, data, demo, distill, evaluate, export, predict, train
 from agridistill.cli.output import LogLines, stderr
-from agridistill.errors import AgriDistillError, MissingExtraError
+from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
 OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -67,8 +67,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         line = _told(error)
         if debug or line is None:
             raise
-        stderr.quiet = False
-        stderr.print(f"error: {line}", markup=False, style="red")
+        if not isinstance(error, PeerError):
+            stderr.quiet = False
+            stderr.print(f"error: {line}", markup=False, style="red")
         return UNUSABLE
     except KeyboardInterrupt:
         result = INTERRUPTED

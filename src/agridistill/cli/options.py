@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
-    from agridistill.training.session import RunResult
+    from agridistill.training.result import RunResult
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]

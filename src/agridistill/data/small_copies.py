@@ -1,8 +1,9 @@
 """Small copies of large photos: a photo of 12 megapixels is decoded once, not in every epoch.
 
 A view of a large photo is drawn from a copy that has just the pixels which the closest view needs. The copy is a
-function of the photo alone; that it is kept, in the user's cache folder, only saves time. A photo that is hardly larger
-than its copy would be is used itself.
+function of the photo, of how we make it and of the libraries that do; its place names all of them, and it carries a
+checksum. That it is kept, in the user's cache folder, only saves time. A photo that is hardly larger than its copy
+would be is used itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import io
 import logging
 import math
 import os
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
-from PIL import Image
+import PIL
+from PIL import Image, features
 
-from agridistill.data.views import Augmentation
+from agridistill.data.views import VIEWS_VERSION, Augmentation
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import photo_size, read_photo, to_pixels
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 # Below this ratio of the sides, decoding the photo itself costs little more than decoding the copy.
 _WORTH_A_COPY = 2
 _JPEG_QUALITY = 95
+_CHECKSUM_BYTES = 4
 
 
 class SmallCopies:
@@ -44,8 +48,9 @@ class SmallCopies:
         self.side = math.ceil(preprocessing.image_size / math.sqrt(scale))
         self._make = self._for_views if augmentation is not None else self._as_it_is
         kind = f"view {self.side}" if augmentation is not None else f"{preprocessing.resize} {self.side}"
-        name = sha256(f"{os.fsdecode(root.resolve())} {kind}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        self._folder = user_cache() / "small-copies" / name
+        name = f"{os.fsdecode(root.resolve())} {kind} {_makers()}"
+        digest = sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._folder = user_cache() / "small-copies" / digest
 
     def read(self, path: str) -> Image.Image:
         """The photo, or its copy where it is large: RGB.
@@ -58,12 +63,12 @@ class SmallCopies:
             return read_photo(full)
         kept = self._place(full, path)
         try:
-            return read_photo(kept.read_bytes())
+            return read_photo(_checked(kept.read_bytes()))
         except (OSError, PhotoError):
             content = self._make(read_photo(full))
         try:
             with replacing(kept) as temporary:
-                temporary.write_bytes(content)
+                temporary.write_bytes(zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") + content)
         except OSError:
             logger.debug("no small copy in '%s'", kept, exc_info=True)
         return read_photo(content)
@@ -85,6 +90,23 @@ class SmallCopies:
     def _as_it_is(self, image: Image.Image) -> bytes:
         # Without any loss: these pixels are what the model is measured on.
         return _encoded(Image.fromarray(to_pixels(image, self.preprocessing)), "PNG", compress_level=1)
+
+
+def _makers() -> str:
+    """What the pixels of a copy depend on beside the photo: our way of making it, and the libraries."""
+    return f"version {VIEWS_VERSION}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+
+
+def _checked(stored: bytes) -> bytes:
+    """The copy without its checksum.
+
+    Raises:
+        PhotoError: they do not belong together.
+    """
+    checksum, content = stored[:_CHECKSUM_BYTES], stored[_CHECKSUM_BYTES:]
+    if zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
+        raise PhotoError("a whole small copy", "a damaged one", "delete it; it is made anew")
+    return content
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:

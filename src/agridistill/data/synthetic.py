@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from agridistill.data.leaf_photos import canvas_size, photograph
 from agridistill.data.leaf_shapes import Leaf, grow
 from agridistill.errors import DataError, nearest
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import temporary_beside
 
 CLASSES: tuple[str, ...] = tuple(SYMPTOMS)
 _SMALLEST_IMAGE = 32
@@ -126,7 +126,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DataError("a new or empty folder for drawn leaves", f"'{path}', which is in use", "name another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary_beside(path)
     try:
         temporary.mkdir()
         yield temporary

@@ -52,7 +52,8 @@ class Augmentation:
                 raise ConfigError(f"augmentation.{name} from 0 to below 1", str(getattr(self, name)), "correct it")
 
 
-# Counts the ways in which a seed became a view: a teacher cache of another way is of other pixels.
+# Counts the ways in which a photo and a seed became a view, by way of a small copy too: a teacher cache or a copy of
+# another way is of other pixels.
 VIEWS_VERSION = 1
 
 

@@ -28,6 +28,7 @@ from agridistill.errors import RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.teacher import OUTPUTS_VERSION, LiveTeacher
 from agridistill.progress import ProgressCallback, silent
+from agridistill.training.agreement import Gather, all_or_none, alone
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class CachedTeacher:
         workers: int,
         rank: int = 0,
         world: int = 1,
-        barrier: Callable[[], None] = lambda: None,
+        gather: Gather = alone,
         progress: ProgressCallback = silent,
     ) -> None:
         """Opens the cache and builds what it lacks; every process builds its share of the blocks.
@@ -176,21 +177,26 @@ class CachedTeacher:
             workers: loader processes.
             rank: of this process.
             world: number of processes, which see the same folder.
-            barrier: waits for all processes.
-            progress: called with (views done, views to do) of this process, where anything is to do.
+            gather: of all processes, see `agreement`.
+            progress: called with (views done, views to do) of all processes, reckoned from this one's share, where
+                anything is to do.
 
         Raises:
-            RunError: no room on the disk, or a folder that cannot be written.
+            RunError: no room on the disk, or a folder that cannot be written; in every process, whichever met it.
         """
         self._device = device
-        # The others wait for the first one, which may have to wait for another run.
-        with building(self.folder) if rank == 0 else contextlib.nullcontext():
-            if rank == 0:
-                self._cache = self._open()
-            barrier()
-            cache = self._cache = self._cache or self._open()
-            self._build_share(cache, workers, rank, world, progress)
-            barrier()
+        with contextlib.ExitStack() as held:
+            # The others wait for the first one, which may have to wait for another run.
+            with all_or_none(gather, rank):
+                if rank == 0:
+                    held.enter_context(building(self.folder))
+                    self._cache = self._open()
+            with all_or_none(gather, rank):
+                cache = self._cache = self._cache or self._open()
+                own = cache.missing(rank, world)
+            counts = gather(sum(block.stop - block.start for block in own))
+            with all_or_none(gather, rank):
+                self._build_share(cache, own, sum(counts), workers, progress)
         if world > 1:
             # What other machines wrote is seen by those who open the files after them.
             self.close()
@@ -212,12 +218,13 @@ class CachedTeacher:
         return TeacherCache(self.folder, self.key, self.layout, self.viewing.views)
 
     def _build_share(
-        self, cache: TeacherCache, workers: int, rank: int, world: int, progress: ProgressCallback
+        self, cache: TeacherCache, own: Sequence[Block], everywhere: int, workers: int, progress: ProgressCallback
     ) -> None:
-        own = cache.missing(rank, world)
         # Whether or not it has something to do here: a teacher that has answered need not stay in memory.
         live, self._live = self._live, None
         if not own:
+            if everywhere:
+                progress(0, everywhere)
             return
         teacher = live or self._load()
         teacher.to(self._device)
@@ -234,7 +241,8 @@ class CachedTeacher:
                 if batch is not None:
                     self._ask(teacher, batch, block, outputs)
                 done += min(_BUILD_BATCH, block.stop - start)
-                progress(done, total)
+                # The others are about as far.
+                progress(done * everywhere // total, everywhere)
             cache.write(block, outputs)
 
     def _empty(self, count: int) -> Outputs:

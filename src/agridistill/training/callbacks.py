@@ -26,6 +26,7 @@ from agridistill.errors import RunError
 from agridistill.models.factory import save_weights
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_text
+from agridistill.training.agreement import gather_all
 from agridistill.training.cached_teacher import CachedTeacher
 from agridistill.training.module import DistillationModule
 
@@ -145,7 +146,7 @@ class BuildCache(Callback):
                 workers=self.workers,
                 rank=trainer.global_rank,
                 world=trainer.world_size,
-                barrier=trainer.strategy.barrier,
+                gather=gather_all,
                 progress=progress,
             )
 

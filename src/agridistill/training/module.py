@@ -205,10 +205,19 @@ class DistillationModule(lightning.LightningModule):
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
         if self._tap is not None:
             self._tap.features()  # taken, so that the next training step cannot see stale ones
-        self.val_accuracy(logits, batch.target)
-        self.val_nll(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
-        self.log("val/accuracy", self.val_accuracy, batch_size=len(batch.target))
-        self.log("val/nll", self.val_nll, batch_size=len(batch.target))
+        self.val_accuracy.update(logits, batch.target)
+        self.val_nll.update(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs both, in every process: one whose photos have all gone bad must take part in the sum, too.
+
+        Raises:
+            RunError: no validation photo can be read.
+        """
+        if self.trainer.world_size == 1 and self.val_nll.update_count == 0:
+            raise RunError("readable validation photos", "none", "check the storage and go on with --resume")
+        self.log("val/accuracy", self.val_accuracy)
+        self.log("val/nll", self.val_nll)
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up and cosine decay; biases, norms and other vectors are not decayed."""

@@ -15,8 +15,9 @@ from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
+from agridistill.training.result import RunResult
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.session import RunResult, Session
+from agridistill.training.session import Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.teachers import weights_of
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from agridistill.data.splits import write_split
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.metrics import fit_temperature
-from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest, require_same_classes, sha256_of
 from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
@@ -32,29 +30,19 @@ from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, Sa
 from agridistill.training.hardware import choose_precision, keep_freed_memory
 from agridistill.training.int8 import as_int8
 from agridistill.training.module import DistillationModule, TeacherSource
+from agridistill.training.result import RunResult, read_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.teachers import teacher_source, weights_of
-from agridistill.training.trainer import create_trainer, interruptible, quiet_lightning, stopped_early, together
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        out: the run folder.
-        evaluation: on the test split.
-        best_epoch: whose weights were kept, counted from 1.
-        train_s: seconds spent in training epochs.
-        skipped: unreadable photos that were left out, with the reason.
-    """
-
-    out: Path
-    evaluation: EvaluationResult
-    best_epoch: int
-    train_s: float
-    skipped: tuple[tuple[str, str], ...]
+from agridistill.training.trainer import (
+    create_trainer,
+    interruptible,
+    quiet_lightning,
+    require_share_for_each,
+    stopped_early,
+    together,
+    with_others,
+)
 
 
 class Session:
@@ -85,6 +73,7 @@ class Session:
 
     def run(self) -> RunResult:
         """Builds, fits, evaluates."""
+        require_share_for_each(self.fit, train=len(self.prepared.train), val=len(self.prepared.val))
         keep_freed_memory()
         lightning.seed_everything(self.fit.seed, verbose=False)
         saved = self.folder.read_checkpoint() if self.resume else None
@@ -117,7 +106,8 @@ class Session:
         builder = [BuildCache(cached, datamodule.workers)] if cached else []
         same = SameEverywhere({"photos": self.prepared.fingerprint, "recipe": asdict(self.config)})
         trainer = create_trainer(self.fit, self.folder, precision, [same, *builder, self.best, self.log])
-        with quiet_lightning(), interruptible(), closing(cached) if cached else nullcontext():
+        several = with_others(trainer) if self.fit.processes > 1 else nullcontext()
+        with several, quiet_lightning(), interruptible(), closing(cached) if cached else nullcontext():
             trainer.fit(
                 module,
                 datamodule=datamodule,
@@ -130,13 +120,7 @@ class Session:
         with together(trainer):
             if self.first:
                 self._finish(precision)
-        return self._written_result()
-
-    def _written_result(self) -> RunResult:
-        """What the first process wrote, for all of them."""
-        document = json.loads(self.folder.evaluation.read_text(encoding="utf-8"))
-        result = EvaluationResult.from_json(document)
-        return RunResult(self.folder.path, result, document["best_epoch"], document["train_s"], self.prepared.skipped)
+        return read_result(self.folder, self.prepared.skipped)
 
     def _module(self, model: torch.nn.Module, source: TeacherSource | None, total_steps: int) -> DistillationModule:
         settings, weights = self.objective, weights_of(self.objective)

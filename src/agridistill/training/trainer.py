@@ -14,13 +14,14 @@ from typing import Any
 
 import lightning
 import torch
+import torch.distributed
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from agridistill.errors import ConfigError
+from agridistill.errors import ConfigError, DataError, RunError
 from agridistill.storage import replacing
 from agridistill.training.callbacks import ProgressLine
 from agridistill.training.run_folder import RunFolder
@@ -28,6 +29,29 @@ from agridistill.training.settings import FitSettings
 
 # Processes wait for each other's share of the teacher's cache, and for the evaluation that one of them does.
 _PATIENCE = timedelta(days=2)
+
+# What gloo and NCCL say where a process that they wait for is gone.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited")
+
+
+def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
+    """Checks that every process has photos to learn from and to validate on.
+
+    Args:
+        fit: devices and nodes.
+        train: number of training photos.
+        val: number of validation photos.
+
+    Raises:
+        DataError: a process would have none.
+    """
+    for name, photos in (("training", train), ("validation", val)):
+        if photos < fit.processes:
+            raise DataError(
+                f"at least {fit.processes} {name} photos, one for each process",
+                str(photos),
+                "lower --devices or --nodes, or add photos",
+            )
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -99,6 +123,37 @@ def together(trainer: lightning.Trainer) -> Iterator[None]:
         if launcher is not None:
             launcher.kill(signal.SIGTERM)
         raise
+
+
+@contextmanager
+def with_others(trainer: lightning.Trainer) -> Iterator[None]:
+    """Where several processes train: how the failure of one of them ends this one.
+
+    Raises:
+        RunError: another process is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Lightning would kill this process as soon as it sees that another one has failed; it ends by itself, and
+        # says with which result.
+        if (started := getattr(trainer.strategy.launcher, "procs", None)) is not None:
+            started.clear()
+        if not _lost_another(error):
+            raise
+        raise RunError(
+            "all processes of this run to its end",
+            f"the end of one of them before ('{str(error)[:200]}')",
+            "see what it told, or the log of its machine, and go on with --resume",
+        ) from error
+
+
+def _lost_another(error: Exception) -> bool:
+    """Told by its text: gloo raises plain runtime errors."""
+    text = str(error)
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in _LOST)
+    )
 
 
 @contextmanager
