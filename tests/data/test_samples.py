@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.samples import scan
+from agridistill.data.samples import described_without_photos, scan, suffixes
 from agridistill.errors import DataError
 
 
@@ -75,3 +75,30 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least two class folders with photos; got only 'a'"):
         scan(make(tmp_path, "a/1.jpg", "b/readme.txt"))
+
+
+def test_the_only_class_is_told_beside_what_the_other_folders_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'b' without photos \(2 files: .heic\); put the photos"):
+        scan(make(tmp_path, "a/1.jpg", "b/1.heic", "b/2.HEIC"))
+
+
+def test_class_folders_without_photos_are_recorded_with_what_they_hold(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "b/1.png", "c/2.heic", "c/1.heic")
+    (tmp_path / "d").mkdir()
+    folder = scan(tmp_path)
+    assert folder.classes == ("a", "b")
+    assert folder.without_photos == {"c": ("c/1.heic", "c/2.heic"), "d": ()}
+    assert folder.strays == ("c/1.heic", "c/2.heic")
+
+
+def test_a_class_with_photos_in_one_split_only_is_not_without_photos(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "train/c/3.heic", "test/a/3.jpg", "test/b/4.heic", "test/c/5.heic")
+    folder = scan(tmp_path)
+    assert folder.without_photos == {"c": ("test/c/5.heic", "train/c/3.heic")}
+    assert folder.given_split == {"train/a/1.jpg": "train", "train/b/2.jpg": "train", "test/a/3.jpg": "test"}
+
+
+def test_a_folder_without_photos_is_described_by_what_it_holds() -> None:
+    assert described_without_photos("c", ()) == "'c' without photos (an empty folder)"
+    assert described_without_photos("c", ["c/x"]) == "'c' without photos (1 file: no suffix)"
+    assert suffixes(f"c/{letter}.{letter}" for letter in "abcdef") == ".a, .b, .c, .d, .e, …"

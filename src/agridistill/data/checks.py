@@ -10,7 +10,7 @@ from typing import Any
 
 from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.inspection import Inspection, inspect_photos
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
@@ -60,6 +60,7 @@ class CheckResult:
         unreadable: (path, reason).
         oversize: (path, reason): photos above the pixel limit.
         strays: files among the photos that are no photos.
+        without_photos: class folders without a photo -> the files that they do hold.
         exact_duplicates: groups of identical files.
         conflicting_duplicates: groups of identical files that stand in several classes.
         near_duplicates: groups of photos that look alike, but are no identical files.
@@ -77,6 +78,7 @@ class CheckResult:
     unreadable: tuple[tuple[str, str], ...]
     oversize: tuple[tuple[str, str], ...]
     strays: tuple[str, ...]
+    without_photos: Mapping[str, tuple[str, ...]]
     exact_duplicates: tuple[tuple[str, ...], ...]
     conflicting_duplicates: tuple[tuple[str, ...], ...]
     near_duplicates: tuple[tuple[str, ...], ...]
@@ -138,6 +140,7 @@ def check(
         "unreadable": unreadable,
         "oversize": oversize,
         "strays": folder.strays,
+        "without_photos": dict(folder.without_photos),
         "exact_duplicates": exact,
         "conflicting_duplicates": tuple(group for group in exact if len({label_of[path] for path in group}) > 1),
         "near_duplicates": near,
@@ -220,6 +223,8 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
     if result.strays:
         yield f"{_count(result.strays, 'file')} among the photos that are no photos, the first '{result.strays[0]}'"
+    for name, files in result.without_photos.items():
+        yield f"class folder {described_without_photos(name, files)}"
     if result.conflicting_duplicates:
         group = result.conflicting_duplicates[0]
         yield (
