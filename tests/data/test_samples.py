@@ -50,6 +50,30 @@ def test_train_val_and_test_folders_give_the_split(tmp_path: Path) -> None:
     }
 
 
+def test_split_folders_may_be_written_in_capitals(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "Train/a/1.jpg", "Train/b/2.jpg", "TEST/a/3.jpg"))
+    assert folder.classes == ("a", "b")
+    assert folder.given_split == {"Train/a/1.jpg": "train", "Train/b/2.jpg": "train", "TEST/a/3.jpg": "test"}
+
+
+def test_a_folder_of_something_else_beside_split_folders_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "Test/a/3.jpg", "raw/a/4.jpg")
+    with pytest.raises(DataError, match=r"got 'raw' beside 'Test' and 'train' in '.*'; move it away"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["validation", "Val"])
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, other: str) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", f"{other}/b/4.jpg", "test/a/5.jpg")
+    with pytest.raises(DataError, match=f"expected one folder of val photos; got .*'{other}'.* merge them"):
+        scan(tmp_path)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "bus/1.jpg", "train/2.jpg"))
+    assert (folder.classes, folder.given_split) == (("bus", "train"), None)
+
+
 def test_a_class_only_in_test_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/c/4.jpg")
     with pytest.raises(DataError, match="'c' in test but not in train"):

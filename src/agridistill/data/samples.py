@@ -57,7 +57,8 @@ def scan(root: Path) -> PhotoFolder:
     """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
 
     Raises:
-        DataError: not a folder, empty, fewer than two classes, or classes that differ between the splits.
+        DataError: not a folder, empty, fewer than two classes, classes that differ between the splits, folders of
+            something else beside those of splits, or two folders of one split.
     """
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
@@ -69,10 +70,37 @@ def scan(root: Path) -> PhotoFolder:
         folders = _subfolders(root)
     except PermissionError:
         raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
-    split_folders = {_SPLIT_ALIASES[name]: name for name in folders if name in _SPLIT_ALIASES}
-    if "train" in split_folders and set(folders) <= set(_SPLIT_ALIASES):
+    split_folders = _split_folders(root, folders)
+    if split_folders is not None:
         return _scan_given_split(root, split_folders)
     return _scan_classes(root, [(name, name) for name in folders])
+
+
+def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
+    """The folder of each split; None where the folders are classes, of which one may be called like a split.
+
+    What is neither the one nor the other is refused: read as classes it would make a model of "train" and "test".
+    """
+    splits: dict[str, str] = {}
+    for name in folders:
+        split = _SPLIT_ALIASES.get(name.lower())
+        if split is not None and split in splits:
+            raise DataError(
+                f"one folder of {split} photos", f"'{splits[split]}' and '{name}' in '{root}'", "merge them"
+            )
+        if split is not None:
+            splits[split] = name
+    others = [name for name in folders if name not in splits.values()]
+    if "train" not in splits or (others and len(splits) == 1):
+        return None
+    if others:
+        named = " and ".join(f"'{name}'" for name in splits.values())
+        raise DataError(
+            "class folders, or only train, val and test folders of them",
+            f"'{others[0]}' beside {named} in '{root}'",
+            "move it away, or name the folder that holds the class folders",
+        )
+    return splits
 
 
 def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFolder:
@@ -87,7 +115,7 @@ def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFold
             )
     pairs = [(f"{folder}/{name}", name) for split, folder in split_folders.items() for name in per_split[split]]
     scanned = _scan_classes(root, pairs)
-    given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0]] for sample in scanned.samples}
+    given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0].lower()] for sample in scanned.samples}
     return replace(scanned, given_split=given)
 
 
