@@ -160,6 +160,27 @@ def test_a_class_that_a_split_lacks_is_a_problem(tmp_path: Path, write_folder) -
     assert result.notes == ("1 photo in no split",)
 
 
+@pytest.mark.parametrize(
+    ("given", "lacking"), [(("train", "test"), "val"), (("train", "val"), "test"), (("train",), "val and test")]
+)
+def test_a_part_that_training_cuts_from_train_is_only_noted(
+    tmp_path: Path, write_photo, given: tuple[str, ...], lacking: str
+) -> None:
+    for seed, (part, name) in enumerate((part, name) for part in given for name in ("rust", "scab")):
+        for shot in range(4):
+            write_photo(tmp_path / part / name / f"{shot}.png", 10 * seed + shot)
+    result = check(tmp_path)
+    assert result.problems == ()
+    assert result.notes == (f"no photos in {lacking}: training takes them from train, leaf by leaf",)
+
+
+def test_a_class_that_one_given_folder_lacks_is_a_problem(tmp_path: Path, write_photo) -> None:
+    for seed, place in enumerate(("train/rust", "train/scab", "val/rust", "test/rust", "test/scab")):
+        for shot in range(4):
+            write_photo(tmp_path / place / f"{shot}.png", 10 * seed + shot)
+    assert check(tmp_path).problems == ("'scab' has no photos in val",)
+
+
 def test_look_alikes_of_different_named_leaves_are_only_noted(tmp_path: Path, write_photo, write_folder) -> None:
     root = write_folder(tmp_path / "data", {"rust": 3, "scab": 3})
     write_photo(root / "rust" / f"{UUID}RS_HL 10.png", 50)
