@@ -81,6 +81,15 @@ def test_an_unknown_recipe_key_is_one_line(capsys: pytest.CaptureFixture[str], t
     assert "did you mean 'epochs'?" in err
 
 
+def test_a_recipe_of_another_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[distill]\nepochs = 3\n")
+    code, _, err = run(capsys, "train", tmp_path, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "expected a recipe with a section [train]; got one with [distill]; use it with 'agridistill distill'" in (
+        one_line(err)
+    )
+
+
 def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = run(capsys, "train", tmp_path, "--out", tmp_path / "run", "--epoch", "3")
     assert code == 2
