@@ -205,6 +205,61 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
     assert not list(out.glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("words", "called", "told"),
+    [
+        (("demo", "--out"), "study.demo.run_demo", "interrupted: the same command goes on where it stopped"),
+        (
+            ("data", "fetch", "plantvillage-tomato", "--out"),
+            "data.fetch.fetch_plantvillage_tomato",
+            "interrupted: the same command goes on where it stopped",
+        ),
+        (("data", "check"), "data.checks.check", "interrupted"),
+        (
+            ("--debug", "train", "photos", "--out"),
+            "training.run.train",
+            "interrupted: a started run goes on with the same command and --resume",
+        ),
+    ],
+)
+def test_ctrl_c_names_only_what_the_command_has(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    called: str,
+    told: str,
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"agridistill.{called}", stop)
+    code, out, err = run(capsys, *words, tmp_path / "x")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("train", True), ("data", False)])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "no space"), typer.Abort()])
+def test_only_a_run_is_offered_resume_after_a_failure(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    failure: Exception,
+    command: str,
+    resumes: bool,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("agridistill.training.run.train", fail)
+    monkeypatch.setattr("agridistill.data.checks.check", fail)
+    rest = ("check",) if command == "data" else ("--out", tmp_path / "run")
+    code, _, err = run(capsys, command, *rest, tmp_path)
+    assert code == 2
+    assert ("--resume" in one_line(err)) is resumes
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a small disk")
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path
