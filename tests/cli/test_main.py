@@ -150,7 +150,10 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     )
     assert code == 0
     assert json.loads(out)["split"] == "test"
-    assert f"Next: agridistill distill {leaves} --teacher {teacher}" in err
+    assert (
+        f"Next: agridistill distill {leaves} --teacher {teacher} --student mobilenetv3_large_100 "
+        f"--image-size 64 --batch-size 16 --workers 0 --precision fp32 --no-pretrained --out {student}\n"
+    ) in err
     code, out, err = run(
         capsys,
         "distill",
@@ -177,6 +180,28 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     code, out, _ = run(capsys, "predict", student, next(leaves.rglob("*.jpg")))
     assert code == 0
     assert "%" in one_line(out)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "carried"),
+    [
+        ("[train]\n[distill]\nmodel = 'mobilenetv3_small_050'\n", "--recipe {file}"),
+        ("[train]\n[distill]\n", "--student mobilenetv3_large_100 --recipe {file}"),
+        ("[data]\n", "--student mobilenetv3_large_100 --recipe {file}"),
+        ("[train]\n", "--student mobilenetv3_large_100"),
+    ],
+)
+def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str, carried: str
+) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(recipe)
+    monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink())
+    monkeypatch.setattr("agridistill.cli.options.show_result", lambda *args, **options: None)
+    code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")
+    assert code == 0
+    words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"
+    assert f"Next: agridistill distill photos {words}" in one_line(err)
 
 
 def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path) -> None:
