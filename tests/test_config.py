@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.config import distill_config, read_recipe, train_config, with_options, with_overrides
+from agridistill.config import distill_config, read_recipe, require_serves, train_config, with_options, with_overrides
 from agridistill.errors import ConfigError
 from agridistill.training.settings import DistillConfig, PairSettings, TrainConfig
 
@@ -48,6 +48,31 @@ def test_a_recipe_reaches_every_section(tmp_path: Path) -> None:
     assert train_config(recipe).train.epochs == 3
     assert config.distill.lr == 0.002
     assert config.objective.pairs == (PairSettings(32, 16, 2.0),)
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "message"),
+    [
+        (
+            "train",
+            {"data": {}, "distill": {}},
+            r"with a section \[train\]; got one with \[data\], \[distill\]; use it with 'agridistill distill'",
+        ),
+        ("train", {"objective": {}}, r"got one with \[objective\]; use it with 'agridistill distill'"),
+        ("distill", {"train": {}}, r"a section \[distill\]; got one with \[train\]; use it with 'agridistill train'"),
+        ("train", {}, "got an empty one; write the section or leave --recipe away"),
+    ],
+)
+def test_a_recipe_of_another_command_is_refused(
+    command: str, recipe: dict[str, dict[str, object]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        require_serves(recipe, command)
+
+
+@pytest.mark.parametrize("sections", [("train",), ("train", "distill", "data"), ("data",), ("augmentation", "data")])
+def test_a_recipe_that_says_something_for_a_command_serves_it(sections: tuple[str, ...]) -> None:
+    require_serves({section: {} for section in sections}, "train")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)

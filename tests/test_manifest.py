@@ -125,6 +125,14 @@ def test_a_missing_manifest_says_what_to_name(tmp_path: Path) -> None:
         read_manifest(tmp_path / "manifest.json")
 
 
+def test_a_file_in_place_of_a_run_folder_is_told_as_such(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    with pytest.raises(ModelError) as raised:
+        read_manifest(weights / "manifest.json")
+    assert str(raised.value) == f"expected a run folder; got the file '{weights}'; name the folder"
+
+
 def test_weights_are_used_only_as_the_manifest_describes_them(tmp_path: Path) -> None:
     weights = tmp_path / "student.safetensors"
     weights.write_bytes(b"weights")

@@ -37,6 +37,7 @@ _SECTIONS_OF = {
     "train": ("train", "data", "augmentation"),
     "distill": ("distill", "objective", "data", "augmentation"),
 }
+_SHARED_SECTIONS = frozenset({"data", "augmentation"})
 Recipe = dict[str, dict[str, Any]]
 
 
@@ -60,6 +61,30 @@ def read_recipe(path: Path) -> Recipe:
         for key in content:
             _require_key(section, key, f"in '{path}'")
     return document
+
+
+def serves(recipe: Recipe, command: str) -> bool:
+    """Whether a recipe says something for the command: in a section of its own, or only in sections of all commands."""
+    own = set(_SECTIONS_OF[command]) - _SHARED_SECTIONS
+    return bool(recipe) and (bool(own & set(recipe)) or set(recipe) <= _SHARED_SECTIONS)
+
+
+def require_serves(recipe: Recipe, command: str) -> None:
+    """Checks that a recipe was meant for the command; of another one's its command would train the defaults.
+
+    Args:
+        recipe: as read from a file.
+        command: "train" or "distill".
+
+    Raises:
+        ConfigError: names the sections that the recipe has.
+    """
+    if serves(recipe, command):
+        return
+    got = "one with " + ", ".join(f"[{section}]" for section in recipe) if recipe else "an empty one"
+    others = [name for name in _SECTIONS_OF if serves(recipe, name)]
+    remedy = f"use it with 'agridistill {others[0]}'" if others else "write the section or leave --recipe away"
+    raise ConfigError(f"a recipe with a section [{command}]", got, remedy)
 
 
 def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Recipe:

@@ -135,6 +135,9 @@ def read_manifest(path: Path) -> ModelManifest:
         raw = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ModelError("a model manifest", f"no file '{path}'", "name a finished run or an exported model") from None
+    except NotADirectoryError:
+        taken = next((parent for parent in path.parents if parent.is_file()), path.parent)
+        raise ModelError("a run folder", f"the file '{taken}'", "name the folder") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError("a model manifest in JSON", f"'{path}' ({error})", "restore the file") from None
     if not isinstance(raw, dict):

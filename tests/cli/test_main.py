@@ -81,6 +81,15 @@ def test_an_unknown_recipe_key_is_one_line(capsys: pytest.CaptureFixture[str], t
     assert "did you mean 'epochs'?" in err
 
 
+def test_a_recipe_of_another_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[distill]\nepochs = 3\n")
+    code, _, err = run(capsys, "train", tmp_path, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "expected a recipe with a section [train]; got one with [distill]; use it with 'agridistill distill'" in (
+        one_line(err)
+    )
+
+
 def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = run(capsys, "train", tmp_path, "--out", tmp_path / "run", "--epoch", "3")
     assert code == 2
@@ -141,7 +150,10 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     )
     assert code == 0
     assert json.loads(out)["split"] == "test"
-    assert f"Next: agridistill distill {leaves} --teacher {teacher}" in err
+    assert (
+        f"Next: agridistill distill {leaves} --teacher {teacher} --student mobilenetv3_large_100 "
+        f"--image-size 64 --batch-size 16 --workers 0 --precision fp32 --no-pretrained --out {student}\n"
+    ) in err
     code, out, err = run(
         capsys,
         "distill",
@@ -170,6 +182,28 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     assert "%" in one_line(out)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "carried"),
+    [
+        ("[train]\n[distill]\nmodel = 'mobilenetv3_small_050'\n", "--recipe {file}"),
+        ("[train]\n[distill]\n", "--student mobilenetv3_large_100 --recipe {file}"),
+        ("[data]\n", "--student mobilenetv3_large_100 --recipe {file}"),
+        ("[train]\n", "--student mobilenetv3_large_100"),
+    ],
+)
+def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str, carried: str
+) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(recipe)
+    monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink())
+    monkeypatch.setattr("agridistill.cli.options.show_result", lambda *args, **options: None)
+    code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")
+    assert code == 0
+    words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"
+    assert f"Next: agridistill distill photos {words}" in one_line(err)
+
+
 def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(capsys, "distill", leaves, "--method", "ce", "--student", "mobilenetv3_small_050", "--out", out, *SMALL)
@@ -194,6 +228,61 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
     told = [line for line in err.splitlines() if "epoch" not in line]
     assert told == ["interrupted: a started run goes on with the same command and --resume"]
     assert not list(out.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("words", "called", "told"),
+    [
+        (("demo", "--out"), "study.demo.run_demo", "interrupted: the same command goes on where it stopped"),
+        (
+            ("data", "fetch", "plantvillage-tomato", "--out"),
+            "data.fetch.fetch_plantvillage_tomato",
+            "interrupted: the same command goes on where it stopped",
+        ),
+        (("data", "check"), "data.checks.check", "interrupted"),
+        (
+            ("--debug", "train", "photos", "--out"),
+            "training.run.train",
+            "interrupted: a started run goes on with the same command and --resume",
+        ),
+    ],
+)
+def test_ctrl_c_names_only_what_the_command_has(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    called: str,
+    told: str,
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"agridistill.{called}", stop)
+    code, out, err = run(capsys, *words, tmp_path / "x")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("train", True), ("data", False)])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "no space"), typer.Abort()])
+def test_only_a_run_is_offered_resume_after_a_failure(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    failure: Exception,
+    command: str,
+    resumes: bool,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("agridistill.training.run.train", fail)
+    monkeypatch.setattr("agridistill.data.checks.check", fail)
+    rest = ("check",) if command == "data" else ("--out", tmp_path / "run")
+    code, _, err = run(capsys, command, *rest, tmp_path)
+    assert code == 2
+    assert ("--resume" in one_line(err)) is resumes
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a small disk")

@@ -55,6 +55,20 @@ def test_a_stray_file_is_a_problem(tmp_path: Path, write_folder) -> None:
     assert result.problems == ("1 file among the photos that are no photos, the first 'scab/svn-r6Yb5c'",)
 
 
+def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"rust": 5, "scab": 5})
+    (tmp_path / "mosaic").mkdir()
+    (tmp_path / "wilt").mkdir()
+    (tmp_path / "wilt" / "1.heic").write_bytes(b"x")
+    result = check(tmp_path)
+    assert result.problems == (
+        "1 file among the photos that are no photos, the first 'wilt/1.heic'",
+        "class folder 'mosaic' without photos (an empty folder)",
+        "class folder 'wilt' without photos (1 file: .heic)",
+    )
+    assert result.to_json()["without_photos"] == {"mosaic": (), "wilt": ("wilt/1.heic",)}
+
+
 def test_a_photo_above_the_pixel_limit_is_a_problem(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     Image.new("RGB", (100, 100)).save(tmp_path / "rust" / "large.png")
@@ -144,6 +158,27 @@ def test_a_class_that_a_split_lacks_is_a_problem(tmp_path: Path, write_folder) -
     result = check(root, split_file=split)
     assert result.problems == ("'scab' has no photos in test",)
     assert result.notes == ("1 photo in no split",)
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"), [(("train", "test"), "val"), (("train", "val"), "test"), (("train",), "val and test")]
+)
+def test_a_part_that_training_cuts_from_train_is_only_noted(
+    tmp_path: Path, write_photo, given: tuple[str, ...], lacking: str
+) -> None:
+    for seed, (part, name) in enumerate((part, name) for part in given for name in ("rust", "scab")):
+        for shot in range(4):
+            write_photo(tmp_path / part / name / f"{shot}.png", 10 * seed + shot)
+    result = check(tmp_path)
+    assert result.problems == ()
+    assert result.notes == (f"no photos in {lacking}: training takes them from train, leaf by leaf",)
+
+
+def test_a_class_that_one_given_folder_lacks_is_a_problem(tmp_path: Path, write_photo) -> None:
+    for seed, place in enumerate(("train/rust", "train/scab", "val/rust", "test/rust", "test/scab")):
+        for shot in range(4):
+            write_photo(tmp_path / place / f"{shot}.png", 10 * seed + shot)
+    assert check(tmp_path).problems == ("'scab' has no photos in val",)
 
 
 def test_look_alikes_of_different_named_leaves_are_only_noted(tmp_path: Path, write_photo, write_folder) -> None:

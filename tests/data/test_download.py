@@ -242,10 +242,11 @@ def test_another_sha256_is_refused_and_removed(server: _Server, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("announces_length", [True, False])
-def test_a_file_above_the_limit_is_refused(server: _Server, tmp_path: Path, announces_length: bool) -> None:
+def test_a_file_above_the_limit_is_refused_and_removed(server: _Server, tmp_path: Path, announces_length: bool) -> None:
     server.behaviour.announces_length = announces_length
     with pytest.raises(FetchError, match="at most 2,000,000 bytes"):
         download(_url(server), tmp_path / "x.part", options=DownloadOptions(max_bytes=2_000_000))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

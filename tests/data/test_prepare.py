@@ -40,6 +40,20 @@ def test_bad_photos_and_strays_are_named_and_left_out(tmp_path: Path, write_fold
     assert len(prepared.train + prepared.val + prepared.test) == 40
 
 
+@pytest.mark.parametrize(("name", "held"), [("1.heic", "1 file: .heic"), (None, "an empty folder")])
+def test_a_class_that_would_vanish_is_refused(tmp_path: Path, write_folder, name: str | None, held: str) -> None:
+    write_folder(tmp_path, {"rust": 5, "scab": 5})
+    (tmp_path / "mosaic").mkdir()
+    if name is not None:
+        (tmp_path / "mosaic" / name).write_bytes(b"x")
+    with pytest.raises(DataError) as raised:
+        prepare_data(tmp_path)
+    assert str(raised.value) == (
+        f"expected photos in every class folder; got 'mosaic' without photos ({held}); "
+        "save the photos as .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp or move the folder away"
+    )
+
+
 def test_given_folders_are_used_as_they_are(tmp_path: Path, write_folder) -> None:
     for part, count in (("train", 4), ("valid", 2), ("test", 3)):
         write_folder(tmp_path / part, {"rust": count, "scab": count})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.samples import scan
+from agridistill.data.samples import described_without_photos, scan, suffixes
 from agridistill.errors import DataError
 
 
@@ -50,6 +50,30 @@ def test_train_val_and_test_folders_give_the_split(tmp_path: Path) -> None:
     }
 
 
+def test_split_folders_may_be_written_in_capitals(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "Train/a/1.jpg", "Train/b/2.jpg", "TEST/a/3.jpg"))
+    assert folder.classes == ("a", "b")
+    assert folder.given_split == {"Train/a/1.jpg": "train", "Train/b/2.jpg": "train", "TEST/a/3.jpg": "test"}
+
+
+def test_a_folder_of_something_else_beside_split_folders_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "Test/a/3.jpg", "raw/a/4.jpg")
+    with pytest.raises(DataError, match=r"got 'raw' beside 'Test' and 'train' in '.*'; move it away"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["validation", "Val"])
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, other: str) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", f"{other}/b/4.jpg", "test/a/5.jpg")
+    with pytest.raises(DataError, match=f"expected one folder of val photos; got .*'{other}'.* merge them"):
+        scan(tmp_path)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "bus/1.jpg", "train/2.jpg"))
+    assert (folder.classes, folder.given_split) == (("bus", "train"), None)
+
+
 def test_a_class_only_in_test_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/c/4.jpg")
     with pytest.raises(DataError, match="'c' in test but not in train"):
@@ -75,3 +99,30 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least two class folders with photos; got only 'a'"):
         scan(make(tmp_path, "a/1.jpg", "b/readme.txt"))
+
+
+def test_the_only_class_is_told_beside_what_the_other_folders_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'b' without photos \(2 files: .heic\); put the photos"):
+        scan(make(tmp_path, "a/1.jpg", "b/1.heic", "b/2.HEIC"))
+
+
+def test_class_folders_without_photos_are_recorded_with_what_they_hold(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "b/1.png", "c/2.heic", "c/1.heic")
+    (tmp_path / "d").mkdir()
+    folder = scan(tmp_path)
+    assert folder.classes == ("a", "b")
+    assert folder.without_photos == {"c": ("c/1.heic", "c/2.heic"), "d": ()}
+    assert folder.strays == ("c/1.heic", "c/2.heic")
+
+
+def test_a_class_with_photos_in_one_split_only_is_not_without_photos(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "train/c/3.heic", "test/a/3.jpg", "test/b/4.heic", "test/c/5.heic")
+    folder = scan(tmp_path)
+    assert folder.without_photos == {"c": ("test/c/5.heic", "train/c/3.heic")}
+    assert folder.given_split == {"train/a/1.jpg": "train", "train/b/2.jpg": "train", "test/a/3.jpg": "test"}
+
+
+def test_a_folder_without_photos_is_described_by_what_it_holds() -> None:
+    assert described_without_photos("c", ()) == "'c' without photos (an empty folder)"
+    assert described_without_photos("c", ["c/x"]) == "'c' without photos (1 file: no suffix)"
+    assert suffixes(f"c/{letter}.{letter}" for letter in "abcdef") == ".a, .b, .c, .d, .e, …"

@@ -67,6 +67,24 @@ def test_a_run_folder_holds_what_the_design_promises(teacher_run: Path) -> None:
     assert not list(teacher_run.glob("*.part"))
 
 
+def test_files_that_are_no_photos_are_counted_and_named(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(leaves, tmp_path / "leaves"))
+    for name in ("empty", "1.heic", "2.HEIC"):
+        (folder / "mosaic" / name).write_bytes(b"")
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agridistill.training.run.Session", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, tmp_path / "run", TrainConfig(data=DATA, train=FIT))
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out: files among the photos that are no photos: 3 (.heic, no suffix), the first 'mosaic/1.heic'"
+    ]
+
+
 def test_every_loss_term_is_logged_by_name(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     config = student(pairs=(PairSettings(16, 16), PairSettings(8, 16)), alignment="learned", stage_weights="learned")
     result = distill(leaves, teacher_run, tmp_path / "run", config)

@@ -51,6 +51,14 @@ def _root(
         root.addHandler(LogLines())
 
 
+_GOES_ON = {
+    "train": "a started run goes on with the same command and --resume",
+    "distill": "a started run goes on with the same command and --resume",
+    "demo": "the same command goes on where it stopped",
+    "data fetch": "the same command goes on where it stopped",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 a check does not hold, 2 unusable input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -61,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
+    command = _command(arguments)
     try:
         result = app(args=arguments, prog_name="agridistill", standalone_mode=False)
     except Exception as error:
-        line = _told(error)
+        line = _told(error, command)
         if debug or line is None:
             raise
         if not isinstance(error, PeerError):
@@ -74,23 +83,30 @@ def _run(arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         result = INTERRUPTED
     if result == INTERRUPTED:
-        stderr.print("interrupted: a started run goes on with the same command and --resume", style="yellow")
+        told = f"interrupted: {_GOES_ON[command]}" if command in _GOES_ON else "interrupted"
+        stderr.print(told, style="yellow")
     return result if isinstance(result, int) else OK
 
 
-def _told(error: Exception) -> str | None:
+def _command(arguments: Sequence[str]) -> str:
+    """Which command a line names, as "train" or "data fetch"."""
+    words = [word for word in arguments if not word.startswith("-")][:2]
+    return " ".join(words if words[:1] == ["data"] else words[:1])
+
+
+def _told(error: Exception, command: str) -> str | None:
     """The one line for a failure that a user can cause or cure; None for a defect of ours."""
     if isinstance(error, AgriDistillError):
         return str(error)
     if isinstance(error, OSError):
-        return _told_system(error)
+        return _told_system(error, command)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN_MODULES:
         return str(_missing_extra(error))
     if _is_out_of_memory(error):
         got = " ".join(str(error).split())[:200] or type(error).__name__
         return f"expected enough memory for this run; got '{got}'; lower --batch-size or --image-size"
     if isinstance(error, typer.Abort):
-        return "expected the command to reach its end; got an abort; run it again (--resume for a run)"
+        return f"expected the command to reach its end; got an abort; run it again{_with_resume(command)}"
     # Typer's usage errors: of its own vendored click, or of the click package.
     message = getattr(error, "format_message", None)
     if callable(message):
@@ -129,10 +145,14 @@ def _missing_extra(error: ModuleNotFoundError) -> MissingExtraError:
     )
 
 
-def _told_system(error: OSError) -> str:
+def _with_resume(command: str) -> str:
+    return " (--resume for a started run)" if command in ("train", "distill") else ""
+
+
+def _told_system(error: OSError, command: str) -> str:
     where = f" at '{error.filename}'" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"expected room on the disk; got a full disk{where}; free some and run again (--resume for a run)"
+        return f"expected room on the disk; got a full disk{where}; free some and run again{_with_resume(command)}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"expected a place that may be written and read; got '{error.strerror}'{where}; choose another"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):

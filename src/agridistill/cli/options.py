@@ -46,12 +46,16 @@ def recipe_for(
 
     Args:
         options: by key, "section.key" or a key of the command's own section; None where not given.
+
+    Raises:
+        ConfigError: the recipe file cannot be used, or says nothing for the command.
     """
-    from agridistill.config import read_recipe, with_options, with_overrides
+    from agridistill.config import read_recipe, require_serves, with_options, with_overrides
 
     recipe: Recipe = {}
     if recipe_file is not None:
         recipe = read_recipe(recipe_file)
+        require_serves(recipe, command)
     elif resume and (out / "recipe.toml").exists():
         recipe = read_recipe(out / "recipe.toml")
     recipe = with_overrides(recipe, command, overrides or [])

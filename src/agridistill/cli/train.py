@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -58,12 +60,42 @@ def train(
         resume=resume,
     )
     config = train_config(chosen)
+    # Now: after hours of training, the recipe may be gone.
+    for_student = _for_student(
+        recipe,
+        pretrained,
+        {"--image-size": image_size, "--batch-size": batch_size, "--workers": workers, "--precision": precision},
+    )
     leave_talking_to_the_first(config.train.processes)
     with progress_bar("reading photos") as progress:
         from agridistill.training import run
 
         result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)
     options.show_result(result, json=json, model=config.train.model)
-    next_command(
-        "distill", data, "--teacher", out, "--student", "mobilenetv3_large_100", "--out", sibling(out, "student")
-    )
+    next_command("distill", data, "--teacher", out, *for_student, "--out", sibling(out, "student"))
+
+
+def _for_student(
+    recipe_file: Path | None, pretrained: bool | None, given: Mapping[str, object | None]
+) -> list[str | Path]:
+    """The options of `distill` that make a student as this teacher is made: same size, same machine, same recipe.
+
+    Args:
+        recipe_file: passed on where it says something for `distill`.
+        pretrained: None where not given.
+        given: options that both commands have; None where not given.
+    """
+    from agridistill.config import read_recipe, serves
+
+    recipe = read_recipe(recipe_file) if recipe_file is not None else {}
+    words: list[str | Path] = []
+    if "model" not in recipe.get("distill", {}):
+        words += ["--student", "mobilenetv3_large_100"]
+    if recipe_file is not None and serves(recipe, "distill"):
+        words += ["--recipe", recipe_file]
+    for option, value in given.items():
+        if value is not None:
+            words += [option, str(value)]
+    if pretrained is not None:
+        words.append("--pretrained" if pretrained else "--no-pretrained")
+    return words

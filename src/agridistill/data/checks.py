@@ -10,7 +10,7 @@ from typing import Any
 
 from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.inspection import Inspection, inspect_photos
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
@@ -60,12 +60,14 @@ class CheckResult:
         unreadable: (path, reason).
         oversize: (path, reason): photos above the pixel limit.
         strays: files among the photos that are no photos.
+        without_photos: class folders without a photo -> the files that they do hold.
         exact_duplicates: groups of identical files.
         conflicting_duplicates: groups of identical files that stand in several classes.
         near_duplicates: groups of photos that look alike, but are no identical files.
         straddling_leaves: leaves in several splits.
         straddling_duplicates: identical files in several splits.
         straddling_lookalikes: look-alikes of different leaves in several splits.
+        cut_from_train: of train/val/test folders those that are lacking: their photos are taken from train.
         unassigned: readable photos that the split does not name.
         imbalance: photos of the largest class by those of the smallest.
         problems: what is wrong, a sentence each.
@@ -77,12 +79,14 @@ class CheckResult:
     unreadable: tuple[tuple[str, str], ...]
     oversize: tuple[tuple[str, str], ...]
     strays: tuple[str, ...]
+    without_photos: Mapping[str, tuple[str, ...]]
     exact_duplicates: tuple[tuple[str, ...], ...]
     conflicting_duplicates: tuple[tuple[str, ...], ...]
     near_duplicates: tuple[tuple[str, ...], ...]
     straddling_leaves: tuple[Straddling, ...]
     straddling_duplicates: tuple[Straddling, ...]
     straddling_lookalikes: tuple[Straddling, ...]
+    cut_from_train: tuple[str, ...]
     unassigned: int
     imbalance: float | None
     problems: tuple[str, ...]
@@ -138,6 +142,7 @@ def check(
         "unreadable": unreadable,
         "oversize": oversize,
         "strays": folder.strays,
+        "without_photos": dict(folder.without_photos),
         "exact_duplicates": exact,
         "conflicting_duplicates": tuple(group for group in exact if len({label_of[path] for path in group}) > 1),
         "near_duplicates": near,
@@ -146,6 +151,7 @@ def check(
         "straddling_lookalikes": tuple(
             one for one in _straddling(near, split_of) if len({leaf_of[path] for path in one.paths}) > 1
         ),
+        "cut_from_train": _lacking(folder) if split is None else (),
         "unassigned": sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
         "imbalance": max(one.photos for one in classes) / smallest if smallest else None,
     }
@@ -168,6 +174,14 @@ def _class_checks(
             per_split = {split: counts[split] for split in SPLIT_NAMES}
         checks.append(ClassCheck(name, len(members), len({sample.leaf_id for sample in members}), per_split))
     return tuple(checks)
+
+
+def _lacking(folder: PhotoFolder) -> tuple[str, ...]:
+    """The parts for which train/val/test folders hold nothing at all; training cuts them from train."""
+    if folder.given_split is None:
+        return ()
+    present = set(folder.given_split.values())
+    return tuple(name for name in SPLIT_NAMES if name not in present)
 
 
 def _bad_photos(
@@ -220,6 +234,8 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
     if result.strays:
         yield f"{_count(result.strays, 'file')} among the photos that are no photos, the first '{result.strays[0]}'"
+    for name, files in result.without_photos.items():
+        yield f"class folder {described_without_photos(name, files)}"
     if result.conflicting_duplicates:
         group = result.conflicting_duplicates[0]
         yield (
@@ -232,7 +248,7 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
         yield from (
             f"'{one.name}' has no photos in {split}"
             for split, photos in (one.photos_per_split or {}).items()
-            if not photos
+            if not photos and split not in result.cut_from_train
         )
     for groups, what in ((result.straddling_leaves, "leaf"), (result.straddling_duplicates, "group")):
         if groups:
@@ -242,6 +258,8 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
 
 
 def _notes(result: CheckResult) -> Iterable[str]:
+    if result.cut_from_train:
+        yield f"no photos in {' and '.join(result.cut_from_train)}: training takes them from train, leaf by leaf"
     if result.exact_duplicates:
         photos = sum(len(group) for group in result.exact_duplicates)
         yield f"{_count(result.exact_duplicates, 'group')} of identical files ({photos} photos)"

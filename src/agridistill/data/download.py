@@ -57,6 +57,10 @@ class _CutOffError(Exception):
     """The server or the network stopped; what came so far is kept."""
 
 
+class _TooLargeError(Exception):
+    """More than the limit; what came so far is of no use."""
+
+
 def download(
     url: str,
     target: Path,
@@ -72,7 +76,7 @@ def download(
 
     Args:
         url: http or https.
-        target: file to write; it stays after a failure, to be continued. `discard` removes it.
+        target: file to write; it stays after a failure, to be continued, unless it is refused. `discard` removes it.
         sha256: of the whole file, in hex; a file that differs is removed.
         options: tries, pauses, timeouts and limits.
         progress: called with (bytes so far, bytes in all; 0 where unknown).
@@ -88,6 +92,11 @@ def download(
         try:
             _continue(url, target, options, progress)
             break
+        except _TooLargeError:
+            discard(target)
+            raise FetchError(
+                f"at most {options.max_bytes:,} bytes", f"more from '{shown(url)}'", "name another --source"
+            ) from None
         except _CutOffError as error:
             size = _size(target)
             failures = failures + 1 if size <= best else 1
@@ -144,12 +153,12 @@ def _continue(url: str, target: Path, options: DownloadOptions, progress: Progre
             _remember(url, target, response)
         length = response.headers.get("Content-Length") or ""
         total = start + int(length) if length.isdigit() else 0
-        _check_size(url, total, options)
+        _check_size(total, options)
         with target.open("ab" if start else "wb") as file:
             done = start
             while chunk := _read(response):
                 done += len(chunk)
-                _check_size(url, done, options)
+                _check_size(done, options)
                 file.write(chunk)
                 progress(done, total)
     if total and done != total:
@@ -191,9 +200,9 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise _CutOffError(str(error) or type(error).__name__) from None
 
 
-def _check_size(url: str, size: int, options: DownloadOptions) -> None:
+def _check_size(size: int, options: DownloadOptions) -> None:
     if size > options.max_bytes:
-        raise FetchError(f"at most {options.max_bytes:,} bytes", f"more from '{shown(url)}'", "name another --source")
+        raise _TooLargeError
 
 
 def _resumable_size(url: str, target: Path) -> int:

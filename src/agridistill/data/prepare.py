@@ -10,13 +10,15 @@ from pathlib import Path
 
 from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
 from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.samples import PhotoFolder, Sample, scan
+from agridistill.data.samples import PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
-from agridistill.preprocess import MAX_PIXELS
+from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
 from agridistill.progress import ProgressCallback, silent
 
 logger = logging.getLogger(__name__)
+
+_TAKEN = ", ".join(sorted(PHOTO_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def prepare_data(
     # Before the photos are read, which takes longest.
     given = read_split(split_file) if split_file is not None else None
     folder = scan(root)
+    _check_folders(folder)
     part_of = match_split(given, folder.samples)[0] if given is not None else None
     inspection = inspect_photos(
         folder, max_pixels=max_pixels, store=InspectionStore(root, max_pixels), progress=progress
@@ -93,6 +96,18 @@ def prepare_data(
         fingerprint=fingerprint(folder.classes, samples, inspection),
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
     )
+
+
+def _check_folders(folder: PhotoFolder) -> None:
+    """A class that would be missing in the model without a word is refused: its photos may have another format."""
+    first = next(iter(folder.without_photos.items()), None)
+    if first is not None:
+        more = len(folder.without_photos) - 1
+        raise DataError(
+            "photos in every class folder",
+            described_without_photos(*first) + (f" and {more} more such folders" if more else ""),
+            f"save the photos as {_TAKEN} or move the folder away",
+        )
 
 
 def _made_or_given(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from agridistill.errors import DataError
 from agridistill.preprocess import PHOTO_SUFFIXES
 
 SPLIT_NAMES = ("train", "val", "test")
 _SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SHOWN_SUFFIXES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class PhotoFolder:
         samples: all files with a photo's suffix, sorted by path.
         given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
         strays: other files among the photos (relative paths); they are never used.
+        without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
+            folder is none of the classes.
     """
 
     root: Path
@@ -46,13 +50,15 @@ class PhotoFolder:
     samples: tuple[Sample, ...]
     given_split: Mapping[str, str] | None = None
     strays: tuple[str, ...] = field(default=())
+    without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def scan(root: Path) -> PhotoFolder:
     """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
 
     Raises:
-        DataError: not a folder, empty, fewer than two classes, or classes that differ between the splits.
+        DataError: not a folder, empty, fewer than two classes, classes that differ between the splits, folders of
+            something else beside those of splits, or two folders of one split.
     """
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
@@ -64,10 +70,37 @@ def scan(root: Path) -> PhotoFolder:
         folders = _subfolders(root)
     except PermissionError:
         raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
-    split_folders = {_SPLIT_ALIASES[name]: name for name in folders if name in _SPLIT_ALIASES}
-    if "train" in split_folders and set(folders) <= set(_SPLIT_ALIASES):
+    split_folders = _split_folders(root, folders)
+    if split_folders is not None:
         return _scan_given_split(root, split_folders)
     return _scan_classes(root, [(name, name) for name in folders])
+
+
+def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
+    """The folder of each split; None where the folders are classes, of which one may be called like a split.
+
+    What is neither the one nor the other is refused: read as classes it would make a model of "train" and "test".
+    """
+    splits: dict[str, str] = {}
+    for name in folders:
+        split = _SPLIT_ALIASES.get(name.lower())
+        if split is not None and split in splits:
+            raise DataError(
+                f"one folder of {split} photos", f"'{splits[split]}' and '{name}' in '{root}'", "merge them"
+            )
+        if split is not None:
+            splits[split] = name
+    others = [name for name in folders if name not in splits.values()]
+    if "train" not in splits or (others and len(splits) == 1):
+        return None
+    if others:
+        named = " and ".join(f"'{name}'" for name in splits.values())
+        raise DataError(
+            "class folders, or only train, val and test folders of them",
+            f"'{others[0]}' beside {named} in '{root}'",
+            "move it away, or name the folder that holds the class folders",
+        )
+    return splits
 
 
 def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFolder:
@@ -82,32 +115,57 @@ def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFold
             )
     pairs = [(f"{folder}/{name}", name) for split, folder in split_folders.items() for name in per_split[split]]
     scanned = _scan_classes(root, pairs)
-    given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0]] for sample in scanned.samples}
-    return PhotoFolder(scanned.root, scanned.classes, scanned.samples, given, scanned.strays)
+    given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0].lower()] for sample in scanned.samples}
+    return replace(scanned, given_split=given)
 
 
 def _scan_classes(root: Path, folders: list[tuple[str, str]]) -> PhotoFolder:
     """`folders` are pairs of a folder (relative to the root) and the class whose photos it holds."""
     found: dict[str, list[str]] = {}
-    strays: list[str] = []
+    others: dict[str, list[str]] = {}
     for folder, class_name in folders:
-        photos, others = _files(root, folder)
-        strays += others
-        if photos:
-            found.setdefault(class_name, []).extend(photos)
-    classes = tuple(sorted(found))
+        photos, strays = _files(root, folder)
+        found.setdefault(class_name, []).extend(photos)
+        others.setdefault(class_name, []).extend(strays)
+    classes = tuple(sorted(name for name, photos in found.items() if photos))
+    without_photos = {name: tuple(sorted(others[name])) for name in sorted(found) if not found[name]}
     if len(classes) < 2:
         got = f"only '{classes[0]}'" if classes else "no photos in class folders"
+        besides = "".join(f", {described_without_photos(*one)}" for one in list(without_photos.items())[:1])
         raise DataError(
             "at least two class folders with photos",
-            f"{got} in '{root}'",
+            f"{got} in '{root}'{besides}",
             "put the photos of each class in a folder of its own",
         )
     samples = sorted(
         (Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]),
         key=lambda sample: sample.path,
     )
-    return PhotoFolder(root, classes, tuple(samples), None, tuple(sorted(strays)))
+    strays = sorted(path for paths in others.values() for path in paths)
+    return PhotoFolder(root, classes, tuple(samples), None, tuple(strays), without_photos)
+
+
+def described_without_photos(name: str, files: Sequence[str]) -> str:
+    """A class folder without photos, and what it holds in their place.
+
+    Example:
+        >>> described_without_photos("rust", ["rust/1.heic", "rust/2.heic"])
+        "'rust' without photos (2 files: .heic)"
+    """
+    held = f"{len(files):,} file{'' if len(files) == 1 else 's'}: {suffixes(files)}" if files else "an empty folder"
+    return f"'{name}' without photos ({held})"
+
+
+def suffixes(paths: Iterable[str]) -> str:
+    """The suffixes of files, each once, the most frequent first.
+
+    Example:
+        >>> suffixes(["a/1.heic", "a/2.HEIC", "b/notes"])
+        '.heic, no suffix'
+    """
+    counts = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths)
+    most = [suffix for suffix, _ in counts.most_common(_SHOWN_SUFFIXES)]
+    return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
 def _subfolders(root: Path) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data
-from agridistill.data.samples import SPLIT_NAMES, Sample
+from agridistill.data.samples import SPLIT_NAMES, Sample, suffixes
 from agridistill.data.splits import Split, read_split
 from agridistill.distillation.objective import get_method
 from agridistill.errors import ModelError, RunError
@@ -136,6 +136,13 @@ def _prepare(
     )
     for path, reason in prepared.skipped:
         logger.warning("left out: %s (%s)", path, reason)
+    if prepared.strays:
+        logger.warning(
+            "left out: files among the photos that are no photos: %d (%s), the first '%s'",
+            len(prepared.strays),
+            suffixes(prepared.strays),
+            prepared.strays[0],
+        )
     if resume:
         before = folder.read_environment().get("data_fingerprint")
         if before != prepared.fingerprint:
