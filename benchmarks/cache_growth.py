@@ -27,6 +27,7 @@ from agridistill.data.views import Augmentation
 from agridistill.distillation.cache_layout import Block, CacheLayout, Outputs
 from agridistill.distillation.teacher_cache import TeacherCache
 from agridistill.manifest import Preprocessing
+from agridistill.training.agreement import gather_all
 from agridistill.training.cached_teacher import CachedTeacher, Viewing
 from agridistill.training.settings import ObjectiveSettings
 from agridistill.training.teachers import teacher_source
@@ -38,25 +39,28 @@ LARGE = CacheLayout(50_000, 10, {32: (7, 7)})
 LARGE_VIEWS = 16
 
 
-def build(photos: Path, teacher: Path, caches: Path, views: int, rank: int, barrier: Any, seconds: Any) -> None:
+def build(photos: Path, teacher: Path, caches: Path, views: int, rank: int, processes: int, seconds: Any) -> None:
     """One process's share of a build; its time goes into `seconds`."""
     torch.set_num_threads(1)
+    meeting = f"file://{caches / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     samples = tuple(scan(photos).samples)
     viewing = Viewing(photos, samples, "f" * 64, Preprocessing(IMAGE_SIZE), Augmentation(), views)
-    source = teacher_source(teacher, caches, viewing, ObjectiveSettings())
+    source = teacher_source(teacher, caches / "caches", viewing, ObjectiveSettings())
     assert isinstance(source, CachedTeacher)  # noqa: S101
-    barrier.wait()
+    torch.distributed.barrier()
     start = time.perf_counter()
-    source.prepare(torch.device("cpu"), workers=0, rank=rank, world=barrier.parties, barrier=barrier.wait)
+    source.prepare(torch.device("cpu"), workers=0, rank=rank, world=processes, gather=gather_all)
     seconds[rank] = time.perf_counter() - start
+    torch.distributed.destroy_process_group()
 
 
 def built_in(photos: Path, teacher: Path, work: Path, views: int, processes: int) -> float:
     context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(processes), context.Array("d", processes)
+    seconds = context.Array("d", processes)
     with tempfile.TemporaryDirectory(dir=work) as caches:
         given = (photos, teacher, Path(caches), views)
-        workers = [context.Process(target=build, args=(*given, rank, barrier, seconds)) for rank in range(processes)]
+        workers = [context.Process(target=build, args=(*given, rank, processes, seconds)) for rank in range(processes)]
         for worker in workers:
             worker.start()
         for worker in workers:
