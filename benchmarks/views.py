@@ -68,7 +68,7 @@ def main() -> None:
             print(f"seed {seed}, {views} views: {100 * found[views][-1]['accuracy']:.2f} %", flush=True)
     for views, results in found.items():
         accuracy = [round(100 * result["accuracy"], 2) for result in results]
-        nll = [round(result["nll"], 4) for result in results]
+        nll = [round(result["nll_nats"], 4) for result in results]
         row = {"views": views, "accuracy_percent": accuracy, "mean_percent": round(statistics.mean(accuracy), 2)}
         rows.append({**row, "nll": nll, "mean_nll": round(statistics.mean(nll), 4)})
     document = {

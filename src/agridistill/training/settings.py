@@ -10,7 +10,7 @@ from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import ResizeRule
 
-# Views of each photo that a teacher is asked about by default. A first guess: what fewer cost is not measured yet.
+# Views of each photo that a teacher is asked about by default: twice what was seen to be enough (docs/performance.md).
 MAX_VIEWS = 16
 
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
