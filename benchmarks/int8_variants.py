@@ -5,18 +5,20 @@ r"""Ways to 8 bits: what each costs in accuracy and how large its file is.
 
 The tools' own post-training quantisation beside ours, on the same fp32 network and the same 256 representative photos:
 per tensor or per channel, min-max, percentile or least error, with and without equalised channels, and distilled on
-with the roundings in place (`agridistill distill --int8`). Every file stays in the work folder, to be timed by
-`agridistill benchmark`. Variants are chosen by the validation split; the test split is reported beside it.
-Needs the extras `export` and `litert`.
+with the roundings in place (`agridistill distill --int8`). Variants are chosen by the validation split; the test split
+is reported beside it. Latency: one photo at a time on one core, all variants and engines in turns, the median. Every
+file stays in the work folder, for `agridistill benchmark`. Needs the extras `export` and `litert`, and openvino.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,14 @@ from agridistill.evaluation.metrics import fit_temperature
 from agridistill.evaluation.representative import REPRESENTATIVE_PHOTOS, representative_batches
 from agridistill.exporting.litert import to_litert
 from agridistill.exporting.onnx import to_onnx
-from agridistill.models.equalisation import equalise
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.rounding import Ranges
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.preprocess import Pixels
 from agridistill.runtime.artefacts import manifest_path
 from agridistill.runtime.reading import read_batches
+
+TURNS, QUERIES, WARM_UP = 10, 30, 5
 
 
 class Variants:
@@ -58,9 +61,10 @@ class Variants:
         for suffix in (".onnx", ".tflite"):
             ours |= {
                 f"fp32{suffix}": self.fp32,
-                f"min-max{suffix}": lambda path: self.ours(path, "min_max"),
-                f"least-error{suffix}": lambda path: self.ours(path, "least_error"),
-                f"equalised{suffix}": lambda path: self.ours(path, "least_error", equal=True),
+                f"min-max{suffix}": lambda path: self.ours(path, "min_max", equalised=False),
+                f"least-error{suffix}": lambda path: self.ours(path, "least_error", equalised=False),
+                f"equalised-min-max{suffix}": lambda path: self.ours(path, "min_max", equalised=True),
+                f"equalised{suffix}": lambda path: self.ours(path, "least_error", equalised=True),
             }
             if self.int8_run is not None:
                 ours[f"distilled{suffix}"] = partial(self.distilled, self.int8_run)
@@ -76,11 +80,8 @@ class Variants:
     def fp32(self, path: Path) -> None:
         self.write(path, folded(self.network), int8=False)
 
-    def ours(self, path: Path, ranges: Ranges, *, equal: bool = False) -> None:
-        network = folded(self.network)
-        if equal:
-            print(f"{equalise(network)} pairs equalised")
-        rounded = quantised(network)
+    def ours(self, path: Path, ranges: Ranges, *, equalised: bool) -> None:
+        rounded = quantised(self.network, equalised=equalised)
         batches = representative_batches(self.train.root, self.train.samples, self.manifest.preprocessing)
         calibrate(rounded, batches, ranges=ranges)
         self.write(path, rounded, int8=True)
@@ -148,6 +149,28 @@ def figures(val: LabelledLogits, test: LabelledLogits, manifest: Any) -> dict[st
     }
 
 
+def latencies(paths: Sequence[Path]) -> dict[Path, dict[str, float]]:
+    """Milliseconds of one photo with each engine that runs the file."""
+    backends = {}
+    for path in paths:
+        for engine in ("litert",) if path.suffix == ".tflite" else ("onnxruntime", "openvino"):
+            backends[path, engine] = load(path, engine=engine, threads=1).backend
+    spent: dict[tuple[Path, str], list[float]] = {key: [] for key in backends}
+    for _ in range(TURNS):
+        for (path, engine), backend in backends.items():
+            size = backend.manifest.preprocessing.image_size
+            photo = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+            for query in range(WARM_UP + QUERIES):
+                begin = time.perf_counter()
+                backend.logits(photo)
+                if query >= WARM_UP:
+                    spent[path, engine].append(1e3 * (time.perf_counter() - begin))
+    found: dict[Path, dict[str, float]] = {path: {} for path in paths}
+    for (path, engine), times in spent.items():
+        found[path][engine] = round(median(times), 2)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
@@ -182,6 +205,10 @@ def main() -> None:
         agreement = float((said.logits.argmax(1) == expected.logits.argmax(1)).mean())
         rows.append({"variant": name, **row, "val_agreement": round(agreement, 4), "size_bytes": path.stat().st_size})
         print(rows[-1], flush=True)
+    files = {row["variant"]: given.work / row["variant"].rpartition(".")[2] / row["variant"] for row in rows[1:]}
+    timed = latencies(list(files.values()))
+    for row in rows[1:]:
+        row["latency_ms"] = timed[files[row["variant"]]]
     publish({"machine": machine(), "run": given.run.name, "photos": len(test.samples), "variants": rows}, given.out)
 
 

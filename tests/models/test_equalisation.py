@@ -49,3 +49,25 @@ def test_two_convolutions_share_their_range() -> None:
     ]
     torch.testing.assert_close(ranges[0], ranges[1], rtol=0.02, atol=0)
     torch.testing.assert_close(ranges[1], ranges[2], rtol=0.02, atol=0)
+
+
+@torch.no_grad()
+def test_a_dead_channel_with_a_bias_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    network[0].weight[0] *= 1e-6
+    network[0].bias[0] = 0.5
+    graph = folded(network)
+    equalise(graph)
+    first = next(module for module in graph.modules() if isinstance(module, nn.Conv2d))
+    assert float(first.bias[0]) == 0.5
+
+
+def test_depthwise_convolutions_that_multiply_channels_are_left_alone() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    graph = folded(network)
+    photos = torch.randn(2, 3, 8, 8)
+    before = graph(photos)
+    assert equalise(graph) == 1
+    torch.testing.assert_close(graph(photos), before, rtol=1e-4, atol=1e-5)

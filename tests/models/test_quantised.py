@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from agridistill.errors import ModelError
+from agridistill.models.equalisation import equalise
 from agridistill.models.factory import create_model
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.rounding import ActivationRounding, RoundedConv2d, round_weights
@@ -52,14 +53,17 @@ def test_rounding_changes_answers_a_little(name: str) -> None:
     assert 0 < (found - expected).std() < 0.25 * expected.std()
 
 
+@pytest.mark.parametrize("equalised", [True, False])
 @torch.no_grad()
-def test_before_calibration_only_the_weights_are_rounded() -> None:
+def test_before_calibration_only_the_weights_are_rounded(equalised: bool) -> None:
     model = network()
-    rounded = quantised(model)
+    rounded = quantised(model) if equalised else quantised(model, equalised=False)
     for module in rounded.modules():
         if isinstance(module, ActivationRounding):
             module.observe()
     reference = folded(model)
+    if equalised:
+        assert equalise(reference) > 0
     for module in reference.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.copy_(round_weights(module.weight))

@@ -32,7 +32,7 @@ def test_activations_are_rounded_as_the_paper_defines_it() -> None:
 def test_zero_is_a_level() -> None:
     rounding = ActivationRounding()
     rounding.observe()
-    rounding(torch.linspace(0.7, 5.3, 1000))
+    rounding(torch.linspace(0.7, 5.3, 1000)[None])
     rounding.calibrate()
     assert rounding(torch.zeros(1)).item() == 0.0
 
@@ -41,7 +41,7 @@ def test_the_best_range_is_about_as_good_as_any() -> None:
     generator = torch.Generator().manual_seed(1)
     samples = torch.randn(20_000, generator=generator)
     samples[0] = 20.0  # an outlier that the whole range would be wasted on
-    low, high = best_range(samples, float(samples.min()), float(samples.max()))
+    low, high = best_range(samples[None], float(samples.min()), float(samples.max()))
 
     def error(low: float, high: float) -> float:
         return float(np.mean((_rounded(samples.numpy(), low, high) - samples.numpy()) ** 2))
@@ -51,10 +51,37 @@ def test_the_best_range_is_about_as_good_as_any() -> None:
     assert found <= 1.1 * min(every)
 
 
+def test_one_strange_photo_does_not_choose_the_range_for_all() -> None:
+    samples = torch.randn(64, 1000, generator=torch.Generator().manual_seed(2))
+    samples[0] *= 100
+    low, high = best_range(samples, float(samples.min()), float(samples.max()))
+    assert high - low < 0.1 * float(samples.max() - samples.min())
+
+
+def test_every_column_of_a_photo_is_seen() -> None:
+    values = torch.rand(4, 64, 64, 64, generator=torch.Generator().manual_seed(3))
+    # What is seen of each 16th column, or of every column but these, would ask for another range.
+    values[..., ::16] *= 0.01
+    rounding = ActivationRounding()
+    rounding.observe()
+    rounding(values)
+    rounding.calibrate()
+    assert float(rounding.scale) == pytest.approx(1 / 255, rel=0.05)
+
+
+def test_a_channel_without_weight_keeps_a_scale_that_its_bias_fits_into() -> None:
+    weight = torch.tensor([[1.0, -2.0], [0.0, 0.0], [1e-9, 0.0]])
+    scales = weight_scales(weight)
+    assert float(scales.min()) >= 1e-5 * float(scales.max())
+    bias = 3.0
+    input_scale = 0.02
+    assert abs(bias / (input_scale * float(scales.min()))) < 2**31
+
+
 @pytest.mark.parametrize("values", [[0.0, 0.0], [1e-30, 0.0], [3.0, 4.0], [-2.0, -1.0]])
 def test_a_range_holds_zero_even_where_the_values_do_not(values: list[float]) -> None:
     samples = torch.tensor(values)
-    low, high = best_range(samples, min(0.0, min(values)), max(0.0, max(values)))
+    low, high = best_range(samples[None], min(0.0, min(values)), max(0.0, max(values)))
     assert low <= 0 <= high
     assert high > low
 
@@ -65,12 +92,12 @@ def test_calibrating_without_samples_is_an_error() -> None:
 
 
 def test_each_channel_of_a_weight_has_its_own_scale() -> None:
-    weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 2, 6).view(
+    weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(2)) * torch.logspace(-1, 2, 6).view(
         -1, 1, 1, 1
     )
     levels = round_weights(weight) / weight_scales(weight).view(-1, 1, 1, 1)
     assert torch.allclose(levels, levels.round(), atol=1e-3)
-    assert levels.abs().amax(dim=(1, 2, 3)).round().tolist() == [127.0] * 6
+    assert levels.abs().amax(dim=(1, 2, 3)).round().tolist() == [63.0] * 6
     error = (round_weights(weight) - weight).abs().amax(dim=(1, 2, 3))
     assert torch.all(error <= 0.5001 * weight_scales(weight))
 

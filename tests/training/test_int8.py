@@ -71,3 +71,11 @@ def test_a_method_with_attention_is_refused(leaves: Path, teacher_run: Path, stu
 def test_an_untrained_network_is_refused() -> None:
     with pytest.raises(ConfigError, match="weights of a trained network"):
         replace(FitSettings(), int8=True)
+
+
+def test_photos_of_another_size_than_the_student_learnt_are_refused(
+    leaves: Path, teacher_run: Path, student_run: Path, tmp_path: Path
+) -> None:
+    config = replace(recipe(student_run), data=DataSettings(image_size=96))
+    with pytest.raises(ConfigError, match=r"learnt; got 96 px instead of 64; pass --image-size 64"):
+        distill(leaves, teacher_run, tmp_path / "run", config)

@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 # Scaling passes these unchanged: f(s x) = s f(x) for s > 0. Hard-swish and ReLU6 are not among them.
 _HOMOGENEOUS = (nn.ReLU, nn.Identity)
 _ROUNDS = 20
+# Channels with hardly any weight beside the largest's stay as they are: to scale them up would scale up their bias.
+_DEAD = 1e-3
 
 
 @torch.no_grad()
@@ -37,7 +39,7 @@ def equalise(graph: fx.GraphModule) -> int:
 def _equalise_pair(first: nn.Conv2d, second: nn.Conv2d) -> None:
     outgoing = first.weight.abs().flatten(1).amax(1)
     incoming = _by_input_channel(second).abs().flatten(1).amax(1)
-    usable = (outgoing > 0) & (incoming > 0)
+    usable = (outgoing > _DEAD * outgoing.max()) & (incoming > _DEAD * incoming.max())
     scale = torch.where(usable, (outgoing / incoming.clamp_min(1e-30)).sqrt(), torch.ones_like(outgoing))
     first.weight.div_(scale.view(-1, 1, 1, 1))
     if first.bias is not None:
@@ -47,7 +49,7 @@ def _equalise_pair(first: nn.Conv2d, second: nn.Conv2d) -> None:
 
 def _by_input_channel(conv: nn.Conv2d) -> Tensor:
     """A view of the weight whose first axis is the input channel."""
-    return conv.weight if conv.groups == conv.in_channels else conv.weight.transpose(0, 1)
+    return conv.weight if conv.groups > 1 else conv.weight.transpose(0, 1)
 
 
 def _pairs(graph: fx.GraphModule) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
@@ -60,7 +62,7 @@ def _pairs(graph: fx.GraphModule) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
         while follower is not None and isinstance(_module(follower, modules), _HOMOGENEOUS):
             follower = _only_user(follower)
         second = _module(follower, modules) if follower is not None else None
-        if isinstance(second, nn.Conv2d) and second.groups in (1, second.in_channels):
+        if isinstance(second, nn.Conv2d) and (second.groups == 1 or second.groups == second.out_channels):
             yield first, second
 
 

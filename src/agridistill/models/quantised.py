@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agridistill.errors import ModelError
+from agridistill.models.equalisation import equalise
 from agridistill.models.rounding import ActivationRounding, Ranges, RoundedConv2d, RoundedLinear
 
 
@@ -49,11 +50,13 @@ class _Tracer(fx.Tracer):
         return isinstance(m, leaves) or is_notrace_module(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def quantised(network: nn.Module) -> fx.GraphModule:
+def quantised(network: nn.Module, *, equalised: bool = True) -> fx.GraphModule:
     """The same network with folded batch norm and a rounding at each place where an int8 artefact has one.
 
     Args:
         network: a convolutional classifier, whose weights are copied.
+        equalised: gives neighbouring convolutions channels of like size first (`models.equalisation`): measured to
+            keep more answers (docs/performance.md).
 
     Returns:
         Takes `(B, 3, H, W)` normalised photos, gives `(B, K)` logits. Not calibrated yet.
@@ -63,6 +66,8 @@ def quantised(network: nn.Module) -> fx.GraphModule:
     """
     graph = folded(network)
     _refuse_others(graph, type(network).__name__)
+    if equalised:
+        equalise(graph)
     _round_weights(graph)
     _round_activations(graph)
     graph.delete_all_unused_submodules()
@@ -71,10 +76,10 @@ def quantised(network: nn.Module) -> fx.GraphModule:
 
 
 def folded(network: nn.Module) -> fx.GraphModule:
-    """A copy of the network for inference, each batch norm folded into the convolution before it.
+    """A copy of the network for inference, each batch norm folded into the convolution before it, if there is one.
 
     Raises:
-        ModelError: a network that cannot be traced, or with a batch norm elsewhere.
+        ModelError: a network that cannot be traced.
     """
     model = copy.deepcopy(network).eval()
     try:
@@ -122,7 +127,7 @@ def _fold_batch_norm(graph: fx.GraphModule) -> None:
         (source,) = node.all_input_nodes
         conv = modules.get(str(source.target)) if source.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or len(source.users) != 1:
-            raise ModelError("a convolution before each batch norm", f"'{node.target}' after another", "export in fp32")
+            continue
         _replace(graph, str(source.target), fuse_conv_bn_eval(conv, norm))
         activation = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
         if isinstance(activation, nn.Identity):
@@ -196,14 +201,14 @@ def _is_stored(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         if not isinstance(modules[str(node.target)], _STORED):
             return False
-        return not (len(users) == 1 and users[0].op == "call_module" and _is_fused(users[0], modules))
+        return not (len(users) == 1 and _is_fused(users[0], modules))
     if node.op == "call_function":
         return node.target in _STORED_FUNCTIONS
     return node.op == "call_method" and node.target in _STORED_METHODS
 
 
 def _is_fused(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return isinstance(modules[str(node.target)], _FUSED)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], _FUSED)
 
 
 def _replace(graph: fx.GraphModule, name: str, module: nn.Module) -> None:

@@ -77,17 +77,18 @@ class Session:
         keep_freed_memory()
         lightning.seed_everything(self.fit.seed, verbose=False)
         saved = self.folder.read_checkpoint() if self.resume else None
+        # The checkpoint replaces them: a resume needs neither hub nor file.
+        weights = Path(self.fit.weights) if self.fit.weights and saved is None else None
         model = create_model(
             self.fit.model,
             len(self.prepared.classes),
             image_size=self.preprocessing.image_size,
-            # The checkpoint replaces them: a resume needs neither hub nor file.
             pretrained=self.fit.pretrained and saved is None,
-            weights=Path(self.fit.weights) if self.fit.weights and saved is None else None,
+            weights=weights,
             drop_path=self.fit.drop_path,
         )
         if self.fit.int8:
-            model = as_int8(model, self.prepared, self.preprocessing, self.objective, calibrated=saved is not None)
+            model = as_int8(model, self.prepared, self.preprocessing, self.objective, weights=weights)
         datamodule = self._datamodule()
         source = self._teacher_source()
         module = self._module(model, source, datamodule.steps_per_epoch * self.fit.epochs)
