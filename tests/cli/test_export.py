@@ -44,6 +44,7 @@ def test_it_tells_what_was_written_and_what_comes_next(student_run: Path, tmp_pa
     ("words", "message"),
     [
         (["--out", "leaf.tflite", "--format", "onnx"], "--format onnx writes .onnx files, not 'leaf.tflite'"),
+        (["--out", ".", "--format", "onnx"], "expected a file NAME.onnx or NAME.tflite; got '.'"),
         (["--out", "leaf.pt"], "expected a file NAME.onnx or NAME.tflite; got 'leaf.pt'"),
         (["--out", "leaf.onnx", "--data", "nowhere"], "'nowhere'"),
     ],

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agridistill import api
+from agridistill.data.samples import scan
+from agridistill.data.splits import Split, write_split
 from agridistill.errors import DataError, ModelError
 from agridistill.exporting import artefact
 from agridistill.exporting.artefact import export
@@ -135,6 +137,41 @@ def test_an_artefact_does_not_take_anothers_manifest(student_run: Path, fp32: Pa
     with pytest.raises(ModelError, match=r"'leaf\.json', which belongs to 'leaf\.onnx'; choose another name"):
         export(student_run, fp32.with_suffix(".tflite"), force=True)
     assert fp32.with_suffix(".json").read_bytes() == before
+
+
+def test_a_file_that_is_no_manifest_is_not_overwritten(student_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "leaf.json").write_text('{"accuracy": 0.9}')
+    with pytest.raises(ModelError, match=r"expected 'leaf\.json' free .*; choose another name or folder"):
+        export(student_run, tmp_path / "leaf.onnx", force=True)
+    assert (tmp_path / "leaf.json").read_text() == '{"accuracy": 0.9}'
+
+
+def test_without_validation_photos_nothing_can_be_measured(student_run: Path, leaves: Path, tmp_path: Path) -> None:
+    paths = [sample.path for sample in scan(leaves).samples]
+    split = Split(tuple(paths[1:]), (), (paths[0],))
+    write_split(tmp_path / "split.json", split, seed=0, val_fraction=0.0, test_fraction=0.1, fingerprint="")
+    with pytest.raises(DataError, match=r"validation photos to measure the artefact on; got none"):
+        export(student_run, tmp_path / "leaf.onnx", data=leaves, split_file=tmp_path / "split.json", force=True)
+
+
+def test_a_split_file_says_which_photos_are_for_validation(student_run: Path, leaves: Path, tmp_path: Path) -> None:
+    paths = [sample.path for sample in scan(leaves).samples]
+    split = Split(tuple(paths[::2]), tuple(paths[1::2]), ())
+    write_split(tmp_path / "split.json", split, seed=0, val_fraction=0.5, test_fraction=0.0, fingerprint="")
+    result = export(student_run, tmp_path / "leaf.onnx", split_file=tmp_path / "split.json", force=True)
+    assert result.parity.photos == len(paths[1::2])
+
+
+def test_a_network_that_no_converter_knows_is_one_line(
+    student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise KeyError("aten.strange")
+
+    monkeypatch.setattr("agridistill.exporting.onnx.to_onnx", fail)
+    with pytest.raises(ModelError, match=r"can be written as \.onnx; got .*aten\.strange.*; try another format"):
+        export(student_run, tmp_path / "leaf.onnx", force=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_parity_is_counted_photo_by_photo() -> None:

@@ -43,3 +43,26 @@ def test_the_file_computes_what_its_network_computes(
         assert file.stat().st_size < 1.5 * sum(weight.numel() for weight in network.parameters())
     else:
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_another_tool_with_levels_for_logits_gives_logits(
+    lively_network: nn.Module, patches: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+
+    manifest = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
+    plain, rounded = tmp_path / "plain.tflite", tmp_path / "rounded.tflite"
+    plain.write_bytes(to_litert(folded(lively_network), manifest.preprocessing, int8=False))
+    (signature, names), *_ = Interpreter(str(plain)).get_signature_list().items()
+    tool = quantizer.Quantizer(str(plain))
+    tool.load_quantization_recipe(recipe.static_wi8_ai8())
+    result = tool.calibrate({signature: [{names["inputs"][0]: photo[None]} for photo in patches]})
+    tool.quantize(result).export_model(str(rounded))
+    for file in (plain, rounded):
+        manifest.with_weights(file).write(file.with_suffix(".json"))
+    expected = api.load(plain).backend.logits(patches)
+    found = api.load(rounded).backend.logits(patches)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+    assert 0.5 < found.std() / expected.std() < 2

@@ -25,6 +25,7 @@ def export(
     data: Annotated[
         Path | None, typer.Option("--data", help="Photos that the run learnt from; by default where they were.")
     ] = None,
+    splits: options.Splits = None,
     answers: Annotated[
         float, typer.Option("--answers", min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")
     ] = 0.95,
@@ -36,13 +37,15 @@ def export(
     It is held against the network on the run's validation photos first, and not written if it lost too much.
     """
     if format is not None:
-        out = out if out.suffix else out.with_suffix(_SUFFIX[format])
-        if out.suffix != _SUFFIX[format]:
+        out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
+        if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
     from agridistill.exporting.artefact import export as write
 
     with progress_bar("reading photos") as progress:
-        result = write(run, out, precision=precision, data=data, answers=answers, force=force, progress=progress)
+        result = write(
+            run, out, precision=precision, data=data, split_file=splits, answers=answers, force=force, progress=progress
+        )
     if json:
         print_json(result.to_json())
     else:

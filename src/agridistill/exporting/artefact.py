@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from agridistill.errors import DataError, MissingExtraError, ModelError
+from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
-from agridistill.evaluation.held_out import choose_photos
+from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import calibration_error, fit_temperature
 from agridistill.evaluation.representative import representative_batches
 from agridistill.evaluation.selective import AbstentionPoint, abstention_point
@@ -76,6 +79,7 @@ def export(
     *,
     precision: Precision = "fp32",
     data: Path | None = None,
+    split_file: Path | None = None,
     answers: float = 0.95,
     force: bool = False,
     progress: ProgressCallback = silent,
@@ -87,6 +91,7 @@ def export(
         out: `NAME.onnx` or `NAME.tflite`.
         precision: of weights and activations.
         data: the photos that the run learnt from; None takes the folder that it names.
+        split_file: which of them are for training and validation, where the run does not know them.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes an artefact that misses its gate.
         progress: told while photos are read and classified.
@@ -100,33 +105,36 @@ def export(
         raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
     _require_own_manifest(out)
     network, manifest = load_network(run)
+    if manifest.precision == "int8" and precision != "int8":
+        raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "export its --weights")
     photos = data or _photos_of(run)
     own_split = run / "splits.json"
-    val = choose_photos(manifest, photos, split="val", own_split=own_split, progress=progress)
+    choose = partial(choose_photos, manifest, photos, split_file=split_file, own_split=own_split)
+    val = choose(split="val", progress=progress)
+    if not val.samples:
+        raise DataError("validation photos to measure the artefact on", f"none in '{photos}'", "pass --splits FILE")
     if len(val.samples) < MIN_PARITY_PHOTOS and not force:
         raise DataError(
             f"at least {MIN_PARITY_PHOTOS} validation photos to measure the artefact on",
             str(len(val.samples)),
             "pass --force to measure it on these",
         )
-    converted: nn.Module = network
-    if manifest.precision == "int8":
-        # Trained with its roundings, whose scales go into the file.
-        if precision != "int8":
-            raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "export its --weights")
-    elif precision == "int8":
-        train = choose_photos(manifest, photos, split="train", own_split=own_split)
-        converted = quantised(network)
-        calibrate(converted, representative_batches(train.root, train.samples, manifest.preprocessing))
-    elif any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        converted = folded(network)
+    converted = _as_wanted(network, manifest, precision, choose)
     size = complexity(network, manifest.preprocessing.image_size)
-    expected = predict_logits(TorchBackend(network, manifest), val.samples, val.root)
+    expected = predict_logits(TorchBackend(network, manifest, torch.device("cpu")), val.samples, val.root)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: the rename at the end must not cross file systems.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         file = Path(folder) / out.name
-        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
+        try:
+            file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
+        except (AgriDistillError, OSError):
+            raise
+        except Exception as error:  # converters raise many types on networks that they do not know
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ModelError(
+                f"a network that can be written as {out.suffix}", f"'{run}' ({reason})", "try another format"
+            ) from error
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
         found = predict_logits(open_artefact(file), val.samples, val.root, progress=progress)
@@ -154,6 +162,24 @@ def export(
             temporary.write_bytes(file.read_bytes())
         final.write(manifest_path(out))
     return result
+
+
+def _as_wanted(
+    network: nn.Module, manifest: ModelManifest, precision: Precision, choose: Callable[..., ChosenPhotos]
+) -> nn.Module:
+    if manifest.precision == "int8":
+        # Trained with its roundings, whose scales go into the file.
+        return network
+    if precision == "int8":
+        train = choose(split="train")
+        rounded = quantised(network)
+        calibrate(rounded, representative_batches(train.root, train.samples, manifest.preprocessing))
+        return rounded
+    try:
+        return folded(network) if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()) else network
+    except ModelError:
+        # Not to be traced by our means: the converter has its own.
+        return network
 
 
 def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
@@ -192,10 +218,17 @@ def _measured(
 
 def _require_own_manifest(out: Path) -> None:
     """NAME.onnx and NAME.tflite in one folder would share NAME.json, and one of them be lost."""
-    try:
-        described = json.loads(manifest_path(out).read_text(encoding="utf-8"))["weights_file"]
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = manifest_path(out)
+    if not manifest.exists():
         return
+    try:
+        described = json.loads(manifest.read_text(encoding="utf-8"))["weights_file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"'{manifest.name}' free for the manifest of '{out.name}'",
+            f"another file at '{manifest}'",
+            "choose another name or folder",
+        ) from None
     if described != out.name and (out.parent / str(described)).exists():
         raise ModelError(
             f"a name of its own for '{out.name}'",

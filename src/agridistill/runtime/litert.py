@@ -38,6 +38,8 @@ class LiteRtBackend:
                 f"one input of uint8 photos (1, {size}, {size}, 3)", f"{told} in '{path}'", "export it again"
             )
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        # Ours give float logits; other tools' files may give levels.
+        self._scale, self._zero_point = outputs[0]["quantization"]
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
@@ -45,7 +47,8 @@ class LiteRtBackend:
         for photo in pixels:
             self._interpreter.set_tensor(self._input, photo[None])
             self._interpreter.invoke()
-            rows.append(np.array(self._interpreter.get_tensor(self._output)[0], np.float32))
+            row = np.array(self._interpreter.get_tensor(self._output)[0], np.float32)
+            rows.append((row - self._zero_point) * self._scale if self._scale else row)
         return np.stack(rows) if rows else np.empty((0, len(self.manifest.classes)), np.float32)
 
 

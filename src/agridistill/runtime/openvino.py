@@ -42,6 +42,13 @@ class OpenVinoBackend:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError("a model that OpenVINO can run", f"'{path}' ({reason})", "export it again") from None
+        size = manifest.preprocessing.image_size
+        inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
+        if inputs != [f"u8 [?,{size},{size},3]"]:
+            told = ", ".join(inputs)
+            raise ModelError(
+                f"one input of uint8 photos (N, {size}, {size}, 3)", f"{told} in '{path}'", "export it again"
+            )
         self._request = compiled.create_infer_request()
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
