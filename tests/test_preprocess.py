@@ -14,7 +14,15 @@ from PIL import Image
 
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.preprocess import MAX_PIXELS, MAX_SIDE, normalise, read_photo, softmax, to_pixels
+from agridistill.preprocess import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    enough_pixels,
+    normalise,
+    read_photo,
+    softmax,
+    to_pixels,
+)
 
 ORIENTATION = 0x0112
 
@@ -305,6 +313,28 @@ def test_crop_is_the_centre_of_the_photo_scaled_by_its_shorter_side(width: int, 
     expected = np.asarray(scaled.crop((left, top, left + 10, top + 10)))
     # Rounded once here, and twice in the other order there.
     assert np.allclose(to_pixels(photo, Preprocessing(10, "crop")).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_no_larger_than_needed_and_looks_the_same(tmp_path: Path, orientation: int) -> None:
+    coarse = Image.fromarray(noise(30, 40)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    grain = np.asarray(coarse, np.int16) + noise(1200, 1600)[..., :1] // 16
+    photo = Image.fromarray(grain.clip(0, 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = saved(tmp_path / "a.jpg", photo, quality=90, exif=exif)
+    rule = Preprocessing(128)
+    whole, reduced = read_photo(path), read_photo(path, shorter_side=enough_pixels(rule))
+    assert reduced.size == (whole.width // 4, whole.height // 4)
+    difference = np.abs(to_pixels(whole, rule).astype(int) - to_pixels(reduced, rule))
+    assert difference.mean() < 0.5
+    assert difference.max() <= 6
+
+
+@pytest.mark.parametrize(("suffix", "width"), [(".png", 1600), (".jpg", 511)])
+def test_what_cannot_be_reduced_is_read_whole(tmp_path: Path, suffix: str, width: int) -> None:
+    path = saved(tmp_path / f"a{suffix}", Image.fromarray(noise(600, width)))
+    np.testing.assert_array_equal(read_photo(path, shorter_side=256), read_photo(path))
 
 
 def test_stretch_keeps_what_crop_cuts_away() -> None:

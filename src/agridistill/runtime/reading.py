@@ -18,7 +18,15 @@ from PIL import Image
 
 from agridistill.errors import DataError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.preprocess import LARGE_PIXELS, PHOTO_SUFFIXES, Pixels, photo_size, read_photo, to_pixels
+from agridistill.preprocess import (
+    LARGE_PIXELS,
+    PHOTO_SUFFIXES,
+    Pixels,
+    enough_pixels,
+    photo_size,
+    read_photo,
+    to_pixels,
+)
 
 PhotoSource = Path | str | bytes | NDArray[Any]
 """A file's path, a file's bytes, or an upright RGB photo `(H, W, 3)` uint8."""
@@ -60,7 +68,8 @@ def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
                 "an RGB array of shape (H, W, 3) and dtype uint8", f"{source.shape} {source.dtype}", "convert it"
             )
         return to_pixels(Image.fromarray(source), preprocessing)
-    return to_pixels(read_photo(source if isinstance(source, bytes) else Path(source)), preprocessing)
+    photo = read_photo(source if isinstance(source, bytes) else Path(source), shorter_side=enough_pixels(preprocessing))
+    return to_pixels(photo, preprocessing)
 
 
 def read_batches(
