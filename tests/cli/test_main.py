@@ -314,6 +314,10 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("CUDA error: out of memory\nmore"), "expected enough memory for this run; got 'CUDA error:"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower --batch-size or --image-size"),
         (MemoryError(), "got 'MemoryError'; lower --batch-size or --image-size"),
+        (
+            RuntimeError("DataLoader worker (pid 21207) is killed by signal: Killed. "),
+            "free memory or lower --workers (--resume for a started run)",
+        ),
         (typer.Abort(), "expected the command to reach its end; got an abort"),
         (ModuleNotFoundError("no", name="huggingface_hub"), "pip install 'agridistill[train]'"),
         (ModuleNotFoundError("no", name="tensorboard.compat"), "pip install 'agridistill[train]'"),

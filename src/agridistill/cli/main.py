@@ -105,6 +105,10 @@ def _told(error: Exception, command: str) -> str | None:
     if _is_out_of_memory(error):
         got = " ".join(str(error).split())[:200] or type(error).__name__
         return f"expected enough memory for this run; got '{got}'; lower --batch-size or --image-size"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        # Mostly the system's own doing, when memory runs out.
+        got, goes_on = " ".join(str(error).split())[:120], _with_resume(command)
+        return f"expected loader processes that live; got '{got}'; free memory or lower --workers{goes_on}"
     if isinstance(error, typer.Abort):
         return f"expected the command to reach its end; got an abort; run it again{_with_resume(command)}"
     # Typer's usage errors: of its own vendored click, or of the click package.

@@ -201,11 +201,15 @@ def _benchmark_notes(result: BenchmarkResult) -> list[str]:
     photos, host = result.photos, result.host
     source = "drawn leaves" if photos.source == "drawn" else shown(photos.source)
     notes = [
-        f"{result.queries:,} queries of each kind in {result.turns} turns, {result.warm_up_queries} untimed before "
-        f"each; {photos.photos} photos ({source}) of {photos.mean_pixels / 1e6:.2g} megapixels and "
-        f"{photos.mean_bytes / 1e3:.0f} kB on average",
-        "photos/s: inference, in brackets the photos at once; memory: peak above a bare Python's; "
-        "energy: of all processor packages for one inference; load: until ready, in a fresh process",
+        (
+            f"{result.queries:,} queries of each kind in {result.turns} turns, {result.warm_up_queries} untimed before "
+            f"each; {photos.photos} photos ({source}) of {photos.mean_pixels / 1e6:.2g} megapixels and "
+            f"{photos.mean_bytes / 1e3:.0f} kB on average"
+        ),
+        (
+            "photos/s: inference, in brackets the photos at once; memory: peak above a bare Python's; "
+            "energy: of all processor packages for one inference; load: until ready, in a fresh process"
+        ),
         f"{host.system}, Python {host.python}, {host.cores} cores"
         + (f" ({', '.join(host.instructions)})" if host.instructions else "")
         + "; "
