@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 LOW, HIGH = -128, 127
 # 7 bits of the 8: x86 without VNNI adds 255 * weight in pairs of 16 bits, which saturate from 64 on. With 127 an AVX2
-# processor gave one answer in ten another class than one with VNNI (docs/performance.md).
+# processor gave one photo in seven another class than one with VNNI (docs/performance.md).
 WEIGHT_HIGH = 63
 
 Ranges = Literal["least_error", "min_max"]
