@@ -126,15 +126,7 @@ def export(
     # Beside the target: the rename at the end must not cross file systems.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         file = Path(folder) / out.name
-        try:
-            file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
-        except (AgriDistillError, OSError):
-            raise
-        except Exception as error:  # converters raise many types on networks that they do not know
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ModelError(
-                f"a network that can be written as {out.suffix}", f"'{run}' ({reason})", "try another format"
-            ) from error
+        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
         found = predict_logits(open_artefact(file), val.samples, val.root, progress=progress)
@@ -183,6 +175,18 @@ def _as_wanted(
 
 
 def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
+    try:
+        return _by_its_converter(network, manifest, suffix, int8=int8)
+    except (AgriDistillError, OSError):
+        raise
+    except Exception as error:  # converters raise many types on networks that they do not know
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(
+            f"a network that can be written as {suffix}", f"'{manifest.model}' ({reason})", "try another format"
+        ) from error
+
+
+def _by_its_converter(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
     if suffix == ".onnx":
         try:
             from agridistill.exporting.onnx import to_onnx

@@ -55,8 +55,7 @@ def quantised(network: nn.Module, *, equalised: bool = True) -> fx.GraphModule:
 
     Args:
         network: a convolutional classifier, whose weights are copied.
-        equalised: gives neighbouring convolutions channels of like size first (`models.equalisation`): measured to
-            keep more answers (docs/performance.md).
+        equalised: gives neighbouring convolutions channels of like size first (`models.equalisation`).
 
     Returns:
         Takes `(B, 3, H, W)` normalised photos, gives `(B, K)` logits. Not calibrated yet.
