@@ -81,18 +81,16 @@ def cache_of(teacher: Path) -> Path:
 def test_every_step_loses_what_it_loses_under_the_live_teacher(
     leaves: Path, teacher: Path, tmp_path: Path, losses: list[dict[str, float]], objective: ObjectiveSettings
 ) -> None:
-    # A low rate: training from random weights multiplies any difference, the rounding of float16 too.
-    config = replace(CONFIG, objective=objective, distill=replace(CONFIG.distill, lr=1e-4))
+    # At the usual learning rate, where training from random weights multiplies whatever differs.
+    config = replace(CONFIG, objective=objective)
     distill(leaves, teacher, tmp_path / "live", config, cache=False)
     live = losses.copy()
     losses.clear()
     assert not (teacher / "cache").exists()
     distill(leaves, teacher, tmp_path / "cached", config)
     assert len(losses) == len(live) == 12
-    for ours, theirs in zip(losses, live, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=1e-3)
+    assert losses == live
+    assert (tmp_path / "cached/model.safetensors").read_bytes() == (tmp_path / "live/model.safetensors").read_bytes()
     assert all(step["kd"] > 0 for step in losses)
 
 

@@ -13,7 +13,11 @@ from agridistill.models.attention import StageTap
 from agridistill.models.normalisation import normalise_batch
 
 # Counts the ways in which a batch became logits and maps: a cache of another way says something else.
-OUTPUTS_VERSION = 1
+OUTPUTS_VERSION = 2
+
+# Photos in a forward pass, always: matrix products round by their shape, so one size gives one answer for a photo,
+# whatever else is in its batch.
+_ASKED_TOGETHER = 32
 
 
 class HasPixels(Protocol):
@@ -67,14 +71,21 @@ class LiveTeacher:
         """Outputs for empty photos."""
         size = self.preprocessing.image_size
         device = next(self.model.parameters()).device
-        return self._outputs(torch.zeros(count, 3, size, size, device=device))
+        return self._forward(torch.zeros(count, 3, size, size, device=device))
 
     def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, or `(B, heads, H, W)` per head."""
-        return self._outputs(batch.pixels.float())
+        """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, or `(B, heads, H, W)` per head.
+
+        A photo's do not depend on the rest of its batch, on processors to the last bit.
+        """
+        count = len(batch.pixels)
+        parts = [self._forward(_filled_up(part).float()) for part in torch.split(batch.pixels, _ASKED_TOGETHER)]
+        logits = torch.cat([part for part, _ in parts])[:count]
+        maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in parts[0][1]}
+        return logits, maps
 
     @torch.no_grad()
-    def _outputs(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _forward(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         size = self.preprocessing.image_size
         if pixels.shape[-1] != size or pixels.shape[-2] != size:
             # The student may train at another size: the teacher sees the same view at its own.
@@ -85,3 +96,8 @@ class LiveTeacher:
         if not self.per_head:
             maps = {stride: map_.mean(1) if map_.ndim == 4 else map_ for stride, map_ in maps.items()}
         return logits.float(), maps
+
+
+def _filled_up(pixels: Tensor) -> Tensor:
+    missing = _ASKED_TOGETHER - len(pixels)
+    return torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels

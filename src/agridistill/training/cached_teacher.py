@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib import metadata
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 # the usual seed of a run: the teacher learnt from those very pixels, and is surer of them than of any others.
 DISTILLATION_VIEWS = 0xA6D1
 
-# Not the student's batch size: the same photos must meet in the same batch whoever asks.
 _BUILD_BATCH = 64
 _VERSIONS = ("torch", "timm", "Pillow", "numpy")
 
@@ -98,6 +97,26 @@ def cache_key(
 def _plain(value: bool | float) -> bool | float:
     # 1 and 1.0 are one setting.
     return value if isinstance(value, bool) else float(value)
+
+
+def as_kept(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """What a cache keeps of a teacher's answer, in float16.
+
+    Args:
+        logits: `(B, K)`.
+        maps: by stride, `(B, H, W)` or `(B, M, H, W)`; they come back with a largest value of 1.
+
+    Raises:
+        RunError: NaN, infinity, or logits that float16 cannot hold.
+    """
+    kept = logits.half()
+    if not torch.isfinite(kept).all():
+        raise RunError("a teacher with logits within ±65,504", "larger ones or NaN", "train the teacher again")
+    # Squared activations leave float16's range; no distance depends on a map's scale.
+    kept_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
+    if not all(torch.isfinite(map_).all() for map_ in kept_maps.values()):
+        raise RunError("a teacher with finite attention maps", "NaN or infinity", "train the teacher again")
+    return kept, kept_maps
 
 
 class CachedTeacher:
@@ -253,19 +272,12 @@ class CachedTeacher:
         )
 
     def _ask(self, teacher: LiveTeacher, batch: Batch, block: Block, outputs: Outputs) -> None:
-        logits, maps = teacher.outputs(batch._replace(pixels=batch.pixels.to(self._device)))
-        # As they are kept: float16 ends at 65,504.
-        if not torch.isfinite(logits.half()).all():
-            raise RunError("a teacher with logits within ±65,504", "larger ones or NaN", "train the teacher again")
+        logits, maps = as_kept(*teacher.outputs(batch._replace(pixels=batch.pixels.to(self._device))))
         rows = batch.position.numpy() - block.start
         outputs.seeds[rows] = batch.seed.numpy()
         outputs.logits[rows] = logits.cpu().numpy()
         for stride, map_ in maps.items():
-            # Squared activations leave float16's range; no distance depends on a map's scale.
-            kept = unit_peak(map_)
-            if not torch.isfinite(kept).all():
-                raise RunError("a teacher with finite attention maps", "NaN or infinity", "train the teacher again")
-            outputs.maps[stride][rows] = kept.cpu().numpy()
+            outputs.maps[stride][rows] = map_.cpu().numpy()
 
     def _measured_layout(self) -> CacheLayout:
         self._live = self._load()
