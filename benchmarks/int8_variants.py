@@ -81,7 +81,7 @@ class Variants:
         self.write(path, folded(self.network), int8=False)
 
     def ours(self, path: Path, ranges: Ranges, *, equalised: bool) -> None:
-        rounded = quantised(self.network, equalised=equalised)
+        rounded = quantised(self.network, self.manifest.preprocessing, equalised=equalised)
         batches = representative_batches(self.train.root, self.train.samples, self.manifest.preprocessing)
         calibrate(rounded, batches, ranges=ranges)
         self.write(path, rounded, int8=True)

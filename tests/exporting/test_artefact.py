@@ -61,7 +61,7 @@ def test_the_int8_file_computes_what_its_rounded_network_computes(
     network = lively_network
     manifest = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
     batch = normalise_batch(torch.from_numpy(patches).permute(0, 3, 1, 2), manifest.preprocessing)
-    rounded = quantised(network)
+    rounded = quantised(network, manifest.preprocessing)
     calibrate(rounded, [batch])
     with torch.no_grad():
         exact, expected = network(batch).numpy(), rounded(batch).numpy()

@@ -30,7 +30,7 @@ def test_the_file_computes_what_its_network_computes(
     plain = folded(network)
     converted = plain
     if int8:
-        converted = quantised(network)
+        converted = quantised(network, manifest.preprocessing)
         calibrate(converted, [batch])
     with torch.no_grad():
         expected, exact = converted(batch).numpy(), plain(batch).numpy()

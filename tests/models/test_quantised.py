@@ -9,11 +9,16 @@ import torch
 from torch import nn
 
 from agridistill.errors import ModelError
+from agridistill.manifest import Preprocessing
 from agridistill.models.equalisation import equalise
 from agridistill.models.factory import create_model
-from agridistill.models.quantised import calibrate, folded, quantised
+from agridistill.models.normalisation import normalise_batch
+from agridistill.models.quantised import PhotoLevels, calibrate, folded, quantised
 from agridistill.models.rounding import ActivationRounding, RoundedConv2d, round_weights
 
+PREPROCESSING = Preprocessing(64)
+# Normalised as levels are: with these there is nothing to fold.
+AS_LEVELS = Preprocessing(64, mean=(128 / 255,) * 3, std=(0.25,) * 3)
 NETWORKS = ["mobilenetv3_small_050", "mobilenetv3_small_minimal_100", "resnet10t", "efficientnet_lite0"]
 
 
@@ -47,7 +52,7 @@ def test_folding_batch_norm_changes_no_answer(name: str) -> None:
 @torch.no_grad()
 def test_rounding_changes_answers_a_little(name: str) -> None:
     model = network(name)
-    rounded = quantised(model)
+    rounded = quantised(model, PREPROCESSING)
     calibrate(rounded, [photos()])
     expected, found = model(photos()), rounded(photos())
     assert 0 < (found - expected).std() < 0.25 * expected.std()
@@ -57,7 +62,7 @@ def test_rounding_changes_answers_a_little(name: str) -> None:
 @torch.no_grad()
 def test_before_calibration_only_the_weights_are_rounded(equalised: bool) -> None:
     model = network()
-    rounded = quantised(model) if equalised else quantised(model, equalised=False)
+    rounded = quantised(model, AS_LEVELS) if equalised else quantised(model, AS_LEVELS, equalised=False)
     for module in rounded.modules():
         if isinstance(module, ActivationRounding):
             module.observe()
@@ -73,7 +78,7 @@ def test_before_calibration_only_the_weights_are_rounded(equalised: bool) -> Non
 def test_every_convolution_is_rounded_and_the_original_stays_as_it_was() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
-    rounded = quantised(model)
+    rounded = quantised(model, PREPROCESSING)
     convolutions = [module for module in rounded.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) > 20
     assert all(isinstance(module, RoundedConv2d) for module in convolutions)
@@ -81,13 +86,36 @@ def test_every_convolution_is_rounded_and_the_original_stays_as_it_was() -> None
 
 
 def test_it_is_restored_from_its_tensors() -> None:
-    rounded = quantised(network())
+    rounded = quantised(network(), PREPROCESSING)
     calibrate(rounded, [photos()])
-    again = quantised(network("mobilenetv3_small_050"))
+    again = quantised(network("mobilenetv3_small_050"), PREPROCESSING)
     again.load_state_dict(rounded.state_dict())
     assert torch.equal(again.eval()(photos()), rounded(photos()))
 
 
 def test_a_transformer_is_refused() -> None:
     with pytest.raises(ModelError, match="export it in fp32"):
-        quantised(create_model("swin_nano_patch4_window4_64", 5, image_size=64))
+        quantised(create_model("swin_nano_patch4_window4_64", 5, image_size=64), PREPROCESSING)
+
+
+@torch.no_grad()
+def test_the_first_convolution_takes_pixels_as_they_are() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    pixels = torch.randint(256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    normalised = normalise_batch(pixels, PREPROCESSING)
+    expected, weight, bias = conv(normalised), conv.weight.clone(), conv.bias.clone()
+    levels = PhotoLevels(PREPROCESSING)
+    levels.fold_into(conv)
+    photo = levels(normalised)
+    torch.testing.assert_close(photo, (pixels - levels.zero_point) * levels.scale, rtol=0, atol=1e-5)
+    torch.testing.assert_close(conv(photo)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-5)
+    # At the border it sees pixels of one grey, where the float network sees the mean of each channel.
+    framed = nn.functional.pad(pixels, (1, 1, 1, 1), value=levels.zero_point)
+    unpadded = nn.functional.conv2d(normalise_batch(framed, PREPROCESSING), weight, bias)
+    torch.testing.assert_close(conv(photo), unpadded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_begins_otherwise_is_refused() -> None:
+    with pytest.raises(ModelError, match="begins with one convolution"):
+        quantised(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU()), PREPROCESSING)

@@ -164,7 +164,7 @@ def _as_wanted(
         return network
     if precision == "int8":
         train = choose(split="train")
-        rounded = quantised(network)
+        rounded = quantised(network, manifest.preprocessing)
         calibrate(rounded, representative_batches(train.root, train.samples, manifest.preprocessing))
         return rounded
     try:

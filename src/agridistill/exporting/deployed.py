@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agridistill.manifest import Preprocessing
 from agridistill.models.normalisation import normalise_batch
+from agridistill.models.quantised import PhotoLevels
 from agridistill.models.rounding import (
     HIGH,
     LOW,
@@ -41,12 +42,32 @@ class Deployed(nn.Module):
         return logits
 
 
-def written_out(network: nn.Module) -> nn.Module:
-    """A copy of a calibrated network (`models.quantised`) whose roundings are pairs of quantise and dequantise."""
+class DeployedInt8(nn.Module):
+    """A network that takes a photo's pixels for the levels of its first convolution.
+
+    Args:
+        network: from `models.quantised`, calibrated; it is copied.
+        unsigned: the format has levels from 0 on, as pixels are: no arithmetic stands before the convolution.
+    """
+
+    def __init__(self, network: nn.Module, *, unsigned: bool) -> None:
+        super().__init__()
+        self.network = _written_out(network, unsigned=unsigned)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2))
+        return logits
+
+
+def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
+    """A copy whose roundings are pairs of quantise and dequantise."""
     model = copy.deepcopy(network).eval()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, ActivationRounding):
+            if isinstance(child, PhotoLevels):
+                setattr(parent, name, (_UnsignedPixels if unsigned else _SignedPixels)(child))
+            elif isinstance(child, ActivationRounding):
                 setattr(parent, name, _Activation(child))
             elif isinstance(child, RoundedConv2d):
                 setattr(parent, name, _Convolution(child))
@@ -55,16 +76,37 @@ def written_out(network: nn.Module) -> nn.Module:
     return model
 
 
+class _UnsignedPixels(nn.Module):
+    def __init__(self, levels: PhotoLevels) -> None:
+        super().__init__()
+        self.scale, self.zero_point = levels.scale, levels.zero_point
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        how = (self.scale, self.zero_point, 0, 255, torch.uint8)
+        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(pixels, *how)
+        return values
+
+
+class _SignedPixels(_UnsignedPixels):
+    def forward(self, pixels: Tensor) -> Tensor:
+        values = (pixels.float() - self.zero_point) * self.scale
+        return _in_levels(values, self.scale, self.zero_point + LOW)
+
+
 class _Activation(nn.Module):
     def __init__(self, rounding: ActivationRounding) -> None:
         super().__init__()
         self.scale, self.zero_point = float(rounding.scale), int(rounding.zero_point)
 
     def forward(self, values: Tensor) -> Tensor:
-        how = (self.scale, self.zero_point, LOW, HIGH, torch.int8)
-        levels = torch.ops.quantized_decomposed.quantize_per_tensor(values, *how)
-        rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *how)
-        return rounded
+        return _in_levels(values, self.scale, self.zero_point)
+
+
+def _in_levels(values: Tensor, scale: float, zero_point: int) -> Tensor:
+    how = (scale, zero_point, LOW, HIGH, torch.int8)
+    levels = torch.ops.quantized_decomposed.quantize_per_tensor(values, *how)
+    rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *how)
+    return rounded
 
 
 class _Weights(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agridistill.errors import MissingExtraError
-from agridistill.exporting.deployed import Deployed, written_out
+from agridistill.exporting.deployed import Deployed, DeployedInt8
 from agridistill.exporting.quiet import quiet
 from agridistill.manifest import Preprocessing
 
@@ -37,7 +37,7 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
             "litert-torch, to write .tflite files", f"no module '{error.name}'", "pip install 'agridistill[litert]'"
         ) from None
     size = preprocessing.image_size
-    deployed = Deployed(written_out(network) if int8 else network, preprocessing).eval()
+    deployed = (DeployedInt8(network, unsigned=False) if int8 else Deployed(network, preprocessing)).eval()
     # Only tells the converter that pairs of quantise and dequantise are to be merged into int8 operators.
     static = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config()))
     with quiet(), tempfile.TemporaryDirectory() as folder:

@@ -16,12 +16,11 @@ from onnx import numpy_helper
 from onnxscript import opset18
 from torch import nn
 
-from agridistill.exporting.deployed import Deployed, written_out
+from agridistill.exporting.deployed import Deployed, DeployedInt8
 from agridistill.exporting.quiet import quiet
 from agridistill.manifest import Preprocessing
 
 OPSET = 18
-_TO_UINT8 = 128
 # Its type annotations know no uint8 for some of the operators.
 op: Any = opset18
 
@@ -37,7 +36,7 @@ def to_onnx(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> 
     Returns:
         A model with the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32.
     """
-    deployed = Deployed(written_out(network) if int8 else network, preprocessing).eval()
+    deployed = (DeployedInt8(network, unsigned=True) if int8 else Deployed(network, preprocessing)).eval()
     size = preprocessing.image_size
     with quiet():
         program = torch.onnx.export(
@@ -66,13 +65,14 @@ def to_onnx(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> 
 
 
 def _quantise_tensor(values: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
-    return op.QuantizeLinear(values, _constant(np.float32(scale)), _constant(np.uint8(zero_point + _TO_UINT8)))
+    return op.QuantizeLinear(values, _constant(np.float32(scale)), _constant(np.uint8(zero_point - low)))
 
 
 def _dequantise_tensor(
     levels: Any, scale: float, zero_point: int, low: int, high: int, dtype: int, out_dtype: int = -1
 ) -> Any:
-    return op.DequantizeLinear(levels, _constant(np.float32(scale)), _constant(np.uint8(zero_point + _TO_UINT8)))
+    # From 0 on, as a photo's pixels are; all other tensors count from -128 on in torch.
+    return op.DequantizeLinear(levels, _constant(np.float32(scale)), _constant(np.uint8(zero_point - low)))
 
 
 def _quantise_channels(values: Any, scales: Any, zero_points: Any, axis: int, low: int, high: int, dtype: int) -> Any:

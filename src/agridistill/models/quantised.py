@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agridistill.errors import ModelError
+from agridistill.manifest import Preprocessing
 from agridistill.models.equalisation import equalise
 from agridistill.models.rounding import ActivationRounding, Ranges, RoundedConv2d, RoundedLinear
 
@@ -35,12 +36,48 @@ class GlobalMean(nn.Module):
         return values.mean((2, 3), keepdim=self.keepdim)
 
 
+class PhotoLevels(nn.Module):
+    """A normalised photo as an int8 engine takes it: its pixels, whose 256 levels need no rounding.
+
+    Moved and scaled alike in all channels, near to mean 0 and deviation 1; the level of 0 is what convolutions pad
+    with, so it lies where the mean of a channel is.
+
+    Args:
+        preprocessing: how the photo was normalised.
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.scale = 1 / (255 * float(std.mean()))
+        self.zero_point = round(255 * float(mean.mean()))
+        # (pixel - zero_point) * scale, of pixel = 255 * (value * std + mean)
+        factor, offset = 255 * std * self.scale, (255 * mean - self.zero_point) * self.scale
+        self.register_buffer("factor", factor.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`(B, 3, H, W)` to the same shape: (pixel - `zero_point`) * `scale`."""
+        return values * self.factor + self.offset
+
+    @torch.no_grad()
+    def fold_into(self, conv: nn.Conv2d) -> None:
+        """Makes a convolution that takes normalised photos take these."""
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        conv.weight /= self.factor
+        bias -= (conv.weight * self.offset).sum((1, 2, 3))
+        conv.bias = nn.Parameter(bias)
+
+
 _FUSED = (nn.ReLU, nn.ReLU6)
 _STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, GlobalMean)
 _STORED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
 _STORED_METHODS = ("mean",)
 # These only choose or move values: what they give has the levels that they were given.
-_MOVES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_MOVES = (PhotoLevels, nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _MOVING = (torch.flatten, "flatten", "view", "reshape", "contiguous")
 
 
@@ -50,11 +87,12 @@ class _Tracer(fx.Tracer):
         return isinstance(m, leaves) or is_notrace_module(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def quantised(network: nn.Module, *, equalised: bool = True) -> fx.GraphModule:
+def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bool = True) -> fx.GraphModule:
     """The same network with folded batch norm and a rounding at each place where an int8 artefact has one.
 
     Args:
         network: a convolutional classifier, whose weights are copied.
+        preprocessing: of its input.
         equalised: gives neighbouring convolutions channels of like size first (`models.equalisation`).
 
     Returns:
@@ -67,6 +105,7 @@ def quantised(network: nn.Module, *, equalised: bool = True) -> fx.GraphModule:
     _refuse_others(graph, type(network).__name__)
     if equalised:
         equalise(graph)
+    _take_pixels(graph, preprocessing)
     _round_weights(graph)
     _round_activations(graph)
     graph.delete_all_unused_submodules()
@@ -151,6 +190,21 @@ def _refuse_others(graph: fx.GraphModule, name: str) -> None:
             raise ModelError("a network of convolutions for int8", f"{what} in {name}", "export it in fp32")
 
 
+def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing) -> None:
+    """Folds mean and standard deviation into the first convolution: it adds up pixels as they are."""
+    modules = dict(graph.named_modules())
+    (photo,) = (node for node in graph.graph.nodes if node.op == "placeholder")
+    users = [modules.get(str(node.target)) for node in photo.users]
+    if len(users) != 1 or not isinstance(users[0], nn.Conv2d) or users[0].groups != 1:
+        raise ModelError("a network that begins with one convolution", "another beginning", "export it in fp32")
+    levels = PhotoLevels(preprocessing)
+    levels.fold_into(users[0])
+    graph.add_submodule("photo_levels", levels)
+    with graph.graph.inserting_after(photo):
+        node = graph.graph.call_module("photo_levels", (photo,))
+    photo.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+
+
 def _round_weights(graph: fx.GraphModule) -> None:
     for name, module in list(graph.named_modules()):
         rounded: nn.Module
@@ -195,8 +249,6 @@ def _is_stored(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if any(user.op == "output" for user in users):
         # The logits stay in float: they cost nothing and carry the calibration.
         return False
-    if node.op == "placeholder":
-        return True
     if node.op == "call_module":
         if not isinstance(modules[str(node.target)], _STORED):
             return False

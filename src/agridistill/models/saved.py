@@ -58,7 +58,7 @@ def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
     weights = manifest.verified_weights(folder)
     model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
     if manifest.precision == "int8":
-        model = quantised(model)
+        model = quantised(model, manifest.preprocessing)
     load_weights(model, weights)
     return model
 

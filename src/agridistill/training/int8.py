@@ -47,7 +47,7 @@ def as_int8(
                 f"{preprocessing.image_size} px instead of {learnt}",
                 f"pass --image-size {learnt}",
             )
-    rounded = quantised(network)
+    rounded = quantised(network, preprocessing)
     if weights is not None:
         calibrate(rounded, representative_batches(prepared.root, prepared.train, preprocessing))
     return rounded
