@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-LITERT_STAMP := $(VENV)/.litert-installed
+ENGINES_STAMP := $(VENV)/.engines-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
@@ -25,10 +25,12 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 # Heavy, and not to be had for every system: what needs it is skipped where it is missing, and says so.
-$(LITERT_STAMP): $(STAMP)
+$(ENGINES_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[litert]" || \
 	  echo "warning: litert-torch cannot be installed here; the tests of LiteRT files are skipped"
-	@touch $(LITERT_STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[openvino]" || \
+	  echo "warning: OpenVINO cannot be installed here; its tests are skipped"
+	@touch $(ENGINES_STAMP)
 
 demo: $(STAMP) ## Run the main job on drawn leaves.
 	$(BIN)/agridistill demo --out $(DEMO_DIR)
@@ -39,7 +41,7 @@ check: $(STAMP) ## Lint, types and architecture.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check $(LITERT_STAMP) ## Run the checks, then all tests with coverage.
+test: check $(ENGINES_STAMP) ## Run the checks, then all tests with coverage.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
 
 format: $(STAMP) ## Format the code.
