@@ -38,6 +38,7 @@ from agridistill.models.teacher import LiveTeacher
 from agridistill.training.cached_teacher import CachedTeacher, Viewing, cache_key
 from agridistill.training.hardware import keep_freed_memory
 from agridistill.training.module import DistillationModule, TeacherSource
+from agridistill.training.teachers import UncachedTeacher
 
 STUDENT, TEACHER = "mobilenetv3_large_100", "swin_tiny_patch4_window7_224"
 STRIDE, TEMPERATURE, W_CE, W_KD, W_ATT = 32, 4.0, 0.1, 0.9, 5.0
@@ -125,7 +126,7 @@ class Bench:
         if name == "plain":
             return lambda batch: cross_entropy(student(self._input(batch)), batch.target)
         if name.startswith("ours"):
-            return self._ours(student, self.cached if "cache" in name else self.live())
+            return self._ours(student, self.cached if "cache" in name else UncachedTeacher(self.live()))
         if name.startswith("torchdistill"):
             return self._torchdistill(student)
         return self._timm(student)

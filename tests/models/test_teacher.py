@@ -95,3 +95,17 @@ def test_changed_weights_are_refused(teacher_run: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(damaged)
     with pytest.raises(ModelError, match="the file was changed or damaged"):
         load_backend(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_a_photo_is_answered_in_a_batch_of_one_size(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model(SWIN, 3, image_size=64)
+    teacher = LiveTeacher(model, Preprocessing(64), strides=(16,))
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    pixels = torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits, maps = teacher.outputs(Photos(pixels))
+    some_logits, some_maps = teacher.outputs(Photos(pixels[-count:]))
+    assert set(sizes) == {32}
+    assert torch.equal(some_logits, logits[-count:])
+    assert torch.equal(some_maps[16], maps[16][-count:])

@@ -76,18 +76,20 @@ def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
     return model
 
 
-class _UnsignedPixels(nn.Module):
+class _Pixels(nn.Module):
     def __init__(self, levels: PhotoLevels) -> None:
         super().__init__()
         self.scale, self.zero_point = levels.scale, levels.zero_point
 
+
+class _UnsignedPixels(_Pixels):
     def forward(self, pixels: Tensor) -> Tensor:
         how = (self.scale, self.zero_point, 0, 255, torch.uint8)
         values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(pixels, *how)
         return values
 
 
-class _SignedPixels(_UnsignedPixels):
+class _SignedPixels(_Pixels):
     def forward(self, pixels: Tensor) -> Tensor:
         values = (pixels.float() - self.zero_point) * self.scale
         return _in_levels(values, self.scale, self.zero_point + LOW)

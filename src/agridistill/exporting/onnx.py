@@ -30,7 +30,7 @@ def to_onnx(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> 
 
     Args:
         network: takes normalised photos; for int8 one from `models.quantised`, calibrated.
-        preprocessing: of its input; becomes part of the graph.
+        preprocessing: of its input; becomes part of the graph (an int8 network has taken it in already).
         int8: writes the roundings of the network.
 
     Returns:

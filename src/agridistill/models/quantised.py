@@ -53,7 +53,7 @@ class PhotoLevels(nn.Module):
         super().__init__()
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.scale = 1 / (255 * float(std.mean()))
-        self.zero_point = round(255 * float(mean.mean()))
+        self.zero_point = min(255, max(0, round(255 * float(mean.mean()))))
         # (pixel - zero_point) * scale, of pixel = 255 * (value * std + mean)
         factor, offset = 255 * std * self.scale, (255 * mean - self.zero_point) * self.scale
         self.register_buffer("factor", factor.view(1, -1, 1, 1), persistent=False)
@@ -66,7 +66,7 @@ class PhotoLevels(nn.Module):
     @torch.no_grad()
     def fold_into(self, conv: nn.Conv2d) -> None:
         """Makes a convolution that takes normalised photos take these."""
-        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         conv.weight /= self.factor
         bias -= (conv.weight * self.offset).sum((1, 2, 3))
         conv.bias = nn.Parameter(bias)
@@ -105,7 +105,7 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
     _refuse_others(graph, type(network).__name__)
     if equalised:
         equalise(graph)
-    _take_pixels(graph, preprocessing)
+    _take_pixels(graph, preprocessing, type(network).__name__)
     _round_weights(graph)
     _round_activations(graph)
     graph.delete_all_unused_submodules()
@@ -190,13 +190,14 @@ def _refuse_others(graph: fx.GraphModule, name: str) -> None:
             raise ModelError("a network of convolutions for int8", f"{what} in {name}", "export it in fp32")
 
 
-def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing) -> None:
+def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing, name: str) -> None:
     """Folds mean and standard deviation into the first convolution: it adds up pixels as they are."""
     modules = dict(graph.named_modules())
     (photo,) = (node for node in graph.graph.nodes if node.op == "placeholder")
     users = [modules.get(str(node.target)) for node in photo.users]
     if len(users) != 1 or not isinstance(users[0], nn.Conv2d) or users[0].groups != 1:
-        raise ModelError("a network that begins with one convolution", "another beginning", "export it in fp32")
+        first = ", ".join("an operator" if user is None else user._get_name() for user in users)
+        raise ModelError("a network that begins with one convolution", f"{first} in {name}", "export it in fp32")
     levels = PhotoLevels(preprocessing)
     levels.fold_into(users[0])
     graph.add_submodule("photo_levels", levels)

@@ -17,7 +17,7 @@ OUTPUTS_VERSION = 2
 
 # Photos in a forward pass, always: matrix products round by their shape, so one size gives one answer for a photo,
 # whatever else is in its batch.
-_ASKED_TOGETHER = 32
+_BATCH_SIZE = 32
 
 
 class HasPixels(Protocol):
@@ -79,7 +79,7 @@ class LiveTeacher:
         A photo's do not depend on the rest of its batch, on processors to the last bit.
         """
         count = len(batch.pixels)
-        parts = [self._forward(_filled_up(part).float()) for part in torch.split(batch.pixels, _ASKED_TOGETHER)]
+        parts = [self._forward(_filled_up(part).float()) for part in torch.split(batch.pixels, _BATCH_SIZE)]
         logits = torch.cat([part for part, _ in parts])[:count]
         maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in parts[0][1]}
         return logits, maps
@@ -99,5 +99,5 @@ class LiveTeacher:
 
 
 def _filled_up(pixels: Tensor) -> Tensor:
-    missing = _ASKED_TOGETHER - len(pixels)
+    missing = _BATCH_SIZE - len(pixels)
     return torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels
