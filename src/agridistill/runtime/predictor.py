@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from agridistill.errors import PhotoError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels, softmax
+from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels
+
+# Some milliseconds of a processor, every few seconds of a stream.
+_PHOTOS_BETWEEN_CLEARINGS = 500
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,11 @@ class Predictor:
         Raises:
             ModelError: the model's output is unusable.
         """
-        number = 0
+        number = cleared = 0
         for batch in read_batches(sources, self.manifest.preprocessing, batch_size=batch_size):
+            if number - cleared >= _PHOTOS_BETWEEN_CLEARINGS:
+                return_freed_memory()
+                cleared = number
             readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
             predictions = iter(self._predictions(np.stack(readable), top) if readable else [])
             for source, pixels in batch:
