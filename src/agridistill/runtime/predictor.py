@@ -82,11 +82,12 @@ class Predictor:
         return self._predictions(pixels[None], top)[0]
 
     def predict_many(
-        self, sources: Iterable[PhotoSource], *, top: int = 1, batch_size: int = 32
+        self, sources: Iterable[PhotoSource], *, top: int = 1, batch_size: int = 8
     ) -> Iterator[PhotoResult]:
         """Predicts photos as a stream, in their order; an unreadable photo gives an error in its place.
 
-        Memory is bounded by `batch_size`, whatever the number of photos.
+        Memory is bounded by `batch_size`, whatever the number of photos; a GPU may gain from more at once, a processor
+        does not.
 
         Raises:
             ModelError: the model's output is unusable.
