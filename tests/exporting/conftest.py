@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.factory import create_model
+from agridistill.models.normalisation import normalise_batch
+from agridistill.models.quantised import calibrate, folded, quantised
 
 
 @pytest.fixture
@@ -27,3 +33,20 @@ def patches() -> NDArray[np.uint8]:
     """Six photos of 64 px, patches of colour: noise looks the same to every network."""
     colours = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
     return colours.repeat(16, axis=1).repeat(16, axis=2)
+
+
+@pytest.fixture
+def deployable(lively_network: nn.Module, patches: NDArray[np.uint8]) -> Callable[[bool], tuple[Any, ...]]:
+    """Told whether to round to int8: a network to export, its manifest, its logits of `patches` and the float one's."""
+
+    def made(int8: bool) -> tuple[Any, ...]:
+        manifest = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
+        batch = normalise_batch(torch.from_numpy(patches).permute(0, 3, 1, 2), manifest.preprocessing)
+        network = plain = folded(lively_network)
+        if int8:
+            network = quantised(lively_network, manifest.preprocessing)
+            calibrate(network, [batch])
+        with torch.no_grad():
+            return network, manifest, network(batch).numpy(), plain(batch).numpy()
+
+    return made

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from agridistill import api
 from agridistill.data.samples import scan
@@ -20,9 +20,7 @@ from agridistill.exporting import artefact
 from agridistill.exporting.artefact import export
 from agridistill.exporting.onnx import to_onnx
 from agridistill.exporting.parity import Gate, compare
-from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.quantised import calibrate, quantised
+from agridistill.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +54,11 @@ def test_an_artefact_is_one_file_that_takes_photos_as_they_are(fp32: Path) -> No
 
 
 def test_the_int8_file_computes_what_its_rounded_network_computes(
-    tmp_path: Path, lively_network: nn.Module, patches: NDArray[np.uint8]
+    tmp_path: Path, deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8]
 ) -> None:
-    network = lively_network
-    manifest = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
-    batch = normalise_batch(torch.from_numpy(patches).permute(0, 3, 1, 2), manifest.preprocessing)
-    rounded = quantised(network, manifest.preprocessing)
-    calibrate(rounded, [batch])
-    with torch.no_grad():
-        exact, expected = network(batch).numpy(), rounded(batch).numpy()
+    network, manifest, expected, exact = deployable(True)
     file = tmp_path / "leaf.onnx"
-    file.write_bytes(to_onnx(rounded, manifest.preprocessing, int8=True).SerializeToString())
+    file.write_bytes(to_onnx(network, manifest.preprocessing, int8=True).SerializeToString())
     manifest.with_weights(file).write(file.with_suffix(".json"))
     found = api.load(file).backend.logits(patches)
     # A sum that falls between two levels may go either way, which is less than what rounding itself does.

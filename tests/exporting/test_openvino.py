@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from agridistill import api
 from agridistill.errors import ModelError
 from agridistill.exporting.onnx import to_onnx
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.quantised import calibrate, folded, quantised
 
 pytest.importorskip("openvino")
-
-MANIFEST = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_openvino_computes_what_the_network_computes(
-    lively_network: nn.Module, patches: NDArray[np.uint8], tmp_path: Path, int8: bool
+    deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8], tmp_path: Path, int8: bool
 ) -> None:
-    batch = normalise_batch(torch.from_numpy(patches).permute(0, 3, 1, 2), MANIFEST.preprocessing)
-    plain = folded(lively_network)
-    converted = plain
-    if int8:
-        converted = quantised(lively_network, MANIFEST.preprocessing)
-        calibrate(converted, [batch])
-    with torch.no_grad():
-        expected, exact = converted(batch).numpy(), plain(batch).numpy()
+    network, manifest, expected, exact = deployable(int8)
     file = tmp_path / "leaf.onnx"
-    file.write_bytes(to_onnx(converted, MANIFEST.preprocessing, int8=int8).SerializeToString())
-    MANIFEST.with_weights(file).write(file.with_suffix(".json"))
+    file.write_bytes(to_onnx(network, manifest.preprocessing, int8=int8).SerializeToString())
+    manifest.with_weights(file).write(file.with_suffix(".json"))
     backend = api.load(file, engine="openvino", threads=1).backend
     found = backend.logits(patches)
     if int8:
@@ -51,6 +40,7 @@ def test_openvino_computes_what_the_network_computes(
 def test_a_file_that_openvino_cannot_run_is_one_error(tmp_path: Path) -> None:
     file = tmp_path / "leaf.onnx"
     file.write_bytes(b"no model")
-    MANIFEST.with_weights(file).write(file.with_suffix(".json"))
+    manifest = ModelManifest("mobilenetv3_small_050", tuple("abcdef"), Preprocessing(64), "", "")
+    manifest.with_weights(file).write(file.with_suffix(".json"))
     with pytest.raises(ModelError, match="a model that OpenVINO can run"):
         api.load(file, engine="openvino")
