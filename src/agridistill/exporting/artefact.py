@@ -106,7 +106,7 @@ def export(
     _require_own_manifest(out)
     network, manifest = load_network(run)
     if manifest.precision == "int8" and precision != "int8":
-        raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "export its --weights")
+        raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "pass --precision int8")
     photos = data or _photos_of(run)
     own_split = run / "splits.json"
     choose = partial(choose_photos, manifest, photos, split_file=split_file, own_split=own_split)
