@@ -5,14 +5,10 @@ import pytest
 import torch
 
 from agridistill.distillation.attention_losses import attention_distance
+from agridistill.distillation.logit_losses import logit_distance
 from agridistill.distillation.matching import match_resolution
-from agridistill.distillation.objective import (
-    METHODS,
-    DistillationObjective,
-    StagePair,
-    attention_schedule,
-    get_method,
-)
+from agridistill.distillation.methods import METHODS, get_method
+from agridistill.distillation.objective import DistillationObjective, StagePair, attention_schedule
 from agridistill.errors import ConfigError, ModelError
 
 PAIRS = (StagePair(16, 16), StagePair(32, 32, weight=0.5))
@@ -46,17 +42,32 @@ def objective_of(method, **settings):
 
 class TestMethods:
     def test_the_table_is_that_of_the_design(self):
-        weights = {name: (m.uses_teacher, m.w_ce, m.w_kd, m.w_att) for name, m in METHODS.items()}
-        assert weights == {
-            "ce": (False, 1.0, 0.0, 0.0),
-            "kd": (True, 0.1, 0.9, 0.0),
-            "at": (True, 1.0, 0.0, 5.0),
-            "hybrid": (True, 0.1, 0.9, 5.0),
+        rows = {name: (m.w_ce, m.w_kd, m.w_att, m.w_hint, m.logits, m.temperature) for name, m in METHODS.items()}
+        assert rows == {
+            "ce": (1.0, 0.0, 0.0, 0.0, "kl", 4.0),
+            "kd": (0.1, 0.9, 0.0, 0.0, "kl", 4.0),
+            "kd-std": (0.1, 9.0, 0.0, 0.0, "standardised", 2.0),
+            "dkd": (1.0, 1.0, 0.0, 0.0, "decoupled", 4.0),
+            "dist": (1.0, 2.0, 0.0, 0.0, "correlation", 4.0),
+            "at": (1.0, 0.0, 5.0, 0.0, "kl", 4.0),
+            "fitnet": (0.1, 0.9, 0.0, 1.0, "kl", 4.0),
+            "hybrid": (0.1, 0.9, 5.0, 0.0, "kl", 4.0),
         }
 
-    def test_a_method_uses_a_teacher_exactly_where_a_term_looks_at_one(self):
-        for method in METHODS.values():
-            assert method.uses_teacher == (method.w_kd > 0 or method.w_att > 0)
+    def test_labels_alone_need_no_teacher_and_every_other_method_does(self):
+        assert [name for name, method in METHODS.items() if not method.uses_teacher] == ["ce"]
+
+    def test_the_logit_distance_of_a_method_is_the_objective_s_term(self, batch):
+        for name in ("kd", "kd-std", "dkd", "dist"):
+            method = get_method(name)
+            terms = objective_of(name, logits=method.logits, temperature=method.temperature)(**batch)
+            logits = (batch["student_logits"], batch["teacher_logits"], batch["target"], method.temperature)
+            torch.testing.assert_close(terms["kd"], logit_distance(*logits, method.logits))
+            torch.testing.assert_close(terms["total"], method.w_ce * terms["ce"] + method.w_kd * terms["kd"])
+
+    def test_a_mistyped_logit_distance_is_told_with_the_nearest(self):
+        with pytest.raises(ConfigError, match="a known logit distance; got 'decuopled'; did you mean 'decoupled'"):
+            DistillationObjective(logits="decuopled")
 
     def test_a_mistyped_method_is_told_with_the_nearest(self):
         with pytest.raises(ConfigError, match="a distillation method; got 'hybird'; did you mean 'hybrid'"):
@@ -263,7 +274,7 @@ class TestWrongTeacher:
 
     @pytest.mark.parametrize(("maps", "got"), [(None, "none"), ({32: torch.rand(4, 4, 4)}, r"strides \[32\]")])
     def test_missing_maps_are_told(self, batch, maps, got):
-        with pytest.raises(ModelError, match=rf"the teacher's attention maps at stride 16 for w_att > 0; got {got}"):
+        with pytest.raises(ModelError, match=rf"the teacher's attention maps at stride 16; got {got}"):
             objective_of("at")(**batch | {"teacher_maps": maps})
 
     def test_missing_features_are_told(self, batch):
@@ -293,7 +304,7 @@ class TestWrongTeacher:
         ({"temperature": 0.0}, "a temperature above 0; got 0.0"),
         ({"label_smoothing": 1.0}, r"label smoothing in \[0, 1\); got 1.0"),
         ({"warmup": 1.0}, r"a warm-up share in \[0, 1\); got 1.0"),
-        ({"pairs": ()}, "at least one pair of stages for w_att > 0; got none"),
+        ({"pairs": ()}, "at least one pair of stages for w_att > 0 or w_hint > 0; got none"),
         (
             {"pairs": (StagePair(16, 16), StagePair(16, 16))},
             "each pair of stages once; got attention_s16_t16, attention",

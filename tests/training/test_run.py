@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from agridistill.api import load
 from agridistill.data.splits import read_split
+from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import read_manifest
@@ -104,6 +105,28 @@ def test_the_student_is_saved_without_the_alignment_layers(leaves: Path, teacher
     assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "projection" in key]
     prediction = load(tmp_path / "run").predict(next(leaves.rglob("*.jpg")))
     assert prediction.label in read_manifest(tmp_path / "run" / "manifest.json").classes
+
+
+@pytest.mark.parametrize("method", ["kd-std", "dkd", "dist"])
+def test_every_logit_distance_is_learnt_from_the_cache(
+    method: str, leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    distill(leaves, teacher_run, tmp_path / "run", student(method))
+    (row,) = rows(tmp_path / "run")
+    weights = METHODS[method]
+    expected = weights.w_ce * float(row["train/ce"]) + weights.w_kd * float(row["train/kd"])
+    assert float(row["train/total"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_hints_come_first_and_from_the_live_teacher(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    config = replace(student("fitnet", hint_share=0.5), distill=replace(FIT, epochs=2))
+    distill(leaves, teacher_run, tmp_path / "run", config, cache_dir=tmp_path / "cache")
+    first, second = rows(tmp_path / "run")
+    assert float(first["train/total"]) == pytest.approx(float(first["train/hint"]), rel=1e-3)
+    later = 0.1 * float(second["train/ce"]) + 0.9 * float(second["train/kd"])
+    assert float(second["train/total"]) == pytest.approx(later, rel=1e-3)
+    assert not (tmp_path / "cache").exists()
+    assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "regressor" in key]
 
 
 def test_window_attention_teaches_too(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:

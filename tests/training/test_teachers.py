@@ -3,22 +3,27 @@ from __future__ import annotations
 import pytest
 
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.teachers import weights_of
+from agridistill.training.teachers import temperature_of, weights_of
 
 
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("ce", {"w_ce": 1.0, "w_kd": 0.0, "w_att": 0.0}),
-        ("kd", {"w_ce": 0.5, "w_kd": 0.4, "w_att": 0.0}),
-        ("at", {"w_ce": 0.5, "w_kd": 0.0, "w_att": 3.0}),
-        ("hybrid", {"w_ce": 0.5, "w_kd": 0.4, "w_att": 3.0}),
+        ("ce", (1.0, 0.0, 0.0, 0.0)),
+        ("kd", (0.5, 0.4, 0.0, 0.0)),
+        ("dkd", (0.5, 0.4, 0.0, 0.0)),
+        ("at", (0.5, 0.0, 3.0, 0.0)),
+        ("fitnet", (0.5, 0.4, 0.0, 2.0)),
+        ("hybrid", (0.5, 0.4, 3.0, 0.0)),
     ],
 )
-def test_one_recipe_serves_all_methods(method: str, expected: dict[str, float]) -> None:
-    assert weights_of(ObjectiveSettings(method=method, w_ce=0.5, w_kd=0.4, w_att=3.0)) == expected
+def test_one_recipe_serves_all_methods(method: str, expected: tuple[float, ...]) -> None:
+    found = weights_of(ObjectiveSettings(method=method, w_ce=0.5, w_kd=0.4, w_att=3.0, w_hint=2.0))
+    assert found == dict(zip(("w_ce", "w_kd", "w_att", "w_hint"), expected, strict=True))
 
 
-def test_a_method_has_weights_of_its_own() -> None:
-    assert weights_of(ObjectiveSettings(method="hybrid")) == {"w_ce": 0.1, "w_kd": 0.9, "w_att": 5.0}
-    assert weights_of(ObjectiveSettings(method="hybrid", w_att=0.0)) == {"w_ce": 0.1, "w_kd": 0.9, "w_att": 0.0}
+def test_a_method_has_weights_and_a_temperature_of_its_own() -> None:
+    assert list(weights_of(ObjectiveSettings(method="hybrid")).values()) == [0.1, 0.9, 5.0, 0.0]
+    assert list(weights_of(ObjectiveSettings(method="hybrid", w_att=0.0)).values()) == [0.1, 0.9, 0.0, 0.0]
+    assert temperature_of(ObjectiveSettings(method="kd-std")) == 2.0
+    assert temperature_of(ObjectiveSettings(method="kd-std", temperature=3.0)) == 3.0

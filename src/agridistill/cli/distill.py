@@ -16,7 +16,9 @@ def distill(
     out: options.Out,
     teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder of the teacher.")] = None,
     student: Annotated[str | None, typer.Option("--student", help="timm's name, e.g. mobilenetv3_large_100.")] = None,
-    method: Annotated[str | None, typer.Option("--method", help="ce, kd, at or hybrid.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="ce, kd, kd-std, dkd, dist, at, fitnet or hybrid.")
+    ] = None,
     recipe: options.RecipeFile = None,
     set_: options.Set = None,
     splits: options.Splits = None,

@@ -1,64 +1,24 @@
-"""The training objective: labels, the teacher's scores and the teacher's attention, and the table of methods."""
+"""The training objective: labels, the teacher's scores, its attention and its features, weighted and named."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from agridistill.distillation.attention_losses import Distance, attention_distance
-from agridistill.distillation.logit_losses import cross_entropy_loss, kd_loss
+from agridistill.distillation.hint_losses import HintRegressor, hint_loss
+from agridistill.distillation.logit_losses import LogitDistance, cross_entropy_loss, logit_distance
 from agridistill.distillation.matching import ChannelProjection, Grid, NamedGrid, channel_mean_square, match_resolution
 from agridistill.errors import ConfigError, ModelError, nearest
 
 Alignment = Literal["fixed", "learned"]
 StageWeights = Literal["fixed", "learned"]
 Decay = Literal["cosine", "none"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train the student: default weights of the three terms of the objective."""
-
-    name: str
-    uses_teacher: bool
-    w_ce: float
-    w_kd: float
-    w_att: float
-    description: str
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            Method("ce", False, 1.0, 0.0, 0.0, "labels alone: the baseline"),
-            Method("kd", True, 0.1, 0.9, 0.0, "labels and the teacher's class probabilities (Hinton et al. 2015)"),
-            Method("at", True, 1.0, 0.0, 5.0, "labels and the teacher's attention (Zagoruyko and Komodakis 2017)"),
-            Method("hybrid", True, 0.1, 0.9, 5.0, "labels, the teacher's class probabilities and its attention"),
-        )
-    }
-)
-
-
-def get_method(name: str) -> Method:
-    """Looks a method up.
-
-    Raises:
-        ConfigError: there is none of that name.
-
-    Example:
-        >>> get_method("hybrid").w_att
-        5.0
-    """
-    if name not in METHODS:
-        raise ConfigError("a distillation method", f"'{name}'", nearest(name, METHODS))
-    return METHODS[name]
 
 
 @dataclass(frozen=True)
@@ -96,23 +56,31 @@ def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cos
 
 
 class DistillationObjective(nn.Module):
-    """`w_ce * CE + w_kd * T^2 KL(teacher || student) + w_att * schedule * attention`, each term in float32.
+    """`w_ce * CE + w_kd * logit distance + w_att * schedule * attention`, each term in float32.
+
+    The logit distance is `T^2 KL(teacher || student)`, or what else `logit_losses` offers.
 
     `attention` is the sum of the pairs' distances, each times its weight. With learned stage weights it is
     `sum(exp(-s) * weight * distance + s)` over the pairs, with one learned s each, which starts at 0 (Kendall, Gal and
     Cipolla 2018, arXiv 1705.07115, equation 10, doubled, s = log of the variance, held in [-5, 5]).
 
+    With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2): in its first
+    `hint_share` the total is `w_hint * hint` alone, the squared distance of the features; after it, the sum above.
+
     Args:
         w_ce: weight >= 0 of the cross entropy with the labels.
-        w_kd: weight >= 0 of the distance to the teacher's class probabilities.
+        w_kd: weight >= 0 of the distance to the teacher's logits.
         w_att: weight >= 0 of the attention term, before its schedule.
+        w_hint: weight >= 0 of the features' distance in the first stage; not beside `w_att`.
+        hint_share: share of the training, in (0, 1), that the first stage takes.
+        logits: which distance to the teacher's logits.
         temperature: T > 0 of the class probabilities.
         label_smoothing: of the cross entropy, in [0, 1).
         pairs: the stages whose attention is compared.
-        student_channels: channels of the student's features by stride; needed for learned alignment.
+        student_channels: channels of the student's features by stride; needed for learned alignment and for hints.
         alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
         teacher_maps: teacher's maps for each photo by stride, 1 where not given; more than 1 needs learned alignment.
-            Where it is 1, several maps (the heads of window attention) are averaged.
+            Where it is 1, several maps (the heads of window attention) are averaged. With hints: its channels.
         stage_weights: whether the weights between the pairs are fixed or learned.
         distance: of the maps; see `attention_distance`.
         grid: the maps' common grid; see `match_resolution`.
@@ -129,6 +97,9 @@ class DistillationObjective(nn.Module):
         w_ce: float = 0.1,
         w_kd: float = 0.9,
         w_att: float = 5.0,
+        w_hint: float = 0.0,
+        hint_share: float = 0.25,
+        logits: LogitDistance = "kl",
         temperature: float = 4.0,
         label_smoothing: float = 0.0,
         pairs: Sequence[StagePair] = (),
@@ -142,12 +113,14 @@ class DistillationObjective(nn.Module):
         decay: Decay = "cosine",
     ) -> None:
         super().__init__()
-        self.w_ce, self.w_kd, self.w_att = w_ce, w_kd, w_att
+        self.w_ce, self.w_kd, self.w_att, self.w_hint = w_ce, w_kd, w_att, w_hint
+        self.hint_share, self.logits = hint_share, logits
         self.temperature, self.label_smoothing = temperature, label_smoothing
-        self.pairs = tuple(pairs) if w_att > 0 else ()
+        self.pairs = tuple(pairs) if w_att > 0 or w_hint > 0 else ()
         self.distance, self.grid = distance, grid
         self.warmup, self.decay = warmup, decay
         self.teacher_maps = {pair.teacher: (teacher_maps or {}).get(pair.teacher, 1) for pair in self.pairs}
+        _choose("logit distance", logits, get_args(LogitDistance))
         _choose("alignment", alignment, get_args(Alignment))
         _choose("stage_weights", stage_weights, get_args(StageWeights))
         _choose("distance", distance, get_args(Distance))
@@ -155,12 +128,16 @@ class DistillationObjective(nn.Module):
         if isinstance(grid, str):
             _choose("grid", grid, get_args(NamedGrid))
         self._check(alignment, student_channels or {})
-        self.projections = nn.ModuleDict()
-        if alignment == "learned":
+        self.projections, self.regressors = nn.ModuleDict(), nn.ModuleDict()
+        if w_hint > 0:
+            for pair in self.pairs:
+                channels = (student_channels or {})[pair.student]
+                self.regressors[pair.name] = HintRegressor(channels, self.teacher_maps[pair.teacher])
+        elif alignment == "learned":
             for pair in self.pairs:
                 channels = (student_channels or {})[pair.student]
                 self.projections[pair.name] = ChannelProjection(channels, self.teacher_maps[pair.teacher])
-        learned = stage_weights == "learned" and len(self.pairs) > 0
+        learned = stage_weights == "learned" and len(self.pairs) > 0 and w_att > 0
         self.log_variances = nn.Parameter(torch.zeros(len(self.pairs))) if learned else None
 
     def forward(
@@ -182,12 +159,13 @@ class DistillationObjective(nn.Module):
             student_features: `(B, C, H, W)` by stride, for the strides of the pairs.
             target: class indices `(B,)`.
             teacher_logits: `(B, K)`; needed where `w_kd` > 0.
-            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed where `w_att` > 0.
+            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed where `w_att` > 0. With hints: the teacher's
+                features `(B, C, H, W)`.
             progress: share of the training that is done, in [0, 1].
 
         Returns:
-            Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, before their
-            weights and the schedule, and "total".
+            Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, "hint", before
+            their weights and the schedule, and "total".
 
         Raises:
             ModelError: the teacher's part is missing, or its classes or batch differ from the student's.
@@ -198,7 +176,7 @@ class DistillationObjective(nn.Module):
             total = self.w_ce * terms["ce"]
             if self.w_kd > 0:
                 teacher = _same_classes(student_logits, teacher_logits)
-                terms["kd"] = kd_loss(student_logits, teacher, self.temperature)
+                terms["kd"] = logit_distance(student_logits, teacher, target, self.temperature, self.logits)
                 total = total + self.w_kd * terms["kd"]
             if self.w_att > 0:
                 for pair in self.pairs:
@@ -206,8 +184,21 @@ class DistillationObjective(nn.Module):
                 terms["attention"] = self._weigh([terms[pair.name] for pair in self.pairs])
                 weight = self.w_att * attention_schedule(progress, self.warmup, self.decay)
                 total = total + weight * terms["attention"]
+            if self.w_hint > 0:
+                terms["hint"] = self._hint(student_features, teacher_maps or {})
+                # Times 0, and not left away: DDP wants a gradient of every parameter, in either stage.
+                first, second = (1.0, 0.0) if progress < self.hint_share else (0.0, 1.0)
+                total = first * self.w_hint * terms["hint"] + second * total
             terms["total"] = total
         return terms
+
+    def _hint(self, features: Mapping[int, Tensor], teachers: Mapping[int, Tensor]) -> Tensor:
+        losses = []
+        for pair in self.pairs:
+            student = self.regressors[pair.name](_at_stride(features, pair.student, "student's features"))
+            teacher = _at_stride(teachers, pair.teacher, "teacher's features").detach()
+            losses.append(pair.weight * hint_loss(*match_resolution(student, teacher, self.grid)))
+        return torch.stack(losses).sum()
 
     def _pair_distance(self, pair: StagePair, features: Mapping[int, Tensor], maps: Mapping[int, Tensor]) -> Tensor:
         student_features = _at_stride(features, pair.student, "student's features")
@@ -241,24 +232,29 @@ class DistillationObjective(nn.Module):
         return (torch.exp(-log_variances) * weighted + log_variances).sum()
 
     def _check(self, alignment: str, student_channels: Mapping[int, int]) -> None:
-        weights = {"w_ce": self.w_ce, "w_kd": self.w_kd, "w_att": self.w_att}
+        weights = {"w_ce": self.w_ce, "w_kd": self.w_kd, "w_att": self.w_att, "w_hint": self.w_hint}
         for name, value in weights.items():
             _require(math.isfinite(value) and value >= 0, f"{name} >= 0", value)
-        _require(any(weights.values()), "a weight above 0", "w_ce, w_kd and w_att all 0")
+        _require(any((self.w_ce, self.w_kd, self.w_att)), "a weight above 0", "w_ce, w_kd and w_att all 0")
+        _require(not (self.w_att and self.w_hint), "attention or hints", "w_att and w_hint both above 0")
+        _require(0 < self.hint_share < 1, "a hint_share between 0 and 1", self.hint_share)
         _require(self.temperature > 0, "a temperature above 0", self.temperature)
         _require(0 <= self.label_smoothing < 1, "label smoothing in [0, 1)", self.label_smoothing)
         _require(0 <= self.warmup < 1, "a warm-up share in [0, 1)", self.warmup)
         _require(isinstance(self.grid, str) or self.grid > 0, "a grid of at least 1 x 1", self.grid)
-        _require(self.w_att == 0 or bool(self.pairs), "at least one pair of stages for w_att > 0", "none")
+        needed = self.w_att > 0 or self.w_hint > 0
+        _require(not needed or bool(self.pairs), "at least one pair of stages for w_att > 0 or w_hint > 0", "none")
         names = [pair.name for pair in self.pairs]
         _require(len(set(names)) == len(names), "each pair of stages once", ", ".join(names))
         for pair in self.pairs:
             _require(pair.weight > 0, "pair weights above 0", pair.weight)
-            if alignment == "learned":
+            if alignment == "learned" or self.w_hint > 0:
                 known = f"strides {sorted(student_channels)}"
                 _require(pair.student in student_channels, f"student_channels at stride {pair.student}", known)
         most = max(self.teacher_maps.values(), default=1)
-        _require(alignment == "learned" or most == 1, "one teacher map a stage with fixed alignment", most)
+        _require(
+            alignment == "learned" or self.w_hint > 0 or most == 1, "one teacher map a stage with fixed alignment", most
+        )
 
 
 def _require(holds: bool, expected: str, got: object) -> None:
@@ -292,5 +288,5 @@ def _same_classes(student_logits: Tensor, teacher_logits: Tensor | None) -> Tens
 def _at_stride(tensors: Mapping[int, Tensor], stride: int, what: str) -> Tensor:
     if stride not in tensors:
         got = f"strides {sorted(tensors)}" if tensors else "none"
-        raise ModelError(f"the {what} at stride {stride} for w_att > 0", got, "tap both models at the pairs' strides")
+        raise ModelError(f"the {what} at stride {stride}", got, "tap both models at the pairs' strides")
     return tensors[stride]

@@ -20,6 +20,10 @@ OUTPUTS_VERSION = 2
 _BATCH_SIZE = 32
 
 
+# What a teacher says beside its logits: attention of either kind, or whole features.
+TeacherKind = Literal["activation", "window", "features"]
+
+
 class HasPixels(Protocol):
     """A batch, seen from the teacher."""
 
@@ -36,7 +40,7 @@ class LiveTeacher:
         model: with the task's head; it is frozen and put into eval mode here.
         preprocessing: the teacher's own size, mean and standard deviation.
         strides: stages whose attention maps are wanted; may be empty.
-        kind: "activation" or "window" attention.
+        kind: "activation" or "window" attention, or the "features" themselves.
         bf16: runs under autocast, as the teacher was trained.
     """
 
@@ -46,7 +50,7 @@ class LiveTeacher:
         preprocessing: Preprocessing,
         *,
         strides: Sequence[int],
-        kind: Literal["activation", "window"] = "activation",
+        kind: TeacherKind = "activation",
         per_head: bool = False,
         bf16: bool = False,
     ) -> None:
@@ -55,12 +59,17 @@ class LiveTeacher:
         self.bf16 = bf16
         self.per_head = per_head
         self.strides = tuple(strides)
-        self._tap = StageTap(self.model, tuple(strides), kind) if strides else None
+        self.kind = kind
+        self._tap = (
+            StageTap(self.model, tuple(strides), "window" if kind == "window" else "activation") if strides else None
+        )
 
     def map_counts(self) -> dict[int, int]:
-        """How many maps `outputs` gives at each stride: 1, or the number of heads."""
+        """How many maps `outputs` gives at each stride: 1, the number of heads, or of channels."""
         if self._tap is None:
             return {}
+        if self.kind == "features":
+            return {stride: self._tap.channels(stride) for stride in self.strides}
         return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
 
     def to(self, device: torch.device) -> None:
@@ -74,7 +83,7 @@ class LiveTeacher:
         return self._forward(torch.zeros(count, 3, size, size, device=device))
 
     def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, or `(B, heads, H, W)` per head.
+        """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, `(B, heads, H, W)` or `(B, C, H, W)`.
 
         A photo's do not depend on the rest of its batch, on processors to the last bit.
         """
@@ -92,6 +101,8 @@ class LiveTeacher:
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(normalise_batch(pixels, self.preprocessing))
+        if self._tap is not None and self.kind == "features":
+            return logits.float(), {stride: features.float() for stride, features in self._tap.features().items()}
         maps = self._tap.maps() if self._tap is not None else {}
         if not self.per_head:
             maps = {stride: map_.mean(1) if map_.ndim == 4 else map_ for stride, map_ in maps.items()}

@@ -37,8 +37,8 @@ def as_int8(
             photos of another size than the student learnt.
         ModelError: a network that cannot be rounded.
     """
-    if weights_of(objective)["w_att"]:
-        raise ConfigError("a method without attention for int8", f"'{objective.method}'", "pass --method kd")
+    if weights_of(objective)["w_att"] or weights_of(objective)["w_hint"]:
+        raise ConfigError("a method of labels and logits alone for int8", f"'{objective.method}'", "pass --method kd")
     if weights is not None and (weights / MANIFEST_NAME).exists():
         learnt = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
         if learnt != preprocessing.image_size:

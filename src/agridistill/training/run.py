@@ -9,7 +9,7 @@ from pathlib import Path
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data
 from agridistill.data.samples import SPLIT_NAMES, Sample, suffixes
 from agridistill.data.splits import Split, read_split
-from agridistill.distillation.objective import get_method
+from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
@@ -99,7 +99,7 @@ def distill(
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
     prepared = _prepare(data, config.data, folder, split_file, teacher, resume, progress)
     weights = weights_of(config.objective)
-    if teacher is None or not (weights["w_kd"] > 0 or weights["w_att"] > 0):
+    if teacher is None or not any(weights[name] > 0 for name in ("w_kd", "w_att", "w_hint")):
         # A teacher that no term listens to is not asked.
         return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
     caches = (cache_dir or RunFolder(teacher).caches) if cache else None

@@ -15,6 +15,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from agridistill.data.datamodule import PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
+from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.metrics import fit_temperature
@@ -33,7 +34,7 @@ from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.result import RunResult, read_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.teachers import teacher_source, weights_of
+from agridistill.training.teachers import teacher_source, temperature_of, weights_of
 from agridistill.training.trainer import (
     create_trainer,
     interruptible,
@@ -126,11 +127,13 @@ class Session:
     def _module(self, model: torch.nn.Module, source: TeacherSource | None, total_steps: int) -> DistillationModule:
         settings, weights = self.objective, weights_of(self.objective)
         pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs)
-        pairs = pairs if weights["w_att"] else ()
+        pairs = pairs if weights["w_att"] or weights["w_hint"] else ()
         strides = tuple(sorted({pair.student for pair in pairs}))
         objective = DistillationObjective(
             **weights,
-            temperature=settings.temperature,
+            hint_share=settings.hint_share,
+            logits=get_method(settings.method).logits,
+            temperature=temperature_of(settings),
             label_smoothing=self.fit.label_smoothing,
             pairs=pairs,
             student_channels=_channels(model, strides),

@@ -144,13 +144,15 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """The distillation objective. A weight of None is the method's own (`distillation.objective.METHODS`).
+    """The distillation objective. What is None is the method's own (`distillation.methods.METHODS`).
 
     Attributes:
         method: name in the method table.
         w_ce: weight of the cross-entropy.
         w_kd: weight of the logit distillation.
         w_att: weight of the attention alignment at its peak.
+        w_hint: weight of the features' distance in the first stage of `fitnet`.
+        hint_share: share of all steps that this first stage takes.
         temperature: softens both sets of logits.
         pairs: stages that are aligned.
         attention: teacher's map: "activation" (squared activations) or "window" (Swin's window attention).
@@ -166,7 +168,9 @@ class ObjectiveSettings:
     w_ce: float | None = None
     w_kd: float | None = None
     w_att: float | None = None
-    temperature: float = 4.0
+    w_hint: float | None = None
+    hint_share: float = 0.25
+    temperature: float | None = None
     pairs: tuple[PairSettings, ...] = (PairSettings(),)
     attention: Literal["activation", "window"] = "activation"
     alignment: Literal["fixed", "learned"] = "fixed"
@@ -177,10 +181,12 @@ class ObjectiveSettings:
     att_decay: Literal["cosine", "none"] = "cosine"
 
     def __post_init__(self) -> None:
-        _require(0 < self.temperature < math.inf, "a finite objective.temperature above 0", self.temperature)
+        sharp = self.temperature is not None and not 0 < self.temperature < math.inf
+        _require(not sharp, "a finite objective.temperature above 0", self.temperature)
+        _require(0 < self.hint_share < 1, "objective.hint_share between 0 and 1", self.hint_share)
         _require(len(self.pairs) > 0, "objective.pairs with at least one pair", "none")
         _require(0 <= self.att_warmup < 1, "objective.att_warmup from 0 to below 1", self.att_warmup)
-        for name in ("w_ce", "w_kd", "w_att"):
+        for name in ("w_ce", "w_kd", "w_att", "w_hint"):
             value = getattr(self, name)
             _require(value is None or 0 <= value < math.inf, f"a finite objective.{name} of at least 0", value)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
-from agridistill.distillation.objective import get_method
+from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.saved import load_network
-from agridistill.models.teacher import HasPixels, LiveTeacher
+from agridistill.models.teacher import HasPixels, LiveTeacher, TeacherKind
 from agridistill.training.cached_teacher import CachedTeacher, Viewing, as_kept, cache_key
 from agridistill.training.module import TeacherSource
 from agridistill.training.settings import ObjectiveSettings
@@ -30,6 +29,9 @@ def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, setting
     strides = tuple(sorted({pair.teacher for pair in settings.pairs}))
     per_head = settings.attention == "window" and settings.alignment == "learned"
     attends = weights_of(settings)["w_att"] > 0
+    if weights_of(settings)["w_hint"] > 0:
+        # Features of all channels are a hundred times a map: too many to keep.
+        return load_teacher(teacher, strides, "features", per_head=False)
     if caches is None:
         return UncachedTeacher(load_teacher(teacher, strides if attends else (), settings.attention, per_head=per_head))
 
@@ -67,9 +69,7 @@ class UncachedTeacher:
         return logits.float(), {stride: map_.float() for stride, map_ in maps.items()}
 
 
-def load_teacher(
-    teacher: Path, strides: tuple[int, ...], kind: Literal["activation", "window"], *, per_head: bool
-) -> LiveTeacher:
+def load_teacher(teacher: Path, strides: tuple[int, ...], kind: TeacherKind, *, per_head: bool) -> LiveTeacher:
     """The network of a finished run, in the precision that it was trained in."""
     network, manifest = load_network(teacher)
     bf16 = manifest.lineage.get("precision") == "bf16"
@@ -77,13 +77,18 @@ def load_teacher(
 
 
 def weights_of(settings: ObjectiveSettings) -> dict[str, float]:
-    """The three weights: the settings' where they name one, else the method's own.
+    """The weights of the terms: the settings' where they name one, else the method's own.
 
     A recipe serves all methods: a term that a method does not have stays away, and a single term keeps its weight.
     """
     method = get_method(settings.method)
-    own = {name: float(getattr(method, name)) for name in ("w_ce", "w_kd", "w_att")}
+    own = {name: float(getattr(method, name)) for name in ("w_ce", "w_kd", "w_att", "w_hint")}
     terms = [name for name, weight in own.items() if weight > 0]
     if len(terms) > 1:
         own |= {name: getattr(settings, name) for name in terms if getattr(settings, name) is not None}
     return own
+
+
+def temperature_of(settings: ObjectiveSettings) -> float:
+    """The settings' where they name one, else the method's own."""
+    return get_method(settings.method).temperature if settings.temperature is None else settings.temperature

@@ -1,0 +1,56 @@
+"""How far the student's features are from the teacher's: hints."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from agridistill.errors import ModelError
+
+
+def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Half the squared distance of two feature maps, in float32, mean over all their values.
+
+    Args:
+        student_features: `(B, C, H, W)`, after the regressor.
+        teacher_features: of the same shape.
+
+    Returns:
+        A float32 scalar >= 0.
+
+    Raises:
+        ModelError: the shapes differ.
+
+    Source: Romero et al. 2015, arXiv 1412.6550, equation 3, divided by the number of values C H W.
+    """
+    if student_features.shape != teacher_features.shape:
+        raise ModelError(
+            f"teacher's features of shape {tuple(student_features.shape)}",
+            f"{tuple(teacher_features.shape)}",
+            "give both models the same batch",
+        )
+    return 0.5 * (student_features.float() - teacher_features.float()).square().mean()
+
+
+class HintRegressor(nn.Module):
+    """A 1x1 convolution from the student's channels to the teacher's; it serves training only.
+
+    Args:
+        student_channels: C of the student's features.
+        teacher_channels: C of the teacher's.
+
+    Shape:
+        `(B, C_student, H, W)`, any floating type, to `(B, C_teacher, H, W)` in float32.
+
+    Source: Romero et al. 2015, arXiv 1412.6550, section 2.2, the regressor r of equation 3.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps `(B, C_student, H, W)` to `(B, C_teacher, H, W)`."""
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            mapped: Tensor = self.convolution(features.float())
+        return mapped
