@@ -1,14 +1,14 @@
 """Recipes: TOML -> typed, strict settings. An unknown key is an error that names the nearest known one.
 
 A recipe holds the sections `data`, `augmentation`, `train` (for the command `train`), `distill` and `objective` (for
-the command `distill`), so one file describes a teacher and its students.
+the command `distill`), and `compare`, so one file describes a teacher, its students and a study of them.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.views import Augmentation
+from agridistill.distillation.methods import METHODS, get_method
 from agridistill.errors import ConfigError, nearest
+from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, CompareSettings, Job
 from agridistill.training.settings import (
     DataSettings,
     DistillConfig,
@@ -32,10 +34,18 @@ SECTIONS: Mapping[str, type[Any]] = {
     "train": FitSettings,
     "distill": FitSettings,
     "objective": ObjectiveSettings,
+    "compare": CompareSettings,
 }
 _SECTIONS_OF = {
     "train": ("train", "data", "augmentation"),
     "distill": ("distill", "objective", "data", "augmentation"),
+    "compare": ("compare", "data", "augmentation"),
+}
+# Tables within a section, whose keys are checked like a section's own.
+_TABLES: Mapping[tuple[str, str], type[Any]] = {
+    ("objective", "pairs"): PairSettings,
+    ("compare", "budgets"): BudgetSettings,
+    ("compare", "candidates"): CandidateSettings,
 }
 _SHARED_SECTIONS = frozenset({"data", "augmentation"})
 Recipe = dict[str, dict[str, Any]]
@@ -144,12 +154,41 @@ def distill_config(recipe: Recipe) -> DistillConfig:
     )
 
 
+def compare_plan(recipe: Recipe) -> ComparePlan:
+    """The runs of `compare`: the recipe, changed by each budget and then by each candidate.
+
+    A candidate that is called like a method is that method, unless it names another.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or an unknown name.
+    """
+    settings: CompareSettings = _build(CompareSettings, "compare", recipe)
+    budgets = {budget.name: with_overrides(recipe, "distill", budget.set) for budget in settings.budgets}
+    jobs = []
+    for seed in _in_order(seed for candidate in settings.candidates for seed in candidate.seeds or settings.seeds):
+        for budget, changed in budgets.items():
+            for candidate in settings.candidates:
+                takes_part = seed in (candidate.seeds or settings.seeds)
+                if takes_part and (not candidate.budgets or budget in candidate.budgets):
+                    own = [f"objective.method={candidate.name}"] if candidate.name in METHODS else []
+                    own += [*candidate.set, f"distill.seed={seed}"]
+                    config = distill_config(with_overrides(changed, "distill", own))
+                    get_method(config.objective.method)
+                    jobs.append(Job(budget, candidate.name, config))
+    return ComparePlan(settings, tuple(jobs), train_config(recipe))
+
+
+def _in_order(seeds: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(seeds))
+
+
 def _build(kind: type[Any], section: str, recipe: Recipe) -> Any:
     content = recipe.get(section, {})
-    pairs = content.get("pairs") if section == "objective" else None
-    for pair in pairs if isinstance(pairs, list | tuple) else ():
-        for key in pair if isinstance(pair, dict) else ():
-            _require_known(key, PairSettings, "objective.pairs", "in the recipe")
+    for (owner, name), row in _TABLES.items():
+        rows = content.get(name) if owner == section else None
+        for given in rows if isinstance(rows, list | tuple) else ():
+            for key in given if isinstance(given, dict) else ():
+                _require_known(key, row, f"{section}.{name}", "in the recipe")
     try:
         # Strict JSON takes no text for a number or a flag, but a list for a tuple and a whole number for a float.
         return TypeAdapter(kind).validate_json(_as_json(section, content), strict=True)

@@ -10,7 +10,15 @@ from PIL import Image
 
 from agridistill.data.inspection import inspect_photos
 from agridistill.data.samples import Sample, scan
-from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
+from agridistill.data.splits import (
+    Split,
+    assign_leaf_ids,
+    labelled_share,
+    make_split,
+    match_split,
+    read_split,
+    write_split,
+)
 from agridistill.errors import DataError
 
 UUID = "1a69b38b-c4eb-42c4-9584-bcb14fb8db0c___"
@@ -214,3 +222,23 @@ def test_real_photos_are_split_by_leaves(real_photos: Path) -> None:
     counts = _counts(make_split(samples), list(samples))
     for label in range(len(folder.classes)):
         assert all(counts[name][label] for name in counts)
+
+
+class TestLabelledShare:
+    samples = _samples([5] * 20, [1] * 7)
+
+    def test_each_class_gives_its_share_rounded_up_and_never_none(self) -> None:
+        kept = {share: Counter(s.label for s in labelled_share(self.samples, share)) for share in (1.0, 0.25, 0.01)}
+        assert kept == {1.0: {0: 100, 1: 7}, 0.25: {0: 25, 1: 2}, 0.01: {0: 1, 1: 1}}
+
+    def test_a_smaller_share_is_part_of_a_larger_one(self) -> None:
+        shares = [set(labelled_share(self.samples, share, seed=3)) for share in (0.05, 0.1, 0.5, 1.0)]
+        assert shares[0] < shares[1] < shares[2] < shares[3]
+
+    def test_the_drawing_depends_on_the_seed_and_not_on_the_order(self) -> None:
+        forwards, backwards = labelled_share(self.samples, 0.3), labelled_share(self.samples[::-1], 0.3)
+        assert forwards == backwards[::-1]
+        assert set(forwards) != set(labelled_share(self.samples, 0.3, seed=1))
+
+    def test_photos_are_drawn_from_many_leaves(self) -> None:
+        assert len({sample.leaf_id for sample in labelled_share(self.samples, 0.2) if sample.label == 0}) > 10

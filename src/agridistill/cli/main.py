@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from agridistill import __version__
-from agridistill.cli import benchmark, data, demo, distill, evaluate, export, predict, train
+from agridistill.cli import benchmark, compare, data, demo, distill, evaluate, export, predict, train
 from agridistill.cli.output import LogLines, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
@@ -28,6 +28,7 @@ app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(distill.distill)
+app.command()(compare.compare)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(predict.predict)
@@ -55,6 +56,7 @@ _GOES_ON = {
     "train": "a started run goes on with the same command and --resume",
     "distill": "a started run goes on with the same command and --resume",
     "demo": "the same command goes on where it stopped",
+    "compare": "the same command goes on where it stopped",
     "data fetch": "the same command goes on where it stopped",
 }
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from agridistill.cli.cells import UNDEFINED, count, duration, new_table, percent, plain, show_table
 from agridistill.cli.output import shown, stdout
 from agridistill.runtime.published import PAPER
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
     from agridistill.runtime.published import PublishedResult
 
-UNDEFINED = "–"
 # A wider matrix does not fit a screen.
 _MAX_MATRIX = 15
 _CONFUSIONS = 10
@@ -41,37 +39,37 @@ class ComparisonRow:
 
 def print_evaluation(result: EvaluationResult, *, title: str) -> None:
     """Prints the scores of each class, the confusions and the figures of the whole model."""
-    _print(class_table(result, title=title))
+    show_table(class_table(result, title=title))
     if any(scores.f1 is None for scores in result.per_class):
         stdout.print(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1", style="dim")
-    _print(confusion_table(result) if len(result.classes) <= _MAX_MATRIX else frequent_confusions_table(result))
-    _print(summary_table(result))
+    show_table(confusion_table(result) if len(result.classes) <= _MAX_MATRIX else frequent_confusions_table(result))
+    show_table(summary_table(result))
 
 
 def print_comparison(rows: Sequence[ComparisonRow], *, title: str) -> None:
     """Prints several evaluations, one a line."""
-    _print(comparison_table(rows, title=title))
+    show_table(comparison_table(rows, title=title))
 
 
 def print_benchmark(result: BenchmarkResult) -> None:
     """Prints what was measured, others' figures below it, and how it was measured."""
-    _print(benchmark_table(result))
+    show_table(benchmark_table(result))
     for line in _benchmark_notes(result):
         stdout.print(line, style="dim", markup=False)
 
 
 def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
     """One line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
-    table = _table(title, "model", "accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
+    table = new_table(title, "model", "accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
     for row in rows:
         result = row.result
         table.add_row(
-            _plain(row.name),
+            plain(row.name),
             _accuracy(result),
             f"{result.macro_f1:.3f}",
-            _count(result.parameters),
-            _count(result.macs),
-            _duration(row.train_s),
+            count(result.parameters),
+            count(result.macs),
+            duration(row.train_s),
         )
     return table
 
@@ -79,12 +77,12 @@ def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
 def benchmark_table(result: BenchmarkResult) -> Table:
     """One line a model; published figures in a section of their own."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
-    table = _table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_BENCHMARK_COLUMNS)
+    table = new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_BENCHMARK_COLUMNS)
     for column in table.columns:
         # On a narrow screen a cell is folded; cut off it would lie.
         column.no_wrap, column.overflow = False, "fold"
     for model in result.models:
-        table.add_row(f"{_plain(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
+        table.add_row(f"{plain(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
     table.add_section()
     for paper in result.published:
         where = f" on a {paper.device}" if paper.device else ""
@@ -102,12 +100,12 @@ def summary_table(result: EvaluationResult) -> Table:
         "accuracy (95 % CI)": _accuracy(result),
         "macro-F1": f"{result.macro_f1:.3f}",
         "negative log-likelihood": f"{result.nll_nats:.3f} nats",
-        "calibration error": _percent(result.calibration_error),
+        "calibration error": percent(result.calibration_error),
         "temperature": f"{result.temperature:.2f}",
         "photos": photos + (f"; {result.skipped:,} unreadable left out" if result.skipped else ""),
-        "parameters": _count(result.parameters),
-        "MACs": _count(result.macs),
-        "FLOPs": _count(result.flops),
+        "parameters": count(result.parameters),
+        "MACs": count(result.macs),
+        "FLOPs": count(result.flops),
         "input": f"{result.image_size} x {result.image_size} px",
     }
     for name, value in rows.items():
@@ -117,12 +115,12 @@ def summary_table(result: EvaluationResult) -> Table:
 
 def class_table(result: EvaluationResult, *, title: str) -> Table:
     """One line a class: precision, recall, F1 and photos."""
-    table = _table(title, "class", "precision", "recall", "F1", "photos")
+    table = new_table(title, "class", "precision", "recall", "F1", "photos")
     for scores in result.per_class:
         table.add_row(
-            _plain(scores.name),
-            _percent(scores.precision),
-            _percent(scores.recall),
+            plain(scores.name),
+            percent(scores.precision),
+            percent(scores.recall),
             UNDEFINED if scores.f1 is None else f"{scores.f1:.3f}",
             f"{scores.photos:,}",
         )
@@ -132,24 +130,24 @@ def class_table(result: EvaluationResult, *, title: str) -> Table:
 def confusion_table(result: EvaluationResult) -> Table:
     """The confusion matrix; columns carry the classes' numbers."""
     numbers = [str(number) for number in range(1, len(result.classes) + 1)]
-    table = _table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
+    table = new_table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
     for index, (name, row) in enumerate(zip(result.classes, result.confusion_matrix, strict=True)):
         cells = [f"[bold]{count}[/]" if column == index else str(count or "·") for column, count in enumerate(row)]
-        table.add_row(f"{numbers[index]} {_plain(name)}", *cells)
+        table.add_row(f"{numbers[index]} {plain(name)}", *cells)
     return table
 
 
 def frequent_confusions_table(result: EvaluationResult) -> Table:
     """The most frequent mistakes."""
-    table = _table("most frequent confusions", "class", "taken for", "photos")
+    table = new_table("most frequent confusions", "class", "taken for", "photos")
     mistakes = [
-        (count, result.classes[truth], result.classes[prediction])
+        (photos, result.classes[truth], result.classes[prediction])
         for truth, row in enumerate(result.confusion_matrix)
-        for prediction, count in enumerate(row)
-        if count and truth != prediction
+        for prediction, photos in enumerate(row)
+        if photos and truth != prediction
     ]
-    for count, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
-        table.add_row(_plain(truth_name), _plain(prediction_name), f"{count:,}")
+    for photos, truth_name, prediction_name in sorted(mistakes, key=lambda mistake: -mistake[0])[:_CONFUSIONS]:
+        table.add_row(plain(truth_name), plain(prediction_name), f"{photos:,}")
     return table
 
 
@@ -171,12 +169,12 @@ def _measured_cells(model: ModelResult) -> tuple[str, ...]:
     accuracy = UNDEFINED
     if model.accuracy is not None:
         low, high = model.accuracy.ci95
-        accuracy = f"{_percent(model.accuracy.share)}\n({100 * low:.1f}–{100 * high:.1f})"
+        accuracy = f"{percent(model.accuracy.share)}\n({100 * low:.1f}–{100 * high:.1f})"
     return (
         accuracy,
         _bytes(model.size_bytes),
-        _count(model.parameters),
-        f"{_count(model.macs)}\n{_count(model.flops)}",
+        count(model.parameters),
+        f"{count(model.macs)}\n{count(model.flops)}",
         _percentiles(model.latency),
         _percentiles(model.end_to_end),
         f"{_digits(model.throughput_photos_per_s)}\n(x{model.throughput_batch_size})",
@@ -188,10 +186,10 @@ def _measured_cells(model: ModelResult) -> tuple[str, ...]:
 
 def _published_cells(paper: PublishedResult) -> tuple[str, ...]:
     return (
-        _percent(paper.accuracy),
+        percent(paper.accuracy),
         _bytes(paper.size_bytes),
         UNDEFINED,
-        f"{_count(paper.macs)}\n{_count(paper.flops)}",
+        f"{count(paper.macs)}\n{count(paper.flops)}",
         UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}",
         *[UNDEFINED] * 5,
     )
@@ -239,52 +237,6 @@ def _bytes(number: int | None) -> str:
     return UNDEFINED if number is None else f"{_digits(number / 1e6)} MB"
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=_plain(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _print(table: Table) -> None:
-    # In a file or a pipe there is no screen whose width would matter.
-    if not stdout.is_terminal:
-        table.width = stdout.measure(table, options=stdout.options.update(max_width=10_000)).maximum
-    stdout.print(table)
-
-
 def _accuracy(result: EvaluationResult) -> str:
     low, high = result.accuracy_ci95
-    return f"{_percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def _percent(share: float | None) -> str:
-    return UNDEFINED if share is None else f"{100 * share:.1f} %"
-
-
-def _count(number: int | None) -> str:
-    """Three digits and a unit: 4.21 M."""
-    if number is None:
-        return UNDEFINED
-    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if number >= size:
-            value = number / size
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
-    return str(number)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return UNDEFINED
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _plain(name: str) -> str:
-    """A name as it is, without markup."""
-    return escape(shown(name))
+    return f"{percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from agridistill.data.duplicates import exact_groups, near_groups
@@ -103,6 +105,34 @@ def make_split(
                 "add photos of other leaves",
             )
     return Split(*(tuple(sorted(paths)) for paths in parts))
+
+
+def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
+    """The photos that have labels where only a share of them has: drawn from each class, at least one of it.
+
+    A smaller share of the same seed is part of a larger one, and a photo more or less moves few others.
+
+    Args:
+        samples: in any order, which the result keeps.
+        share: of each class's photos, above 0 and up to 1; rounded up.
+        seed: of the drawing.
+
+    Example:
+        >>> photos = [Sample(f"{name}/{i}.jpg", label, "") for label, name in enumerate("ab") for i in range(10)]
+        >>> [len(labelled_share(photos, share)) for share in (1.0, 0.25, 0.01)]
+        [20, 6, 2]
+    """
+    chosen = tuple(samples)
+    if share == 1:
+        return chosen
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for sample in chosen:
+        by_class[sample.label].append(sample.path)
+    kept: set[str] = set()
+    for paths in by_class.values():
+        paths.sort(key=lambda path: sha256(f"{seed}/{path}".encode("utf-8", "surrogateescape")).digest())
+        kept.update(paths[: math.ceil(share * len(paths))])
+    return tuple(sample for sample in chosen if sample.path in kept)
 
 
 def write_split(

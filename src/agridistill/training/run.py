@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agridistill.data.prepare import PreparedData, check_parts, prepare_data
 from agridistill.data.samples import SPLIT_NAMES, Sample, suffixes
-from agridistill.data.splits import Split, read_split
+from agridistill.data.splits import Split, labelled_share, read_split
 from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
@@ -147,9 +147,20 @@ def _prepare(
         before = folder.read_environment().get("data_fingerprint")
         if before != prepared.fingerprint:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
-    elif teacher is not None and RunFolder(teacher).splits.exists():
-        return _beside_teacher(prepared, read_split(RunFolder(teacher).splits), chosen=split_file is not None)
-    return prepared
+        # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
+        return prepared
+    if teacher is not None and RunFolder(teacher).splits.exists():
+        prepared = _beside_teacher(prepared, read_split(RunFolder(teacher).splits), chosen=split_file is not None)
+    return _with_labels(prepared, settings.labels, settings.split_seed)
+
+
+def _with_labels(prepared: PreparedData, share: float, seed: int) -> PreparedData:
+    """The same photos, of which only a share is learnt from and chosen by."""
+    if share == 1:
+        return prepared
+    train, val = (labelled_share(part, share, seed=seed) for part in (prepared.train, prepared.val))
+    train_paths, val_paths = (tuple(sample.path for sample in part) for part in (train, val))
+    return replace(prepared, train=train, val=val, split=replace(prepared.split, train=train_paths, val=val_paths))
 
 
 def _beside_teacher(prepared: PreparedData, teachers: Split, *, chosen: bool) -> PreparedData:

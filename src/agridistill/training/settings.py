@@ -31,6 +31,8 @@ class DataSettings:
         val_fraction: share of each class that chooses the best epoch and fits the temperature.
         test_fraction: share of each class that is only ever evaluated.
         split_seed: of the leaf-disjoint split. Not the run's seed: runs that are compared share one test split.
+        labels: share of each class's training and validation photos that are used, as where labels are scarce; a
+            smaller share is part of a larger one. The test split stays whole.
     """
 
     image_size: int = 224
@@ -38,6 +40,7 @@ class DataSettings:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     split_seed: int = 0
+    labels: float = 1.0
 
     def __post_init__(self) -> None:
         _require(16 <= self.image_size <= 4096, "data.image_size from 16 to 4096 px", self.image_size)
@@ -46,6 +49,7 @@ class DataSettings:
         total = self.val_fraction + self.test_fraction
         _require(total < 1, "data.val_fraction + data.test_fraction below 1", total)
         _require(self.split_seed >= 0, "data.split_seed of at least 0", self.split_seed)
+        _require(0 < self.labels <= 1, "data.labels above 0 and up to 1", self.labels)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""The tables of a study, from the document of `compare.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from agridistill.cli.cells import UNDEFINED, count, new_table, plain, show_table
+from agridistill.cli.output import stdout
+
+
+def print_study(document: Mapping[str, Any]) -> None:
+    """One table a budget, and what the figures rest on."""
+    for budget in document["budgets"]:
+        show_table(study_table(budget, baseline=document["baseline"]))
+        for line in _finalist_lines(budget):
+            stdout.print(line, style="dim", markup=False)
+    teacher = document["teacher"]
+    if teacher is not None:
+        low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
+        stdout.print(f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high})", markup=False)
+    stdout.print(
+        f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
+        "over seeds; the interval of a difference is a bootstrap over leaves and seeds",
+        style="dim",
+        markup=False,
+    )
+    stdout.print(f"tuning: {document['tuning']}", style="dim", markup=False)
+
+
+def study_table(budget: Mapping[str, Any], *, baseline: str) -> Table:
+    """One line a candidate."""
+    title = f"{budget['name']}: {budget['epochs']} epochs, {100 * budget['labels']:g} % of the labels"
+    columns = ("seeds", "accuracy, %", f"to {baseline}, points (95 %)", "macro-F1", "NLL, nats", "calibration error, %")
+    table = new_table(title, "candidate", *columns, "parameters", "MACs")
+    for row in budget["rows"]:
+        table.add_row(
+            plain(row["name"]),
+            str(len(row["seeds"])),
+            _mean(row, "accuracy", scale=100, digits=2),
+            _difference(row["difference"]),
+            _mean(row, "macro_f1", digits=3),
+            _mean(row, "nll_nats", digits=3),
+            _mean(row, "calibration_error", scale=100, digits=1),
+            count(row["parameters"]),
+            count(row["macs"]),
+        )
+    return table
+
+
+def _mean(row: Mapping[str, Any], key: str, *, scale: float = 1, digits: int) -> str:
+    mean, spread = row[f"{key}_mean"], row[f"{key}_sd"]
+    shown = f"{scale * mean:.{digits}f}"
+    return shown if spread is None else f"{shown} ± {scale * spread:.{digits}f}"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return UNDEFINED
+    low, high = found["points_ci95"]
+    return f"{found['points']:+.2f} ({low:+.1f} to {high:+.1f})"
+
+
+def _finalist_lines(budget: Mapping[str, Any]) -> list[str]:
+    return [
+        f"McNemar, seed {test['seed']}: {test['first']} alone right on {test['only_first']} photos, {test['second']} "
+        f"alone on {test['only_second']}, p = {test['p_value']:.2g} (photos of one leaf taken for independent)"
+        for test in budget["mcnemar"]
+    ]

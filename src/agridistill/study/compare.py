@@ -1,0 +1,174 @@
+"""`compare`: methods x seeds x budgets under one teacher, and what their differences are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agridistill.errors import RunError
+from agridistill.manifest import read_manifest
+from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import write_json
+from agridistill.study.job import Order
+from agridistill.study.plan import ComparePlan, Job
+from agridistill.study.side_by_side import failed, run_side_by_side
+from agridistill.study.summary import summarise
+from agridistill.training.run_folder import RunFolder
+
+RESULT_NAME = "compare.json"
+TEACHER_NAME = "teacher"
+
+
+def compare(
+    data: Path,
+    out: Path,
+    plan: ComparePlan,
+    *,
+    teacher: Path | None = None,
+    split_file: Path | None = None,
+    jobs: int = 0,
+    progress: ProgressCallback = silent,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains every run of a study that is not there yet, and compares all of them on the test split.
+
+    What is finished in `out` is kept, what is unfinished goes on: after a kill, or with more seeds or candidates in
+    the recipe, call it again.
+
+    Args:
+        data: a folder of class folders, or of train/val/test folders of them.
+        out: folder of the study: `runs`, `logs`, `teacher` where none is given, and `compare.json`.
+        plan: what is compared.
+        teacher: a finished run; None trains one by the plan.
+        split_file: made by `data split`; None takes the teacher's split.
+        jobs: runs at a time, 0 for one on each GPU (one without GPUs).
+        progress: told (epochs done, epochs in all), over all runs.
+        tell: told a line where a run has finished.
+
+    Returns:
+        The document of `compare.json`, see `study.summary`.
+
+    Raises:
+        AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
+    """
+    teacher_run = teacher or out / TEACHER_NAME
+    todo = _unfinished(out, plan, teacher_run, given=teacher is not None)
+    slots = jobs or max(1, torch.cuda.device_count())
+    split = str(split_file) if split_file else None
+    watch = _Watch(out, plan, teacher_run if teacher is None else None, progress, tell)
+    watch.tick()
+    students = [
+        (job.name, Order(str(data), str(run_of(out, job)), job.config, str(teacher_run), split)) for job in todo
+    ]
+    if teacher is None and not RunFolder(teacher_run).evaluation.exists():
+        first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split))]
+        _carry_out(first, out, 1, watch, len(plan.jobs))
+    _carry_out(students, out, slots, watch, len(plan.jobs))
+    document = summarise(data, out, plan, teacher_run, progress=progress)
+    write_json(out / RESULT_NAME, document)
+    return document
+
+
+def run_of(out: Path, job: Job) -> Path:
+    """The run folder of a job."""
+    return out / "runs" / job.budget / f"{job.candidate}-{job.seed}"
+
+
+def _carry_out(orders: list[tuple[str, Order]], out: Path, slots: int, watch: _Watch, total: int) -> None:
+    failures = run_side_by_side(
+        orders,
+        slots=slots,
+        environment=lambda slot: _environment(slot, slots),
+        logs=out / "logs",
+        on_tick=watch.tick,
+        on_end=watch.ended,
+    )
+    if failures:
+        raise failed(failures, total)
+
+
+def _environment(slot: int, slots: int) -> dict[str, str]:
+    """A device for each process: a GPU, or its share of the processor."""
+    gpus = torch.cuda.device_count()
+    if gpus:
+        return {"CUDA_VISIBLE_DEVICES": str(slot % gpus)}
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // slots))} if slots > 1 else {}
+
+
+def _unfinished(out: Path, plan: ComparePlan, teacher: Path, *, given: bool) -> list[Job]:
+    """The jobs that have to run; every finished one must be what the recipe says now.
+
+    Raises:
+        RunError: a run was made with other settings or under another teacher.
+    """
+    known = RunFolder(teacher).manifest.exists()
+    sha256 = read_manifest(RunFolder(teacher).manifest).weights_sha256 if known or given else None
+    todo = []
+    for job in plan.jobs:
+        folder = RunFolder(run_of(out, job))
+        if not folder.recipe.exists():
+            todo.append(job)
+            continue
+        try:
+            folder.require_same_recipe(job.config)
+            before = folder.read_environment().get("teacher_sha256")
+            if before is not None and before != sha256:
+                folder.require_same_teacher(sha256)
+        except RunError as error:
+            raise RunError(
+                error.expected,
+                f"{error.got} for '{job.name}' of this study",
+                f"choose another --out, or remove '{folder.path}' to train it anew",
+            ) from None
+        if not folder.evaluation.exists():
+            todo.append(job)
+    return todo
+
+
+class _Watch:
+    """Counts the epochs of all runs, and tells of each run that has finished."""
+
+    def __init__(
+        self,
+        out: Path,
+        plan: ComparePlan,
+        teacher: Path | None,
+        progress: ProgressCallback,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._runs = {job.name: (RunFolder(run_of(out, job)), job.config.distill.epochs) for job in plan.jobs}
+        if teacher is not None:
+            self._runs[TEACHER_NAME] = (RunFolder(teacher), plan.teacher.train.epochs)
+        self._progress, self._tell = progress, tell
+        self._finished = {name for name, (folder, _) in self._runs.items() if folder.evaluation.exists()}
+
+    def tick(self) -> None:
+        """Looks how far the runs are."""
+        total = sum(epochs for _, epochs in self._runs.values())
+        done = sum(
+            epochs if name in self._finished else min(_rows(folder.metrics), epochs)
+            for name, (folder, epochs) in self._runs.items()
+        )
+        self._progress(done, total)
+
+    def ended(self, name: str) -> None:
+        """Tells what a run has reached."""
+        self._finished.add(name)
+        folder, _ = self._runs[name]
+        found = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        minutes = found["train_s"] / 60
+        self._tell(
+            f"{name}: {100 * found['accuracy']:.1f} % on the test split, trained in {minutes:.1f} min; "
+            f"{len(self._finished)} of {len(self._runs)} runs"
+        )
+
+
+def _rows(metrics: Path) -> int:
+    try:
+        return max(0, len(metrics.read_text(encoding="utf-8").splitlines()) - 1)
+    except OSError:
+        return 0

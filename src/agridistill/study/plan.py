@@ -1,0 +1,139 @@
+"""What a study compares: candidates x budgets x seeds, as settings and as the runs that they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from agridistill.errors import ConfigError, nearest
+from agridistill.training.settings import DistillConfig, TrainConfig
+
+# Names become folders, on whatever system.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+
+
+def _require(holds: bool, expected: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(expected, str(got), "correct the section [compare] of the recipe")
+
+
+def _require_names(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        _require(bool(_NAME.fullmatch(name)), f"{what} of letters, digits, '.', '_' and '-'", f"'{name}'")
+        # A file system may not tell them apart.
+        _require(name.lower() not in seen, f"{what}, each once", f"'{name}' twice")
+        seen.add(name.lower())
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """What every candidate is given alike: epochs, share of labels, photo size.
+
+    Attributes:
+        name: of its folder and its table.
+        set: changes of the recipe, each `key=value` as after `--set`.
+    """
+
+    name: str = "full"
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """One row of the table: a method, a network, or one method with other settings.
+
+    Attributes:
+        name: of its folder and its row; the name of a method is that method.
+        set: changes of the recipe, each `key=value` as after `--set`.
+        seeds: of its runs; those of the study where empty.
+        budgets: names of those that it takes part in; all where empty.
+    """
+
+    name: str
+    set: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    budgets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """The section `compare` of a recipe.
+
+    Attributes:
+        baseline: the candidate that the others are held against.
+        seeds: of every candidate's runs.
+        tuning: in words, how the candidates' settings were found; stands under the table.
+        budgets: each gives a table of its own.
+        candidates: the rows.
+    """
+
+    baseline: str = "ce"
+    seeds: tuple[int, ...] = (0,)
+    tuning: str = "each method with the settings of its paper; nothing was tuned"
+    budgets: tuple[BudgetSettings, ...] = (BudgetSettings(),)
+    candidates: tuple[CandidateSettings, ...] = field(
+        default_factory=lambda: tuple(CandidateSettings(name) for name in ("ce", "kd", "at", "hybrid"))
+    )
+
+    def __post_init__(self) -> None:
+        _require_names("names of budgets", (budget.name for budget in self.budgets))
+        _require_names("names of candidates", (candidate.name for candidate in self.candidates))
+        _require(bool(self.budgets), "at least one budget", "none")
+        budgets = [budget.name for budget in self.budgets]
+        candidates = [candidate.name for candidate in self.candidates]
+        if self.baseline not in candidates:
+            raise ConfigError(
+                "the baseline among the candidates", f"'{self.baseline}'", nearest(self.baseline, candidates)
+            )
+        for seeds in (self.seeds, *(candidate.seeds for candidate in self.candidates)):
+            _require(all(seed >= 0 for seed in seeds), "seeds of at least 0", seeds)
+            _require(len(set(seeds)) == len(seeds), "each seed once", seeds)
+        _require(bool(self.seeds), "at least one seed", "none")
+        for candidate in self.candidates:
+            for name in candidate.budgets:
+                if name not in budgets:
+                    raise ConfigError(
+                        f"a known budget of the candidate '{candidate.name}'", f"'{name}'", nearest(name, budgets)
+                    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Attributes:
+        budget: name.
+        candidate: name.
+        config: complete, with the seed.
+    """
+
+    budget: str
+    candidate: str
+    config: DistillConfig
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config.distill.seed
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the study's `runs`, with forward slashes."""
+        return f"{self.budget}/{self.candidate}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """A study, resolved.
+
+    Attributes:
+        settings: of the section `compare`.
+        jobs: every run, in the order in which they start: all candidates of a seed before the next seed.
+        teacher: how a teacher is trained where none is given.
+    """
+
+    settings: CompareSettings
+    jobs: tuple[Job, ...]
+    teacher: TrainConfig

@@ -1,0 +1,206 @@
+"""The runs of a study as one JSON document: means, spreads, and paired differences with their intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agridistill.errors import RunError
+from agridistill.evaluation.predictions import Predictions, predictions_on_test
+from agridistill.models.saved import load_backend
+from agridistill.progress import ProgressCallback, silent
+from agridistill.study.plan import ComparePlan, Job
+from agridistill.study.statistics import mcnemar, paired_difference
+from agridistill.training.run_folder import RunFolder
+
+FORMAT_VERSION = 1
+_AVERAGED = ("accuracy", "val_accuracy", "macro_f1", "nll_nats", "calibration_error", "train_s")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of a study, and what it says about each test photo.
+
+    Attributes:
+        job: that it came from.
+        figures: of its evaluation and training, for the document.
+        predictions: on the test split.
+    """
+
+    job: Job
+    figures: Mapping[str, Any]
+    predictions: Predictions
+
+
+def summarise(
+    data: Path, out: Path, plan: ComparePlan, teacher: Path, *, progress: ProgressCallback = silent
+) -> dict[str, Any]:
+    """Reads every run of a finished study.
+
+    Args:
+        data: that the runs were trained on.
+        out: folder of the study.
+        plan: of the study.
+        teacher: its run folder.
+        progress: told how far the predictions are, where they have to be made.
+
+    Returns:
+        A JSON document: the teacher, and for each budget its rows (one a candidate, with every run, means, standard
+        deviations over seeds and the paired difference to the baseline) and McNemar's tests of its finalists.
+
+    Raises:
+        RunError: runs of different test splits.
+    """
+    runs = [
+        _finished(job, out / "runs" / job.budget / f"{job.candidate}-{job.seed}", out, data, progress)
+        for job in plan.jobs
+    ]
+    _require_one_test(runs)
+    settings = plan.settings
+    budgets = []
+    for budget in settings.budgets:
+        of_budget = [run for run in runs if run.job.budget == budget.name]
+        if not of_budget:
+            continue
+        rows = [
+            _row(
+                candidate.name,
+                candidate.set,
+                [run for run in of_budget if run.job.candidate == candidate.name],
+                of_budget,
+                settings.baseline,
+            )
+            for candidate in settings.candidates
+            if any(run.job.candidate == candidate.name for run in of_budget)
+        ]
+        budgets.append(
+            {
+                "name": budget.name,
+                "set": list(budget.set),
+                "epochs": of_budget[0].job.config.distill.epochs,
+                "labels": of_budget[0].job.config.data.labels,
+                "image_size": of_budget[0].job.config.data.image_size,
+                "rows": rows,
+                "mcnemar": _finalists(rows, of_budget),
+            }
+        )
+    return {
+        "format_version": FORMAT_VERSION,
+        "baseline": settings.baseline,
+        "tuning": settings.tuning,
+        "test_photos": len(runs[0].predictions.paths),
+        "test_leaves": len(set(runs[0].predictions.leaf_ids)),
+        "teacher": {"run": teacher.name, **figures_of(teacher)} if RunFolder(teacher).evaluation.exists() else None,
+        "budgets": budgets,
+    }
+
+
+def figures_of(run: Path) -> dict[str, Any]:
+    """What a finished run folder says in numbers."""
+    folder = RunFolder(run)
+    try:
+        evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        with folder.metrics.open(encoding="utf-8") as file:
+            epochs = list(csv.DictReader(file))
+        by_epoch = [float(row["val/accuracy"]) for row in epochs]
+        return {
+            "model": evaluation["model"],
+            "accuracy": evaluation["accuracy"],
+            "accuracy_ci95": evaluation["accuracy_ci95"],
+            "val_accuracy": max(by_epoch),
+            "macro_f1": evaluation["macro_f1"],
+            "nll_nats": evaluation["nll_nats"],
+            "calibration_error": evaluation["calibration_error"],
+            "parameters": evaluation["parameters"],
+            "macs": evaluation["macs"],
+            "image_size": evaluation["image_size"],
+            "best_epoch": evaluation["best_epoch"],
+            "train_s": evaluation["train_s"],
+            "val_accuracy_by_epoch": by_epoch,
+            "hardware": folder.read_environment().get("hardware"),
+            "versions": folder.read_environment().get("versions"),
+        }
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it anew") from None
+
+
+def _finished(job: Job, run: Path, out: Path, data: Path, progress: ProgressCallback) -> FinishedRun:
+    file = out / "predictions" / job.budget / f"{job.candidate}-{job.seed}.json"
+    predictions = predictions_on_test(load_backend(run), data, run, file, progress=progress)
+    return FinishedRun(job, {"seed": job.seed, "run": str(run.relative_to(out)), **figures_of(run)}, predictions)
+
+
+def _require_one_test(runs: Sequence[FinishedRun]) -> None:
+    for run in runs[1:]:
+        if run.predictions.paths != runs[0].predictions.paths:
+            raise RunError(
+                "one test split for all runs of a study",
+                f"other photos in '{run.job.name}' than in '{runs[0].job.name}'",
+                "pass --splits FILE and choose another --out",
+            )
+
+
+def _row(
+    name: str, changes: Sequence[str], own: Sequence[FinishedRun], of_budget: Sequence[FinishedRun], baseline: str
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": name,
+        "set": list(changes),
+        "model": own[0].figures["model"],
+        "parameters": own[0].figures["parameters"],
+        "macs": own[0].figures["macs"],
+        "seeds": [run.job.seed for run in own],
+        "runs": [dict(run.figures) for run in own],
+    }
+    for key in _AVERAGED:
+        values = [run.figures[key] for run in own]
+        row[f"{key}_mean"] = float(np.mean(values))
+        # Of one seed there is no spread.
+        row[f"{key}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    theirs = [run for run in of_budget if run.job.candidate == baseline]
+    row["difference"] = _difference(own, theirs) if theirs and name != baseline else None
+    return row
+
+
+def _difference(own: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """To the baseline, over the seeds that both have, or over all where they share none."""
+    shared = sorted({run.job.seed for run in own} & {run.job.seed for run in theirs})
+    first, second = ([run for run in runs if not shared or run.job.seed in shared] for runs in (own, theirs))
+    found = paired_difference(
+        np.stack([run.predictions.correct for run in sorted(first, key=lambda run: run.job.seed)]),
+        np.stack([run.predictions.correct for run in sorted(second, key=lambda run: run.job.seed)]),
+        own[0].predictions.leaf_ids,
+        paired_seeds=bool(shared),
+    )
+    return {"points": found.points, "points_ci95": list(found.points_ci95), "seeds": shared or None}
+
+
+def _finalists(rows: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """McNemar's test between the two candidates that are best on the validation split, seed by seed.
+
+    By the validation split: finalists that the test split chose would be tested on what chose them. Networks of other
+    sizes are no finalists of a comparison of methods.
+    """
+    models = [row["model"] for row in rows]
+    student = max(set(models), key=models.count)
+    methods = sorted((row for row in rows if row["model"] == student), key=lambda row: -row["val_accuracy_mean"])
+    if len(methods) < 2:
+        return []
+    first, second = methods[:2]
+    answers = {(run.job.candidate, run.job.seed): run.predictions.correct for run in of_budget}
+    return [
+        {
+            "first": first["name"],
+            "second": second["name"],
+            "seed": seed,
+            **asdict(mcnemar(answers[first["name"], seed], answers[second["name"], seed])),
+        }
+        for seed in first["seeds"]
+        if seed in second["seeds"]
+    ]

@@ -1,0 +1,109 @@
+"""A study's recipe: what runs it means, and which recipes are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from agridistill.config import compare_plan, read_recipe
+from agridistill.errors import ConfigError
+from agridistill.training.settings import PairSettings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+STUDY = """
+[data]
+image_size = 64
+[distill]
+epochs = 4
+[objective]
+w_att = 2.0
+[compare]
+seeds = [3, 5]
+[[compare.budgets]]
+name = "all"
+[[compare.budgets]]
+name = "few"
+set = ["labels=0.25", "epochs=16"]
+[[compare.candidates]]
+name = "ce"
+[[compare.candidates]]
+name = "hybrid-32"
+set = ["pairs=[{student=32, teacher=32}]", "w_att=7"]
+seeds = [3]
+budgets = ["few"]
+[[compare.candidates]]
+name = "kd"
+set = ["model=resnet18"]
+"""
+
+
+def plan(text: str = STUDY):  # type: ignore[no-untyped-def]
+    return compare_plan(tomllib.loads(text))
+
+
+def test_candidates_budgets_and_seeds_are_multiplied_a_seed_at_a_time() -> None:
+    assert [job.name for job in plan().jobs] == [
+        "all/ce-3",
+        "all/kd-3",
+        "few/ce-3",
+        "few/hybrid-32-3",
+        "few/kd-3",
+        "all/ce-5",
+        "all/kd-5",
+        "few/ce-5",
+        "few/kd-5",
+    ]
+
+
+def test_a_job_is_the_recipe_changed_by_its_budget_and_then_by_its_candidate() -> None:
+    jobs = {job.name: job.config for job in plan().jobs}
+    changed = jobs["few/hybrid-32-3"]
+    assert (changed.data.image_size, changed.data.labels) == (64, 0.25)
+    assert (changed.distill.epochs, changed.distill.seed) == (16, 3)
+    assert (changed.objective.method, changed.objective.w_att) == ("hybrid", 7)
+    assert changed.objective.pairs == (PairSettings(32, 32),)
+    assert jobs["all/ce-5"].objective.method == "ce"
+    assert jobs["all/ce-5"].data.labels == 1.0
+    assert jobs["all/kd-5"].distill.model == "resnet18"
+
+
+def test_a_recipe_without_the_rest_compares_the_four_methods_once() -> None:
+    assert [job.name for job in plan("[compare]").jobs] == ["full/ce-0", "full/kd-0", "full/at-0", "full/hybrid-0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('name = "kd"', 'name = "ce"'), "names of candidates, each once; got 'ce' twice"),
+        (('name = "few"', 'name = "ALL"'), "names of budgets, each once; got 'ALL' twice"),
+        (('name = "kd"', 'name = "../kd"'), r"names of candidates of letters.*; got '\.\./kd'"),
+        (("[3, 5]", "[3, 3]"), r"each seed once; got \(3, 3\)"),
+        (("[3, 5]", "[-1]"), r"seeds of at least 0; got \(-1,\)"),
+        (("[3, 5]", "[]"), "at least one seed; got none"),
+        (
+            ("[compare]", '[compare]\nbaseline = "kdd"'),
+            "the baseline among the candidates; got 'kdd'; did you mean 'kd'",
+        ),
+        (
+            ('budgets = ["few"]', 'budgets = ["fwe"]'),
+            "budget of the candidate 'hybrid-32'; got 'fwe'; did you mean 'few'",
+        ),
+        (("w_att=7", "w_tat=7"), "a known recipe key; got 'w_tat' in --set; did you mean 'w_att'"),
+        (("w_att=7", "w_att=-7"), "a finite objective.w_att of at least 0"),
+        (("model=resnet18", "method=kdd"), "a distillation method; got 'kdd'; did you mean 'kd'"),
+        (("labels=0.25", "labels=0"), "data.labels above 0 and up to 1; got 0"),
+        (("seeds = [3]", "seedz = [3]"), r"a known key of \[compare.candidates\]; got 'seedz'.*'seeds'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: tuple[str, str], message: str) -> None:
+    assert change[0] in STUDY
+    with pytest.raises(ConfigError, match=message):
+        plan(STUDY.replace(*change))
+
+
+@pytest.mark.parametrize("name", ["compare", "ablations"])
+def test_the_shipped_studies_can_be_read(name: str) -> None:
+    found = compare_plan(read_recipe(RECIPES / f"{name}.toml"))
+    assert len(found.jobs) == len({job.name for job in found.jobs}) > 20
