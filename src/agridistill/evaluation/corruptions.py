@@ -1,0 +1,128 @@
+"""What the field does to a photo, in graded strengths: blur, noise, JPEG, light, colour, occlusion, scale, rotation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+Photo = NDArray[np.uint8]
+"""An upright RGB photo `(H, W, 3)`."""
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One way to spoil a photo.
+
+    Attributes:
+        name: as in tables.
+        unit: what a strength counts, in words.
+        strengths: from weak to strong.
+        apply: `(photo, strength, rng)` -> photo of the same size.
+    """
+
+    name: str
+    unit: str
+    strengths: tuple[float, ...]
+    apply: Callable[[Photo, float, np.random.Generator], Photo]
+
+
+def blur(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
+    """Gaussian blur, as out of focus; the deviation is a share of the shorter side."""
+    sigma = share * min(photo.shape[:2])
+    return _levels(ndimage.gaussian_filter(photo.astype(np.float32), (sigma, sigma, 0), mode="nearest"))
+
+
+def motion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
+    """The mean along a line in a random direction, as of a moving hand or leaf; its length is a share of the side."""
+    reach = max(1, round(share * min(photo.shape[:2]) / 2))
+    length = 2 * reach + 1  # odd: the photo as a whole stays where it is
+    angle = rng.uniform(0, np.pi)
+    steps = np.arange(-reach, reach + 1)
+    down, right = np.rint(steps * np.sin(angle)).astype(int), np.rint(steps * np.cos(angle)).astype(int)
+    height, width = photo.shape[:2]
+    padded = np.pad(photo, ((length, length), (length, length), (0, 0)), mode="edge").astype(np.float32)
+    moved = np.zeros(photo.shape, np.float32)
+    for y, x in zip(down, right, strict=True):
+        moved += padded[length + y : length + y + height, length + x : length + x + width]
+    return _levels(moved / length)
+
+
+def noise(photo: Photo, deviation: float, rng: np.random.Generator) -> Photo:
+    """Gaussian noise in every channel, as of a sensor in poor light; in levels of 255."""
+    return _levels(photo + rng.normal(0, deviation, photo.shape))
+
+
+def jpeg(photo: Photo, quality: float, rng: np.random.Generator) -> Photo:
+    """Saved as JPEG of this quality (libjpeg's scale to 100), as for a slow network."""
+    held = io.BytesIO()
+    Image.fromarray(photo).save(held, "JPEG", quality=round(quality))
+    return np.array(Image.open(held).convert("RGB"))
+
+
+def light(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
+    """Every level times a factor: under 1 too dark, over 1 too bright, with what is then white lost."""
+    return _levels(photo.astype(np.float32) * factor)
+
+
+def colour_cast(photo: Photo, amount: float, rng: np.random.Generator) -> Photo:
+    """Red times 1 + amount and blue times 1 - amount: above 0 an evening sun, below 0 shade."""
+    return _levels(photo * np.array([1 + amount, 1, 1 - amount], np.float32))
+
+
+def occlusion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
+    """A square of the photo's mean colour at a random place, as of another leaf in front; a share of the area."""
+    height, width = photo.shape[:2]
+    side = min(round(np.sqrt(share * height * width)), height, width)
+    top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+    covered = photo.copy()
+    covered[top : top + side, left : left + side] = _levels(photo.mean(axis=(0, 1)))
+    return covered
+
+
+def scale(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
+    """The leaf at another distance: under 1 smaller, on the colour of the rim; over 1 only the middle is seen."""
+    rim = np.concatenate([photo[0], photo[-1], photo[:, 0], photo[:, -1]])
+    # Smoothed first, or a smaller leaf would be one of every n-th pixel.
+    smooth = max(0.0, (1 / factor - 1) / 2)
+    channels = []
+    for channel in range(3):
+        source = ndimage.gaussian_filter(photo[:, :, channel].astype(np.float32), smooth, mode="nearest")
+        centre = (np.array(source.shape) - 1) / 2
+        ground = float(np.median(rim[:, channel]))
+        channels.append(
+            ndimage.affine_transform(source, np.array([1 / factor] * 2), centre - centre / factor, order=1, cval=ground)
+        )
+    return _levels(np.stack(channels, axis=-1))
+
+
+def rotation(photo: Photo, degrees: float, rng: np.random.Generator) -> Photo:
+    """Turned about the middle, its surroundings mirrored."""
+    turned = ndimage.rotate(photo.astype(np.float32), degrees, reshape=False, order=1, mode="mirror")
+    return _levels(turned)
+
+
+CORRUPTIONS: Sequence[Corruption] = (
+    Corruption("blur", "deviation, share of the side", (0.005, 0.01, 0.02, 0.04), blur),
+    Corruption("motion blur", "length, share of the side", (0.02, 0.04, 0.08, 0.16), motion),
+    Corruption("noise", "deviation, levels of 255", (8, 16, 32, 64), noise),
+    Corruption("JPEG", "quality", (50, 25, 10, 5), jpeg),
+    Corruption("too dark", "light, factor", (0.7, 0.5, 0.35, 0.2), light),
+    Corruption("too bright", "light, factor", (1.2, 1.5, 2.0, 3.0), light),
+    Corruption("evening sun", "red up and blue down, share", (0.1, 0.2, 0.3, 0.4), colour_cast),
+    Corruption("shade", "red up and blue down, share", (-0.1, -0.2, -0.3, -0.4), colour_cast),
+    Corruption("occlusion", "share of the area", (0.05, 0.1, 0.2, 0.4), occlusion),
+    Corruption("further away", "size, factor", (0.8, 0.65, 0.5, 0.35), scale),
+    Corruption("nearer", "size, factor", (1.25, 1.5, 2.0, 3.0), scale),
+    Corruption("rotation", "degrees", (10, 30, 90, 180), rotation),
+)
+
+
+def _levels(values: NDArray[Any]) -> Photo:
+    return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
