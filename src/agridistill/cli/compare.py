@@ -23,6 +23,10 @@ def compare(
     jobs: Annotated[
         int, typer.Option("--jobs", min=0, help="Runs at a time; 0 takes one for each GPU, one without.")
     ] = 0,
+    evidence: Annotated[
+        bool,
+        typer.Option("--evidence/--no-evidence", help="Robustness, calibration and attention for the report, too."),
+    ] = True,
     json: options.Json = False,
 ) -> None:
     """Train methods x seeds x budgets under one teacher and compare them, photo by photo.
@@ -44,6 +48,7 @@ def compare(
             teacher=teacher,
             split_file=splits,
             jobs=jobs,
+            evidence=evidence,
             progress=progress,
             tell=lambda line: stderr.print(line, markup=False),
         )

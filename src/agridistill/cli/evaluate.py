@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.cli.output import next_command, print_json, progress_bar, sibling, stderr
+
+if TYPE_CHECKING:
+    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.progress import ProgressCallback
 
 
 def evaluate(
@@ -16,6 +20,12 @@ def evaluate(
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
     splits: options.Splits = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            "--evidence", metavar="DIR", help="Also gather robustness, calibration and mistakes for `report`."
+        ),
+    ] = None,
     json: options.Json = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")] = None,
 ) -> None:
@@ -30,6 +40,8 @@ def evaluate(
 
     with progress_bar("reading photos") as progress:
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
+        if evidence is not None:
+            _gather(model, data, splits, evidence, result, progress)
     if result.skipped:
         first = result.skipped_photos[0]
         stderr.print(f"left out: {result.skipped} unreadable photos, the first {first}", markup=False)
@@ -41,7 +53,27 @@ def evaluate(
         from agridistill.cli.tables import print_evaluation
 
         print_evaluation(result, title=f"{result.model} on {_photos(split)} of {data}")
-    next_command("predict", model, data)
+    next_command(*(("report", evidence) if evidence is not None else ("predict", model, data)))
+
+
+def _gather(
+    model: Path, data: Path, splits: Path | None, folder: Path, result: EvaluationResult, progress: ProgressCallback
+) -> None:
+    """Everything that `report FOLDER` reads of one model."""
+    from agridistill import api
+    from agridistill.evaluation.evidence import gather_evidence
+    from agridistill.storage import write_json
+
+    name = sibling(model, model.name).stem
+    backend = api.load(model).backend
+    own = model / "splits.json" if model.is_dir() else None
+    write_json(folder / "evaluation.json", result.to_json())
+    found = gather_evidence(backend, data, own_split=own, split_file=splits, progress=progress)
+    write_json(folder / "evidence" / f"{name}.json", found)
+    if model.is_dir():
+        from agridistill.study.evidence import write_gallery
+
+        write_gallery({name: model}, data, folder / "evidence" / "gallery.json", progress=progress)
 
 
 def _photos(split: str) -> str:

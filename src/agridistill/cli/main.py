@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from agridistill import __version__
-from agridistill.cli import benchmark, compare, data, demo, distill, evaluate, export, predict, train
+from agridistill.cli import benchmark, compare, data, demo, distill, evaluate, export, predict, report, train
 from agridistill.cli.output import LogLines, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
@@ -33,6 +33,7 @@ app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(benchmark.benchmark)
+app.command()(report.report)
 
 
 def _show_version(wanted: bool) -> None:

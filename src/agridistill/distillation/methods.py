@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from agridistill.distillation.logit_losses import LogitDistance
 from agridistill.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    # Recipes are read without torch.
+    from agridistill.distillation.logit_losses import LogitDistance
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from agridistill.errors import RunError
 from agridistill.manifest import read_manifest
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_json
+from agridistill.study.evidence import gather_for
 from agridistill.study.job import Order
 from agridistill.study.plan import ComparePlan, Job
 from agridistill.study.side_by_side import failed, run_side_by_side
@@ -20,7 +21,7 @@ from agridistill.study.summary import summarise
 from agridistill.training.run_folder import RunFolder
 
 RESULT_NAME = "compare.json"
-TEACHER_NAME = "teacher"
+TEACHER_NAME, EVIDENCE_NAME = "teacher", "evidence"
 
 
 def compare(
@@ -31,6 +32,7 @@ def compare(
     teacher: Path | None = None,
     split_file: Path | None = None,
     jobs: int = 0,
+    evidence: bool = True,
     progress: ProgressCallback = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def compare(
         teacher: a finished run; None trains one by the plan.
         split_file: made by `data split`; None takes the teacher's split.
         jobs: runs at a time, 0 for one on each GPU (one without GPUs).
+        evidence: also finds out, for the best method, the baseline and the teacher, what `report` shows beside scores.
         progress: told (epochs done, epochs in all), over all runs.
         tell: told a line where a run has finished.
 
@@ -70,7 +73,17 @@ def compare(
     _carry_out(students, out, slots, watch, len(plan.jobs))
     document = summarise(data, out, plan, teacher_run, progress=progress)
     write_json(out / RESULT_NAME, document)
+    if evidence:
+        gather_for(_shown(out, document, teacher_run), data, out / EVIDENCE_NAME, progress=progress)
     return document
+
+
+def _shown(out: Path, document: Mapping[str, Any], teacher: Path) -> dict[str, Path]:
+    """The best method by validation accuracy and the baseline, of the first budget and seed, and their teacher."""
+    rows = {row["name"]: row for row in document["budgets"][0]["rows"]}
+    names = [document["budgets"][0]["best"], document["baseline"]]
+    runs = {name: out / rows[name]["runs"][0]["run"] for name in names if name in rows}
+    return runs | ({TEACHER_NAME: teacher} if document["teacher"] is not None else {})
 
 
 def run_of(out: Path, job: Job) -> Path:

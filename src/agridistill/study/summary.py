@@ -52,7 +52,8 @@ def summarise(
 
     Returns:
         A JSON document: the teacher, and for each budget its rows (one a candidate, with every run, means, standard
-        deviations over seeds and the paired difference to the baseline) and McNemar's tests of its finalists.
+        deviations over seeds and the paired difference to the baseline), the method that is best on the validation
+        split, and McNemar's tests between it and the second.
 
     Raises:
         RunError: runs of different test splits.
@@ -87,7 +88,8 @@ def summarise(
                 "labels": of_budget[0].job.config.data.labels,
                 "image_size": of_budget[0].job.config.data.image_size,
                 "rows": rows,
-                "mcnemar": _finalists(rows, of_budget),
+                "best": _methods(rows)[0]["name"],
+                "mcnemar": _finalists(_methods(rows)[:2], of_budget),
             }
         )
     return {
@@ -181,18 +183,22 @@ def _difference(own: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> di
     return {"points": found.points, "points_ci95": list(found.points_ci95), "seeds": shared or None}
 
 
-def _finalists(rows: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:
-    """McNemar's test between the two candidates that are best on the validation split, seed by seed.
+def _methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The candidates of the study's student, best first on the validation split.
 
     By the validation split: finalists that the test split chose would be tested on what chose them. Networks of other
     sizes are no finalists of a comparison of methods.
     """
     models = [row["model"] for row in rows]
-    student = max(set(models), key=models.count)
-    methods = sorted((row for row in rows if row["model"] == student), key=lambda row: -row["val_accuracy_mean"])
-    if len(methods) < 2:
+    student = max(models, key=models.count)
+    return sorted((row for row in rows if row["model"] == student), key=lambda row: -row["val_accuracy_mean"])
+
+
+def _finalists(rows: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """McNemar's test between two candidates, seed by seed."""
+    if len(rows) < 2:
         return []
-    first, second = methods[:2]
+    first, second = rows
     answers = {(run.job.candidate, run.job.seed): run.predictions.correct for run in of_budget}
     return [
         {

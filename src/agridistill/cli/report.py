@@ -1,0 +1,33 @@
+"""`agridistill report`: one page from the results of a study or a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agridistill.cli import options
+from agridistill.cli.output import print_json, stderr, stdout
+from agridistill.errors import MissingExtraError
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of `compare`, of a run, or of `evaluate --evidence`.")],
+    json: options.Json = False,
+) -> None:
+    """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""
+    try:
+        from agridistill.report.page import report as write
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "matplotlib and jinja2, to draw and write the page",
+            f"no module '{error.name}'",
+            "pip install 'agridistill[report]'",
+        ) from None
+    result = write(folder)
+    if json:
+        print_json({"page": str(result.page), "numbers": [str(file) for file in result.numbers]})
+    else:
+        stdout.print(str(result.page), markup=False)
+    stderr.print(f"open it in a browser: {result.page.resolve().as_uri()}", markup=False)

@@ -1,0 +1,202 @@
+"""What a report shows of one model beside its scores: calibration, abstention, robustness, worst mistakes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from agridistill.data.samples import Sample
+from agridistill.errors import RunError
+from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
+from agridistill.evaluation.held_out import choose_photos
+from agridistill.evaluation.metrics import CALIBRATION_BINS
+from agridistill.evaluation.robustness import MOST_PHOTOS, robustness
+from agridistill.evaluation.selective import abstention_point
+from agridistill.preprocess import read_photo, softmax
+from agridistill.progress import ProgressCallback, silent
+from agridistill.runtime.backends import Backend
+
+FORMAT_VERSION = 1
+WANTED_ACCURACY = 0.99
+THUMBNAIL_PX = 160
+_MISTAKES = 12
+_CURVE_POINTS = 200
+
+
+def gather_evidence(
+    backend: Backend,
+    data: Path,
+    *,
+    own_split: Path | None = None,
+    split_file: Path | None = None,
+    most_photos: int = MOST_PHOTOS,
+    progress: ProgressCallback = silent,
+) -> dict[str, Any]:
+    """Everything that a report shows of a model on its test split, beside its scores.
+
+    Args:
+        backend: the model.
+        data: the photos.
+        own_split: the model's own, used on the data that it was trained on.
+        split_file: the user's.
+        most_photos: for robustness.
+        progress: told how far each part is.
+
+    Returns:
+        A JSON document: "reliability", "selective", "robustness", "mistakes".
+
+    Raises:
+        DataError: the data or its splits cannot be used.
+    """
+    manifest = backend.manifest
+    parts = {
+        split: choose_photos(manifest, data, split=split, split_file=split_file, own_split=own_split, progress=progress)
+        for split in ("val", "test")
+    }
+    answers = {
+        split: predict_logits(backend, photos.samples, photos.root, progress=progress)
+        for split, photos in parts.items()
+    }
+    test = parts["test"]
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": manifest.model,
+        "precision": manifest.precision,
+        "weights_sha256": manifest.weights_sha256,
+        "classes": list(manifest.classes),
+        "test_photos": len(answers["test"].target),
+        "reliability": reliability(answers["test"], manifest.temperature),
+        "selective": selective(answers["val"], answers["test"], manifest.temperature),
+        "robustness": robustness(
+            backend, test.samples, test.root, most_photos=most_photos, progress=progress
+        ).to_json(),
+        "mistakes": mistakes(answers["test"], test.samples, test.root, manifest.classes, manifest.temperature),
+    }
+
+
+def reliability(found: LabelledLogits, temperature: float) -> list[dict[str, Any]]:
+    """Confidence against accuracy in bins of equal width, those of the calibration error; empty bins are left out."""
+    probabilities = softmax(found.logits, temperature)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bin_of_photo = np.searchsorted(edges[1:-1], confidence, side="left")
+    return [
+        {
+            "from": float(edges[index]),
+            "to": float(edges[index + 1]),
+            "photos": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
+        }
+        for index in range(CALIBRATION_BINS)
+        if (inside := bin_of_photo == index).any()
+    ]
+
+
+def selective(val: LabelledLogits, test: LabelledLogits, temperature: float) -> dict[str, Any]:
+    """Accuracy of the answers against the share of photos that are answered, most confident first.
+
+    The threshold for 99 % is found on the validation split and held against the test split: found on the test split it
+    would keep its word by construction.
+    """
+    (val_confidence, val_correct), (confidence, correct) = (_confident(found, temperature) for found in (val, test))
+    point = abstention_point(val_confidence, val_correct, WANTED_ACCURACY)
+    answered = confidence >= point.threshold
+    order = np.argsort(-confidence, kind="stable")
+    right = np.cumsum(correct[order])
+    chosen = np.unique(np.linspace(1, len(order), _CURVE_POINTS).round().astype(int)) - 1
+    return {
+        "wanted_accuracy": WANTED_ACCURACY,
+        "threshold": point.threshold,
+        "val_coverage": point.coverage,
+        "val_accuracy": point.accuracy,
+        "coverage": float(answered.mean()),
+        "accuracy": float(correct[answered].mean()) if answered.any() else None,
+        "curve": [
+            {"coverage": float((i + 1) / len(order)), "accuracy": float(right[i] / (i + 1))} for i in chosen.tolist()
+        ],
+    }
+
+
+def mistakes(
+    found: LabelledLogits, samples: Sequence[Sample], root: Path, classes: Sequence[str], temperature: float
+) -> list[dict[str, Any]]:
+    """The photos that the model is surest of and wrong about, one of each leaf."""
+    probabilities = softmax(found.logits, temperature)
+    preds = probabilities.argmax(axis=1)
+    if len(samples) != len(preds):
+        raise RunError("readable photos for a report", found.skipped[0], "replace the photo")
+    shown: list[dict[str, Any]] = []
+    leaves: set[str] = set()
+    for index in np.argsort(-probabilities.max(axis=1), kind="stable").tolist():
+        sample = samples[index]
+        if preds[index] == found.target[index] or sample.leaf_id in leaves:
+            continue
+        leaves.add(sample.leaf_id)
+        shown.append(
+            {
+                "path": sample.path,
+                "truth": classes[sample.label],
+                "predicted": classes[preds[index]],
+                "probability": float(probabilities[index, preds[index]]),
+                "photo": thumbnail(root / sample.path),
+            }
+        )
+        if len(shown) == _MISTAKES:
+            break
+    return shown
+
+
+def thumbnail(path: Path) -> str:
+    """A photo as a small square JPEG, in a data URI: its middle, as the models see it.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    return as_data_uri(square(path))
+
+
+def square(path: Path, side: int = THUMBNAIL_PX) -> Image.Image:
+    """The middle of a photo, `side` x `side` pixels.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    photo = read_photo(path, shorter_side=2 * side)
+    short = min(photo.size)
+    left, top = (photo.width - short) / 2, (photo.height - short) / 2
+    return photo.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+
+
+def as_data_uri(image: Image.Image) -> str:
+    """A picture as text that a page can hold."""
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
+
+
+def read_evidence(file: Path) -> dict[str, Any] | None:
+    """What `gather_evidence` gave; None where there is none, or of another format.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return dict(document) if document["format_version"] == FORMAT_VERSION else None
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError("evidence in JSON", f"a damaged '{file}' ({error})", "remove the file") from None
+
+
+def _confident(found: LabelledLogits, temperature: float) -> tuple[Any, Any]:
+    probabilities = softmax(found.logits, temperature)
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target

@@ -1,0 +1,102 @@
+"""The result files of a folder, as far as they are there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agridistill.errors import RunError
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportDocuments:
+    """What a report is made from.
+
+    Attributes:
+        folder: that was asked for.
+        study: `compare.json`; None for a single model.
+        evaluations: `evaluation.json` by the name of the model.
+        epochs: rows of `metrics.csv` of a single run.
+        evidence: by the name of the model.
+        gallery: photos with attention maps.
+        benchmark: `benchmark.json`, of `agridistill benchmark --out`.
+    """
+
+    folder: Path
+    study: Document | None = None
+    evaluations: dict[str, Document] = field(default_factory=dict)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    evidence: dict[str, Document] = field(default_factory=dict)
+    gallery: list[Document] = field(default_factory=list)
+    benchmark: Document | None = None
+
+
+def read_documents(folder: Path) -> ReportDocuments:
+    """Reads the result files of a study's or a run's folder.
+
+    Raises:
+        RunError: neither of them, or a damaged file.
+    """
+    if not folder.is_dir():
+        raise RunError("the folder of a study or a run", f"'{folder}', which is none", "check the path")
+    study = _json(folder / "compare.json")
+    own = _json(folder / "evaluation.json")
+    if study is None and own is None:
+        raise RunError(
+            "a folder with compare.json or evaluation.json",
+            f"'{folder}' without them",
+            "make them with 'agridistill compare', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
+        )
+    evidence = {
+        path.stem: document
+        for path in sorted((folder / "evidence").glob("*.json"))
+        if path.stem != "gallery" and (document := _json(path)) is not None
+    }
+    gallery = _json(folder / "evidence" / "gallery.json")
+    evaluations = _evaluations(folder, study) if study is not None else {folder.resolve().name: own or {}}
+    return ReportDocuments(
+        folder=folder,
+        study=study,
+        evaluations=evaluations,
+        epochs=_metrics(folder / "metrics.csv"),
+        evidence=evidence,
+        gallery=gallery["photos"] if gallery else [],
+        benchmark=_json(folder / "benchmark.json"),
+    )
+
+
+def _evaluations(folder: Path, study: Document) -> dict[str, Document]:
+    """Of the best method and the baseline of the first budget, first seed."""
+    budget = study["budgets"][0]
+    rows = {row["name"]: row for row in budget["rows"]}
+    found = {}
+    for name in dict.fromkeys((budget["best"], study["baseline"])):
+        document = _json(folder / rows[name]["runs"][0]["run"] / "evaluation.json") if name in rows else None
+        if document is not None:
+            found[name] = document
+    return found
+
+
+def _json(path: Path) -> Document | None:
+    try:
+        document: Document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "make it again") from None
+    return document
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+    except (OSError, TypeError, ValueError) as error:
+        raise RunError("epochs in CSV", f"a damaged '{path}' ({error})", "remove the file") from None

@@ -1,0 +1,148 @@
+"""`report`: one self-contained page, and the numbers of each plot beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from agridistill.report import plots, words
+from agridistill.report.documents import ReportDocuments, read_documents
+from agridistill.report.overlays import overlay
+from agridistill.report.plots import Plot
+from agridistill.storage import json_text, write_json, write_text
+
+PAGE_NAME, NUMBERS_NAME = "report.html", "figures"
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What was written.
+
+    Attributes:
+        page: the HTML file.
+        numbers: one JSON file a plot.
+    """
+
+    page: Path
+    numbers: tuple[Path, ...]
+
+
+def report(folder: Path) -> ReportResult:
+    """Writes `report.html` and `figures/*.json` from the result files of a study or a run.
+
+    Args:
+        folder: with `compare.json`, or `evaluation.json`; `metrics.csv`, `evidence/*.json` and `benchmark.json` add to
+            it.
+
+    Raises:
+        RunError: nothing to report on, or a damaged file.
+    """
+    documents = read_documents(folder)
+    shown = _plots(documents)
+    page = folder / PAGE_NAME
+    write_text(page, _page(documents, shown))
+    numbers = tuple(folder / NUMBERS_NAME / f"{plot.name}.json" for plot in shown)
+    for file, plot in zip(numbers, shown, strict=True):
+        write_json(file, plot.numbers)
+    return ReportResult(page, numbers)
+
+
+def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
+    environment = Environment(
+        loader=PackageLoader("agridistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["short"] = plots.short_name
+    environment.filters["signed"] = lambda value: f"{value:+.2f}"
+    study = documents.study
+    summary = words.study_summary(study) if study else []
+    for name, evaluation in documents.evaluations.items():
+        summary += [] if study else words.model_summary(name, evaluation)
+    for name, evidence in documents.evidence.items():
+        summary += words.evidence_summary(name, evidence)
+    return environment.get_template("report.html").render(
+        title=f"{'Study' if study else 'Model'} {documents.folder.resolve().name}",
+        study=study,
+        summary=summary,
+        evaluations=documents.evaluations,
+        evidence=documents.evidence,
+        gallery=_overlaid(documents.gallery),
+        benchmark=documents.benchmark,
+        plots=[{"plot": plot, "link": _download(plot.numbers)} for plot in shown],
+    )
+
+
+def _download(numbers: Any) -> str:
+    return "data:application/json;base64," + base64.b64encode(json_text(numbers).encode()).decode()
+
+
+def _overlaid(gallery: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**photo, "models": [{**model, "overlay": overlay(photo["photo"], model["map"])} for model in photo["models"]]}
+        for photo in gallery
+    ]
+
+
+def _plots(documents: ReportDocuments) -> list[Plot]:
+    found: list[Plot | None] = []
+    study = documents.study
+    if study is not None:
+        found.append(_study_trade_off(study))
+    if documents.benchmark is not None:
+        found += _benchmark_trade_offs(documents.benchmark)
+    if study is not None:
+        for budget in study["budgets"]:
+            found.append(plots.differences(budget, study["baseline"]))
+            curves = {
+                row["name"]: [run["val_accuracy_by_epoch"] for run in row["runs"]]
+                for row in budget["rows"]
+                if row["difference"] is not None or row["name"] == study["baseline"]
+            }
+            found.append(plots.learning_curves(curves, name=f"learning-curves-{budget['name']}"))
+    elif documents.epochs:
+        curve = [row["val/accuracy"] for row in documents.epochs]
+        found.append(plots.learning_curves({documents.folder.resolve().name: [curve]}, name="learning-curve"))
+    found += [plots.confusion(evaluation, name=name) for name, evaluation in documents.evaluations.items()]
+    if documents.evidence:
+        found += [draw(documents.evidence) for draw in (plots.reliability, plots.coverage, plots.robustness)]
+    return [plot for plot in found if plot is not None]
+
+
+def _study_trade_off(study: dict[str, Any]) -> Plot:
+    """Of the budget with most labels: there the networks are at their best."""
+    budget = max(study["budgets"], key=lambda budget: float(budget["labels"]))
+    rows = [*budget["rows"]]
+    points = []
+    for row in rows:
+        low, high = row["runs"][0]["accuracy_ci95"]
+        point = {"name": row["name"], "accuracy": row["accuracy_mean"], "mmacs": row["macs"] / 1e6}
+        if len(row["runs"]) == 1:
+            point |= {"low": low, "high": high}
+        points.append(point)
+    teacher = study["teacher"]
+    if teacher is not None:
+        points.append({"name": "teacher", "accuracy": teacher["accuracy"], "mmacs": teacher["macs"] / 1e6})
+    return plots.trade_off(points, x="mmacs", label="million multiply-adds a photo")
+
+
+def _benchmark_trade_offs(benchmark: dict[str, Any]) -> list[Plot]:
+    models = [model for model in benchmark["models"] if model["accuracy"] is not None]
+    if not models:
+        return []
+    found = []
+    for key, unit, label in (
+        ("latency_ms_p50", 1.0, "latency, ms (median of one photo)"),
+        ("size_mb", 1e-6, "size of the file, MB"),
+    ):
+        points = []
+        for model in models:
+            low, high = model["accuracy_ci95"]
+            cost = model["latency_ms_p50"] if key == "latency_ms_p50" else unit * model["size_bytes"]
+            name = f"{model['model']}, {model['engine']}, {model['precision']}"
+            points.append({"name": name, "accuracy": model["accuracy"], "low": low, "high": high, key: cost})
+        found.append(plots.trade_off(points, x=key, label=label))
+    return found

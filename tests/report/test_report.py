@@ -1,0 +1,169 @@
+"""A report shows what its files say, and is one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agridistill.cli.main import main
+from agridistill.errors import RunError
+from agridistill.report import words
+from agridistill.report.overlays import overlay
+from agridistill.report.page import report
+from agridistill.report.plots import pareto
+
+
+def test_every_figure_of_the_study_stands_in_the_page(study: Path) -> None:
+    page = report(study).page.read_text()
+    for shown in ("88.00", "90.00 ± 1.00", "+4.00", "+1.00 to +7.00", "resnet18", "600 M", "11.00 M", "p = 0.15"):
+        assert shown in page
+    assert "hybrid is the best method on the validation split; on the test split it reaches 90.0 %" in page
+    assert "is above zero: hybrid is better than ce here" in page
+
+
+def test_the_page_is_complete_in_itself_and_small(study: Path) -> None:
+    page = report(study).page.read_text()
+    assert len(page) < 10_000_000
+    # Nothing is fetched: every source is data, and no sheet, script or font comes from elsewhere.
+    assert all(source.startswith("data:") for source in re.findall(r'<img[^>]* src="([^"]*)"', page))
+    assert not re.search(r"<script|<iframe|@import|url\(http|<link[^>]*href=\"(?!data:)", page)
+
+
+def test_names_from_outside_are_text_and_not_markup(study: Path) -> None:
+    page = report(study).page.read_text()
+    assert "<b>1</b>" not in page
+    assert "&lt;b&gt;1&lt;/b&gt;" in page
+    assert "<healthy>" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+
+
+def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> None:
+    result = report(study)
+    page = result.page.read_text()
+    names = {file.stem for file in result.numbers}
+    assert names >= {
+        "accuracy-against-mmacs",
+        "accuracy-against-latency-ms-p50",
+        "accuracy-against-size-mb",
+        "differences-few",
+        "differences-full",
+        "learning-curves-full",
+        "confusion-hybrid",
+        "reliability",
+        "coverage",
+        "robustness",
+    }
+    for file in result.numbers:
+        assert file.parent == study / "figures"
+        link = re.search(rf'download="{file.name}" href="data:application/json;base64,([^"]*)"', page)
+        assert link
+        assert json.loads(base64.b64decode(link[1])) == json.loads(file.read_text())
+    assert page.count("<svg") == len(result.numbers)
+    shown = json.loads((study / "figures/differences-full.json").read_text())
+    assert shown[0] == {"name": "hybrid", "points": 4.0, "points_ci95": [1.0, 7.0], "seeds": [0]}
+
+
+def test_the_same_files_give_the_same_page(study: Path) -> None:
+    first = report(study).page.read_bytes()
+    assert report(study).page.read_bytes() == first
+
+
+@pytest.mark.parametrize("missing", ["evidence", "benchmark.json", "runs", "evidence/gallery.json"])
+def test_what_is_not_there_is_left_out(study: Path, missing: str) -> None:
+    path = study / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = report(study).page.read_text()
+    assert ("are missing:" in page) == (missing == "evidence")
+    assert "90.00 ± 1.00" in page
+
+
+def test_a_single_run_has_a_report_of_its_own(student_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student_run, tmp_path / "student"))
+    result = report(folder)
+    assert {file.stem for file in result.numbers} == {"learning-curve", "confusion-student"}
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert (
+        f"recognises {100 * evaluation['accuracy']:.1f} % of {evaluation['photos']} photos" in result.page.read_text()
+    )
+    curve = json.loads((folder / "figures/learning-curve.json").read_text())["student"][0]
+    assert len(curve) == 2
+
+
+def test_evaluate_gathers_what_a_report_of_any_model_shows(
+    student_run: Path, leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "evidence-of-student"
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(student_run), str(leaves), "--evidence", str(folder)])
+    assert ended.value.code == 0
+    assert f"Next: agridistill report {folder}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(folder), "--json"])
+    assert ended.value.code == 0
+    page = Path(json.loads(capsys.readouterr().out)["page"]).read_text()
+    document = json.loads((folder / "evidence" / "student.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert document["robustness"]["accuracy"] == evaluation["accuracy"]
+    assert document["selective"]["curve"][-1] == {"coverage": 1.0, "accuracy": evaluation["accuracy"]}
+    gap = sum(one["photos"] * abs(one["confidence"] - one["accuracy"]) for one in document["reliability"])
+    assert gap / evaluation["photos"] == pytest.approx(evaluation["calibration_error"], abs=1e-6)
+    wrong = round((1 - evaluation["accuracy"]) * evaluation["photos"])
+    assert 0 < len(document["mistakes"]) <= min(wrong, 12)
+    assert page.count("attention of student") == evaluation["leaves"] == 6  # one photo of each leaf
+    assert "further away" in page
+
+
+@pytest.mark.parametrize("name", ["compare.json", "evidence/ce.json", "evidence/gallery.json", "benchmark.json"])
+def test_a_damaged_file_is_named(study: Path, name: str) -> None:
+    (study / name).write_text("{")
+    with pytest.raises(RunError, match=rf"a result file in JSON; got a damaged '.*{name}'"):
+        report(study)
+    assert not (study / "report.html").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"compare.json or evaluation.json; got .*agridistill compare"):
+        report(tmp_path)
+    with pytest.raises(RunError, match="the folder of a study or a run; got"):
+        report(tmp_path / "none")
+
+
+def test_words_are_no_stronger_than_intervals() -> None:
+    def said(low: float, high: float) -> str:
+        return words.verdict(
+            {"name": "kd", "difference": {"points": (low + high) / 2, "points_ci95": [low, high]}}, "ce"
+        )
+
+    assert said(0.1, 2).endswith("kd is better than ce here.")
+    assert said(-2, -0.1).endswith("kd is worse than ce here.")
+    for low, high in ((-1, 2), (0.0, 2), (-2, 0.0)):
+        assert said(low, high).endswith("it is not shown that kd and ce differ.")
+
+
+def test_pareto_keeps_what_nothing_beats_in_both() -> None:
+    rng = np.random.default_rng(0)
+    points = [(float(cost), float(value)) for cost, value in rng.random((60, 2)).round(1)]
+    kept = {points[index] for index in pareto(points)}
+    for cost, value in points:
+        beaten = any((c <= cost and v > value) or (c < cost and v >= value) for c, v in points)
+        assert ((cost, value) in kept) != beaten
+
+
+def test_an_overlay_is_yellow_where_the_model_looks() -> None:
+    grey = Image.new("RGB", (40, 40), (128, 128, 128))
+    held = io.BytesIO()
+    grey.save(held, "JPEG")
+    uri = "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
+    laid = overlay(uri, [[0.0, 0.0], [0.0, 9.0]])
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(laid.partition("base64,")[2]))).convert("RGB")).astype(int)
+    assert pixels.shape == (40, 40, 3)
+    assert pixels[35, 35, 0] > pixels[35, 35, 2] + 40  # yellow: red and green, no blue
+    assert pixels[5, 5, 2] >= pixels[5, 5, 0]
+    assert overlay(uri, [[1.0, 1.0]]).startswith("data:image/jpeg")  # a flat map has no range to divide by
