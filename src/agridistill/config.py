@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,6 +27,9 @@ from agridistill.training.settings import (
     PairSettings,
     TrainConfig,
 )
+
+if TYPE_CHECKING:
+    from agridistill.study.search import SearchPlan
 
 SECTIONS: Mapping[str, type[Any]] = {
     "data": DataSettings,
@@ -176,6 +179,33 @@ def compare_plan(recipe: Recipe) -> ComparePlan:
                     get_method(config.objective.method)
                     jobs.append(Job(budget, candidate.name, config))
     return ComparePlan(settings, tuple(jobs), train_config(recipe))
+
+
+def search_plan(recipe: Recipe) -> SearchPlan:
+    """The trials of `compare --search`: the candidate under the budget, changed by what is tried.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or an unknown name.
+    """
+    from agridistill.study.search import SearchPlan
+
+    settings: CompareSettings = _build(CompareSettings, "compare", recipe)
+    wanted = settings.search
+    budgets = {budget.name: budget.set for budget in settings.budgets}
+    budget = wanted.budget or settings.budgets[0].name
+    candidates = {candidate.name: candidate.set for candidate in settings.candidates}
+    for what, name, known in (("budget", budget, budgets), ("candidate", wanted.candidate, candidates)):
+        if name not in known:
+            raise ConfigError(f"a known {what} in compare.search", f"'{name}'", nearest(name, known))
+    own = [f"objective.method={wanted.candidate}"] if wanted.candidate in METHODS else []
+    changes = [*budgets[budget], *own, *candidates[wanted.candidate], f"distill.seed={wanted.seed}"]
+    changed = with_overrides(recipe, "distill", changes)
+
+    def config_of(values: Mapping[str, float]) -> DistillConfig:
+        return distill_config(with_overrides(changed, "distill", [f"{name}={value}" for name, value in values.items()]))
+
+    config_of({name: space.choices[0] if space.choices else space.low for name, space in wanted.space.items()})
+    return SearchPlan(replace(wanted, budget=budget), config_of)
 
 
 def _in_order(seeds: Iterable[int]) -> list[int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
+from agridistill.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from agridistill.config import Recipe
 
 
 def compare(
@@ -27,6 +31,13 @@ def compare(
         bool,
         typer.Option("--evidence/--no-evidence", help="Robustness, calibration and attention for the report, too."),
     ] = True,
+    search: Annotated[
+        int, typer.Option("--search", min=0, metavar="N", help="Instead: N trials of [compare.search], by Optuna.")
+    ] = 0,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="URL", help="Optuna storage of --search; SQLite in --out otherwise."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Train methods x seeds x budgets under one teacher and compare them, photo by photo.
@@ -37,7 +48,11 @@ def compare(
 
     chosen = read_recipe(recipe)
     require_serves(chosen, "compare")
-    plan = compare_plan(with_overrides(chosen, "distill", set_ or []))
+    chosen = with_overrides(chosen, "distill", set_ or [])
+    if search:
+        _search(data, out, chosen, search, teacher=teacher, storage=storage, splits=splits, json=json)
+        return
+    plan = compare_plan(chosen)
     with progress_bar("epochs of all runs") as progress:
         from agridistill.study import compare as study
 
@@ -59,3 +74,52 @@ def compare(
 
         print_study(document)
     next_command("report", out)
+
+
+def _search(
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    trials: int,
+    *,
+    teacher: Path | None,
+    storage: str | None,
+    splits: Path | None,
+    json: bool,
+) -> None:
+    if teacher is None:
+        raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
+    try:
+        import optuna  # noqa: F401 - told before anything is done
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            "Optuna, to search", "no module 'optuna'", "pip install 'agridistill[search]'"
+        ) from None
+    from agridistill.config import search_plan
+    from agridistill.study.search import search
+
+    plan = search_plan(recipe)
+    with progress_bar("trials") as progress:
+        document = search(
+            data,
+            out,
+            plan,
+            trials,
+            teacher=teacher,
+            storage=storage,
+            split_file=splits,
+            progress=progress,
+            tell=lambda line: stderr.print(line, markup=False),
+        )
+    if json:
+        print_json(document)
+    else:
+        best = document["best"]
+        stdout.print(
+            f"best of {len(document['trials'])} trials: {100 * best['val_accuracy']:.2f} % on the validation split with "
+            + " ".join(f"--set {change}" for change in best["set"]),
+            markup=False,
+        )
+    method = ["--method", plan.config_of(document["best"]["settings"]).objective.method]
+    changes = [word for change in document["best"]["set"] for word in ("--set", change)]
+    next_command("distill", data, "--teacher", teacher, *method, *changes, "--out", "RUN")

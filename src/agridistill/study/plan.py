@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -58,6 +59,55 @@ class CandidateSettings:
 
 
 @dataclass(frozen=True)
+class SpaceSettings:
+    """Where a search looks for one setting: between two ends, or among choices.
+
+    Attributes:
+        low: lower end.
+        high: upper end.
+        log: whether to look at orders of magnitude.
+        choices: instead of the ends.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.choices:
+            _require(self.low == self.high == 0, "choices or two ends", f"{self.choices} and {self.low} to {self.high}")
+            return
+        _require(self.low < self.high < math.inf, "low below high", f"{self.low} and {self.high}")
+        _require(not self.log or self.low > 0, "low above 0 with log", self.low)
+
+
+def _default_space() -> dict[str, SpaceSettings]:
+    return {"w_kd": SpaceSettings(0.1, 3.0, log=True), "w_att": SpaceSettings(0.3, 50.0, log=True)}
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The section `compare.search`: one candidate's settings by Optuna, judged on the validation split.
+
+    Attributes:
+        candidate: of the study.
+        budget: of the study; its first where empty.
+        seed: of the sampler and of every trial's run.
+        space: by recipe key, as after `--set`.
+    """
+
+    candidate: str = "hybrid"
+    budget: str = ""
+    seed: int = 0
+    space: dict[str, SpaceSettings] = field(default_factory=_default_space)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.space), "at least one setting to search", "none")
+        _require(self.seed >= 0, "a seed of at least 0", self.seed)
+
+
+@dataclass(frozen=True)
 class CompareSettings:
     """The section `compare` of a recipe.
 
@@ -67,6 +117,7 @@ class CompareSettings:
         tuning: in words, how the candidates' settings were found; stands under the table.
         budgets: each gives a table of its own.
         candidates: the rows.
+        search: what `--search` looks for.
     """
 
     baseline: str = "ce"
@@ -76,6 +127,8 @@ class CompareSettings:
     candidates: tuple[CandidateSettings, ...] = field(
         default_factory=lambda: tuple(CandidateSettings(name) for name in ("ce", "kd", "at", "hybrid"))
     )
+
+    search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
         _require_names("names of budgets", (budget.name for budget in self.budgets))
