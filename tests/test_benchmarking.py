@@ -18,7 +18,8 @@ from PIL import Image
 from agridistill import benchmark
 from agridistill.benchmarking import worker_command
 from agridistill.errors import ModelError, PhotoError
-from agridistill.runtime.artefacts import engines_for
+from agridistill.manifest import read_manifest
+from agridistill.runtime.artefacts import default_engine, engines_for
 from agridistill.runtime.benchmark import BenchmarkPlan, Target
 from agridistill.runtime.benchmark_result import CSV_COLUMNS, BenchmarkResult
 from agridistill.runtime.worker_process import WorkerProcess
@@ -132,6 +133,36 @@ def test_each_model_is_run_by_the_wanted_engines_that_can(colour_model: Path, tm
     assert engines_for(colour_model, ["openvino", "litert", "onnxruntime"]) == ("onnxruntime", "openvino")
     assert engines_for(tflite, ["openvino", "litert"]) == ("litert",)
     assert "onnxruntime" in engines_for(colour_model, ["all"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "machine", "installed", "expected"),
+    [
+        ("int8", "x86_64", True, "openvino"),
+        ("int8", "AMD64", True, "openvino"),
+        ("int8", "x86_64", False, "onnxruntime"),
+        ("int8", "aarch64", True, "onnxruntime"),
+        ("fp32", "x86_64", True, "onnxruntime"),
+    ],
+)
+def test_the_default_engine_is_the_fastest_that_is_there(
+    colour_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    machine: str,
+    installed: bool,
+    expected: str,
+) -> None:
+    model = Path(shutil.copy(colour_model, tmp_path))
+    manifest = json.loads(colour_model.with_suffix(".json").read_text())
+    model.with_suffix(".json").write_text(json.dumps(manifest | {"precision": precision}))
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("agridistill.runtime.artefacts.find_spec", lambda name: name if installed else None)
+    assert engines_for(model) == (expected,)
+    found = read_manifest(model.with_suffix(".json"))
+    assert default_engine(model, found, photos=100_000) == expected
+    assert default_engine(model, found, photos=1) == "onnxruntime"  # it starts in a third of the time
 
 
 @pytest.mark.parametrize(

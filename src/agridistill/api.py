@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from agridistill.runtime.predictor import Predictor
 
 
-def load(model: Path | str, *, engine: str | None = None, threads: int = 0) -> Predictor:
+def load(model: Path | str, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Predictor:
     """Loads a model for prediction.
 
     Args:
         model: a finished run folder, or an exported `.onnx` or `.tflite` file.
-        engine: runs an exported file: "onnxruntime" or "openvino", "litert"; None takes what suits the file.
+        engine: runs an exported file: "onnxruntime" or "openvino", "litert"; None takes the fastest that is installed.
         threads: of one prediction with an exported file; 0 takes one for each core.
+        photos: that will be classified, where that is known: for a few, an engine that starts fast is taken.
 
     Raises:
         ModelError: not there, unfinished or damaged, or no such engine.
@@ -37,7 +38,7 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0) -> P
     if not path.is_dir():
         from agridistill.runtime.artefacts import open_artefact
 
-        return Predictor(open_artefact(path, engine=engine, threads=threads))
+        return Predictor(open_artefact(path, engine=engine, threads=threads, photos=photos))
     try:
         from agridistill.models.saved import load_backend
     except ModuleNotFoundError as error:

@@ -114,12 +114,10 @@ def _search(
     if json:
         print_json(document)
     else:
-        best = document["best"]
-        stdout.print(
-            f"best of {len(document['trials'])} trials: {100 * best['val_accuracy']:.2f} % on the validation split with "
-            + " ".join(f"--set {change}" for change in best["set"]),
-            markup=False,
-        )
+        best, trials = document["best"], len(document["trials"])
+        found = " ".join(f"--set {change}" for change in best["set"])
+        accuracy = f"{100 * best['val_accuracy']:.2f} % on the validation split"
+        stdout.print(f"best of {trials} trials: {accuracy} with {found}", markup=False)
     method = ["--method", plan.config_of(document["best"]["settings"]).objective.method]
     changes = [word for change in document["best"]["set"] for word in ("--set", change)]
     next_command("distill", data, "--teacher", teacher, *method, *changes, "--out", "RUN")

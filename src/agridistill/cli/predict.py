@@ -28,7 +28,7 @@ def predict(
     from agridistill.runtime.reading import expand
 
     photos = expand(images)
-    predictor = load(model)
+    predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
     if json:
         told: list[PhotoResult] = []

@@ -26,7 +26,7 @@ from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.artefacts import manifest_path, open_artefact
+from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
 from agridistill.storage import replacing
 
 Precision = Literal["fp32", "int8"]
@@ -129,7 +129,9 @@ def export(
         file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
-        found = predict_logits(open_artefact(file), val.samples, val.root, progress=progress)
+        found = predict_logits(
+            open_artefact(file, engine=ENGINES[file.suffix][0]), val.samples, val.root, progress=progress
+        )
         result = _measured(out, precision, file.stat().st_size, expected, found, answers)
         failures = GATES[precision].failures(result.parity)
         if failures and not force:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend
 
 ENGINES: Mapping[str, tuple[str, ...]] = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("litert",)}
-"""Engines that run a kind of file, the default one first."""
+"""Engines that run a kind of file; see `default_engine`."""
 TORCH = "torch"
 """What runs a run folder."""
 PACKAGES: Mapping[str, tuple[str, str]] = {
@@ -25,11 +26,36 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
 ONE_PHOTO_ENGINES = frozenset({"litert"})
 """Engines whose files have fixed shapes: photos go through one after another, a batch gains nothing."""
 ALL_ENGINES = "all"
+_WORTH_A_SLOW_START = 1000
+_X86 = frozenset({"x86_64", "amd64", "i686"})
 
 
 def manifest_path(artefact: Path) -> Path:
     """`NAME.json` beside `NAME.onnx`."""
     return artefact.with_suffix(".json")
+
+
+def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | None = None) -> str:
+    """The engine that runs a file fastest where we have measured, of those that are installed (docs/performance.md).
+
+    int8 `.onnx` files go to OpenVINO on x86 processors; everything else to the first engine of its kind. OpenVINO takes
+    half a second longer to start, which half a millisecond a photo has to earn.
+
+    Args:
+        artefact: the file.
+        manifest: of the file.
+        photos: that will be classified; None where nobody knows, as in a service.
+
+    Raises:
+        ModelError: a file that no engine runs.
+    """
+    engines = _engines_of_file(artefact)
+    if photos is not None and photos < _WORTH_A_SLOW_START:
+        return engines[0]
+    int8_on_x86 = manifest.precision == "int8" and platform.machine().lower() in _X86
+    if int8_on_x86 and "openvino" in engines and _is_installed("openvino"):
+        return "openvino"
+    return engines[0]
 
 
 def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -38,7 +64,7 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     Args:
         model: a run folder or an exported file.
         wanted: engines, of which those that can run this kind of model are taken; "all" takes each that is installed.
-            None wanted takes the default one.
+            None wanted takes the default one of the kind of model.
 
     Raises:
         ModelError: no such model or engine, or none that runs this kind of model.
@@ -51,9 +77,9 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
             raise ModelError("an engine", f"'{name}'", nearest(name, (*PACKAGES, ALL_ENGINES)))
     possible = (TORCH,) if model.is_dir() else _engines_of_file(model)
     if not wanted:
-        return possible[:1]
+        return possible[:1] if model.is_dir() else (default_engine(model, read_manifest(manifest_path(model))),)
     if ALL_ENGINES in wanted:
-        installed = tuple(name for name in possible if find_spec(PACKAGES[name][0]) is not None)
+        installed = tuple(name for name in possible if _is_installed(name))
         if not installed:
             needed = PACKAGES[possible[0]][1]
             raise MissingExtraError(f"an engine for '{model}'", "none installed", f"pip install {needed}")
@@ -64,27 +90,27 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     return chosen
 
 
-def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0) -> Backend:
+def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Backend:
     """Loads an exported model.
 
     Args:
         path: `NAME.onnx` or `NAME.tflite`, with `NAME.json` beside it.
-        engine: one of `ENGINES` for that kind of file; None takes the first.
+        engine: one of `ENGINES` for that kind of file; None takes `default_engine`.
         threads: of one prediction; 0 takes one for each core.
+        photos: that will be classified, for the choice of the engine.
 
     Raises:
         ModelError: no such file, no manifest, a file that its manifest does not describe, or one that cannot be run.
         MissingExtraError: the engine is not installed.
     """
     engines = _engines_of_file(path)
-    chosen = engine or engines[0]
-    if chosen not in engines:
-        raise ModelError(f"an engine for {path.suffix} files", f"'{chosen}'", nearest(chosen, engines))
+    if engine is not None and engine not in engines:
+        raise ModelError(f"an engine for {path.suffix} files", f"'{engine}'", nearest(engine, engines))
     manifest = read_manifest(manifest_path(path))
     file = manifest.verified_weights(path.parent)
     if file.name != path.name:
         raise ModelError(f"the manifest of '{path.name}'", f"one of '{file.name}'", "export it again")
-    backend = _backend(chosen, file, manifest, threads)
+    backend = _backend(engine or default_engine(file, manifest, photos=photos), file, manifest, threads)
     return_freed_memory()
     return backend
 
@@ -102,6 +128,10 @@ def _backend(engine: str, file: Path, manifest: ModelManifest, threads: int) -> 
     from agridistill.runtime.litert import LiteRtBackend
 
     return LiteRtBackend(file, manifest, threads=threads)
+
+
+def _is_installed(engine: str) -> bool:
+    return find_spec(PACKAGES[engine][0]) is not None
 
 
 def _engines_of_file(path: Path) -> tuple[str, ...]:
