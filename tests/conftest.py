@@ -82,7 +82,7 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preprocessing=Preprocessing(16),
         weights_file=file.name,
         weights_sha256=sha256_of(file),
-        precision="int8",
+        precision="fp32",
         measured={"parameters": 6, "macs": 774},
     )
     manifest.write(file.with_suffix(".json"))
