@@ -21,7 +21,7 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
     """Loads a model for prediction.
 
     Args:
-        model: a finished run folder, or an exported `.onnx` or `.tflite` file.
+        model: a finished run folder, an exported `.onnx` or `.tflite` file, or the name of a shipped model ("tomato").
         engine: runs an exported file: "onnxruntime" or "openvino", "litert"; None takes the fastest that is installed.
         threads: of one prediction with an exported file; 0 takes one for each core.
         photos: that will be classified, where that is known: for a few, an engine that starts fast is taken.
@@ -31,8 +31,9 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
     from agridistill.runtime.predictor import Predictor
+    from agridistill.runtime.shipped import model_path
 
-    path = Path(model)
+    path = model_path(model)
     if not path.exists():
         raise ModelError("a run folder or an exported model", f"'{path}', which does not exist", "check the path")
     if not path.is_dir():
@@ -62,7 +63,7 @@ def evaluate(
     """Scores a model on labelled photos.
 
     Args:
-        model: a finished run folder or an exported file.
+        model: a finished run folder, an exported file, or the name of a shipped model.
         data: a folder of class folders, or of train/val/test folders of them.
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
@@ -72,6 +73,8 @@ def evaluate(
     Raises:
         AgriDistillError: the model, the data or the split cannot be used.
     """
+    from agridistill.runtime.shipped import model_path
+
     try:
         from agridistill.evaluation.held_out import evaluate_folder
     except ModuleNotFoundError as error:
@@ -81,7 +84,7 @@ def evaluate(
             "pip install 'agridistill[train]'",
         ) from None
 
-    path = Path(model)
+    path = model_path(model)
     backend = load(path, engine=engine).backend
     parameters, macs = model_cost(backend)
     return evaluate_folder(

@@ -24,6 +24,7 @@ from agridistill.runtime.benchmark_result import Accuracy, BenchmarkResult, Phot
 from agridistill.runtime.host import bare_interpreter_bytes, describe_host
 from agridistill.runtime.published import PUBLISHED
 from agridistill.runtime.reading import expand
+from agridistill.runtime.shipped import model_path
 from agridistill.runtime.worker_process import WorkerProcess
 
 SplitChoice = Literal["train", "val", "test", "all"]
@@ -67,7 +68,7 @@ def benchmark(
         raise ModelError("at least one model", "none", "name a run folder or an exported model")
     plan = plan or BenchmarkPlan(PUBLISHABLE_QUERIES)
     threads = threads or os.cpu_count() or 1
-    paths = dict.fromkeys(Path(model) for model in models)
+    paths = dict.fromkeys(model_path(model) for model in models)
     targets = [Target(path, engine) for path in paths for engine in engines_for(path, engines)]
     with tempfile.TemporaryDirectory(prefix="agridistill-") as folder:
         files = _draw(Path(folder)) if photos is None else _some_of(expand([Path(photos)]))

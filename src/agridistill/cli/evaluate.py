@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or exported model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or tomato.")],
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
     splits: options.Splits = None,
@@ -36,8 +36,10 @@ def evaluate(
     Other data needs train/val/test folders, --splits or --split all.
     """
     from agridistill import api
+    from agridistill.runtime.shipped import model_path
     from agridistill.storage import write_json
 
+    model = model_path(model)
     with progress_bar("reading photos") as progress:
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
         if evidence is not None:
