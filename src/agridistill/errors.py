@@ -10,6 +10,7 @@
     ├── ModelError              a model name, weights, a manifest, a class list
     ├── RunError                a run folder: taken, unfinished, of another recipe
     │   └── PeerError           what another process of the run met, which tells it
+    ├── OutboxError             messages that cannot be kept or read: the disk, a limit, a newer version
     └── MissingExtraError       an optional part of AgriDistill that is not installed
 
 Anything else that escapes is a defect of AgriDistill and keeps its traceback.
@@ -66,6 +67,10 @@ class RunError(AgriDistillError):
 
 class PeerError(RunError):
     """Another process of this run met an error. That one tells it; the others only end with it."""
+
+
+class OutboxError(AgriDistillError):
+    """Messages cannot be kept or read."""
 
 
 class MissingExtraError(AgriDistillError):
