@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.views import Augmentation
-from agridistill.distillation.methods import METHODS, get_method
 from agridistill.errors import ConfigError, nearest
-from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, CompareSettings, Job
+from agridistill.study.plan import (
+    BudgetSettings,
+    CandidateSettings,
+    CompareSettings,
+    SearchSettings,
+    SpaceSettings,
+)
 from agridistill.training.settings import (
     DataSettings,
     DistillConfig,
@@ -27,9 +32,6 @@ from agridistill.training.settings import (
     PairSettings,
     TrainConfig,
 )
-
-if TYPE_CHECKING:
-    from agridistill.study.search import SearchPlan
 
 SECTIONS: Mapping[str, type[Any]] = {
     "data": DataSettings,
@@ -49,6 +51,7 @@ _TABLES: Mapping[tuple[str, str], type[Any]] = {
     ("objective", "pairs"): PairSettings,
     ("compare", "budgets"): BudgetSettings,
     ("compare", "candidates"): CandidateSettings,
+    ("compare", "search"): SearchSettings,
 }
 _SHARED_SECTIONS = frozenset({"data", "augmentation"})
 Recipe = dict[str, dict[str, Any]]
@@ -137,9 +140,9 @@ def train_config(recipe: Recipe) -> TrainConfig:
         ConfigError: a value of the wrong type or out of range.
     """
     return TrainConfig(
-        data=_build(DataSettings, "data", recipe),
-        augmentation=_build(Augmentation, "augmentation", recipe),
-        train=_build(FitSettings, "train", recipe),
+        data=build_section(DataSettings, "data", recipe),
+        augmentation=build_section(Augmentation, "augmentation", recipe),
+        train=build_section(FitSettings, "train", recipe),
     )
 
 
@@ -150,75 +153,26 @@ def distill_config(recipe: Recipe) -> DistillConfig:
         ConfigError: a value of the wrong type or out of range.
     """
     return DistillConfig(
-        data=_build(DataSettings, "data", recipe),
-        augmentation=_build(Augmentation, "augmentation", recipe),
-        distill=_build(FitSettings, "distill", recipe),
-        objective=_build(ObjectiveSettings, "objective", recipe),
+        data=build_section(DataSettings, "data", recipe),
+        augmentation=build_section(Augmentation, "augmentation", recipe),
+        distill=build_section(FitSettings, "distill", recipe),
+        objective=build_section(ObjectiveSettings, "objective", recipe),
     )
 
 
-def compare_plan(recipe: Recipe) -> ComparePlan:
-    """The runs of `compare`: the recipe, changed by each budget and then by each candidate.
-
-    A candidate that is called like a method is that method, unless it names another.
+def build_section(kind: type[Any], section: str, recipe: Recipe) -> Any:
+    """One section of a recipe as its settings.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown name.
+        ConfigError: a value of the wrong type or out of range, or an unknown key.
     """
-    settings: CompareSettings = _build(CompareSettings, "compare", recipe)
-    budgets = {budget.name: with_overrides(recipe, "distill", budget.set) for budget in settings.budgets}
-    jobs = []
-    for seed in _in_order(seed for candidate in settings.candidates for seed in candidate.seeds or settings.seeds):
-        for budget, changed in budgets.items():
-            for candidate in settings.candidates:
-                takes_part = seed in (candidate.seeds or settings.seeds)
-                if takes_part and (not candidate.budgets or budget in candidate.budgets):
-                    own = [f"objective.method={candidate.name}"] if candidate.name in METHODS else []
-                    own += [*candidate.set, f"distill.seed={seed}"]
-                    config = distill_config(with_overrides(changed, "distill", own))
-                    get_method(config.objective.method)
-                    jobs.append(Job(budget, candidate.name, config))
-    return ComparePlan(settings, tuple(jobs), train_config(recipe))
-
-
-def search_plan(recipe: Recipe) -> SearchPlan:
-    """The trials of `compare --search`: the candidate under the budget, changed by what is tried.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown name.
-    """
-    from agridistill.study.search import SearchPlan
-
-    settings: CompareSettings = _build(CompareSettings, "compare", recipe)
-    wanted = settings.search
-    budgets = {budget.name: budget.set for budget in settings.budgets}
-    budget = wanted.budget or settings.budgets[0].name
-    candidates = {candidate.name: candidate.set for candidate in settings.candidates}
-    for what, name, known in (("budget", budget, budgets), ("candidate", wanted.candidate, candidates)):
-        if name not in known:
-            raise ConfigError(f"a known {what} in compare.search", f"'{name}'", nearest(name, known))
-    own = [f"objective.method={wanted.candidate}"] if wanted.candidate in METHODS else []
-    changes = [*budgets[budget], *own, *candidates[wanted.candidate], f"distill.seed={wanted.seed}"]
-    changed = with_overrides(recipe, "distill", changes)
-
-    def config_of(values: Mapping[str, float]) -> DistillConfig:
-        return distill_config(with_overrides(changed, "distill", [f"{name}={value}" for name, value in values.items()]))
-
-    config_of({name: space.choices[0] if space.choices else space.low for name, space in wanted.space.items()})
-    return SearchPlan(replace(wanted, budget=budget), config_of)
-
-
-def _in_order(seeds: Iterable[int]) -> list[int]:
-    return list(dict.fromkeys(seeds))
-
-
-def _build(kind: type[Any], section: str, recipe: Recipe) -> Any:
     content = recipe.get(section, {})
     for (owner, name), row in _TABLES.items():
-        rows = content.get(name) if owner == section else None
-        for given in rows if isinstance(rows, list | tuple) else ():
-            for key in given if isinstance(given, dict) else ():
-                _require_known(key, row, f"{section}.{name}", "in the recipe")
+        given = content.get(name) if owner == section else None
+        _require_tables(row, given, f"{section}.{name}")
+    search = content.get("search") if section == "compare" else None
+    for name, space in (search or {}).get("space", {}).items() if isinstance(search, dict) else ():
+        _require_tables(SpaceSettings, space, f"compare.search.space.{name}")
     try:
         # Strict JSON takes no text for a number or a flag, but a list for a tuple and a whole number for a float.
         return TypeAdapter(kind).validate_json(_as_json(section, content), strict=True)
@@ -227,6 +181,13 @@ def _build(kind: type[Any], section: str, recipe: Recipe) -> Any:
         key = ".".join(str(part) for part in (section, *first["loc"]))
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise ConfigError(f"{key}: {message}", repr(first["input"]), "correct the recipe or the option") from None
+
+
+def _require_tables(kind: type[Any], given: Any, where: str) -> None:
+    """Checks the keys of a table, or of a list of tables; what is neither is told when it is built."""
+    for table in given if isinstance(given, list | tuple) else (given,):
+        for key in table if isinstance(table, dict) else ():
+            _require_known(key, kind, where, "in the recipe")
 
 
 def _as_json(section: str, content: Mapping[str, Any]) -> str:

@@ -11,6 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agridistill.errors import RunError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -46,6 +53,28 @@ def temporary_beside(path: Path) -> Path:
     """A hidden name in the same folder that no other process takes, on whichever host; it ends in `.part`."""
     # Hosts that share the folder may give two processes one number, and runs seed their random numbers alike.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, what: str) -> Iterator[None]:
+    """Holds a lock while the body runs; it goes with the process, however that ends.
+
+    Args:
+        lock: a file, made where it is not there. File systems without locks let everybody in.
+        what: is being done, for the error.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    with lock.open("ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"one process for the {what}", "another one at work there", "wait for it") from None
+            except OSError:
+                pass
+        yield
 
 
 def user_cache() -> Path:

@@ -50,7 +50,11 @@ def row(name: str, accuracies: list[float], interval: list[float] | None, **chan
         for key in ("accuracy", "val_accuracy", "macro_f1", "nll_nats", "calibration_error", "train_s")
     }
     spreads = {key.replace("_mean", "_sd"): 0.01 if len(runs) > 1 else None for key in means}
-    difference = None if interval is None else {"points": sum(interval) / 2, "points_ci95": interval, "seeds": [0]}
+    difference = None
+    if interval is not None:
+        alone = len(accuracies) < 2
+        points = sum(interval) / 2
+        difference = {"points": points, "points_ci95": interval, "seeds": [0], "of_leaves_alone": alone}
     return {
         "name": name,
         "set": [],
@@ -110,7 +114,8 @@ def evidence(seed: int) -> dict[str, Any]:
         "precision": "fp32",
         "weights_sha256": "0" * 64,
         "classes": CLASSES,
-        "test_photos": 20,
+        "split": "test",
+        "photos": 20,
         "reliability": [{"from": 0.8, "to": 0.87, "photos": 20, "confidence": 0.85, "accuracy": 0.9 - 0.1 * seed}],
         "selective": {
             "wanted_accuracy": 0.99,
@@ -130,7 +135,9 @@ def evidence(seed: int) -> dict[str, Any]:
                 for i, name in enumerate(names)
             ],
             "mean_corrupted_accuracy": 0.6,
+            "masked_photos": 18,
             "leaf_masked_accuracy": 0.7 if seed else 0.5,
+            "leaf_masked_ci95": [0.6, 0.8] if seed else [0.3, 0.7],
             "ground_masked_accuracy": 0.8,
             "chance": 0.5,
         },
@@ -160,7 +167,16 @@ def study(tmp_path: Path) -> Path:
         "tuning": "none",
         "test_photos": 20,
         "test_leaves": 9,
-        "teacher": run(0, 0.93, model="swin_micro_patch4_window4_128", macs=364_000_000, parameters=6_900_000),
+        "teacher": run(
+            0,
+            0.93,
+            model="swin_micro_patch4_window4_128",
+            macs=364_000_000,
+            parameters=6_900_000,
+            labels=1.0,
+            test_photos_learnt=0,
+        ),
+        "evidence": {"budget": "full", "seed": 0, "models": ["hybrid", "ce"]},
         "budgets": [budget("few", 0.1), budget("full", 1.0)],
     }
     write(folder / "compare.json", document)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from agridistill.cli.main import main
-from agridistill.config import compare_plan
+from agridistill.data.prepare import split_data
 from agridistill.errors import RunError
-from agridistill.study.compare import compare
+from agridistill.storage import only_one
+from agridistill.study.compare import _environment, compare
 from agridistill.study.plan import ComparePlan
+from agridistill.study_config import compare_plan
 
 RECIPE = {
     "data": {"image_size": 64},
@@ -106,6 +108,57 @@ def test_a_run_of_other_settings_is_no_result_of_this_study(study: Path, leaves:
 def test_a_run_under_another_teacher_is_no_result_of_this_study(study: Path, leaves: Path, student_run: Path) -> None:
     with pytest.raises(RunError, match=r"the teacher that the run started with.*'half/hybrid-0' of this study"):
         compare(leaves, study, plan(), teacher=student_run)
+
+
+def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
+    study: Path, leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    split = tmp_path / "other.json"
+    split_data(leaves, split, seed=7)
+    with pytest.raises(RunError, match=r"the test photos of '.*other.json'; got others for 'half/ce-0' of this study"):
+        compare(leaves, study, plan(), teacher=teacher_run, split_file=split)
+    copy = Path(shutil.copytree(study, tmp_path / "study"))
+    shutil.copytree(teacher_run, copy / "teacher")
+    with pytest.raises(RunError, match=r"train.lr = 0.001 .*for 'teacher' of this study"):
+        compare(leaves, copy, compare_plan({**RECIPE, "train": {**RECIPE["train"], "lr": 0.5}}))
+
+
+def test_two_processes_do_not_train_one_study(study: Path, leaves: Path, teacher_run: Path) -> None:
+    with only_one(study / ".lock", "test"), pytest.raises(RunError, match="one process for the study in"):
+        compare(leaves, study, plan(), teacher=teacher_run)
+
+
+def test_what_the_teacher_has_learnt_of_the_test_is_told(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    split = tmp_path / "other.json"
+    learnt = set(json.loads((teacher_run / "splits.json").read_text())["splits"]["train"])
+    split_data(leaves, split, seed=7)
+    met = len(learnt & set(json.loads(split.read_text())["splits"]["test"]))
+    assert met > 0
+    told: list[str] = []
+    document = compare(
+        leaves, tmp_path / "study", plan(), teacher=teacher_run, split_file=split, evidence=False, tell=told.append
+    )
+    assert document["teacher"]["test_photos_learnt"] == met
+    assert document["teacher"]["labels"] == 1.0
+    assert sum("the result will be too high" in line for line in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "expected"),
+    [
+        (None, 2, ["0", "1", "0"]),
+        ("2,3", 2, ["2", "3", "2"]),
+        ("MIG-a, MIG-b", 2, ["MIG-a", "MIG-b", "MIG-a"]),
+    ],
+)
+def test_each_run_gets_one_of_the_gpus_that_the_user_left_visible(
+    visible: str | None, gpus: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [_environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == expected
 
 
 def test_predictions_of_other_weights_are_made_anew(

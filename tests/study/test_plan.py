@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.config import compare_plan, read_recipe
+from agridistill.config import read_recipe
 from agridistill.errors import ConfigError
+from agridistill.study_config import compare_plan
 from agridistill.training.settings import PairSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -69,6 +70,14 @@ def test_a_job_is_the_recipe_changed_by_its_budget_and_then_by_its_candidate() -
     assert jobs["all/kd-5"].distill.model == "resnet18"
 
 
+def test_the_command_line_has_the_last_word() -> None:
+    found = compare_plan(tomllib.loads(STUDY), ["epochs=1", "labels=1", "w_att=3"])
+    assert {(job.config.distill.epochs, job.config.data.labels, job.config.objective.w_att) for job in found.jobs} == {
+        (1, 1.0, 3)
+    }
+    assert {config.distill.epochs for config in found.budgets.values()} == {1}
+
+
 def test_a_recipe_without_the_rest_compares_the_four_methods_once() -> None:
     assert [job.name for job in plan("[compare]").jobs] == ["full/ce-0", "full/kd-0", "full/at-0", "full/hybrid-0"]
 
@@ -94,6 +103,20 @@ def test_a_recipe_without_the_rest_compares_the_four_methods_once() -> None:
         (("w_att=7", "w_att=-7"), "a finite objective.w_att of at least 0"),
         (("model=resnet18", "method=kdd"), "a distillation method; got 'kdd'; did you mean 'kd'"),
         (("labels=0.25", "labels=0"), "data.labels above 0 and up to 1; got 0"),
+        (
+            ('name = "ce"\n', 'name = "kd_std"\n[[compare.candidates]]\nname = "ce"\n'),
+            "'kd_std' without 'set'; did you mean 'kd-std'",
+        ),
+        (('name = "kd"', 'name = "gallery"'), "another name of a candidate; got 'gallery'"),
+        (("model=resnet18", "devices=2"), "one device for each run of a study; got devices 2"),
+        (
+            ("[compare]", '[compare]\nsearch = { candidat = "kd" }'),
+            r"a known key of \[compare.search\]; got 'candidat'",
+        ),
+        (
+            ("[compare]", "[compare]\nsearch = { space = { w_att = { low = 1.0, hihg = 2.0 } } }"),
+            r"a known key of \[compare.search.space.w_att\]; got 'hihg'.*'high'",
+        ),
         (("seeds = [3]", "seedz = [3]"), r"a known key of \[compare.candidates\]; got 'seedz'.*'seeds'"),
     ],
 )

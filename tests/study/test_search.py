@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import socket
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from agridistill.cli.main import main  # noqa: E402
-from agridistill.config import search_plan  # noqa: E402
-from agridistill.errors import ConfigError  # noqa: E402
+from agridistill.errors import ConfigError, RunError  # noqa: E402
+from agridistill.study.job import Order  # noqa: E402
 from agridistill.study.search import search  # noqa: E402
+from agridistill.study_config import search_plan  # noqa: E402
+from agridistill.training.run_folder import RunFolder  # noqa: E402
 
 RECIPE = {
     "data": {"image_size": 64},
@@ -48,10 +51,10 @@ def searched(leaves: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_a_trial_is_worth_its_best_validation_epoch(searched: Path) -> None:
-    document = json.loads((searched / "search.json").read_text())
+    document = json.loads((searched / "search-hybrid-full.json").read_text())
     assert len(document["trials"]) == 2
     for trial in document["trials"]:
-        run = searched / "search" / trial["run"]
+        run = searched / "search/hybrid-full" / trial["run"]
         with (run / "metrics.csv").open() as file:
             assert trial["val_accuracy"] == max(float(row["val/accuracy"]) for row in csv.DictReader(file))
         recipe = (run / "recipe.toml").read_text()
@@ -63,12 +66,57 @@ def test_a_trial_is_worth_its_best_validation_epoch(searched: Path) -> None:
     assert document["best"]["val_accuracy"] == best["val_accuracy"]
 
 
-def test_the_test_split_is_not_looked_at(searched: Path, leaves: Path, teacher_run: Path) -> None:
-    first = (searched / "search.json").read_text()
-    for file in searched.glob("search/*/evaluation.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "accuracy": 1.0}))
-    search(leaves, searched, search_plan(RECIPE), 2, teacher=teacher_run)
-    assert (searched / "search.json").read_text() == first
+def test_the_test_split_does_not_choose(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Runs of which the test and the validation split say the opposite.
+    val, test = iter([0.7, 0.9, 0.8]), iter([0.9, 0.7, 0.8])
+
+    def run(orders: list[tuple[str, Order]], **_: object) -> list[object]:
+        ((_, order),) = orders
+        folder = RunFolder(Path(order.out))
+        folder.path.mkdir(parents=True)
+        folder.write_recipe(order.config)
+        folder.metrics.write_text(f"epoch,val/accuracy\n1,0.1\n2,{next(val)}\n")
+        figures = dict.fromkeys(("model", "macro_f1", "nll_nats", "calibration_error", "parameters", "macs"), 0)
+        more = {"accuracy": next(test), "accuracy_ci95": [0, 1], "image_size": 64, "best_epoch": 2, "train_s": 1}
+        folder.evaluation.write_text(json.dumps(figures | more))
+        return []
+
+    monkeypatch.setattr("agridistill.study.search.run_side_by_side", run)
+    document = search(leaves, tmp_path, search_plan(RECIPE), 3, teacher=teacher_run)
+    assert [trial["val_accuracy"] for trial in document["trials"]] == [0.7, 0.9, 0.8]
+    assert document["best"]["number"] == 1
+    tried = {(trial["settings"]["w_att"], trial["settings"]["w_kd"]) for trial in document["trials"]}
+    assert len(tried) == 3
+
+
+def test_calls_that_go_on_try_other_points(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agridistill.study.search._carried_out", lambda *order: 0.5)
+    for trials in range(1, 6):
+        document = search(leaves, tmp_path, search_plan(RECIPE), trials, teacher=teacher_run)
+    assert len({trial["settings"]["w_att"] for trial in document["trials"]}) == 5
+
+
+def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_run: Path) -> None:
+    with pytest.raises(RunError, match="the recipe that this search began with; got another one for 'hybrid-full'"):
+        search(leaves, searched, search_plan(changed(seed=5)), 2, teacher=teacher_run)
+    other = {
+        **RECIPE,
+        "compare": {**RECIPE["compare"], "search": {"candidate": "kd", "space": {"temperature": {"choices": [1, 2]}}}},
+    }
+    other["compare"]["candidates"] = [{"name": "ce"}, {"name": "kd"}]
+    search(leaves, searched, search_plan(other), 1, teacher=teacher_run)
+    recipe = tomllib.loads((searched / "search/kd-full/trial-0000/recipe.toml").read_text())
+    assert recipe["objective"]["method"] == "kd"
+
+
+def test_words_and_whole_numbers_can_be_searched() -> None:
+    space = {"distance": {"choices": ["l2", "kl"]}, "batch_size": {"low": 8, "high": 32, "integer": True}}
+    found = search_plan(changed(space=space)).config_of({"distance": "kl", "batch_size": 12})
+    assert (found.objective.distance, found.distill.batch_size) == ("kl", 12)
 
 
 def test_a_killed_trial_is_tried_again_in_its_own_folder(searched: Path, leaves: Path, teacher_run: Path) -> None:
@@ -110,8 +158,20 @@ def test_what_cannot_be_searched_is_refused(settings: dict[str, object], message
 
 
 def test_a_storage_that_is_none_is_told(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"an Optuna storage that can be used; got 'nosuch://host'"):
-        search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run, storage="nosuch://host")
+    with pytest.raises(
+        ConfigError, match=r"an Optuna storage that can be used; got 'nosuch://me:\*\*\*@host"
+    ) as raised:
+        search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run, storage="nosuch://me:s3cret@host/x")
+    assert "s3cret" not in str(raised.value)
+
+
+def test_odd_folders_hold_their_own_database(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agridistill.study.search._carried_out", lambda *order: 0.5)
+    odd = tmp_path / "50%41 a?b#c"
+    search(leaves, odd, search_plan(RECIPE), 1, teacher=teacher_run)
+    assert (odd / "search.db").is_file()
 
 
 def test_the_command_prints_the_best_settings_and_how_to_use_them(
@@ -130,6 +190,11 @@ def test_the_command_prints_the_best_settings_and_how_to_use_them(
         main([*command, "--teacher", str(teacher_run)])
     assert ended.value.code == 0
     shown = capsys.readouterr()
-    best = json.loads((searched / "search.json").read_text())["best"]
-    assert f"--set w_att={best['settings']['w_att']:.4g}" in shown.out
-    assert "Next: agridistill distill" in shown.err
+    best = json.loads((searched / "search-hybrid-full.json").read_text())["best"]
+    assert f"w_att = {best['settings']['w_att']}" in shown.out
+    assert f"--recipe '{searched}/search/hybrid-full/{best['run']}/recipe.toml'" in shown.err.replace(
+        f"--recipe {searched}", f"--recipe '{searched}"
+    ).replace("recipe.toml ", "recipe.toml' ")
+    with pytest.raises(SystemExit):
+        main([*command, "--teacher", str(teacher_run), "--jobs", "2"])
+    assert "options for --search, which tries one after another; got --jobs" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from agridistill.study.statistics import mcnemar, paired_difference
 
@@ -21,19 +22,20 @@ def draw_study(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return method, baseline, leaves
 
 
-def reference_interval(
-    method: np.ndarray, baseline: np.ndarray, leaves: list[str], *, paired: bool, resamples: int
-) -> np.ndarray:
-    """Photo by photo, resample by resample."""
+def reference_interval(method: np.ndarray, baseline: np.ndarray, leaves: list[str], *, paired: bool) -> np.ndarray:
+    """Photo by photo, resample by resample; the error of the seeds by scipy's distribution."""
     rng = np.random.default_rng(99)
     photos_of = {leaf: [i for i, other in enumerate(leaves) if other == leaf] for leaf in leaves}
     names = sorted(photos_of)
+    rows = [method.mean(axis=1) - baseline.mean(axis=1)] if paired else [method.mean(axis=1), baseline.mean(axis=1)]
     found = []
-    for _ in range(resamples):
+    for _ in range(3000):
         photos = [photo for name in rng.choice(names, len(names)) for photo in photos_of[name]]
-        ours = rng.integers(0, len(method), len(method))
-        theirs = ours if paired else rng.integers(0, len(baseline), len(baseline))
-        found.append(100 * (method[np.ix_(ours, photos)].mean() - baseline[np.ix_(theirs, photos)].mean()))
+        value = method[:, photos].mean() - baseline[:, photos].mean()
+        for seeds in rows:
+            if len(seeds) > 1:
+                value += scipy.stats.sem(seeds) * scipy.stats.t.rvs(len(seeds) - 1, random_state=rng)
+        found.append(100 * value)
     return np.percentile(found, [2.5, 97.5])
 
 
@@ -42,10 +44,36 @@ def test_the_interval_is_that_of_a_slow_bootstrap(paired: bool) -> None:
     method, baseline, leaves = draw_study()
     found = paired_difference(method, baseline, leaves, paired_seeds=paired)
     assert found.points == pytest.approx(100 * (method.mean() - baseline.mean()))
-    expected = reference_interval(method, baseline, leaves, paired=paired, resamples=3000)
+    assert not found.of_leaves_alone
+    expected = reference_interval(method, baseline, leaves, paired=paired)
     # Two bootstraps of thousands differ by their own noise.
-    np.testing.assert_allclose(found.points_ci95, expected, atol=0.6)
+    np.testing.assert_allclose(found.points_ci95, expected, rtol=0.12, atol=0.7)
     assert found.points_ci95[0] < found.points < found.points_ci95[1]
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_keeps_its_promise_also_with_few_seeds(seeds: int) -> None:
+    """Runs of one method differ by 1.5 points; both methods are equally good: 95 of 100 intervals must hold zero."""
+    rng = np.random.default_rng(seeds)
+    leaves = [str(number) for number in range(150) for _ in range(4)]
+    holds = 0
+    for study in range(200):
+        ease = np.repeat(rng.normal(1.5, 1, 150), 4)
+        runs = []
+        for _ in range(2 * seeds):
+            chance = 1 / (1 + np.exp(-ease)) + rng.normal(0, 0.015)
+            runs.append(rng.random(len(leaves)) < chance)
+        first, second = np.array(runs[:seeds]), np.array(runs[seeds:])
+        found = paired_difference(first, second, leaves, paired_seeds=True, resamples=400, seed=study)
+        holds += found.points_ci95[0] <= 0 <= found.points_ci95[1]
+    assert holds >= 0.91 * 200  # 95 %, less three standard errors of the count
+
+
+def test_one_seed_is_told_to_be_too_few() -> None:
+    method, baseline, leaves = draw_study()
+    one = paired_difference(method[:1], baseline[:1], leaves, paired_seeds=True)
+    assert one.of_leaves_alone
+    assert paired_difference(method[:1], baseline, leaves, paired_seeds=False).of_leaves_alone
 
 
 def test_a_method_is_no_better_than_itself() -> None:
@@ -68,11 +96,16 @@ def test_photos_of_one_leaf_count_as_one_leaf() -> None:
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
-    right = np.ones((2, 200), bool)
-    half = np.concatenate([np.ones((1, 200), bool), np.zeros((1, 200), bool)])
-    found = paired_difference(half, right, [str(i) for i in range(200)], paired_seeds=False)
-    assert found.points == -50
-    assert found.points_ci95 == (-100, 0)
+    right = np.ones((3, 200), bool)
+    shaky = right.copy()
+    shaky[0, :40] = False
+    leaves = [str(i) for i in range(200)]
+    found = paired_difference(shaky, right, leaves, paired_seeds=True)
+    steady = paired_difference(np.roll(shaky, 1, axis=1), np.roll(shaky, 2, axis=1), leaves, paired_seeds=True)
+    assert found.points == pytest.approx(-100 * 40 / 600)
+    assert found.points_ci95[0] < -30
+    assert found.points_ci95[1] > 0
+    assert steady.points_ci95[1] - steady.points_ci95[0] < 3
 
 
 def test_what_does_not_fit_together_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,15 +45,17 @@ def compare(
 
     Finished runs are kept: after an interruption, or with more in the recipe, the same command goes on.
     """
-    from agridistill.config import compare_plan, read_recipe, require_serves, with_overrides
+    from agridistill.config import read_recipe, require_serves
+    from agridistill.study_config import compare_plan
 
     chosen = read_recipe(recipe)
     require_serves(chosen, "compare")
-    chosen = with_overrides(chosen, "distill", set_ or [])
     if search:
-        _search(data, out, chosen, search, teacher=teacher, storage=storage, splits=splits, json=json)
+        _refuse("--search, which tries one after another", {"--jobs": jobs, "--no-evidence": not evidence})
+        _search(data, out, chosen, set_ or [], search, teacher=teacher, storage=storage, splits=splits, json=json)
         return
-    plan = compare_plan(chosen)
+    _refuse("a study without --search", {"--storage": storage})
+    plan = compare_plan(chosen, set_ or [])
     with progress_bar("epochs of all runs") as progress:
         from agridistill.study import compare as study
 
@@ -76,10 +79,18 @@ def compare(
     next_command("report", out)
 
 
+def _refuse(where: str, given: Mapping[str, object]) -> None:
+    """An option that would be passed over in silence is refused."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"options for {where}", name, "leave it away")
+
+
 def _search(
     data: Path,
     out: Path,
     recipe: Recipe,
+    overrides: list[str],
     trials: int,
     *,
     teacher: Path | None,
@@ -95,10 +106,10 @@ def _search(
         raise MissingExtraError(
             "Optuna, to search", "no module 'optuna'", "pip install 'agridistill[search]'"
         ) from None
-    from agridistill.config import search_plan
     from agridistill.study.search import search
+    from agridistill.study_config import search_plan
 
-    plan = search_plan(recipe)
+    plan = search_plan(recipe, overrides)
     with progress_bar("trials") as progress:
         document = search(
             data,
@@ -111,13 +122,13 @@ def _search(
             progress=progress,
             tell=lambda line: stderr.print(line, markup=False),
         )
+    best = document["best"]
     if json:
         print_json(document)
     else:
-        best, trials = document["best"], len(document["trials"])
-        found = " ".join(f"--set {change}" for change in best["set"])
+        found = ", ".join(f"{name} = {value}" for name, value in best["settings"].items())
         accuracy = f"{100 * best['val_accuracy']:.2f} % on the validation split"
-        stdout.print(f"best of {trials} trials: {accuracy} with {found}", markup=False)
-    method = ["--method", plan.config_of(document["best"]["settings"]).objective.method]
-    changes = [word for change in document["best"]["set"] for word in ("--set", change)]
-    next_command("distill", data, "--teacher", teacher, *method, *changes, "--out", "RUN")
+        stdout.print(f"best of {len(document['trials'])} trials: {accuracy} with {found}", markup=False)
+    # The run's own recipe says everything: budget, candidate and what was found.
+    whole: tuple[str | Path, ...] = ("--splits", splits) if splits is not None else ()
+    next_command("distill", data, "--teacher", teacher, "--recipe", out / best["recipe"], *whole, "--out", "RUN")

@@ -42,8 +42,6 @@ def evaluate(
     model = model_path(model)
     with progress_bar("reading photos") as progress:
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
-        if evidence is not None:
-            _gather(model, data, splits, evidence, result, progress)
     if result.skipped:
         first = result.skipped_photos[0]
         stderr.print(f"left out: {result.skipped} unreadable photos, the first {first}", markup=False)
@@ -55,11 +53,21 @@ def evaluate(
         from agridistill.cli.tables import print_evaluation
 
         print_evaluation(result, title=f"{result.model} on {_photos(split)} of {data}")
+    if evidence is not None:
+        # After the scores are told: it takes minutes, and they are there.
+        with progress_bar("gathering evidence") as progress:
+            _gather(model, data, split, splits, evidence, result, progress)
     next_command(*(("report", evidence) if evidence is not None else ("predict", model, data)))
 
 
 def _gather(
-    model: Path, data: Path, splits: Path | None, folder: Path, result: EvaluationResult, progress: ProgressCallback
+    model: Path,
+    data: Path,
+    split: Literal["test", "val", "train", "all"],
+    splits: Path | None,
+    folder: Path,
+    result: EvaluationResult,
+    progress: ProgressCallback,
 ) -> None:
     """Everything that `report FOLDER` reads of one model."""
     from agridistill import api
@@ -70,12 +78,13 @@ def _gather(
     backend = api.load(model).backend
     own = model / "splits.json" if model.is_dir() else None
     write_json(folder / "evaluation.json", result.to_json())
-    found = gather_evidence(backend, data, own_split=own, split_file=splits, progress=progress)
+    found = gather_evidence(backend, data, split=split, own_split=own, split_file=splits, progress=progress)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
         from agridistill.study.evidence import write_gallery
 
-        write_gallery({name: model}, data, folder / "evidence" / "gallery.json", progress=progress)
+        file = folder / "evidence" / "gallery.json"
+        write_gallery({name: model}, data, file, split=split, split_file=splits, progress=progress)
 
 
 def _photos(split: str) -> str:

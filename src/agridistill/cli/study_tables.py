@@ -20,10 +20,17 @@ def print_study(document: Mapping[str, Any]) -> None:
     teacher = document["teacher"]
     if teacher is not None:
         low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
-        stdout.print(f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high})", markup=False)
+        labels = "" if teacher["labels"] is None else f", learnt from {100 * teacher['labels']:g} % of the labels"
+        told = f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}"
+        stdout.print(told, markup=False)
+        if teacher["test_photos_learnt"]:
+            learnt = f"{teacher['test_photos_learnt']:,}"
+            told = f"it had learnt {learnt} of the test photos: its students' figures are too high"
+            stdout.print(told, markup=False, style="yellow")
     stdout.print(
         f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
-        "over seeds; the interval of a difference is a bootstrap over leaves and seeds",
+        "over seeds; a difference is over the seeds that both have, its interval a bootstrap over leaves and seeds "
+        "(* one seed: of leaves alone, and too narrow)",
         style="dim",
         markup=False,
     )
@@ -60,7 +67,7 @@ def _difference(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return UNDEFINED
     low, high = found["points_ci95"]
-    return f"{found['points']:+.2f} ({low:+.1f} to {high:+.1f})"
+    return f"{found['points']:+.2f} ({low:+.1f} to {high:+.1f}){'*' if found['of_leaves_alone'] else ''}"
 
 
 def _finalist_lines(budget: Mapping[str, Any]) -> list[str]:

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from agridistill.data.samples import Sample
-from agridistill.errors import RunError
+from agridistill.errors import DataError, RunError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
-from agridistill.evaluation.held_out import choose_photos
+from agridistill.evaluation.held_out import ChosenPhotos, SplitChoice, choose_photos
 from agridistill.evaluation.metrics import CALIBRATION_BINS
 from agridistill.evaluation.robustness import MOST_PHOTOS, robustness
 from agridistill.evaluation.selective import abstention_point
@@ -34,16 +34,18 @@ def gather_evidence(
     backend: Backend,
     data: Path,
     *,
+    split: SplitChoice = "test",
     own_split: Path | None = None,
     split_file: Path | None = None,
     most_photos: int = MOST_PHOTOS,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """Everything that a report shows of a model on its test split, beside its scores.
+    """Everything that a report shows of a model on one split, beside its scores.
 
     Args:
         backend: the model.
         data: the photos.
+        split: that is shown.
         own_split: the model's own, used on the data that it was trained on.
         split_file: the user's.
         most_photos: for robustness.
@@ -56,28 +58,34 @@ def gather_evidence(
         DataError: the data or its splits cannot be used.
     """
     manifest = backend.manifest
-    parts = {
-        split: choose_photos(manifest, data, split=split, split_file=split_file, own_split=own_split, progress=progress)
-        for split in ("val", "test")
-    }
-    answers = {
-        split: predict_logits(backend, photos.samples, photos.root, progress=progress)
-        for split, photos in parts.items()
-    }
-    test = parts["test"]
+
+    def answered(name: SplitChoice) -> tuple[ChosenPhotos, LabelledLogits]:
+        photos = choose_photos(
+            manifest, data, split=name, split_file=split_file, own_split=own_split, progress=progress
+        )
+        return photos, predict_logits(backend, photos.samples, photos.root, progress=progress)
+
+    shown, answers = answered(split)
+    if not len(answers.target):
+        raise DataError(f"photos in the split '{split}'", f"none in '{data}'", "choose another split")
+    try:
+        val = answered("val")[1] if split != "val" else None
+    except DataError:
+        val = None  # photos without a validation split: no threshold can be found
     return {
         "format_version": FORMAT_VERSION,
         "model": manifest.model,
         "precision": manifest.precision,
         "weights_sha256": manifest.weights_sha256,
         "classes": list(manifest.classes),
-        "test_photos": len(answers["test"].target),
-        "reliability": reliability(answers["test"], manifest.temperature),
-        "selective": selective(answers["val"], answers["test"], manifest.temperature),
+        "split": split,
+        "photos": len(answers.target),
+        "reliability": reliability(answers, manifest.temperature),
+        "selective": selective(val, answers, manifest.temperature),
         "robustness": robustness(
-            backend, test.samples, test.root, most_photos=most_photos, progress=progress
+            backend, shown.samples, shown.root, most_photos=most_photos, progress=progress
         ).to_json(),
-        "mistakes": mistakes(answers["test"], test.samples, test.root, manifest.classes, manifest.temperature),
+        "mistakes": mistakes(answers, shown.samples, shown.root, manifest.classes, manifest.temperature),
     }
 
 
@@ -100,28 +108,35 @@ def reliability(found: LabelledLogits, temperature: float) -> list[dict[str, Any
     ]
 
 
-def selective(val: LabelledLogits, test: LabelledLogits, temperature: float) -> dict[str, Any]:
+def selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
     """Accuracy of the answers against the share of photos that are answered, most confident first.
 
     The threshold for 99 % is found on the validation split and held against the test split: found on the test split it
-    would keep its word by construction.
+    would keep its word by construction. Without validation photos there is no threshold.
     """
-    (val_confidence, val_correct), (confidence, correct) = (_confident(found, temperature) for found in (val, test))
-    point = abstention_point(val_confidence, val_correct, WANTED_ACCURACY)
-    answered = confidence >= point.threshold
+    confidence, correct = _confident(test, temperature)
     order = np.argsort(-confidence, kind="stable")
     right = np.cumsum(correct[order])
     chosen = np.unique(np.linspace(1, len(order), _CURVE_POINTS).round().astype(int)) - 1
-    return {
+    found: dict[str, Any] = {
         "wanted_accuracy": WANTED_ACCURACY,
+        "threshold": None,
+        "coverage": None,
+        "accuracy": None,
+        "curve": [
+            {"coverage": float((i + 1) / len(order)), "accuracy": float(right[i] / (i + 1))} for i in chosen.tolist()
+        ],
+    }
+    if val is None or not len(val.target):
+        return found
+    point = abstention_point(*_confident(val, temperature), WANTED_ACCURACY)
+    answered = confidence >= point.threshold
+    return found | {
         "threshold": point.threshold,
         "val_coverage": point.coverage,
         "val_accuracy": point.accuracy,
         "coverage": float(answered.mean()),
         "accuracy": float(correct[answered].mean()) if answered.any() else None,
-        "curve": [
-            {"coverage": float((i + 1) / len(order)), "accuracy": float(right[i] / (i + 1))} for i in chosen.tolist()
-        ],
     }
 
 

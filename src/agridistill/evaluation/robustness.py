@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,15 +17,17 @@ from agridistill.errors import DataError, PhotoError
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption, Photo
 from agridistill.evaluation.leaf_mask import leaf_mask
 from agridistill.evaluation.metrics import Interval, accuracy_interval
-from agridistill.preprocess import enough_pixels, read_photo
+from agridistill.preprocess import read_photo
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.backends import Backend, checked_logits
-from agridistill.runtime.reading import read_batches
-
-Spoil = Callable[[Photo, np.random.Generator], Photo]
+from agridistill.runtime.reading import PhotoSource, read_batches
 
 MOST_PHOTOS = 500
 _BATCH = 64
+# Shorter side at which photos are spoilt; larger ones are scaled down to it, smaller ones stay as they are.
+_SIDE_PX = 448
+# Of a photo's area. A mask beyond these has found no single leaf on a plain ground.
+_LEAST_LEAF, _MOST_LEAF = 0.05, 0.95
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ class RobustnessResult:
         accuracy_ci95: its interval.
         corruptions: one entry each.
         mean_corrupted_accuracy: over all corruptions and strengths.
+        masked_photos: those of them in which a leaf on a plain ground was found; the figures below are of these.
         leaf_masked_accuracy: where only the ground is left. Of a model that looks at leaves it is no better than
-            `chance`; what it is above that, the model reads off the ground (or the outline that the mask leaves).
+            `chance`; what it is above that, the model reads off the ground or the outline that the mask leaves.
+        leaf_masked_ci95: its interval.
         ground_masked_accuracy: where only the leaf is left.
         chance: share of the most frequent class: what one answer for all photos reaches.
     """
@@ -66,8 +70,10 @@ class RobustnessResult:
     accuracy_ci95: Interval
     corruptions: tuple[UnderCorruption, ...]
     mean_corrupted_accuracy: float
-    leaf_masked_accuracy: float
-    ground_masked_accuracy: float
+    masked_photos: int
+    leaf_masked_accuracy: float | None
+    leaf_masked_ci95: Interval | None
+    ground_masked_accuracy: float | None
     chance: float
 
     def to_json(self) -> dict[str, Any]:
@@ -86,8 +92,8 @@ def robustness(
 ) -> RobustnessResult:
     """Accuracy of one model on the same photos, spoilt in every way.
 
-    Photos are read once, at no more than twice the model's input size; what is random about a corruption depends on the
-    photo alone, so every model meets the same.
+    Photos are spoilt at one size for all models, and what is random about a corruption depends on the photo alone:
+    every model meets the same, at its own input size.
 
     Args:
         backend: the model.
@@ -103,77 +109,80 @@ def robustness(
     if not samples:
         raise DataError("labelled photos to spoil", "none", "choose another split")
     chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, most_photos).round().astype(int))]
-    photos = [_photo(root / sample.path, backend) for sample in chosen]
+    photos = [_photo(root / sample.path) for sample in chosen]
     target = np.array([sample.label for sample in chosen])
     seeds = [int.from_bytes(sha256(sample.path.encode("utf-8", "surrogateescape")).digest()[:8]) for sample in chosen]
-    total = len(chosen) * (3 + sum(len(corruption.strengths) for corruption in corruptions))
+    masks = [leaf_mask(photo) for photo in photos]
+    masked = np.array([_LEAST_LEAF <= mask.mean() <= _MOST_LEAF for mask in masks])
+    total = len(chosen) * (1 + sum(len(corruption.strengths) for corruption in corruptions)) + 2 * int(masked.sum())
     done = 0
 
-    def correct(spoil: Spoil) -> NDArray[np.bool_]:
+    def correct(sources: Iterable[PhotoSource], truth: NDArray[np.int64] = target) -> NDArray[np.bool_]:
         nonlocal done
-        spoilt = (spoil(photo, np.random.default_rng(seed)) for photo, seed in zip(photos, seeds, strict=True))
-        preds = []
-        for answers in _answers(backend, spoilt):
+        preds = [np.empty(0, np.int64)]
+        for answers in _answers(backend, sources):
             preds.append(answers)
             done += len(answers)
             progress(done, total)
-        return np.asarray(np.concatenate(preds) == target)
+        return np.asarray(np.concatenate(preds) == truth)
 
-    clean = correct(lambda photo, rng: photo)
+    def spoilt(corruption: Corruption, strength: float) -> Iterator[Photo]:
+        for photo, seed in zip(photos, seeds, strict=True):
+            yield corruption.apply(photo, strength, np.random.default_rng(seed))
+
+    # From the files, as the model would see them: what was scaled for spoiling is not quite the same.
+    clean = correct(root / sample.path for sample in chosen)
     under = tuple(
         UnderCorruption(
             corruption.name,
             corruption.unit,
             tuple(corruption.strengths),
-            tuple(float(correct(_applying(corruption, strength)).mean()) for strength in corruption.strengths),
+            tuple(float(correct(spoilt(corruption, strength)).mean()) for strength in corruption.strengths),
         )
         for corruption in corruptions
     )
+    found = [(photo, mask) for photo, mask, usable in zip(photos, masks, masked, strict=True) if usable]
+    ground = correct((without_leaf(*one) for one in found), target[masked])
+    leaf = correct((without_ground(*one) for one in found), target[masked])
+    leaf_ids = [sample.leaf_id for sample in chosen]
+    of_masked = [leaf_id for leaf_id, usable in zip(leaf_ids, masked, strict=True) if usable]
     return RobustnessResult(
         photos=len(chosen),
         accuracy=float(clean.mean()),
-        accuracy_ci95=accuracy_interval(clean, [sample.leaf_id for sample in chosen]),
+        accuracy_ci95=accuracy_interval(clean, leaf_ids),
         corruptions=under,
         mean_corrupted_accuracy=float(np.mean([accuracy for one in under for accuracy in one.accuracies])),
-        leaf_masked_accuracy=float(correct(lambda photo, rng: without_leaf(photo)).mean()),
-        ground_masked_accuracy=float(correct(lambda photo, rng: without_ground(photo)).mean()),
-        chance=float(np.bincount(target).max() / len(target)),
+        masked_photos=len(found),
+        leaf_masked_accuracy=float(ground.mean()) if found else None,
+        leaf_masked_ci95=accuracy_interval(ground, of_masked) if found else None,
+        ground_masked_accuracy=float(leaf.mean()) if found else None,
+        chance=float(np.bincount(target[masked] if found else target).max() / len(target[masked] if found else target)),
     )
 
 
-def _applying(corruption: Corruption, strength: float) -> Spoil:
-    return lambda photo, rng: corruption.apply(photo, strength, rng)
+def without_leaf(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
+    """The ground alone: the leaf's pixels take the ground's median colour."""
+    filled = photo.copy()
+    filled[mask] = np.median(photo[~mask], axis=0).astype(np.uint8)
+    return filled
 
 
-def without_leaf(photo: Photo) -> Photo:
-    """The ground alone: the leaf's pixels take the ground's median colour; no ground at all gives one colour, grey."""
-    return _filled(photo, leaf_mask(photo))
-
-
-def without_ground(photo: Photo) -> Photo:
+def without_ground(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
     """The leaf alone, on grey of mean light."""
-    mask = leaf_mask(photo)
     filled = photo.copy()
     filled[~mask] = 128
     return filled
 
 
-def _filled(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
-    filled = photo.copy()
-    filled[mask] = np.median(photo[~mask], axis=0).astype(np.uint8) if not mask.all() else 128
-    return filled
-
-
-def _photo(path: Path, backend: Backend) -> Photo:
-    side = enough_pixels(backend.manifest.preprocessing)
-    image = read_photo(path, shorter_side=side)
-    factor = side / min(image.size)
+def _photo(path: Path) -> Photo:
+    image = read_photo(path, shorter_side=_SIDE_PX)
+    factor = _SIDE_PX / min(image.size)
     if factor < 1:
         image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
     return np.array(image)
 
 
-def _answers(backend: Backend, photos: Iterator[Photo]) -> Iterator[NDArray[np.int64]]:
+def _answers(backend: Backend, photos: Iterable[PhotoSource]) -> Iterator[NDArray[np.int64]]:
     for batch in read_batches(photos, backend.manifest.preprocessing, batch_size=_BATCH):
         pixels = []
         for _, read in batch:

@@ -12,6 +12,8 @@ from agridistill.errors import RunError
 
 Document = dict[str, Any]
 
+_FORMAT_VERSION = 1
+
 
 @dataclass(frozen=True)
 class ReportDocuments:
@@ -52,27 +54,34 @@ def read_documents(folder: Path) -> ReportDocuments:
             f"'{folder}' without them",
             "make them with 'agridistill compare', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
         )
-    evidence = {
-        path.stem: document
-        for path in sorted((folder / "evidence").glob("*.json"))
-        if path.stem != "gallery" and (document := _json(path)) is not None
-    }
+    names = sorted(path.stem for path in (folder / "evidence").glob("*.json") if path.stem != "gallery")
+    if study is not None:
+        # Others were left by an earlier form of the study.
+        names = [name for name in study.get("evidence", {}).get("models", names) if name in names]
+    evidence = {name: _of_version(_json(folder / "evidence" / f"{name}.json"), name) for name in names}
     gallery = _json(folder / "evidence" / "gallery.json")
-    evaluations = _evaluations(folder, study) if study is not None else {folder.resolve().name: own or {}}
+    if study is not None:
+        _of_version(study, "compare.json")
+    try:
+        evaluations = _evaluations(folder, study) if study is not None else {folder.resolve().name: own or {}}
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        told = f"others in '{folder}' ({type(error).__name__}: {error})"
+        raise RunError("result files as this release writes them", told, "make them again") from None
     return ReportDocuments(
         folder=folder,
         study=study,
         evaluations=evaluations,
         epochs=_metrics(folder / "metrics.csv"),
         evidence=evidence,
-        gallery=gallery["photos"] if gallery else [],
+        gallery=_of_version(gallery, "gallery.json")["photos"] if gallery is not None else [],
         benchmark=_json(folder / "benchmark.json"),
     )
 
 
 def _evaluations(folder: Path, study: Document) -> dict[str, Document]:
-    """Of the best method and the baseline of the first budget, first seed."""
-    budget = study["budgets"][0]
+    """Of the best method and the baseline, of the budget and the seed that the evidence is of."""
+    wanted = study.get("evidence", {}).get("budget")
+    budget = next((budget for budget in study["budgets"] if budget["name"] == wanted), study["budgets"][0])
     rows = {row["name"]: row for row in budget["rows"]}
     found = {}
     for name in dict.fromkeys((budget["best"], study["baseline"])):
@@ -80,6 +89,17 @@ def _evaluations(folder: Path, study: Document) -> dict[str, Document]:
         if document is not None:
             found[name] = document
     return found
+
+
+def _of_version(document: Document | None, name: str) -> Document:
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if document is None or found != _FORMAT_VERSION:
+        raise RunError(
+            f"result files of version {_FORMAT_VERSION}",
+            f"version {found} in '{name}'",
+            "make it again with this release",
+        )
+    return document
 
 
 def _json(path: Path) -> Document | None:

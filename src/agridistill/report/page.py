@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
+from agridistill.errors import RunError
 from agridistill.report import plots, words
 from agridistill.report.documents import ReportDocuments, read_documents
 from agridistill.report.overlays import overlay
@@ -43,9 +44,15 @@ def report(folder: Path) -> ReportResult:
         RunError: nothing to report on, or a damaged file.
     """
     documents = read_documents(folder)
-    shown = _plots(documents)
+    try:
+        shown = _plots(documents)
+        text = _page(documents, shown)
+    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
+        told = f"others in '{folder}' ({type(error).__name__}: {error})"
+        raise RunError("result files as this release writes them", told, "make them again") from None
     page = folder / PAGE_NAME
-    write_text(page, _page(documents, shown))
+    # File names may hold what is no text.
+    write_text(page, text.encode("utf-8", "backslashreplace").decode())
     numbers = tuple(folder / NUMBERS_NAME / f"{plot.name}.json" for plot in shown)
     for file, plot in zip(numbers, shown, strict=True):
         write_json(file, plot.numbers)
@@ -72,8 +79,15 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
         evidence=documents.evidence,
         gallery=_overlaid(documents.gallery),
         benchmark=documents.benchmark,
+        of_what=_of_what(study),
         plots=[{"plot": plot, "link": _download(plot.numbers)} for plot in shown],
     )
+
+
+def _of_what(study: dict[str, Any] | None) -> str:
+    """Which runs the single models of a study are."""
+    shown = (study or {}).get("evidence")
+    return f" ({shown['budget']}, seed {shown['seed']})" if shown else ""
 
 
 def _download(numbers: Any) -> str:
@@ -97,11 +111,7 @@ def _plots(documents: ReportDocuments) -> list[Plot]:
     if study is not None:
         for budget in study["budgets"]:
             found.append(plots.differences(budget, study["baseline"]))
-            curves = {
-                row["name"]: [run["val_accuracy_by_epoch"] for run in row["runs"]]
-                for row in budget["rows"]
-                if row["difference"] is not None or row["name"] == study["baseline"]
-            }
+            curves = {row["name"]: [run["val_accuracy_by_epoch"] for run in row["runs"]] for row in budget["rows"]}
             found.append(plots.learning_curves(curves, name=f"learning-curves-{budget['name']}"))
     elif documents.epochs:
         curve = [row["val/accuracy"] for row in documents.epochs]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+_FILE_NAME = re.compile(r"[^\w.-]+")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c00")
-_MARKS = "osD^vPX*"
-_DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+# Of different lengths, so that hundreds of series differ in one of the three.
+_MARKS = "osD^vPX"
+_DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2)))
 # Of matplotlib's own keys, which its types list one by one.
 _STYLE: Any = {
     "svg.fonttype": "path",
-    "svg.hashsalt": "agridistill",
+    "text.parse_math": False,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -55,11 +59,15 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _drawn(figure: Figure) -> str:
+def _drawn(figure: Figure, name: str, caption: str, numbers: Any) -> Plot:
     held = io.StringIO()
-    figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
+    # The salt makes the ids within the picture its own, and the same every time.
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
     text = held.getvalue()
-    return text[text.index("<svg") :]
+    label = html.escape(caption, quote=True)
+    svg = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return Plot(_FILE_NAME.sub("-", name), caption, svg, numbers)
 
 
 def _figure(width: float = 6.4, height: float = 3.8) -> tuple[Figure, Axes]:
@@ -104,11 +112,11 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plo
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if len(points) < 9 else ""))
         axes.tick_params(axis="x", which="minor", labelsize=8)
         figure.legend(loc="outside right upper", fontsize=8)
-        return Plot(
+        return _drawn(
+            figure,
             f"accuracy-against-{x.replace('_', '-')}",
             f"Accuracy against {label}. Up and to the left is better; the grey line joins what nothing else beats in "
-            "both. Bars: 95 % intervals.",
-            _drawn(figure),
+            "both. Bars, where there is one run: its 95 % interval; other marks are means over seeds.",
             list(points),
         )
 
@@ -136,7 +144,7 @@ def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
         figure, axes = _figure(height=1.2 + 0.32 * len(rows))
         for place, row in enumerate(reversed(rows)):
             low, high = row["difference"]["points_ci95"]
-            sure = low > 0 or high < 0
+            sure = (low > 0 or high < 0) and not row["difference"]["of_leaves_alone"]
             axes.plot([low, high], [place, place], color=_COLOURS[0], linewidth=1.6)
             axes.plot(
                 row["difference"]["points"],
@@ -149,11 +157,11 @@ def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
         axes.axvline(0, color="black", linewidth=1)
         axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
         axes.set(xlabel=f"test accuracy minus that of {baseline}, points", ylim=(-0.7, len(rows) - 0.3))
-        return Plot(
+        return _drawn(
+            figure,
             f"differences-{budget['name']}",
             f"Difference to {baseline} on the same photos with its 95 % interval over leaves and seeds. A hollow mark: "
-            "the interval holds zero, so nothing is shown either way.",
-            _drawn(figure),
+            "nothing is shown either way, because the interval holds zero, or because one seed is too few.",
             [{"name": row["name"], **row["difference"]} for row in rows],
         )
 
@@ -187,11 +195,11 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: st
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(max(0.0, lowest - 5), None))
         figure.legend(loc="outside right upper", fontsize=8)
-        return Plot(
+        return _drawn(
+            figure,
             name,
             "Validation accuracy by epoch. Lines: mean over seeds; bands: lowest to highest seed. The first epochs may "
             "lie below the picture.",
-            _drawn(figure),
             {candidate: [list(row) for row in rows] for candidate, rows in curves.items()},
         )
 
@@ -212,11 +220,11 @@ def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
         axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
         axes.set(xlabel="answer", ylabel="truth")
-        return Plot(
+        return _drawn(
+            figure,
             f"confusion-{name}",
             f"Confusion matrix of {name} on the {evaluation['split']} split: photos of each row's class by answer; "
             "the colour is the share of the row.",
-            _drawn(figure),
             {"classes": evaluation["classes"], "confusion_matrix": evaluation["confusion_matrix"]},
         )
 
@@ -251,11 +259,11 @@ def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
             )
         axes.set(xlabel="confidence of the answer, %", ylabel="share that is right, %", xlim=(0, 102), ylim=(0, 102))
         figure.legend(loc="outside right upper", fontsize=8)
-        return Plot(
+        return _drawn(
+            figure,
             "reliability",
             "Reliability: of the answers given with 80 % confidence, 80 % should be right. Above the black line a "
             "model is too modest, below it too sure.",
-            _drawn(figure),
             {name: document["reliability"] for name, document in evidence.items()},
         )
 
@@ -286,11 +294,11 @@ def coverage(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
         axes.axhline(99, color="black", linewidth=0.8, linestyle=":")
         axes.set(xlabel="photos that are answered, %", ylabel="answers that are right, %", ylim=(lowest - 1, 100.4))
         figure.legend(loc="outside right upper", fontsize=8)
-        return Plot(
+        return _drawn(
+            figure,
             "coverage",
             "Accuracy against coverage: what is gained where the model abstains on what it is least sure of. Marks: "
             "the threshold for 99 %, found on the validation split, as it does on the test split.",
-            _drawn(figure),
             {name: document["selective"] for name, document in evidence.items()},
         )
 
@@ -321,10 +329,10 @@ def robustness(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
             grid[spare // columns][spare % columns].axis("off")
         figure.supylabel("test accuracy, %", fontsize=9)
         figure.legend(loc="outside upper center", ncols=len(evidence), fontsize=8)
-        return Plot(
+        return _drawn(
+            figure,
             "robustness",
             "Accuracy under what the field does to a photo, from as it is to strong; the unit of each strength stands "
             "in the table below. Dotted: the most frequent class.",
-            _drawn(figure),
             {name: document["robustness"] for name, document in evidence.items()},
         )

@@ -22,10 +22,16 @@ def study_summary(study: Mapping[str, Any]) -> list[str]:
     teacher = study["teacher"]
     if teacher is not None:
         low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
+        labels = "" if teacher["labels"] is None else f"; it learnt from {100 * teacher['labels']:g} % of the labels"
         lines.append(
-            f"The teacher, {teacher['model']}, reaches {100 * teacher['accuracy']:.1f} % ({low} to {high}) with "
-            f"{teacher['parameters'] / 1e6:.1f} M parameters."
+            f"The teacher of all budgets, {teacher['model']}, reaches {100 * teacher['accuracy']:.1f} % ({low} to "
+            f"{high}) with {teacher['parameters'] / 1e6:.1f} M parameters{labels}."
         )
+        if teacher["test_photos_learnt"]:
+            lines.append(
+                f"The teacher had learnt {teacher['test_photos_learnt']:,} of the {study['test_photos']:,} test "
+                "photos: its figures and those of its students are too high."
+            )
     return lines
 
 
@@ -33,13 +39,15 @@ def verdict(row: Mapping[str, Any], baseline: str) -> str:
     """What the difference of one candidate to the baseline is worth.
 
     Example:
-        >>> row = {"name": "kd", "difference": {"points": 0.4, "points_ci95": [-1.5, 2.7]}}
+        >>> row = {"name": "kd", "difference": {"points": 0.4, "points_ci95": [-1.5, 2.7], "of_leaves_alone": False}}
         >>> verdict(row, "ce")
         'The difference of +0.4 points (95 %: -1.5 to +2.7) holds zero: it is not shown that kd and ce differ.'
     """
     found = row["difference"]
     low, high = found["points_ci95"]
     told = f"The difference of {found['points']:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
+    if found["of_leaves_alone"]:
+        return f"{told} is of one seed: it may be chance in the training, and shows nothing by itself."
     if low > 0:
         return f"{told} is above zero: {row['name']} is better than {baseline} here."
     if high < 0:
@@ -68,22 +76,27 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
     """Sentences on robustness, the ground, and abstention of one model."""
     robust, selective = evidence["robustness"], evidence["selective"]
     hardest = min(robust["corruptions"], key=lambda one: float(one["accuracies"][1]))
-    masked, chance = robust["leaf_masked_accuracy"], robust["chance"]
-    above = (
-        "no better than naming the most frequent class"
-        if masked <= chance + 0.02
-        else f"{100 * (masked - chance):.0f} points above naming the most frequent class: read off the ground"
-    )
+    chance = robust["chance"]
     lines = [
         (
             f"{name}: {100 * robust['mean_corrupted_accuracy']:.0f} % on average over all corruptions, where the same "
             f"{robust['photos']:,} photos as they are give {100 * robust['accuracy']:.0f} %; it suffers most from "
-            f"“{hardest['name']}”. With the leaf masked it reaches {100 * masked:.0f} %, {above}."
+            f"“{hardest['name']}”."
         )
     ]
-    if selective["accuracy"] is not None and selective["coverage"] > 0:
+    if robust["leaf_masked_accuracy"] is not None:
+        low, high = robust["leaf_masked_ci95"]
+        line = (
+            f"{name}: with the leaf masked it reaches {100 * robust['leaf_masked_accuracy']:.0f} % ({100 * low:.0f} to "
+            f"{100 * high:.0f}) of {robust['masked_photos']:,} photos; naming the most frequent class reaches "
+            f"{100 * chance:.0f} %."
+        )
+        if low > chance:
+            line += " What is above that is read off the ground, or off the outline that the mask leaves."
+        lines.append(line)
+    if selective["accuracy"] is not None and selective["coverage"]:
         lines.append(
-            f"{name} answers {100 * selective['coverage']:.0f} % of the test photos where it abstains below "
+            f"{name} answers {100 * selective['coverage']:.0f} % of the photos where it abstains below "
             f"{selective['threshold']:.2f}, the threshold for {100 * selective['wanted_accuracy']:g} % on the "
             f"validation split; {100 * selective['accuracy']:.1f} % of those answers are right."
         )

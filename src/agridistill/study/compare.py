@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.manifest import read_manifest
 from agridistill.progress import ProgressCallback, silent
-from agridistill.storage import write_json
+from agridistill.storage import only_one, write_json
 from agridistill.study.evidence import gather_for
 from agridistill.study.job import Order
 from agridistill.study.plan import ComparePlan, Job
 from agridistill.study.side_by_side import failed, run_side_by_side
 from agridistill.study.summary import summarise
 from agridistill.training.run_folder import RunFolder
+from agridistill.training.settings import DistillConfig, TrainConfig
 
 RESULT_NAME = "compare.json"
 TEACHER_NAME, EVIDENCE_NAME = "teacher", "evidence"
@@ -59,30 +62,60 @@ def compare(
         AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
     """
     teacher_run = teacher or out / TEACHER_NAME
-    todo = _unfinished(out, plan, teacher_run, given=teacher is not None)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out / ".lock", f"study in '{out}'"):
+        return _compared(data, out, plan, teacher_run, teacher is not None, split_file, jobs, evidence, progress, tell)
+
+
+def _compared(
+    data: Path,
+    out: Path,
+    plan: ComparePlan,
+    teacher_run: Path,
+    teacher_given: bool,
+    split_file: Path | None,
+    jobs: int,
+    evidence: bool,
+    progress: ProgressCallback,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    todo = _unfinished(out, plan, teacher_run, given=teacher_given, split_file=split_file)
     slots = jobs or max(1, torch.cuda.device_count())
     split = str(split_file) if split_file else None
-    watch = _Watch(out, plan, teacher_run if teacher is None else None, progress, tell)
+    watch = _Watch(out, plan, None if teacher_given else teacher_run, progress, tell)
     watch.tick()
     students = [
         (job.name, Order(str(data), str(run_of(out, job)), job.config, str(teacher_run), split)) for job in todo
     ]
-    if teacher is None and not RunFolder(teacher_run).evaluation.exists():
+    if not teacher_given and not RunFolder(teacher_run).evaluation.exists():
         first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split))]
         _carry_out(first, out, 1, watch, len(plan.jobs))
     _carry_out(students, out, slots, watch, len(plan.jobs))
     document = summarise(data, out, plan, teacher_run, progress=progress)
+    shown = _shown(out, document, teacher_run)
+    document["evidence"] = {"budget": _richest(document)["name"], "seed": _first_seed(document), "models": list(shown)}
     write_json(out / RESULT_NAME, document)
     if evidence:
-        gather_for(_shown(out, document, teacher_run), data, out / EVIDENCE_NAME, progress=progress)
+        gather_for(shown, data, out / EVIDENCE_NAME, progress=progress)
     return document
 
 
+def _richest(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The budget with most labels: what is shown of single models is shown of these."""
+    budgets: list[Mapping[str, Any]] = document["budgets"]
+    return max(budgets, key=lambda budget: (float(budget["labels"]), int(budget["epochs"])))
+
+
+def _first_seed(document: Mapping[str, Any]) -> int:
+    budget = _richest(document)
+    return next(int(row["seeds"][0]) for row in budget["rows"] if row["name"] == budget["best"])
+
+
 def _shown(out: Path, document: Mapping[str, Any], teacher: Path) -> dict[str, Path]:
-    """The best method by validation accuracy and the baseline, of the first budget and seed, and their teacher."""
-    rows = {row["name"]: row for row in document["budgets"][0]["rows"]}
-    names = [document["budgets"][0]["best"], document["baseline"]]
-    runs = {name: out / rows[name]["runs"][0]["run"] for name in names if name in rows}
+    """The best method on the validation split, the baseline and their teacher, of the richest budget, first seed."""
+    budget = _richest(document)
+    rows = {row["name"]: row for row in budget["rows"]}
+    runs = {name: out / rows[name]["runs"][0]["run"] for name in (budget["best"], document["baseline"]) if name in rows}
     return runs | ({TEACHER_NAME: teacher} if document["teacher"] is not None else {})
 
 
@@ -99,6 +132,7 @@ def _carry_out(orders: list[tuple[str, Order]], out: Path, slots: int, watch: _W
         logs=out / "logs",
         on_tick=watch.tick,
         on_end=watch.ended,
+        on_warning=watch.warned,
     )
     if failures:
         raise failed(failures, total)
@@ -108,16 +142,22 @@ def _environment(slot: int, slots: int) -> dict[str, str]:
     """A device for each process: a GPU, or its share of the processor."""
     gpus = torch.cuda.device_count()
     if gpus:
-        return {"CUDA_VISIBLE_DEVICES": str(slot % gpus)}
+        # What the user has left visible, by the names that they gave: numbers, GPU-… or MIG-….
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if visible != [""] else [str(number) for number in range(gpus)]
+        return {"CUDA_VISIBLE_DEVICES": names[slot % gpus].strip()}
     return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // slots))} if slots > 1 else {}
 
 
-def _unfinished(out: Path, plan: ComparePlan, teacher: Path, *, given: bool) -> list[Job]:
-    """The jobs that have to run; every finished one must be what the recipe says now.
+def _unfinished(out: Path, plan: ComparePlan, teacher: Path, *, given: bool, split_file: Path | None) -> list[Job]:
+    """The jobs that have to run; every finished one must be what the recipe and the split say now.
 
     Raises:
-        RunError: a run was made with other settings or under another teacher.
+        RunError: a run was made with other settings, with another split or under another teacher.
     """
+    if not given and RunFolder(teacher).recipe.exists():
+        _require_as_planned(RunFolder(teacher), plan.teacher, TEACHER_NAME)
+    wanted = read_split(split_file) if split_file is not None else None
     known = RunFolder(teacher).manifest.exists()
     sha256 = read_manifest(RunFolder(teacher).manifest).weights_sha256 if known or given else None
     todo = []
@@ -126,20 +166,32 @@ def _unfinished(out: Path, plan: ComparePlan, teacher: Path, *, given: bool) -> 
         if not folder.recipe.exists():
             todo.append(job)
             continue
-        try:
-            folder.require_same_recipe(job.config)
-            before = folder.read_environment().get("teacher_sha256")
-            if before is not None and before != sha256:
-                folder.require_same_teacher(sha256)
-        except RunError as error:
-            raise RunError(
-                error.expected,
-                f"{error.got} for '{job.name}' of this study",
-                f"choose another --out, or remove '{folder.path}' to train it anew",
-            ) from None
+        _require_as_planned(folder, job.config, job.name, sha256)
+        if wanted is not None and set(read_split(folder.splits).test) != set(wanted.test):
+            raise _of_another_study(folder, f"the test photos of '{split_file}'", "others", job.name)
         if not folder.evaluation.exists():
             todo.append(job)
     return todo
+
+
+def _require_as_planned(
+    folder: RunFolder, config: TrainConfig | DistillConfig, name: str, teacher_sha256: str | None = None
+) -> None:
+    try:
+        folder.require_same_recipe(config)
+        before = folder.read_environment().get("teacher_sha256")
+        if before is not None and before != teacher_sha256:
+            folder.require_same_teacher(teacher_sha256)
+    except RunError as error:
+        raise _of_another_study(folder, error.expected, error.got, name) from None
+
+
+def _of_another_study(folder: RunFolder, expected: str, got: str, name: str) -> RunError:
+    return RunError(
+        expected,
+        f"{got} for '{name}' of this study",
+        f"choose another --out, or remove '{folder.path}' to train it anew",
+    )
 
 
 class _Watch:
@@ -157,6 +209,7 @@ class _Watch:
         if teacher is not None:
             self._runs[TEACHER_NAME] = (RunFolder(teacher), plan.teacher.train.epochs)
         self._progress, self._tell = progress, tell
+        self._warned: set[str] = set()
         self._finished = {name for name, (folder, _) in self._runs.items() if folder.evaluation.exists()}
 
     def tick(self) -> None:
@@ -167,6 +220,12 @@ class _Watch:
             for name, (folder, epochs) in self._runs.items()
         )
         self._progress(done, total)
+
+    def warned(self, line: str) -> None:
+        """Passes on what a run warns of, once for all runs."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self._tell(line)
 
     def ended(self, name: str) -> None:
         """Tells what a run has reached."""

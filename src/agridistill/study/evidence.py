@@ -9,7 +9,7 @@ from typing import Any
 
 from agridistill.errors import ModelError
 from agridistill.evaluation.evidence import FORMAT_VERSION, gather_evidence, read_evidence
-from agridistill.evaluation.held_out import choose_photos
+from agridistill.evaluation.held_out import SplitChoice, choose_photos
 from agridistill.evaluation.robustness import MOST_PHOTOS
 from agridistill.manifest import read_manifest
 from agridistill.models.saved import load_backend
@@ -52,13 +52,23 @@ def gather_for(
     write_gallery(runs, data, folder / "gallery.json", progress=progress)
 
 
-def write_gallery(runs: Mapping[str, Path], data: Path, file: Path, *, progress: ProgressCallback = silent) -> None:
-    """Writes the attention of several runs over the same test photos; what is there for the same weights is kept.
+def write_gallery(
+    runs: Mapping[str, Path],
+    data: Path,
+    file: Path,
+    *,
+    split: SplitChoice = "test",
+    split_file: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> None:
+    """Writes the attention of several runs over the same photos; what is there for the same weights is kept.
 
     Args:
         runs: run folders by name, at least one; all of one data folder.
         data: the photos.
         file: to write.
+        split: of the photos.
+        split_file: the user's.
         progress: told how far the reading of the photos is.
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
@@ -66,7 +76,14 @@ def write_gallery(runs: Mapping[str, Path], data: Path, file: Path, *, progress:
     if kept is not None and kept["weights_sha256"] == weights:
         return
     first = RunFolder(next(iter(runs.values())))
-    photos = choose_photos(read_manifest(first.manifest), data, own_split=first.splits, progress=progress)
+    photos = choose_photos(
+        read_manifest(first.manifest),
+        data,
+        split=split,
+        split_file=split_file,
+        own_split=first.splits,
+        progress=progress,
+    )
     try:
         shown: list[dict[str, Any]] = gallery(runs, photos.samples, photos.root, photos.classes)
     except ModelError as error:

@@ -90,6 +90,7 @@ def _first_line() -> str:
 def main() -> int:
     """One order; errors go to stderr as one line."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
+    logging.addLevelName(logging.WARNING, "warning")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     order = Order.from_json(_first_line())
     threading.Thread(target=_end_with_stdin, daemon=True).start()

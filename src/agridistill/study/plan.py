@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agridistill.errors import ConfigError, nearest
@@ -66,13 +66,15 @@ class SpaceSettings:
         low: lower end.
         high: upper end.
         log: whether to look at orders of magnitude.
-        choices: instead of the ends.
+        integer: whether to look at whole numbers alone.
+        choices: instead of the ends; numbers, words, true or false.
     """
 
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    choices: tuple[float, ...] = ()
+    integer: bool = False
+    choices: tuple[bool | int | float | str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choices:
@@ -80,6 +82,11 @@ class SpaceSettings:
             return
         _require(self.low < self.high < math.inf, "low below high", f"{self.low} and {self.high}")
         _require(not self.log or self.low > 0, "low above 0 with log", self.low)
+
+    def at(self, end: str) -> float:
+        """One of the two ends, "low" or "high"."""
+        value = float(getattr(self, end))
+        return int(value) if self.integer else value
 
 
 def _default_space() -> dict[str, SpaceSettings]:
@@ -122,7 +129,7 @@ class CompareSettings:
 
     baseline: str = "ce"
     seeds: tuple[int, ...] = (0,)
-    tuning: str = "each method with the settings of its paper; nothing was tuned"
+    tuning: str = "the recipe does not say how its settings were found"
     budgets: tuple[BudgetSettings, ...] = (BudgetSettings(),)
     candidates: tuple[CandidateSettings, ...] = field(
         default_factory=lambda: tuple(CandidateSettings(name) for name in ("ce", "kd", "at", "hybrid"))
@@ -145,6 +152,8 @@ class CompareSettings:
             _require(len(set(seeds)) == len(seeds), "each seed once", seeds)
         _require(bool(self.seeds), "at least one seed", "none")
         for candidate in self.candidates:
+            # The study has files of these names.
+            _require(candidate.name not in ("teacher", "gallery"), "another name of a candidate", f"'{candidate.name}'")
             for name in candidate.budgets:
                 if name not in budgets:
                     raise ConfigError(
@@ -185,8 +194,10 @@ class ComparePlan:
         settings: of the section `compare`.
         jobs: every run, in the order in which they start: all candidates of a seed before the next seed.
         teacher: how a teacher is trained where none is given.
+        budgets: settings of each budget, before its candidates change them.
     """
 
     settings: CompareSettings
     jobs: tuple[Job, ...]
     teacher: TrainConfig
+    budgets: Mapping[str, DistillConfig]

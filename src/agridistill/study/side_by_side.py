@@ -53,6 +53,7 @@ def run_side_by_side(
     logs: Path,
     on_tick: Callable[[], None],
     on_end: Callable[[str], None],
+    on_warning: Callable[[str], None] = lambda line: None,
 ) -> list[Failure]:
     """Carries out orders, so many at a time; one that fails does not stop the others.
 
@@ -65,6 +66,7 @@ def run_side_by_side(
         logs: folder of one log a run, added to.
         on_tick: called about twice a second.
         on_end: called with the name of each run that has finished.
+        on_warning: called with each line that begins with "warning: " in a log.
 
     Returns:
         The runs that failed.
@@ -79,7 +81,11 @@ def run_side_by_side(
                 running.append(_start(*waiting.pop(0), free.pop(0), environment, logs))
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                failure = _ended(one)
+                lines = _said(one)
+                for line in lines:
+                    if line.startswith("warning: "):
+                        on_warning(line)
+                failure = _ended(one, lines)
                 if failure is None:
                     on_end(one.name)
                 else:
@@ -119,13 +125,18 @@ def _start(name: str, order: Order, slot: int, environment: Callable[[int], Mapp
     return _Running(name, slot, process, log, path, before)
 
 
-def _ended(one: _Running) -> Failure | None:
+def _said(one: _Running) -> list[str]:
+    """The lines of the log that this process wrote."""
     _let_go(one)
+    with one.log_path.open("rb") as log:
+        log.seek(one.logged_before)
+        text = log.read().decode("utf-8", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _ended(one: _Running, lines: list[str]) -> Failure | None:
     if one.process.returncode == 0:
         return None
-    with one.log_path.open(encoding="utf-8", errors="replace") as log:
-        log.seek(one.logged_before)
-        lines = [line.strip() for line in log if line.strip()]
     told = [line for line in lines if line.startswith("error: ")] or lines
     reason = told[-1].removeprefix("error: ") if told else f"nothing said, exit code {one.process.returncode}"
     return Failure(one.name, reason[:300], one.log_path)

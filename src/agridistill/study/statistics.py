@@ -20,12 +20,14 @@ class Difference:
     Attributes:
         points: in percentage points.
         points_ci95: its 95 % interval.
-        seeds: of the one and of the other.
+        runs: of the one and of the other.
+        of_leaves_alone: with one run of either the interval says nothing of training again, and is too narrow.
     """
 
     points: float
     points_ci95: tuple[float, float]
-    seeds: tuple[int, int]
+    runs: tuple[int, int]
+    of_leaves_alone: bool
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,15 @@ def paired_difference(
     """Difference in accuracy with its percentile bootstrap interval over leaves and seeds.
 
     Each resample draws as many leaves as there are, each with all its photos and for both methods alike (Efron and
-    Tibshirani 1993, chapter 8, for clusters; the photos are the pairs), and as many seeds. One seed tells nothing of
-    the spread between seeds: the interval is then of leaves alone.
+    Tibshirani 1993, chapter 8, for clusters; the photos are the pairs), and one error of the mean over seeds. Two or
+    three seeds cannot be drawn with replacement: that loses most of their spread. Their error is drawn from Student's
+    distribution instead, with the deviation that they show and their few degrees of freedom, as in its own interval.
 
     Args:
         method: `(S, N)`, whether each of N photos is right under each of S seeds.
         baseline: `(R, N)`, of the same photos.
         leaf_ids: of the N photos.
-        paired_seeds: the same seeds in the same order in both, which are drawn together.
+        paired_seeds: the same seeds in the same order in both, whose differences are then taken one by one.
         resamples: number of them.
         seed: of the drawing.
 
@@ -75,33 +78,23 @@ def paired_difference(
         raise ValueError("one leaf id for each photo, and the same seeds where they are paired")
     names, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
     photos = np.bincount(leaf)
-    first, second = _right_by_leaf(method, leaf, len(names)), _right_by_leaf(baseline, leaf, len(names))
+    right = np.bincount(leaf, method.mean(axis=0) - baseline.mean(axis=0), len(names))
     rng = np.random.default_rng(seed)
     means: list[NDArray[np.float64]] = []
     for start in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - start)
-        leaves = rng.integers(0, len(names), (count, len(names)))
-        ours = rng.integers(0, len(first), (count, len(first)))
-        theirs = ours if paired_seeds else rng.integers(0, len(second), (count, len(second)))
-        total = photos[leaves].sum(axis=1)
-        # How often each leaf and each seed was drawn; the mean over what was drawn is then two products.
-        drawn = np.stack([np.bincount(row, minlength=len(names)) for row in leaves])
-        right = _mean_of_drawn(first, ours) - _mean_of_drawn(second, theirs)
-        means.append((drawn * right).sum(axis=1) / total)
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+        leaves = rng.integers(0, len(names), (min(_AT_ONCE, resamples - start), len(names)))
+        means.append(right[leaves].sum(axis=1) / photos[leaves].sum(axis=1))
+    of_seeds = [row.mean(axis=1) for row in (method, baseline)]
+    samples = [of_seeds[0] - of_seeds[1]] if paired_seeds else of_seeds
+    drawn = np.concatenate(means)
+    for values in samples:
+        if len(values) > 1:
+            error = np.std(values, ddof=1) / np.sqrt(len(values))
+            drawn = drawn + error * rng.standard_t(len(values) - 1, len(drawn))
+    low, high = np.percentile(drawn, [2.5, 97.5])
     points = 100 * (float(method.mean()) - float(baseline.mean()))
-    return Difference(points, (100 * float(low), 100 * float(high)), (len(method), len(baseline)))
-
-
-def _right_by_leaf(correct: NDArray[np.bool_], leaf: NDArray[np.int64], leaves: int) -> NDArray[np.float64]:
-    """`(seeds, leaves)`: photos of each leaf that are right."""
-    return np.stack([np.bincount(leaf, row, leaves) for row in correct])
-
-
-def _mean_of_drawn(right: NDArray[np.float64], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`(resamples, leaves)`: photos that are right, mean over the seeds of each resample."""
-    weights = np.stack([np.bincount(row, minlength=len(right)) for row in drawn]) / len(right)
-    return np.asarray(weights @ right)
+    alone = any(len(values) < 2 for values in samples)
+    return Difference(points, (100 * float(low), 100 * float(high)), (len(method), len(baseline)), alone)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:

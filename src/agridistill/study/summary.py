@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.predictions import Predictions, predictions_on_test
 from agridistill.models.saved import load_backend
@@ -80,16 +82,18 @@ def summarise(
             for candidate in settings.candidates
             if any(run.job.candidate == candidate.name for run in of_budget)
         ]
+        base = plan.budgets[budget.name]
+        best = _methods(rows)
         budgets.append(
             {
                 "name": budget.name,
                 "set": list(budget.set),
-                "epochs": of_budget[0].job.config.distill.epochs,
-                "labels": of_budget[0].job.config.data.labels,
-                "image_size": of_budget[0].job.config.data.image_size,
+                "epochs": base.distill.epochs,
+                "labels": base.data.labels,
+                "image_size": base.data.image_size,
                 "rows": rows,
-                "best": _methods(rows)[0]["name"],
-                "mcnemar": _finalists(_methods(rows)[:2], of_budget),
+                "best": best[0]["name"],
+                "mcnemar": _finalists(best[:2], of_budget),
             }
         )
     return {
@@ -98,8 +102,24 @@ def summarise(
         "tuning": settings.tuning,
         "test_photos": len(runs[0].predictions.paths),
         "test_leaves": len(set(runs[0].predictions.leaf_ids)),
-        "teacher": {"run": teacher.name, **figures_of(teacher)} if RunFolder(teacher).evaluation.exists() else None,
+        "teacher": _teacher(teacher, runs) if RunFolder(teacher).evaluation.exists() else None,
         "budgets": budgets,
+    }
+
+
+def _teacher(teacher: Path, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The teacher's figures, the share of the labels that it learnt from, and the test photos that it had seen."""
+    folder = RunFolder(teacher)
+    learnt = set(read_split(folder.splits).train) if folder.splits.exists() else set()
+    try:
+        labels = tomllib.loads(folder.recipe.read_text(encoding="utf-8")).get("data", {}).get("labels", 1.0)
+    except (OSError, ValueError):
+        labels = None
+    return {
+        "run": teacher.name,
+        "labels": labels,
+        "test_photos_learnt": len(learnt & set(runs[0].predictions.paths)),
+        **figures_of(teacher),
     }
 
 
@@ -180,18 +200,29 @@ def _difference(own: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> di
         own[0].predictions.leaf_ids,
         paired_seeds=bool(shared),
     )
-    return {"points": found.points, "points_ci95": list(found.points_ci95), "seeds": shared or None}
+    return {
+        "points": found.points,
+        "points_ci95": list(found.points_ci95),
+        "seeds": shared or None,
+        "of_leaves_alone": found.of_leaves_alone,
+    }
 
 
 def _methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The candidates of the study's student, best first on the validation split.
+    """The candidates of the study's student, best first on the validation split, over the seeds that all have.
 
     By the validation split: finalists that the test split chose would be tested on what chose them. Networks of other
     sizes are no finalists of a comparison of methods.
     """
     models = [row["model"] for row in rows]
     student = max(models, key=models.count)
-    return sorted((row for row in rows if row["model"] == student), key=lambda row: -row["val_accuracy_mean"])
+    methods = [row for row in rows if row["model"] == student]
+    common = set.intersection(*(set(row["seeds"]) for row in methods))
+
+    def val_accuracy(row: Mapping[str, Any]) -> float:
+        return float(np.mean([run["val_accuracy"] for run in row["runs"] if not common or run["seed"] in common]))
+
+    return sorted(methods, key=lambda row: -val_accuracy(row))
 
 
 def _finalists(rows: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:

@@ -150,7 +150,9 @@ def _prepare(
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
         return prepared
     if teacher is not None and RunFolder(teacher).splits.exists():
-        prepared = _beside_teacher(prepared, read_split(RunFolder(teacher).splits), chosen=split_file is not None)
+        learnt_here = RunFolder(teacher).read_environment().get("data_fingerprint") == prepared.fingerprint
+        split = read_split(RunFolder(teacher).splits)
+        prepared = _beside_teacher(prepared, split, chosen=split_file is not None, learnt_here=learnt_here)
     return _with_labels(prepared, settings.labels, settings.split_seed)
 
 
@@ -163,16 +165,17 @@ def _with_labels(prepared: PreparedData, share: float, seed: int) -> PreparedDat
     return replace(prepared, train=train, val=val, split=replace(prepared.split, train=train_paths, val=val_paths))
 
 
-def _beside_teacher(prepared: PreparedData, teachers: Split, *, chosen: bool) -> PreparedData:
+def _beside_teacher(prepared: PreparedData, teachers: Split, *, chosen: bool, learnt_here: bool) -> PreparedData:
     """Keeps what the teacher learnt out of the student's test.
 
-    The teacher's split is taken over where most photos stand in it, so that a photo more or less does not matter, and
+    The teacher's split is taken over on the teacher's own data (also where it learnt from a share of the labels and
+    its split names only those photos), and where most photos stand in it, so that a photo more or less does not matter;
     other photos that happen to have some of its names keep a split of their own. A split that the user chose is obeyed.
     Wherever the teacher learnt photos of the test, a warning says so.
     """
     known = {path for paths in teachers.parts().values() for path in paths}
     samples = (*prepared.train, *prepared.val, *prepared.test)
-    if not chosen and 2 * sum(sample.path in known for sample in samples) > len(samples):
+    if not chosen and (learnt_here or 2 * sum(sample.path in known for sample in samples) > len(samples)):
         return _with_split(prepared, teachers)
     # By class and file name: the same photos may have been moved into train, val and test.
     learnt = {_name_of(path) for path in teachers.train}
