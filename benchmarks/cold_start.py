@@ -1,6 +1,7 @@
 """How long one prediction takes with everything around it: the command starts, loads the model, reads the photo, tells.
 
     python benchmarks/cold_start.py PHOTO MODEL [MODEL ...] --out docs/performance/cold_start.json
+    python benchmarks/cold_start.py PHOTO leaf.onnx --engine onnxruntime --engine openvino    # of a program's own start
 
 Each command runs in a process of its own, all in turns, with the Python that runs this script. Wall-clock time and
 processor time of the process; the files lie in the system's page cache from the second turn on, so the first is told on
@@ -21,6 +22,7 @@ from typing import Any
 from reporting import machine, publish
 
 LIMIT_S, TURNS = 1.0, 15
+PROGRAM = "import sys, agridistill; print(agridistill.load(sys.argv[1], engine=sys.argv[2]).predict(sys.argv[3]).label)"
 
 
 def spent(command: list[str]) -> tuple[float, float]:
@@ -36,11 +38,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--engine", action="append", default=[], help="also time load() and predict() with it")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     ours = [sys.executable, "-m", "agridistill"]
     commands = {"--help": [*ours, "--help"]}
     commands |= {f"predict {model.name}": [*ours, "predict", str(model), str(given.photo)] for model in given.models}
+    commands |= {
+        f"load({model.name}, {engine}).predict": [sys.executable, "-c", PROGRAM, str(model), engine, str(given.photo)]
+        for model in given.models
+        for engine in given.engine
+    }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(TURNS):
         for name, command in commands.items():

@@ -151,7 +151,7 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     assert code == 0
     assert json.loads(out)["split"] == "test"
     assert (
-        f"Next: agridistill distill {leaves} --teacher {teacher} --student mobilenetv3_large_100 "
+        f"Next: agridistill distill {leaves} --teacher {teacher} --student mobilenetv3_large_minimal_100 "
         f"--image-size 64 --batch-size 16 --workers 0 --precision fp32 --no-pretrained --out {student}\n"
     ) in err
     code, out, err = run(
@@ -186,9 +186,9 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     ("recipe", "carried"),
     [
         ("[train]\n[distill]\nmodel = 'mobilenetv3_small_050'\n", "--recipe {file}"),
-        ("[train]\n[distill]\n", "--student mobilenetv3_large_100 --recipe {file}"),
-        ("[data]\n", "--student mobilenetv3_large_100 --recipe {file}"),
-        ("[train]\n", "--student mobilenetv3_large_100"),
+        ("[train]\n[distill]\n", "--student mobilenetv3_large_minimal_100 --recipe {file}"),
+        ("[data]\n", "--student mobilenetv3_large_minimal_100 --recipe {file}"),
+        ("[train]\n", "--student mobilenetv3_large_minimal_100"),
     ],
 )
 def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(

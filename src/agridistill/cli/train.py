@@ -90,7 +90,7 @@ def _for_student(
     recipe = read_recipe(recipe_file) if recipe_file is not None else {}
     words: list[str | Path] = []
     if "model" not in recipe.get("distill", {}):
-        words += ["--student", "mobilenetv3_large_100"]
+        words += ["--student", "mobilenetv3_large_minimal_100"]
     if recipe_file is not None and serves(recipe, "distill"):
         words += ["--recipe", recipe_file]
     for option, value in given.items():

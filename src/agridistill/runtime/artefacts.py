@@ -39,7 +39,7 @@ def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | Non
     """The engine that runs a file fastest where we have measured, of those that are installed (docs/performance.md).
 
     int8 `.onnx` files go to OpenVINO on x86 processors; everything else to the first engine of its kind. OpenVINO takes
-    half a second longer to start, which half a millisecond a photo has to earn.
+    0.4 s longer to start, which half a millisecond a photo has to earn.
 
     Args:
         artefact: the file.

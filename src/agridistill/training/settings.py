@@ -57,7 +57,8 @@ class FitSettings:
     """How a network is trained: AdamW, linear warm-up, cosine decay to 0.
 
     Attributes:
-        model: timm's name of the network.
+        model: timm's name of the network. The default is MobileNetV3-Large without what int8 engines compute slowly: as
+            accurate on our photos, and the fastest on a device (docs/performance.md).
         epochs: passes over the training photos.
         batch_size: photos a step, over all processes: their number changes no result.
         lr: peak learning rate.
@@ -80,7 +81,7 @@ class FitSettings:
         nodes: machines that run the same command.
     """
 
-    model: str = "mobilenetv3_large_100"
+    model: str = "mobilenetv3_large_minimal_100"
     epochs: int = 30
     batch_size: int = 64
     lr: float = 1e-3
