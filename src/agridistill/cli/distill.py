@@ -15,7 +15,7 @@ def distill(
     data: options.Data,
     out: options.Out,
     teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder of the teacher.")] = None,
-    student: Annotated[str | None, typer.Option("--student", help="timm's name; by default the fastest in int8.")] = None,
+    student: Annotated[str | None, typer.Option("--student", help="timm's name; default: fastest in int8.")] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="ce, kd, kd-std, dkd, dist, at, fitnet or hybrid.")
     ] = None,
