@@ -108,6 +108,14 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert steady.points_ci95[1] - steady.points_ci95[0] < 3
 
 
+def test_two_seeds_that_contradict_each_other_leave_everything_open_and_no_more() -> None:
+    right, wrong = np.ones((1, 50), bool), np.zeros((1, 50), bool)
+    found = paired_difference(
+        np.concatenate([right, wrong]), np.concatenate([wrong, right]), [str(i) for i in range(50)], paired_seeds=True
+    )
+    assert (found.points, found.points_ci95) == (0, (-100, 100))
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     some = np.ones((2, 3), bool)
     with pytest.raises(ValueError, match="the same photos"):
