@@ -15,7 +15,7 @@ import pytest
 
 from agridistill.cli.main import main
 from agridistill.data.prepare import split_data
-from agridistill.errors import RunError
+from agridistill.errors import DataError, RunError
 from agridistill.storage import only_one
 from agridistill.study.compare import _environment, compare
 from agridistill.study.plan import ComparePlan
@@ -121,6 +121,12 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
     shutil.copytree(teacher_run, copy / "teacher")
     with pytest.raises(RunError, match=r"train.lr = 0.001 .*for 'teacher' of this study"):
         compare(leaves, copy, compare_plan({**RECIPE, "train": {**RECIPE["train"], "lr": 0.5}}))
+
+
+def test_a_wrong_path_is_told_before_anything_is_written(teacher_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a folder of class folders; got '.*nowhere', which does not exist"):
+        compare(tmp_path / "nowhere", tmp_path / "study", plan(), teacher=teacher_run)
+    assert not (tmp_path / "study").exists()
 
 
 def test_two_processes_do_not_train_one_study(study: Path, leaves: Path, teacher_run: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or tomato.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or exported model.")],
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
     splits: options.Splits = None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from agridistill.data.samples import scan
 from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.manifest import read_manifest
@@ -61,6 +62,7 @@ def compare(
     Raises:
         AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
     """
+    scan(data)  # a wrong path is told before anything is written
     teacher_run = teacher or out / TEACHER_NAME
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out / ".lock", f"study in '{out}'"):
