@@ -124,7 +124,7 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
 
 
 def test_a_wrong_path_is_told_before_anything_is_written(teacher_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a folder of class folders; got '.*nowhere', which does not exist"):
+    with pytest.raises(DataError, match=r"a folder of class folders; got '.*nowhere', which does not exist"):
         compare(tmp_path / "nowhere", tmp_path / "study", plan(), teacher=teacher_run)
     assert not (tmp_path / "study").exists()
 
