@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge import mqtt
+from agridistill.edge.messages import Message
 from agridistill.edge.mqtt import BrokerSettings, MqttPublisher, parse_broker, topic_level
-from agridistill.edge.outbox import Message, Outbox
+from agridistill.edge.outbox import Outbox
 from agridistill.errors import ConfigError
 
 from .conftest import Broker, Receiver, Wire, wait_for

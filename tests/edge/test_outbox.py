@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.outbox import Message, Outbox, OutboxLimits
+from agridistill.edge.messages import Message, OutboxLimits
+from agridistill.edge.outbox import Outbox
 from agridistill.errors import OutboxError
 
 
@@ -191,7 +192,8 @@ class TestTrouble:
 WRITER = """
 import sys
 from pathlib import Path
-from agridistill.edge.outbox import Message, Outbox
+from agridistill.edge.messages import Message
+from agridistill.edge.outbox import Outbox
 with Outbox(Path(sys.argv[1])) as box:
     number = int(sys.argv[2])
     while True:

@@ -15,10 +15,11 @@ from PIL import Image
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
-from agridistill.report import plots, words
+from agridistill.report import words
+from agridistill.report.drawing import look
 from agridistill.report.overlays import overlay
 from agridistill.report.page import report
-from agridistill.report.plots import pareto
+from agridistill.report.study_plots import pareto
 
 
 def test_every_figure_of_the_study_stands_in_the_page(study: Path) -> None:
@@ -56,7 +57,7 @@ def test_what_is_above_chance_without_the_leaf_is_told_as_no_more_than_that(stud
 
 
 def test_every_series_looks_different() -> None:
-    looks = [tuple(str(value) for value in plots._style(index).values()) for index in range(40)]
+    looks = [tuple(str(value) for value in look(index).values()) for index in range(40)]
     assert len(set(looks)) == 40
 
 

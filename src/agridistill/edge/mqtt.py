@@ -18,7 +18,8 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agridistill.edge.outbox import Outbox, Pending
+from agridistill.edge.messages import Pending
+from agridistill.edge.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from agridistill.errors import RunError
-from agridistill.report import plots, words
+from agridistill.report import model_plots, study_plots, words
 from agridistill.report.documents import ReportDocuments, read_documents
+from agridistill.report.drawing import Plot
 from agridistill.report.overlays import overlay
-from agridistill.report.plots import Plot
 from agridistill.storage import json_text, write_json, write_text
 
 PAGE_NAME, NUMBERS_NAME = "report.html", "figures"
@@ -63,7 +63,7 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
     environment = Environment(
         loader=PackageLoader("agridistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["short"] = plots.short_name
+    environment.filters["short"] = model_plots.short_name
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
     study = documents.study
     summary = words.study_summary(study) if study else []
@@ -110,15 +110,17 @@ def _plots(documents: ReportDocuments) -> list[Plot]:
         found += _benchmark_trade_offs(documents.benchmark)
     if study is not None:
         for budget in study["budgets"]:
-            found.append(plots.differences(budget, study["baseline"]))
+            found.append(study_plots.differences(budget, study["baseline"]))
             curves = {row["name"]: [run["val_accuracy_by_epoch"] for run in row["runs"]] for row in budget["rows"]}
-            found.append(plots.learning_curves(curves, name=f"learning-curves-{budget['name']}"))
+            found.append(study_plots.learning_curves(curves, name=f"learning-curves-{budget['name']}"))
     elif documents.epochs:
         curve = [row["val/accuracy"] for row in documents.epochs]
-        found.append(plots.learning_curves({documents.folder.resolve().name: [curve]}, name="learning-curve"))
-    found += [plots.confusion(evaluation, name=name) for name, evaluation in documents.evaluations.items()]
+        found.append(study_plots.learning_curves({documents.folder.resolve().name: [curve]}, name="learning-curve"))
+    found += [model_plots.confusion(evaluation, name=name) for name, evaluation in documents.evaluations.items()]
     if documents.evidence:
-        found += [draw(documents.evidence) for draw in (plots.reliability, plots.coverage, plots.robustness)]
+        found += [
+            draw(documents.evidence) for draw in (model_plots.reliability, model_plots.coverage, model_plots.robustness)
+        ]
     return [plot for plot in found if plot is not None]
 
 
@@ -136,7 +138,7 @@ def _study_trade_off(study: dict[str, Any]) -> Plot:
     teacher = study["teacher"]
     if teacher is not None:
         points.append({"name": "teacher", "accuracy": teacher["accuracy"], "mmacs": teacher["macs"] / 1e6})
-    return plots.trade_off(points, x="mmacs", label="million multiply-adds a photo")
+    return study_plots.trade_off(points, x="mmacs", label="million multiply-adds a photo")
 
 
 def _benchmark_trade_offs(benchmark: dict[str, Any]) -> list[Plot]:
@@ -154,5 +156,5 @@ def _benchmark_trade_offs(benchmark: dict[str, Any]) -> list[Plot]:
             cost = model["latency_ms_p50"] if key == "latency_ms_p50" else unit * model["size_bytes"]
             name = f"{model['model']}, {model['engine']}, {model['precision']}"
             points.append({"name": name, "accuracy": model["accuracy"], "low": low, "high": high, key: cost})
-        found.append(plots.trade_off(points, x=key, label=label))
+        found.append(study_plots.trade_off(points, x=key, label=label))
     return found

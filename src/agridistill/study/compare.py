@@ -65,41 +65,26 @@ def compare(
     scan(data)  # a wrong path is told before anything is written
     teacher_run = teacher or out / TEACHER_NAME
     out.mkdir(parents=True, exist_ok=True)
+    slots, split = jobs or max(1, torch.cuda.device_count()), str(split_file) if split_file else None
     with only_one(out / ".lock", f"study in '{out}'"):
-        return _compared(data, out, plan, teacher_run, teacher is not None, split_file, jobs, evidence, progress, tell)
-
-
-def _compared(
-    data: Path,
-    out: Path,
-    plan: ComparePlan,
-    teacher_run: Path,
-    teacher_given: bool,
-    split_file: Path | None,
-    jobs: int,
-    evidence: bool,
-    progress: ProgressCallback,
-    tell: Callable[[str], None],
-) -> dict[str, Any]:
-    todo = _unfinished(out, plan, teacher_run, given=teacher_given, split_file=split_file)
-    slots = jobs or max(1, torch.cuda.device_count())
-    split = str(split_file) if split_file else None
-    watch = _Watch(out, plan, None if teacher_given else teacher_run, progress, tell)
-    watch.tick()
-    students = [
-        (job.name, Order(str(data), str(run_of(out, job)), job.config, str(teacher_run), split)) for job in todo
-    ]
-    if not teacher_given and not RunFolder(teacher_run).evaluation.exists():
-        first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split))]
-        _carry_out(first, out, 1, watch, len(plan.jobs))
-    _carry_out(students, out, slots, watch, len(plan.jobs))
-    document = summarise(data, out, plan, teacher_run, progress=progress)
-    shown = _shown(out, document, teacher_run)
-    document["evidence"] = {"budget": _richest(document)["name"], "seed": _first_seed(document), "models": list(shown)}
-    write_json(out / RESULT_NAME, document)
-    if evidence:
-        gather_for(shown, data, out / EVIDENCE_NAME, progress=progress)
-    return document
+        todo = _unfinished(out, plan, teacher_run, given=teacher is not None, split_file=split_file)
+        watch = _Watch(out, plan, teacher_run if teacher is None else None, progress, tell)
+        watch.tick()
+        if teacher is None and not RunFolder(teacher_run).evaluation.exists():
+            first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split))]
+            _carry_out(first, out, 1, watch, len(plan.jobs))
+        students = [
+            (job.name, Order(str(data), str(run_of(out, job)), job.config, str(teacher_run), split)) for job in todo
+        ]
+        _carry_out(students, out, slots, watch, len(plan.jobs))
+        document = summarise(data, out, plan, teacher_run, progress=progress)
+        shown = _shown(out, document, teacher_run)
+        named = {"budget": _richest(document)["name"], "seed": _first_seed(document), "models": list(shown)}
+        document["evidence"] = named
+        write_json(out / RESULT_NAME, document)
+        if evidence:
+            gather_for(shown, data, out / EVIDENCE_NAME, progress=progress)
+        return document
 
 
 def _richest(document: Mapping[str, Any]) -> Mapping[str, Any]:
