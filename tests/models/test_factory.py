@@ -11,13 +11,13 @@ from huggingface_hub import constants
 from timm.layers import DropPath
 
 from agridistill.errors import ModelError
-from agridistill.models.factory import SMALL_MODELS, create_model, load_weights, require_known_model, save_weights
+from agridistill.models.factory import VARIANTS, create_model, load_weights, require_known_model, save_weights
 from agridistill.models.hub import hub_access
 
 STUDENT = "mobilenetv3_small_050"
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL_MODELS if name.startswith("swin")])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("swin")])
 def test_our_small_swins_take_their_size_and_give_the_classes(name: str) -> None:
     size = int(name.rsplit("_", 1)[1])
     model = create_model(name, 7, image_size=size).eval()
@@ -56,6 +56,23 @@ def test_an_unreachable_hub_names_both_remedies(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ModelError, match=r"pretrained weights of .* --no-pretrained .* --weights FILE") as caught:
         create_model(STUDENT, 3, pretrained=True)
     assert "\n" not in str(caught.value)
+
+
+def test_the_minimal_mobilenet_starts_from_its_base_models_weights_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = timm.create_model("tf_mobilenetv3_large_minimal_100")
+    asked = []
+
+    def from_hub(repository: str, *args: object, **options: object) -> dict[str, torch.Tensor]:
+        asked.append(repository)
+        return dict(base.state_dict())
+
+    for source in ("load_state_dict_from_hf", "load_state_dict_from_url"):
+        monkeypatch.setattr(f"timm.models._builder.{source}", from_hub)
+    model = create_model("mobilenetv3_large_minimal_100", 3, pretrained=True)
+    assert len(asked) == 1
+    assert "tf_mobilenetv3_large_minimal_100" in asked[0]
+    assert torch.equal(model.state_dict()["conv_head.weight"], base.state_dict()["conv_head.weight"])
+    assert torch.equal(model.state_dict()["conv_stem.weight"], base.state_dict()["conv_stem.weight"])
 
 
 def test_no_hub_holds_our_own_models() -> None:

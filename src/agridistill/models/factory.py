@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,41 @@ from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.hub import hub_access
 from agridistill.storage import replacing
 
-# Variants of ours: (timm's architecture, what differs). All else is timm's own name.
-SMALL_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+
+@dataclass(frozen=True)
+class Variant:
+    """A network of ours: one of timm's architectures with other options.
+
+    Attributes:
+        architecture: timm's name.
+        options: what differs.
+        fits_hub: whether the tensors have the shapes of the architecture's weights on the model hub.
+    """
+
+    architecture: str
+    options: Mapping[str, Any]
+    fits_hub: bool
+
+
+# All other names are timm's own.
+VARIANTS: Mapping[str, Variant] = {
     # 6.9 M parameters; learns 128 px photos from scratch on two cores.
-    "swin_micro_patch4_window4_128": (
+    "swin_micro_patch4_window4_128": Variant(
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 4, "img_size": 128},
+        fits_hub=False,
     ),
     # 1 M parameters; for the demo and for tests.
-    "swin_nano_patch4_window4_64": (
+    "swin_nano_patch4_window4_64": Variant(
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 4, "img_size": 64},
+        fits_hub=False,
     ),
     # MobileNetV3 of ReLUs alone: no hard-swish and no squeeze-excite, which int8 engines compute slowly. Padded evenly,
-    # where TensorFlow's own pads one side more: int8 engines fuse even padding.
-    "mobilenetv3_large_minimal_100": ("tf_mobilenetv3_large_minimal_100", {"pad_type": ""}),
-    "mobilenetv3_small_minimal_100": ("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}),
+    # where TensorFlow's own pads one side more: int8 engines fuse even padding. With weights from the hub
+    # each of the five strides then samples one pixel further, which the first steps of training make good.
+    "mobilenetv3_large_minimal_100": Variant("tf_mobilenetv3_large_minimal_100", {"pad_type": ""}, fits_hub=True),
+    "mobilenetv3_small_minimal_100": Variant("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}, fits_hub=True),
 }
 
 
@@ -50,7 +70,7 @@ def create_model(
     """Creates a classifier.
 
     Args:
-        name: timm's name, or one of `SMALL_MODELS`.
+        name: timm's name, or one of `VARIANTS`.
         num_classes: size of the head.
         image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
         pretrained: fetches timm's weights from the model hub; the head starts at random.
@@ -64,7 +84,7 @@ def create_model(
     architecture, options = _architecture(name)
     if drop_path is not None:
         options["drop_path_rate"] = drop_path
-    if pretrained and weights is None and name in SMALL_MODELS:
+    if pretrained and weights is None and name in VARIANTS and not VARIANTS[name].fits_hub:
         raise ModelError(
             f"weights for {name}", "none: no hub holds this model", "pass --no-pretrained or --weights FILE"
         )
@@ -82,8 +102,8 @@ def require_known_model(name: str) -> None:
     Raises:
         ModelError: unknown; names the nearest known ones.
     """
-    if name not in SMALL_MODELS and not timm.is_model(name.split(".", 1)[0]):
-        known = [*SMALL_MODELS, *timm.list_models()]
+    if name not in VARIANTS and not timm.is_model(name.split(".", 1)[0]):
+        known = [*VARIANTS, *timm.list_models()]
         raise ModelError("a model name of timm", f"'{name}'", nearest(name, known, count=3))
     try:
         get_pretrained_cfg(name)
@@ -99,9 +119,8 @@ def _tags(architecture: str) -> list[str]:
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:
     require_known_model(name)
-    if name in SMALL_MODELS:
-        architecture, options = SMALL_MODELS[name]
-        return architecture, dict(options)
+    if name in VARIANTS:
+        return VARIANTS[name].architecture, dict(VARIANTS[name].options)
     return name, {}
 
 
