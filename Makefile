@@ -8,7 +8,7 @@ ENGINES_STAMP := $(VENV)/.engines-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo check test format clean
+.PHONY: help install demo check test torture format clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ check: $(STAMP) ## Lint, types and architecture.
 
 test: check $(ENGINES_STAMP) ## Run the checks, then all tests with coverage.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
+
+torture: $(STAMP) ## Kill the field agent 1,000 times over 20,000 detections; needs Mosquitto, about 10 minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.torture
 
 format: $(STAMP) ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -6,11 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from agridistill.data.synthetic import draw_leaves
-from agridistill.manifest import ModelManifest, Preprocessing, sha256_of
 
 TINY_SWIN = "swin_nano_patch4_window4_64"
 TINY_STUDENT = "mobilenetv3_small_050"
@@ -59,34 +57,10 @@ def student_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny exported model of 16 px photos, whose logits are their mean green and their mean red; "green", "red"."""
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
+    pytest.importorskip("onnx")
+    from tests.colour_model import colour_model_file
 
-    choice = numpy_helper.from_array(np.array([[0, 1], [1, 0], [0, 0]], np.float32) / np.float32(25.5), "choice")
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["values"], ["colours"], axes=[1, 2], keepdims=0),
-            helper.make_node("MatMul", ["colours", "choice"], ["logits"]),
-        ],
-        "colour",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 16, 16, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
-        [choice],
-    )
-    file = tmp_path_factory.mktemp("artefact") / "colour.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
-    manifest = ModelManifest(
-        model="mean_colour",
-        classes=("green", "red"),
-        preprocessing=Preprocessing(16),
-        weights_file=file.name,
-        weights_sha256=sha256_of(file),
-        precision="fp32",
-        measured={"parameters": 6, "macs": 774},
-    )
-    manifest.write(file.with_suffix(".json"))
-    return file
+    return colour_model_file(tmp_path_factory.mktemp("artefact"))
 
 
 @pytest.fixture(scope="session")

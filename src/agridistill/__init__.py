@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from agridistill.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from agridistill.api import evaluate, load
     from agridistill.benchmarking import benchmark
     from agridistill.exporting.artefact import export
     from agridistill.training.run import distill, train
 
-__version__ = "0.1.0"
 __all__ = ["benchmark", "distill", "evaluate", "export", "load", "train"]
 
 _HOMES = {

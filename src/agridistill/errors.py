@@ -11,6 +11,9 @@
     ├── RunError                a run folder: taken, unfinished, of another recipe
     │   └── PeerError           what another process of the run met, which tells it
     ├── OutboxError             messages that cannot be kept or read: the disk, a limit, a newer version
+    ├── EdgeError               a source, a rule, an update, the agent's state
+    │   ├── SourceLostError     a source that is away for now (edge.sources)
+    │   └── SourceEndedError    a source that has no more frames (edge.sources)
     └── MissingExtraError       an optional part of AgriDistill that is not installed
 
 Anything else that escapes is a defect of AgriDistill and keeps its traceback.
@@ -71,6 +74,10 @@ class PeerError(RunError):
 
 class OutboxError(AgriDistillError):
     """Messages cannot be kept or read."""
+
+
+class EdgeError(AgriDistillError):
+    """A source, a rule, an update or the agent's state cannot be used."""
 
 
 class MissingExtraError(AgriDistillError):

@@ -67,6 +67,7 @@ class ModelManifest:
         lineage: where the model comes from: method, teacher, data fingerprint, seed.
         precision: of the weights in the file: "fp32" or "int8".
         measured: an artefact's own figures on the validation split: accuracy, parity with its network, size, MACs.
+        familiarity: what photos like the training photos look like; see `runtime.familiarity`. Empty where not known.
     """
 
     model: str
@@ -79,6 +80,7 @@ class ModelManifest:
     lineage: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     measured: dict[str, Any] = field(default_factory=dict)
+    familiarity: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -167,6 +169,7 @@ def read_manifest(path: Path) -> ModelManifest:
             lineage=_mapping(raw.pop("lineage", {})),
             precision=_text(raw.pop("precision", "fp32")),
             measured=_mapping(raw.pop("measured", {})),
+            familiarity=_mapping(raw.pop("familiarity", {})),
         )
     except KeyError as error:
         raise ModelError("a complete manifest", f"'{path}' without {error}", "restore the file") from None

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge import mqtt
+from agridistill.edge.broker import BrokerSettings, parse_broker, topic_level
 from agridistill.edge.messages import Message
-from agridistill.edge.mqtt import BrokerSettings, MqttPublisher, parse_broker, topic_level
+from agridistill.edge.mqtt import MqttPublisher
 from agridistill.edge.outbox import Outbox
 from agridistill.errors import ConfigError
 
@@ -172,7 +173,7 @@ def test_a_broker_that_has_forgotten_everything_is_told_again(broker: Broker, ou
 def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox: Outbox) -> None:
     broker.start()
     receiver, wire = Receiver(broker.port), Wire(broker.port)
-    session = mqtt._Session(outbox, BrokerSettings("127.0.0.1", wire.port, device="pi"), None, dict)
+    session = mqtt._Session(outbox, BrokerSettings("127.0.0.1", wire.port, device="pi"), None, dict, {})
     session.open()
     wait_for(lambda: ("agridistill/pi/status", b"online") in receiver.got)
     session._client.socket().close()  # no goodbye

@@ -73,7 +73,8 @@ def test_the_same_event_is_kept_once(tmp_path: Path) -> None:
 def test_a_commit_is_synchronised_with_the_disk(tmp_path: Path) -> None:
     with Outbox(tmp_path / "outbox.db") as box:
         pragma = {
-            name: box._database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+            name: box._file._database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous")
         }
         assert pragma == {"journal_mode": "wal", "synchronous": 2}
 
@@ -165,13 +166,13 @@ class TestTrouble:
         with Outbox(tmp_path / "outbox.db") as box:
             box.add(messages(3))
             before = replace(box.counts(), oldest_s=0)
-            pages = box._database.execute("PRAGMA page_count").fetchone()[0]
-            box._database.execute(f"PRAGMA max_page_count = {pages + 1}")
+            pages = box._file._database.execute("PRAGMA page_count").fetchone()[0]
+            box._file._database.execute(f"PRAGMA max_page_count = {pages + 1}")
             with pytest.raises(OutboxError, match=r"an outbox that can be written.*full\); free some room on the disk"):
                 box.add([Message(os.urandom(2000)) for _ in range(20)])
             assert replace(box.counts(), oldest_s=0) == before
             assert payloads(box) == [0, 1, 2]
-            box._database.execute("PRAGMA max_page_count = 100000")
+            box._file._database.execute("PRAGMA max_page_count = 100000")
             box.add(messages(1))
             assert box.counts().accepted == 4
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from agridistill.errors import DataError, ModelError, PhotoError
 from agridistill.manifest import ModelManifest, Preprocessing
+from agridistill.runtime.familiarity import figures, fit_familiarity
 from agridistill.runtime.predictor import PhotoResult, Predictor
 from agridistill.runtime.reading import expand
 
@@ -78,6 +79,17 @@ def test_below_its_threshold_the_model_abstains() -> None:
     assert predictor.predict(even).abstained
     assert not predictor.predict(clear).abstained
     assert not Predictor(colour_backend(threshold=0.5)).predict(even).abstained
+
+
+def test_a_photo_unlike_the_training_photos_is_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(80)]
+    known = fit_familiarity([figures(photo) for photo in noise[:60]], [figures(photo) for photo in noise[60:]])
+    knowing = Predictor(colour_backend(familiarity=known.to_json()))
+    assert knowing.predict(np.zeros((8, 8, 3), np.uint8)).unfamiliar
+    strange = sum(knowing.predict(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).unfamiliar for _ in range(40))
+    assert strange < 20
+    assert Predictor(colour_backend()).predict(noise[0]).strangeness is None
 
 
 def test_top_names_as_many_classes_as_there_are() -> None:

@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from agridistill import __version__
-from agridistill.cli import benchmark, compare, data, demo, distill, evaluate, export, predict, report, train
+from agridistill.cli import (
+    benchmark,
+    compare,
+    data,
+    demo,
+    distill,
+    evaluate,
+    export,
+    predict,
+    publish,
+    report,
+    status,
+    train,
+    watch,
+)
 from agridistill.cli.output import LogLines, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
@@ -34,6 +48,9 @@ app.command()(export.export)
 app.command()(predict.predict)
 app.command()(benchmark.benchmark)
 app.command()(report.report)
+app.command()(watch.watch)
+app.command()(status.status)
+app.command()(publish.publish)
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,6 +75,7 @@ _GOES_ON = {
     "distill": "a started run goes on with the same command and --resume",
     "demo": "the same command goes on where it stopped",
     "compare": "the same command goes on where it stopped",
+    "watch": "the same command goes on where it stopped",
     "data fetch": "the same command goes on where it stopped",
 }
 

@@ -55,6 +55,8 @@ def predict(
 
 
 def _line(prediction: Prediction) -> str:
+    if prediction.unfamiliar:
+        return f"unlike the photos that the model knows ({prediction.label} {100 * prediction.probability:.1f} %)"
     if prediction.abstained:
         return f"unknown ({prediction.label} {100 * prediction.probability:.1f} %): look closer"
     return ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.top)
@@ -67,6 +69,7 @@ def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
             "label": result.prediction.label,
             "probability": result.prediction.probability,
             "abstained": result.prediction.abstained,
+            "unfamiliar": result.prediction.unfamiliar,
             "top": [{"label": label, "probability": probability} for label, probability in result.prediction.top],
         }
         for result in results

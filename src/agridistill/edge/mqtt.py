@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agridistill.edge.messages import Pending
+from agridistill.edge.broker import BrokerSettings
 from agridistill.edge.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 
@@ -28,111 +24,9 @@ ONLINE, OFFLINE = b"online", b"offline"
 _POLL_S = 0.02
 _CONNECT_S = 10.0
 _GOODBYE_S = 5.0
+_TELL_EVERY_S = 1.0
+_LONGEST_ORDER_BYTES = 2_000_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-# One level of a topic: what is not in here would be another level, a wildcard, or trouble in a shell.
-_UNSAFE = re.compile(r"[^\w.-]+")
-
-
-@dataclass(frozen=True)
-class BrokerSettings:
-    """How a broker is reached.
-
-    Attributes:
-        host: name or address.
-        port: 1883, with TLS 8883.
-        device: name of this device, one level of its topics.
-        prefix: first level of all topics.
-        username: None for none.
-        password: never shown.
-        tls: whether the connection is encrypted and the broker's certificate checked.
-        ca_file: certificates of the authorities to trust; None takes the system's.
-        cert_file: of this device, where the broker asks for one.
-        key_file: of that certificate.
-        keepalive_s: a silence after which the broker is asked whether it is there.
-        inflight: messages under way without an acknowledgement, at most.
-        ack_timeout_s: a message without one for so long says that the connection is dead.
-    """
-
-    host: str
-    port: int = 1883
-    device: str = "device"
-    prefix: str = "agridistill"
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    keepalive_s: int = 30
-    inflight: int = 20
-    ack_timeout_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        for holds, expected, got in (
-            (bool(self.host), "a broker's host", "none"),
-            (0 < self.port < 65536, "a port from 1 to 65535", self.port),
-            (1 <= self.inflight <= 1000, "1 to 1,000 messages under way", self.inflight),
-            (self.keepalive_s >= 1 and self.ack_timeout_s > 0, "waiting times above 0", "less"),
-            (self.cert_file is None or self.tls, "mqtts:// for a certificate", "mqtt://"),
-        ):
-            if not holds:
-                raise ConfigError(expected, str(got), "correct the broker's settings")
-
-    @property
-    def base(self) -> str:
-        """First levels of the device's topics."""
-        return f"{topic_level(self.prefix)}/{topic_level(self.device)}"
-
-    @property
-    def status_topic(self) -> str:
-        """Retained: "online", or "offline" by the broker's word where the device vanishes."""
-        return f"{self.base}/status"
-
-    def topic_of(self, pending: Pending) -> str:
-        """`PREFIX/DEVICE/detections/PLOT` or `…/alerts/PLOT`."""
-        return f"{self.base}/{pending.message.kind}s/{topic_level(pending.message.plot or 'all')}"
-
-
-def topic_level(name: str) -> str:
-    """A name as one level of a topic.
-
-    Example:
-        >>> topic_level("north field/#3")
-        'north_field_3'
-    """
-    return _UNSAFE.sub("_", name).strip("_") or "_"
-
-
-def parse_broker(url: str, **settings: Any) -> BrokerSettings:
-    """Settings from `mqtt://[USER@]HOST[:PORT][/PREFIX]` or `mqtts://…`.
-
-    Args:
-        url: without a password: it would stand in process lists and logs.
-        settings: further ones.
-
-    Raises:
-        ConfigError: another scheme, no host, or a password.
-    """
-    try:
-        parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError("a broker such as mqtt://host:1883", f"an address with {error}", "correct it") from None
-    if parts.password is not None:
-        raise ConfigError(
-            "a broker's address without a password",
-            "one with",
-            "put it into AGRIDISTILL_MQTT_PASSWORD or a file for --password-file",
-        )
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-        raise ConfigError("a broker such as mqtt://host:1883", f"'{url}'", "correct it")
-    tls = parts.scheme == "mqtts"
-    given: dict[str, Any] = {"host": parts.hostname, "port": port or (8883 if tls else 1883), "tls": tls}
-    if parts.username:
-        given["username"] = unquote(parts.username)
-    if parts.path.strip("/"):
-        given["prefix"] = parts.path.strip("/")
-    return BrokerSettings(**given | settings)
 
 
 class _LostError(Exception):
@@ -149,7 +43,9 @@ class MqttPublisher:
     Args:
         outbox: of this device.
         settings: of the broker.
-        retained: told the broker on every connection, by topic: it may have forgotten. Read anew each time.
+        retained: told the broker on every connection, by topic, for it may have forgotten, and where something
+            changes. Read every second.
+        commands: what to do with a message on a topic; the topics are subscribed to.
     """
 
     def __init__(
@@ -157,8 +53,10 @@ class MqttPublisher:
         outbox: Outbox,
         settings: BrokerSettings,
         retained: Callable[[], Mapping[str, bytes]] = dict,
+        commands: Mapping[str, Callable[[bytes], None]] | None = None,
     ) -> None:
         self.outbox, self.settings, self._retained = outbox, settings, retained
+        self._commands = dict(commands or {})
         self._connected = False
         self._told_lost = False
 
@@ -176,7 +74,7 @@ class MqttPublisher:
         tls = self._tls()
         pause = _FIRST_PAUSE_S
         while not stop.is_set():
-            session = _Session(self.outbox, self.settings, tls, self._retained)
+            session = _Session(self.outbox, self.settings, tls, self._retained, self._commands)
             try:
                 session.open()
                 self._connected = True
@@ -224,8 +122,11 @@ class _Session:
         settings: BrokerSettings,
         tls: ssl.SSLContext | None,
         retained: Callable[[], Mapping[str, bytes]],
+        commands: Mapping[str, Callable[[bytes], None]],
     ) -> None:
-        self._outbox, self._settings, self._retained = outbox, settings, retained
+        self._outbox, self._settings, self._retained, self._commands = outbox, settings, retained, commands
+        self._told: dict[str, bytes] = {}
+        self._tell_at = 0.0
         self._under_way: dict[int, tuple[int, float]] = {}
         self._acknowledged: list[int] = []
         self._last_sent = 0
@@ -242,6 +143,7 @@ class _Session:
         client.will_set(settings.status_topic, OFFLINE, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
+        client.on_message = self._on_message
 
     def open(self) -> None:
         """Connects, and tells what has to be retained."""
@@ -253,8 +155,10 @@ class _Session:
                 raise _LostError(f"it refuses: {self._refused}")
             if time.monotonic() > deadline:
                 raise _LostError("no answer")
-        for topic, payload in {**self._retained(), self._settings.status_topic: ONLINE}.items():
-            self._client.publish(topic, payload, qos=1, retain=True)
+        for topic in self._commands:
+            self._client.subscribe(topic, qos=1)
+        self._client.publish(self._settings.status_topic, ONLINE, qos=1, retain=True)
+        self._tell()
 
     def step(self) -> None:
         """Takes acknowledgements, and sends what there is room for."""
@@ -262,6 +166,8 @@ class _Session:
         if self._acknowledged:
             seqs, self._acknowledged = self._acknowledged, []
             self._outbox.delivered(seqs)
+        if time.monotonic() >= self._tell_at:
+            self._tell()
         room = self._settings.inflight - len(self._under_way)
         if room > 0:
             for pending in self._outbox.pending(after=self._last_sent, limit=room):
@@ -294,6 +200,20 @@ class _Session:
             self._acknowledged = []
         self._client.disconnect()
         self._client.loop(0)
+
+    def _tell(self) -> None:
+        """Retained topics that the broker does not know yet as they are."""
+        for topic, payload in self._retained().items():
+            if self._told.get(topic) != payload:
+                self._client.publish(topic, payload, qos=1, retain=True)
+                self._told[topic] = payload
+        self._tell_at = time.monotonic() + _TELL_EVERY_S
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        act = self._commands.get(message.topic)
+        # Nobody sends an order of megabytes; a retained one of no bytes takes the order back.
+        if act is not None and 0 < len(message.payload) <= _LONGEST_ORDER_BYTES:
+            act(bytes(message.payload))
 
     def _loop(self) -> None:
         code = self._client.loop(_POLL_S)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
-import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from agridistill.edge.messages import Message, OutboxCounts, OutboxLimits, Pending
-from agridistill.errors import OutboxError
-
-logger = logging.getLogger(__name__)
+from agridistill.edge.sqlite_file import SqliteFile, add_to_counter
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -53,9 +48,7 @@ class Outbox:
 
     def __init__(self, path: Path, limits: OutboxLimits | None = None) -> None:
         self.path, self.limits = path, limits or OutboxLimits()
-        self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = self._opened_or_new()
+        self._file = SqliteFile(path, what="outbox", schema=_SCHEMA, version=_SCHEMA_VERSION)
         self._bytes = self._measured_bytes()
 
     def add(self, messages: Sequence[Message]) -> list[int]:
@@ -83,7 +76,7 @@ class Outbox:
                 )
                 if cursor.rowcount:
                     self._bytes += _size(message)
-                    _count(database, "accepted", 1)
+                    add_to_counter(database, "accepted", 1)
                 found = database.execute("SELECT seq FROM messages WHERE event_id = ?", (message.event_id,)).fetchone()
                 seqs.append(int(found[0]))
         return seqs
@@ -95,7 +88,7 @@ class Outbox:
             after: place of the last one that is not wanted any more.
             limit: of their number.
         """
-        with self._reading() as database:
+        with self._file.reading() as database:
             rows = database.execute(
                 "SELECT seq, event_id, kind, plot, created_s, payload FROM messages WHERE seq > ? ORDER BY seq LIMIT ?",
                 (after, limit),
@@ -114,7 +107,7 @@ class Outbox:
             done = 0
             for seq in seqs:
                 done += self._delete(database, "seq = ?", (seq,))
-            _count(database, "delivered", done)
+            add_to_counter(database, "delivered", done)
 
     def expire(self) -> int:
         """Drops what is older than the limit; gives how many.
@@ -130,7 +123,7 @@ class Outbox:
 
     def counts(self) -> OutboxCounts:
         """What waits and what became of the rest."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             waiting = dict(database.execute("SELECT kind, count(*) FROM messages GROUP BY kind").fetchall())
             (oldest,) = database.execute("SELECT min(created_s) FROM messages").fetchone()
             counters = dict(database.execute("SELECT name, value FROM counters").fetchall())
@@ -146,8 +139,7 @@ class Outbox:
 
     def close(self) -> None:
         """Closes the file; what waits stays."""
-        with self._lock:
-            self._database.close()
+        self._file.close()
 
     def __enter__(self) -> Outbox:
         return self
@@ -157,77 +149,16 @@ class Outbox:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on the disk at its end."""
-        with self._lock:
-            before = self._bytes
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException as error:
-                self._bytes = before
-                with contextlib.suppress(sqlite3.Error):
-                    self._database.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise self._failure(error) from None
-                raise
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                yield self._database
-            except sqlite3.Error as error:
-                raise self._failure(error) from None
-
-    def _failure(self, error: sqlite3.Error) -> OutboxError:
-        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-        remedy = "free some room on the disk" if full else "check the disk"
-        return OutboxError("an outbox that can be written and read", f"'{self.path}' ({error})", remedy)
-
-    def _opened_or_new(self) -> sqlite3.Connection:
+        before = self._bytes
         try:
-            return self._opened()
-        except sqlite3.DatabaseError as error:
-            # Locked or without rights: not damaged. An OperationalError is a DatabaseError, too.
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._failure(error) from None
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
-        logger.error("the outbox '%s' is damaged: set aside as '%s', a new one is begun", self.path, aside)
-        for suffix in ("", "-wal", "-shm"):
-            part = Path(f"{self.path}{suffix}")
-            if part.exists():
-                part.rename(f"{aside}{suffix}")
-        try:
-            return self._opened()
-        except sqlite3.Error as error:
-            raise self._failure(error) from None
-
-    def _opened(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            # WAL alone syncs at checkpoints only: a power cut would take back what was committed.
-            database.execute("PRAGMA synchronous = FULL")
-            (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            if sound != "ok":
-                raise sqlite3.DatabaseError(sound)
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > _SCHEMA_VERSION:
-                raise OutboxError(
-                    f"an outbox of version {_SCHEMA_VERSION} or older",
-                    f"version {version} in '{self.path}'",
-                    "update AgriDistill on this device",
-                )
-            database.executescript(_SCHEMA)
-            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            with self._file.writing() as database:
+                yield database
         except BaseException:
-            database.close()
+            self._bytes = before
             raise
-        return database
 
     def _measured_bytes(self) -> int:
-        with self._reading() as database:
+        with self._file.reading() as database:
             (size,) = database.execute(
                 "SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages", (_OVERHEAD_BYTES,)
             ).fetchone()
@@ -259,7 +190,7 @@ class Outbox:
         kinds = database.execute(f"SELECT kind, count(*) FROM messages WHERE {where} GROUP BY kind", values).fetchall()  # noqa: S608 - our own words
         taken = self._delete(database, where, values)
         for kind, count in kinds:
-            _count(database, f"dropped:{kind}", count)
+            add_to_counter(database, f"dropped:{kind}", count)
         return taken
 
     def _delete(self, database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> int:
@@ -273,12 +204,3 @@ class Outbox:
 
 def _size(message: Message) -> int:
     return len(message.payload) + len(message.plot) + _OVERHEAD_BYTES
-
-
-def _count(database: sqlite3.Connection, name: str, count: int) -> None:
-    if count:
-        database.execute(
-            "INSERT INTO counters (name, value) VALUES (?, ?) "
-            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            (name, count),
-        )

@@ -78,18 +78,37 @@ class LeafPool:
             probabilities: `(K,)`, calibrated.
             at_s: when it was seen, by a clock that is never set back.
         """
+        if plot not in self._leaves:
+            self._forget_plots(at_s)
         leaves = self._leaves.setdefault(plot, deque(maxlen=self._most))
         leaves.append((at_s, probabilities))
         self._forget(leaves, at_s)
 
-    def view(self, plot: str, now_s: float) -> PlotView | None:
-        """What the plot's leaves say together now; None where there are none in the window."""
-        leaves = self._leaves.get(plot, deque())
-        self._forget(leaves, now_s)
+    @property
+    def plots(self) -> list[str]:
+        """Those with leaves."""
+        return list(self._leaves)
+
+    def leaves(self, plot: str, now_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """When each leaf in the window was seen `(N,)`, and its probabilities `(N, K)`."""
+        leaves = [leaf for leaf in self._leaves.get(plot, ()) if leaf[0] >= now_s - self._window_s]
         if not leaves:
-            self._leaves.pop(plot, None)
+            return np.empty(0), np.empty((0, len(self._classes)))
+        return np.array([at_s for at_s, _ in leaves]), np.stack([probabilities for _, probabilities in leaves])
+
+    def view(self, plot: str, now_s: float, *, within_s: float | None = None) -> PlotView | None:
+        """What the plot's leaves say together now; None where there are none in the window.
+
+        Args:
+            plot: its name.
+            now_s: by the clock of `add`.
+            within_s: a shorter window than the pool's own.
+        """
+        at_s, rows = self.leaves(plot, now_s)
+        if within_s is not None:
+            rows = rows[at_s >= now_s - within_s]
+        if not len(rows):
             return None
-        rows = np.stack([probabilities for _, probabilities in leaves])
         pooled = pooled_probabilities(rows)
         best = int(pooled.argmax())
         shares = dict(zip(self._classes, rows.mean(axis=0).tolist(), strict=True))
@@ -98,3 +117,7 @@ class LeafPool:
     def _forget(self, leaves: deque[tuple[float, NDArray[np.float64]]], now_s: float) -> None:
         while leaves and leaves[0][0] < now_s - self._window_s:
             leaves.popleft()
+
+    def _forget_plots(self, now_s: float) -> None:
+        for plot in [plot for plot, leaves in self._leaves.items() if leaves[-1][0] < now_s - self._window_s]:
+            del self._leaves[plot]

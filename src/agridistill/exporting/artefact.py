@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import calibration_error, fit_temperature
 from agridistill.evaluation.representative import representative_batches
 from agridistill.evaluation.selective import AbstentionPoint, abstention_point
+from agridistill.exporting.familiar import familiarity_of
 from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models.complexity import complexity
@@ -119,7 +119,9 @@ def export(
             str(len(val.samples)),
             "pass --force to measure it on these",
         )
-    converted = _as_wanted(network, manifest, precision, choose)
+    train = choose(split="train")
+    converted = _as_wanted(network, manifest, precision, train)
+    familiarity = familiarity_of(train, val, manifest.preprocessing, progress)
     size = complexity(network, manifest.preprocessing.image_size)
     expected = predict_logits(TorchBackend(network, manifest, torch.device("cpu")), val.samples, val.root)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,7 @@ def export(
                 "parameters": size.parameters,
                 "macs": size.macs,
             },
+            familiarity=familiarity.to_json() if familiarity else {},
         )
         with replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
@@ -158,14 +161,11 @@ def export(
     return result
 
 
-def _as_wanted(
-    network: nn.Module, manifest: ModelManifest, precision: Precision, choose: Callable[..., ChosenPhotos]
-) -> nn.Module:
+def _as_wanted(network: nn.Module, manifest: ModelManifest, precision: Precision, train: ChosenPhotos) -> nn.Module:
     if manifest.precision == "int8":
         # Trained with its roundings, whose scales go into the file.
         return network
     if precision == "int8":
-        train = choose(split="train")
         rounded = quantised(network, manifest.preprocessing)
         calibrate(rounded, representative_batches(train.root, train.samples, manifest.preprocessing))
         return rounded

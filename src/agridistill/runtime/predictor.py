@@ -14,6 +14,7 @@ from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend, checked_logits
+from agridistill.runtime.familiarity import Familiarity
 from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels
 
 # Some milliseconds of a processor, every few seconds of a stream.
@@ -29,12 +30,22 @@ class Prediction:
         probability: of that class, 0 to 1, calibrated by the manifest's temperature.
         top: the most probable classes with their probabilities, best first.
         abstained: the probability is below the manifest's threshold: the label is a guess, not an answer.
+        strangeness: how far the photo is from the training photos: above 1 it is unlike them, and the label means
+            nothing. None where the manifest does not tell what they look like.
+        probabilities: of all classes, in the manifest's order.
     """
 
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
     abstained: bool
+    strangeness: float | None = None
+    probabilities: tuple[float, ...] = ()
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Whether the photo is unlike those that the model learnt from."""
+        return self.strangeness is not None and self.strangeness > 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,8 @@ class Predictor:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        known = backend.manifest.familiarity
+        self._familiarity = Familiarity.from_json(known) if known else None
 
     @property
     def manifest(self) -> ModelManifest:
@@ -111,10 +124,17 @@ class Predictor:
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         probabilities = softmax(checked_logits(self.backend, pixels), self.manifest.temperature)
-        return [self._prediction(row, top) for row in probabilities]
+        return [self._prediction(row, photo, top) for row, photo in zip(probabilities, pixels, strict=True)]
 
-    def _prediction(self, probabilities: NDArray[np.float64], top: int) -> Prediction:
+    def _prediction(self, probabilities: NDArray[np.float64], pixels: Pixels, top: int) -> Prediction:
         best = np.argsort(-probabilities, kind="stable")[:top]
         ranked = tuple((self.manifest.classes[index], float(probabilities[index])) for index in best)
         label, probability = ranked[0]
-        return Prediction(label, probability, ranked, abstained=probability < self.manifest.threshold)
+        return Prediction(
+            label,
+            probability,
+            ranked,
+            abstained=probability < self.manifest.threshold,
+            strangeness=self._familiarity.strangeness(pixels) if self._familiarity else None,
+            probabilities=tuple(probabilities.tolist()),
+        )

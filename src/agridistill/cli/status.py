@@ -1,0 +1,171 @@
+"""`agridistill status`: how the agent on this device is, and what it saw last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agridistill.cli import options
+from agridistill.cli.cells import UNDEFINED, count, new_table, percent, plain, show_table
+from agridistill.cli.output import next_command, print_json, stdout
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from agridistill.edge.events import AgentState, Alert, Detection
+
+_LONG_S = 300.0
+"""An outage below this passes by itself often enough not to call anybody."""
+
+
+def status(
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="State folder of the agent.", show_default="the user's own"),
+    ] = None,
+    last: Annotated[int, typer.Option("--last", min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
+    json: options.Json = False,
+) -> None:
+    """Tell how the agent on this device is: does it run, what waits, what it saw last.
+
+    The exit code is 1 where it does not run, or has been without its source or its broker for five minutes.
+    """
+    import time
+
+    from agridistill.edge.state_file import HISTORY_FILE, is_running, read_state, state_folder
+
+    folder = state_folder() if state is None else state
+    found = read_state(folder)
+    alerts, detections = _history(folder / HISTORY_FILE, last)
+    now_s = time.time()
+    running = is_running(found, now_s)
+    problems = _problems(found, running)
+    if json:
+        document = {
+            "running": running,
+            "problems": problems,
+            "state": found.to_json(),
+            "open_alerts": [alert.to_json() for alert in alerts],
+            "detections": [detection.to_json() for detection in detections],
+        }
+        print_json(document)
+    else:
+        stdout.print(_headline(found, running, now_s), markup=False, style="bold green" if running else "bold red")
+        show_table(_state_table(found, running))
+        _print_alerts(alerts, now_s)
+        if detections:
+            show_table(_detections_table(detections))
+        elif last:
+            stdout.print("Nothing was seen yet.")
+        for problem in problems:
+            stdout.print(f"Problem: {problem}", markup=False, style="red")
+    if not running:
+        next_command("watch", "SOURCE", "--model", "MODEL", *(() if state is None else ("--state", state)))
+    if problems:
+        raise typer.Exit(1)
+
+
+def _history(file: Path, last: int) -> tuple[list[Alert], list[Detection]]:
+    from agridistill.edge.history import History
+
+    # An agent that has just started may not have made it yet.
+    if not file.exists():
+        return [], []
+    with History.reading(file) as history:
+        return history.alerts(state="open", limit=100), history.recent(last)
+
+
+def _problems(state: AgentState, running: bool) -> list[str]:
+    from agridistill.edge.words import duration_words
+
+    if not running:
+        return [f"the agent has not run since {_local(state.at_s)}"]
+    problems = []
+    if state.source_lost_s is not None and state.source_lost_s >= _LONG_S:
+        problems.append(f"the source has been away for {duration_words(state.source_lost_s)}")
+    if state.broker is not None and not state.broker.get("connected"):
+        # Without a message that waits, nobody misses the broker.
+        oldest_s = (state.outbox or {}).get("oldest_s", 0)
+        if oldest_s >= _LONG_S:
+            problems.append(f"the broker is away, and messages have waited for {duration_words(oldest_s)}")
+    return problems
+
+
+def _headline(state: AgentState, running: bool, now_s: float) -> str:
+    from agridistill.edge.words import duration_words
+
+    if running:
+        return f"{state.device}: running for {duration_words(state.uptime_s)} (process {state.pid})"
+    ago = duration_words(now_s - state.at_s)
+    return f"{state.device}: not running since {_local(state.at_s)} ({ago} ago); what follows is from then"
+
+
+def _state_table(state: AgentState, running: bool) -> Table:
+    from rich.table import Table
+
+    from agridistill.edge.words import broker_words, bytes_words, duration_words, model_words, queue_words
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    lost = state.source_lost_s
+    verdicts = ", ".join(f"{name} {number:,}" for name, number in state.verdicts.items() if number)
+    rows = [
+        ("source", state.source + ("" if lost is None else f" (away for {duration_words(lost)})")),
+        ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
+        ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
+        ("model", model_words(state)),
+        ("broker", broker_words(state)),
+        ("queue", queue_words(state)),
+        ("processor", UNDEFINED if state.processor_celsius is None else f"{state.processor_celsius:.0f} °C"),
+        ("memory", UNDEFINED if state.memory_bytes is None else bytes_words(state.memory_bytes)),
+        ("free disk", UNDEFINED if state.disk_free_bytes is None else bytes_words(state.disk_free_bytes)),
+    ]
+    for name, value in rows:
+        table.add_row(name, _shown(value))
+    return table
+
+
+def _print_alerts(alerts: list[Alert], now_s: float) -> None:
+    from agridistill.edge.words import duration_words
+
+    if not alerts:
+        stdout.print("No alert is open.")
+    for alert in alerts:
+        since = duration_words(now_s - alert.since_s)
+        told = f"{_shown(alert.level.capitalize())}, open for {since}: {_shown(alert.text)}"
+        stdout.print(told, style="yellow")
+
+
+def _detections_table(detections: list[Detection]) -> Table:
+    from agridistill.edge.words import plain_label
+
+    table = new_table(f"Last {count(len(detections))} detections", "time")
+    for name in ("plot", "says", "probability", "photo"):
+        table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")
+    for one in detections:
+        label = UNDEFINED if one.label is None else plain_label(one.label)
+        says = label if one.verdict == "answer" else f"{one.verdict}: {one.reason}" if one.reason else one.verdict
+        table.add_row(
+            _local(one.at_s),
+            _shown(one.plot or UNDEFINED),
+            _shown(says),
+            percent(one.probability),
+            _shown(one.photo),
+            style="" if one.verdict == "answer" else "yellow",
+        )
+    return table
+
+
+def _shown(name: str) -> str:
+    # A file's name may hold the escapes that command a terminal.
+    return plain("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name))
+
+
+def _local(at_s: float) -> str:
+    from agridistill.edge.words import moment
+
+    when = moment(at_s)
+    return "an unknown time" if when is None else f"{when.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,211 @@
+"""`agridistill watch`: the agent in the field."""
+
+from __future__ import annotations
+
+import json as json_format
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from agridistill.cli.output import next_command, shown, stderr, stdout
+
+if TYPE_CHECKING:
+    from agridistill.edge.alerts import AlertMessage
+    from agridistill.edge.events import Detection
+    from agridistill.edge.settings import WatchSettings
+
+
+def watch(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="A folder of photos, http(s)://… (a camera's snapshot), rtsp://…, /dev/videoN or a video file.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="MODEL", help="Exported model (.onnx, .tflite).")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings and rules as TOML; options go before them."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="Folder for what must not be lost.",
+            show_default="~/.local/state/agridistill",
+        ),
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option("--broker", metavar="URL", help="mqtt[s]://[USER@]HOST[:PORT][/PREFIX].")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Name in topics.", show_default="the host's")
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="NAME", help="Where the plants stand. In a folder, subfolders are plots."),
+    ] = None,
+    every: Annotated[
+        float | None, typer.Option("--every", min=0, metavar="S", help="Seconds between a camera's frames.")
+    ] = None,
+    after: Annotated[
+        Literal["keep", "delete"] | None, typer.Option("--after", help="What becomes of a folder's photos.")
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option("--page", metavar="[HOST:]PORT", help="Serve the local page and the metrics.")
+    ] = None,
+    thumbnails: Annotated[
+        bool | None, typer.Option("--thumbnails/--no-thumbnails", help="Keep small pictures for the page.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="End when all photos of a folder are decided on.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print alerts and trouble only.")] = False,
+) -> None:
+    """Watch photos as they come: decide, warn, and send what was seen to a broker, which may be away for weeks.
+
+    Every detection is on the disk before anything is sent. Ctrl-C or SIGTERM end it in an orderly way; the same command
+    goes on where it stopped.
+    """
+    from agridistill.errors import ConfigError, MissingExtraError
+    from agridistill.runtime.shipped import model_path
+
+    try:
+        from agridistill.edge.building import Listeners
+        from agridistill.edge.building import watch as run
+        from agridistill.edge.settings import WatchSettings, read_settings
+        from agridistill.edge.state_file import state_folder
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "the field part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[edge]'"
+        ) from None
+
+    settings = read_settings(config) if config is not None else WatchSettings()
+    settings = _with_options(settings, source, model, broker, device, plot, every, after, page, thumbnails)
+    if not settings.source:
+        raise ConfigError("a source to watch", "none", "agridistill watch FOLDER --model leaf.onnx")
+    if settings.model is None:
+        raise ConfigError("a model", "none", "agridistill export RUN --out leaf.onnx, then --model leaf.onnx")
+    from dataclasses import replace
+
+    settings = replace(settings, model=model_path(settings.model))
+    folder = state if state is not None else state_folder()
+    teller = _Teller(json=json, quiet=quiet)
+    with _stopping() as stop:
+        end = run(settings, folder, stop, Listeners(teller.detection, teller.alert, teller.page), once=once)
+    if not json:
+        told = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(end.verdicts.items())) or "none"
+        stderr.print(f"ended: {end.frames:,} frames decided on in all ({told})", markup=False)
+    next_command("status", *(("--state", folder) if state is not None else ()))
+
+
+class _Teller:
+    """Prints what is committed."""
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self._json, self._quiet = json, quiet
+
+    def detection(self, detection: Detection) -> None:
+        if self._json:
+            self._line({"event": "detection", **detection.to_json()})
+        elif not self._quiet:
+            stdout.print(_detection_line(detection), markup=False)
+
+    def alert(self, message: AlertMessage) -> None:
+        if self._json:
+            self._line({"event": "alert", "change": message.change, **message.alert.to_json()})
+
+    def page(self, address: str) -> None:
+        stderr.print(f"page: {address}", markup=False)
+
+    @staticmethod
+    def _line(document: dict[str, Any]) -> None:
+        sys.stdout.write(json_format.dumps(document, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+def _detection_line(detection: Detection) -> str:
+    from agridistill.edge.words import plain_label
+
+    at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - people's own time
+    label = plain_label(detection.label) if detection.label else ""
+    sure = f"{label} {100 * detection.probability:.0f} %" if detection.probability is not None else ""
+    answer = (
+        sure
+        if detection.verdict == "answer"
+        else f"{detection.verdict}: {detection.reason}" + (f" ({sure})" if sure else "")
+    )
+    return shown(f"{at} {detection.plot + ' ' if detection.plot else ''}{detection.photo}: {answer}")
+
+
+def _with_options(
+    settings: WatchSettings,
+    source: str | None,
+    model: Path | None,
+    broker: str | None,
+    device: str | None,
+    plot: str | None,
+    every: float | None,
+    after: Literal["keep", "delete"] | None,
+    page: str | None,
+    thumbnails: bool | None,
+) -> WatchSettings:
+    """The file's settings, changed by the options that were given."""
+    from dataclasses import replace
+
+    from agridistill.edge.settings import BrokerOptions, PageOptions
+
+    plain = {
+        "source": source,
+        "model": model,
+        "device": device,
+        "plot": plot,
+        "every_s": every,
+        "after": after,
+        "thumbnails": thumbnails,
+    }
+    changes: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+    if broker is not None:
+        changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerOptions(broker)
+    if page is not None:
+        host, port = _address(page)
+        before = settings.page or PageOptions()
+        changes["page"] = replace(before, port=port, host=host or before.host)
+    return replace(settings, **changes)
+
+
+def _address(text: str) -> tuple[str, int]:
+    from agridistill.errors import ConfigError
+
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal():
+        raise ConfigError("--page [HOST:]PORT", f"'{text}'", "for example --page 8571")
+    return host.strip("[]"), int(port)
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second one ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

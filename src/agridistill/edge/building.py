@@ -1,0 +1,227 @@
+"""From settings to a running agent: what is made, in which order, and who runs in which thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agridistill.edge.agent import Agent, Hooks, Stores
+from agridistill.edge.alerts import AlertMessage
+from agridistill.edge.current_model import CurrentModel, require_model
+from agridistill.edge.deciding import Decider, Origin
+from agridistill.edge.events import AgentState, Detection
+from agridistill.edge.history import History
+from agridistill.edge.latest import LatestFrame
+from agridistill.edge.outbox import Outbox
+from agridistill.edge.outputs import Command, Deliverer, Webhook
+from agridistill.edge.page import PageServer
+from agridistill.edge.plots import Plots
+from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
+from agridistill.edge.sources import SourceSettings, open_source
+from agridistill.edge.state_file import HISTORY_FILE
+from agridistill.edge.updates.keys import read_trusted_keys
+from agridistill.edge.updates.settings import UpdateSettings
+from agridistill.edge.updates.slots import ModelSlots
+from agridistill.edge.updates.updater import Updater
+from agridistill.edge.workers import BrokerLink, UpdateWorker
+from agridistill.errors import ConfigError
+from agridistill.preprocess import enough_pixels
+from agridistill.runtime.artefacts import open_artefact
+from agridistill.runtime.predictor import Predictor
+from agridistill.storage import only_one
+
+logger = logging.getLogger(__name__)
+
+# A state sent every few seconds would cost a device on a mobile network half a megabyte an hour.
+_TELL_STATE_EVERY_S = 60.0
+_JOIN_S = 10.0
+# Longer than a photo that may still be written is waited for.
+_IDLE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who wants to hear of what is committed.
+
+    Attributes:
+        detection: called with each detection.
+        alert: called with each message about an alert.
+        page: called with the page's address once it can be opened.
+    """
+
+    detection: Callable[[Detection], None] = lambda detection: None
+    alert: Callable[[AlertMessage], None] = lambda message: None
+    page: Callable[[str], None] = lambda address: None
+
+
+def watch(
+    settings: WatchSettings,
+    state: Path,
+    stop: threading.Event,
+    listeners: Listeners | None = None,
+    *,
+    once: bool = False,
+) -> AgentState:
+    """Runs the agent until `stop`.
+
+    Args:
+        settings: of the device.
+        state: folder for what must not be lost; made where it is not there. One agent at a time.
+        stop: set it to end in an orderly way.
+        listeners: who wants to hear.
+        once: ends when a source that waits has nothing more, and what waits has been delivered.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        AgriDistillError: something in the settings cannot be used.
+    """
+    listeners = listeners or Listeners()
+    state.mkdir(parents=True, exist_ok=True)
+    with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
+        stores = _stores(settings, state, stack)
+        slots = ModelSlots(state / "models", require_model(settings.model or Path()))
+        updater = _updater(settings.updates, slots, settings.threads)
+        connection = (
+            BrokerLink(settings.broker, settings.device_name, stores.detections)
+            if settings.broker and stores.detections
+            else None
+        )
+        agent = _agent(settings, stores, slots, listeners, connection, once=once)
+        workers = _workers(settings, stores, agent, updater, connection)
+        if settings.page:
+            listeners.page(stack.enter_context(_page(settings.page, state, agent)))
+        ending = threading.Event()
+        with _running(workers, ending):
+            agent.run(stop)
+            if once:
+                _wait_for_delivery(stores.outboxes, stop)
+        return agent.state
+
+
+def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -> Stores:
+    def outbox(name: str) -> Outbox:
+        return stack.enter_context(Outbox(state / f"{name}.sqlite", settings.outbox.limits))
+
+    return Stores(
+        folder=state,
+        history=stack.enter_context(History(state / HISTORY_FILE, settings.history)),
+        detections=outbox("outbox") if settings.broker else None,
+        alerts=[
+            outbox(name) for name, wanted in (("webhook", settings.webhook), ("command", settings.command)) if wanted
+        ],
+    )
+
+
+def _agent(
+    settings: WatchSettings,
+    stores: Stores,
+    slots: ModelSlots,
+    listeners: Listeners,
+    connection: BrokerLink | None,
+    *,
+    once: bool,
+) -> Agent:
+    history = stores.history
+
+    def load(path: Path) -> Predictor:
+        return Predictor(open_artefact(path, threads=settings.threads))
+
+    def plots(classes: tuple[str, ...]) -> Plots:
+        return Plots(history, settings.rules, classes, window_s=settings.window_s, view_s=60 * settings.window_minutes)
+
+    def create(predictor: Predictor) -> Decider:
+        for rule in settings.rules:
+            rule.indices(predictor.manifest.classes)
+        return Decider(predictor, settings.quality, origin)
+
+    # The source's name is known once it is made, and how many pixels it has to give once the model is.
+    size = enough_pixels(load(slots.first).manifest.preprocessing)
+    source = open_source(
+        settings.source,
+        settings=SourceSettings(
+            plot=settings.plot,
+            shorter_side=size,
+            every_s=settings.every_s,
+            after=settings.after,
+            username=os.environ.get("AGRIDISTILL_SOURCE_USERNAME") or None,
+            password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
+        ),
+        seen=history.knows,
+    )
+    if once and source.live:
+        raise ConfigError("a folder or a video file for --once", f"'{source.name}', which never ends", "leave it away")
+    origin = Origin(settings.device_name, source.name)
+    hooks = Hooks(listeners.detection, listeners.alert, connection.state if connection else lambda: None)
+    return Agent(
+        settings.device_name,
+        LatestFrame(source, end_after_s=_IDLE_S if once else None),
+        CurrentModel(slots, load, create),
+        plots,
+        stores,
+        keep_thumbnails=settings.thumbnails,
+        hooks=hooks,
+    )
+
+
+def _workers(
+    settings: WatchSettings, stores: Stores, agent: Agent, updater: Updater | None, connection: BrokerLink | None
+) -> list[Callable[[threading.Event], None]]:
+    workers: list[Callable[[threading.Event], None]] = []
+    outboxes = iter(stores.alerts)
+    if settings.webhook:
+        token = read_secret(settings.webhook.token_file, "AGRIDISTILL_WEBHOOK_TOKEN")
+        webhook = Webhook(settings.webhook.url, token)
+        workers.append(Deliverer(next(outboxes), webhook, webhook.name).run)
+    if settings.command:
+        command = Command(settings.command.words, settings.command.timeout_s)
+        workers.append(Deliverer(next(outboxes), command, command.name).run)
+    updates = UpdateWorker(settings.updates, updater, agent) if settings.updates and updater else None
+    if updates is not None:
+        workers.append(updates.run)
+    if connection is not None:
+        workers.append(connection.worker(agent, updates))
+    return workers
+
+
+def _updater(options: UpdateOptions | None, slots: ModelSlots, threads: int) -> Updater | None:
+    if options is None:
+        return None
+    settings = UpdateSettings(channel=options.channel, threads=threads, ca_file=options.ca_file)
+    return Updater(slots, read_trusted_keys(options.keys), settings)
+
+
+@contextlib.contextmanager
+def _page(options: PageOptions, state: Path, agent: Agent) -> Iterator[str]:
+    token = read_secret(options.token_file, "AGRIDISTILL_PAGE_TOKEN")
+    with contextlib.closing(History.reading(state / HISTORY_FILE)) as history:
+        server = PageServer(history, lambda: agent.state, host=options.host, port=options.port, token=token)
+        server.start()
+        try:
+            yield server.address
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _running(workers: Sequence[Callable[[threading.Event], None]], ending: threading.Event) -> Iterator[None]:
+    threads = [threading.Thread(target=worker, args=(ending,), daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join(_JOIN_S)
+
+
+def _wait_for_delivery(outboxes: Sequence[Outbox], stop: threading.Event) -> None:
+    while any(outbox.pending(limit=1) for outbox in outboxes) and not stop.wait(0.05):
+        pass

@@ -1,0 +1,270 @@
+"""Settings of `agridistill watch`: one TOML file for a device, typed and strict."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from agridistill.edge.history import HistoryLimits
+from agridistill.edge.messages import OutboxLimits
+from agridistill.edge.quality import QualitySettings
+from agridistill.edge.rules import Rule
+from agridistill.errors import ConfigError, nearest
+
+_DAY_S = 86_400.0
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_LONGEST_SECRET = 10_000
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """[broker]: where messages go.
+
+    Attributes:
+        url: `mqtt[s]://[USER@]HOST[:PORT][/PREFIX]`.
+        password_file: holds the password; else AGRIDISTILL_MQTT_PASSWORD.
+        ca_file: certificates of the authorities to trust; None takes the system's.
+        cert_file: of this device, where the broker asks for one.
+        key_file: of that certificate.
+        keepalive_s: a silence after which the broker is asked whether it is there.
+        inflight: messages under way without an acknowledgement, at most.
+        discovery: whether Home Assistant is told of the device.
+        discovery_prefix: Home Assistant's own.
+    """
+
+    url: str
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    keepalive_s: int = 30
+    inflight: int = 20
+    discovery: bool = True
+    discovery_prefix: str = "homeassistant"
+
+
+@dataclass(frozen=True)
+class WebhookOptions:
+    """[webhook]: alerts as JSON by POST; the bearer token from a file, else from AGRIDISTILL_WEBHOOK_TOKEN."""
+
+    url: str
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """[command]: a program that is run for each alert, without a shell, with the alert's JSON on its input."""
+
+    words: tuple[str, ...]
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """[page]: the local page and the metrics; elsewhere than on loopback a token is needed."""
+
+    host: str = "127.0.0.1"
+    port: int = 8571
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """[updates]: signed models.
+
+    Attributes:
+        keys: a public key, or a folder of such.
+        source: `http(s)://…/release.json`, or a folder; "" for MQTT alone.
+        every_hours: between two looks at the source.
+        channel: releases of another one are refused.
+        ca_file: certificates of the authorities to trust for https; None takes the system's.
+    """
+
+    keys: Path
+    source: str = ""
+    every_hours: float = 6.0
+    channel: str = "default"
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.every_hours <= 24 * 31:
+            raise ConfigError("updates.every_hours from 0.01 to 744", f"{self.every_hours:g}", "correct it")
+
+
+@dataclass(frozen=True)
+class OutboxOptions:
+    """[outbox]: how much may wait for a broker; a webhook and a command have an outbox of the same limits each."""
+
+    max_megabytes: float = 200.0
+    max_age_days: float = 0.0
+
+    @property
+    def limits(self) -> OutboxLimits:
+        """As the outbox takes them."""
+        return OutboxLimits(int(self.max_megabytes * 1e6), self.max_age_days * _DAY_S)
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """All of a device.
+
+    Attributes:
+        source: a folder, a camera, a stream, a snapshot or a video file.
+        model: an exported file, or a shipped model's name.
+        device: name of this device in topics; "" takes the host's name.
+        plot: where the plants stand; in a folder, of the photos outside its subfolders.
+        every_s: pause from one frame to the next of a camera, and within a video file.
+        after: what becomes of a folder's photo once it is decided on.
+        threads: of one prediction.
+        thumbnails: keeps small pictures for the page, on the device alone.
+        window_minutes: how long a leaf counts for what a plot's leaves say together.
+        quality, rules, broker, webhook, command, page, updates, outbox, history: see there.
+    """
+
+    source: str = ""
+    model: Path | None = None
+    device: str = ""
+    plot: str = ""
+    every_s: float = 1.0
+    after: Literal["keep", "delete"] = "keep"
+    threads: int = 1
+    thumbnails: bool = False
+    window_minutes: float = 60.0
+    quality: QualitySettings = field(default_factory=QualitySettings)
+    rules: tuple[Rule, ...] = ()
+    broker: BrokerOptions | None = None
+    webhook: WebhookOptions | None = None
+    command: CommandOptions | None = None
+    page: PageOptions | None = None
+    updates: UpdateOptions | None = None
+    outbox: OutboxOptions = field(default_factory=OutboxOptions)
+    history: HistoryLimits = field(default_factory=HistoryLimits)
+
+    def __post_init__(self) -> None:
+        if self.device and not _DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                "a device's name of up to 63 letters, digits, '.', '_' and '-'", f"'{self.device}'", "choose another"
+            )
+        names = [rule.name for rule in self.rules]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError("rules with names of their own", f"'{twice}' twice", "rename one")
+        if not 0 < self.window_minutes <= 60 * 24 * 31:
+            raise ConfigError("window_minutes above 0, up to 31 days", f"{self.window_minutes:g}", "correct it")
+        if self.threads < 0:
+            raise ConfigError("threads, 0 for one on each core", str(self.threads), "correct them")
+
+    @property
+    def device_name(self) -> str:
+        """The device's name, or the host's."""
+        return self.device or re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-._")[:63] or "device"
+
+    @property
+    def window_s(self) -> float:
+        """The longest time that a leaf counts anywhere."""
+        return max([60 * self.window_minutes, *(rule.window_s for rule in self.rules)])
+
+
+def read_settings(path: Path) -> WatchSettings:
+    """Reads a device's file; paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: not there, no TOML, an unknown key (the nearest known one is named) or a wrong value.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("a settings file", f"'{path}', which does not exist", "check the path") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("settings in TOML", f"'{path}' ({error})", "correct the file") from None
+    return build_settings(document, where=f"'{path}'", folder=path.parent)
+
+
+def build_settings(document: Mapping[str, Any], *, where: str, folder: Path | None = None) -> WatchSettings:
+    """Settings from what a TOML file holds.
+
+    Args:
+        document: as read.
+        where: it comes from, for messages.
+        folder: that relative paths start from.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    _require_keys(WatchSettings, document, where, "")
+    try:
+        text = json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("text, finite numbers, true and false", f"{error} in {where}", "correct it") from None
+    try:
+        # Strict JSON takes no text for a number or a flag, but a list for a tuple and a whole number for a float.
+        settings = TypeAdapter(WatchSettings).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{key}: {message}", f"{first['input']!r} in {where}", "correct it") from None
+    return _from_folder(settings, folder) if folder is not None else settings
+
+
+def read_secret(file: Path | None, variable: str) -> str | None:
+    """A secret from a file, else from the environment; None where there is none.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty; never with what it holds.
+    """
+    if file is None:
+        return os.environ.get(variable) or None
+    try:
+        with file.open(encoding="utf-8") as opened:
+            secret = opened.read(_LONGEST_SECRET).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError("a file with a secret", f"'{file}' ({reason})", "check path and permissions") from None
+    if not secret:
+        raise ConfigError("a file with a secret", f"'{file}', which is empty", "write the secret into it")
+    return secret
+
+
+def _require_keys(kind: type[Any], table: Any, where: str, section: str) -> None:
+    if not isinstance(table, dict):
+        return  # told when it is built
+    hints = get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    for key, value in table.items():
+        if key not in known:
+            told = f"a known key of [{section}]" if section else "a known key"
+            raise ConfigError(told, f"'{key}' in {where}", nearest(key, known))
+        inner = next((part for part in (hints[key], *get_args(hints[key])) if is_dataclass(part)), None)
+        for row in value if isinstance(value, list) else [value]:
+            if isinstance(inner, type):
+                _require_keys(inner, row, where, f"{section}.{key}" if section else key)
+
+
+def _from_folder(value: Any, folder: Path) -> Any:
+    """The same settings with their relative paths from a folder."""
+    changed: dict[str, Any] = {}
+    for item in fields(value):
+        found = getattr(value, item.name)
+        if isinstance(found, Path):
+            changed[item.name] = _located(found, folder)
+        elif item.name == "source" and found and "://" not in found:
+            changed[item.name] = str(_located(Path(found), folder))
+        elif is_dataclass(found):
+            changed[item.name] = _from_folder(found, folder)
+    return type(value)(**{item.name: getattr(value, item.name) for item in fields(value)} | changed)
+
+
+def _located(path: Path, folder: Path) -> Path:
+    """A path from a folder; what is not there (a camera's number, a shipped model's name) stays as it is."""
+    candidate = folder / path.expanduser()
+    return candidate if candidate.exists() or len(path.parts) > 1 or path.is_absolute() else path

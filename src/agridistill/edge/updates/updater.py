@@ -1,0 +1,112 @@
+"""Updater: looks at a source, and brings a newer model that is signed, whole and right onto the device."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from agridistill.edge.updates.fetch import fetch_files
+from agridistill.edge.updates.golden import check_golden
+from agridistill.edge.updates.keys import TrustedKeys
+from agridistill.edge.updates.pointer import Pointer
+from agridistill.edge.updates.release import RefusedError, Release, verified_release
+from agridistill.edge.updates.settings import UpdateResult, UpdateSettings
+from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots
+from agridistill.edge.updates.sources import ReleaseSource, UnavailableError, open_source
+from agridistill.errors import EdgeError, RunError
+from agridistill.storage import only_one
+
+logger = logging.getLogger(__name__)
+
+
+class Updater:
+    """Checks for updates. What a source can do wrong is a result, never an exception.
+
+    Args:
+        slots: of this device.
+        keys: that the device was given; what releases added and removed comes on top.
+        settings: limits and patience.
+    """
+
+    def __init__(self, slots: ModelSlots, keys: TrustedKeys, settings: UpdateSettings | None = None) -> None:
+        self.slots, self.keys, self.settings = slots, keys, settings or UpdateSettings()
+        self._told = ("", "")
+
+    def check(self, source: str | Path | bytes | ReleaseSource) -> UpdateResult:
+        """Looks for a newer release and installs it; `ModelSlots.start` then gives the new model.
+
+        Args:
+            source: as for `open_source`.
+        """
+        try:
+            if isinstance(source, str | Path | bytes):
+                source = open_source(source, self.settings)
+            self.slots.folder.mkdir(parents=True, exist_ok=True)
+            with only_one(self.slots.folder / UPDATE_LOCK, "model update"):
+                result = self._checked(source)
+        except (UnavailableError, RunError) as error:
+            result = UpdateResult("postponed", None, str(error))
+        except EdgeError as error:
+            result = UpdateResult("refused", None, str(error))
+        except OSError as error:
+            result = UpdateResult("postponed", None, f"the disk or the system refuses ({error})")
+        self._tell(result)
+        return result
+
+    def _checked(self, source: ReleaseSource) -> UpdateResult:
+        envelope = source.envelope()
+        pointer = self.slots.pointer()
+        keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
+        release = verified_release(envelope, keys)
+        if release.version == pointer.active:
+            return UpdateResult("current", release.version)
+        try:
+            self._require_wanted(release, pointer, keys)
+            staging = self.slots.staging(release, envelope)
+            fetch_files(source, release, staging, self.settings)
+            self._try(release, staging)
+            self.slots.switch(release, staging)
+        except UnavailableError as error:
+            return UpdateResult("postponed", release.version, str(error))
+        except RefusedError as error:
+            return UpdateResult("refused", release.version, str(error))
+        return UpdateResult("installed", release.version)
+
+    def _require_wanted(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> None:
+        version = release.version
+        if version in pointer.refused:
+            raise RefusedError(
+                "a version that works here", f"{version} ({pointer.refused[version]})", "publish another"
+            )
+        # The highest itself is taken again where its files were damaged on the disk.
+        if version < pointer.highest:
+            raise RefusedError(f"a version above {pointer.highest}", str(version), "publish with a higher --version")
+        if release.channel != self.settings.channel:
+            expected = f"a release of the channel '{self.settings.channel}'"
+            raise RefusedError(expected, f"one of '{release.channel}'", "check the device's source")
+        if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove):
+            raise RefusedError(
+                "a release that leaves a trusted key", "one that removes all", "add one with --trust-key"
+            )
+
+    def _try(self, release: Release, staging: Path) -> None:
+        try:
+            check_golden(staging, release, self.settings)
+        except RefusedError as error:
+            # Whole and signed, and yet it fails: it would fail at every check.
+            self.slots.refuse(release.version, str(error))
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _tell(self, result: UpdateResult) -> None:
+        """An outage and a refusal are told once, and that it is over, once."""
+        # A download that is cut off is told in other numbers each time: it is one outage all the same.
+        now = (result.outcome, result.reason if result.outcome == "refused" else "") if result.reason else ("", "")
+        if now[0] and now != self._told:
+            logger.warning("a model update is %s: %s", result.outcome, result.reason)
+        elif not now[0] and self._told[0]:
+            logger.warning("model updates can be had again")
+        self._told = now
+        if result.outcome == "installed":
+            logger.info("model version %s is installed, on trial", result.version)

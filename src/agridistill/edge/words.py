@@ -1,0 +1,95 @@
+"""Labels, times and sizes as people read them: on the page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from agridistill.edge.events import AgentState
+
+VERDICT_WORDS = {
+    "answer": "Answer",
+    "unsure": "Unsure",
+    "unfamiliar": "Unfamiliar",
+    "unusable": "Unusable",
+}
+
+
+def plain_label(label: str) -> str:
+    """A class name in words.
+
+    Example:
+        >>> plain_label("Tomato___Late_blight")
+        'Tomato: Late blight'
+        >>> plain_label("leaf_mold")
+        'leaf mold'
+    """
+    parts = [" ".join(part.replace("_", " ").split()) for part in label.split("___")]
+    return ": ".join(part for part in parts if part) or label
+
+
+def duration_words(seconds: float) -> str:
+    """A length of time in its two largest units.
+
+    Example:
+        >>> duration_words(7384)
+        '2 h 3 min'
+    """
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            # Seconds are noise from ten minutes on.
+            rest = 0 if unit == "min" and whole >= 600 else whole % size // below
+            return f"{whole // size} {unit}" + (f" {rest} {small}" if rest else "")
+    raise AssertionError("unreachable")
+
+
+def bytes_words(size: float) -> str:
+    """A size with its decimal unit.
+
+    Example:
+        >>> bytes_words(1_234_567)
+        '1.2 MB'
+    """
+    for unit_size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit_size:
+            return f"{size / unit_size:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def moment(at_s: float) -> datetime | None:
+    """A time in UTC from seconds since 1970; None where no calendar holds it."""
+    try:
+        return datetime.fromtimestamp(at_s, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def total(counts: int | Mapping[str, int]) -> int:
+    """How many, of a number or of numbers by kind."""
+    return sum(counts.values()) if isinstance(counts, Mapping) else counts
+
+
+def model_words(state: AgentState) -> str:
+    """Name, version and the first digits of the checksum of the agent's model."""
+    name, version, sha256 = (str(state.model.get(key) or "") for key in ("name", "version", "sha256"))
+    return " ".join(part for part in (name or "unknown", version, f"({sha256[:12]})" if sha256 else "") if part)
+
+
+def broker_words(state: AgentState) -> str:
+    """Where the agent's broker is, and whether it is connected."""
+    if state.broker is None:
+        return "none configured"
+    where = f"{state.broker.get('host', '')}:{state.broker.get('port', '')}"
+    return f"{where}: {'connected' if state.broker.get('connected') else 'away'}"
+
+
+def queue_words(state: AgentState) -> str:
+    """What waits for the agent's broker, and what was lost."""
+    if state.outbox is None:
+        return "nothing: no broker"
+    waiting, dropped = (total(state.outbox.get(key, 0)) for key in ("waiting", "dropped"))
+    oldest = f", the oldest for {duration_words(state.outbox.get('oldest_s', 0))}" if waiting else ""
+    return f"{waiting:,} message{'' if waiting == 1 else 's'}{oldest}" + (f"; {dropped:,} dropped" if dropped else "")

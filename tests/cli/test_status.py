@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from tests.edge.looks import HOSTILE, detection, filled_history, state
+
+from agridistill.cli.status import status
+from agridistill.edge.state_file import HISTORY_FILE, write_state
+from agridistill.errors import EdgeError
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command by itself."""
+    app = typer.Typer()
+    app.command()(status)
+    capsys.readouterr()
+    code = app(args=[str(word) for word in words], standalone_mode=False)
+    out, err = capsys.readouterr()
+    return code or 0, out, err
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The state folder of an agent, whose history it has open, as a running one would."""
+    write_state(tmp_path, state(pid=os.getpid()))
+    filled_history(tmp_path / HISTORY_FILE).close()
+    return tmp_path
+
+
+def test_a_running_agent_is_shown_with_its_state_its_alerts_and_its_last_detections(
+    folder: Path, capsys: Capture
+) -> None:
+    with filled_history(folder / HISTORY_FILE):
+        code, out, err = run(capsys, "--state", folder, "--last", 3)
+    assert code == 0
+    assert out.startswith(f"field-7: running for 2 h 3 min (process {os.getpid()})")
+    for told in (
+        "/photos/inbox",
+        "121 (answer 100, unsure 21)",
+        "mobilenetv3_large_100 7 (abababababab)",
+        "farm.example:8883: connected",
+        "5 messages, the oldest for 1 min 5 s; 2 dropped",
+        "54 °C",
+        "8 of the last 20 leaves of plot north show Tomato: Late blight",
+        HOSTILE,
+    ):
+        assert told in out, told
+    rows = [line for line in out.splitlines() if "north/leaf-" in line]
+    assert len(rows) == 3
+    assert "unusable: too dark" in rows[0]
+    assert "unsure: 52 % is below the threshold of 80 %" in rows[2]
+    assert err == ""
+
+
+def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, capsys: Capture) -> None:
+    at_s = time.time() - 3700
+    write_state(folder, state(pid=os.getpid(), at_s=at_s))
+    code, out, err = run(capsys, "--state", folder)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
+    assert code == 1
+    assert out.startswith(f"field-7: not running since {when} (1 h 1 min ago)")
+    assert "agridistill watch SOURCE --model MODEL" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"source_lost_s": 299.0}, None),
+        ({"source_lost_s": 301.0}, "the source has been away for 5 min 1 s"),
+        ({"broker": {"host": "b", "port": 1, "connected": False}}, None),
+        (
+            {
+                "broker": {"host": "b", "port": 1, "connected": False},
+                "outbox": {"waiting": {"detection": 9}, "waiting_bytes": 9, "oldest_s": 700.0, "delivered": 0},
+            },
+            "the broker is away, and messages have waited for 11 min",
+        ),
+    ],
+)
+def test_a_long_outage_is_a_problem_and_a_short_one_is_not(
+    folder: Path, capsys: Capture, changes: dict[str, Any], problem: str | None
+) -> None:
+    write_state(folder, state(pid=os.getpid(), **changes))
+    code, out, _ = run(capsys, "--state", folder, "--last", 0)
+    assert code == (0 if problem is None else 1)
+    assert (f"Problem: {problem}" in out) == (problem is not None)
+
+
+def test_a_photos_name_cannot_command_the_terminal(folder: Path, capsys: Capture) -> None:
+    with filled_history(folder / HISTORY_FILE) as history:
+        history.add(detection(9, photo="a\x1b[2Jb[red]c"))
+    _, out, _ = run(capsys, "--state", folder)
+    assert "\x1b" not in out
+    assert "a\ufffd[2Jb[red]c" in out
+
+
+def test_json_is_one_document_with_everything(folder: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "--state", folder, "--last", 2, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["running"], document["problems"]) == (True, [])
+    assert document["state"]["outbox"]["waiting"] == {"detection": 4, "alert": 1}
+    assert [one["verdict"] for one in document["detections"]] == ["unusable", "unfamiliar"]
+    assert [one["level"] for one in document["open_alerts"]] == ["critical", "warning"]
+
+
+def test_an_agent_without_a_detection_yet_is_shown(tmp_path: Path, capsys: Capture) -> None:
+    write_state(tmp_path, state(pid=os.getpid()))
+    code, out, _ = run(capsys, "--state", tmp_path)
+    assert code == 0
+    assert "Nothing was seen yet." in out
+    assert not (tmp_path / HISTORY_FILE).exists()
+
+
+def test_no_state_folder_is_unusable_input(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "missing"))
+    with pytest.raises(EdgeError, match="missing"):
+        run(capsys)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agridistill.edge.settings import WatchSettings, build_settings, read_secret, read_settings
+from agridistill.errors import ConfigError
+
+WHOLE = """
+source = "photos"
+model = "models/leaf.onnx"
+device = "greenhouse-3"
+every_s = 2
+[quality]
+darkest = 40
+[[rules]]
+name = "blight"
+classes = ["*blight"]
+window_minutes = 120
+quiet = "22:00-06:00"
+[broker]
+url = "mqtts://pi@farm.example/fields"
+password_file = "secrets/mqtt"
+[webhook]
+url = "https://hooks.example/x"
+[command]
+words = ["notify-send", "leaf"]
+[page]
+port = 9000
+[updates]
+keys = "keys"
+source = "https://farm.example/release.json"
+[outbox]
+max_megabytes = 50
+max_age_days = 30
+[history]
+detections = 1000
+"""
+
+
+def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "watch.toml"
+    file.write_text(WHOLE)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "keys").mkdir()
+    found = read_settings(file)
+    assert found.source == str(tmp_path / "photos")
+    assert found.model == tmp_path / "models" / "leaf.onnx"
+    assert found.every_s == 2.0
+    assert found.quality.darkest == 40.0
+    assert found.quality.brightest == 0.35
+    assert found.rules[0].classes == ("*blight",)
+    assert found.window_s == 7200
+    assert found.broker is not None
+    assert found.broker.password_file == tmp_path / "secrets" / "mqtt"
+    assert found.updates is not None
+    assert (found.updates.keys, found.updates.source) == (tmp_path / "keys", "https://farm.example/release.json")
+    assert found.outbox.limits.max_bytes == 50_000_000
+    assert found.outbox.limits.max_age_s == 30 * 86_400
+    assert found.command is not None
+    assert found.command.words == ("notify-send", "leaf")
+
+
+def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "watch.toml"
+    for source in ("0", "/dev/video0", "rtsp://camera/stream", "https://camera/snap.jpg"):
+        file.write_text(f'source = "{source}"\nmodel = "tomato"\n')
+        found = read_settings(file)
+        assert (found.source, found.model) == (source, Path("tomato"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sorce = 'x'", "'sorce' in .* did you mean 'source'"),
+        ("[quality]\ndarkes = 1", r"known key of \[quality\]; got 'darkes' .* did you mean 'darkest'"),
+        (
+            "[[rules]]\nname='a'\nclasses=['b']\nshares=1",
+            r"known key of \[rules\]; got 'shares' .* did you mean 'share'",
+        ),
+        ("[broker]\nurl='x'\npasword_file='y'", "did you mean 'password_file'"),
+        ("threads = '2'", r"threads: .*got '2'"),
+        ("[[rules]]\nname='a'", "rules.0.classes"),
+        ("[[rules]]\nname='a'\nclasses=['b']\nshare=2.0", "a share above 0, up to 1"),
+        ("[[rules]]\nname='a'\nclasses=['b']\n[[rules]]\nname='a'\nclasses=['b']", "'a' twice"),
+        ("device = 'a/b'", "device's name"),
+        ("after = 'burn'", "after"),
+        ("every_s = inf", "finite"),
+        ("window_minutes = 0", "window_minutes"),
+        ("rules = 3", "rules"),
+        ("broker = 'mqtt://x'", "broker"),
+        ("not toml", "settings in TOML"),
+        ("[updates]\nkeys='k'\nevery_hours=0", "every_hours from"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "watch.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_settings(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"'no\.toml', which does not exist"):
+        read_settings(Path("no.toml"))
+
+
+def test_a_device_without_a_name_takes_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "pi 4.fields/#1")
+    assert WatchSettings().device_name == "pi-4.fields-1"
+    assert build_settings({"device": "x"}, where="here").device_name == "x"
+
+
+def test_a_secret_comes_from_its_file_else_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text("from file\n")
+    monkeypatch.setenv("SOME_SECRET", "from environment")
+    assert read_secret(file, "SOME_SECRET") == "from file"
+    assert read_secret(None, "SOME_SECRET") == "from environment"
+    assert read_secret(None, "NO_SUCH_SECRET") is None
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="which is empty"):
+        read_secret(file, "SOME_SECRET")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_secret(tmp_path / "no", "SOME_SECRET")

@@ -1,0 +1,17 @@
+"""The short form of `make torture`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import MOSQUITTO
+from .torture import torture
+
+
+@pytest.mark.skipif(MOSQUITTO is None, reason="no Mosquitto on this machine")
+def test_kills_and_broker_restarts_lose_no_detection(tmp_path: Path, colour_model: Path) -> None:
+    outcome = torture(tmp_path, colour_model, kills=20, detections=300, restarts=3, seed=7)
+    assert outcome.holds, outcome
+    assert outcome.photos == 300

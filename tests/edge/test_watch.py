@@ -1,0 +1,240 @@
+"""The whole agent: photos in, detections and alerts out, whatever happens around it. A real broker, real files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from tests.edge.conftest import Broker, Receiver, wait_for
+from tests.edge.watched import RED, once, put, settings_for, watching
+
+from agridistill.edge import agent as agent_module
+from agridistill.edge.building import watch
+from agridistill.edge.events import Detection
+from agridistill.edge.history import History
+from agridistill.edge.outbox import Outbox
+from agridistill.edge.rules import Rule
+from agridistill.edge.settings import BrokerOptions, CommandOptions, PageOptions, WatchSettings
+from agridistill.edge.state_file import read_state
+from agridistill.errors import ConfigError, EdgeError, RunError
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def settings(photos: Path, colour_model: Path) -> WatchSettings:
+    return settings_for(photos, colour_model)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, settings: WatchSettings, state: Path) -> None:
+    put(photos, "a.jpg")
+    put(photos, "north/b.jpg", RED)
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    heard = once(settings, state)
+    assert {(item.photo, item.plot, item.label) for item in heard.detections} == {
+        ("a.jpg", "", "green"),
+        ("north/b.jpg", "north", "red"),
+    }
+    with History.reading(state / "history.sqlite") as history:
+        assert {item.photo for item in history.recent()} == {"a.jpg", "north/b.jpg"}
+    end = read_state(state)
+    assert (end.frames, end.unreadable, end.broker, end.outbox) == (2, 1, None, None)
+    assert not (state / "outbox.sqlite").exists()
+
+
+def test_what_was_decided_on_is_not_decided_on_again(photos: Path, settings: WatchSettings, state: Path) -> None:
+    put(photos, "a.jpg")
+    assert len(once(settings, state).detections) == 1
+    put(photos, "b.jpg")
+    again = once(settings, state)
+    assert [item.photo for item in again.detections] == ["b.jpg"]
+    assert read_state(state).frames == 2
+
+
+def test_detections_alerts_and_state_reach_the_broker(
+    photos: Path, settings: WatchSettings, state: Path, broker: Broker
+) -> None:
+    broker.start()
+    receiver = Receiver(broker.port)
+    rule = Rule("too red", ("red",), share=0.6, least_leaves=3)
+    settings = replace(settings, rules=(rule,), broker=BrokerOptions(f"mqtt://127.0.0.1:{broker.port}/farm"))
+    with watching(settings, state) as heard:
+        for number in range(4):
+            put(photos, f"north/{number}.jpg", RED)
+        wait_for(lambda: len(receiver.payloads()) == 4 and heard.alerts, what="detections and an alert")
+        wait_for(lambda: any(topic == "farm/pi/plots/north" for topic, _ in receiver.got))
+        wait_for(lambda: receiver.payloads("/alerts/"))
+    wait_for(lambda: ("farm/pi/status", b"offline") in receiver.got)
+    receiver.close()
+    got = dict(receiver.got)
+    assert {topic for topic in got if topic.startswith("farm/")} == {
+        "farm/pi/status",
+        "farm/pi/state",
+        "farm/pi/detections/north",
+        "farm/pi/alerts/north",
+        "farm/pi/plots/north",
+    }
+    sent = [json.loads(payload) for payload in receiver.payloads()]
+    assert [Detection.from_json(item) for item in sent] == heard.detections
+    (alert,) = [json.loads(payload) for payload in receiver.payloads("/alerts/")]
+    assert (alert["rule"], alert["change"], alert["state"], alert["plot"]) == ("too red", "opened", "open", "north")
+    assert json.loads(got["farm/pi/plots/north"])["label"] == "red"
+    assert json.loads(got["homeassistant/sensor/farm_pi/plot_north/config"])["state_topic"] == "farm/pi/plots/north"
+
+
+def test_alerts_run_a_command(photos: Path, settings: WatchSettings, state: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = CommandOptions(("sh", "-c", f'cat > /dev/null; echo "$AGRIDISTILL_RULE $AGRIDISTILL_CHANGE" >> "{out}"'))
+    for number in range(3):
+        put(photos, f"{number}.jpg", RED)
+    once(replace(settings, rules=(Rule("too red", ("red",), least_leaves=3),), command=command), state)
+    assert out.read_text() == "too red opened\n"
+
+
+def test_a_full_disk_holds_the_photo_until_there_is_room(
+    photos: Path,
+    settings: WatchSettings,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened: list[History] = []
+    made = History.__init__
+
+    def remember(self: History, *given: Any) -> None:
+        made(self, *given)
+        opened.append(self)
+
+    monkeypatch.setattr(History, "__init__", remember)
+    monkeypatch.setattr(agent_module, "_RETRY_FIRST_S", 0.02)
+    with watching(replace(settings, after="delete"), state) as heard:
+        put(photos, "a.jpg")
+        wait_for(lambda: len(heard.detections) == 1)
+        database = opened[0]._file._database
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        for number in range(60):
+            put(photos, f"{number:02}.jpg")
+        wait_for(lambda: "the agent waits for the disk" in caplog.text)
+        held = len(heard.detections)
+        assert held < 61
+        assert len(list(photos.glob("*.jpg"))) >= 61 - held
+        database.execute("PRAGMA max_page_count = 100000")
+        wait_for(lambda: len(heard.detections) == 61)
+        wait_for(lambda: not list(photos.glob("*.jpg")))
+    assert caplog.text.count("cannot be committed") == 1
+    assert caplog.text.count("can be committed again") == 1
+    assert len({item.event_id for item in heard.detections}) == 61
+
+
+def test_a_folder_that_goes_away_is_told_once_and_comes_back(
+    photos: Path, settings: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watching(settings, state) as heard:
+        put(photos, "a.jpg")
+        wait_for(lambda: len(heard.detections) == 1)
+        photos.rename(photos.with_name("gone"))
+        wait_for(lambda: "is away" in caplog.text)
+        photos.with_name("gone").rename(photos)
+        put(photos, "b.jpg")
+        wait_for(lambda: len(heard.detections) == 2)
+    assert caplog.text.count("is away") == caplog.text.count("is back") == 1
+
+
+def test_the_page_and_its_metrics_show_what_was_seen(photos: Path, settings: WatchSettings, state: Path) -> None:
+    settings = replace(settings, page=PageOptions(port=0), thumbnails=True)
+    with watching(settings, state) as heard:
+        put(photos, "a.jpg")
+        wait_for(lambda: heard.detections)
+        page = urlopen(heard.pages[0]).read().decode()  # noqa: S310 - our own
+        assert "a.jpg" in page
+        picture = urlopen(f"{heard.pages[0]}detections/{heard.detections[0].event_id}.jpg").read()  # noqa: S310
+        assert picture.startswith(b"\xff\xd8")
+        assert "agridistill_" in urlopen(f"{heard.pages[0]}metrics").read().decode()  # noqa: S310
+
+
+def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -> None:
+    with watching(settings, state):
+        wait_for(lambda: (state / "state.json").exists())
+        with pytest.raises(RunError, match="another one at work"):
+            watch(settings, state, threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": Path("no.onnx")}, EdgeError, "'no.onnx', which does not exist"),
+        ({"source": "no-such-folder"}, EdgeError, "which does not exist"),
+        ({"rules": (Rule("mold", ("*mold",)),)}, ConfigError, r"rule 'mold'; got '\*mold'"),
+        ({"broker": BrokerOptions("http://x")}, ConfigError, "a broker such as"),
+        ({"page": PageOptions(host="0.0.0.0", port=0)}, EdgeError, "a token where others can reach"),  # noqa: S104
+    ],
+)
+def test_settings_that_cannot_be_used_are_told_at_once(
+    settings: WatchSettings, state: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        watch(replace(settings, **changes), state, threading.Event())
+
+
+def test_the_command_ends_in_an_orderly_way_and_prints_what_it_saw(
+    photos: Path, settings: WatchSettings, state: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "watch.toml"
+    config.write_text("[quality]\ndarkest = 0\nbrightest = 1\nblurriest = 0\nleast_leaf = 0\n")
+    words = ("watch", str(photos), "--model", str(settings.model), "--config", str(config), "--state", str(state))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agridistill", *words, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    put(photos, "a.jpg")
+    assert process.stdout is not None
+    line = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    rest, told = process.communicate(timeout=30)
+    assert (line["event"], line["photo"], line["label"]) == ("detection", "a.jpg", "green")
+    assert process.returncode == 0, told
+    assert rest == b""
+    assert b"Traceback" not in told
+
+
+def test_alerts_are_logged_where_nobody_else_hears_of_them(
+    photos: Path, settings: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        put(photos, f"{number}.jpg", RED)
+    with caplog.at_level(logging.WARNING):
+        once(replace(settings, rules=(Rule("too red", ("red",), least_leaves=3),)), state)
+    assert "alert opened: too red, all: 100 % of 3 leaves, mostly red" in caplog.text
+
+
+def test_what_waits_for_a_broker_that_is_away_is_on_the_disk(
+    photos: Path, settings: WatchSettings, state: Path
+) -> None:
+    put(photos, "a.jpg")
+    with watching(replace(settings, broker=BrokerOptions("mqtt://127.0.0.1:9")), state) as heard:
+        wait_for(lambda: heard.detections)
+    with Outbox(state / "outbox.sqlite") as outbox:
+        assert [json.loads(item.message.payload)["photo"] for item in outbox.pending()] == ["a.jpg"]

@@ -1,0 +1,196 @@
+"""A download goes on where it was cut, never takes more than was signed, and leaves room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agridistill.edge.updates.sources import open_source
+
+from .conftest import QUICK, Device, Publisher, Server, model_like
+
+pytestmark = pytest.mark.usefixtures("without_golden")
+Serve = Callable[[Path], Server]
+MakeDevice = Callable[..., Device]
+KIB_64 = 65_536
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def large(publisher: Publisher, colour_model: Path) -> Publisher:
+    """A release of 0.6 MB: ten times 64 KiB."""
+    publisher.model = model_like(colour_model, publisher.model.parent / "large.onnx", padding=600_000)
+    publisher.publish(1)
+    return publisher
+
+
+def part_of(device: Device) -> Path:
+    return device.slots.folder / "v1.part" / "large.onnx.part"
+
+
+def test_cut_at_every_64_kib_the_old_model_runs_until_the_last_byte_is_there(
+    device_for: MakeDevice, large: Publisher, serve: Serve
+) -> None:
+    server = serve(large.folder)
+    device = device_for(large, server.url, replace(QUICK, attempts=1))
+    size, cuts = large.model.stat().st_size, 0
+    # One try a check, each cut after 64 KiB.
+    server.cut_after = KIB_64
+    while (result := device.check()).outcome == "postponed":
+        cuts += 1
+        assert device.start().version == 0
+        assert part_of(device).stat().st_size == cuts * KIB_64
+    assert result.outcome == "installed"
+    assert cuts == size // KIB_64
+    assert server.sent["large.onnx"] == size, "no byte was sent twice"
+    assert device.start().version == 1
+
+
+@pytest.mark.parametrize("cut", range(0, 600_000, KIB_64))
+def test_a_file_that_ends_early_on_a_stick_is_never_used(
+    device_for: MakeDevice, large: Publisher, cut: int, tmp_path: Path
+) -> None:
+    content = large.model.read_bytes()
+    (large.folder / "v1" / "large.onnx").write_bytes(content[:cut])
+    device = device_for(large, settings=replace(QUICK, attempts=1))
+    assert device.check().outcome == "postponed"
+    assert device.start().version == 0
+    (large.folder / "v1" / "large.onnx").write_bytes(content)
+    assert device.check().outcome == "installed"
+    assert device.start().version == 1
+
+
+def test_within_a_check_a_download_that_comes_forward_is_not_given_up(
+    device_for: MakeDevice, large: Publisher, serve: Serve
+) -> None:
+    server = serve(large.folder)
+    server.cut_after = KIB_64
+    device = device_for(large, server.url, replace(QUICK, attempts=2))
+    assert device.check().outcome == "installed"
+    assert server.sent["large.onnx"] == large.model.stat().st_size
+
+
+def test_without_ranges_the_download_starts_over(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
+    server = serve(large.folder)
+    device = device_for(large, server.url, replace(QUICK, attempts=3))
+    server.ranges, server.cut_after = False, 100_000
+    assert device.check().outcome == "postponed"
+    assert part_of(device).stat().st_size == 100_000
+    server.cut_after = None
+    assert device.check().outcome == "installed"
+    assert server.starts[-1] == 0
+    assert device.start().version == 1
+
+
+def test_a_part_of_other_bytes_is_thrown_away_and_fetched_anew(
+    device_for: MakeDevice, large: Publisher, serve: Serve
+) -> None:
+    server = serve(large.folder)
+    device = device_for(large, server.url, replace(QUICK, attempts=1))
+    server.cut_after = 100_000
+    assert device.check().outcome == "postponed"
+    part_of(device).write_bytes(b"x" * 100_000)
+    server.cut_after = None
+    assert device.check().outcome == "installed"
+    assert device.start().version == 1
+
+
+@pytest.mark.parametrize("left", [b"", b"x" * 10_000_000], ids=["empty", "too long"])
+def test_any_part_can_be_gone_on_with(device_for: MakeDevice, large: Publisher, serve: Serve, left: bytes) -> None:
+    device = device_for(large, serve(large.folder).url)
+    part_of(device).parent.mkdir(parents=True)
+    part_of(device).write_bytes(left)
+    assert device.check().outcome == "installed"
+
+
+def test_no_more_than_was_signed_is_written(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
+    server = serve(large.folder)
+    server.extra = b"x" * 20_000_000
+    device = device_for(large, server.url)
+    result = device.check()
+    assert result.outcome == "refused"
+    assert sum(path.stat().st_size for path in device.slots.folder.rglob("*")) < 1_500_000
+    assert device.start().version == 0
+
+
+def test_a_huge_release_file_is_not_read(device_for: MakeDevice, publisher: Publisher, serve: Serve) -> None:
+    publisher.folder.mkdir()
+    (publisher.folder / "release.json").write_bytes(b" " * 30_000_000)
+    server = serve(publisher.folder)
+    for source in (server.url, publisher.folder):
+        assert "at most 1,000,000 bytes" in device_for(publisher, source).check().reason
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "//[", "SELF"])
+def test_a_redirect_goes_nowhere_but_to_http(
+    device_for: MakeDevice, large: Publisher, serve: Serve, target: str
+) -> None:
+    server = serve(large.folder)
+    server.redirect = server.url if target == "SELF" else target
+    device = device_for(large, server.url)
+    assert device.check().outcome == "postponed"
+    assert device.start().version == 0
+
+
+def test_a_redirect_to_another_server_is_followed(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
+    server, other = serve(large.folder), serve(large.folder)
+    server.redirect = other.url
+    source = open_source(server.url, QUICK)
+    assert source.envelope() == (large.folder / "release.json").read_bytes()
+
+
+def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_beyond_his_patience(
+    device_for: MakeDevice, large: Publisher, serve: Serve
+) -> None:
+    server = serve(large.folder)
+    server.pause_s = 0.02
+    device = device_for(large, server.url, replace(QUICK, patience_s=0.3))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(device.check()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [result.outcome for result in results] == ["postponed"]
+    assert part_of(device).stat().st_size > 0
+
+
+def test_without_room_nothing_is_fetched(
+    device_for: MakeDevice, large: Publisher, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(large.folder)
+    device = device_for(large, server.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
+        result = device.check()
+    assert result.outcome == "postponed"
+    assert "free bytes for an update" in result.reason
+    assert "large.onnx" not in server.sent
+    assert device.check().outcome == "installed"
+
+
+def test_a_disk_that_is_full_before_it_said_so_gets_its_room_back(
+    device_for: MakeDevice, large: Publisher, serve: Serve
+) -> None:
+    resource = pytest.importorskip("resource")
+    import signal
+
+    device = device_for(large, serve(large.folder).url)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        # A write beyond this fails, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        result = device.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert result.outcome == "postponed"
+    assert "room for an update" in result.reason
+    assert not list(device.slots.folder.glob("v1*"))
+    assert device.start().version == 0
+    assert device.check().outcome == "installed"

@@ -1,0 +1,385 @@
+"""A newer model that is signed, whole and right is installed; after anything else the old one runs on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from agridistill.edge.updates import golden as golden_module
+from agridistill.edge.updates.keys import create_key, key_id, read_private_key, read_public_key
+from agridistill.edge.updates.publishing import PublishSettings, publish
+from agridistill.errors import EdgeError
+from agridistill.manifest import read_manifest
+from agridistill.runtime.artefacts import manifest_path
+from agridistill.storage import only_one
+
+from .conftest import QUICK, Device, Publisher, Server, model_like
+
+Serve = Callable[[Path], Server]
+MakeDevice = Callable[..., Device]
+Log = pytest.LogCaptureFixture
+
+
+def test_a_release_is_installed_after_its_golden_photos_and_runs_from_the_next_start(
+    device_for: MakeDevice, publisher: Publisher, serve: Serve
+) -> None:
+    publisher.publish(1)
+    device = device_for(publisher, serve(publisher.folder).url)
+    assert device.start().version == 0
+    result = device.check()
+    assert (result.outcome, result.version) == ("installed", 1)
+    active = device.start()
+    assert (active.version, active.trial) == (1, True)
+    assert active.path.read_bytes() == publisher.model.read_bytes()
+    assert device.check().outcome == "current"
+    device.slots.confirm()
+    assert not device.start().trial
+
+
+@pytest.mark.usefixtures("without_golden")
+@pytest.mark.parametrize("kind", ["folder", "text", "file", "address", "folder's address", "message"])
+def test_a_release_comes_from_a_stick_a_server_or_a_message(
+    kind: str, device_for: MakeDevice, publisher: Publisher, serve: Serve
+) -> None:
+    server = serve(publisher.folder)
+    publisher.publish(1, base_url=server.url.removesuffix("/release.json"))
+    envelope = (publisher.folder / "release.json").read_bytes()
+    if kind == "message":
+        (publisher.folder / "release.json").unlink()
+    source = {
+        "folder": publisher.folder,
+        "text": str(publisher.folder / "release.json"),
+        "file": publisher.folder.as_uri(),
+        "address": server.url + "?token=secret",
+        "folder's address": server.url.removesuffix("release.json"),
+        "message": envelope,
+    }[kind]
+    device = device_for(publisher, source)
+    result = device.check()
+    assert result.outcome == "installed", result.reason
+    assert device.start().version == 1
+
+
+def test_a_message_without_an_address_is_refused(device_for: MakeDevice, publisher: Publisher) -> None:
+    publisher.publish(1)
+    device = device_for(publisher, (publisher.folder / "release.json").read_bytes())
+    result = device.check()
+    assert result.outcome == "refused"
+    assert "--base-url" in result.reason
+
+
+def test_another_key_is_refused(device: Device, publisher: Publisher) -> None:
+    publisher.publish(1, keys=[Ed25519PrivateKey.generate()])
+    assert device.check().outcome == "refused"
+    assert device.start().version == 0
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_an_older_version_is_refused_also_after_a_return(device: Device, publisher: Publisher, tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        publisher.publish(version)
+        shutil.copytree(publisher.folder, tmp_path / f"served {version}")
+    device.source = tmp_path / "served 2"
+    assert device.check().outcome == "installed"
+    device.source = tmp_path / "served 1"
+    assert device.check().outcome == "refused"
+    device.slots.give_up(2, "it is slow")
+    assert device.start().version == 0
+    result = device.check()
+    assert result.outcome == "refused"
+    assert "a version above 2" in result.reason
+    device.source = tmp_path / "served 2"
+    assert "it is slow" in device.check().reason
+    device.source = tmp_path / "served 3"
+    assert device.check().outcome == "installed"
+
+
+def test_a_release_of_another_channel_or_too_large_is_refused(device_for: MakeDevice, publisher: Publisher) -> None:
+    publisher.publish(1, channel="potato")
+    assert "of the channel 'default'" in device_for(publisher).check().reason
+    small = device_for(publisher, settings=replace(QUICK, channel="potato", max_file_bytes=500))
+    result = small.check()
+    assert result.outcome == "refused"
+    assert "files of at most 500 bytes" in result.reason
+    assert small.start().version == 0
+
+
+def test_a_model_that_answers_golden_photos_otherwise_is_refused_for_good(
+    device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = model_like(publisher.model, publisher.model.parent / "other.onnx", classes=("red", "green"))
+    with monkeypatch.context() as patch:
+        # A publisher that does not look: `publish` itself would refuse it.
+        patch.setattr("agridistill.edge.updates.publishing._golden", lambda folder, *rest: _labelled(folder))
+        publisher.publish(1, model=other)
+    result = device.check()
+    assert result.outcome == "refused"
+    assert "got 0 of 2" in result.reason
+    assert device.start().version == 0
+    shutil.rmtree(publisher.folder / "v1")
+    assert "got 0 of 2" in device.check().reason, "it must not be fetched again"
+    assert not list(device.slots.folder.glob("v1*"))
+
+
+def test_a_model_with_other_classes_than_signed_is_refused(
+    device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_of = golden_module.Release.model_validate_json
+    monkeypatch.setattr(
+        golden_module.Release,
+        "model_validate_json",
+        lambda payload: release_of(payload).model_copy(update={"classes": ("green", "red", "blue")}),
+    )
+    publisher.publish(1)
+    assert "the classes that were signed" in device.check().reason
+    assert device.start().version == 0
+
+
+def _labelled(folder: Path) -> tuple[list[Path], list[str], float]:
+    photos = sorted(folder.rglob("*.png"))
+    return photos, [photo.parent.name for photo in photos], 1.0
+
+
+def _endless(model: Path) -> None:
+    """Rewrites a model so that its answer never comes: a loop of 2^62 rounds in front of it."""
+    onnx = pytest.importorskip("onnx")
+    helper, numpy_helper, kinds = onnx.helper, onnx.numpy_helper, onnx.TensorProto
+    network = onnx.load(model)
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes_on"]),
+            helper.make_node("Add", ["before", "one"], ["after"]),
+        ],
+        "round",
+        [value("i", kinds.INT64, []), value("going", kinds.BOOL, []), value("before", kinds.FLOAT, [])],
+        [value("goes_on", kinds.BOOL, []), value("after", kinds.FLOAT, [])],
+        [numpy_helper.from_array(np.array(1, np.float32), "one")],
+    )
+    logits = network.graph.node[-1]
+    logits.output[0] = "quick"
+    loop = helper.make_node("Loop", ["rounds", "yes", "zero"], ["sum"], body=body)
+    network.graph.node.extend([loop, helper.make_node("Add", ["quick", "sum"], ["logits"])])
+    for name, content in (
+        ("rounds", np.array(2**62, np.int64)),
+        ("yes", np.array(True)),
+        ("zero", np.array(0, np.float32)),
+    ):
+        network.graph.initializer.append(numpy_helper.from_array(content, name))
+    onnx.save(network, model)
+    read_manifest(manifest_path(model)).with_weights(model).write(manifest_path(model))
+
+
+def test_a_model_that_never_answers_is_ended_and_refused(
+    device_for: MakeDevice, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _endless(publisher.model)
+    monkeypatch.setattr("agridistill.edge.updates.publishing._golden", lambda folder, *rest: _labelled(folder))
+    publisher.publish(1)
+    device = device_for(publisher, settings=replace(QUICK, golden_limit_s=4))
+    result = device.check()
+    assert "golden answers in time" in result.reason
+    assert device.start().version == 0
+
+
+def test_a_model_that_takes_its_process_with_it_is_refused(
+    device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    publisher.publish(1)
+    crashing = tmp_path / "python"
+    crashing.write_text(f"#!{sys.executable}\nimport os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(golden_module.sys, "executable", str(crashing))
+    assert "ended with code -11" in device.check().reason
+    assert device.start().version == 0
+
+
+def test_a_file_that_is_no_model_is_refused_though_it_is_signed(
+    device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.model.write_bytes(random.Random(3).randbytes(5000))
+    manifest = read_manifest(manifest_path(publisher.model)).with_weights(publisher.model)
+    manifest.write(manifest_path(publisher.model))
+    monkeypatch.setattr("agridistill.edge.updates.publishing.open_artefact", lambda path: _Fake(manifest))
+    monkeypatch.setattr("agridistill.edge.updates.publishing._golden", lambda folder, *rest: _labelled(folder))
+    publisher.publish(1)
+    assert "a model that runs on this device" in device.check().reason
+    assert device.start().version == 0
+
+
+class _Fake:
+    def __init__(self, manifest: object) -> None:
+        self.manifest = manifest
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_after_a_thousand_flipped_bits_the_old_model_runs_or_the_very_new_one(
+    device: Device, publisher: Publisher
+) -> None:
+    publisher.publish(1)
+    assert device.check().outcome == "installed"
+    device.slots.confirm()
+    publisher.publish(2)
+    state = device.slots.folder
+    before = shutil.copytree(state, state.with_name("before"))
+    files = sorted(path for path in publisher.folder.rglob("*") if path.is_file() and path.parent.name != "v1")
+    assert len(files) == 5
+    sizes = [path.stat().st_size for path in files]
+    rng, outcomes = random.Random(11), []
+    for number in range(1000):
+        # A third of the flips hits release.json, which is small; the rest hits bytes alike.
+        path = files[0] if number % 3 == 0 else rng.choices(files, sizes)[0]
+        content = path.read_bytes()
+        place = rng.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        outcome = device.check().outcome
+        path.write_bytes(content)
+        outcomes.append(outcome)
+        # Or the next check would not look at the files that are there already.
+        shutil.rmtree(state / "v2.part", ignore_errors=True)
+        active = device.slots.start()
+        if outcome == "installed":
+            assert path.name == "release.json", "only a bit that says nothing may be passed over"
+            assert active.version == 2
+            assert active.path.read_bytes() == (publisher.folder / "v2" / "leaf.onnx").read_bytes()
+            shutil.rmtree(state)
+            shutil.copytree(before, state)
+        else:
+            assert active.version == 1
+    assert device.start().version == 1
+    assert outcomes.count("refused") > 900
+    assert device.check().outcome == "installed", "what was refused for damage is taken when it comes whole"
+    assert device.start().version == 2
+
+
+def new_key(folder: Path, name: str) -> tuple[Ed25519PrivateKey, bytes]:
+    create_key(folder / name)
+    return read_private_key(folder / name), read_public_key(folder / f"{name}.pub")
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_a_new_key_counts_after_a_release_of_the_old_one_named_it_and_the_old_one_may_go(
+    device: Device, device_for: MakeDevice, publisher: Publisher, tmp_path: Path
+) -> None:
+    key, public = new_key(tmp_path, "next.pem")
+    publisher.publish(1, keys=[key], trust=(public,))
+    assert device.check().outcome == "refused", "nobody may name himself"
+    shutil.rmtree(publisher.folder)
+    publisher.publish(1, trust=(public,))
+    assert device.check().outcome == "installed"
+    publisher.publish(2, keys=[key], revoke=(publisher.key_id,))
+    assert device.check().outcome == "installed"
+    publisher.publish(3)
+    assert device.check().outcome == "refused", "the old key is gone"
+    device = device_for(publisher)
+    assert device.check().outcome == "refused", "also after a new start"
+    device.slots.give_up(2, "it fails")
+    assert device.check().outcome == "refused", "the return to an older model brings no key back"
+    publisher.publish(4, keys=[key])
+    assert device.check().outcome == "installed"
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_a_release_never_removes_the_last_key(device: Device, publisher: Publisher, tmp_path: Path) -> None:
+    other, _ = new_key(tmp_path, "other.pem")
+    publisher.publish(1, keys=[other, publisher.key], revoke=(publisher.key_id,))
+    result = device.check()
+    assert result.outcome == "refused"
+    assert "removes all" in result.reason
+    assert device.slots.pointer().removed_keys == ()
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_keys_change_only_with_the_switch(device: Device, publisher: Publisher, tmp_path: Path) -> None:
+    key, public = new_key(tmp_path, "next.pem")
+    publisher.publish(1, trust=(public,))
+    (publisher.folder / "v1" / "leaf.onnx").write_bytes(b"cut")
+    assert device.check().outcome != "installed"
+    publisher.publish(2, keys=[key])
+    assert device.check().outcome == "refused"
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_one_update_at_a_time(device: Device, publisher: Publisher) -> None:
+    publisher.publish(1)
+    device.slots.folder.mkdir(parents=True)
+    with only_one(device.slots.folder / "update.lock", "test"):
+        result = device.check()
+    assert result.outcome == "postponed"
+    assert "another one at work" in result.reason
+    assert device.check().outcome == "installed"
+
+
+@pytest.mark.usefixtures("without_golden")
+def test_a_model_whose_files_were_damaged_on_the_disk_is_fetched_again(device: Device, publisher: Publisher) -> None:
+    publisher.publish(1)
+    device.check()
+    device.slots.confirm()
+    (device.slots.slot(1) / "leaf.onnx").write_bytes(b"x")
+    assert device.start().version == 0
+    assert device.check().outcome == "installed"
+    assert device.start().version == 1
+
+
+def test_an_outage_is_told_once_and_its_end_once(
+    device_for: MakeDevice, publisher: Publisher, serve: Serve, caplog: Log
+) -> None:
+    server = serve(publisher.folder)
+    device = device_for(publisher, server.url + "?token=secret")
+    caplog.set_level(logging.WARNING)
+    server.status = 503
+    for _ in range(3):
+        assert device.check().outcome == "postponed"
+    assert len(caplog.messages) == 1
+    assert "status 503" in caplog.messages[0]
+    assert "secret" not in caplog.text
+    server.status = None
+    publisher.publish(1)
+    assert device.check().outcome == "installed"
+    assert caplog.messages[1:] == ["model updates can be had again"]
+
+
+def test_what_is_no_source_is_a_result_too(device: Device, tmp_path: Path) -> None:
+    for source, outcome in (
+        ("ftp://host/release.json", "refused"),
+        ("https://user:word@host/release.json", "refused"),
+        ("http://", "refused"),
+        ("http://[", "refused"),
+        ("http://host:99999/", "refused"),
+        ("http://127.0.0.1:9/release.json", "postponed"),
+        (tmp_path / "nowhere", "postponed"),
+        (b"no release", "refused"),
+    ):
+        device.source = source  # type: ignore[assignment]
+        result = device.check()
+        assert result.outcome == outcome, source
+        assert "word@" not in result.reason
+    assert device.start().version == 0
+
+
+def test_a_release_is_published_once_and_leaves_a_key(publisher: Publisher) -> None:
+    publisher.publish(2)
+    written = json.loads((publisher.folder / "release.json").read_text())
+    publisher.publish(2)
+    assert json.loads((publisher.folder / "release.json").read_text()) == written
+    with pytest.raises(EdgeError, match="publish with --version 3"):
+        publisher.publish(2, channel="other")
+    with pytest.raises(EdgeError, match="a version above 2"):
+        publisher.publish(1)
+    with pytest.raises(EdgeError, match="a key that is left"):
+        publisher.publish(3, revoke=(key_id(publisher.public),))
+    with pytest.raises(EdgeError, match="a key to sign with"):
+        publish(publisher.model, publisher.golden, publisher.folder, [], PublishSettings(3))
+    assert json.loads((publisher.folder / "release.json").read_text()) == written

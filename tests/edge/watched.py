@@ -1,0 +1,77 @@
+"""An agent in a thread, and what it told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from agridistill.edge.alerts import AlertMessage
+from agridistill.edge.building import Listeners, watch
+from agridistill.edge.events import AgentState, Detection
+from agridistill.edge.quality import QualitySettings
+from agridistill.edge.settings import WatchSettings
+
+ANY = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
+GREEN, RED = (10, 200, 10), (200, 10, 10)
+
+
+def put(folder: Path, name: str, colour: tuple[int, int, int] = GREEN) -> Path:
+    """A photo that appears whole."""
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    Image.fromarray(np.full((20, 20, 3), colour, np.uint8)).save(part, "JPEG")
+    part.rename(target)
+    return target
+
+
+@dataclass
+class Heard:
+    """What an agent told, and how it ended."""
+
+    detections: list[Detection] = field(default_factory=list)
+    alerts: list[AlertMessage] = field(default_factory=list)
+    pages: list[str] = field(default_factory=list)
+    ends: list[AgentState | BaseException] = field(default_factory=list)
+
+    def listeners(self) -> Listeners:
+        return Listeners(self.detections.append, self.alerts.append, self.pages.append)
+
+
+def settings_for(photos: Path, model: Path) -> WatchSettings:
+    photos.mkdir(parents=True, exist_ok=True)
+    return WatchSettings(source=str(photos), model=model, device="pi", quality=ANY)
+
+
+@contextmanager
+def watching(settings: WatchSettings, state: Path) -> Iterator[Heard]:
+    heard, stop = Heard(), threading.Event()
+
+    def run() -> None:
+        try:
+            heard.ends.append(watch(settings, state, stop, heard.listeners()))
+        except BaseException as error:
+            heard.ends.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+        if heard.ends and isinstance(heard.ends[0], BaseException):
+            raise heard.ends[0]
+
+
+def once(settings: WatchSettings, state: Path) -> Heard:
+    heard = Heard()
+    heard.ends.append(watch(settings, state, threading.Event(), heard.listeners(), once=True))
+    return heard
