@@ -31,7 +31,7 @@ _BACKLOG = 150
 _PLOTS = ("north", "south", "east", "")
 _SETTINGS = """
 device = "tortured"
-after = "delete"
+after = "%s"
 threads = 1
 [quality]
 darkest = 0.0
@@ -40,7 +40,7 @@ blurriest = 0.0
 least_leaf = 0.0
 [[rules]]
 name = "red"
-classes = ["red"]
+classes = ["%s"]
 share = 0.6
 least_leaves = 5
 repeat_hours = 0.0
@@ -78,6 +78,10 @@ class Outcome:
     @property
     def holds(self) -> bool:
         return self.committed == self.arrived == self.photos and not (self.missing or self.unknown or self.two_ids)
+
+
+def write_settings(path: Path, after: str, warned_of: str = "red") -> None:
+    path.write_text(_SETTINGS % (after, warned_of))
 
 
 class Zygote:
@@ -154,7 +158,7 @@ def torture(work: Path, model: Path, *, kills: int, detections: int, restarts: i
     began, rng = time.monotonic(), random.Random(seed)
     photos, state, config = work / "photos", work / "state", work / "watch.toml"
     photos.mkdir(parents=True)
-    config.write_text(_SETTINGS)
+    write_settings(config, "delete")
     broker, zygote = Broker(work / "broker"), Zygote(work / "agents.log")
     broker.start()
     receiver = Receiver(broker.port)

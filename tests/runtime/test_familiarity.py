@@ -28,7 +28,7 @@ def known() -> Familiarity:
 def test_photos_of_the_same_kind_are_familiar(known: Familiarity) -> None:
     rng = np.random.default_rng(1)
     strange = [known.strangeness(leaf(rng)) > 1 for _ in range(200)]
-    assert np.mean(strange) < 0.06
+    assert 0.005 < np.mean(strange) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["noise", "black", "stripes", "leaf at the rim", "blue"])

@@ -1,0 +1,199 @@
+"""What `deploy/` and the documents give to the reader works as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from tests.edge.conftest import MOSQUITTO, free_port, wait_for
+from tests.edge.looks import state
+
+from agridistill.edge.alerts import AlertMessage
+from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.payloads import alert_payload, detection_payload, plot_payload, state_payload
+from agridistill.edge.pooling import PlotView
+from agridistill.edge.settings import WatchSettings, read_settings
+
+ROOT = Path(__file__).parents[2]
+CLASSES = [
+    *("Bacterial_spot", "Early_blight", "Late_blight", "Leaf_Mold", "Septoria_leaf_spot", "Target_Spot", "healthy"),
+    *("Spider_mites Two-spotted_spider_mite", "Tomato_Yellow_Leaf_Curl_Virus", "Tomato_mosaic_virus"),
+]
+
+
+def test_the_example_settings_are_valid_and_name_the_tomato_models_classes() -> None:
+    found = read_settings(ROOT / "deploy" / "watch.toml")
+    classes = [f"Tomato___{name}" for name in CLASSES]
+    assert [len(rule.indices(classes)) for rule in found.rules] == [1, 9]
+    assert found.page is not None
+
+
+def test_what_is_commented_out_in_the_example_is_valid_too(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "watch.toml").read_text()
+    whole = re.sub(r"^# (?=[\[a-z_]+( =|\]))", "", text, flags=re.MULTILINE)
+    (tmp_path / "watch.toml").write_text(whole)
+    found = read_settings(tmp_path / "watch.toml")
+    assert found.broker is not None
+    assert found.webhook is not None
+    assert found.updates is not None
+
+
+def test_every_setting_is_explained_in_the_field_guide() -> None:
+    guide = (ROOT / "docs" / "field.md").read_text()
+    defaults = WatchSettings()
+    names = [
+        name for name in vars(defaults) if name not in ("rules", "broker", "webhook", "command", "updates", "page")
+    ]
+    from agridistill.edge import settings as module
+    from agridistill.edge.rules import Rule
+
+    for kind in (module.BrokerOptions, module.PageOptions, module.UpdateOptions, module.OutboxOptions, Rule):
+        names += list(kind.__dataclass_fields__)
+    names += [*vars(defaults.quality), *vars(defaults.history)]
+    missing = [name for name in names if f"`{name}`" not in guide and f"[{name}]" not in guide]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", ["detection", "alert", "plot", "state"])
+def test_real_messages_fit_their_schemas(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    alert = Alert("a" * 32, "blight", "north", "open", 1.0, 2.0, None, "blight", 0.5, 9, "text", "critical")
+    detection = Detection(
+        "b" * 32, 1.0, "pi", "photos", "1.jpg", "", "c" * 12, "answer", "", "blight", 0.9, {"blight": 0.9}
+    )
+    unusable = replace(detection, verdict="unusable", reason="dark", label=None, probability=None, probabilities={})
+    without_broker: AgentState = state(broker=None, outbox=None, latency_ms={}, memory_bytes=None, source_lost_s=3.0)
+    payloads = {
+        "detection": [detection_payload(detection), detection_payload(unusable)],
+        "alert": [alert_payload(AlertMessage("opened", alert, 0.0))],
+        "plot": [plot_payload(PlotView("north", 3, "blight", 0.9, {"blight": 0.8, "healthy": 0.2}))],
+        "state": [state_payload(state()), state_payload(without_broker)],
+    }
+    schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for payload in payloads[name]:
+        document = json.loads(payload)
+        jsonschema.validate(document, schema)
+        assert set(document) == set(schema["properties"])
+        for key in schema["required"]:
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate({other: value for other, value in document.items() if other != key}, schema)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd on this machine")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    unit = (ROOT / "deploy" / "agridistill-watch.service").read_text()
+    file = tmp_path / "agridistill-watch.service"
+    file.write_text(unit.replace("/opt/agridistill/bin/agridistill", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if "agridistill-watch" in line]
+    assert complaints == []
+
+
+class Client:
+    """A user of the broker, over TLS."""
+
+    def __init__(self, port: int, ca: Path, user: str) -> None:
+        self.got: list[str] = []
+        self.refused: list[str] = []
+        self._ready = threading.Event()
+        self.client = paho.Client(CallbackAPIVersion.VERSION2)
+        self.client.username_pw_set(user, f"{user}-secret")
+        self.client.tls_set(str(ca))
+        self.client.on_message = lambda client, data, message: self.got.append(message.topic)
+        self.client.on_subscribe = lambda *rest: self._ready.set()
+        self.client.on_connect = lambda client, *rest: client.subscribe("#", qos=1)
+        self.client.connect("localhost", port)
+        self.client.loop_start()
+        assert self._ready.wait(10)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A Mosquitto with the configuration, access list, passwords and certificates of the field guide."""
+    if MOSQUITTO is None or shutil.which("openssl") is None or shutil.which("mosquitto_passwd") is None:
+        pytest.skip("no Mosquitto or no openssl on this machine")
+    _run_the_guides_openssl(tmp_path)
+    passwords = tmp_path / "passwords"
+    passwords.touch(mode=0o600)
+    for user in ("greenhouse-1", "greenhouse-2", "home-assistant", "operator"):
+        subprocess.run(
+            ["mosquitto_passwd", "-b", str(passwords), user, f"{user}-secret"], check=True, capture_output=True
+        )
+    shutil.copy(ROOT / "deploy" / "mosquitto.acl", tmp_path / "acl")
+    (tmp_path / "acl").chmod(0o600)
+    (tmp_path / "data").mkdir()
+    port = free_port()
+    text = (ROOT / "deploy" / "mosquitto.conf").read_text()
+    text = text.replace("/etc/mosquitto/certs", str(tmp_path)).replace("/etc/mosquitto", str(tmp_path))
+    text = text.replace("/var/lib/mosquitto", str(tmp_path / "data")).replace("listener 8883", f"listener {port}")
+    user = "user root\n" if os.geteuid() == 0 else ""
+    (tmp_path / "mosquitto.conf").write_text(user + text)
+    process = subprocess.Popen([MOSQUITTO, "-c", str(tmp_path / "mosquitto.conf")], stderr=subprocess.PIPE)
+
+    def answers() -> bool:
+        import socket
+
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        try:
+            socket.create_connection(("localhost", port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    wait_for(answers, what="mosquitto")
+    yield port, tmp_path / "ca.crt"
+    process.terminate()
+    process.communicate(timeout=10)
+
+
+def _run_the_guides_openssl(folder: Path) -> None:
+    guide = (ROOT / "docs" / "field.md").read_text()
+    lines = [line for line in guide.splitlines() if line.startswith(("openssl ", "printf 'subjectAltName"))]
+    assert len(lines) == 4
+    script = "\n".join(lines).replace("broker.example", "localhost")
+    subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_brokers_access_list_keeps_devices_apart(guarded: tuple[int, Path]) -> None:
+    port, ca = guarded
+    reader, one, two = (Client(port, ca, user) for user in ("home-assistant", "greenhouse-1", "greenhouse-2"))
+    sent: list[Any] = [
+        one.client.publish("agridistill/greenhouse-1/detections/north", b"{}", qos=1),
+        one.client.publish("agridistill/greenhouse-2/detections/forged", b"{}", qos=1),
+        one.client.publish("agridistill/greenhouse-2/update/set", b"{}", qos=1),
+        one.client.publish("homeassistant/sensor/agridistill_greenhouse-1/waiting/config", b"{}", qos=1),
+        one.client.publish("homeassistant/sensor/agridistill_greenhouse-2/waiting/config", b"{}", qos=1),
+        two.client.publish("agridistill/greenhouse-2/status", b"online", qos=1),
+    ]
+    for info in sent:
+        info.wait_for_publish(10)
+    operator = Client(port, ca, "operator")
+    operator.client.publish("agridistill/greenhouse-2/update/set", b"{}", qos=1).wait_for_publish(10)
+    wait_for(lambda: "agridistill/greenhouse-2/update/set" in reader.got)
+    wait_for(lambda: "agridistill/greenhouse-2/update/set" in two.got)
+    for client in (reader, one, two, operator):
+        client.close()
+    assert sorted(reader.got) == [
+        "agridistill/greenhouse-1/detections/north",
+        "agridistill/greenhouse-2/status",
+        "agridistill/greenhouse-2/update/set",
+        "homeassistant/sensor/agridistill_greenhouse-1/waiting/config",
+    ]
+    assert one.got == []
+    assert two.got == ["agridistill/greenhouse-2/update/set"]
