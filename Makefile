@@ -46,6 +46,7 @@ test: check $(ENGINES_STAMP) ## Run the checks, then all tests with coverage.
 
 torture: $(STAMP) ## Kill the field agent 1,000 times over 20,000 detections; needs Mosquitto, about 10 minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.torture
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.outage
 
 format: $(STAMP) ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -114,8 +114,12 @@ class Wire:
         while self._open:
             try:
                 device, _ = self._server.accept()
+            except OSError:
+                continue
+            try:
                 broker = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
+                device.close()
                 continue
             self.connections += 1
             self.under_way = 0
