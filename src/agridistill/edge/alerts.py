@@ -16,8 +16,8 @@ from agridistill.edge.rules import Finding, Rule, find
 from agridistill.edge.words import plain_label
 
 Change = Literal["opened", "updated", "repeated", "resolved"]
-# A smaller change of the share is no news.
-_NEWS = 0.1
+# A smaller change of the share is no news to people; whoever looks sees smaller ones, too.
+_NEWS, _SEEN = 0.1, 0.02
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class AlertMessage:
 
     @property
     def event_id(self) -> str:
-        """The same for the same change, so that one told again after a kill is known as a duplicate."""
-        alert = self.alert
-        told = f"{alert.alert_id}\0{self.change}\0{alert.updated_s!r}\0{self.told_s!r}"
+        """The same for the same news, so that one told again after a kill is known as a duplicate."""
+        told = f"{self.alert.alert_id}\0{self.change}\0{self.told_s!r}"
         return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
@@ -169,7 +168,7 @@ class AlertKeeper:
         if found.over:
             text = f"{rule.name}, {plot or 'all'}: over, {100 * found.share:.0f} % of {found.leaves} leaves"
             self._resolve(watched, text, now_s, found)
-        elif found.leaves and abs(found.share - watched.alert.share) >= _NEWS:
+        elif found.leaves and _is_to_be_seen(found, watched.alert):
             self._update(watched, replace(watched.alert, label=label), found, now_s)
 
     def _update(self, watched: _Watched, alert: Alert, found: Finding, now_s: float) -> None:
@@ -209,3 +208,9 @@ class AlertKeeper:
     def _worst(self, rule: Rule, summed: np.ndarray) -> str:
         indices = self._indices[rule.name]
         return self._classes[max(indices, key=lambda index: float(summed[index]))]
+
+
+def _is_to_be_seen(found: Finding, alert: Alert) -> bool:
+    # Not each single leaf: every change is written to the disk.
+    more = abs(found.leaves - alert.leaves) >= max(1, alert.leaves // 4)
+    return more or abs(found.share - alert.share) >= _SEEN
