@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	  { echo "error: expected Python 3.11 or newer; got $$($(PYTHON) --version 2>&1); call make with PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[train,export,report,search,edge]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[train,export,report,search,edge,camera]" --group dev
 	@touch $(STAMP)
 
 # Heavy, and not to be had for every system: what needs it is skipped where it is missing, and says so.
