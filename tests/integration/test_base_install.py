@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +27,11 @@ def run(*command: str | Path, folder: Path | None = None) -> subprocess.Complete
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=180)
 
 
-def names_required(requirements: list[str]) -> set[str]:
-    """What these requirements name, leaving out those of extras and of other systems."""
+def names_required(requirements: list[str], extra: str = "") -> set[str]:
+    """What these requirements name, leaving out those of other extras and of other systems."""
     packaging = pytest.importorskip("packaging.requirements")
     parsed = [packaging.Requirement(line) for line in requirements]
-    return {each.name.lower() for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})}
+    return {each.name.lower() for each in parsed if each.marker is None or each.marker.evaluate({"extra": extra})}
 
 
 def with_all_they_require(names: set[str]) -> set[str]:
@@ -114,3 +115,37 @@ def test_what_needs_the_training_part_says_how_to_get_it(device: Device, tmp_pat
     assert done.returncode == 2
     assert "pip install 'agridistill[train]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def field_device(device: Device, tmp_path: Path) -> Iterator[Device]:
+    """The same environment with the extra `edge`."""
+    links = tmp_path / "edge"
+    links.mkdir()
+    for name in with_all_they_require(names_required(device.wheel_requires, "edge")):
+        link(name, links)
+    (packages,) = device.bin.parent.glob("lib/python*/site-packages")
+    (packages / "edge.pth").write_text(f"{links}\n")
+    yield device
+    (packages / "edge.pth").unlink()
+
+
+def test_watching_needs_the_edge_extra_and_says_so(device: Device, tmp_path: Path) -> None:
+    done = run(device.bin / "agridistill", "watch", tmp_path, "--model", "leaf.onnx", "--state", tmp_path / "state")
+    assert done.returncode == 2
+    assert "pip install 'agridistill[edge]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_agent_watches_without_torch(field_device: Device, colour_model: Path, tmp_path: Path) -> None:
+    binaries = field_device.bin
+    (tmp_path / "inbox").mkdir()
+    Image.fromarray(np.full((20, 30, 3), (200, 190, 40), np.uint8)).save(tmp_path / "inbox" / "leaf.jpg")
+    (tmp_path / "watch.toml").write_text("[quality]\nblurriest = 0\n")
+    words = ("--config", tmp_path / "watch.toml", "--state", tmp_path / "state", "--once", "--page", "127.0.0.1:0")
+    done = run(binaries / "agridistill", "watch", tmp_path / "inbox", "--model", colour_model, *words)
+    assert done.returncode == 0, done.stderr
+    assert "leaf.jpg: " in done.stdout
+    told = run(binaries / "agridistill", "status", "--state", tmp_path / "state")
+    assert told.returncode == 1, told.stderr  # it has ended
+    assert "leaf.jpg" in told.stdout
