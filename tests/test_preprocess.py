@@ -1,3 +1,4 @@
+import errno
 import math
 import struct
 import subprocess
@@ -17,8 +18,10 @@ from agridistill.manifest import Preprocessing
 from agridistill.preprocess import (
     MAX_PIXELS,
     MAX_SIDE,
+    UnreachablePhotoError,
     enough_pixels,
     normalise,
+    photo_size,
     read_photo,
     softmax,
     to_pixels,
@@ -335,6 +338,41 @@ def test_a_large_jpeg_is_decoded_no_larger_than_needed_and_looks_the_same(tmp_pa
 def test_what_cannot_be_reduced_is_read_whole(tmp_path: Path, suffix: str, width: int) -> None:
     path = saved(tmp_path / f"a{suffix}", Image.fromarray(noise(600, width)))
     np.testing.assert_array_equal(read_photo(path, shorter_side=256), read_photo(path))
+
+
+def test_a_large_photo_that_is_decoded_whole_is_scaled_down_and_looks_the_same(tmp_path: Path) -> None:
+    coarse = Image.fromarray(noise(30, 40)).resize((2507, 1601), Image.Resampling.BICUBIC)
+    path = saved(tmp_path / "a.png", coarse, compress_level=1)
+    rule = Preprocessing(128)
+    whole, reduced = read_photo(path), read_photo(path, shorter_side=enough_pixels(rule))
+    assert whole.size == (2507, 1601)
+    assert reduced.size == (802, 512)
+    difference = np.abs(to_pixels(whole, rule).astype(int) - to_pixels(reduced, rule))
+    assert difference.mean() < 0.5
+    assert difference.max() <= 6
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, None])
+def test_what_the_system_refuses_is_told_apart_from_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(8, 8)))
+
+    def raising(error: Exception) -> Callable[..., None]:
+        def refuse(*arguments: object, **options: object) -> None:
+            raise error
+
+        return refuse
+
+    monkeypatch.setattr(Image, "open", raising(MemoryError() if code is None else OSError(code, "refused")))
+    for read in (read_photo, photo_size):
+        with pytest.raises(UnreachablePhotoError, match="check its rights and the disk"):
+            read(path)
+    for damage in (OSError(errno.EINVAL, "Invalid argument"), OSError("image file is truncated"), ValueError("x")):
+        monkeypatch.setattr(Image, "open", raising(damage))
+        with pytest.raises(PhotoError, match="replace or remove the file") as caught:
+            read_photo(path)
+        assert not isinstance(caught.value, UnreachablePhotoError)
 
 
 def test_stretch_keeps_what_crop_cuts_away() -> None:

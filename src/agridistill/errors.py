@@ -12,9 +12,10 @@
     │   └── PeerError           what another process of the run met, which tells it
     ├── OutboxError             messages that cannot be kept or read: the disk, a limit, a newer version
     ├── EdgeError               a source, a rule, an update, the agent's state
-    │   ├── SourceLostError     a source that is away for now (edge.sources)
-    │   └── SourceEndedError    a source that has no more frames (edge.sources)
     └── MissingExtraError       an optional part of AgriDistill that is not installed
+
+Parts tell some of them apart more finely: `edge.sources` a source that is away from one that has ended, `preprocess` a
+photo that the system refuses for now from a damaged one.
 
 Anything else that escapes is a defect of AgriDistill and keeps its traceback.
 """

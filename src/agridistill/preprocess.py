@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import io
 import logging
 import math
 import stat
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,12 @@ LARGE_PIXELS = 25_000_000
 _MAX_PIXELS_A_BYTE = 100
 # A JPEG is decoded at no less than twice the size that is wanted: half a level off on average, a third of the time.
 _SPARE = 2
+# From here on a photo that had to be decoded whole is scaled down at once: a device holds three of them at a time.
+_WHOLE_PIXELS = 4_000_000
+# WebP's own decoder holds several copies: 18 bytes a pixel, others 10 at most.
+_WEBP_COPIES = 2
+# A damaged file may send a decoder to a place that no file has. All else that the system refuses may pass.
+_BY_THE_FILE = frozenset({errno.EINVAL, errno.EOVERFLOW})
 # A progressive JPEG is drawn again with each of its scans: 10 in a camera's, thousands in a bomb.
 _MAX_DRAWN_PIXELS = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
@@ -51,6 +58,24 @@ with contextlib.suppress(OSError, AttributeError):  # a build of Pillow that hid
 Pixels = NDArray[np.uint8]
 
 
+class UnreachablePhotoError(PhotoError):
+    """The system does not give a photo now: rights, a disk, a network, memory. It may give it later."""
+
+
+class PhotoCost(NamedTuple):
+    """What a photo takes to be decoded.
+
+    Attributes:
+        width: as it is stored, before it is turned upright.
+        height: likewise.
+        held_pixels: as many pixels of a plain BMP take the same memory, at most 10 bytes each.
+    """
+
+    width: int
+    height: int
+    held_pixels: int
+
+
 def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_side: int | None = None) -> Image.Image:
     """Decodes a photo to upright 8-bit RGB.
 
@@ -61,9 +86,11 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_si
         source: a file's path, or the file's bytes.
         max_pixels: photos with more are refused before they are decoded.
         shorter_side: as many pixels are enough: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not below
-            this. None decodes all.
+            this; other photos of more than 4 million pixels are scaled down to no less than twice this. None
+            decodes all.
 
     Raises:
+        UnreachablePhotoError: the system refuses it for now.
         PhotoError: not an image, damaged, cut off, too large, or made to exhaust memory or time.
     """
     name = _name(source)
@@ -75,33 +102,46 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_si
             if shorter_side is not None:
                 image.draft(None, (shorter_side, shorter_side))
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return _scaled_down(_to_rgb(image), shorter_side)
     except PhotoError:
         raise
-    except FileNotFoundError:
-        raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
     except Image.DecompressionBombError:
         raise _too_many_pixels(f"{name} with more", max_pixels) from None
     except Exception as error:
         # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error, ValueError, …).
-        raise PhotoError("a readable photo", f"{name} ({_reason(error)})", "replace or remove the file") from None
+        raise _unread(name, error) from None
 
 
 def photo_size(source: Path | bytes) -> tuple[int, int]:
     """Width and height of a photo as they are stored, before it is turned upright; only the header is read.
 
     Raises:
+        UnreachablePhotoError: the system refuses it for now.
+        PhotoError: not an image.
+    """
+    width, height, _ = photo_cost(source)
+    return width, height
+
+
+def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> PhotoCost:
+    """What `read_photo` with this `shorter_side` will take; only the header is read.
+
+    Raises:
+        UnreachablePhotoError: the system refuses it for now.
         PhotoError: not an image.
     """
     name = _name(source)
     try:
         _file_size(source)
         with _opened(source) as image:
-            return image.size
-    except FileNotFoundError:
-        raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
+            width, height = image.size
+            # All of a progressive JPEG is held until its last scan.
+            if shorter_side is not None and not image.info.get("progressive"):
+                image.draft(None, (shorter_side, shorter_side))
+            copies = _WEBP_COPIES if image.format == "WEBP" else 1
+            return PhotoCost(width, height, copies * image.width * image.height)
     except Exception as error:
-        raise PhotoError("a readable photo", f"{name} ({_reason(error)})", "replace or remove the file") from None
+        raise _unread(name, error) from None
 
 
 def enough_pixels(preprocessing: Preprocessing) -> int:
@@ -198,6 +238,16 @@ def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int)
             raise PhotoError("a photo", got, "replace or remove the file")
 
 
+def _unread(name: str, error: Exception) -> PhotoError:
+    if isinstance(error, FileNotFoundError):
+        return PhotoError("a photo", f"{name}, which does not exist", "check the path")
+    got = f"{name} ({_reason(error)})"
+    by_the_system = isinstance(error, OSError) and error.errno and error.errno not in _BY_THE_FILE
+    if by_the_system or isinstance(error, MemoryError):
+        return UnreachablePhotoError("a readable photo", got, "check its rights and the disk")
+    return PhotoError("a readable photo", got, "replace or remove the file")
+
+
 def _reason(error: Exception) -> str:
     """Why, without the file's name, which Pillow and the system repeat."""
     if isinstance(error, UnidentifiedImageError):
@@ -217,6 +267,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white.paste(rgba, mask=rgba)
         return white
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled_down(image: Image.Image, shorter_side: int | None) -> Image.Image:
+    if shorter_side is None or image.width * image.height <= _WHOLE_PIXELS:
+        return image
+    # A plain mean costs more sharpness than a JPEG's own scaling: twice as many pixels a side make up for it.
+    scale = 2 * shorter_side / min(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,34 @@ def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) 
         for done in (1, 2, 1, 2):
             progress(done, 2)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blätt 1.jpg", "blätt 1.jpg"),
+        ("葉\u3000\xa0.jpg", "葉\u3000\xa0.jpg"),
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("a\nb\rc\x9bd", r"a\nb\rc\x9bd"),
+        ("gpj.\u202eexe", r"gpj.\u202eexe"),
+        ("bl\udce4tt", r"bl\udce4tt"),
+    ],
+)
+def test_what_would_command_a_terminal_is_shown_as_its_number(name: str, expected: str) -> None:
+    assert output.shown(name) == expected
+
+
+def test_a_log_line_cannot_command_the_terminal_or_pass_for_another(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("apart")
+    logger.addHandler(output.LogLines())
+    logger.warning("a photo is left out: %s", "\x1b]0;title\x07.jpg")
+    logger.warning("a photo is left out: %s", "a\nerror: disk.jpg")
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        logger.exception("failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == r"warning: a photo is left out: \x1b]0;title\x07.jpg"
+    assert lines[1:3] == ["warning: a photo is left out: a", "  error: disk.jpg"]
+    assert lines[3:5] == ["error: failed", "  Traceback (most recent call last):"]
+    assert lines[-1] == r"  ValueError: \x1b[2J"

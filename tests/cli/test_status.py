@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,37 @@ def test_a_photos_name_cannot_command_the_terminal(folder: Path, capsys: Capture
         history.add(detection(9, photo="a\x1b[2Jb[red]c"))
     _, out, _ = run(capsys, "--state", folder)
     assert "\x1b" not in out
-    assert "a\ufffd[2Jb[red]c" in out
+    assert "a\\x1b[2Jb[red]c" in out
+
+
+def test_a_history_that_cannot_be_read_leaves_the_state(folder: Path, capsys: Capture) -> None:
+    for file in folder.glob(f"{HISTORY_FILE}*"):
+        file.write_bytes(b"damaged " * 1000)
+    code, out, _ = run(capsys, "--state", folder)
+    assert code == 0
+    assert "/photos/inbox" in out
+    assert "Alerts and detections cannot be told: expected an event history" in out
+    assert "No alert is open" not in out
+    assert "Nothing was seen" not in out
+    _, out, _ = run(capsys, "--state", folder, "--json")
+    document = json.loads(out)
+    assert (document["open_alerts"], document["detections"]) == (None, None)
+    assert "not a database" in document["history_error"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become somebody else")
+def test_a_state_that_may_only_be_read_is_shown(folder: Path, capsys: Capture) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "state"
+        shutil.copytree(folder, copy)
+        for path in (Path(place), copy, *copy.iterdir()):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        os.seteuid(65534)
+        try:
+            _, out, _ = run(capsys, "--state", copy)
+        finally:
+            os.seteuid(0)
+    assert "/photos/inbox" in out
 
 
 def test_json_is_one_document_with_everything(folder: Path, capsys: Capture) -> None:
@@ -109,6 +141,7 @@ def test_json_is_one_document_with_everything(folder: Path, capsys: Capture) -> 
     assert (document["running"], document["problems"]) == (True, [])
     assert document["state"]["outbox"]["waiting"] == {"detection": 4, "alert": 1}
     assert [one["verdict"] for one in document["detections"]] == ["unusable", "unfamiliar"]
+    assert document["history_error"] is None
     assert [one["level"] for one in document["open_alerts"]] == ["critical", "warning"]
 
 
@@ -124,3 +157,10 @@ def test_no_state_folder_is_unusable_input(tmp_path: Path, capsys: Capture, monk
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "missing"))
     with pytest.raises(EdgeError, match="missing"):
         run(capsys)
+
+
+def test_a_disk_that_refuses_is_a_problem(folder: Path, capsys: Capture) -> None:
+    write_state(folder, state(pid=os.getpid(), trouble="detections cannot be committed: a full disk"))
+    code, out, _ = run(capsys, "--state", folder)
+    assert code == 1
+    assert "detections cannot be committed: a full disk" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -24,9 +25,10 @@ from agridistill.edge import listing
 from agridistill.edge.events import Frame
 from agridistill.edge.folder import FolderSource
 from agridistill.edge.hashes import Hashes
+from agridistill.edge.history import History
 from agridistill.edge.sources import SourceLostError, SourceSettings
-from agridistill.errors import PhotoError
-from agridistill.preprocess import read_photo
+from agridistill.errors import OutboxError, PhotoError
+from agridistill.preprocess import UnreachablePhotoError, read_photo
 
 
 def photo_bytes(seed: int = 0, kind: str = "JPEG", size: tuple[int, int] = (64, 48)) -> bytes:
@@ -181,7 +183,7 @@ def test_a_photo_that_is_replaced_while_it_is_read_is_given_as_it_is_at_last(
             path.write_bytes(photo_bytes(2, size=(90, 90)))
         return photo
 
-    monkeypatch.setattr("agridistill.edge.folder.read_photo", read_slowly)
+    monkeypatch.setattr("agridistill.edge.reading.read_photo", read_slowly)
     source = opened()
     assert given(source).pixels.shape == (90, 90, 3)
     assert reads == [(64, 48), (90, 90)]
@@ -207,6 +209,131 @@ def test_a_damaged_photo_is_told_once_and_the_rest_goes_on(opened: Opener, tmp_p
     # An upload that was only interrupted goes on.
     (root / "cut.jpg").write_bytes(data)
     assert given(source).name == "cut.jpg"
+
+
+@pytest.mark.parametrize("after", ["keep", "delete"])
+def test_a_bad_photo_is_not_told_again_after_a_restart_and_never_deleted(tmp_path: Path, after: Any) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("cut.jpg", "large.png"):
+        (root / name).write_bytes(photo_bytes(kind="PNG")[:-20] if name == "cut.jpg" else photo_bytes(kind="PNG"))
+    settings = SourceSettings(after=after, max_pixels=64 * 48 - 1)
+    with History(tmp_path / "history.sqlite") as history:
+        for told in (2, 0):
+            source = FolderSource(root, settings, history.knows, bad=history.mark, settle_s=0.1)
+            source.open()
+            for _ in range(told):
+                with pytest.raises(PhotoError):
+                    source.read(10)
+            assert names(source, wait_s=0.4) == []
+            source.close()
+    assert sorted(path.name for path in root.iterdir()) == ["cut.jpg", "large.png"]
+
+
+def test_a_bad_photo_is_told_also_where_the_disk_refuses_to_remember_it(tmp_path: Path) -> None:
+    def refuse(key: str) -> None:
+        raise OutboxError("room", "none", "wait")
+
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    source = FolderSource(tmp_path, SourceSettings(), never, bad=refuse, settle_s=0.1)
+    source.open()
+    with pytest.raises(PhotoError):
+        source.read(10)
+    assert names(source) == []
+    source.close()
+
+
+@contextlib.contextmanager
+def without_root() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_others(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(listing, "_LONGEST_PAUSE_S", 0.4)
+    for module in ("listing", "folder"):
+        monkeypatch.setattr(f"agridistill.edge.{module}.MOST", 5)
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    locked = [root / f"locked{number:02}.jpg" for number in range(12)]
+    for number, path in enumerate(locked):
+        path.write_bytes(photo_bytes())
+        path.chmod(0)
+        os.utime(path, (number, number))
+    (root / "open.jpg").write_bytes(photo_bytes())
+    marked: list[str] = []
+    source = FolderSource(root, SourceSettings(), never, bad=marked.append, settle_s=0.1)
+    try:
+        with without_root():
+            source.open()
+            assert names(source, wait_s=1.5) == ["open.jpg"]
+        warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert "photos cannot be read for now" in warnings[0]
+        assert "locked00.jpg' (Permission denied)" in warnings[0]
+        for path in locked:
+            path.chmod(0o644)
+        with without_root():
+            assert sorted(given(source).name for _ in locked) == [path.name for path in locked]
+            assert names(source) == []
+    finally:
+        source.close()
+        shutil.rmtree(root)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING][1:] == [
+        "the photo locked00.jpg can be read again, or is gone"
+    ]
+    assert marked == []
+
+
+def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> Image.Image:
+        raise UnreachablePhotoError("a readable photo", "a dead disk", "wait")
+
+    monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("agridistill.edge.reading.read_photo", refuse)
+    (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
+    source = opened()
+    assert names(source) == []
+    (tmp_path / "in" / "a.jpg").unlink()
+    assert names(source, wait_s=1.0) == []
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 2
+    assert "a dead disk" in told[0]
+    assert told[1] == "the photo a.jpg can be read again, or is gone"
+
+
+def test_the_pauses_between_tries_grow_and_begin_anew_after_a_good_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("agridistill.edge.listing.time.monotonic", lambda: clock[0])
+    watched = listing.Listing(tmp_path)
+    photo = listing.Photo(1, "a.jpg", 1)
+
+    def pause() -> float:
+        """Until the photo is no longer set aside."""
+        watched.set_aside(photo)
+        begin = clock[0]
+        while watched.knows(photo):
+            clock[0] += 0.5
+            watched.is_due(idle=False)
+        return clock[0] - begin
+
+    assert [pause() for _ in range(7)] == [2, 4, 8, 16, 32, 60, 60]
+    clock[0] += 61
+    assert pause() == 2
 
 
 def test_a_whole_photo_with_something_behind_it_is_given_when_it_has_settled(opened: Opener, tmp_path: Path) -> None:
@@ -274,7 +401,8 @@ def test_what_was_decided_on_in_an_earlier_life_is_asked_for_once(opened: Opener
     second.open()
     assert names(second) == []
     assert not rest & decided
-    assert sorted(asked) == sorted(rest | decided)
+    # A photo that was not decided on may have been found to be a bad one.
+    assert sorted(asked) == sorted([*rest, *decided, *(f"bad {identity}" for identity in rest)])
 
 
 def test_only_what_was_decided_on_is_deleted_and_only_if_it_is_still_the_same(opened: Opener, tmp_path: Path) -> None:

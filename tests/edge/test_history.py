@@ -70,6 +70,27 @@ def test_photos_are_known_for_good_also_after_their_detections_have_gone(path: P
         assert again.verdict_counts() == {"answer": 500}
 
 
+def test_a_photo_that_was_begun_and_never_ended_is_counted_and_not_known(path: Path) -> None:
+    with History(path) as history:
+        assert [history.begin("big"), history.begin("big"), history.begin("big")] == [0, 1, 2]
+        assert not history.knows("big")
+        history.end("big")
+        assert history.begin("big") == 0
+        history.mark("big")
+        assert history.knows("big")
+        history.end("big")
+        assert history.knows("big")
+
+
+def test_of_photos_the_newest_are_remembered(path: Path) -> None:
+    with History(path, HistoryLimits(photos=100)) as history:
+        for number in range(1000):
+            history.add(detection(number), identity=f"photo {number}")
+        assert history.knows("photo 999")
+        assert history.knows("photo 900")
+        assert not history.knows("photo 0")
+
+
 def test_what_is_kept_is_bounded_and_the_newest_stay(path: Path) -> None:
     with History(path, HistoryLimits(detections=50, thumbnails=5)) as history:
         for number in range(1000):
@@ -150,3 +171,21 @@ def test_a_damaged_file_is_set_aside_and_told(path: Path, caplog: pytest.LogCapt
         again.add(detection(2))
     assert "damaged: set aside" in caplog.text
     assert list(path.parent.glob("history.sqlite.damaged-*"))
+
+
+def test_a_file_that_is_damaged_while_it_is_open_is_set_aside_and_begun_anew(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with History(path) as history:
+        for number in range(200):
+            history.add(detection(number))
+        history._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (path.stat().st_size - 4096))
+        history._file._database.execute("PRAGMA cache_size = 0")
+        with pytest.raises(OutboxError, match="malformed"):
+            history.recent(1000)
+        history.add(detection(1000))
+        assert history.recent() == [detection(1000)]
+    assert caplog.text.count("damaged: set aside") == 1

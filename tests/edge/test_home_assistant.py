@@ -6,6 +6,13 @@ from agridistill.edge.broker import BrokerSettings
 from agridistill.edge.home_assistant import discovery
 
 
+def test_plots_whose_names_have_to_be_changed_stay_apart() -> None:
+    settings = BrokerSettings("host", device="pi", prefix="farm")
+    plots = ["北", "南", "a b", "a_b"]
+    assert len({settings.plot_topic(plot) for plot in plots}) == 4
+    assert len(discovery(settings, plots)) == len(discovery(settings, [])) + 4
+
+
 def test_each_sensor_names_topics_that_the_agent_tells() -> None:
     settings = BrokerSettings("host", device="pi 1", prefix="farm")
     found = {topic: json.loads(payload) for topic, payload in discovery(settings, ["north", "", "a/b"]).items()}

@@ -112,3 +112,8 @@ def test_what_is_not_known_is_left_out_and_an_outage_shows() -> None:
     assert not [name for name in types if re.search("memory|processor|disk|latency", name)]
     _, types = parse(metrics_text(state(broker=None, outbox=None)))
     assert not [name for name in types if re.search("broker|outbox", name)]
+
+
+def test_the_latency_says_between_which_moments_it_is() -> None:
+    line = "# HELP agridistill_frame_latency_seconds From when a frame is taken to its commit, lately."
+    assert line in metrics_text(state()).splitlines()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -123,7 +126,7 @@ def test_a_server_that_comes_later_gets_all(box: Outbox) -> None:
     box.add([message(number) for number in range(3)])
     webhook = Webhook(f"http://127.0.0.1:{port}/")
     with pytest.raises(NotTakenError, match="ConnectionRefusedError"):
-        webhook(message())
+        webhook(message(), threading.Event())
     with delivering(Deliverer(box, webhook, webhook.name)):
         late = Receiver(port)
         wait_for(lambda: not box.pending())
@@ -132,11 +135,13 @@ def test_a_server_that_comes_later_gets_all(box: Outbox) -> None:
 
 
 def test_secrets_stay_out_of_names_and_logs() -> None:
-    webhook = Webhook("https://user:pw@hooks.example:8443/T0/secret?key=1", token="secret")  # noqa: S106
+    webhook = Webhook("https://hooks.example:8443/T0/secret?key=1", token="secret")  # noqa: S106
     assert webhook.name == "the webhook at hooks.example:8443"
     assert "secret" not in repr(webhook)
-    with pytest.raises(ConfigError, match="one of 'file:'"):
-        Webhook("file:///etc/passwd")
+    for wrong in ("file:///etc/passwd", "http://host:999999/secret", "http://", "http://me:secret@host/x"):
+        with pytest.raises(ConfigError, match="a webhook") as caught:
+            Webhook(wrong)
+        assert "secret" not in str(caught.value)
 
 
 def test_a_command_gets_the_alert_on_its_input_and_in_its_environment(tmp_path: Path, box: Outbox) -> None:
@@ -150,9 +155,45 @@ def test_a_command_gets_the_alert_on_its_input_and_in_its_environment(tmp_path: 
     assert out.read_text().endswith("blight opened north\n")
 
 
+def test_a_command_sees_no_secrets_and_ends_with_the_agent(
+    tmp_path: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGRIDISTILL_MQTT_PASSWORD", "correct-horse")
+    out = tmp_path / "out"
+    command = Command(("sh", "-c", f'env > "{out}.part"; mv "{out}.part" "{out}"; sleep 50'))
+    box.add([message()])
+    began = time.monotonic()
+    with delivering(Deliverer(box, command, command.name)):
+        wait_for(out.exists)
+    assert time.monotonic() - began < 15
+    assert "correct-horse" not in out.read_text()
+    assert len(box.pending()) == 1
+
+
+def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
+    box: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    box.add([message()])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    with client:
+                        client.recv(10_000)
+                        client.sendall(b"garbage\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        webhook = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        with delivering(Deliverer(box, webhook, webhook.name)):
+            wait_for(lambda: "does not take alerts (BadStatusLine)" in caplog.text)
+    assert len(box.pending()) == 1
+
+
 def test_no_shell_reads_the_alerts_words(tmp_path: Path) -> None:
     strange = Message(json.dumps(ALERT | {"text": f"$(touch {tmp_path}/hacked); `id`"}).encode(), "alert")
-    Command(("sh", "-c", 'test "$AGRIDISTILL_TEXT" && cat > /dev/null'))(strange)
+    Command(("sh", "-c", 'test "$AGRIDISTILL_TEXT" && cat > /dev/null'))(strange, threading.Event())
     assert not (tmp_path / "hacked").exists()
 
 
@@ -166,4 +207,4 @@ def test_no_shell_reads_the_alerts_words(tmp_path: Path) -> None:
 )
 def test_a_command_that_fails_has_not_taken_the_alert(words: tuple[str, ...], reason: str) -> None:
     with pytest.raises(NotTakenError, match=reason):
-        Command(words, timeout_s=0.2 if words[0] == "sleep" else 30)(message())
+        Command(words, timeout_s=0.2 if words[0] == "sleep" else 30)(message(), threading.Event())

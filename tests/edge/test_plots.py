@@ -92,6 +92,7 @@ def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same
         for number in range(4):
             history.add(detection(number, 0.9))
             made.see(detection(number, 0.9))
+        made.keep()
         (lost,) = made.messages()
     with History(path) as history:
         (found,) = plots(history).messages()

@@ -52,6 +52,10 @@ def test_a_rise_needs_leaves_in_both_halves() -> None:
     assert found.holds
     assert found.rise == pytest.approx(0.25)
     assert not find(rising, *leaves(*early[:2], *late), 1000.0).holds
+    # The earlier half is empty: nobody knows how it was, and 40 % are ill.
+    unknown = find(rising, *leaves(*[(100.0, 0.4)] * 9), 1000.0)
+    assert (unknown.rise, unknown.holds, unknown.over) == (None, False, False)
+    assert find(rising, *leaves(*[(100.0, 0.1)] * 9), 1000.0).over
     falling = find(rising, *leaves(*[(500.0, 0.35)] * 3, *[(100.0, 0.1)] * 3), 1000.0)
     assert (falling.holds, falling.over) == (False, True)
 

@@ -109,7 +109,7 @@ def test_a_missing_file_is_told() -> None:
 
 def test_a_device_without_a_name_takes_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "pi 4.fields/#1")
-    assert WatchSettings().device_name == "pi-4.fields-1"
+    assert WatchSettings().device_name == "pi-4-fields-1"
     assert build_settings({"device": "x"}, where="here").device_name == "x"
 
 

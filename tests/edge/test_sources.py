@@ -71,6 +71,15 @@ def test_a_password_with_a_slash_does_not_show_in_the_name() -> None:
     assert "cret" not in public_name(split_url("rtsp://me:5/cret@host/stream"))
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["user=admin&password=geheim&channel=1", "user%3Dadmin%26password%3Dgeheim", "cam/user=admin;password=geheim"],
+)
+def test_a_password_in_the_path_does_not_show_in_the_name(path: str) -> None:
+    assert public_name(split_url(f"rtsp://10.0.0.5/{path}")) == "rtsp://10.0.0.5/…"
+    assert opened(f"http://10.0.0.5:81/{path}").name == "http://10.0.0.5:81/…"
+
+
 def test_the_credentials_of_the_address_go_before_those_of_the_settings() -> None:
     settings = SourceSettings(username="you", password="p/w")  # noqa: S106
     assert credentials(split_url("rtsp://me:a%40b@host/s"), settings) == ("me", "a@b")
@@ -98,4 +107,4 @@ def test_without_opencv_a_camera_is_refused_with_what_to_install() -> None:
         "    except MissingExtraError as error: print(error.remedy)\n"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines() == ["pip install opencv-python-headless"] * 3
+    assert answer.stdout.splitlines() == ["pip install 'agridistill[camera]'"] * 3

@@ -22,11 +22,13 @@ from agridistill.edge import agent as agent_module
 from agridistill.edge.building import watch
 from agridistill.edge.events import Detection
 from agridistill.edge.history import History
+from agridistill.edge.messages import Message
+from agridistill.edge.mqtt import MqttPublisher
 from agridistill.edge.outbox import Outbox
 from agridistill.edge.rules import Rule
 from agridistill.edge.settings import BrokerOptions, CommandOptions, PageOptions, WatchSettings
 from agridistill.edge.state_file import read_state
-from agridistill.errors import ConfigError, EdgeError, RunError
+from agridistill.errors import ConfigError, EdgeError, OutboxError, RunError
 
 
 @pytest.fixture
@@ -238,3 +240,87 @@ def test_what_waits_for_a_broker_that_is_away_is_on_the_disk(
         wait_for(lambda: heard.detections)
     with Outbox(state / "outbox.sqlite") as outbox:
         assert [json.loads(item.message.payload)["photo"] for item in outbox.pending()] == ["a.jpg"]
+
+
+def test_a_part_that_fails_ends_the_whole_agent_with_its_error(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, stop: threading.Event) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(MqttPublisher, "run", fail)
+    with (
+        pytest.raises(ValueError, match="a defect"),
+        watching(replace(settings, broker=BrokerOptions("mqtt://127.0.0.1:9")), state) as heard,
+    ):
+        wait_for(lambda: heard.ends)
+
+
+def test_an_alert_that_one_outbox_refuses_is_handed_to_the_others_once(
+    photos: Path,
+    settings: WatchSettings,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    added: list[str] = []
+    real = Outbox.add
+
+    def add(self: Outbox, messages: list[Message]) -> list[int]:
+        added.extend(self.path.stem for message in messages if message.kind == "alert")
+        if self.path.stem == "command" and added.count("command") < 4:
+            raise OutboxError("an outbox that can be written", "a full disk", "free some room")
+        return real(self, messages)
+
+    monkeypatch.setattr(Outbox, "add", add)
+    monkeypatch.setattr(agent_module, "_RETRY_LONGEST_S", 0.02)
+    settings = replace(
+        settings,
+        rules=(Rule("too red", ("red",), least_leaves=3),),
+        broker=BrokerOptions("mqtt://127.0.0.1:9"),
+        command=CommandOptions(("true",)),
+    )
+    with watching(settings, state) as heard:
+        for number in range(3):
+            put(photos, f"{number}.jpg", RED)
+        wait_for(lambda: heard.alerts)
+    assert added == ["outbox", "command", "command", "command", "command"]
+    assert caplog.text.count("an alert cannot be committed") == 1
+
+
+def test_after_once_the_state_tells_how_it_ended(
+    photos: Path, settings: WatchSettings, state: Path, broker: Broker
+) -> None:
+    broker.start()
+    for number in range(5):
+        put(photos, f"{number}.jpg")
+    once(replace(settings, broker=BrokerOptions(f"mqtt://127.0.0.1:{broker.port}")), state)
+    end = read_state(state)
+    assert end.outbox is not None
+    assert (end.outbox["waiting"], end.outbox["delivered"]) == (0, 5)
+    assert end.broker is not None
+    assert end.broker["connected"]
+
+
+def test_what_the_disk_refuses_stands_in_the_state(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = threading.Event()
+    refuse.set()
+    real = History.add
+
+    def add(self: History, *given: Any, **more: Any) -> None:
+        if refuse.is_set():
+            raise OutboxError("a history that can be written", "a full disk", "free some room")
+        real(self, *given, **more)
+
+    monkeypatch.setattr(History, "add", add)
+    monkeypatch.setattr(agent_module, "_RETRY_LONGEST_S", 0.05)
+    monkeypatch.setattr(agent_module, "_STATE_EVERY_S", 0.05)
+    with watching(settings, state) as heard:
+        put(photos, "a.jpg")
+        wait_for(lambda: (state / "state.json").exists() and read_state(state).trouble)
+        assert "a full disk" in str(read_state(state).trouble)
+        refuse.clear()
+        wait_for(lambda: heard.detections)
+        wait_for(lambda: read_state(state).trouble is None)

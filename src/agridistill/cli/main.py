@@ -26,7 +26,7 @@ from agridistill.cli import (
     train,
     watch,
 )
-from agridistill.cli.output import LogLines, stderr
+from agridistill.cli.output import LogLines, shown, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
 OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -99,7 +99,7 @@ def _run(arguments: list[str], debug: bool) -> int:
             raise
         if not isinstance(error, PeerError):
             stderr.quiet = False
-            stderr.print(f"error: {line}", markup=False, style="red")
+            stderr.print(f"error: {shown(line)}", markup=False, style="red")
         return UNUSABLE
     except KeyboardInterrupt:
         result = INTERRUPTED

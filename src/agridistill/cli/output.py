@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,15 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class LogLines(logging.Handler):
-    """Log records as single lines on stderr, beside a progress bar without breaking it."""
+    """Log records on stderr, beside a progress bar without breaking it.
+
+    Further lines of a record are indented: no name with a line feed in it passes for a record of its own.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
-        stderr.print(f"{record.levelname.lower()}: {self.format(record)}", markup=False, style="yellow")
+        text = "\n  ".join(shown(line) for line in self.format(record).split("\n"))
+        stderr.print(f"{record.levelname.lower()}: {text}", markup=False, style="yellow")
 
 
 def leave_talking_to_the_first(processes: int) -> None:
@@ -45,8 +50,20 @@ def print_json(document: Any) -> None:
 
 
 def shown(name: str) -> str:
-    """The same text without the parts of a file name that are not Unicode, which no terminal can show."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    """The same text as a terminal can show it: what would command it, or is no Unicode, stands as its number.
+
+    Example:
+        >>> print(shown("leaf\\x1b[2J.jpg"))
+        leaf\\x1b[2J.jpg
+    """
+    if name.isprintable():
+        return name
+    return "".join(sign if _is_visible(sign) else sign.encode("unicode_escape").decode("ascii") for sign in name)
+
+
+def _is_visible(sign: str) -> bool:
+    # Python calls no space but the plain one printable.
+    return sign.isprintable() or unicodedata.category(sign) == "Zs"
 
 
 def sibling(path: Path, name: str) -> Path:

@@ -45,7 +45,7 @@ def predict(
                 stdout.print(f"{shown(result.name)}: {_line(result.prediction)}", markup=False)
             else:
                 failed += 1
-                stderr.print(f"error: {result.error}", markup=False, style="red")
+                stderr.print(f"error: {shown(str(result.error))}", markup=False, style="red")
     if failed:
         stderr.print(f"{failed} of {len(photos)} photos could not be read", markup=False)
     # A device has no part that evaluates.

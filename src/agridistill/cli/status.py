@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.cells import UNDEFINED, count, new_table, percent, plain, show_table
-from agridistill.cli.output import next_command, print_json, stdout
+from agridistill.cli.output import next_command, print_json, shown, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +39,7 @@ def status(
 
     folder = state_folder() if state is None else state
     found = read_state(folder)
-    alerts, detections = _history(folder / HISTORY_FILE, last)
+    seen = _history(folder / HISTORY_FILE, last)
     now_s = time.time()
     running = is_running(found, now_s)
     problems = _problems(found, running)
@@ -47,18 +48,17 @@ def status(
             "running": running,
             "problems": problems,
             "state": found.to_json(),
-            "open_alerts": [alert.to_json() for alert in alerts],
-            "detections": [detection.to_json() for detection in detections],
+            "open_alerts": None if seen.error else [alert.to_json() for alert in seen.alerts],
+            "detections": None if seen.error else [detection.to_json() for detection in seen.detections],
+            "history_error": seen.error,
         }
         print_json(document)
     else:
-        stdout.print(_headline(found, running, now_s), markup=False, style="bold green" if running else "bold red")
+        stdout.print(
+            shown(_headline(found, running, now_s)), markup=False, style="bold green" if running else "bold red"
+        )
         show_table(_state_table(found, running))
-        _print_alerts(alerts, now_s)
-        if detections:
-            show_table(_detections_table(detections))
-        elif last:
-            stdout.print("Nothing was seen yet.")
+        _print_history(seen, last, now_s)
         for problem in problems:
             stdout.print(f"Problem: {problem}", markup=False, style="red")
     if not running:
@@ -67,14 +67,28 @@ def status(
         raise typer.Exit(1)
 
 
-def _history(file: Path, last: int) -> tuple[list[Alert], list[Detection]]:
+@dataclass(frozen=True)
+class _Seen:
+    """What the history tells; nothing where it cannot be read, and why."""
+
+    alerts: list[Alert] = field(default_factory=list)
+    detections: list[Detection] = field(default_factory=list)
+    error: str | None = None
+
+
+def _history(file: Path, last: int) -> _Seen:
     from agridistill.edge.history import History
+    from agridistill.errors import OutboxError
 
     # An agent that has just started may not have made it yet.
     if not file.exists():
-        return [], []
-    with History.reading(file) as history:
-        return history.alerts(state="open", limit=100), history.recent(last)
+        return _Seen()
+    try:
+        with History.reading(file) as history:
+            return _Seen(history.alerts(state="open", limit=100), history.recent(last))
+    except OutboxError as error:
+        # On a medium that cannot be written, for instance: the state is worth the most there.
+        return _Seen(error=str(error))
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
@@ -82,7 +96,7 @@ def _problems(state: AgentState, running: bool) -> list[str]:
 
     if not running:
         return [f"the agent has not run since {_local(state.at_s)}"]
-    problems = []
+    problems = [state.trouble] if state.trouble else []
     if state.source_lost_s is not None and state.source_lost_s >= _LONG_S:
         problems.append(f"the source has been away for {duration_words(state.source_lost_s)}")
     if state.broker is not None and not state.broker.get("connected"):
@@ -124,8 +138,19 @@ def _state_table(state: AgentState, running: bool) -> Table:
         ("free disk", UNDEFINED if state.disk_free_bytes is None else bytes_words(state.disk_free_bytes)),
     ]
     for name, value in rows:
-        table.add_row(name, _shown(value))
+        table.add_row(name, plain(value))
     return table
+
+
+def _print_history(seen: _Seen, last: int, now_s: float) -> None:
+    if seen.error:
+        stdout.print(f"Alerts and detections cannot be told: {plain(seen.error)}", style="yellow")
+        return
+    _print_alerts(seen.alerts, now_s)
+    if seen.detections:
+        show_table(_detections_table(seen.detections))
+    elif last:
+        stdout.print("Nothing was seen yet.")
 
 
 def _print_alerts(alerts: list[Alert], now_s: float) -> None:
@@ -135,7 +160,7 @@ def _print_alerts(alerts: list[Alert], now_s: float) -> None:
         stdout.print("No alert is open.")
     for alert in alerts:
         since = duration_words(now_s - alert.since_s)
-        told = f"{_shown(alert.level.capitalize())}, open for {since}: {_shown(alert.text)}"
+        told = f"{plain(alert.level.capitalize())}, open for {since}: {plain(alert.text)}"
         stdout.print(told, style="yellow")
 
 
@@ -150,18 +175,13 @@ def _detections_table(detections: list[Detection]) -> Table:
         says = label if one.verdict == "answer" else f"{one.verdict}: {one.reason}" if one.reason else one.verdict
         table.add_row(
             _local(one.at_s),
-            _shown(one.plot or UNDEFINED),
-            _shown(says),
+            plain(one.plot or UNDEFINED),
+            plain(says),
             percent(one.probability),
-            _shown(one.photo),
+            plain(one.photo),
             style="" if one.verdict == "answer" else "yellow",
         )
     return table
-
-
-def _shown(name: str) -> str:
-    # A file's name may hold the escapes that command a terminal.
-    return plain("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name))
 
 
 def _local(at_s: float) -> str:

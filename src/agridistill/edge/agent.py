@@ -111,7 +111,9 @@ class Agent:
         self._decided = 0
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._next_state = self._next_tidy = 0.0
-        self._refused = False
+        self._trouble: str | None = None
+        self._alerts_refused, self._warn_again_at = False, 0.0
+        self._handed: dict[str, set[int]] = {}
         self.state = self._state()
 
     def run(self, stop: threading.Event) -> None:
@@ -123,7 +125,7 @@ class Agent:
         notify("READY=1")
         with self._frames:
             while not stop.is_set():
-                self._beat()
+                self.beat()
                 try:
                     frame = self._frames.take(_TAKE_S)
                 except PhotoError as error:
@@ -139,7 +141,7 @@ class Agent:
                     self._follow_model()
                 self._warn()
         notify("STOPPING=1")
-        self._beat(now=True)
+        self.beat(now=True)
 
     def _take(self, frame: Frame, stop: threading.Event) -> None:
         began = time.perf_counter()
@@ -152,10 +154,7 @@ class Agent:
         if frame.identity:
             self._frames.source.done(frame.identity)
         self._hooks.detection(detection)
-        try:
-            self.plots.see(detection)
-        except OutboxError as error:
-            logger.warning("an alert's change is not on the disk yet: %s", error)
+        self.plots.see(detection)
         if self._decided % _FRAMES_BETWEEN_CLEARINGS == 0:
             return_freed_memory()
 
@@ -163,41 +162,62 @@ class Agent:
         """Outbox first, then the history; while the disk refuses, the frame is held and tried again."""
         message = Message(detection_payload(detection), "detection", detection.plot, detection.event_id)
         small = thumbnail(frame) if self._keep_thumbnails else None
+        outbox = self._stores.detections
         pause = _RETRY_FIRST_S
         while True:
             try:
-                if self._stores.detections is not None:
-                    self._stores.detections.add([message])
+                if outbox is not None:
+                    outbox.add([message])
+                    outbox = None
                 self._stores.history.add(detection, thumbnail=small, identity=frame.identity)
             except OutboxError as error:
-                if not self._refused:
+                if self._trouble is None:
                     logger.error("detections cannot be committed (%s): the agent waits for the disk", error)
-                    self._refused = True
+                self._trouble = f"detections cannot be committed: {error}"
                 if stop.wait(pause):
                     return False
                 pause = min(2 * pause, _RETRY_LONGEST_S)
-                self._beat()
+                self.beat()
                 continue
-            if self._refused:
+            if self._trouble is not None:
                 logger.warning("detections can be committed again")
-                self._refused = False
+                self._trouble = None
             return True
 
     def _warn(self) -> None:
+        # First the history: an alert that goes out must be known by its id after a kill.
+        if time.monotonic() < self._warn_again_at or not self._keep_alerts():
+            return
         for message in self.plots.messages():
+            kept = Message(alert_payload(message), "alert", message.alert.plot, message.event_id)
+            # One that was handed over may be delivered and gone by the next try: it must not go out twice.
+            handed = self._handed.setdefault(message.event_id, set())
             try:
-                kept = Message(alert_payload(message), "alert", message.alert.plot, message.event_id)
-                for outbox in self._stores.outboxes:
-                    outbox.add([kept])
-                self.plots.told(message)
-                self.plots.keep()
+                for number, outbox in enumerate(self._stores.outboxes):
+                    if number not in handed:
+                        outbox.add([kept])
+                        handed.add(number)
             except OutboxError as error:
-                if not self._refused:
+                if not self._alerts_refused:
                     logger.error("an alert cannot be committed (%s): it is tried again", error)
-                    self._refused = True
+                self._alerts_refused, self._warn_again_at = True, time.monotonic() + _RETRY_LONGEST_S
                 return
+            self._alerts_refused = False
+            self.plots.told(message)
+            del self._handed[message.event_id]
             logger.warning("alert %s: %s", message.change, message.alert.text)
             self._hooks.alert(message)
+        self._keep_alerts()
+
+    def _keep_alerts(self) -> bool:
+        try:
+            self.plots.keep()
+            return True
+        except OutboxError as error:
+            if not self._alerts_refused:
+                logger.error("an alert's change is not on the disk yet (%s): it is tried again", error)
+            self._alerts_refused, self._warn_again_at = True, time.monotonic() + _RETRY_FIRST_S
+            return False
 
     def _follow_model(self) -> None:
         self._model.refresh()
@@ -205,7 +225,7 @@ class Agent:
         if classes != self.plots.classes:
             self.plots = self._create_plots(classes)
 
-    def _beat(self, *, now: bool = False) -> None:
+    def beat(self, *, now: bool = False) -> None:
         """Tells systemd and whoever looks that the agent is alive, and tidies from time to time."""
         clock = time.monotonic()
         if clock >= self._next_tidy:
@@ -250,6 +270,7 @@ class Agent:
             memory_bytes=resident_bytes(),
             processor_celsius=processor_celsius(),
             disk_free_bytes=disk_free_bytes(self._stores.folder),
+            trouble=self._trouble,
         )
 
     def _outbox_state(self) -> dict[str, object] | None:

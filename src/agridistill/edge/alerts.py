@@ -43,12 +43,16 @@ class AlertMessage:
 
 @dataclass
 class _Watched:
-    """An alert, and what people know of it."""
+    """An alert, and what people know of it.
+
+    `…_clock` are by a clock that is never set back or forward; `told_s` is for the history, by the device's own.
+    """
 
     alert: Alert
     told_s: float = 0.0
     told_share: float = -1.0
-    seen_s: float = 0.0
+    told_clock: float = 0.0
+    seen_clock: float = 0.0
 
     @property
     def was_told(self) -> bool:
@@ -62,6 +66,8 @@ class AlertKeeper:
         rules: each with a name of its own.
         classes: of the model, in the order of the probabilities.
         pool: of the leaves, with a window at least as long as the longest of the rules.
+        clock_s: now, by the pool's clock.
+        now_s: now, by the device's clock.
         known: alerts from before a restart that are open, or whose end people were not told, each with when people were
             last told of it (0: not yet).
 
@@ -70,7 +76,14 @@ class AlertKeeper:
     """
 
     def __init__(
-        self, rules: Sequence[Rule], classes: Sequence[str], pool: LeafPool, known: Iterable[tuple[Alert, float]] = ()
+        self,
+        rules: Sequence[Rule],
+        classes: Sequence[str],
+        pool: LeafPool,
+        known: Iterable[tuple[Alert, float]] = (),
+        *,
+        clock_s: float = 0.0,
+        now_s: float = 0.0,
     ) -> None:
         self._rules = {rule.name: rule for rule in rules}
         self._indices = {rule.name: rule.indices(classes) for rule in rules}
@@ -78,7 +91,10 @@ class AlertKeeper:
         self._open: dict[tuple[str, str], _Watched] = {}
         for alert, told_s in known:
             share = alert.share if told_s else -1.0
-            self._open[alert.rule, alert.plot] = _Watched(alert, told_s, share, max(alert.updated_s, told_s))
+            # What a clock that was set back since calls the future was just now.
+            told_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (told_s, max(alert.updated_s, told_s)))
+            watched = _Watched(alert, told_s, share, clock_s - told_ago, clock_s - seen_ago)
+            self._open[alert.rule, alert.plot] = watched
         self._changed: dict[str, tuple[Alert, float]] = {}
 
     @property
@@ -103,12 +119,13 @@ class AlertKeeper:
             inside = at_s >= clock_s - rule.window_s
             summed = probabilities[inside].sum(axis=0)
             found = find(rule, at_s, shares, clock_s)
-            self._apply(rule, plot, found, self._worst(rule, summed), now_s)
+            self._apply(rule, plot, found, self._worst(rule, summed), clock_s, now_s)
 
-    def messages(self, now_s: float) -> list[AlertMessage]:
+    def messages(self, *, clock_s: float, now_s: float) -> list[AlertMessage]:
         """What people have to be told now; each is given again until `told` is called.
 
         Args:
+            clock_s: of the pool, never set back.
             now_s: seconds since 1970 by the device's clock.
         """
         found = []
@@ -116,42 +133,45 @@ class AlertKeeper:
             rule = self._rules.get(watched.alert.rule)
             if rule is not None and rule.is_quiet(now_s):
                 continue
-            change = self._change(watched, rule, now_s)
+            change = _change(watched, rule, clock_s)
             if change is not None:
                 found.append(AlertMessage(change, watched.alert, watched.told_s))
         return found
 
-    def told(self, message: AlertMessage, now_s: float) -> None:
+    def told(self, message: AlertMessage, *, clock_s: float, now_s: float) -> None:
         """People have been told, or the message is on its way for good."""
         key = message.alert.rule, message.alert.plot
         watched = self._open[key]
-        watched.told_s, watched.told_share = max(now_s, 1.0), message.alert.share
+        watched.told_s, watched.told_clock, watched.told_share = max(now_s, 1.0), clock_s, message.alert.share
         self._changed[watched.alert.alert_id] = watched.alert, watched.told_s
         if watched.alert.state == "resolved":
             del self._open[key]
 
-    def tidy(self, now_s: float) -> None:
-        """Ends alerts without new leaves, and those whose rule is gone; drops ended ones that nobody was told of."""
-        for key, watched in list(self._open.items()):
+    def tidy(self, *, clock_s: float, now_s: float) -> None:
+        """Ends alerts without new leaves, and those whose rule is gone."""
+        for watched in list(self._open.values()):
             alert, rule = watched.alert, self._rules.get(watched.alert.rule)
             if alert.state == "open":
                 if rule is None:
                     self._resolve(watched, f"{alert.rule}, {alert.plot or 'all'}: the rule is gone", now_s)
-                elif now_s - watched.seen_s > rule.forget_s:
+                elif clock_s - watched.seen_clock > rule.forget_s:
                     days = f"{rule.forget_days:g} days"
                     self._resolve(watched, f"{alert.rule}, {alert.plot or 'all'}: no leaves for {days}", now_s)
-            if watched.alert.state == "resolved" and not watched.was_told:
-                del self._open[key]
 
     def changed(self) -> list[tuple[Alert, float]]:
-        """Alerts that changed since the last call, each with when people were told; to be written to the history."""
-        changed, self._changed = list(self._changed.values()), {}
-        return changed
+        """Alerts that changed and are not `kept` yet, each with when people were told."""
+        return list(self._changed.values())
 
-    def _apply(self, rule: Rule, plot: str, found: Finding, label: str, now_s: float) -> None:
+    def kept(self, changed: Iterable[tuple[Alert, float]]) -> None:
+        """What `changed` gave is in the history."""
+        for alert, told_s in changed:
+            if self._changed.get(alert.alert_id) == (alert, told_s):
+                del self._changed[alert.alert_id]
+
+    def _apply(self, rule: Rule, plot: str, found: Finding, label: str, clock_s: float, now_s: float) -> None:
         watched = self._open.get((rule.name, plot))
         if watched is not None and found.leaves:
-            watched.seen_s = now_s
+            watched.seen_clock = clock_s
         if watched is None or watched.alert.state == "resolved":
             if not found.holds:
                 return
@@ -162,7 +182,7 @@ class AlertKeeper:
                 alert = Alert(
                     uuid.uuid4().hex, rule.name, plot, "open", now_s, now_s, None, label, 0.0, 0, "", rule.level
                 )
-                watched = self._open[rule.name, plot] = _Watched(alert, seen_s=now_s)
+                watched = self._open[rule.name, plot] = _Watched(alert, seen_clock=clock_s)
             self._update(watched, replace(alert, label=label), found, now_s)
             return
         if found.over:
@@ -172,7 +192,7 @@ class AlertKeeper:
             self._update(watched, replace(watched.alert, label=label), found, now_s)
 
     def _update(self, watched: _Watched, alert: Alert, found: Finding, now_s: float) -> None:
-        rising = f", {100 * found.rise:+.0f} points" if abs(found.rise) >= _NEWS / 2 else ""
+        rising = f", {100 * found.rise:+.0f} points" if found.rise and abs(found.rise) >= _NEWS / 2 else ""
         text = (
             f"{alert.rule}, {alert.plot or 'all'}: {100 * found.share:.0f} % of {found.leaves} leaves{rising}, "
             f"mostly {plain_label(alert.label)}"
@@ -193,18 +213,6 @@ class AlertKeeper:
         )
         self._changed[alert.alert_id] = watched.alert, watched.told_s
 
-    def _change(self, watched: _Watched, rule: Rule | None, now_s: float) -> Change | None:
-        alert = watched.alert
-        if alert.state == "resolved":
-            return "resolved" if watched.was_told else None
-        if not watched.was_told:
-            return "opened"
-        if abs(alert.share - watched.told_share) >= _NEWS:
-            return "updated"
-        if rule is not None and rule.repeat_s and now_s - watched.told_s >= rule.repeat_s:
-            return "repeated"
-        return None
-
     def _worst(self, rule: Rule, summed: np.ndarray) -> str:
         indices = self._indices[rule.name]
         return self._classes[max(indices, key=lambda index: float(summed[index]))]
@@ -214,3 +222,17 @@ def _is_to_be_seen(found: Finding, alert: Alert) -> bool:
     # Not each single leaf: every change is written to the disk.
     more = abs(found.leaves - alert.leaves) >= max(1, alert.leaves // 4)
     return more or abs(found.share - alert.share) >= _SEEN
+
+
+def _change(watched: _Watched, rule: Rule | None, clock_s: float) -> Change | None:
+    alert = watched.alert
+    if alert.state == "resolved":
+        # One that opened and ended in quiet hours is told once they are over.
+        return "resolved"
+    if not watched.was_told:
+        return "opened"
+    if abs(alert.share - watched.told_share) >= _NEWS:
+        return "updated"
+    if rule is not None and rule.repeat_s and clock_s - watched.told_clock >= rule.repeat_s:
+        return "repeated"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,8 @@ class BrokerSettings:
             (0 < self.port < 65536, "a port from 1 to 65535", self.port),
             (1 <= self.inflight <= 1000, "1 to 1,000 messages under way", self.inflight),
             (self.keepalive_s >= 1 and self.ack_timeout_s > 0, "waiting times above 0", "less"),
-            (self.cert_file is None or self.tls, "mqtts:// for a certificate", "mqtt://"),
+            (self.tls or not (self.cert_file or self.ca_file), "mqtts:// where there is a certificate", "mqtt://"),
+            (self.username or self.password is None, "a user with the password, as mqtt://USER@host", "none"),
         ):
             if not holds:
                 raise ConfigError(expected, str(got), "correct the broker's settings")
@@ -63,7 +65,7 @@ class BrokerSettings:
     @property
     def base(self) -> str:
         """First levels of the device's topics."""
-        return f"{topic_level(self.prefix)}/{topic_level(self.device)}"
+        return "/".join(topic_level(part) for part in (*self.prefix.strip("/").split("/"), self.device))
 
     @property
     def status_topic(self) -> str:
@@ -95,13 +97,16 @@ class BrokerSettings:
 
 
 def topic_level(name: str) -> str:
-    """A name as one level of a topic.
+    """A name as one level of a topic; one that has to be changed gets a digest, so that no two share a topic.
 
     Example:
+        >>> topic_level("north")
+        'north'
         >>> topic_level("north field/#3")
-        'north_field_3'
+        'north_field_3-ff0b1c'
     """
-    return _UNSAFE.sub("_", name).strip("_") or "_"
+    safe = _UNSAFE.sub("_", name).strip("_")
+    return safe if safe and safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def parse_broker(url: str, **settings: Any) -> BrokerSettings:

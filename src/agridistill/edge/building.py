@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agridistill.edge.agent import Agent, Hooks, Stores
@@ -22,14 +23,14 @@ from agridistill.edge.outputs import Command, Deliverer, Webhook
 from agridistill.edge.page import PageServer
 from agridistill.edge.plots import Plots
 from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
-from agridistill.edge.sources import SourceSettings, open_source
+from agridistill.edge.sources import SourceSettings, open_source, public_name, split_url
 from agridistill.edge.state_file import HISTORY_FILE
 from agridistill.edge.updates.keys import read_trusted_keys
 from agridistill.edge.updates.settings import UpdateSettings
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater
 from agridistill.edge.workers import BrokerLink, UpdateWorker
-from agridistill.errors import ConfigError
+from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.artefacts import open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -42,6 +43,7 @@ _TELL_STATE_EVERY_S = 60.0
 _JOIN_S = 10.0
 # Longer than a photo that may still be written is waited for.
 _IDLE_S = 3.0
+_PHOTOS_WHERE_DELETED = 10_000
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,17 @@ def watch(
             if settings.broker and stores.detections
             else None
         )
-        agent = _agent(settings, stores, slots, listeners, connection, once=once)
+        agent = _agent(settings, stores, slots, listeners, connection, stack, once=once)
         workers = _workers(settings, stores, agent, updater, connection)
         if settings.page:
             listeners.page(stack.enter_context(_page(settings.page, state, agent)))
-        ending = threading.Event()
-        with _running(workers, ending):
+        with _running(workers, stop) as failures:
             agent.run(stop)
-            if once:
-                _wait_for_delivery(stores.outboxes, stop)
+            while once and _something_waits(stores.outboxes) and not stop.wait(0.05):
+                agent.beat()
+            agent.beat(now=True)
+        if failures:
+            raise failures[0]
         return agent.state
 
 
@@ -109,9 +113,13 @@ def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -
     def outbox(name: str) -> Outbox:
         return stack.enter_context(Outbox(state / f"{name}.sqlite", settings.outbox.limits))
 
+    limits = settings.history
+    if settings.after == "delete":
+        # A photo that is gone will not be asked about again.
+        limits = replace(limits, photos=min(limits.photos, _PHOTOS_WHERE_DELETED))
     return Stores(
         folder=state,
-        history=stack.enter_context(History(state / HISTORY_FILE, settings.history)),
+        history=stack.enter_context(History(state / HISTORY_FILE, limits)),
         detections=outbox("outbox") if settings.broker else None,
         alerts=[
             outbox(name) for name, wanted in (("webhook", settings.webhook), ("command", settings.command)) if wanted
@@ -125,6 +133,7 @@ def _agent(
     slots: ModelSlots,
     listeners: Listeners,
     connection: BrokerLink | None,
+    stack: contextlib.ExitStack,
     *,
     once: bool,
 ) -> Agent:
@@ -141,8 +150,17 @@ def _agent(
             rule.indices(predictor.manifest.classes)
         return Decider(predictor, settings.quality, origin)
 
-    # The source's name is known once it is made, and how many pixels it has to give once the model is.
-    size = enough_pixels(load(slots.first).manifest.preprocessing)
+    origin = Origin(settings.device_name, _source_name(settings.source))
+    model = CurrentModel(slots, load, create)
+
+    def close(kind: object, error: BaseException | None, traceback: object) -> bool:
+        # A model on trial is not to blame for an orderly end, nor for a page's port that is taken.
+        if error is None or isinstance(error, AgriDistillError):
+            model.close()
+        return False
+
+    stack.push(close)
+    size = enough_pixels(model.decider.manifest.preprocessing)
     source = open_source(
         settings.source,
         settings=SourceSettings(
@@ -154,20 +172,26 @@ def _agent(
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
         ),
         seen=history.knows,
+        bad=history.mark,
+        attempts=history,
     )
     if once and source.live:
         raise ConfigError("a folder or a video file for --once", f"'{source.name}', which never ends", "leave it away")
-    origin = Origin(settings.device_name, source.name)
     hooks = Hooks(listeners.detection, listeners.alert, connection.state if connection else lambda: None)
     return Agent(
         settings.device_name,
         LatestFrame(source, end_after_s=_IDLE_S if once else None),
-        CurrentModel(slots, load, create),
+        model,
         plots,
         stores,
         keep_thumbnails=settings.thumbnails,
         hooks=hooks,
     )
+
+
+def _source_name(source: str) -> str:
+    """As the source will call itself; the model's own pixels decide how it is opened, so it comes after the model."""
+    return public_name(split_url(source)) if "://" in source else source
 
 
 def _workers(
@@ -210,18 +234,30 @@ def _page(options: PageOptions, state: Path, agent: Agent) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _running(workers: Sequence[Callable[[threading.Event], None]], ending: threading.Event) -> Iterator[None]:
-    threads = [threading.Thread(target=worker, args=(ending,), daemon=True) for worker in workers]
+def _running(
+    workers: Sequence[Callable[[threading.Event], None]], stop: threading.Event
+) -> Iterator[list[BaseException]]:
+    """Runs workers in threads; one that fails stops the agent: half an agent must not look like a whole one."""
+    ending, failures = threading.Event(), list[BaseException]()
+
+    def guarded(worker: Callable[[threading.Event], None]) -> None:
+        try:
+            worker(ending)
+        except BaseException as error:  # told by whoever started the agent
+            failures.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=guarded, args=(worker,), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield failures
     finally:
         ending.set()
+        deadline = time.monotonic() + _JOIN_S
         for thread in threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _wait_for_delivery(outboxes: Sequence[Outbox], stop: threading.Event) -> None:
-    while any(outbox.pending(limit=1) for outbox in outboxes) and not stop.wait(0.05):
-        pass
+def _something_waits(outboxes: Sequence[Outbox]) -> bool:
+    return any(outbox.pending(limit=1) for outbox in outboxes)

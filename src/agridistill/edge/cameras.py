@@ -234,7 +234,7 @@ def _opencv() -> Any:
         # By its name: the type checker must not depend on whether it is there.
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
-        raise MissingExtraError("OpenCV", f"{error}", "pip install opencv-python-headless") from None
+        raise MissingExtraError("OpenCV", f"{error}", "pip install 'agridistill[camera]'") from None
     with contextlib.suppress(AttributeError):  # old ones do not have it
         cv2.setLogLevel(0)
     return cv2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import time
 from collections.abc import Callable
@@ -10,14 +11,14 @@ from typing import Any
 
 from agridistill.edge.deciding import Decider
 from agridistill.edge.events import Detection, Frame
-from agridistill.edge.updates.slots import ModelSlots
+from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
 from agridistill.errors import AgriDistillError, EdgeError
 from agridistill.runtime.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
-# A model on trial has worked when it has decided on so many frames, and the agent has lived so long with it.
-_CONFIRM_FRAMES, _CONFIRM_S = 20, 30.0
+# Within one life a model on trial has to keep the agent alive for so long, too; an orderly end shows the same.
+_CONFIRM_S = 30.0
 
 
 class CurrentModel:
@@ -36,9 +37,8 @@ class CurrentModel:
         self, slots: ModelSlots, load: Callable[[Path], Predictor], create: Callable[[Predictor], Decider]
     ) -> None:
         self._slots, self._load, self._create = slots, load, create
-        self._frames = 0
-        self._confirmed = False
         self.refresh()
+        self._warn_of_another_first()
 
     @property
     def info(self) -> dict[str, Any]:
@@ -68,7 +68,8 @@ class CurrentModel:
                 logger.error("model version %d cannot be used: %s", active.version, error)
                 active = self._slots.give_up(active.version, str(error))
         self._active, self.decider = active, decider
-        self._frames, self._since = 0, time.monotonic()
+        self._seen = self._answered = 0
+        self._since = time.monotonic()
         self._confirmed = active.version == 0
 
     def decide(self, frame: Frame) -> Detection:
@@ -87,12 +88,43 @@ class CurrentModel:
                 logger.error("model version %d fails: %s", self._active.version, error)
                 self._slots.give_up(self._active.version, str(error))
                 self.refresh()
-        if not self._confirmed:
-            self._frames += 1
-            if self._frames >= _CONFIRM_FRAMES and time.monotonic() - self._since >= _CONFIRM_S:
-                self._slots.confirm()
-                self._confirmed = True
+        self._seen += 1
+        # What the quality gate refused says nothing of the model.
+        self._answered += detection.label is not None
+        if not self._confirmed and self._has_worked():
+            self._slots.confirm(self._active.version)
+            self._confirmed = True
         return detection
+
+    def close(self) -> None:
+        """Says, once, that the agent ends in an orderly way: a model on trial is not to blame for this end.
+
+        Not where photos came and the model answered none: a model that makes every photo unusable must be taken back.
+        """
+        if self._active.trial and (self._answered or not self._seen):
+            self._slots.ended_well(self._active.version, self._answered)
+
+    def _has_worked(self) -> bool:
+        answered = self._active.frames + self._answered
+        return answered >= CONFIRM_FRAMES and time.monotonic() - self._since >= _CONFIRM_S
+
+    def _warn_of_another_first(self) -> None:
+        first, folder = self._slots.first, self._slots.folder
+        if self._active.version and not _is_same(first, self._active.path):
+            logger.warning(
+                "model version %d from %s runs, not --model %s (delete %s to start over)",
+                self._active.version,
+                folder,
+                first,
+                folder,
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def require_model(path: Path) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from agridistill.edge.events import Detection, Frame, Verdict
 from agridistill.edge.quality import QualitySettings, quality_problem
+from agridistill.edge.words import sendable
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import to_pixels
 from agridistill.runtime.predictor import Prediction, Predictor
@@ -73,8 +74,8 @@ class Decider:
             at_s=frame.at_s,
             device=self._origin.device,
             source=self._origin.source,
-            photo=_readable(frame.name),
-            plot=_readable(frame.plot),
+            photo=sendable(frame.name),
+            plot=sendable(frame.plot),
             model=self.manifest.weights_sha256[:12],
             verdict=verdict,
             reason=reason,
@@ -89,11 +90,6 @@ def event_id(device: str, frame: Frame) -> str:
     if not frame.identity:
         return uuid.uuid4().hex
     return hashlib.sha256(f"{device}\0{frame.identity}".encode()).hexdigest()[:32]
-
-
-def _readable(name: str) -> str:
-    """A file name that is no UTF-8 comes with lone surrogates, which neither JSON nor SQLite take."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def thumbnail(frame: Frame) -> bytes:

@@ -158,6 +158,7 @@ class AgentState:
         memory_bytes: resident.
         processor_celsius: None where it is not known.
         disk_free_bytes: where the state lies.
+        trouble: why detections cannot be committed; None where they can.
     """
 
     device: str
@@ -180,6 +181,7 @@ class AgentState:
     memory_bytes: int | None
     processor_celsius: float | None
     disk_free_bytes: int | None
+    trouble: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is written and published."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import os
@@ -9,13 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from agridistill.edge.events import Frame
 from agridistill.edge.listing import MOST, Listing, Photo
-from agridistill.edge.sources import SourceSettings
-from agridistill.errors import PhotoError
-from agridistill.preprocess import read_photo
+from agridistill.edge.reading import PhotoReader
+from agridistill.edge.sources import Attempts, SourceSettings
+from agridistill.edge.words import sendable
+from agridistill.errors import OutboxError, PhotoError
+from agridistill.preprocess import UnreachablePhotoError
 
 logger = logging.getLogger(__name__)
 
@@ -30,27 +31,39 @@ class FolderSource:
 
     A JPEG or a PNG is taken as soon as it is whole. Formats without an end mark, and files that do not decode, are
     looked at again once nothing has been written for `settle_s`: a copy may have its full size from its beginning.
+    What the system refuses (rights, a disk, a network) is tried again after pauses of up to a minute.
 
     Args:
         root: the folder. Hidden names, `.part` and `.tmp` are passed over; links to folders are not followed.
         settings: how photos are taken.
         seen: whether a photo was decided on in an earlier life of the agent; asked once for each.
+        bad: called with a key for each photo that can never be decoded; `seen` is asked for it later.
+        attempts: see `open_source`.
         settle_s: see above.
     """
 
     live = False
 
     def __init__(
-        self, root: Path, settings: SourceSettings, seen: Callable[[str], bool], *, settle_s: float = SETTLE_S
+        self,
+        root: Path,
+        settings: SourceSettings,
+        seen: Callable[[str], bool],
+        *,
+        bad: Callable[[str], None] = lambda key: None,
+        attempts: Attempts | None = None,
+        settle_s: float = SETTLE_S,
     ) -> None:
-        self.name = _text(str(root))
-        self._settings, self._seen, self._settle_s = settings, seen, settle_s
+        self.name = sendable(str(root))
+        self._settings, self._seen, self._bad, self._settle_s = settings, seen, bad, settle_s
+        self._reader = PhotoReader(settings, attempts)
         self._listing = Listing(root)
         self._pending: list[Photo] = []
         # Photos that were not whole when they were tried, and since when they are as they are.
         self._growing: dict[str, tuple[Photo, float]] = {}
         self._handed: dict[str, Photo] = {}
         self._told_undeletable = False
+        self._told_unreachable: Photo | None = None
 
     def open(self) -> None:
         """Begins to watch.
@@ -97,6 +110,9 @@ class FolderSource:
                 self._listing.ask_again()
         if self._listing.is_due(idle=not self._pending and len(self._growing) < MOST):
             self._pending = self._listing.search()
+            told = self._told_unreachable
+            if told is not None and self._listing.now(told.name) != told:
+                self._tell_reachable()
 
     def _next(self, deadline: float) -> Frame | None:
         for name in list(self._growing):
@@ -121,11 +137,16 @@ class FolderSource:
         if before is None and len(self._growing) >= MOST:
             self._listing.ask_again()
             return None
-        if photo != before and self._seen(photo.identity):
+        if photo != before and self._is_through(photo):
             self._forget(photo)
-            self._let_go(photo)
             return None
         return self._tried(photo, has_settled=has_settled)
+
+    def _is_through(self, photo: Photo) -> bool:
+        if self._seen(photo.identity):
+            self._let_go(photo)
+            return True
+        return self._seen(_bad_key(photo))
 
     def _tried(self, photo: Photo, *, has_settled: bool) -> Frame | None:
         """Decodes it; without success it is to be looked at again, or is a bad photo once it has settled."""
@@ -134,7 +155,10 @@ class FolderSource:
         if has_settled or _has_end_mark(path):
             error = None
             try:
-                pixels = np.asarray(read_photo(path, shorter_side=self._settings.shorter_side))
+                pixels = self._reader.read(path, photo.identity)
+            except UnreachablePhotoError as found:
+                self._set_aside(photo, found)
+                return None
             except PhotoError as found:
                 error = found
             if self._listing.now(photo.name) == photo:
@@ -142,9 +166,12 @@ class FolderSource:
                     self._forget(photo)
                     if self._settings.after == "delete":
                         self._handed[photo.identity] = photo
-                    return Frame(pixels, _text(photo.name), self._plot(photo), at_s, photo.identity)
+                    return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity)
                 if has_settled:
                     self._forget(photo)
+                    # Without it the photo is only told again after a restart.
+                    with contextlib.suppress(OutboxError):
+                        self._bad(_bad_key(photo))
                     raise error
         self._growing[photo.name] = (photo, time.monotonic())
         return None
@@ -152,6 +179,20 @@ class FolderSource:
     def _forget(self, photo: Photo) -> None:
         self._growing.pop(photo.name, None)
         self._listing.remember(photo)
+        if photo == self._told_unreachable:
+            self._tell_reachable()
+
+    def _set_aside(self, photo: Photo, error: UnreachablePhotoError) -> None:
+        self._growing.pop(photo.name, None)
+        self._listing.set_aside(photo)
+        if self._told_unreachable is None:
+            self._told_unreachable = photo
+            logger.warning("photos cannot be read for now, and are tried again: %s", error)
+
+    def _tell_reachable(self) -> None:
+        if self._told_unreachable is not None:
+            logger.warning("the photo %s can be read again, or is gone", sendable(self._told_unreachable.name))
+            self._told_unreachable = None
 
     def _let_go(self, photo: Photo) -> None:
         if self._settings.after != "delete" or self._listing.now(photo.name) != photo:
@@ -165,7 +206,7 @@ class FolderSource:
 
     def _plot(self, photo: Photo) -> str:
         first, slash, _ = photo.name.partition("/")
-        return _text(first) if slash else self._settings.plot
+        return sendable(first) if slash else self._settings.plot
 
 
 def _has_end_mark(path: Path) -> bool:
@@ -175,12 +216,12 @@ def _has_end_mark(path: Path) -> bool:
             file.seek(-min(_TAIL_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
             tail = file.read(_TAIL_BYTES)
     except OSError:
-        return False
+        return True  # reading it tells why
     if head.startswith(_JPEG):
         return tail.endswith(_JPEG_END)
     return head == _PNG and tail[4:8] == _PNG_END
 
 
-def _text(name: str) -> str:
-    """A name that is no UTF-8 as text that can be sent."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _bad_key(photo: Photo) -> str:
+    # Not its identity, by which decided ones are known: those may be deleted.
+    return f"bad {photo.identity}"

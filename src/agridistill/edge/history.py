@@ -34,11 +34,12 @@ CREATE TABLE IF NOT EXISTS alerts (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS alerts_by_change ON alerts (state, updated_s);
 -- Photos of a folder that were decided on: their detections may be gone by age, they must not come anew.
-CREATE TABLE IF NOT EXISTS photos (identity TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS photos (seq INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, begun INTEGER) STRICT;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 # Trimming one by one would cost every detection a delete of its own.
 _TRIM_EVERY = 200
+_MARK = "INSERT INTO photos (identity) VALUES (?) ON CONFLICT (identity) DO UPDATE SET begun = NULL"
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,16 @@ class HistoryLimits:
         detections: the newest ones.
         thumbnails: of the newest detections.
         alerts: resolved ones; open ones always stay.
+        photos: whose identity is remembered, so that they are not decided on again.
     """
 
     detections: int = 50_000
     thumbnails: int = 500
     alerts: int = 5_000
+    photos: int = 1_000_000
 
     def __post_init__(self) -> None:
-        if min(self.detections, self.thumbnails, self.alerts) < 0 or not self.detections:
+        if min(self.thumbnails, self.alerts) < 0 or min(self.detections, self.photos) < 1:
             raise OutboxError("limits of 1 detection and more", str(self), "correct them")
 
 
@@ -116,7 +119,7 @@ class History:
             )
             add_to_counter(database, f"verdict:{detection.verdict}", cursor.rowcount)
             if identity:
-                database.execute("INSERT OR IGNORE INTO photos VALUES (?)", (identity,))
+                database.execute(_MARK, (identity,))
             if self._until_trim <= 0:
                 self._trim(database)
                 self._until_trim = _TRIM_EVERY
@@ -125,7 +128,10 @@ class History:
     def knows(self, identity: str) -> bool:
         """Whether a photo of this identity was decided on."""
         with self._file.reading() as database:
-            return database.execute("SELECT 1 FROM photos WHERE identity = ?", (identity,)).fetchone() is not None
+            return (
+                database.execute("SELECT 1 FROM photos WHERE identity = ? AND begun IS NULL", (identity,)).fetchone()
+                is not None
+            )
 
     def mark(self, identity: str) -> None:
         """Remembers a photo that cannot be decided on.
@@ -134,7 +140,31 @@ class History:
             OutboxError: the disk is full or refuses.
         """
         with self._file.writing() as database:
-            database.execute("INSERT OR IGNORE INTO photos VALUES (?)", (identity,))
+            database.execute(_MARK, (identity,))
+
+    def begin(self, identity: str) -> int:
+        """Notes that a photo is about to be read; gives how often that was noted before without an `end`.
+
+        Raises:
+            OutboxError: the disk is full or refuses.
+        """
+        with self._file.writing() as database:
+            row = database.execute("SELECT begun FROM photos WHERE identity = ?", (identity,)).fetchone()
+            database.execute(
+                "INSERT INTO photos (identity, begun) VALUES (?, 1) "
+                "ON CONFLICT (identity) DO UPDATE SET begun = begun + 1",
+                (identity,),
+            )
+        return int(row[0] or 0) if row else 0
+
+    def end(self, identity: str) -> None:
+        """Notes that a photo has been read, and the agent is alive.
+
+        Raises:
+            OutboxError: the disk is full or refuses.
+        """
+        with self._file.writing() as database:
+            database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
     def recent(self, limit: int = 50, *, plot: str | None = None, since_s: float | None = None) -> list[Detection]:
         """The newest detections, newest first.
@@ -231,6 +261,8 @@ class History:
     def _trim(self, database: Any) -> None:
         (newest,) = database.execute("SELECT coalesce(max(seq), 0) FROM detections").fetchone()
         database.execute("DELETE FROM detections WHERE seq <= ?", (newest - self.limits.detections,))
+        (last,) = database.execute("SELECT coalesce(max(seq), 0) FROM photos").fetchone()
+        database.execute("DELETE FROM photos WHERE seq <= ?", (last - self.limits.photos,))
         database.execute(
             "UPDATE detections SET thumbnail = NULL WHERE seq <= ? AND thumbnail IS NOT NULL",
             (newest - self.limits.thumbnails,),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agridistill.edge.broker import BrokerSettings, topic_level
-from agridistill.edge.mqtt import OFFLINE, ONLINE
+from agridistill.edge.mqtt_session import OFFLINE, ONLINE
 from agridistill.version import __version__
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -25,7 +26,7 @@ def discovery(settings: BrokerSettings, plots: Iterable[str], prefix: str = "hom
     Returns:
         Payloads by topic, as described in Home Assistant's "MQTT discovery".
     """
-    node = _UNSAFE.sub("_", f"{settings.prefix}_{settings.device}")
+    node = _name(settings.base.replace("/", "_"))
     sensors: list[tuple[str, str, dict[str, Any]]] = [
         (
             "binary_sensor",
@@ -62,7 +63,7 @@ def discovery(settings: BrokerSettings, plots: Iterable[str], prefix: str = "hom
         sensors.append(
             (
                 "sensor",
-                f"plot_{_UNSAFE.sub('_', level)}",
+                f"plot_{_name(level)}",
                 {
                     "name": f"Plot {plot}" if plot else "Plants",
                     "state_topic": settings.plot_topic(plot),
@@ -75,6 +76,12 @@ def discovery(settings: BrokerSettings, plots: Iterable[str], prefix: str = "hom
     return {
         f"{prefix}/{kind}/{node}/{name}/config": _config(settings, node, name, config) for kind, name, config in sensors
     }
+
+
+def _name(text: str) -> str:
+    """Home Assistant takes ASCII alone; names that have to be changed stay apart by a digest."""
+    safe = _UNSAFE.sub("_", text)
+    return safe if safe == text else f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _diagnostic(settings: BrokerSettings, name: str, value: str) -> dict[str, Any]:

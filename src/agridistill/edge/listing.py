@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import itertools
 import logging
+import math
 import os
 import stat
 import time
@@ -30,6 +31,8 @@ _CHUNK = 512
 # The processor's time that searches may take, as pauses in units of a search's duration: after a change, and as a
 # safety net for what nobody tells of. A photo that comes during a search waits for its end.
 _PAUSE_AFTER_CHANGE, _PAUSE_WITHOUT, _LEAST_PAUSE_S = 2, 200, 2.0
+# What the system refuses now is tried again after these pauses, which double.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 # A folder's time may stand still for this long while files come.
 _TIME_GRAIN_NS = 100_000_000
 _UNFINISHED = (".part", ".tmp")
@@ -73,7 +76,9 @@ class Listing:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._decided = Hashes()
+        self._decided, self._aside = Hashes(), Hashes()
+        self._aside_until: float | None = None
+        self._aside_pause_s, self._aside_ended = _FIRST_PAUSE_S, -math.inf
         self._inotify: Inotify | None = None
         self._folder_times: dict[str, int | None] = {}
         self._unreadable: set[str] = set()
@@ -109,8 +114,18 @@ class Listing:
         self._decided.add(photo.number)
 
     def knows(self, photo: Photo) -> bool:
-        """Whether it is decided on."""
-        return photo.number in self._decided
+        """Whether it is decided on, or set aside."""
+        return photo.number in self._decided or photo.number in self._aside
+
+    def set_aside(self, photo: Photo) -> None:
+        """It cannot be read now: a search gives it again after a pause."""
+        if self._aside_until is None:
+            now = time.monotonic()
+            # Where all went well for long, this is a new trouble.
+            doubled = 2 * self._aside_pause_s if now - self._aside_ended < _LONGEST_PAUSE_S else _FIRST_PAUSE_S
+            self._aside_pause_s = min(doubled, _LONGEST_PAUSE_S)
+            self._aside_until = now + self._aside_pause_s
+        self._aside.add(photo.number)
 
     def now(self, name: str) -> Photo | None:
         """A file as it is now; None where it is gone or no ordinary file."""
@@ -142,12 +157,15 @@ class Listing:
             SourceLostError: the folder is gone.
         """
         now = time.monotonic()
+        if self._aside_until is not None and now >= self._aside_until:
+            self._aside, self._aside_until, self._aside_ended = Hashes(), None, now
+            return True
         if (idle and self._more) or now >= self._surely_at:
             return True
         return now >= self._soon_at and (self._asked or (self._inotify is None and self._has_changed()))
 
     def search(self) -> list[Photo]:
-        """The oldest photos that are not decided on, in order, at most `MOST`.
+        """The oldest photos that are neither decided on nor set aside, in order, at most `MOST`.
 
         Raises:
             SourceLostError: the folder is gone.
@@ -182,7 +200,8 @@ class Listing:
         if self._inotify is None:
             time.sleep(min(wait_s, _POLL_S))
         else:
-            soon = _POLL_S if poll or self._asked else self._surely_at - time.monotonic()
+            at = min(self._surely_at, math.inf if self._aside_until is None else self._aside_until)
+            soon = _POLL_S if poll or self._asked or self._more else at - time.monotonic()
             self._inotify.wait(min(wait_s, soon))
 
     def _undecided(self, present: array[int], watches: set[int], told: set[str]) -> Iterator[Photo]:
@@ -190,7 +209,7 @@ class Listing:
         while chunk := list(itertools.islice(photos, _CHUNK)):
             hashes = np.fromiter((photo.number for photo in chunk), np.int64, len(chunk))
             present.frombytes(hashes.tobytes())
-            yield from itertools.compress(chunk, ~self._decided.include(hashes))
+            yield from itertools.compress(chunk, ~(self._decided.include(hashes) | self._aside.include(hashes)))
 
     def _photos(self, watches: set[int], told: set[str]) -> Iterator[Photo]:
         folders = [""]

@@ -47,7 +47,7 @@ def _agent(state: AgentState) -> Iterator[_Family]:
     yield _one("uptime_seconds", "gauge", "For how long the agent has run.", state.uptime_s)
     yield _one("open_alerts", "gauge", "Alerts that are open.", state.open_alerts)
     latencies = [({"percentile": name.lstrip("p")}, value / 1000) for name, value in state.latency_ms.items()]
-    yield _Family("frame_latency_seconds", "gauge", "From a frame's arrival to its commit, lately.", latencies)
+    yield _Family("frame_latency_seconds", "gauge", "From when a frame is taken to its commit, lately.", latencies)
 
 
 def _source(state: AgentState) -> Iterator[_Family]:

@@ -1,4 +1,4 @@
-"""From the outbox to an MQTT broker: at least once, in order, a bounded number under way."""
+"""From the outbox to an MQTT broker: connects, comes back after an outage, and tells of both once."""
 
 from __future__ import annotations
 
@@ -6,31 +6,18 @@ import logging
 import random
 import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.enums import MQTTProtocolVersion
 
 from agridistill.edge.broker import BrokerSettings
+from agridistill.edge.mqtt_session import DeniedError, LostError, OldProtocolError, Session
 from agridistill.edge.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 
 logger = logging.getLogger(__name__)
 
-ONLINE, OFFLINE = b"online", b"offline"
-_POLL_S = 0.02
-_CONNECT_S = 10.0
-_GOODBYE_S = 5.0
-_TELL_EVERY_S = 1.0
-_LONGEST_ORDER_BYTES = 2_000_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-
-
-class _LostError(Exception):
-    """The connection ended, or never came to be."""
 
 
 class MqttPublisher:
@@ -46,6 +33,9 @@ class MqttPublisher:
         retained: told the broker on every connection, by topic, for it may have forgotten, and where something
             changes. Read every second.
         commands: what to do with a message on a topic; the topics are subscribed to.
+
+    Raises:
+        ConfigError: certificates that cannot be read.
     """
 
     def __init__(
@@ -58,7 +48,9 @@ class MqttPublisher:
         self.outbox, self.settings, self._retained = outbox, settings, retained
         self._commands = dict(commands or {})
         self._connected = False
-        self._told_lost = False
+        self._told_lost = self._told_old = False
+        self._denied: set[str] = set()
+        self._tls = _tls_context(settings)
 
     @property
     def connected(self) -> bool:
@@ -66,167 +58,77 @@ class MqttPublisher:
         return self._connected
 
     def run(self, stop: threading.Event) -> None:
-        """Publishes until `stop`; an outage is told once, and its end once.
-
-        Raises:
-            ConfigError: certificates that cannot be read.
-        """
-        tls = self._tls()
+        """Publishes until `stop`; an outage is told once, and its end once."""
         pause = _FIRST_PAUSE_S
         while not stop.is_set():
-            session = _Session(self.outbox, self.settings, tls, self._retained, self._commands)
+            session: Session | None = None
             try:
-                session.open()
+                session = self._opened()
                 self._connected = True
-                if self._told_lost:
-                    logger.warning("the broker %s is back", self._where)
-                    self._told_lost = False
-                pause = _FIRST_PAUSE_S
                 while not stop.is_set():
                     session.step()
+                    if session.is_proven:
+                        pause = _FIRST_PAUSE_S
+                        self._tell_back()
                 session.say_goodbye()
-            except (_LostError, OSError, OutboxError) as error:
-                if not self._told_lost and not stop.is_set():
-                    logger.warning("the broker %s is away (%s): messages wait in the outbox", self._where, error)
-                    self._told_lost = True
+            except OutboxError as error:
+                self._tell_trouble(f"nothing goes to the broker {self._where}: {error}", stop)
+            except (LostError, OSError, UnicodeError) as error:
+                self._tell_trouble(f"the broker {self._where} is away ({error}): messages wait in the outbox", stop)
+            except DeniedError as error:
+                self._tell_trouble(f"the broker {self._where} does not take messages ({error}): they wait", stop)
             finally:
                 self._connected = False
-                session.close()
+                if session is not None:
+                    session.close()
             # Hundreds of devices must not come back in one moment.
             stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _opened(self) -> Session:
+        """A connection by MQTT 5, else by 3.1.1."""
+        try:
+            return self._opened_by(MQTTProtocolVersion.MQTTv5)
+        except OldProtocolError:
+            session = self._opened_by(MQTTProtocolVersion.MQTTv311)
+        if not self._told_old:
+            logger.warning(
+                "the broker %s speaks MQTT 3.1.1 alone: it acknowledges what its access list denies, too", self._where
+            )
+            self._told_old = True
+        return session
+
+    def _opened_by(self, protocol: MQTTProtocolVersion) -> Session:
+        session = Session(self.outbox, self.settings, self._tls, self._retained, self._commands, protocol, self._denied)
+        try:
+            session.open()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _tell_trouble(self, line: str, stop: threading.Event) -> None:
+        if not self._told_lost and not stop.is_set():
+            logger.warning("%s", line)
+            self._told_lost = True
+
+    def _tell_back(self) -> None:
+        if self._told_lost:
+            logger.warning("the broker %s is back", self._where)
+            self._told_lost = False
 
     @property
     def _where(self) -> str:
         return f"{self.settings.host}:{self.settings.port}"
 
-    def _tls(self) -> ssl.SSLContext | None:
-        settings = self.settings
-        if not settings.tls:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
-            if settings.cert_file is not None:
-                context.load_cert_chain(settings.cert_file, settings.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError("certificates that can be read", str(error), "check the files") from None
-        return context
 
-
-class _Session:
-    """One connection: a window of messages under way, from the oldest that is not acknowledged."""
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        settings: BrokerSettings,
-        tls: ssl.SSLContext | None,
-        retained: Callable[[], Mapping[str, bytes]],
-        commands: Mapping[str, Callable[[bytes], None]],
-    ) -> None:
-        self._outbox, self._settings, self._retained, self._commands = outbox, settings, retained, commands
-        self._told: dict[str, bytes] = {}
-        self._tell_at = 0.0
-        self._under_way: dict[int, tuple[int, float]] = {}
-        self._acknowledged: list[int] = []
-        self._last_sent = 0
-        self._refused: str | None = None
-        self._accepted = False
-        # No id of our own and a clean session: whatever an earlier connection left at the broker is not this one's.
-        client = self._client = paho.Client(CallbackAPIVersion.VERSION2, clean_session=True)
-        client.max_inflight_messages_set(settings.inflight + 16)  # retained ones come on top; the window is ours
-        client.connect_timeout = _CONNECT_S
-        if settings.username is not None:
-            client.username_pw_set(settings.username, settings.password)
-        if tls is not None:
-            client.tls_set_context(tls)
-        client.will_set(settings.status_topic, OFFLINE, qos=1, retain=True)
-        client.on_connect = self._on_connect
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
-
-    def open(self) -> None:
-        """Connects, and tells what has to be retained."""
-        self._client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s)
-        deadline = time.monotonic() + _CONNECT_S
-        while not self._accepted:
-            self._loop()
-            if self._refused is not None:
-                raise _LostError(f"it refuses: {self._refused}")
-            if time.monotonic() > deadline:
-                raise _LostError("no answer")
-        for topic in self._commands:
-            self._client.subscribe(topic, qos=1)
-        self._client.publish(self._settings.status_topic, ONLINE, qos=1, retain=True)
-        self._tell()
-
-    def step(self) -> None:
-        """Takes acknowledgements, and sends what there is room for."""
-        self._loop()
-        if self._acknowledged:
-            seqs, self._acknowledged = self._acknowledged, []
-            self._outbox.delivered(seqs)
-        if time.monotonic() >= self._tell_at:
-            self._tell()
-        room = self._settings.inflight - len(self._under_way)
-        if room > 0:
-            for pending in self._outbox.pending(after=self._last_sent, limit=room):
-                info = self._client.publish(self._settings.topic_of(pending), pending.message.payload, qos=1)
-                if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                    raise _LostError(paho.error_string(info.rc))
-                self._under_way[info.mid] = (pending.seq, time.monotonic())
-                self._last_sent = pending.seq
-        oldest = min((sent for _, sent in self._under_way.values()), default=None)
-        if oldest is not None and time.monotonic() - oldest > self._settings.ack_timeout_s:
-            raise _LostError(f"no acknowledgement for {self._settings.ack_timeout_s:g} s")
-
-    def say_goodbye(self) -> None:
-        """Waits a little for what is under way, and says that the device is off by its own will."""
-        self._client.publish(self._settings.status_topic, OFFLINE, qos=1, retain=True)
-        deadline = time.monotonic() + _GOODBYE_S
-        while self._under_way and time.monotonic() < deadline:
-            self._loop()
-        self._client.disconnect()
-        for _ in range(5):
-            self._client.loop(_POLL_S)
-
-    def close(self) -> None:
-        """Lets go of the connection, whatever its state, and keeps what was acknowledged."""
-        if self._acknowledged:
-            try:
-                self._outbox.delivered(self._acknowledged)
-            except OutboxError as error:
-                logger.info("acknowledged messages will be sent again: %s", error)
-            self._acknowledged = []
-        self._client.disconnect()
-        self._client.loop(0)
-
-    def _tell(self) -> None:
-        """Retained topics that the broker does not know yet as they are."""
-        for topic, payload in self._retained().items():
-            if self._told.get(topic) != payload:
-                self._client.publish(topic, payload, qos=1, retain=True)
-                self._told[topic] = payload
-        self._tell_at = time.monotonic() + _TELL_EVERY_S
-
-    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
-        act = self._commands.get(message.topic)
-        # Nobody sends an order of megabytes; a retained one of no bytes takes the order back.
-        if act is not None and 0 < len(message.payload) <= _LONGEST_ORDER_BYTES:
-            act(bytes(message.payload))
-
-    def _loop(self) -> None:
-        code = self._client.loop(_POLL_S)
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._refused is None:
-            raise _LostError(paho.error_string(code))
-
-    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        if reason.is_failure:
-            self._refused = str(reason)
-        else:
-            self._accepted = True
-
-    def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
-        found = self._under_way.pop(mid, None)
-        if found is not None:
-            self._acknowledged.append(found[0])
+def _tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
+    if not settings.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("certificates that can be read", str(error), "check the files") from None
+    return context

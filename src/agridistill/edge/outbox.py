@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ class Outbox:
     def __init__(self, path: Path, limits: OutboxLimits | None = None) -> None:
         self.path, self.limits = path, limits or OutboxLimits()
         self._file = SqliteFile(path, what="outbox", schema=_SCHEMA, version=_SCHEMA_VERSION)
+        self._mutex, self._generation = threading.RLock(), self._file.generation
         self._bytes = self._measured_bytes()
 
     def add(self, messages: Sequence[Message]) -> list[int]:
@@ -125,13 +127,13 @@ class Outbox:
         """What waits and what became of the rest."""
         with self._file.reading() as database:
             waiting = dict(database.execute("SELECT kind, count(*) FROM messages GROUP BY kind").fetchall())
-            (oldest,) = database.execute("SELECT min(created_s) FROM messages").fetchone()
+            oldest = database.execute("SELECT created_s FROM messages ORDER BY seq LIMIT 1").fetchone()
             counters = dict(database.execute("SELECT name, value FROM counters").fetchall())
         dropped = {name.partition(":")[2]: value for name, value in counters.items() if name.startswith("dropped:")}
         return OutboxCounts(
             waiting=waiting,
             waiting_bytes=self._bytes,
-            oldest_s=max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+            oldest_s=max(0.0, time.time() - oldest[0]) if oldest else 0.0,
             accepted=counters.get("accepted", 0),
             delivered=counters.get("delivered", 0),
             dropped=dropped,
@@ -149,13 +151,16 @@ class Outbox:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        before = self._bytes
-        try:
-            with self._file.writing() as database:
-                yield database
-        except BaseException:
-            self._bytes = before
-            raise
+        with self._mutex:
+            before = self._bytes
+            try:
+                with self._file.writing() as database:
+                    yield database
+            except BaseException:
+                # A file that was found damaged is a new and empty one now.
+                self._bytes = before if self._file.generation == self._generation else 0
+                self._generation = self._file.generation
+                raise
 
     def _measured_bytes(self) -> int:
         with self._file.reading() as database:

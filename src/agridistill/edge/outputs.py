@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import logging
 import os
 import random
+import signal
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,11 +24,11 @@ from agridistill.errors import ConfigError, OutboxError
 
 logger = logging.getLogger(__name__)
 
-Deliver = Callable[[Message], None]
-"""Hands a message over; raises `NotTakenError` where it was not taken."""
+Deliver = Callable[[Message, threading.Event], None]
+"""Hands a message over; raises `NotTakenError` where it was not taken, and soon after the event is set."""
 _POLL_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
-_ANSWER_S = 15.0
+_ANSWER_S = 10.0
 
 
 class NotTakenError(Exception):
@@ -53,7 +57,7 @@ class Deliverer:
                 if not waiting:
                     stop.wait(_POLL_S)
                     continue
-                self._deliver(waiting[0].message)
+                self._deliver(waiting[0].message, stop)
                 self.outbox.delivered([waiting[0].seq])
             except (NotTakenError, OutboxError) as error:
                 if not refused:
@@ -80,9 +84,16 @@ class Webhook:
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError("a webhook http(s)://HOST/…", f"one of '{parts.scheme}:'", "correct it")
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        # The address itself stays out of the message: a token often stands in it.
+        if not usable:
+            raise ConfigError("a webhook http(s)://HOST[:PORT]/…", "another address", "correct it")
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError("a webhook's address without a user", "one with", "use token_file")
 
     @property
     def name(self) -> str:
@@ -90,7 +101,7 @@ class Webhook:
         parts = urllib.parse.urlsplit(self.url)
         return f"the webhook at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
-    def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message, stop: threading.Event) -> None:
         """Hands one message over.
 
         Raises:
@@ -107,7 +118,7 @@ class Webhook:
         except urllib.error.HTTPError as error:
             error.close()
             raise NotTakenError(f"it answers {error.code}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise NotTakenError(f"{type(reason).__name__}") from None
 
@@ -140,29 +151,50 @@ class Command:
         """For the log."""
         return f"the command '{self.words[0]}'"
 
-    def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message, stop: threading.Event) -> None:
         """Hands one message over.
 
         Raises:
             NotTakenError: no such program, another exit code, or too slow.
         """
         try:
-            done = subprocess.run(  # noqa: S603 - the user's own program
+            process = subprocess.Popen(  # noqa: S603 - the user's own program
                 list(self.words),
-                input=message.payload,
-                env={**os.environ, **_variables(message.payload)},
-                timeout=self.timeout_s,
+                env={**_without_secrets(os.environ), **_variables(message.payload)},
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                check=False,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            raise NotTakenError(f"not done after {self.timeout_s:g} s") from None
         except OSError as error:
             raise NotTakenError(error.strerror or str(error)) from None
-        if done.returncode:
-            said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
-            raise NotTakenError(f"exit code {done.returncode}" + (f": {said}" if said else ""))
+        said = self._answer(process, message.payload, stop)
+        if process.returncode:
+            told = " ".join(said.decode("utf-8", "replace").split())[:200]
+            raise NotTakenError(f"exit code {process.returncode}" + (f": {told}" if told else ""))
+
+    def _answer(self, process: subprocess.Popen[bytes], payload: bytes, stop: threading.Event) -> bytes:
+        deadline = time.monotonic() + self.timeout_s
+        given: bytes | None = payload
+        while True:
+            try:
+                return process.communicate(given, timeout=_POLL_S)[1]
+            except subprocess.TimeoutExpired:
+                given = None  # communicate goes on with the rest
+            late = time.monotonic() > deadline
+            if late or stop.is_set():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+                process.communicate()
+                raise NotTakenError(f"not done after {self.timeout_s:g} s" if late else "the agent ends")
+
+
+def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (name.startswith("AGRIDISTILL_") and name.endswith(("_PASSWORD", "_TOKEN")))
+    }
 
 
 def _variables(payload: bytes) -> Mapping[str, str]:

@@ -40,7 +40,9 @@ class Plots:
         self.classes = tuple(classes)
         self._history, self._view_s = history, view_s
         self._pool = LeafPool(classes, window_s=window_s, most_leaves=_MOST_LEAVES)
-        self._keeper = AlertKeeper(rules, classes, self._pool, _known(history))
+        self._keeper = AlertKeeper(
+            rules, classes, self._pool, _known(history), clock_s=time.monotonic(), now_s=time.time()
+        )
         self._views: dict[str, PlotView] = {}
         self._restore(window_s)
 
@@ -55,25 +57,20 @@ class Plots:
         return dict(self._views)
 
     def see(self, detection: Detection) -> None:
-        """Takes a new detection in, and applies the rules to its plot.
-
-        Raises:
-            OutboxError: the disk refuses to keep an alert that changed; it is kept with the next change.
-        """
+        """Takes a new detection in, and applies the rules to its plot."""
         clock_s = time.monotonic()
         if self._add(detection, clock_s):
             self._look(detection.plot, clock_s, time.time())
-        self.keep()
 
     def messages(self) -> list[AlertMessage]:
         """What people have to be told now; given again until `told`."""
-        now_s = time.time()
-        self._keeper.tidy(now_s)
-        return self._keeper.messages(now_s)
+        clock_s, now_s = time.monotonic(), time.time()
+        self._keeper.tidy(clock_s=clock_s, now_s=now_s)
+        return self._keeper.messages(clock_s=clock_s, now_s=now_s)
 
     def told(self, message: AlertMessage) -> None:
         """A message is on its way for good."""
-        self._keeper.told(message, time.time())
+        self._keeper.told(message, clock_s=time.monotonic(), now_s=time.time())
 
     def keep(self) -> None:
         """Writes alerts that changed to the history.
@@ -85,6 +82,7 @@ class Plots:
         if changed:
             alerts, told_s = zip(*changed, strict=True)
             self._history.put_alerts(alerts, told_s=told_s)
+            self._keeper.kept(changed)
 
     def _look(self, plot: str, clock_s: float, now_s: float) -> None:
         self._keeper.look(plot, clock_s=clock_s, now_s=now_s)
@@ -114,6 +112,6 @@ def _known(history: History) -> list[tuple[Alert, float]]:
     ended = [
         (alert, told_s)
         for alert, told_s in history.alerts_told(state="resolved", limit=_FEW)
-        if 0 < told_s < (alert.resolved_s or 0.0)
+        if told_s < (alert.resolved_s or 0.0)
     ]
     return history.alerts_told(state="open", limit=_RESTORED) + ended

@@ -129,14 +129,14 @@ class Finding:
     Attributes:
         leaves: in the window.
         share: expected share of the leaves with the rule's classes, 0 to 1; 0 without leaves.
-        rise: of that share from the earlier to the later half of the window's time; 0 where a half has too few.
+        rise: of that share from the earlier to the later half of the window's time; None where a half has too few.
         holds: the rule's condition.
         over: there are leaves enough to say that it holds no longer.
     """
 
     leaves: int
     share: float
-    rise: float
+    rise: float | None
     holds: bool
     over: bool
 
@@ -153,17 +153,18 @@ def find(rule: Rule, at_s: NDArray[np.float64], shares: NDArray[np.float64], now
     inside = at_s >= now_s - rule.window_s
     leaves = int(inside.sum())
     if not leaves:
-        return Finding(0, 0.0, 0.0, holds=False, over=False)
+        return Finding(0, 0.0, None, holds=False, over=False)
     share = float(shares[inside].mean())
     later = inside & (at_s >= now_s - rule.window_s / 2)
     earlier = inside & ~later
     enough = leaves >= rule.least_leaves
-    rise = 0.0
+    rise: float | None = None
     if min(int(later.sum()), int(earlier.sum())) >= rule.least_leaves:
         rise = float(shares[later].mean() - shares[earlier].mean())
     if rule.rise:
-        # A rise ends when the share falls again, or stays below what would be warned of anyway.
-        return Finding(leaves, share, rise, holds=rise >= rule.rise, over=enough and rise <= 0 and share < rule.share)
+        # A rise is over when the share falls again; where nobody knows, when hardly any leaf is ill.
+        falls = rise <= 0 and share < rule.share if rise is not None else share < rule.resolve_below
+        return Finding(leaves, share, rise, holds=rise is not None and rise >= rule.rise, over=enough and falls)
     return Finding(
         leaves, share, rise, holds=enough and share >= rule.share, over=enough and share < rule.resolve_below
     )

@@ -21,7 +21,7 @@ from agridistill.edge.rules import Rule
 from agridistill.errors import ConfigError, nearest
 
 _DAY_S = 86_400.0
-_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
 
 
@@ -152,7 +152,7 @@ class WatchSettings:
     def __post_init__(self) -> None:
         if self.device and not _DEVICE.fullmatch(self.device):
             raise ConfigError(
-                "a device's name of up to 63 letters, digits, '.', '_' and '-'", f"'{self.device}'", "choose another"
+                "a device's name of up to 63 letters, digits, '_' and '-'", f"'{self.device}'", "choose another"
             )
         names = [rule.name for rule in self.rules]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -166,7 +166,7 @@ class WatchSettings:
     @property
     def device_name(self) -> str:
         """The device's name, or the host's."""
-        return self.device or re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-._")[:63] or "device"
+        return self.device or re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-_")[:63] or "device"
 
     @property
     def window_s(self) -> float:

@@ -9,12 +9,10 @@ import urllib.error
 import urllib.request
 from typing import IO, Any
 
-import numpy as np
-
 from agridistill.edge.events import Frame
+from agridistill.edge.reading import PhotoReader
 from agridistill.edge.sources import SourceLostError, SourceSettings, credentials, public_name, split_url
 from agridistill.errors import PhotoError
-from agridistill.preprocess import read_photo
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 30_000_000
@@ -39,6 +37,7 @@ class SnapshotSource:
         parts = split_url(url)
         self.name = public_name(parts)
         self._settings, self._timeout_s = settings, timeout_s
+        self._reader = PhotoReader(settings)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
         self._url = bare.geturl()
         self._client = _client(bare._replace(path="/", query="").geturl(), *credentials(parts, settings))
@@ -55,7 +54,7 @@ class SnapshotSource:
 
         Raises:
             SourceLostError: no answer, an error, or something other than a picture.
-            PhotoError: a picture that is damaged.
+            PhotoError: a picture that is damaged, or too large.
         """
         pause = self._due - time.monotonic()
         if pause > 0:
@@ -69,11 +68,11 @@ class SnapshotSource:
             return None
         self._last = digest
         try:
-            photo = read_photo(data, shorter_side=self._settings.shorter_side)
+            pixels = self._reader.read(data)
         except PhotoError as error:
             raise PhotoError(error.expected, f"{self.name}: {error.got}", "check the camera") from None
         self._number += 1
-        return Frame(np.asarray(photo), str(self._number), self._settings.plot, at_s)
+        return Frame(pixels, str(self._number), self._settings.plot, at_s)
 
     def done(self, frame_identity: str) -> None:
         """Nothing is kept."""

@@ -16,6 +16,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 _CHOICES = "a folder, http(s)://…, rtsp://…, /dev/videoN, a camera's number or a video file"
 _CAMERA = re.compile(r"\d{1,3}")
 _DEVICE = re.compile(r"/dev/video\d+")
+_PARAMETERS = re.compile("[=&]")
 
 
 class SourceLostError(EdgeError):
@@ -33,6 +34,8 @@ class SourceSettings:
     Attributes:
         plot: where the plants of all photos stand; in a folder, of those outside its subfolders.
         shorter_side: as many pixels are enough, see `preprocess.read_photo`; None takes all.
+        max_pixels: photos that take the memory of more are left out, see `preprocess.PhotoCost`: a JPEG that is not
+            progressive counts with what is left of it at `shorter_side`. 25 million take 250 MB at most.
         every_s: pause from one frame to the next of a camera or a snapshot, and within a video file.
         after: what becomes of a folder's photo once it is decided on.
         username: of a camera that asks for one; one in the address goes before it.
@@ -41,6 +44,7 @@ class SourceSettings:
 
     plot: str = ""
     shorter_side: int | None = None
+    max_pixels: int = 25_000_000
     every_s: float = 1.0
     after: Literal["keep", "delete"] = "keep"
     username: str | None = None
@@ -49,6 +53,8 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.every_s < float("inf"):
             raise EdgeError("seconds between frames, 0 or more", str(self.every_s), "correct them")
+        if self.max_pixels < 1:
+            raise EdgeError("photos of 1 pixel and more", str(self.max_pixels), "correct max_pixels")
         if self.after not in ("keep", "delete"):
             raise EdgeError("photos that are kept or deleted afterwards", f"'{self.after}'", "take keep or delete")
 
@@ -87,7 +93,27 @@ class Source(Protocol):
         """Lets go of everything that is open."""
 
 
-def open_source(text: str, *, settings: SourceSettings, seen: Callable[[str], bool]) -> Source:
+class Attempts(Protocol):
+    """Remembers over the agent's end which photos it was reading."""
+
+    def begin(self, identity: str) -> int:
+        """Commits that a photo is read from now on; gives how often that began before and did not end."""
+
+    def end(self, identity: str) -> None:
+        """The reading ended, well or not: nothing of it stays."""
+
+
+def _keep_nothing(identity: str) -> None: ...
+
+
+def open_source(
+    text: str,
+    *,
+    settings: SourceSettings,
+    seen: Callable[[str], bool],
+    bad: Callable[[str], None] = _keep_nothing,
+    attempts: Attempts | None = None,
+) -> Source:
     """The source that a text names; it is opened later, by whoever reads it.
 
     Args:
@@ -95,6 +121,9 @@ def open_source(text: str, *, settings: SourceSettings, seen: Callable[[str], bo
             file.
         settings: how frames are taken.
         seen: whether a frame of this identity was decided on in an earlier life of the agent.
+        bad: called with a key for each photo of a folder that can never be decoded; `seen` has to be true of it
+            from then on. The key is not the identity: what was not decided on must not be deleted.
+        attempts: remembers which large photo of a folder was being read when the agent ended; None remembers none.
 
     Raises:
         EdgeError: none of these.
@@ -107,7 +136,7 @@ def open_source(text: str, *, settings: SourceSettings, seen: Callable[[str], bo
     if text and path.is_dir():
         from agridistill.edge.folder import FolderSource
 
-        return FolderSource(path, settings, seen)
+        return FolderSource(path, settings, seen, bad=bad, attempts=attempts)
     is_number = _CAMERA.fullmatch(text) is not None
     if is_number or _DEVICE.fullmatch(text):
         from agridistill.edge.cameras import CameraSource
@@ -142,14 +171,16 @@ def split_url(url: str) -> SplitResult:
 
 
 def public_name(parts: SplitResult) -> str:
-    """An address without user, password, query and fragment.
+    """An address without user, password, query and fragment, and without a path that holds parameters.
 
     Example:
         >>> public_name(urlsplit("http://me:secret@camera:8080/snap.jpg?token=secret"))
         'http://camera:8080/snap.jpg'
+        >>> public_name(urlsplit("rtsp://10.0.0.5/user=admin&password=secret&channel=1"))
+        'rtsp://10.0.0.5/…'
     """
     # An @ in the path is what is left of a password with a slash in it.
-    path = "" if "@" in parts.path else parts.path
+    path = "" if "@" in parts.path else "/…" if _PARAMETERS.search(unquote(parts.path)) else parts.path
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
 
 

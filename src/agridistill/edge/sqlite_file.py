@@ -37,6 +37,9 @@ class SqliteFile:
         self.path = path
         self._what, self._schema, self._version = what, schema, version
         self._lock = threading.Lock()
+        self._read_only = read_only
+        self.generation = 0
+        """Grows where a damaged file was set aside and a new one begun."""
         if read_only:
             self._database = self._opened_to_read()
         else:
@@ -59,6 +62,7 @@ class SqliteFile:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
+                    self._begin_anew_where_damaged(error)
                     raise self._failure(error) from None
                 raise
 
@@ -73,6 +77,7 @@ class SqliteFile:
             try:
                 yield self._database
             except sqlite3.Error as error:
+                self._begin_anew_where_damaged(error)
                 raise self._failure(error) from None
 
     def close(self) -> None:
@@ -92,16 +97,36 @@ class SqliteFile:
             # Locked or without rights: not damaged. An OperationalError is a DatabaseError, too.
             if isinstance(error, sqlite3.OperationalError):
                 raise self._failure(error) from None
+        self._set_aside()
+        try:
+            return self._opened()
+        except sqlite3.Error as error:
+            raise self._failure(error) from None
+
+    def _begin_anew_where_damaged(self, error: sqlite3.Error) -> None:
+        """A file that turns out to be damaged while it is open; the next try meets a new one."""
+        name = getattr(error, "sqlite_errorname", "")
+        if self._read_only or not name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return
+        self._database.close()
+        self._database = self._opened_anew()
+        self.generation += 1
+
+    def _opened_anew(self) -> sqlite3.Connection:
+        try:
+            self._set_aside()
+            return self._opened()
+        except (OSError, sqlite3.Error):
+            # Not even that. Without tables every further call fails, and is told.
+            return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+
+    def _set_aside(self) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
         logger.error("the %s '%s' is damaged: set aside as '%s', a new one is begun", self._what, self.path, aside)
         for suffix in ("", "-wal", "-shm"):
             part = Path(f"{self.path}{suffix}")
             if part.exists():
                 part.rename(f"{aside}{suffix}")
-        try:
-            return self._opened()
-        except sqlite3.Error as error:
-            raise self._failure(error) from None
 
     def _opened(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)

@@ -15,7 +15,7 @@ from agridistill.storage import write_json
 
 STATE_FILE, HISTORY_FILE = "state.json", "history.sqlite"
 FRESH_S = 30.0
-"""An agent writes its state every 5 s; one that has not for so long does not run, or hangs."""
+"""An agent writes its state every 10 s; one that has not for so long does not run, or hangs."""
 
 _STATE = TypeAdapter(AgentState)
 

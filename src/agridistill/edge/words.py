@@ -15,6 +15,16 @@ VERDICT_WORDS = {
 }
 
 
+def sendable(name: str) -> str:
+    """A file name that is no UTF-8 comes with lone surrogates, which neither JSON nor SQLite take: here as text.
+
+    Example:
+        >>> print(sendable("leaf\\udce9.jpg"))
+        leaf\\udce9.jpg
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def plain_label(label: str) -> str:
     """A class name in words.
 

@@ -43,9 +43,9 @@ class UpdateWorker:
         while not stop.is_set():
             self._wake.clear()
             if self._offered:
-                self._check(self._offered.pop())
+                self._check(self._offered.pop(), stop)
             if self._options.source and time.monotonic() >= next_look:
-                self._check(self._options.source)
+                self._check(self._options.source, stop)
                 next_look = time.monotonic() + 3600 * self._options.every_hours
             while not (stop.wait(0.5) or self._wake.is_set() or self._is_due(next_look)):
                 pass
@@ -53,8 +53,8 @@ class UpdateWorker:
     def _is_due(self, next_look: float) -> bool:
         return bool(self._options.source) and time.monotonic() >= next_look
 
-    def _check(self, source: str | bytes) -> None:
-        self.last = self._updater.check(source)
+    def _check(self, source: str | bytes, stop: threading.Event) -> None:
+        self.last = self._updater.check(source, stop)
         if self.last.outcome == "installed":
             self._agent.model_changed.set()
 

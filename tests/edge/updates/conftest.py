@@ -102,14 +102,31 @@ class Device:
         return active
 
 
-@pytest.fixture
-def publisher(tmp_path: Path, colour_model: Path) -> Publisher:
+def make_publisher(folder: Path, colour_model: Path) -> Publisher:
     """A small model and two golden photos."""
     for name, colour in (("green", GREEN), ("red", RED)):
-        plain_photo(tmp_path / "golden" / name / "1.png", colour)
-    create_key(tmp_path / "keys" / "release.pem")
-    model = model_like(colour_model, tmp_path / "new" / "leaf.onnx", padding=1000)
-    return Publisher(tmp_path / "served", tmp_path / "keys" / "release.pem", model, tmp_path / "golden")
+        plain_photo(folder / "golden" / name / "1.png", colour)
+    create_key(folder / "keys" / "release.pem")
+    model = model_like(colour_model, folder / "new" / "leaf.onnx", padding=1000)
+    return Publisher(folder / "served", folder / "keys" / "release.pem", model, folder / "golden")
+
+
+def make_device(
+    publisher: Publisher,
+    state: Path,
+    first: Path,
+    source: str | Path | bytes | None = None,
+    settings: UpdateSettings = QUICK,
+) -> Device:
+    """A device that trusts a publisher."""
+    slots = ModelSlots(state / "models", first)
+    keys = TrustedKeys({publisher.key_id: publisher.public})
+    return Device(slots, Updater(slots, keys, settings), source if source is not None else publisher.folder)
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, colour_model: Path) -> Publisher:
+    return make_publisher(tmp_path, colour_model)
 
 
 @pytest.fixture
@@ -122,9 +139,7 @@ def device_for(tmp_path: Path, colour_model: Path) -> Callable[..., Device]:
         settings: UpdateSettings = QUICK,
         state: Path = tmp_path / "state",
     ) -> Device:
-        slots = ModelSlots(state / "models", colour_model)
-        keys = TrustedKeys({publisher.key_id: publisher.public})
-        return Device(slots, Updater(slots, keys, settings), source if source is not None else publisher.folder)
+        return make_device(publisher, state, colour_model, source, settings)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.updates.pointer import COPY_NAME, POINTER_NAME
+from agridistill.edge.updates.pointer import COPY_NAME, POINTER_NAME, read_pointer
 from agridistill.errors import EdgeError
 
 from .conftest import Device, Publisher
@@ -133,6 +134,19 @@ def test_every_changed_letter_of_the_pointer_is_noticed(device: Device, publishe
         assert device.slots.pointer().highest == 2
         assert device.start().version in (1, 2)
         (device.slots.folder / COPY_NAME).unlink(missing_ok=True)
+
+
+def test_a_pointer_without_what_later_versions_count_is_read(device: Device, publisher: Publisher) -> None:
+    installed(device, publisher, 1)
+    path = device.slots.folder / POINTER_NAME
+    before = device.slots.pointer()
+    (device.slots.folder / COPY_NAME).unlink()
+    document = json.loads(path.read_text())
+    for key in ("sha256", "frames", "killed_checks"):
+        del document[key]
+    content = json.dumps(document, sort_keys=True).encode()
+    path.write_text(json.dumps(document | {"sha256": hashlib.sha256(content).hexdigest()}))
+    assert read_pointer(device.slots.folder) == before
 
 
 def test_a_version_that_cannot_run_gives_way_at_once(device: Device, publisher: Publisher) -> None:

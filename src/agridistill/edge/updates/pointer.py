@@ -26,9 +26,11 @@ class Pointer:
         active: version to run; 0 is the model that the device was started with.
         good: version to return to.
         trial: the active version has not shown yet that it works.
-        starts: of the active version while on trial.
+        starts: of the active version while on trial that did not end in an orderly way.
+        frames: that the active version answered while on trial, in lives that ended in an orderly way.
         highest: version ever accepted; older ones are refused.
         refused: versions that failed here -> why.
+        killed_checks: versions whose golden check was killed -> how often.
         added_keys: public keys that releases added, in hex.
         removed_keys: ids of keys that releases removed.
     """
@@ -37,8 +39,10 @@ class Pointer:
     good: int = 0
     trial: bool = False
     starts: int = 0
+    frames: int = 0
     highest: int = 0
     refused: Mapping[int, str] = field(default_factory=dict)
+    killed_checks: Mapping[int, int] = field(default_factory=dict)
     added_keys: tuple[str, ...] = ()
     removed_keys: tuple[str, ...] = ()
 
@@ -67,6 +71,7 @@ def write_pointer(folder: Path, pointer: Pointer) -> None:
     """
     document = {"format_version": _FORMAT_VERSION, **asdict(pointer)}
     document["refused"] = {str(version): why for version, why in sorted(pointer.refused.items())}
+    document["killed_checks"] = {str(version): times for version, times in sorted(pointer.killed_checks.items())}
     document = json.loads(json.dumps(document))
     document["sha256"] = _digest(document)
     write_json(folder / POINTER_NAME, document)
@@ -91,6 +96,7 @@ def _pointer(document: dict[str, Any]) -> Pointer:
     if document.pop("format_version") != _FORMAT_VERSION:
         raise ValueError("another format")
     document["refused"] = {int(version): str(why) for version, why in document["refused"].items()}
+    document["killed_checks"] = {int(version): times for version, times in document.get("killed_checks", {}).items()}
     document["added_keys"] = tuple(document["added_keys"])
     document["removed_keys"] = tuple(document["removed_keys"])
     return Pointer(**document)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agridistill.edge.updates.keys import key_id
 from agridistill.edge.updates.pointer import Pointer, pointer_is_there, read_pointer, sync_folder, write_pointer
+from agridistill.edge.updates.pointer_changes import check_killed, confirmed, ended_well, refusing, switched
 from agridistill.edge.updates.release import RELEASE_NAME, RefusedError, Release, stored_release
 from agridistill.edge.updates.stored import ActiveModel, slot_damage, sync_content
 from agridistill.errors import EdgeError, RunError
@@ -26,7 +26,9 @@ except ModuleNotFoundError:  # Windows
 logger = logging.getLogger(__name__)
 
 MAX_TRIAL_STARTS = 3
-"""A new model that was started so often without a `confirm` is taken back."""
+"""A new model that was started so often without a `confirm` or an orderly end is taken back."""
+CONFIRM_FRAMES = 20
+"""A new model that answered so many frames, over lives that ended in an orderly way, has worked."""
 UPDATE_LOCK = "update.lock"
 _POINTER_LOCK = "current.lock"
 _SLOT = re.compile(r"v([1-9][0-9]{0,15})")
@@ -48,8 +50,8 @@ class ModelSlots:
     def start(self) -> ActiveModel:
         """The model to run now; counts the start where it is on trial. Never fails: the last resort is the first model.
 
-        A model on trial that was started three times without a `confirm`, or one whose files are damaged, gives way to
-        the last good one.
+        A model on trial that was started three times without a `confirm` or an orderly end, or one whose files are
+        damaged, gives way to the last good one.
         """
         try:
             if not self.folder.is_dir():
@@ -59,21 +61,43 @@ class ModelSlots:
         except (OSError, RefusedError) as error:
             return self._unwritten(error)
 
-    def confirm(self) -> None:
-        """Says that the model has worked for a while; slots that are not needed any more are removed.
+    def confirm(self, version: int | None = None) -> None:
+        """Says that a model has worked for a while; slots that are not needed any more are removed.
 
         A disk that refuses is logged; the model stays on trial then.
+
+        Args:
+            version: that has worked, which an update may have replaced meanwhile; None stands for the active one.
         """
         try:
             pointer = self.pointer()
-            if pointer.trial:
-                pointer = self._change(lambda found: replace(found, trial=False, starts=0))
-                logger.info("model version %d is confirmed", pointer.active)
+            worked = pointer.active if version is None else version
+            if pointer.trial and pointer.active == worked:
+                pointer = self._change(lambda found: confirmed(found, worked))
+                logger.info("model version %d is confirmed", worked)
                 for version in self._versions():
                     if version not in (pointer.active, pointer.good):
                         shutil.rmtree(self.slot(version), ignore_errors=True)
         except OSError as error:
             logger.warning("a model on trial cannot be confirmed: %s", error)
+
+    def ended_well(self, version: int, answered: int) -> None:
+        """Says that the agent ended in an orderly way: where the model is on trial, this start does not count.
+
+        Answers are counted over all such lives; 20 confirm the model. A disk that refuses is logged; the start counts
+        then.
+
+        Args:
+            version: that ran, which an update may have replaced meanwhile.
+            answered: frames that it answered in this life.
+        """
+        try:
+            pointer = self._change(lambda found: ended_well(found, version, answered))
+        except OSError as error:
+            logger.warning("the orderly end of a model on trial cannot be written down: %s", error)
+            return
+        if pointer.frames >= CONFIRM_FRAMES:
+            self.confirm(version)
 
     def give_up(self, version: int, why: str) -> ActiveModel:
         """Refuses a version that cannot be loaded or does not work, and gives the one to run instead.
@@ -89,7 +113,7 @@ class ModelSlots:
             raise EdgeError("a first model that works", f"'{self.first}' ({why})", "start with another --model")
 
         def given_up(pointer: Pointer) -> Pointer:
-            pointer = _refusing(pointer, version, why)
+            pointer = refusing(pointer, version, why)
             return self._returned(pointer, why) if pointer.active == version else pointer
 
         try:
@@ -141,7 +165,7 @@ class ModelSlots:
             shutil.rmtree(slot)
         staging.rename(slot)
         sync_folder(self.folder)
-        self._change(lambda pointer: _switched(pointer, release))
+        self._change(lambda pointer: switched(pointer, release))
 
     def refuse(self, version: int, why: str) -> None:
         """Writes down that a version failed here: it is not tried again.
@@ -149,7 +173,15 @@ class ModelSlots:
         Raises:
             OSError: the disk refuses.
         """
-        self._change(lambda pointer: _refusing(pointer, version, why))
+        self._change(lambda pointer: refusing(pointer, version, why))
+
+    def count_killed_check(self, version: int) -> int:
+        """Writes down that the golden check of a version was killed; gives how often that was.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        return self._change(lambda pointer: check_killed(pointer, version)).killed_checks[version]
 
     def sweep(self) -> None:
         """Removes what killed updates left; a folder that may still become a model is kept, to be gone on with."""
@@ -176,7 +208,7 @@ class ModelSlots:
     def _started(self, pointer: Pointer) -> Pointer:
         if pointer.trial and pointer.starts >= MAX_TRIAL_STARTS:
             why = f"it was started {pointer.starts} times without being confirmed"
-            pointer = self._returned(_refusing(pointer, pointer.active, why), why)
+            pointer = self._returned(refusing(pointer, pointer.active, why), why)
         if damage := self._damage(pointer.active):
             # Not refused: the same version may be fetched again.
             pointer = self._returned(pointer, damage)
@@ -190,7 +222,7 @@ class ModelSlots:
                 continue
             logger.warning("model version %d gives way to version %d: %s", pointer.active, version, why)
             good = next((less for less in older if less < version and less not in pointer.refused), 0)
-            return replace(pointer, active=version, good=good, trial=False, starts=0)
+            return replace(pointer, active=version, good=good, trial=False, starts=0, frames=0)
         raise AssertionError("version 0 is always whole")
 
     def _unwritten(self, error: Exception) -> ActiveModel:
@@ -211,7 +243,7 @@ class ModelSlots:
             return ActiveModel(self.first, 0)
         slot = self.slot(pointer.active)
         release = stored_release((slot / RELEASE_NAME).read_bytes())
-        return ActiveModel(slot / release.model, pointer.active, pointer.trial)
+        return ActiveModel(slot / release.model, pointer.active, pointer.trial, pointer.frames)
 
     def _versions(self) -> list[int]:
         with contextlib.suppress(OSError):
@@ -244,27 +276,3 @@ class ModelSlots:
                 with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _switched(pointer: Pointer, release: Release) -> Pointer:
-    removed, added = release.trust.remove, release.trust.add
-    again = {key_id(bytes.fromhex(key)) for key in added}
-    kept_removed = [name for name in pointer.removed_keys if name not in again]
-    kept_added = [key for key in pointer.added_keys if key_id(bytes.fromhex(key)) not in removed]
-    return replace(
-        pointer,
-        active=release.version,
-        # One on trial has not shown that one could return to it.
-        good=pointer.good if pointer.trial else pointer.active,
-        trial=True,
-        starts=0,
-        highest=max(pointer.highest, release.version),
-        added_keys=tuple(dict.fromkeys((*kept_added, *added))),
-        removed_keys=tuple(dict.fromkeys((*kept_removed, *removed))),
-    )
-
-
-def _refusing(pointer: Pointer, version: int, why: str) -> Pointer:
-    refused = {**pointer.refused, version: why[:300]}
-    # Older ones than the highest are refused anyway.
-    return replace(pointer, refused={number: text for number, text in refused.items() if number >= pointer.highest})

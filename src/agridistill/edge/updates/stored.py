@@ -19,11 +19,13 @@ class ActiveModel:
         path: of the artefact.
         version: of its release; 0 is the model that the device was started with.
         trial: it has not been confirmed yet.
+        frames: that it answered in earlier lives, while on trial.
     """
 
     path: Path
     version: int
     trial: bool = False
+    frames: int = 0
 
 
 def slot_damage(slot: Path, version: int) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 from agridistill.edge.updates.fetch import fetch_files
-from agridistill.edge.updates.golden import check_golden
+from agridistill.edge.updates.golden import KilledCheckError, check_golden
 from agridistill.edge.updates.keys import TrustedKeys
 from agridistill.edge.updates.pointer import Pointer
 from agridistill.edge.updates.release import RefusedError, Release, verified_release
@@ -18,6 +19,9 @@ from agridistill.errors import EdgeError, RunError
 from agridistill.storage import only_one
 
 logger = logging.getLogger(__name__)
+
+MAX_KILLED_CHECKS = 3
+"""So often a golden check that was killed is postponed; then the version is refused."""
 
 
 class Updater:
@@ -33,18 +37,19 @@ class Updater:
         self.slots, self.keys, self.settings = slots, keys, settings or UpdateSettings()
         self._told = ("", "")
 
-    def check(self, source: str | Path | bytes | ReleaseSource) -> UpdateResult:
+    def check(self, source: str | Path | bytes | ReleaseSource, stop: threading.Event | None = None) -> UpdateResult:
         """Looks for a newer release and installs it; `ModelSlots.start` then gives the new model.
 
         Args:
             source: as for `open_source`.
+            stop: of the agent; when it is set, golden photos are left unanswered and the update is postponed.
         """
         try:
             if isinstance(source, str | Path | bytes):
                 source = open_source(source, self.settings)
             self.slots.folder.mkdir(parents=True, exist_ok=True)
             with only_one(self.slots.folder / UPDATE_LOCK, "model update"):
-                result = self._checked(source)
+                result = self._checked(source, stop)
         except (UnavailableError, RunError) as error:
             result = UpdateResult("postponed", None, str(error))
         except EdgeError as error:
@@ -54,7 +59,7 @@ class Updater:
         self._tell(result)
         return result
 
-    def _checked(self, source: ReleaseSource) -> UpdateResult:
+    def _checked(self, source: ReleaseSource, stop: threading.Event | None) -> UpdateResult:
         envelope = source.envelope()
         pointer = self.slots.pointer()
         keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
@@ -65,7 +70,7 @@ class Updater:
             self._require_wanted(release, pointer, keys)
             staging = self.slots.staging(release, envelope)
             fetch_files(source, release, staging, self.settings)
-            self._try(release, staging)
+            self._try(release, staging, stop)
             self.slots.switch(release, staging)
         except UnavailableError as error:
             return UpdateResult("postponed", release.version, str(error))
@@ -90,9 +95,16 @@ class Updater:
                 "a release that leaves a trusted key", "one that removes all", "add one with --trust-key"
             )
 
-    def _try(self, release: Release, staging: Path) -> None:
+    def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
         try:
-            check_golden(staging, release, self.settings)
+            try:
+                check_golden(staging, release, self.settings, stop)
+            except KilledCheckError:
+                times = self.slots.count_killed_check(release.version)
+                if times <= MAX_KILLED_CHECKS:
+                    raise
+                got = f"one whose golden check was killed {times} times"
+                raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
         except RefusedError as error:
             # Whole and signed, and yet it fails: it would fail at every check.
             self.slots.refuse(release.version, str(error))
