@@ -128,7 +128,7 @@ def parse_broker(url: str, **settings: Any) -> BrokerSettings:
         raise ConfigError(
             "a broker's address without a password",
             "one with",
-            "put it into AGRIDISTILL_MQTT_PASSWORD or a file for --password-file",
+            "put it into AGRIDISTILL_MQTT_PASSWORD, or name a password_file under [broker]",
         )
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
         raise ConfigError("a broker such as mqtt://host:1883", f"'{url}'", "correct it")
