@@ -48,9 +48,9 @@ def publish(
         _make_key(new_key, json=json)
         return
     named = {"MODEL": model, "--key": key or None, "--version": version, "--golden": golden, "--out": out}
-    if missing := [name for name, value in named.items() if value is None]:
+    if not key or model is None or golden is None or out is None or version is None:
+        missing = [name for name, value in named.items() if value is None]
         raise typer.BadParameter(f"{', '.join(missing)} missing (or --new-key FILE to make a key)")
-    assert model is not None and golden is not None and out is not None and version is not None  # noqa: S101, PT018
     from agridistill.edge.updates.keys import read_private_key, read_public_key
     from agridistill.edge.updates.publishing import PublishSettings
     from agridistill.edge.updates.publishing import publish as write
@@ -105,7 +105,7 @@ def _require_edge_extra() -> None:
     from agridistill.errors import MissingExtraError
 
     try:
-        import cryptography  # noqa: F401
+        import cryptography  # noqa: F401 - told before anything is done
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "cryptography, to sign releases", f"no module '{error.name}'", "pip install 'agridistill[edge]'"
