@@ -123,6 +123,21 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
         compare(leaves, copy, compare_plan({**RECIPE, "train": {**RECIPE["train"], "lr": 0.5}}))
 
 
+def test_a_study_of_labels_alone_trains_no_teacher(leaves: Path, tmp_path: Path) -> None:
+    candidates = [{"name": "ce"}, {"name": "other", "set": ["method=ce", "lr=2e-3"]}]
+    seen: list[tuple[int, int]] = []
+    document = compare(
+        leaves,
+        tmp_path / "study",
+        compare_plan({**RECIPE, "compare": {"candidates": candidates}}),
+        progress=lambda *at: seen.append(at),
+        evidence=False,
+    )
+    assert document["teacher"] is None
+    assert not (tmp_path / "study" / "teacher").exists()
+    assert (2, 2) in seen  # no epochs of a teacher
+
+
 def test_a_wrong_path_is_told_before_anything_is_written(teacher_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a folder of class folders; got '.*nowhere', which does not exist"):
         compare(tmp_path / "nowhere", tmp_path / "study", plan(), teacher=teacher_run)

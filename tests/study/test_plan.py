@@ -126,7 +126,20 @@ def test_what_cannot_be_meant_is_refused(change: tuple[str, str], message: str) 
         plan(STUDY.replace(*change))
 
 
-@pytest.mark.parametrize("name", ["compare", "ablations"])
-def test_the_shipped_studies_can_be_read(name: str) -> None:
+@pytest.mark.parametrize(("name", "runs"), [("compare", 32), ("ablations", 30), ("networks", 6)])
+def test_the_shipped_studies_can_be_read(name: str, runs: int) -> None:
     found = compare_plan(read_recipe(RECIPES / f"{name}.toml"))
-    assert len(found.jobs) == len({job.name for job in found.jobs}) > 20
+    assert len(found.jobs) == len({job.name for job in found.jobs}) == runs
+    assert found.needs_teacher == (name != "networks")
+
+
+def test_a_weight_of_its_own_makes_a_candidate_listen_to_a_teacher() -> None:
+    recipe = """
+[[compare.candidates]]
+name = "ce"
+[[compare.candidates]]
+name = "listens"
+set = ["method=ce", "w_kd=1"]
+"""
+    assert plan(recipe).needs_teacher
+    assert not plan(recipe.replace("w_kd=1", "w_kd=0")).needs_teacher

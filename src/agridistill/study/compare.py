@@ -49,7 +49,7 @@ def compare(
         data: a folder of class folders, or of train/val/test folders of them.
         out: folder of the study: `runs`, `logs`, `teacher` where none is given, and `compare.json`.
         plan: what is compared.
-        teacher: a finished run; None trains one by the plan.
+        teacher: a finished run; None trains one by the plan, where any candidate listens to a teacher.
         split_file: made by `data split`; None takes the teacher's split.
         jobs: runs at a time, 0 for one on each GPU (one without GPUs).
         evidence: also finds out, for the best method, the baseline and the teacher, what `report` shows beside scores.
@@ -64,18 +64,18 @@ def compare(
     """
     scan(data)  # a wrong path is told before anything is written
     teacher_run = teacher or out / TEACHER_NAME
+    trains_teacher = teacher is None and plan.needs_teacher
     out.mkdir(parents=True, exist_ok=True)
     slots, split = jobs or max(1, torch.cuda.device_count()), str(split_file) if split_file else None
     with only_one(out / ".lock", f"study in '{out}'"):
         todo = _unfinished(out, plan, teacher_run, given=teacher is not None, split_file=split_file)
-        watch = _Watch(out, plan, teacher_run if teacher is None else None, progress, tell)
+        watch = _Watch(out, plan, teacher_run if trains_teacher else None, progress, tell)
         watch.tick()
-        if teacher is None and not RunFolder(teacher_run).evaluation.exists():
+        if trains_teacher and not RunFolder(teacher_run).evaluation.exists():
             first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split))]
             _carry_out(first, out, 1, watch, len(plan.jobs))
-        students = [
-            (job.name, Order(str(data), str(run_of(out, job)), job.config, str(teacher_run), split)) for job in todo
-        ]
+        asked = str(teacher_run) if teacher is not None or trains_teacher else None
+        students = [(job.name, Order(str(data), str(run_of(out, job)), job.config, asked, split)) for job in todo]
         _carry_out(students, out, slots, watch, len(plan.jobs))
         document = summarise(data, out, plan, teacher_run, progress=progress)
         shown = _shown(out, document, teacher_run)

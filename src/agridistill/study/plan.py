@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from agridistill.distillation.methods import get_method
 from agridistill.errors import ConfigError, nearest
-from agridistill.training.settings import DistillConfig, TrainConfig
+from agridistill.training.settings import DistillConfig, ObjectiveSettings, TrainConfig
 
 # Names become folders, on whatever system.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
@@ -201,3 +202,14 @@ class ComparePlan:
     jobs: tuple[Job, ...]
     teacher: TrainConfig
     budgets: Mapping[str, DistillConfig]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any run listens to one: a table of networks on labels alone does not."""
+        return any(_listens(job.config.objective) for job in self.jobs)
+
+
+def _listens(objective: ObjectiveSettings) -> bool:
+    """Whether a term of the objective looks at a teacher, by its method or by its own weights."""
+    weights = (objective.w_kd, objective.w_att, objective.w_hint)
+    return get_method(objective.method).uses_teacher or any(weight for weight in weights)
