@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from agridistill.edge.events import AgentState, Alert, Detection
-from agridistill.edge.history import History
+from agridistill.edge.store.history import History
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
 

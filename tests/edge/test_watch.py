@@ -19,15 +19,15 @@ from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.watched import RED, once, put, settings_for, watching
 
 from agridistill.edge import agent as agent_module
+from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.building import watch
+from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.events import Detection
-from agridistill.edge.history import History
-from agridistill.edge.messages import Message
-from agridistill.edge.mqtt import MqttPublisher
-from agridistill.edge.outbox import Outbox
-from agridistill.edge.rules import Rule
 from agridistill.edge.settings import BrokerOptions, CommandOptions, PageOptions, WatchSettings
-from agridistill.edge.state_file import read_state
+from agridistill.edge.status.state_file import read_state
+from agridistill.edge.store.history import History
+from agridistill.edge.store.messages import Message
+from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError, EdgeError, OutboxError, RunError
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tests.colour_model import colour_model_file
 
-from agridistill.edge.history import History
+from agridistill.edge.store.history import History
 
 from .conftest import Broker, Receiver, wait_for
 
@@ -196,7 +196,7 @@ def torture(work: Path, model: Path, *, kills: int, detections: int, restarts: i
 
 
 def _wait_until_all_is_delivered(photos: Path, state: Path, detections: int) -> None:
-    from agridistill.edge.outbox import Outbox
+    from agridistill.edge.store.outbox import Outbox
 
     def done() -> bool:
         if any(photos.rglob("*.jpg")):

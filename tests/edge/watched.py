@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from agridistill.edge.alerts import AlertMessage
+from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.building import Listeners, watch
+from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.events import AgentState, Detection
-from agridistill.edge.quality import QualitySettings
 from agridistill.edge.settings import WatchSettings
 
 ANY = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)

@@ -19,10 +19,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.edge.conftest import MOSQUITTO, free_port, wait_for
 from tests.edge.looks import state
 
-from agridistill.edge.alerts import AlertMessage
+from agridistill.edge.alerts.lifecycle import AlertMessage
+from agridistill.edge.alerts.pooling import PlotView
+from agridistill.edge.delivery.payloads import alert_payload, detection_payload, plot_payload, state_payload
 from agridistill.edge.events import AgentState, Alert, Detection
-from agridistill.edge.payloads import alert_payload, detection_payload, plot_payload, state_payload
-from agridistill.edge.pooling import PlotView
 from agridistill.edge.settings import WatchSettings, read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def test_every_setting_is_explained_in_the_field_guide() -> None:
         name for name in vars(defaults) if name not in ("rules", "broker", "webhook", "command", "updates", "page")
     ]
     from agridistill.edge import settings as module
-    from agridistill.edge.rules import Rule
+    from agridistill.edge.alerts.rules import Rule
 
     for kind in (module.BrokerOptions, module.PageOptions, module.UpdateOptions, module.OutboxOptions, Rule):
         names += list(kind.__dataclass_fields__)

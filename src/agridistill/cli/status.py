@@ -35,7 +35,7 @@ def status(
     """
     import time
 
-    from agridistill.edge.state_file import HISTORY_FILE, is_running, read_state, state_folder
+    from agridistill.edge.status.state_file import HISTORY_FILE, is_running, read_state, state_folder
 
     folder = state_folder() if state is None else state
     found = read_state(folder)
@@ -77,7 +77,7 @@ class _Seen:
 
 
 def _history(file: Path, last: int) -> _Seen:
-    from agridistill.edge.history import History
+    from agridistill.edge.store.history import History
     from agridistill.errors import OutboxError
 
     # An agent that has just started may not have made it yet.

@@ -17,7 +17,7 @@ import typer
 from agridistill.cli.output import next_command, shown, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.edge.alerts import AlertMessage
+    from agridistill.edge.alerts.lifecycle import AlertMessage
     from agridistill.edge.events import Detection
     from agridistill.edge.settings import WatchSettings
 
@@ -84,7 +84,7 @@ def watch(
         from agridistill.edge.building import Listeners
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
-        from agridistill.edge.state_file import state_folder
+        from agridistill.edge.status.state_file import state_folder
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "the field part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[edge]'"

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from agridistill.edge.alerts import AlertMessage
-from agridistill.edge.current_model import CurrentModel
-from agridistill.edge.deciding import thumbnail
+from agridistill.edge.alerts.lifecycle import AlertMessage
+from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.decisions.current_model import CurrentModel
+from agridistill.edge.decisions.deciding import thumbnail
+from agridistill.edge.delivery.payloads import alert_payload, detection_payload
 from agridistill.edge.events import AgentState, Detection, Frame
-from agridistill.edge.history import History
-from agridistill.edge.host import disk_free_bytes, processor_celsius, resident_bytes
-from agridistill.edge.latest import LatestFrame
-from agridistill.edge.messages import Message
-from agridistill.edge.outbox import Outbox
-from agridistill.edge.payloads import alert_payload, detection_payload
-from agridistill.edge.plots import Plots
-from agridistill.edge.sources import SourceEndedError
-from agridistill.edge.state_file import write_state
+from agridistill.edge.sources.latest import LatestFrame
+from agridistill.edge.sources.source import SourceEndedError
+from agridistill.edge.status.host import disk_free_bytes, processor_celsius, resident_bytes
+from agridistill.edge.status.state_file import write_state
+from agridistill.edge.store.history import History
+from agridistill.edge.store.messages import Message
+from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.systemd import notify
 from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.runtime.allocator import return_freed_memory

@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agridistill.edge.agent import Agent, Hooks, Stores
-from agridistill.edge.alerts import AlertMessage
-from agridistill.edge.current_model import CurrentModel, require_model
-from agridistill.edge.deciding import Decider, Origin
+from agridistill.edge.alerts.lifecycle import AlertMessage
+from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.decisions.current_model import CurrentModel, require_model
+from agridistill.edge.decisions.deciding import Decider, Origin
+from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
 from agridistill.edge.events import AgentState, Detection
-from agridistill.edge.history import History
-from agridistill.edge.latest import LatestFrame
-from agridistill.edge.outbox import Outbox
-from agridistill.edge.outputs import Command, Deliverer, Webhook
-from agridistill.edge.page import PageServer
-from agridistill.edge.plots import Plots
 from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
-from agridistill.edge.sources import SourceSettings, open_source, public_name, split_url
-from agridistill.edge.state_file import HISTORY_FILE
+from agridistill.edge.sources.latest import LatestFrame
+from agridistill.edge.sources.source import SourceSettings, open_source, public_name, split_url
+from agridistill.edge.status.page import PageServer
+from agridistill.edge.status.state_file import HISTORY_FILE
+from agridistill.edge.store.history import History
+from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.updates.keys import read_trusted_keys
 from agridistill.edge.updates.settings import UpdateSettings
 from agridistill.edge.updates.slots import ModelSlots

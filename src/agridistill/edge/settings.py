@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from agridistill.edge.history import HistoryLimits
-from agridistill.edge.messages import OutboxLimits
-from agridistill.edge.quality import QualitySettings
-from agridistill.edge.rules import Rule
+from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.decisions.quality import QualitySettings
+from agridistill.edge.store.history import HistoryLimits
+from agridistill.edge.store.messages import OutboxLimits
 from agridistill.errors import ConfigError, nearest
 
 _DAY_S = 86_400.0

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from agridistill.edge.agent import Agent
-from agridistill.edge.broker import BrokerSettings, parse_broker
+from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
+from agridistill.edge.delivery.home_assistant import discovery
+from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.payloads import plot_payload, state_payload
 from agridistill.edge.events import AgentState
-from agridistill.edge.home_assistant import discovery
-from agridistill.edge.mqtt import MqttPublisher
-from agridistill.edge.outbox import Outbox
-from agridistill.edge.payloads import plot_payload, state_payload
 from agridistill.edge.settings import BrokerOptions, UpdateOptions, read_secret
+from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.updates.settings import UpdateResult
 from agridistill.edge.updates.updater import Updater
 

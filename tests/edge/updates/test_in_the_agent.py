@@ -11,9 +11,9 @@ import pytest
 from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.watched import GREEN, once, put, settings_for, watching
 
-from agridistill.edge.rules import Rule
+from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.settings import BrokerOptions, UpdateOptions, WatchSettings
-from agridistill.edge.state_file import read_state
+from agridistill.edge.status.state_file import read_state
 from agridistill.edge.updates.publishing import PublishSettings, publish
 
 from .conftest import Publisher, model_like, plain_photo

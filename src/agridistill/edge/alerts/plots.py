@@ -1,0 +1,117 @@
+"""What the plots say: their leaves within a window, what these say together, and the alerts that follow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage
+from agridistill.edge.alerts.pooling import LeafPool, PlotView
+from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.events import Alert, Detection
+from agridistill.edge.store.history import History
+
+# A leaf of these verdicts was seen by the model, and its probabilities are calibrated.
+_COUNTED = frozenset({"answer", "unsure"})
+_MOST_LEAVES = 1000
+_RESTORED = 20_000
+_FEW = 1000
+
+
+class Plots:
+    """The leaves and alerts of all plots; goes on after a restart from what the history holds.
+
+    Args:
+        history: of the device.
+        rules: when people are warned.
+        classes: of the model.
+        window_s: how long a leaf counts, at least as long as the longest of the rules.
+        view_s: how long it counts for what a plot's leaves say together.
+
+    Raises:
+        ConfigError: a rule's class is none of the model's.
+    """
+
+    def __init__(
+        self, history: History, rules: Sequence[Rule], classes: Sequence[str], *, window_s: float, view_s: float
+    ) -> None:
+        self.classes = tuple(classes)
+        self._history, self._view_s = history, view_s
+        self._pool = LeafPool(classes, window_s=window_s, most_leaves=_MOST_LEAVES)
+        self._keeper = AlertKeeper(
+            rules, classes, self._pool, _known(history), clock_s=time.monotonic(), now_s=time.time()
+        )
+        self._views: dict[str, PlotView] = {}
+        self._restore(window_s)
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        """Those that are open now."""
+        return self._keeper.open
+
+    @property
+    def views(self) -> Mapping[str, PlotView]:
+        """Of each plot what its leaves said together when it was last seen."""
+        return dict(self._views)
+
+    def see(self, detection: Detection) -> None:
+        """Takes a new detection in, and applies the rules to its plot."""
+        clock_s = time.monotonic()
+        if self._add(detection, clock_s):
+            self._look(detection.plot, clock_s, time.time())
+
+    def messages(self) -> list[AlertMessage]:
+        """What people have to be told now; given again until `told`."""
+        clock_s, now_s = time.monotonic(), time.time()
+        self._keeper.tidy(clock_s=clock_s, now_s=now_s)
+        return self._keeper.messages(clock_s=clock_s, now_s=now_s)
+
+    def told(self, message: AlertMessage) -> None:
+        """A message is on its way for good."""
+        self._keeper.told(message, clock_s=time.monotonic(), now_s=time.time())
+
+    def keep(self) -> None:
+        """Writes alerts that changed to the history.
+
+        Raises:
+            OutboxError: the disk refuses.
+        """
+        changed = self._keeper.changed()
+        if changed:
+            alerts, told_s = zip(*changed, strict=True)
+            self._history.put_alerts(alerts, told_s=told_s)
+            self._keeper.kept(changed)
+
+    def _look(self, plot: str, clock_s: float, now_s: float) -> None:
+        self._keeper.look(plot, clock_s=clock_s, now_s=now_s)
+        view = self._pool.view(plot, clock_s, within_s=self._view_s)
+        if view is not None:
+            self._views[plot] = view
+
+    def _add(self, detection: Detection, clock_s: float) -> bool:
+        if detection.verdict not in _COUNTED or set(detection.probabilities) != set(self.classes):
+            return False
+        row = np.array([detection.probabilities[name] for name in self.classes])
+        self._pool.add(detection.plot, row, clock_s)
+        return True
+
+    def _restore(self, window_s: float) -> None:
+        now_s, clock_s = time.time(), time.monotonic()
+        found = self._history.recent(_RESTORED, since_s=now_s - window_s)
+        # A clock that was set back makes detections of the future: they count as of now.
+        aged = sorted(((max(0.0, now_s - item.at_s), item) for item in found), key=lambda pair: -pair[0])
+        for age_s, item in aged:
+            self._add(item, clock_s - age_s)
+        for plot in self._pool.plots:
+            self._look(plot, clock_s, now_s)
+
+
+def _known(history: History) -> list[tuple[Alert, float]]:
+    ended = [
+        (alert, told_s)
+        for alert, told_s in history.alerts_told(state="resolved", limit=_FEW)
+        if told_s < (alert.resolved_s or 0.0)
+    ]
+    return history.alerts_told(state="open", limit=_RESTORED) + ended

@@ -1,0 +1,101 @@
+"""From a frame to a detection: the quality gate, the model, and how far its answer may be believed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from dataclasses import dataclass
+
+from PIL import Image
+
+from agridistill.edge.decisions.quality import QualitySettings, quality_problem
+from agridistill.edge.events import Detection, Frame, Verdict
+from agridistill.edge.words import sendable
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import to_pixels
+from agridistill.runtime.predictor import Prediction, Predictor
+
+_THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all detections of an agent have in common.
+
+    Attributes:
+        device: its name.
+        source: name of the source, without secrets.
+    """
+
+    device: str
+    source: str
+
+
+class Decider:
+    """Decides on frames, with one model.
+
+    Args:
+        predictor: the model, ready to run.
+        quality: limits of the gate.
+        origin: of the detections.
+    """
+
+    def __init__(self, predictor: Predictor, quality: QualitySettings, origin: Origin) -> None:
+        self._predictor, self._quality, self._origin = predictor, quality, origin
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the model."""
+        return self._predictor.manifest
+
+    def decide(self, frame: Frame) -> Detection:
+        """What there is to say about a frame.
+
+        Raises:
+            ModelError: the model's output is unusable.
+        """
+        pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
+        problem = quality_problem(pixels, self._quality)
+        if problem:
+            return self._detection(frame, "unusable", problem, None)
+        prediction = self._predictor.predict(pixels)
+        if prediction.unfamiliar:
+            return self._detection(frame, "unfamiliar", "unlike the photos that the model learnt from", prediction)
+        if prediction.abstained:
+            reason = f"probability {prediction.probability:.2f}, answers need {self.manifest.threshold:.2f}"
+            return self._detection(frame, "unsure", reason, prediction)
+        return self._detection(frame, "answer", "", prediction)
+
+    def _detection(self, frame: Frame, verdict: Verdict, reason: str, prediction: Prediction | None) -> Detection:
+        told = prediction.probabilities if prediction else ()
+        return Detection(
+            event_id=event_id(self._origin.device, frame),
+            at_s=frame.at_s,
+            device=self._origin.device,
+            source=self._origin.source,
+            photo=sendable(frame.name),
+            plot=sendable(frame.plot),
+            model=self.manifest.weights_sha256[:12],
+            verdict=verdict,
+            reason=reason,
+            label=prediction.label if prediction else None,
+            probability=round(prediction.probability, 4) if prediction else None,
+            probabilities={name: round(value, 4) for name, value in zip(self.manifest.classes, told, strict=False)},
+        )
+
+
+def event_id(device: str, frame: Frame) -> str:
+    """The same for the same photo, so that one decided on again after a kill is known as a duplicate."""
+    if not frame.identity:
+        return uuid.uuid4().hex
+    return hashlib.sha256(f"{device}\0{frame.identity}".encode()).hexdigest()[:32]
+
+
+def thumbnail(frame: Frame) -> bytes:
+    """A JPEG of at most 240 px, for the page; without the photo's metadata."""
+    image = Image.fromarray(frame.pixels)
+    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return held.getvalue()

@@ -1,0 +1,1 @@
+"""From the outbox to whoever listens: MQTT, Home Assistant, webhooks, commands."""

@@ -1,0 +1,134 @@
+"""From the outbox to an MQTT broker: connects, comes back after an outage, and tells of both once."""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.delivery.mqtt_session import DeniedError, LostError, OldProtocolError, Session
+from agridistill.edge.store.outbox import Outbox
+from agridistill.errors import ConfigError, OutboxError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+
+
+class MqttPublisher:
+    """Brings what is in the outbox to the broker, and lets it go when the broker has acknowledged it.
+
+    Every connection starts with what is not acknowledged yet, oldest first, so that a plot's messages arrive in their
+    order; a message may arrive twice, with the same event id. paho's own resending is not used: it knows neither the
+    order nor the limit after a reconnect, and nothing after a new start.
+
+    Args:
+        outbox: of this device.
+        settings: of the broker.
+        retained: told the broker on every connection, by topic, for it may have forgotten, and where something
+            changes. Read every second.
+        commands: what to do with a message on a topic; the topics are subscribed to.
+
+    Raises:
+        ConfigError: certificates that cannot be read.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        settings: BrokerSettings,
+        retained: Callable[[], Mapping[str, bytes]] = dict,
+        commands: Mapping[str, Callable[[bytes], None]] | None = None,
+    ) -> None:
+        self.outbox, self.settings, self._retained = outbox, settings, retained
+        self._commands = dict(commands or {})
+        self._connected = False
+        self._told_lost = self._told_old = False
+        self._denied: set[str] = set()
+        self._tls = _tls_context(settings)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._connected
+
+    def run(self, stop: threading.Event) -> None:
+        """Publishes until `stop`; an outage is told once, and its end once."""
+        pause = _FIRST_PAUSE_S
+        while not stop.is_set():
+            session: Session | None = None
+            try:
+                session = self._opened()
+                self._connected = True
+                while not stop.is_set():
+                    session.step()
+                    if session.is_proven:
+                        pause = _FIRST_PAUSE_S
+                        self._tell_back()
+                session.say_goodbye()
+            except OutboxError as error:
+                self._tell_trouble(f"nothing goes to the broker {self._where}: {error}", stop)
+            except (LostError, OSError, UnicodeError) as error:
+                self._tell_trouble(f"the broker {self._where} is away ({error}): messages wait in the outbox", stop)
+            except DeniedError as error:
+                self._tell_trouble(f"the broker {self._where} does not take messages ({error}): they wait", stop)
+            finally:
+                self._connected = False
+                if session is not None:
+                    session.close()
+            # Hundreds of devices must not come back in one moment.
+            stop.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _opened(self) -> Session:
+        """A connection by MQTT 5, else by 3.1.1."""
+        try:
+            return self._opened_by(MQTTProtocolVersion.MQTTv5)
+        except OldProtocolError:
+            session = self._opened_by(MQTTProtocolVersion.MQTTv311)
+        if not self._told_old:
+            logger.warning(
+                "the broker %s speaks MQTT 3.1.1 alone: it acknowledges what its access list denies, too", self._where
+            )
+            self._told_old = True
+        return session
+
+    def _opened_by(self, protocol: MQTTProtocolVersion) -> Session:
+        session = Session(self.outbox, self.settings, self._tls, self._retained, self._commands, protocol, self._denied)
+        try:
+            session.open()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _tell_trouble(self, line: str, stop: threading.Event) -> None:
+        if not self._told_lost and not stop.is_set():
+            logger.warning("%s", line)
+            self._told_lost = True
+
+    def _tell_back(self) -> None:
+        if self._told_lost:
+            logger.warning("the broker %s is back", self._where)
+            self._told_lost = False
+
+    @property
+    def _where(self) -> str:
+        return f"{self.settings.host}:{self.settings.port}"
+
+
+def _tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
+    if not settings.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("certificates that can be read", str(error), "check the files") from None
+    return context

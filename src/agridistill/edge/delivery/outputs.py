@@ -1,0 +1,203 @@
+"""Alerts to a webhook or a command: each from an outbox of its own, until it has been taken."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agridistill.edge.store.messages import Message
+from agridistill.edge.store.outbox import Outbox
+from agridistill.errors import ConfigError, OutboxError
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[Message, threading.Event], None]
+"""Hands a message over; raises `NotTakenError` where it was not taken, and soon after the event is set."""
+_POLL_S = 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
+_ANSWER_S = 10.0
+
+
+class NotTakenError(Exception):
+    """A receiver did not take a message; it will be offered again."""
+
+
+class Deliverer:
+    """Hands over what is in an outbox, one by one, in order; what is not taken is offered again after a pause.
+
+    Args:
+        outbox: of this receiver alone.
+        deliver: hands one message over.
+        name: of the receiver, for the log, without secrets.
+    """
+
+    def __init__(self, outbox: Outbox, deliver: Deliver, name: str) -> None:
+        self.outbox, self.name = outbox, name
+        self._deliver = deliver
+
+    def run(self, stop: threading.Event) -> None:
+        """Delivers until `stop`; a refusal is told once, and its end once."""
+        pause, refused = _FIRST_PAUSE_S, False
+        while not stop.is_set():
+            try:
+                waiting = self.outbox.pending(limit=1)
+                if not waiting:
+                    stop.wait(_POLL_S)
+                    continue
+                self._deliver(waiting[0].message, stop)
+                self.outbox.delivered([waiting[0].seq])
+            except (NotTakenError, OutboxError) as error:
+                if not refused:
+                    logger.warning("%s does not take alerts (%s): they wait in the outbox", self.name, error)
+                    refused = True
+                stop.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            if refused:
+                logger.warning("%s takes alerts again", self.name)
+            pause, refused = _FIRST_PAUSE_S, False
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """POSTs each message as JSON.
+
+    Attributes:
+        url: http or https. What stands behind its host is not logged: tokens often stand there.
+        token: for `Authorization: Bearer`; None for none.
+    """
+
+    url: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        # The address itself stays out of the message: a token often stands in it.
+        if not usable:
+            raise ConfigError("a webhook http(s)://HOST[:PORT]/…", "another address", "correct it")
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError("a webhook's address without a user", "one with", "use token_file")
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        parts = urllib.parse.urlsplit(self.url)
+        return f"the webhook at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+    def __call__(self, message: Message, stop: threading.Event) -> None:
+        """Hands one message over.
+
+        Raises:
+            NotTakenError: no answer, or none of the 2xx.
+        """
+        headers = {"Content-Type": "application/json", "Idempotency-Key": message.event_id}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        request = urllib.request.Request(self.url, message.payload, headers, method="POST")  # noqa: S310 - checked above
+        try:
+            # A redirect would turn the POST into a GET, and take the token elsewhere.
+            with urllib.request.build_opener(_NoRedirect).open(request, timeout=_ANSWER_S) as answer:
+                answer.read(1000)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise NotTakenError(f"it answers {error.code}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise NotTakenError(f"{type(reason).__name__}") from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *request: object) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Command:
+    """Runs a program for each message, with the JSON on its standard input; exit code 0 has taken it.
+
+    `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT` stand in its environment.
+
+    Attributes:
+        words: program and arguments, which no shell reads.
+        timeout_s: after which it is killed.
+    """
+
+    words: tuple[str, ...]
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.words or not self.words[0] or self.timeout_s <= 0:
+            raise ConfigError("a command and a time limit above 0", f"{list(self.words)}", "correct it")
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        return f"the command '{self.words[0]}'"
+
+    def __call__(self, message: Message, stop: threading.Event) -> None:
+        """Hands one message over.
+
+        Raises:
+            NotTakenError: no such program, another exit code, or too slow.
+        """
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the user's own program
+                list(self.words),
+                env={**_without_secrets(os.environ), **_variables(message.payload)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NotTakenError(error.strerror or str(error)) from None
+        said = self._answer(process, message.payload, stop)
+        if process.returncode:
+            told = " ".join(said.decode("utf-8", "replace").split())[:200]
+            raise NotTakenError(f"exit code {process.returncode}" + (f": {told}" if told else ""))
+
+    def _answer(self, process: subprocess.Popen[bytes], payload: bytes, stop: threading.Event) -> bytes:
+        deadline = time.monotonic() + self.timeout_s
+        given: bytes | None = payload
+        while True:
+            try:
+                return process.communicate(given, timeout=_POLL_S)[1]
+            except subprocess.TimeoutExpired:
+                given = None  # communicate goes on with the rest
+            late = time.monotonic() > deadline
+            if late or stop.is_set():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+                process.communicate()
+                raise NotTakenError(f"not done after {self.timeout_s:g} s" if late else "the agent ends")
+
+
+def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (name.startswith("AGRIDISTILL_") and name.endswith(("_PASSWORD", "_TOKEN")))
+    }
+
+
+def _variables(payload: bytes) -> Mapping[str, str]:
+    document = json.loads(payload)
+    keys: Sequence[str] = ("rule", "plot", "state", "change", "level", "text")
+    return {f"AGRIDISTILL_{key.upper()}": str(document.get(key, "")).replace("\0", "") for key in keys}

@@ -1,0 +1,44 @@
+"""What is sent, as bytes: JSON with a schema version (docs/mqtt.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agridistill.edge.alerts.lifecycle import AlertMessage
+from agridistill.edge.alerts.pooling import PlotView
+from agridistill.edge.events import SCHEMA_VERSION, AgentState, Detection
+
+
+def detection_payload(detection: Detection) -> bytes:
+    """A detection."""
+    return _bytes(detection.to_json())
+
+
+def alert_payload(message: AlertMessage) -> bytes:
+    """An alert, what happened to it, and the id by which a duplicate is known."""
+    return _bytes({**message.alert.to_json(), "change": message.change, "event_id": message.event_id})
+
+
+def state_payload(state: AgentState) -> bytes:
+    """How the agent is."""
+    return _bytes(state.to_json())
+
+
+def plot_payload(view: PlotView) -> bytes:
+    """What a plot's leaves say together."""
+    return _bytes(
+        {
+            "schema": SCHEMA_VERSION,
+            "plot": view.plot,
+            "leaves": view.leaves,
+            "label": view.label,
+            "probability": round(view.probability, 4),
+            "shares": {name: round(share, 4) for name, share in view.shares.items()},
+        }
+    )
+
+
+def _bytes(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()

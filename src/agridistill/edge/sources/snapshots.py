@@ -1,0 +1,162 @@
+"""A camera that gives its newest picture at an address: HTTP snapshots."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from typing import IO, Any
+
+from agridistill.edge.events import Frame
+from agridistill.edge.sources.reading import PhotoReader
+from agridistill.edge.sources.source import SourceLostError, SourceSettings, credentials, public_name, split_url
+from agridistill.errors import PhotoError
+
+TIMEOUT_S = 10.0
+MAX_BYTES = 30_000_000
+_CHUNK_BYTES = 65_536
+
+
+class SnapshotSource:
+    """Fetches a picture every `every_s`; one that did not change is no new frame.
+
+    Args:
+        url: `http(s)://[USER:PASSWORD@]HOST[:PORT]/…`.
+        settings: how frames are taken.
+        timeout_s: of the whole answer.
+
+    Raises:
+        EdgeError: an address that cannot be read.
+    """
+
+    live = True
+
+    def __init__(self, url: str, settings: SourceSettings, *, timeout_s: float = TIMEOUT_S) -> None:
+        parts = split_url(url)
+        self.name = public_name(parts)
+        self._settings, self._timeout_s = settings, timeout_s
+        self._reader = PhotoReader(settings)
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
+        self._url = bare.geturl()
+        self._client = _client(bare._replace(path="/", query="").geturl(), *credentials(parts, settings))
+        self._due = 0.0
+        self._number = 0
+        self._last = b""
+
+    def open(self) -> None:
+        """The first picture is fetched at once: it shows whether the camera is there."""
+        self._due = 0.0
+
+    def read(self, wait_s: float) -> Frame | None:
+        """The picture, where it is due and has changed.
+
+        Raises:
+            SourceLostError: no answer, an error, or something other than a picture.
+            PhotoError: a picture that is damaged, or too large.
+        """
+        pause = self._due - time.monotonic()
+        if pause > 0:
+            time.sleep(min(pause, wait_s))
+        if time.monotonic() < self._due:
+            return None
+        self._due = time.monotonic() + self._settings.every_s
+        data, at_s = self._fetched(), time.time()
+        digest = hashlib.sha256(data).digest()
+        if digest == self._last:
+            return None
+        self._last = digest
+        try:
+            pixels = self._reader.read(data)
+        except PhotoError as error:
+            raise PhotoError(error.expected, f"{self.name}: {error.got}", "check the camera") from None
+        self._number += 1
+        return Frame(pixels, str(self._number), self._settings.plot, at_s)
+
+    def done(self, frame_identity: str) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing stays open from one picture to the next."""
+
+    def _fetched(self) -> bytes:
+        try:
+            with self._client.open(self._url, timeout=self._timeout_s) as answer:
+                return self._read(answer)
+        except SourceLostError:
+            raise
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise self._lost(f"HTTP status {error.code}") from None
+        except urllib.error.URLError as error:
+            raise self._lost(str(error.reason)) from None
+        except OSError as error:
+            raise self._lost(error.strerror or str(error) or type(error).__name__) from None
+        except (http.client.HTTPException, ValueError) as error:
+            # Their texts may repeat the address, and with it a token.
+            raise self._lost(type(error).__name__) from None
+
+    def _read(self, answer: Any) -> bytes:
+        kind = str(answer.headers.get_content_maintype())
+        if kind in ("text", "multipart"):
+            raise self._lost(f"{answer.headers.get_content_type()} in a picture's place")
+        # The timeout of a socket holds for each piece only: a slow answer could go on for hours.
+        deadline = time.monotonic() + self._timeout_s
+        data = bytearray()
+        while piece := answer.read1(_CHUNK_BYTES):
+            data += piece
+            if len(data) > MAX_BYTES:
+                raise self._lost(f"more than {MAX_BYTES // 1_000_000} MB")
+            if time.monotonic() > deadline:
+                raise self._lost(f"no whole picture within {self._timeout_s:g} s")
+        expected = answer.headers.get("Content-Length", "")
+        if expected.isdecimal() and len(data) < int(expected):
+            raise self._lost(f"{len(data):,} of {int(expected):,} bytes")
+        return bytes(data)
+
+    def _lost(self, got: str) -> SourceLostError:
+        return SourceLostError(f"a picture from {self.name}", got, "it will be tried again")
+
+
+class _StaysSafe(urllib.request.HTTPRedirectHandler):
+    """A password for an encrypted address must not follow a redirect to a plain one."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.lower().startswith("https:"):
+            raise urllib.error.URLError("a redirect from https to something else")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _ClosesRefusals(urllib.request.BaseHandler):
+    """The handlers of passwords ask again, but leave the refused answer open."""
+
+    handler_order = 400  # before theirs
+
+    def http_error_401(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> None:
+        fp.close()
+
+
+def _client(host: str, user: str | None, password: str) -> urllib.request.OpenerDirector:
+    """Speaks HTTP(S) alone: the usual one would follow an address to a file or to FTP."""
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    if user is not None:
+        # For this host alone: a redirect elsewhere goes without.
+        passwords.add_password(None, host, user, password)
+    client = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _StaysSafe(),
+        _ClosesRefusals(),
+        urllib.request.HTTPDigestAuthHandler(passwords),
+        urllib.request.HTTPBasicAuthHandler(passwords),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        client.add_handler(handler)
+    return client

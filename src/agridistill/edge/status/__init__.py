@@ -1,0 +1,1 @@
+"""How the agent is: its state, metrics, and the local page."""

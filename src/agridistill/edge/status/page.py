@@ -1,0 +1,198 @@
+"""A small local page with its JSON and Prometheus's metrics. On loopback without a token, elsewhere only with one."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from agridistill.edge.events import AgentState
+from agridistill.edge.status.page_requests import Handler, PageSource
+from agridistill.edge.store.history import History
+from agridistill.errors import EdgeError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8571
+_MAX_CONNECTIONS = 8
+_WAIT_FOR_PLACE_S = 1.0
+# A client that sends a byte now and then would never meet the socket's own timeout.
+_LONGEST_CONNECTION_S = 30.0
+# How long a stop may take, and the limit of a connection be passed over.
+_POLL_S = 0.1
+_MIN_TOKEN = 16
+_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 5\r\n\r\ntoo many connections\n"
+
+
+class PageServer:
+    """Shows the agent to browsers and to Prometheus, in threads of its own.
+
+    Args:
+        history: detections and alerts; best one of `History.reading`, which never waits for the agent's own.
+        state: gives the agent's state now.
+        host: address to listen on.
+        port: 0 takes any that is free.
+        token: who looks must know it, at least 16 characters; None only on loopback.
+
+    Raises:
+        EdgeError: a host that is not loopback without a token, or an unusable token or port.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        state: Callable[[], AgentState],
+        *,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        token: str | None = None,
+    ) -> None:
+        if token is not None and (len(token) < _MIN_TOKEN or not _is_one_ascii_word(token)):
+            raise EdgeError(
+                f"a token of {_MIN_TOKEN} or more ASCII characters without blanks",
+                "another",
+                "choose a longer one",
+            )
+        if token is None and not is_loopback(host):
+            raise EdgeError(
+                "a token where others can reach the page", f"the address '{host}' without one", "give a token"
+            )
+        if not 0 <= port < 65536:
+            raise EdgeError("a port from 0 to 65535", str(port), "choose another")
+        self._host, self._port = host, port
+        hosts = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
+        self._source = PageSource(history, state, token, hosts)
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to answer.
+
+        Raises:
+            EdgeError: the address is taken or not this machine's.
+        """
+        try:
+            self._server = _Server(self._host, self._port, self._source)
+        except OSError as error:
+            raise EdgeError(
+                "an address to listen on",
+                f"'{self._host}', port {self._port} ({error.strerror or error})",
+                "choose another port or host",
+            ) from None
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="page", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds the page, such as `http://127.0.0.1:8571/`."""
+        port = self._port if self._server is None else int(self._server.server_address[1])
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
+
+    def stop(self) -> None:
+        """Ends all connections and gives the port back; may be called twice."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._server = self._thread = None
+
+    def __enter__(self) -> PageServer:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address. A name may come to mean another one, except localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _is_one_ascii_word(token: str) -> bool:
+    return token.isascii() and token.isprintable() and " " not in token
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers a bounded number of connections, each for a bounded time."""
+
+    daemon_threads = True
+    request_queue_size = 32
+
+    def __init__(self, host: str, port: int, source: PageSource) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.source = source
+        self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._since: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
+        super().__init__((host, port), Handler)
+
+    def server_bind(self) -> None:
+        """Binds without asking the network for the machine's name, as HTTPServer would."""
+        # Its fields are not used; a name server that is away would hold the agent's start for many seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Waits a little for a place: a page with many pictures asks for more than there are."""
+        if not self._places.acquire(timeout=_WAIT_FOR_PLACE_S):
+            with contextlib.suppress(OSError):
+                request.setblocking(False)
+                request.send(_BUSY)
+            self.shutdown_request(request)
+            return
+        with self._lock:
+            self._since[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._let_go(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._let_go(request)
+
+    def service_actions(self) -> None:
+        """Ends connections that have been open for too long."""
+        self._end_connections(older_than_s=_LONGEST_CONNECTION_S)
+
+    def server_close(self) -> None:
+        """Ends all connections, and waits a little for their threads: the history may be closed next."""
+        super().server_close()
+        self._end_connections(older_than_s=0)
+        deadline = time.monotonic() + 2
+        while self._since and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tells defects of ours. A client that goes away, also in the middle, is none."""
+        if not isinstance(sys.exception(), OSError):
+            logger.exception("the page could not answer")
+
+    def _end_connections(self, older_than_s: float) -> None:
+        with self._lock:
+            old = [one for one, since in self._since.items() if time.monotonic() - since >= older_than_s]
+            for connection in old:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _let_go(self, request: socket.socket) -> None:
+        with self._lock:
+            self._since.pop(request, None)
+        self._places.release()

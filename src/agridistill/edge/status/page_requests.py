@@ -1,0 +1,272 @@
+"""One request to the page: who may ask, for what, and what is answered."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from agridistill.edge.events import AgentState
+from agridistill.edge.status import metrics
+from agridistill.edge.status.page_view import PageContent, content_html, login_html, page_html
+from agridistill.edge.store.history import History
+from agridistill.errors import AgriDistillError
+from agridistill.storage import json_text
+
+logger = logging.getLogger(__name__)
+
+_COOKIE = "agridistill"
+_COOKIE_AGE_S = 30 * 86400
+_MAX_BODY_BYTES = 4096
+_SHOWN_DETECTIONS, _SHOWN_ALERTS, _SHOWN_RESOLVED = 24, 100, 10
+_MAX_LISTED = 500
+_PICTURE = re.compile(r"/detections/([0-9a-f]{32})\.jpg")
+_TEXT, _HTML, _JSON = (f"{kind}; charset=utf-8" for kind in ("text/plain", "text/html", "application/json"))
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the client."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    nonce: str = ""
+
+    @classmethod
+    def text(cls, status: int, line: str, **headers: str) -> Answer:
+        """One line of text; headers with underscores for hyphens."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return cls(status, _TEXT, f"{line}\n".encode(), named)
+
+
+class PageSource:
+    """What the page tells, and to whom.
+
+    Args:
+        history: detections and alerts.
+        state: gives the agent's state now.
+        token: who looks must know it; None for everybody.
+        hosts: names under which the page may be asked; None for any.
+    """
+
+    def __init__(
+        self, history: History, state: Callable[[], AgentState], token: str | None, hosts: frozenset[str] | None
+    ) -> None:
+        self._history, self._state, self._hosts = history, state, hosts
+        self._token = token
+        # What lies in the browser is not the token, stays the same over a new start, and ends with the token.
+        self._session = token and hmac.new(token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether who looks must know a token."""
+        return self._token is not None
+
+    def serves(self, hosts: Iterable[str]) -> bool:
+        """Whether a request's Host headers name this page. A foreign name that leads here is another site's trick."""
+        given = list(hosts)
+        if self._hosts is None:
+            return True
+        try:
+            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self._hosts
+        except ValueError:
+            return False
+
+    def knows(self, authorization: str, cookies: str) -> bool:
+        """Whether a request shows the token, or the cookie that one got for it."""
+        if self._token is None or self._session is None:
+            return True
+        scheme, _, credentials = authorization.partition(" ")
+        if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
+            return True
+        try:
+            cookie = SimpleCookie(cookies).get(_COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and _same(cookie.value, self._session)
+
+    def is_token(self, given: str) -> bool:
+        """Whether this is the token; takes equally long, however much of it is right."""
+        return self._token is not None and _same(given, self._token)
+
+    def logged_in(self) -> Answer:
+        """Sends a browser that showed the token to the page, without the token in its address."""
+        cookie = f"{_COOKIE}={self._session}; Path=/; Max-Age={_COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
+        return Answer.text(HTTPStatus.SEE_OTHER, "welcome", Location="/", Set_Cookie=cookie)
+
+    def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
+        """What stands under a path."""
+        if path == "/":
+            nonce = secrets.token_urlsafe(16)
+            return Answer(HTTPStatus.OK, _HTML, _bytes(page_html(self._content(), nonce)), nonce=nonce)
+        if path == "/content":
+            return Answer(HTTPStatus.OK, _HTML, _bytes(content_html(self._content())))
+        if path == "/metrics":
+            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self._state())))
+        if path == "/api/state":
+            return _json(self._state().to_json())
+        if path in ("/api/detections", "/api/alerts"):
+            return self._listed(path, query)
+        picture = _PICTURE.fullmatch(path)
+        jpeg = self._history.thumbnail(picture[1]) if picture else None
+        if jpeg is None:
+            return Answer.text(HTTPStatus.NOT_FOUND, "not found")
+        # An event's picture never changes.
+        return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
+
+    def _listed(self, path: str, query: Mapping[str, list[str]]) -> Answer:
+        given = query.get("limit", ["50"])[-1]
+        if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= _MAX_LISTED):
+            return Answer.text(HTTPStatus.BAD_REQUEST, f"expected a limit from 1 to {_MAX_LISTED}")
+        if path == "/api/detections":
+            return _json([detection.to_json() for detection in self._history.recent(int(given))])
+        return _json([alert.to_json() for alert in self._history.alerts(limit=int(given))])
+
+    def _content(self) -> PageContent:
+        detections = self._history.recent(_SHOWN_DETECTIONS)
+        return PageContent(
+            state=self._state(),
+            open_alerts=self._history.alerts(state="open", limit=_SHOWN_ALERTS),
+            resolved_alerts=self._history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
+            detections=detections,
+            pictured={one.event_id for one in detections if self._history.thumbnail(one.event_id) is not None},
+        )
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Speaks HTTP for a `PageSource`, one request a connection."""
+
+    timeout = 10
+
+    def do_GET(self) -> None:
+        """Answers."""
+        self._send(self._answered(self._looked))
+
+    def do_HEAD(self) -> None:
+        """Answers without the body."""
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        """Takes the token from the login form."""
+        self._send(self._answered(self._logged_in))
+
+    def version_string(self) -> str:
+        """Says no versions: they would tell what to attack."""
+        return "AgriDistill"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Logs nothing: addresses carry tokens."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses, as one line of text."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            self._send(_not_allowed())
+        else:
+            self._send(Answer.text(code, HTTPStatus(code).phrase.lower()))
+
+    @property
+    def _source(self) -> PageSource:
+        return self.server.source  # type: ignore[attr-defined,no-any-return]
+
+    def _answered(self, inner: Callable[[], Answer]) -> Answer:
+        if not self._source.serves(self.headers.get_all("Host") or []):
+            return Answer.text(HTTPStatus.MISDIRECTED_REQUEST, "this page answers to localhost")
+        try:
+            return inner()
+        except AgriDistillError as error:
+            logger.info("the page has nothing to show: %s", error)
+            return Answer.text(HTTPStatus.SERVICE_UNAVAILABLE, "the agent's state cannot be read now", Retry_After="5")
+        except OSError:
+            raise
+        except Exception:
+            logger.exception("the page could not answer")
+            return Answer.text(HTTPStatus.INTERNAL_SERVER_ERROR, "this is a defect: see the agent's log")
+
+    def _looked(self) -> Answer:
+        try:
+            parts = urlsplit(self.path)
+            query = parse_qs(parts.query, max_num_fields=10)
+        except ValueError:
+            return Answer.text(HTTPStatus.BAD_REQUEST, "bad address")
+        given = query.get("token", [""])[-1]
+        if parts.path == "/" and self._source.needs_token and given:
+            return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
+        if not self._source.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
+            return self._unknown(refused=False)
+        return self._source.answer(parts.path, query)
+
+    def _logged_in(self) -> Answer:
+        if self.path != "/login" or not self._source.needs_token:
+            return _not_allowed()
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            return Answer.text(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
+        if len(length) > 5 or int(length) > _MAX_BODY_BYTES:
+            return Answer.text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {_MAX_BODY_BYTES} bytes")
+        form = self.rfile.read(int(length)).decode("utf-8", "replace")
+        try:
+            given = parse_qs(form, max_num_fields=10).get("token", [""])[-1]
+        except ValueError:
+            given = ""
+        return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
+
+    def _unknown(self, *, refused: bool) -> Answer:
+        asks = {"WWW-Authenticate": 'Bearer realm="AgriDistill"'}
+        if "text/html" not in self.headers.get("Accept", ""):
+            return Answer(HTTPStatus.UNAUTHORIZED, _TEXT, b"this page needs its token\n", asks)
+        nonce = secrets.token_urlsafe(16)
+        return Answer(HTTPStatus.UNAUTHORIZED, _HTML, _bytes(login_html(nonce, refused=refused)), asks, nonce)
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        headers = {"Cache-Control": "no-store", **_HEADERS, **answer.headers}
+        headers["Content-Security-Policy"] = _policy(answer.nonce)
+        headers |= {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+
+def _policy(nonce: str) -> str:
+    base = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action "
+    if not nonce:
+        return base + "'none'"
+    own = f"'nonce-{nonce}'"
+    return f"{base}'self'; style-src {own}; script-src {own}; img-src 'self' data:; connect-src 'self'"
+
+
+def _json(document: Any) -> Answer:
+    return Answer(HTTPStatus.OK, _JSON, _bytes(json_text(document)))
+
+
+def _not_allowed() -> Answer:
+    return Answer.text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD")
+
+
+def _bytes(text: str) -> bytes:
+    # A file name that is no UTF-8 comes as lone surrogates.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "backslashreplace"), wanted.encode())

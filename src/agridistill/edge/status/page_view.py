@@ -1,0 +1,229 @@
+"""The local page as HTML: open alerts first, then the agent's state, the last detections and resolved alerts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from pathlib import Path
+
+from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.status.state_file import FRESH_S
+from agridistill.edge.words import (
+    VERDICT_WORDS,
+    broker_words,
+    bytes_words,
+    duration_words,
+    model_words,
+    moment,
+    plain_label,
+    queue_words,
+)
+
+REFRESH_S = 5
+_LEVELS = ("critical", "warning", "info")
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What the page shows.
+
+    Attributes:
+        state: of the agent.
+        open_alerts: in the order in which they are shown.
+        resolved_alerts: the last ones.
+        detections: the last ones, newest first.
+        pictured: event ids of those that have a picture.
+    """
+
+    state: AgentState
+    open_alerts: Sequence[Alert]
+    resolved_alerts: Sequence[Alert]
+    detections: Sequence[Detection]
+    pictured: Collection[str]
+
+
+def page_html(content: PageContent, nonce: str) -> str:
+    """The whole page.
+
+    Args:
+        content: what it shows.
+        nonce: by which the browser knows the page's own style and script.
+    """
+    device = escape(content.state.device)
+    without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
+    return (
+        _head(f"{device}: AgriDistill", nonce, without_script)
+        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(content.state.version)}</p></header>\n'
+        '<p id="away" class="notice critical" role="alert" hidden><strong>The agent does not answer.</strong> '
+        "What stands below is what it said last.</p>\n"
+        f"<main>\n{content_html(content)}</main>\n"
+        f'<script nonce="{nonce}">{_asset("page.js")}</script>\n</body>\n</html>\n'
+    )
+
+
+def content_html(content: PageContent) -> str:
+    """The sections of the page, which its script asks for again and again."""
+    state = content.state
+    sections = {
+        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state.at_s)),
+        "state": ("State", _state_html(state)),
+        "detections": ("Last detections", _detections_html(content.detections, content.pictured)),
+        "resolved": ("Resolved alerts", _resolved_html(content.resolved_alerts)),
+    }
+    return "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>\n{inner}</section>\n'
+        for name, (title, inner) in sections.items()
+    )
+
+
+def login_html(nonce: str, *, refused: bool) -> str:
+    """Asks for the token.
+
+    Args:
+        nonce: by which the browser knows the page's own style.
+        refused: whether a token was given that is not the right one.
+    """
+    told = '<p class="notice critical" role="alert">This is not the token.</p>' if refused else ""
+    return (
+        _head("AgriDistill: token", nonce, "")
+        + "<main><h1>This page needs its token</h1>"
+        + '<p class="soft">It is the one that the agent was started with.</p>'
+        + told
+        + '<form method="post" action="/login"><label for="token">Token</label><input id="token" name="token" '
+        'type="password" autocomplete="current-password" required autofocus>'
+        "<button>Show the page</button></form></main>\n</body>\n</html>\n"
+    )
+
+
+def _head(title: str, nonce: str, extra: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f'<title>{title}</title>\n{extra}<style nonce="{nonce}">{_asset("page.css")}</style>\n</head>\n<body>\n'
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _late_html(state: AgentState) -> str:
+    if abs(time.time() - state.at_s) < FRESH_S:
+        return ""
+    return (
+        '<p class="notice critical"><strong>The agent has said nothing since</strong> '
+        f"{_time_html(state.at_s)}. Alerts may be missing.</p>\n"
+    )
+
+
+def _open_alerts_html(alerts: Sequence[Alert], now_s: float) -> str:
+    if not alerts:
+        return '<p class="notice calm">No alert is open.</p>\n'
+    items = []
+    for alert in sorted(alerts, key=lambda one: _LEVELS.index(_level(one))):
+        level = _level(alert)
+        items.append(
+            f'<li class="notice {level}"><h3>{_plot(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
+            f"<p>{escape(alert.text)}</p>"
+            f'<p class="soft">{level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
+            f"{_time_html(alert.since_s)} ({duration_words(now_s - alert.since_s)})</p></li>\n"
+        )
+    return f"<ul>\n{''.join(items)}</ul>\n"
+
+
+def _level(alert: Alert) -> str:
+    return alert.level if alert.level in _LEVELS else "warning"
+
+
+def _resolved_html(alerts: Sequence[Alert]) -> str:
+    if not alerts:
+        return '<p class="soft">None yet. An alert moves here when its rule no longer holds.</p>\n'
+    items = []
+    for alert in alerts:
+        ended_s = alert.updated_s if alert.resolved_s is None else alert.resolved_s
+        items.append(
+            f"<li><h3>{_plot(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
+            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {_time_html(ended_s)} after '
+            f"{duration_words(ended_s - alert.since_s)}</p></li>\n"
+        )
+    return f'<ul class="resolved">\n{"".join(items)}</ul>\n'
+
+
+def _state_html(state: AgentState) -> str:
+    lost = state.source_lost_s
+    source = f"{state.source}: " + ("there" if lost is None else f"lost for {duration_words(lost)}")
+    rows = [
+        ("Source", source, lost is not None),
+        ("Model", model_words(state), False),
+        ("Running for", duration_words(state.uptime_s), False),
+        ("Frames", f"{state.frames:,}", False),
+        ("Not decided on", f"{state.skipped:,} skipped, {state.unreadable:,} unreadable", False),
+        ("Broker", broker_words(state), state.broker is not None and not state.broker.get("connected")),
+        ("Waiting for the broker", queue_words(state), False),
+    ]
+    if state.latency_ms:
+        told = ", ".join(f"{name.lstrip('p')} % within {value:.0f} ms" for name, value in state.latency_ms.items())
+        rows.append(("Time for a frame", told, False))
+    if state.processor_celsius is not None:
+        rows.append(("Processor", f"{state.processor_celsius:.0f} °C", False))
+    if state.memory_bytes is not None:
+        rows.append(("Memory", bytes_words(state.memory_bytes), False))
+    if state.disk_free_bytes is not None:
+        rows.append(("Free on the disk", bytes_words(state.disk_free_bytes), False))
+    marks = {True: ' class="bad"', False: ""}
+    cells = "".join(f"<div><dt>{name}</dt><dd{marks[bad]}>{escape(value)}</dd></div>\n" for name, value, bad in rows)
+    return f"<dl>\n{cells}</dl>\n"
+
+
+def _detections_html(detections: Sequence[Detection], pictured: Collection[str]) -> str:
+    if not detections:
+        return (
+            '<p class="notice">Nothing was seen yet. As soon as the source gives a photo, what the model says of it '
+            "stands here.</p>\n"
+        )
+    return f'<ul class="cards">\n{"".join(_card(one, one.event_id in pictured) for one in detections)}</ul>\n'
+
+
+def _card(detection: Detection, has_picture: bool) -> str:
+    sure = detection.verdict == "answer"
+    label = "Not asked" if detection.label is None else plain_label(detection.label)
+    if has_picture:
+        source = f"/detections/{escape(detection.event_id)}.jpg"
+        picture = f'<div class="picture"><img src="{source}" alt="{escape(detection.photo)}" loading="lazy"></div>'
+    else:
+        picture = '<div class="picture">No picture</div>'
+    words = f"<h3>{escape(label if sure or detection.label is None else f'Perhaps {label}')}</h3>"
+    if not sure:
+        tag = f'<p class="tag">{VERDICT_WORDS[detection.verdict]}</p>'
+        words = tag + words + (f"<p>{escape(detection.reason)}</p>" if detection.reason else "")
+    if detection.probability is not None:
+        words += _probability_html(detection.probability)
+    return (
+        f'<li class="card {"" if sure else "doubt "}{detection.verdict}">{picture}<div class="words">{words}'
+        f'<p class="soft">{_plot(detection.plot)}, {_time_html(detection.at_s)}</p>'
+        f'<p class="soft">{escape(detection.photo)}</p></div></li>\n'
+    )
+
+
+def _probability_html(probability: float) -> str:
+    # Never 100 % or 0 %: no model is certain.
+    told = min(max(100 * probability, 0.1), 99.9)
+    return (
+        '<div class="share"><svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="{told:.1f}" height="1"/></svg><span>{told:.1f} %</span></div>'
+    )
+
+
+def _plot(plot: str) -> str:
+    return f"Plot {escape(plot)}" if plot else "No plot"
+
+
+def _time_html(at_s: float) -> str:
+    when = moment(at_s)
+    if when is None:
+        return "an unknown time"
+    return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'

@@ -1,0 +1,1 @@
+"""What is on the disk before anything is sent: the outbox and the history."""

@@ -1,0 +1,211 @@
+"""Outbox: every message is on the disk before it is sent, and stays there until the receiver has acknowledged it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from agridistill.edge.store.messages import Message, OutboxCounts, OutboxLimits, Pending
+from agridistill.edge.store.sqlite_file import SqliteFile, add_to_counter
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS messages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again, also after the newest row is gone
+    event_id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    plot TEXT NOT NULL,
+    created_s REAL NOT NULL,
+    payload BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS messages_by_kind ON messages (kind, seq);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+"""
+# Of a message beside its payload: its id, plot, index entries and page overhead, measured.
+_OVERHEAD_BYTES = 160
+# A device without a clock of its own wakes up in 1970 until the network tells it better.
+_CLOCK_IS_SET_S = 1_704_067_200.0  # 2024
+# Thinning takes so much more than it has to, or every further message would have to thin again.
+_SLACK = 0.05
+
+
+class Outbox:
+    """Messages in a SQLite file, in the order in which they were committed. May be used from several threads.
+
+    A commit is on the disk when `add` returns (write-ahead log, full synchronisation): neither a kill nor a power cut
+    takes it back. A file that is damaged all the same is set aside and told, never deleted.
+
+    Args:
+        path: of the file; its folder is made.
+        limits: how much may wait.
+
+    Raises:
+        OutboxError: the file cannot be opened, or is of a newer version.
+    """
+
+    def __init__(self, path: Path, limits: OutboxLimits | None = None) -> None:
+        self.path, self.limits = path, limits or OutboxLimits()
+        self._file = SqliteFile(path, what="outbox", schema=_SCHEMA, version=_SCHEMA_VERSION)
+        self._mutex, self._generation = threading.RLock(), self._file.generation
+        self._bytes = self._measured_bytes()
+
+    def add(self, messages: Sequence[Message]) -> list[int]:
+        """Commits messages, all or none; makes room first where they would exceed the limits.
+
+        Args:
+            messages: in their order; one whose event id is there already is not added again.
+
+        Returns:
+            Their places in the order of all messages.
+
+        Raises:
+            OutboxError: the disk is full or refuses; nothing was added then.
+        """
+        now = time.time()
+        with self._writing() as database:
+            self._make_room(database, sum(_size(message) for message in messages), now)
+            seqs = []
+            for message in messages:
+                row = (message.event_id, message.kind, message.plot, now, message.payload)
+                cursor = database.execute(
+                    "INSERT INTO messages (event_id, kind, plot, created_s, payload) VALUES (?, ?, ?, ?, ?) "
+                    "ON CONFLICT (event_id) DO NOTHING",
+                    row,
+                )
+                if cursor.rowcount:
+                    self._bytes += _size(message)
+                    add_to_counter(database, "accepted", 1)
+                found = database.execute("SELECT seq FROM messages WHERE event_id = ?", (message.event_id,)).fetchone()
+                seqs.append(int(found[0]))
+        return seqs
+
+    def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
+        """The next messages in their order.
+
+        Args:
+            after: place of the last one that is not wanted any more.
+            limit: of their number.
+        """
+        with self._file.reading() as database:
+            rows = database.execute(
+                "SELECT seq, event_id, kind, plot, created_s, payload FROM messages WHERE seq > ? ORDER BY seq LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [
+            Pending(seq, Message(payload, kind, plot, event_id), at) for seq, event_id, kind, plot, at, payload in rows
+        ]
+
+    def delivered(self, seqs: Iterable[int]) -> None:
+        """Deletes messages that the receiver has acknowledged. What has been dropped meanwhile is passed over.
+
+        Raises:
+            OutboxError: the disk refuses; the messages will be sent again, with the same event ids.
+        """
+        with self._writing() as database:
+            done = 0
+            for seq in seqs:
+                done += self._delete(database, "seq = ?", (seq,))
+            add_to_counter(database, "delivered", done)
+
+    def expire(self) -> int:
+        """Drops what is older than the limit; gives how many.
+
+        A clock that was set back makes nothing older, and what was made before the clock was first set stays.
+        """
+        if not self.limits.max_age_s:
+            return 0
+        with self._writing() as database:
+            return self._drop(
+                database, "created_s BETWEEN ? AND ?", (_CLOCK_IS_SET_S, time.time() - self.limits.max_age_s)
+            )
+
+    def counts(self) -> OutboxCounts:
+        """What waits and what became of the rest."""
+        with self._file.reading() as database:
+            waiting = dict(database.execute("SELECT kind, count(*) FROM messages GROUP BY kind").fetchall())
+            oldest = database.execute("SELECT created_s FROM messages ORDER BY seq LIMIT 1").fetchone()
+            counters = dict(database.execute("SELECT name, value FROM counters").fetchall())
+        dropped = {name.partition(":")[2]: value for name, value in counters.items() if name.startswith("dropped:")}
+        return OutboxCounts(
+            waiting=waiting,
+            waiting_bytes=self._bytes,
+            oldest_s=max(0.0, time.time() - oldest[0]) if oldest else 0.0,
+            accepted=counters.get("accepted", 0),
+            delivered=counters.get("delivered", 0),
+            dropped=dropped,
+        )
+
+    def close(self) -> None:
+        """Closes the file; what waits stays."""
+        self._file.close()
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex:
+            before = self._bytes
+            try:
+                with self._file.writing() as database:
+                    yield database
+            except BaseException:
+                # A file that was found damaged is a new and empty one now.
+                self._bytes = before if self._file.generation == self._generation else 0
+                self._generation = self._file.generation
+                raise
+
+    def _measured_bytes(self) -> int:
+        with self._file.reading() as database:
+            (size,) = database.execute(
+                "SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages", (_OVERHEAD_BYTES,)
+            ).fetchone()
+        return int(size)
+
+    def _make_room(self, database: sqlite3.Connection, needed: int, now: float) -> None:
+        """Thins: of the oldest half of the detections every second one goes, until there is room; alerts go last."""
+        if self._bytes + needed <= self.limits.max_bytes:
+            return
+        allowed = (1 - _SLACK) * self.limits.max_bytes - needed
+        while self._bytes > max(allowed, 0):
+            (detections,) = database.execute("SELECT count(*) FROM messages WHERE kind = 'detection'").fetchone()
+            if detections > 1:
+                # Of the old, a record that is half as dense says more than one that begins half as late.
+                taken = self._drop(
+                    database,
+                    "seq IN (SELECT seq FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM messages "
+                    "WHERE kind = 'detection' ORDER BY seq LIMIT ?) WHERE place % 2 = 1)",
+                    (max(2, detections // 2),),
+                )
+            else:
+                taken = self._drop(
+                    database, "seq IN (SELECT seq FROM messages ORDER BY kind = 'alert', seq LIMIT 16)", ()
+                )
+            if not taken:
+                return
+
+    def _drop(self, database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> int:
+        kinds = database.execute(f"SELECT kind, count(*) FROM messages WHERE {where} GROUP BY kind", values).fetchall()  # noqa: S608 - our own words
+        taken = self._delete(database, where, values)
+        for kind, count in kinds:
+            add_to_counter(database, f"dropped:{kind}", count)
+        return taken
+
+    def _delete(self, database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> int:
+        (size,) = database.execute(
+            f"SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages WHERE {where}",  # noqa: S608 - our own words
+            (_OVERHEAD_BYTES, *values),
+        ).fetchone()
+        self._bytes -= int(size)
+        return database.execute(f"DELETE FROM messages WHERE {where}", values).rowcount  # noqa: S608 - our own words
+
+
+def _size(message: Message) -> int:
+    return len(message.payload) + len(message.plot) + _OVERHEAD_BYTES

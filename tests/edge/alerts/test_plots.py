@@ -1,0 +1,113 @@
+"""The plots go on after a restart as if nothing had been."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.events import Detection
+from agridistill.edge.store.history import History
+
+CLASSES = ("blight", "healthy")
+RULE = Rule("blight", ("blight",), share=0.5, least_leaves=4)
+
+
+def detection(number: int, blight: float, **changes: object) -> Detection:
+    fields: dict[str, object] = {
+        "event_id": f"{number:032x}",
+        "at_s": time.time(),
+        "device": "pi",
+        "source": "photos",
+        "photo": f"{number}.jpg",
+        "plot": "north",
+        "model": "ab" * 6,
+        "verdict": "answer",
+        "label": "blight",
+        "probability": blight,
+        "probabilities": {"blight": blight, "healthy": 1 - blight},
+    }
+    return Detection(**(fields | changes))  # type: ignore[arg-type]
+
+
+def plots(history: History, *rules: Rule) -> Plots:
+    return Plots(history, rules or (RULE,), CLASSES, window_s=3600, view_s=3600)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "history.sqlite"
+
+
+def see(made: Plots, history: History, *seen: Detection) -> list[str]:
+    told = []
+    for item in seen:
+        history.add(item)
+        made.see(item)
+        for message in made.messages():
+            made.told(message)
+            made.keep()
+            told.append(message.change)
+    return told
+
+
+def test_leaves_say_something_together_and_open_an_alert_that_is_kept(path: Path) -> None:
+    with History(path) as history:
+        made = plots(history)
+        assert see(made, history, *[detection(number, 0.9) for number in range(4)]) == ["opened"]
+        assert made.views["north"].label == "blight"
+        assert made.views["north"].probability > 0.99
+        assert [alert.state for alert in history.alerts()] == ["open"]
+
+
+def test_verdicts_without_calibrated_probabilities_do_not_count(path: Path) -> None:
+    with History(path) as history:
+        made = plots(history)
+        strange = [detection(number, 0.9, verdict="unfamiliar") for number in range(5)]
+        unusable = [detection(9, 0.9, verdict="unusable", label=None, probability=None, probabilities={})]
+        other_model = [detection(10 + number, 0.9, probabilities={"rust": 1.0}) for number in range(5)]
+        assert see(made, history, *strange, *unusable, *other_model) == []
+        assert made.views == {}
+
+
+def test_after_a_restart_leaves_still_count_and_an_alert_is_not_told_anew(path: Path) -> None:
+    with History(path) as history:
+        see(plots(history), history, *[detection(number, 0.9) for number in range(3)])
+    with History(path) as history:
+        made = plots(history)
+        assert made.views["north"].leaves == 3
+        assert see(made, history, detection(3, 0.9)) == ["opened"]
+    with History(path) as history:
+        again = plots(history)
+        assert again.messages() == []
+        assert [alert.rule for alert in again.open_alerts] == ["blight"]
+
+
+def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same_event_id(path: Path) -> None:
+    with History(path) as history:
+        made = plots(history)
+        for number in range(4):
+            history.add(detection(number, 0.9))
+            made.see(detection(number, 0.9))
+        made.keep()
+        (lost,) = made.messages()
+    with History(path) as history:
+        (found,) = plots(history).messages()
+    assert (found.change, found.event_id) == (lost.change, lost.event_id)
+
+
+def test_leaves_from_before_the_window_do_not_come_back(path: Path) -> None:
+    with History(path) as history:
+        for number in range(5):
+            history.add(detection(number, 0.9, at_s=time.time() - 4000))
+        assert plots(history).views == {}
+
+
+def test_a_clock_that_was_set_back_loses_no_leaves(path: Path) -> None:
+    with History(path) as history:
+        for number in range(5):
+            history.add(detection(number, 0.9, at_s=time.time() + 10**7))
+        assert plots(history).views["north"].leaves == 5

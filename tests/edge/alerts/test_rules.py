@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from agridistill.edge.alerts.rules import Rule, find
+from agridistill.errors import ConfigError
+
+CLASSES = ("Tomato___Early_blight", "Tomato___Late_blight", "Tomato___healthy")
+BLIGHT = Rule("blight", ("*blight",), share=0.4, least_leaves=4, window_minutes=10)
+
+
+def leaves(*ages_and_shares: tuple[float, float], now_s: float = 1000.0) -> tuple[np.ndarray, np.ndarray]:
+    ages, shares = zip(*ages_and_shares, strict=True)
+    return now_s - np.array(ages), np.array(shares)
+
+
+def test_a_share_of_enough_leaves_holds() -> None:
+    at_s, shares = leaves(*[(10.0, 0.5)] * 4)
+    assert find(BLIGHT, at_s, shares, 1000.0).holds
+    assert not find(BLIGHT, at_s[:3], shares[:3], 1000.0).holds
+    assert not find(BLIGHT, at_s, shares * 0.79, 1000.0).holds
+
+
+def test_leaves_outside_the_window_do_not_count() -> None:
+    at_s, shares = leaves(*[(601.0, 1.0)] * 9, *[(599.0, 0.1)] * 4)
+    found = find(BLIGHT, at_s, shares, 1000.0)
+    assert (found.leaves, found.share) == (4, pytest.approx(0.1))
+    assert not found.holds
+
+
+def test_between_its_limits_an_alert_neither_opens_nor_ends() -> None:
+    for share, holds, over in ((0.45, True, False), (0.3, False, False), (0.15, False, True)):
+        found = find(BLIGHT, *leaves(*[(1.0, share)] * 5), 1000.0)
+        assert (found.holds, found.over) == (holds, over)
+
+
+def test_too_few_leaves_end_nothing() -> None:
+    assert not find(BLIGHT, *leaves((1.0, 0.0)), 1000.0).over
+    assert not find(BLIGHT, np.empty(0), np.empty(0), 1000.0).over
+
+
+def test_a_rise_needs_leaves_in_both_halves() -> None:
+    rising = Rule("rising", ("*blight",), share=0.5, rise=0.2, least_leaves=3, window_minutes=10)
+    early, late = [(500.0, 0.1)] * 3, [(100.0, 0.35)] * 3
+    found = find(rising, *leaves(*early, *late), 1000.0)
+    assert found.holds
+    assert found.rise == pytest.approx(0.25)
+    assert not find(rising, *leaves(*early[:2], *late), 1000.0).holds
+    # The earlier half is empty: nobody knows how it was, and 40 % are ill.
+    unknown = find(rising, *leaves(*[(100.0, 0.4)] * 9), 1000.0)
+    assert (unknown.rise, unknown.holds, unknown.over) == (None, False, False)
+    assert find(rising, *leaves(*[(100.0, 0.1)] * 9), 1000.0).over
+    falling = find(rising, *leaves(*[(500.0, 0.35)] * 3, *[(100.0, 0.1)] * 3), 1000.0)
+    assert (falling.holds, falling.over) == (False, True)
+
+
+def test_patterns_name_classes_and_plots() -> None:
+    assert BLIGHT.indices(CLASSES) == [0, 1]
+    assert Rule("one", ("Tomato___Late_blight",)).indices(CLASSES) == [1]
+    with pytest.raises(ConfigError, match=r"rule 'blight'; got '\*rust'"):
+        Rule("blight", ("*rust",)).indices(CLASSES)
+    north = Rule("n", ("*",), plots=("north*", "x"))
+    assert [north.concerns(plot) for plot in ("north", "north 2", "x", "south", "")] == [True, True, True, False, False]
+    assert BLIGHT.concerns("")
+
+
+@pytest.fixture(params=["UTC", "Africa/Kampala", "America/New_York"])
+def zone(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = request.param
+    time.tzset()
+    yield
+    os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
+def test_quiet_hours_are_local_and_may_pass_midnight() -> None:
+    def at(hour: int, minute: int) -> float:
+        return datetime(2026, 7, 1, hour, minute).timestamp()  # noqa: DTZ001 - local time is meant
+
+    night, noon = Rule("n", ("*",), quiet="22:00-06:00"), Rule("d", ("*",), quiet="12:00-13:30")
+    times = ((21, 59), (22, 0), (3, 0), (5, 59), (6, 0))
+    assert [night.is_quiet(at(*given)) for given in times] == [False, True, True, True, False]
+    assert [noon.is_quiet(at(*given)) for given in ((11, 59), (12, 0), (13, 29), (13, 30))] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert not BLIGHT.is_quiet(at(3, 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": " "}, "name"),
+        ({"classes": ()}, "classes"),
+        ({"plots": ()}, "plots"),
+        ({"share": 0}, "share"),
+        ({"share": float("nan")}, "share"),
+        ({"rise": 2}, "rise"),
+        ({"least_leaves": 0}, "leaves"),
+        ({"window_minutes": 0}, "window"),
+        ({"resolve_share": 0.9}, "resolve_share"),
+        ({"repeat_hours": -1}, "positive"),
+        ({"quiet": "25:00-06:00"}, "quiet hours such as"),
+        ({"quiet": "night"}, "quiet hours such as"),
+    ],
+)
+def test_a_wrong_rule_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Rule(**({"name": "blight", "classes": ("*",)} | changes))  # type: ignore[arg-type]

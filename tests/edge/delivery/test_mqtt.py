@@ -1,0 +1,383 @@
+"""Against a real Mosquitto: everything arrives, in order, and what was not acknowledged comes again."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
+from tests.edge.conftest import Broker, Receiver, Wire, wait_for
+
+from agridistill.edge.delivery import mqtt
+from agridistill.edge.delivery.broker import BrokerSettings, parse_broker, topic_level
+from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.mqtt_session import Session
+from agridistill.edge.store.messages import Message
+from agridistill.edge.store.outbox import Outbox
+from agridistill.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE_S", 0.2)
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with Outbox(tmp_path / "outbox.db") as box:
+        yield box
+
+
+def fill(box: Outbox, start: int, stop: int, plots: int = 3) -> None:
+    box.add([Message(f"{number:06}".encode(), plot=f"plot{number % plots}") for number in range(start, stop)])
+
+
+@contextmanager
+def publishing(outbox: Outbox, port: int, **settings: object) -> Iterator[MqttPublisher]:
+    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", port, device="pi 1", **settings))  # type: ignore[arg-type]
+    stop = threading.Event()
+    thread = threading.Thread(target=publisher.run, args=(stop,))
+    thread.start()
+    try:
+        yield publisher
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    receiver = Receiver(broker.port)
+    fill(outbox, 0, 200)
+    with publishing(outbox, broker.port):
+        fill(outbox, 200, 300)
+        wait_for(lambda: len(receiver.payloads()) >= 300, what="300 messages")
+        wait_for(lambda: not outbox.pending(), what="an empty outbox")
+    receiver.close()
+    assert [int(payload) for payload in receiver.payloads()] == list(range(300))
+    assert {topic for topic, _ in receiver.got if "detections" in topic} == {
+        f"agridistill/pi_1-1de505/detections/plot{number}" for number in range(3)
+    }
+    assert outbox.counts().delivered == 300
+    assert [payload for topic, payload in receiver.got if topic == "agridistill/pi_1-1de505/status"] == [
+        b"online",
+        b"offline",
+    ]
+
+
+def test_a_broker_that_is_away_is_told_once_and_gets_everything_later(
+    broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    fill(outbox, 0, 2000)
+    with publishing(outbox, broker.port) as publisher:
+        wait_for(lambda: "is away" in caplog.text)
+        threading.Event().wait(0.5)  # several attempts
+        assert not publisher.connected
+        broker.start()
+        receiver = Receiver(broker.port)
+        wait_for(lambda: not outbox.pending(), what="an empty outbox")
+        wait_for(lambda: publisher.connected)
+        wait_for(lambda: len(receiver.payloads()) == 2000, what="the messages")
+    receiver.close()
+    assert [int(payload) for payload in receiver.payloads()] == list(range(2000))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "is away (" in told[0]
+    assert told[1].endswith("is back")
+
+
+def test_a_broker_that_starts_anew_in_between_loses_nothing(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    receiver = Receiver(broker.port)
+    with publishing(outbox, broker.port):
+        for turn in range(4):
+            fill(outbox, 300 * turn, 300 * (turn + 1))
+            broker.stop()
+            broker.start()
+        wait_for(lambda: not outbox.pending(), what="an empty outbox")
+        wait_for(lambda: len(set(receiver.payloads())) == 1200, what="the messages")
+    receiver.close()
+    got = [int(payload) for payload in receiver.payloads()]
+    first_seen = list(dict.fromkeys(got))
+    assert first_seen == list(range(1200))
+
+
+def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    receiver, wire = Receiver(broker.port), Wire(broker.port)
+    fill(outbox, 0, 500)
+    with publishing(outbox, wire.port, ack_timeout_s=0.5):
+        wait_for(lambda: outbox.counts().delivered > 50)
+        wire.swallow_acks = 3
+        wait_for(lambda: not outbox.pending(), what="an empty outbox")
+    receiver.close()
+    wire.close()
+    got = [int(payload) for payload in receiver.payloads()]
+    assert list(dict.fromkeys(got)) == list(range(500))
+    assert len(got) > 500
+    assert wire.connections >= 2
+
+
+def test_a_connection_that_only_seems_to_be_there_is_noticed(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    receiver, wire = Receiver(broker.port), Wire(broker.port)
+    with publishing(outbox, wire.port, ack_timeout_s=0.5) as publisher:
+        wait_for(lambda: publisher.connected)
+        wire.silent = True  # as a router that forgot the connection
+        fill(outbox, 0, 10)
+        wait_for(lambda: wire.connections >= 2, what="a second connection")
+        wire.silent = False
+        wait_for(lambda: not outbox.pending(), what="an empty outbox")
+    receiver.close()
+    wire.close()
+    assert list(dict.fromkeys(int(payload) for payload in receiver.payloads())) == list(range(10))
+
+
+def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    receiver, wire = Receiver(broker.port), Wire(broker.port)
+    fill(outbox, 0, 500)
+    with publishing(outbox, wire.port, inflight=7):
+        wait_for(lambda: outbox.counts().delivered > 50)
+        broker.stop()
+        broker.start()
+        wait_for(lambda: not outbox.pending(), what="an empty outbox")
+    receiver.close()
+    wire.close()
+    assert wire.connections >= 2
+    assert 1 < wire.most_under_way <= 7 + 1  # and "online"
+
+
+def test_a_broker_that_has_forgotten_everything_is_told_again(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    publisher = MqttPublisher(
+        outbox, BrokerSettings("127.0.0.1", broker.port), lambda: {"homeassistant/sensor/x/config": b"{}"}
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=publisher.run, args=(stop,))
+    thread.start()
+    wait_for(lambda: publisher.connected)
+    broker.stop()
+    broker.forget()
+    broker.start()
+    late = Receiver(broker.port)
+    wait_for(lambda: ("homeassistant/sensor/x/config", b"{}") in late.got, what="the discovery")
+    wait_for(lambda: ("agridistill/device/status", b"online") in late.got, what="the status")
+    stop.set()
+    thread.join(20)
+    late.close()
+
+
+def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox: Outbox) -> None:
+    broker.start()
+    receiver, wire = Receiver(broker.port), Wire(broker.port)
+    session = Session(
+        outbox, BrokerSettings("127.0.0.1", wire.port, device="pi"), None, dict, {}, MQTTProtocolVersion.MQTTv5
+    )
+    session.open()
+    wait_for(lambda: session.step() or ("agridistill/pi/status", b"online") in receiver.got)
+    session._client.socket().close()  # no goodbye
+    wait_for(lambda: ("agridistill/pi/status", b"offline") in receiver.got, what="the last will")
+    receiver.close()
+    wire.close()
+
+
+def test_what_the_access_list_denies_stays_in_the_outbox_and_is_told_once(
+    tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    access = tmp_path / "acl"
+    access.write_text("topic write agridistill/other/#\ntopic write agridistill/+/status\n")
+    access.chmod(0o600)
+    guarded = Broker(tmp_path / "guarded", f"allow_anonymous true\nacl_file {access}")
+    guarded.start()
+    fill(outbox, 0, 5)
+    with publishing(outbox, guarded.port):
+        wait_for(lambda: "does not take messages" in caplog.text)
+        threading.Event().wait(0.5)  # several attempts
+    guarded.stop()
+    assert outbox.counts().delivered == 0
+    assert len(outbox.pending()) == 5
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert "'agridistill/pi_1-1de505/detections/plot0': Not authorized; check user name, device name" in told[0]
+
+
+def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
+    tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    access = tmp_path / "acl"
+    access.write_text("topic readwrite agridistill/#\n")
+    access.chmod(0o600)
+    guarded = Broker(tmp_path / "guarded", f"allow_anonymous true\nacl_file {access}")
+    guarded.start()
+    fill(outbox, 0, 50)
+    told = {"homeassistant/a": b"1", "agridistill/pi/state": b"2"}
+    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", guarded.port, device="pi"), lambda: told)
+    stop = threading.Event()
+    thread = threading.Thread(target=publisher.run, args=(stop,))
+    thread.start()
+    wait_for(lambda: not outbox.pending())
+    told["agridistill/pi/state"] = b"3"
+    receiver = Receiver(guarded.port)
+    wait_for(lambda: ("agridistill/pi/state", b"3") in receiver.got)
+    stop.set()
+    thread.join(20)
+    receiver.close()
+    guarded.stop()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    # Mosquitto 2.0 also closes the connection.
+    assert warnings[0] == "the broker refuses 'homeassistant/a' (Not authorized): it is left out"
+    assert len([line for line in warnings if "refuses" in line]) == 1
+
+
+class OldBroker:
+    """In front of a real broker: answers MQTT 5 as one that knows 3.1.1 alone."""
+
+    def __init__(self, target: int, answer: bytes) -> None:
+        self._target, self._answer = target, answer
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                device, _ = self._server.accept()
+            except OSError:
+                return
+            hello = device.recv(1000)
+            if hello[8] == 5:  # the protocol's level, behind the lengths and "MQTT"
+                device.sendall(self._answer)
+                device.close()
+                continue
+            broker = socket.create_connection(("127.0.0.1", self._target))
+            broker.sendall(hello)
+            for source, sink in ((device, broker), (broker, device)):
+                threading.Thread(target=self._pipe, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pipe(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(4096):
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            source.close()
+            sink.close()
+
+
+@pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b""])
+def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
+    broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    broker.start()
+    receiver, old = Receiver(broker.port), OldBroker(broker.port, answer)
+    fill(outbox, 0, 20)
+    with publishing(outbox, old.port):
+        wait_for(lambda: len(receiver.payloads()) == 20)
+        wait_for(lambda: not outbox.pending())
+    receiver.close()
+    old.close()
+    assert caplog.text.count("speaks MQTT 3.1.1 alone") == 1
+
+
+def test_what_is_no_broker_is_told_once(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(100)
+                    client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with publishing(outbox, server.getsockname()[1]):
+            wait_for(lambda: "is away" in caplog.text)
+            threading.Event().wait(0.3)
+    assert caplog.text.count("is away") == 1
+
+
+def test_a_host_that_cannot_be_one_is_told_and_ends_nothing(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    publisher = MqttPublisher(outbox, BrokerSettings("a..b", 1883))
+    stop = threading.Event()
+    thread = threading.Thread(target=publisher.run, args=(stop,))
+    thread.start()
+    wait_for(lambda: "is away" in caplog.text)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(20)
+
+
+def test_a_wrong_password_is_told_without_it(tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text("")
+    closed = Broker(tmp_path / "closed", f"allow_anonymous false\npassword_file {passwords}")
+    closed.start()
+    caplog.set_level(logging.DEBUG)
+    with publishing(outbox, closed.port, username="pi", password="correct-horse"):  # noqa: S106
+        wait_for(lambda: "it refuses: Not authorized" in caplog.text)
+    closed.stop()
+    assert "correct-horse" not in caplog.text
+    assert "correct-horse" not in repr(BrokerSettings("host", username="pi", password="correct-horse"))  # noqa: S106
+
+
+class TestAddress:
+    def test_an_address_is_taken_apart(self) -> None:
+        found = parse_broker("mqtts://pi%201@farm.example:1234/fields", device="pi")
+        assert (found.host, found.port, found.tls, found.username) == ("farm.example", 1234, True, "pi 1")
+        assert found.base == "fields/pi"
+        assert parse_broker("localhost").port == 1883
+        assert parse_broker("mqtts://localhost").port == 8883
+
+    @pytest.mark.parametrize(
+        ("url", "message"),
+        [
+            ("mqtt://pi:secret@host", "without a password; got one with; put it into AGRIDISTILL_MQTT_PASSWORD"),
+            ("http://host", "a broker such as mqtt://host:1883; got 'http://host'"),
+            ("mqtt://", "a broker such as"),
+            ("mqtt://host:99999", "a broker such as mqtt://host:1883; got an address with"),
+        ],
+    )
+    def test_what_is_no_address_is_refused_without_repeating_secrets(self, url: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as raised:
+            parse_broker(url)
+        assert "secret" not in str(raised.value)
+
+    def test_names_from_outside_cannot_leave_their_level(self) -> None:
+        for name in ("a/b", "#", "feld süd", "+", "a\0b", "$SYS", ""):
+            assert not set(topic_level(name)) & set("/#+ \0$")
+            assert topic_level(name)
+        assert topic_level("feld_süd") == "feld_süd"
+        assert topic_level("feld süd").startswith("feld_süd-")
+        assert len({topic_level(name) for name in ("a b", "a_b", "a/b", "_a_b")}) == 4
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"port": 0},
+            {"inflight": 0},
+            {"keepalive_s": 0},
+            {"cert_file": Path("x")},
+            {"ca_file": Path("x")},
+            {"password": "x"},
+        ],
+    )
+    def test_settings_out_of_range_are_refused(self, settings: dict[str, object]) -> None:
+        with pytest.raises(ConfigError):
+            BrokerSettings("host", **settings)  # type: ignore[arg-type]

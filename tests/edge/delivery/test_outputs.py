@@ -1,0 +1,210 @@
+"""Alerts reach a real HTTP server and real programs, each once taken and not before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tests.edge.conftest import free_port, wait_for
+
+from agridistill.edge.delivery import outputs
+from agridistill.edge.delivery.outputs import Command, Deliverer, NotTakenError, Webhook
+from agridistill.edge.store.messages import Message
+from agridistill.edge.store.outbox import Outbox
+from agridistill.errors import ConfigError
+
+ALERT = {"rule": "blight", "plot": "north", "state": "open", "change": "opened", "level": "warning", "text": "50 %"}
+
+
+class Receiver:
+    """Answers POSTs as told, and keeps what came."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                code = outer.answers.pop(0) if outer.answers else 204
+                if code < 300:
+                    outer.got.append((dict(self.headers), body))
+                self.send_response(code)
+                if code == 302:
+                    self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Outbox]:
+    with Outbox(tmp_path / "webhook.sqlite") as found:
+        yield found
+
+
+@contextmanager
+def delivering(deliverer: Deliverer) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=deliverer.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def message(number: int = 0) -> Message:
+    return Message(json.dumps(ALERT | {"number": number}).encode(), "alert", "north")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(outputs, "_POLL_S", 0.02)
+
+
+def test_alerts_are_posted_in_order_and_then_gone(receiver: Receiver, box: Outbox) -> None:
+    sent = [message(number) for number in range(5)]
+    box.add(sent)
+    webhook = Webhook(f"http://127.0.0.1:{receiver.port}/hook", token="secret")  # noqa: S106
+    with delivering(Deliverer(box, webhook, webhook.name)):
+        wait_for(lambda: not box.pending())
+    assert [body for _, body in receiver.got] == [item.payload for item in sent]
+    headers, _ = receiver.got[0]
+    assert headers["Authorization"] == "Bearer secret"
+    assert headers["Idempotency-Key"] == sent[0].event_id
+    assert headers["Content-Type"] == "application/json"
+
+
+def test_what_is_refused_is_offered_again_and_told_once(
+    receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answers = [500, 429, 302, 404]
+    box.add([message()])
+    webhook = Webhook(f"http://127.0.0.1:{receiver.port}/hook/secret-path")
+    with delivering(Deliverer(box, webhook, webhook.name)):
+        wait_for(lambda: not box.pending())
+    assert len(receiver.got) == 1
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == [
+        f"the webhook at 127.0.0.1:{receiver.port} does not take alerts (it answers 500): they wait in the outbox",
+        f"the webhook at 127.0.0.1:{receiver.port} takes alerts again",
+    ]
+
+
+def test_a_server_that_comes_later_gets_all(box: Outbox) -> None:
+    port = free_port()
+    box.add([message(number) for number in range(3)])
+    webhook = Webhook(f"http://127.0.0.1:{port}/")
+    with pytest.raises(NotTakenError, match="ConnectionRefusedError"):
+        webhook(message(), threading.Event())
+    with delivering(Deliverer(box, webhook, webhook.name)):
+        late = Receiver(port)
+        wait_for(lambda: not box.pending())
+    late.close()
+    assert len(late.got) == 3
+
+
+def test_secrets_stay_out_of_names_and_logs() -> None:
+    webhook = Webhook("https://hooks.example:8443/T0/secret?key=1", token="secret")  # noqa: S106
+    assert webhook.name == "the webhook at hooks.example:8443"
+    assert "secret" not in repr(webhook)
+    for wrong in ("file:///etc/passwd", "http://host:999999/secret", "http://", "http://me:secret@host/x"):
+        with pytest.raises(ConfigError, match="a webhook") as caught:
+            Webhook(wrong)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_command_gets_the_alert_on_its_input_and_in_its_environment(tmp_path: Path, box: Outbox) -> None:
+    out = tmp_path / "out"
+    script = f'cat > "{out}"; echo "$AGRIDISTILL_RULE $AGRIDISTILL_CHANGE $AGRIDISTILL_PLOT" >> "{out}"'
+    command = Command(("sh", "-c", script))
+    box.add([message()])
+    with delivering(Deliverer(box, command, command.name)):
+        wait_for(lambda: not box.pending())
+    assert json.loads(out.read_text().splitlines()[0].rpartition("}")[0] + "}") == ALERT | {"number": 0}
+    assert out.read_text().endswith("blight opened north\n")
+
+
+def test_a_command_sees_no_secrets_and_ends_with_the_agent(
+    tmp_path: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGRIDISTILL_MQTT_PASSWORD", "correct-horse")
+    out = tmp_path / "out"
+    command = Command(("sh", "-c", f'env > "{out}.part"; mv "{out}.part" "{out}"; sleep 50'))
+    box.add([message()])
+    began = time.monotonic()
+    with delivering(Deliverer(box, command, command.name)):
+        wait_for(out.exists)
+    assert time.monotonic() - began < 15
+    assert "correct-horse" not in out.read_text()
+    assert len(box.pending()) == 1
+
+
+def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
+    box: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    box.add([message()])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    with client:
+                        client.recv(10_000)
+                        client.sendall(b"garbage\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        webhook = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        with delivering(Deliverer(box, webhook, webhook.name)):
+            wait_for(lambda: "does not take alerts (BadStatusLine)" in caplog.text)
+    assert len(box.pending()) == 1
+
+
+def test_no_shell_reads_the_alerts_words(tmp_path: Path) -> None:
+    strange = Message(json.dumps(ALERT | {"text": f"$(touch {tmp_path}/hacked); `id`"}).encode(), "alert")
+    Command(("sh", "-c", 'test "$AGRIDISTILL_TEXT" && cat > /dev/null'))(strange, threading.Event())
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("sh", "-c", "echo no line >&2; exit 3"), "exit code 3: no line"),
+        (("sleep", "30"), "not done after 0.2 s"),
+        (("no-such-program",), "No such file"),
+    ],
+)
+def test_a_command_that_fails_has_not_taken_the_alert(words: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(NotTakenError, match=reason):
+        Command(words, timeout_s=0.2 if words[0] == "sleep" else 30)(message(), threading.Event())

@@ -1,0 +1,556 @@
+"""Every photo that comes into a folder is given once, whole, and soon."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agridistill.edge.events import Frame
+from agridistill.edge.sources import listing
+from agridistill.edge.sources.folder import FolderSource
+from agridistill.edge.sources.hashes import Hashes
+from agridistill.edge.sources.source import SourceLostError, SourceSettings
+from agridistill.edge.store.history import History
+from agridistill.errors import OutboxError, PhotoError
+from agridistill.preprocess import UnreachablePhotoError, read_photo
+
+
+def photo_bytes(seed: int = 0, kind: str = "JPEG", size: tuple[int, int] = (64, 48)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def never(identity: str) -> bool:
+    return False
+
+
+def names(source: FolderSource, *, wait_s: float = 0.15) -> list[str]:
+    found = []
+    while frame := source.read(wait_s):
+        found.append(frame.name)
+    return found
+
+
+def given(source: FolderSource, within_s: float = 10) -> Frame:
+    frame = source.read(within_s)
+    assert frame is not None, f"no frame in {within_s} s"
+    return frame
+
+
+Opener = Callable[..., FolderSource]
+
+
+@pytest.fixture(params=["told", "polled"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+    """Sources on `tmp_path / "in"`, once with the system's word of new files and once without."""
+    if request.param == "polled":
+        monkeypatch.setattr(listing, "_is_on_network", lambda folder: True)
+    (tmp_path / "in").mkdir()
+    sources: list[FolderSource] = []
+
+    def make(seen: Callable[[str], bool] = never, settle_s: float = 0.2, **settings: Any) -> FolderSource:
+        source = FolderSource(tmp_path / "in", SourceSettings(**settings), seen, settle_s=settle_s)
+        source.open()
+        sources.append(source)
+        return source
+
+    yield make
+    for source in sources:
+        source.close()
+
+
+def test_photos_come_once_oldest_first_with_their_plot(opened: Opener, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for number, name in enumerate(["c.jpg", "north/a.JPG", "north/deep/b.png", "south/d.webp"]):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photo_bytes(number, {".png": "PNG", ".webp": "WEBP"}.get(path.suffix, "JPEG")))
+        os.utime(path, (2_000_000_000 - number, 2_000_000_000 - number))
+    source = opened(plot="greenhouse")
+    frames = [given(source) for _ in range(4)]
+    # A WebP has no end mark, and is looked at again when it has settled.
+    assert [(frame.name, frame.plot) for frame in frames] == [
+        ("north/deep/b.png", "north"),
+        ("north/a.JPG", "north"),
+        ("c.jpg", "greenhouse"),
+        ("south/d.webp", "south"),
+    ]
+    assert frames[0].pixels.shape == (48, 64, 3)
+    assert frames[0].pixels.dtype == np.uint8
+    assert all(abs(frame.at_s - time.time()) < 60 for frame in frames)
+    assert len({frame.identity for frame in frames}) == 4
+    assert names(source) == []
+
+
+def test_what_is_no_photo_yet_or_no_photo_at_all_is_passed_over(opened: Opener, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("a.jpg.part", "b.jpg.tmp", ".c.jpg", ".hidden/d.jpg", "e.txt", "upload.part/f.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(photo_bytes())
+    (root / "folder.jpg").mkdir()
+    os.mkfifo(root / "pipe.jpg")
+    (root / "broken.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "loop").symlink_to(root, target_is_directory=True)
+    source = opened()
+    assert names(source) == []
+    (root / "a.jpg.part").rename(root / "a.jpg")
+    assert given(source).name == "a.jpg"
+    (root / "linked.jpg").symlink_to(root / "e.txt")
+    assert given(source).name == "linked.jpg"
+    assert names(source) == []
+
+
+def test_a_new_photo_is_given_within_a_moment(opened: Opener, tmp_path: Path) -> None:
+    source = opened()
+    assert source.read(0.2) is None
+    waits = []
+    for number in range(20):
+        path = tmp_path / "in" / f"{number}.jpg"
+        begin = [0.0]
+
+        def write(path: Path = path, number: int = number, begin: list[float] = begin) -> None:
+            time.sleep(random.Random(number).uniform(0, 0.05))
+            begin[0] = time.monotonic()
+            path.write_bytes(photo_bytes(number))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        frame = given(source)
+        waits.append(time.monotonic() - begin[0])
+        thread.join()
+        assert frame.name == path.name
+    assert sorted(waits)[10] < 0.15, waits  # about 2 ms told, 20 ms polled, on an idle machine
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp")])
+def test_a_photo_that_is_still_being_written_is_given_whole(
+    opened: Opener, tmp_path: Path, kind: str, suffix: str
+) -> None:
+    data = photo_bytes(3, kind, (200, 150))
+    source = opened(settle_s=1.0)
+    path = tmp_path / "in" / f"slow.{suffix}"
+    with path.open("wb", buffering=0) as file:
+        for part in range(10):
+            file.write(data[len(data) * part // 10 : len(data) * (part + 1) // 10])
+            if part < 9:
+                assert source.read(0.03) is None
+    frame = given(source)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(frame.pixels, expected)
+    assert names(source, wait_s=1.2) == []
+
+
+def test_a_copy_with_its_full_size_from_the_beginning_is_not_taken_for_whole(opened: Opener, tmp_path: Path) -> None:
+    data = photo_bytes(4, "BMP")
+    source = opened(settle_s=0.5)
+    path = tmp_path / "in" / "a.bmp"
+    path.write_bytes(data[:54] + bytes(len(data) - 54))  # decodes, all black
+    assert source.read(0.1) is None
+    path.write_bytes(data)
+    assert given(source).pixels.any()
+    assert names(source, wait_s=0.8) == []
+
+
+def test_a_photo_that_is_replaced_while_it_is_read_is_given_as_it_is_at_last(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in" / "a.jpg"
+    path.write_bytes(photo_bytes(1))
+    reads = []
+
+    def read_slowly(*arguments: Any, **settings: Any) -> Image.Image:
+        photo = read_photo(*arguments, **settings)
+        reads.append(photo.size)
+        if len(reads) == 1:
+            path.write_bytes(photo_bytes(2, size=(90, 90)))
+        return photo
+
+    monkeypatch.setattr("agridistill.edge.sources.reading.read_photo", read_slowly)
+    source = opened()
+    assert given(source).pixels.shape == (90, 90, 3)
+    assert reads == [(64, 48), (90, 90)]
+    assert names(source) == []
+
+
+def test_a_damaged_photo_is_told_once_and_the_rest_goes_on(opened: Opener, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    data = photo_bytes()
+    (root / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (root / "empty.png").write_bytes(b"")
+    (root / "good.jpg").write_bytes(data)
+    source = opened()
+    assert given(source).name == "good.jpg"
+    told = []
+    for _ in range(2):
+        with pytest.raises(PhotoError) as caught:
+            source.read(5)
+        told.append(caught.value.got)
+    assert "cut.jpg" in " ".join(told)
+    assert "empty.png" in " ".join(told)
+    assert names(source, wait_s=0.6) == []
+    # An upload that was only interrupted goes on.
+    (root / "cut.jpg").write_bytes(data)
+    assert given(source).name == "cut.jpg"
+
+
+@pytest.mark.parametrize("after", ["keep", "delete"])
+def test_a_bad_photo_is_not_told_again_after_a_restart_and_never_deleted(tmp_path: Path, after: Any) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("cut.jpg", "large.png"):
+        (root / name).write_bytes(photo_bytes(kind="PNG")[:-20] if name == "cut.jpg" else photo_bytes(kind="PNG"))
+    settings = SourceSettings(after=after, max_pixels=64 * 48 - 1)
+    with History(tmp_path / "history.sqlite") as history:
+        for told in (2, 0):
+            source = FolderSource(root, settings, history.knows, bad=history.mark, settle_s=0.1)
+            source.open()
+            for _ in range(told):
+                with pytest.raises(PhotoError):
+                    source.read(10)
+            assert names(source, wait_s=0.4) == []
+            source.close()
+    assert sorted(path.name for path in root.iterdir()) == ["cut.jpg", "large.png"]
+
+
+def test_a_bad_photo_is_told_also_where_the_disk_refuses_to_remember_it(tmp_path: Path) -> None:
+    def refuse(key: str) -> None:
+        raise OutboxError("room", "none", "wait")
+
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    source = FolderSource(tmp_path, SourceSettings(), never, bad=refuse, settle_s=0.1)
+    source.open()
+    with pytest.raises(PhotoError):
+        source.read(10)
+    assert names(source) == []
+    source.close()
+
+
+@contextlib.contextmanager
+def without_root() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_others(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(listing, "_LONGEST_PAUSE_S", 0.4)
+    for module in ("listing", "folder"):
+        monkeypatch.setattr(f"agridistill.edge.sources.{module}.MOST", 5)
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    locked = [root / f"locked{number:02}.jpg" for number in range(12)]
+    for number, path in enumerate(locked):
+        path.write_bytes(photo_bytes())
+        path.chmod(0)
+        os.utime(path, (number, number))
+    (root / "open.jpg").write_bytes(photo_bytes())
+    marked: list[str] = []
+    source = FolderSource(root, SourceSettings(), never, bad=marked.append, settle_s=0.1)
+    try:
+        with without_root():
+            source.open()
+            assert names(source, wait_s=1.5) == ["open.jpg"]
+        warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert "photos cannot be read for now" in warnings[0]
+        assert "locked00.jpg' (Permission denied)" in warnings[0]
+        for path in locked:
+            path.chmod(0o644)
+        with without_root():
+            assert sorted(given(source).name for _ in locked) == [path.name for path in locked]
+            assert names(source) == []
+    finally:
+        source.close()
+        shutil.rmtree(root)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING][1:] == [
+        "the photo locked00.jpg can be read again, or is gone"
+    ]
+    assert marked == []
+
+
+def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> Image.Image:
+        raise UnreachablePhotoError("a readable photo", "a dead disk", "wait")
+
+    monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("agridistill.edge.sources.reading.read_photo", refuse)
+    (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
+    source = opened()
+    assert names(source) == []
+    (tmp_path / "in" / "a.jpg").unlink()
+    assert names(source, wait_s=1.0) == []
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 2
+    assert "a dead disk" in told[0]
+    assert told[1] == "the photo a.jpg can be read again, or is gone"
+
+
+def test_the_pauses_between_tries_grow_and_begin_anew_after_a_good_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("agridistill.edge.sources.listing.time.monotonic", lambda: clock[0])
+    watched = listing.Listing(tmp_path)
+    photo = listing.Photo(1, "a.jpg", 1)
+
+    def pause() -> float:
+        """Until the photo is no longer set aside."""
+        watched.set_aside(photo)
+        begin = clock[0]
+        while watched.knows(photo):
+            clock[0] += 0.5
+            watched.is_due(idle=False)
+        return clock[0] - begin
+
+    assert [pause() for _ in range(7)] == [2, 4, 8, 16, 32, 60, 60]
+    clock[0] += 61
+    assert pause() == 2
+
+
+def test_a_whole_photo_with_something_behind_it_is_given_when_it_has_settled(opened: Opener, tmp_path: Path) -> None:
+    source = opened(settle_s=0.3)
+    (tmp_path / "in" / "phone.jpg").write_bytes(photo_bytes() + b"maker's notes")
+    begin = time.monotonic()
+    assert given(source).name == "phone.jpg"
+    assert time.monotonic() - begin >= 0.3
+
+
+def test_a_photo_written_anew_is_a_new_one(opened: Opener, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "newest.jpg"
+    path.write_bytes(photo_bytes(1))
+    source = opened()
+    first = given(source)
+    path.write_bytes(photo_bytes(2, size=(80, 80)))
+    second = given(source)
+    assert (second.name, second.pixels.shape) == ("newest.jpg", (80, 80, 3))
+    assert first.identity != second.identity
+
+
+def test_photos_of_any_age_are_found(opened: Opener, tmp_path: Path) -> None:
+    source = opened()
+    assert names(source) == []
+    for stamp in (0, 1_000_000_000, 4_000_000_000):
+        aside = tmp_path / f"{stamp}.jpg"
+        aside.write_bytes(photo_bytes(stamp))
+        os.utime(aside, (stamp, stamp))
+        aside.rename(tmp_path / "in" / aside.name)
+        assert given(source).name == aside.name
+
+
+def test_a_folder_moved_in_brings_its_photos(opened: Opener, tmp_path: Path) -> None:
+    source = opened()
+    assert names(source) == []
+    aside = tmp_path / "east"
+    (aside / "deep").mkdir(parents=True)
+    (aside / "deep" / "a.jpg").write_bytes(photo_bytes(1))
+    aside.rename(tmp_path / "in" / "east")
+    assert given(source).plot == "east"
+    (tmp_path / "in" / "east" / "b.jpg").write_bytes(photo_bytes(2))
+    assert given(source).name == "east/b.jpg"
+    (tmp_path / "in" / "east").rename(tmp_path / "in" / "west")
+    assert sorted([given(source).name, given(source).name]) == ["west/b.jpg", "west/deep/a.jpg"]
+    (tmp_path / "in" / "west" / "deep" / "c.jpg").write_bytes(photo_bytes(3))
+    assert given(source).name == "west/deep/c.jpg"
+
+
+def test_what_was_decided_on_in_an_earlier_life_is_asked_for_once(opened: Opener, tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(photo_bytes(number))
+    first = opened()
+    decided = {given(first).identity for _ in range(3)}
+    first.close()
+    asked = []
+
+    def seen(identity: str) -> bool:
+        asked.append(identity)
+        return identity in decided
+
+    second = opened(seen)
+    rest = {given(second).identity for _ in range(3)}
+    assert names(second) == []
+    second.close()
+    second.open()
+    assert names(second) == []
+    assert not rest & decided
+    # A photo that was not decided on may have been found to be a bad one.
+    assert sorted(asked) == sorted([*rest, *decided, *(f"bad {identity}" for identity in rest)])
+
+
+def test_only_what_was_decided_on_is_deleted_and_only_if_it_is_still_the_same(opened: Opener, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (root / name).write_bytes(photo_bytes())
+    source = opened(after="delete")
+    frames = {frame.name: frame for frame in (given(source) for _ in range(3))}
+    assert len(list(root.iterdir())) == 3
+    (root / "b.jpg").write_bytes(photo_bytes(7, size=(99, 99)))
+    for name in ("a.jpg", "b.jpg"):
+        source.done(frames[name].identity)
+    source.done("unknown")
+    assert sorted(path.name for path in root.iterdir()) == ["b.jpg", "c.jpg"]
+    # The agent was killed between its commit and the deletion.
+    later = opened(lambda identity: identity == frames["c.jpg"].identity, after="delete")
+    assert given(later).pixels.shape == (99, 99, 3)
+    assert names(later) == []
+    assert [path.name for path in root.iterdir()] == ["b.jpg"]
+
+
+def test_a_kept_photo_stays_when_it_is_done(opened: Opener, tmp_path: Path) -> None:
+    (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
+    source = opened()
+    source.done(given(source).identity)
+    assert (tmp_path / "in" / "a.jpg").exists()
+    assert names(source) == []
+
+
+def test_a_folder_that_vanishes_is_lost_and_goes_on_when_it_is_back(opened: Opener, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    (root / "a.jpg").write_bytes(photo_bytes(1))
+    source = opened()
+    assert given(source).name == "a.jpg"
+    root.rename(tmp_path / "unplugged")
+    with pytest.raises(SourceLostError):
+        source.read(10)
+    source.close()
+    with pytest.raises(SourceLostError):
+        source.open()
+    (tmp_path / "unplugged").rename(root)
+    (root / "b.jpg").write_bytes(photo_bytes(2))
+    source.open()
+    assert names(source) == ["b.jpg"]
+
+
+def test_more_photos_than_one_search_gives_all_come(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agridistill.edge.sources.listing.MOST", 10)
+    monkeypatch.setattr("agridistill.edge.sources.folder.MOST", 10)
+    data = photo_bytes()
+    for number in range(57):
+        (tmp_path / "in" / f"{number:03}.jpg").write_bytes(data)
+        os.utime(tmp_path / "in" / f"{number:03}.jpg", (number, number))
+    for number in range(30):
+        (tmp_path / "in" / f"bad{number}.jpg").write_bytes(b"nothing")
+    source = opened(settle_s=0.1)
+    found, bad = [], 0
+    deadline = time.monotonic() + 30
+    while (len(found) < 57 or bad < 30) and time.monotonic() < deadline:
+        try:
+            frame = source.read(0.2)
+        except PhotoError:
+            bad += 1
+        else:
+            found += [frame.name] if frame else []
+    assert found == [f"{number:03}.jpg" for number in range(57)]
+    assert bad == 30
+    assert names(source) == []
+
+
+def test_a_name_that_is_no_utf8_can_be_sent(opened: Opener, tmp_path: Path) -> None:
+    try:
+        with open(os.fsencode(tmp_path) + b"/in/\xff.jpg", "wb") as file:  # noqa: PTH123
+            file.write(photo_bytes())
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    assert given(opened()).name.encode("utf-8") == rb"\udcff.jpg"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become somebody else")
+def test_an_unreadable_subfolder_is_told_once_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    for name in ("open", "locked"):
+        (root / name).mkdir()
+        (root / name / "a.jpg").write_bytes(photo_bytes())
+    (root / "locked").chmod(0o700)
+    source = FolderSource(root, SourceSettings(), never)
+    os.seteuid(65534)
+    try:
+        source.open()
+        assert names(source, wait_s=2.5) == ["open/a.jpg"]  # long enough for a second search
+        os.seteuid(0)
+        (root / "locked").chmod(0o755)
+        os.seteuid(65534)
+        assert given(source).name == "locked/a.jpg"
+    finally:
+        os.seteuid(0)
+        source.close()
+        shutil.rmtree(root)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len([line for line in told if "cannot be read" in line]) == 1
+    assert len([line for line in told if "can be read again" in line]) == 1
+
+
+def test_without_the_systems_watches_the_folder_is_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, folder: Path, name: str) -> int:
+        raise OSError(errno.ENOSPC, "no watch")
+
+    monkeypatch.setattr("agridistill.edge.sources.listing.Inotify.add", refuse)
+    source = FolderSource(tmp_path, SourceSettings(), never)
+    source.open()
+    assert source.read(0.05) is None
+    (tmp_path / "a.jpg").write_bytes(photo_bytes())
+    assert given(source).name == "a.jpg"
+    source.close()
+
+
+def test_a_day_of_photos_takes_no_memory_and_no_descriptors(tmp_path: Path) -> None:
+    """A short day; the long one is measured with the whole agent."""
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    source = FolderSource(tmp_path, SourceSettings(after="delete"), never)
+    source.open()
+    data = photo_bytes()
+    for number in range(300):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+        source.done(given(source).identity)
+    assert list(tmp_path.iterdir()) == []
+    assert not source._handed
+    assert not source._growing
+    source.close()
+    if before:
+        assert len(list(descriptors.iterdir())) == before
+
+
+def test_hashes_agree_with_a_set_and_forget_what_is_gone() -> None:
+    dice = random.Random(5)
+    hashes, reference = Hashes(), set()
+    numbers = [dice.randrange(-(2**63), 2**63) for _ in range(5000)]
+    for number in numbers[:4500]:
+        hashes.add(number)
+        reference.add(number)
+    assert [number in hashes for number in numbers] == [number in reference for number in numbers]
+    hashes.keep(array("q", numbers[4000:]))
+    kept = hashes.include(np.array(numbers, np.int64))
+    assert kept.tolist() == [4000 <= place < 4500 for place in range(5000)]
+    hashes.keep(array("q"))
+    assert numbers[4200] not in hashes

@@ -1,0 +1,297 @@
+"""Snapshots from a real HTTP server that misbehaves, goes away and comes back."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.edge.conftest import free_port
+
+from agridistill.edge.sources import snapshots
+from agridistill.edge.sources.latest import LatestFrame
+from agridistill.edge.sources.snapshots import SnapshotSource
+from agridistill.edge.sources.source import SourceLostError, SourceSettings
+from agridistill.errors import EdgeError, PhotoError
+
+from .test_folder import photo_bytes
+
+SECRET = "s3cr:et@"  # noqa: S105
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Camera
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("Authorization")))
+        self.server.answer(self)
+
+    def log_message(self, *args: object) -> None: ...
+
+    def give(self, body: bytes, status: int = 200, kind: str = "image/jpeg", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body))}.items():
+            if name.replace("-", "_") not in headers:
+                self.send_header(name, value)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Camera(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.asked: list[tuple[str, str | None]] = []
+        self.pictures = 0
+        self.answer: Callable[[Handler], None] = self.picture
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def handle_error(self, request: object, client_address: object) -> None: ...  # the client may leave early
+
+    def picture(self, handler: Handler) -> None:
+        self.pictures += 1
+        handler.give(photo_bytes(self.pictures))
+
+    def url(self, path: str = "/snap.jpg", user: str = "") -> str:
+        return f"http://{user}127.0.0.1:{self.server_port}{path}"
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def camera() -> Iterator[Camera]:
+    camera = Camera()
+    yield camera
+    camera.end()
+
+
+def source_of(url: str, *, timeout_s: float = 10, every_s: float = 0.0, **settings: str) -> SnapshotSource:
+    source = SnapshotSource(url, SourceSettings(every_s=every_s, **settings), timeout_s=timeout_s)  # type: ignore[arg-type]
+    source.open()
+    return source
+
+
+def lost(source: SnapshotSource) -> str:
+    with pytest.raises(SourceLostError) as caught:
+        source.read(1)
+    return str(caught.value)
+
+
+def test_pictures_come_at_their_pace_and_an_unchanged_one_is_not_new(camera: Camera) -> None:
+    source = source_of(camera.url(), every_s=0.1, plot="roof")
+    begin = time.monotonic()
+    frames = []
+    while len(frames) < 3:
+        frame = source.read(0.02)
+        frames += [frame] if frame else []
+    assert time.monotonic() - begin >= 0.2
+    assert len(camera.asked) == 3
+    assert [(frame.name, frame.plot, frame.identity) for frame in frames] == [
+        (number, "roof", "") for number in ("1", "2", "3")
+    ]
+    assert frames[0].pixels.shape == (48, 64, 3)
+    same = photo_bytes(77)
+    camera.answer = lambda handler: handler.give(same)
+    source = source_of(camera.url())
+    assert source.read(1) is not None
+    assert [source.read(1) for _ in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("where", ["address", "settings"])
+def test_basic_credentials_are_given_to_a_camera_that_asks(camera: Camera, where: str) -> None:
+    right = "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
+
+    def guarded(handler: Handler) -> None:
+        if handler.headers.get("Authorization") == right:
+            camera.picture(handler)
+        else:
+            handler.give(b"", 401, WWW_Authenticate='Basic realm="camera"')
+
+    camera.answer = guarded
+    if where == "address":
+        source = source_of(camera.url(user="me:s3cr%3Aet%40@"))
+    else:
+        source = source_of(camera.url(), username="me", password=SECRET)
+    assert source.read(1) is not None
+    text = lost(source_of(camera.url(), username="me", password="wrong-one"))  # noqa: S106
+    assert "401" in text
+    assert "wrong-one" not in text
+
+
+def test_digest_credentials_are_given_to_a_camera_that_asks(camera: Camera) -> None:
+    def md5(text: str) -> str:
+        return hashlib.md5(text.encode()).hexdigest()  # noqa: S324 # RFC 2617
+
+    def guarded(handler: Handler) -> None:
+        given_ = handler.headers.get("Authorization", "")
+        fields = dict(part.split("=", 1) for part in given_.removeprefix("Digest ").split(", ")) if given_ else {}
+        fields = {name: value.strip('"') for name, value in fields.items()}
+        secret, asked = md5(f"me:camera:{SECRET}"), md5(f"GET:{handler.path}")
+        tail = f"{fields.get('nc')}:{fields.get('cnonce')}:auth:{asked}"
+        if fields.get("response") == md5(f"{secret}:n0nce:{tail}"):
+            camera.picture(handler)
+        else:
+            handler.give(b"", 401, WWW_Authenticate='Digest realm="camera", nonce="n0nce", qop="auth", algorithm=MD5')
+
+    camera.answer = guarded
+    assert source_of(camera.url("/a?b=1"), username="me", password=SECRET).read(1) is not None
+    assert "401" in lost(source_of(camera.url(), username="me", password="wrong-one"))  # noqa: S106
+
+
+def test_credentials_follow_a_redirect_on_the_camera_but_not_to_another_host(camera: Camera) -> None:
+    other = Camera()
+
+    def guarded(handler: Handler) -> None:
+        if handler.path == "/away":
+            handler.give(b"", 302, Location=other.url("/snap.jpg"))
+        elif handler.path == "/here":
+            handler.give(b"", 302, Location="/else/snap.jpg")
+        elif handler.headers.get("Authorization"):
+            camera.picture(handler)
+        else:
+            handler.give(b"", 401, WWW_Authenticate='Basic realm="camera"')
+
+    camera.answer = guarded
+    other.answer = lambda handler: handler.give(b"", 401, WWW_Authenticate='Basic realm="camera"')
+    try:
+        assert source_of(camera.url("/here", "me:pw@")).read(1) is not None
+        assert "401" in lost(source_of(camera.url("/away", "me:pw@")))
+        assert other.asked == [("/snap.jpg", None)]
+    finally:
+        other.end()
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/a.jpg"])
+def test_a_redirect_leads_to_http_only(camera: Camera, target: str) -> None:
+    camera.answer = lambda handler: handler.give(b"", 302, Location=target)
+    lost(source_of(camera.url()))
+
+
+def test_a_secure_camera_does_not_send_its_password_on_to_a_plain_address() -> None:
+    request = snapshots.urllib.request.Request("https://camera/snap.jpg")
+    with pytest.raises(OSError, match="redirect"):
+        snapshots._StaysSafe().redirect_request(request, None, 302, "", {}, "http://camera/snap.jpg")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda handler: handler.give(b"", 404), "404"),
+        (lambda handler: handler.give(b"", 503), "503"),
+        (lambda handler: handler.give(b"<html>log in</html>", kind="text/html"), "text/html"),
+        (lambda handler: handler.give(b"--x", kind="multipart/x-mixed-replace"), "multipart"),
+        (lambda handler: handler.give(photo_bytes()[:500], Content_Length="9000", Connection="close"), "9,000"),
+        (lambda handler: handler.wfile.write(b"what?\r\n\r\n"), "BadStatusLine"),
+        (lambda handler: handler.give(b"", 302, Location="/snap.jpg"), "302"),
+    ],
+)
+def test_what_is_no_picture_is_a_loss_told_without_the_token(
+    camera: Camera, answer: Callable[[Handler], None], told: str
+) -> None:
+    def answer_and_close(handler: Handler) -> None:
+        answer(handler)
+        handler.close_connection = True
+
+    camera.answer = answer_and_close
+    text = lost(source_of(camera.url("/snap.jpg?token=hidden", "me:hidden@")))
+    assert told in text
+    assert "hidden" not in text
+    assert "\n" not in text
+
+
+def test_more_than_a_picture_is_not_read_to_its_end(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "MAX_BYTES", 100_000)
+    camera.answer = lambda handler: handler.give(bytes(3_000_000))
+    assert "more than" in lost(source_of(camera.url()))
+
+
+def test_a_picture_that_trickles_in_is_given_up(camera: Camera) -> None:
+    stop = threading.Event()
+
+    def trickle(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "image/jpeg")
+        handler.end_headers()
+        while not stop.wait(0.05):
+            handler.wfile.write(b"x")
+
+    camera.answer = trickle
+    begin = time.monotonic()
+    assert "within 0.3 s" in lost(source_of(camera.url(), timeout_s=0.3))
+    assert time.monotonic() - begin < 5
+    stop.set()
+
+
+def test_a_silent_camera_is_given_up(camera: Camera) -> None:
+    stop = threading.Event()
+    camera.answer = lambda handler: (stop.wait(20), None)[1]
+    assert "timed out" in lost(source_of(camera.url(), timeout_s=0.2))
+    stop.set()
+
+
+def test_a_damaged_picture_is_told_once_and_the_next_one_is_taken(camera: Camera) -> None:
+    camera.answer = lambda handler: handler.give(photo_bytes()[:900])
+    source = source_of(camera.url("/snap.jpg?token=hidden"))
+    with pytest.raises(PhotoError) as caught:
+        source.read(1)
+    assert "hidden" not in str(caught.value)
+    assert source.read(1) is None
+    camera.answer = camera.picture
+    assert source.read(1) is not None
+
+
+def test_a_camera_that_goes_away_and_comes_back_is_told_once_each(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    port = free_port()
+    camera = Camera(port)
+    url = camera.url("/snap.jpg?token=hidden", "me:hidden@")
+    source = SnapshotSource(url, SourceSettings(every_s=0.01))
+    with LatestFrame(source, first_pause_s=0.02, longest_pause_s=0.05) as latest:
+        assert latest.take(10) is not None
+        camera.end()
+        deadline = time.monotonic() + 10
+        while latest.lost_for_s is None:
+            assert time.monotonic() < deadline
+            latest.take(0.01)
+        time.sleep(0.2)  # several attempts
+        latest.take(0)
+        camera = Camera(port)
+        assert latest.take(10) is not None
+        assert latest.lost_for_s is None
+    camera.end()
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert ["away" in lines[0], "back" in lines[1], len(lines)] == [True, True, 2]
+    assert "hidden" not in " ".join(lines)
+    assert f"http://127.0.0.1:{port}/snap.jpg" in lines[0]
+
+
+def test_a_large_picture_is_decoded_at_the_size_that_is_wanted(camera: Camera) -> None:
+    camera.answer = lambda handler: handler.give(photo_bytes(1, size=(640, 480)))
+    frame = SnapshotSource(camera.url(), SourceSettings(shorter_side=100)).read(1)
+    assert frame is not None
+    assert frame.pixels.shape == (120, 160, 3)
+
+
+def test_an_address_without_a_host_is_refused() -> None:
+    with pytest.raises(EdgeError):
+        SnapshotSource("http:///snap.jpg", SourceSettings())

@@ -1,0 +1,191 @@
+"""What the device itself remembers."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agridistill.edge.events import Alert, Detection
+from agridistill.edge.store.history import History, HistoryLimits
+from agridistill.errors import OutboxError
+
+
+def detection(number: int, **changes: object) -> Detection:
+    made = Detection(
+        event_id=f"{number:032x}",
+        at_s=1_800_000_000.0 + number,
+        device="pi",
+        source="photos",
+        photo=f"{number}.jpg",
+        plot="north" if number % 2 else "south",
+        model="0123456789ab",
+        verdict="answer",
+        label="blight",
+        probability=0.9,
+        probabilities={"blight": 0.9, "healthy": 0.1},
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def alert(number: int, **changes: object) -> Alert:
+    made = Alert(f"{number:032x}", "late blight", "north", "open", 10.0, 10.0 + number, None, "blight", 0.5, 8, "half")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "history.sqlite"
+
+
+def test_detections_come_back_newest_first_and_as_they_were(path: Path) -> None:
+    with History(path) as history:
+        for number in range(5):
+            history.add(detection(number))
+        assert history.recent(3) == [detection(4), detection(3), detection(2)]
+        assert history.recent(plot="north") == [detection(3), detection(1)]
+        assert history.recent(since_s=detection(3).at_s) == [detection(4), detection(3)]
+
+
+def test_a_detection_that_is_there_is_not_added_again(path: Path) -> None:
+    with History(path) as history:
+        history.add(detection(1))
+        history.add(detection(1, label="healthy"))
+        assert history.recent() == [detection(1)]
+        assert history.verdict_counts() == {"answer": 1}
+
+
+def test_photos_are_known_for_good_also_after_their_detections_have_gone(path: Path) -> None:
+    with History(path, HistoryLimits(detections=10)) as history:
+        for number in range(500):
+            history.add(detection(number), identity=f"photo {number}")
+        history.mark("unreadable")
+    with History(path) as again:
+        assert len(again.recent(1000)) < 500
+        assert again.knows("photo 0")
+        assert again.knows("unreadable")
+        assert not again.knows("photo 500")
+        assert again.verdict_counts() == {"answer": 500}
+
+
+def test_a_photo_that_was_begun_and_never_ended_is_counted_and_not_known(path: Path) -> None:
+    with History(path) as history:
+        assert [history.begin("big"), history.begin("big"), history.begin("big")] == [0, 1, 2]
+        assert not history.knows("big")
+        history.end("big")
+        assert history.begin("big") == 0
+        history.mark("big")
+        assert history.knows("big")
+        history.end("big")
+        assert history.knows("big")
+
+
+def test_of_photos_the_newest_are_remembered(path: Path) -> None:
+    with History(path, HistoryLimits(photos=100)) as history:
+        for number in range(1000):
+            history.add(detection(number), identity=f"photo {number}")
+        assert history.knows("photo 999")
+        assert history.knows("photo 900")
+        assert not history.knows("photo 0")
+
+
+def test_what_is_kept_is_bounded_and_the_newest_stay(path: Path) -> None:
+    with History(path, HistoryLimits(detections=50, thumbnails=5)) as history:
+        for number in range(1000):
+            history.add(detection(number), thumbnail=b"jpeg")
+        kept = history.recent(1000)
+        assert [item.event_id for item in kept[:50]] == [detection(number).event_id for number in range(999, 949, -1)]
+        assert len(kept) <= 50 + 200
+        assert history.thumbnail(detection(999).event_id) == b"jpeg"
+        assert history.thumbnail(detection(760).event_id) is None
+        assert history.thumbnail("no such") is None
+
+
+def test_alerts_are_kept_by_their_id_and_found_by_their_state(path: Path) -> None:
+    with History(path) as history:
+        history.put_alert(alert(1))
+        history.put_alert(alert(2), told_s=12.0)
+        ended = alert(1, state="resolved", resolved_s=99.0, updated_s=99.0)
+        history.put_alert(ended)
+        assert history.alerts() == [ended, alert(2)]
+        assert history.alerts(state="open") == [alert(2)]
+        assert history.alerts_told(state="open") == [(alert(2), 12.0)]
+
+
+def test_open_alerts_stay_where_old_resolved_ones_go(path: Path) -> None:
+    with History(path, HistoryLimits(alerts=3)) as history:
+        history.put_alert(alert(0))
+        for number in range(1, 10):
+            history.put_alert(alert(number, state="resolved"))
+        assert [item.alert_id for item in history.alerts()] == [alert(number).alert_id for number in (9, 8, 7, 0)]
+
+
+def test_counts_by_label_hold_answers_alone(path: Path) -> None:
+    with History(path) as history:
+        history.add(detection(1))
+        history.add(detection(2, verdict="unsure", reason="probability 0.4"))
+        history.add(detection(3, label="healthy"))
+        assert history.counts_by_label() == {"blight": 1, "healthy": 1}
+        assert history.counts_by_label(since_s=detection(2).at_s) == {"healthy": 1}
+
+
+def test_another_process_reads_while_the_agent_writes(path: Path) -> None:
+    with pytest.raises(OutboxError, match=r"no file .* start the agent"):
+        History.reading(path)
+    stop = threading.Event()
+    with History(path) as history:
+        history.add(detection(0))
+
+        def write() -> None:
+            for number in range(1, 300):
+                history.add(detection(number))
+            stop.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        with History.reading(path) as reader:
+            counts = [len(reader.recent(1000))]
+            while not stop.is_set():
+                counts.append(len(reader.recent(1000)))
+        writer.join()
+        assert counts == sorted(counts)
+        assert counts[0] >= 1
+
+
+def test_a_reader_cannot_write(path: Path) -> None:
+    with History(path) as history, History.reading(path) as reader:
+        history.add(detection(0))
+        with pytest.raises(OutboxError, match="readonly"):
+            reader.mark("photo")
+
+
+def test_a_damaged_file_is_set_aside_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with History(path) as history:
+        history.add(detection(1))
+    for part in path.parent.glob("history.sqlite*"):
+        part.write_bytes(b"\xff" * 5000)
+    with History(path) as again:
+        assert again.recent() == []
+        again.add(detection(2))
+    assert "damaged: set aside" in caplog.text
+    assert list(path.parent.glob("history.sqlite.damaged-*"))
+
+
+def test_a_file_that_is_damaged_while_it_is_open_is_set_aside_and_begun_anew(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with History(path) as history:
+        for number in range(200):
+            history.add(detection(number))
+        history._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (path.stat().st_size - 4096))
+        history._file._database.execute("PRAGMA cache_size = 0")
+        with pytest.raises(OutboxError, match="malformed"):
+            history.recent(1000)
+        history.add(detection(1000))
+        assert history.recent() == [detection(1000)]
+    assert caplog.text.count("damaged: set aside") == 1
