@@ -83,6 +83,10 @@ def budget(name: str, labels: float) -> dict[str, Any]:
             row("kd", [0.86], [-1.0, 2.0]),
             row("resnet18", [0.8], [-8.0, -2.0], model="resnet18", macs=600_000_000, parameters=11_000_000),
         ],
+        "best_against": [
+            {"other": "ce", "points": 4.0, "points_ci95": [1.0, 7.0], "seeds": [0, 1], "of_leaves_alone": False},
+            {"other": "kd", "points": 3.0, "points_ci95": [-1.0, 7.0], "seeds": [0], "of_leaves_alone": True},
+        ],
         "mcnemar": [
             {"first": "hybrid", "second": "ce", "seed": 0, "only_first": 9, "only_second": 3, "p_value": 0.146}
         ],

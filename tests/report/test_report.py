@@ -107,6 +107,12 @@ def test_the_page_is_complete_in_itself_and_small(study: Path) -> None:
     assert not re.search(r"<script|<iframe|@import|url\(http|<link[^>]*href=\"(?!data:)", page)
 
 
+def test_the_best_method_is_held_against_every_other_one(study: Path) -> None:
+    page = report(study).page.read_text()
+    found = "hybrid, the best on the validation split, against the other methods, points on the test split: "
+    assert f"{found}ce +4.00 (+1.00 to +7.00); kd +3.00 (-1.00 to +7.00)*." in page
+
+
 def test_names_from_outside_are_text_and_not_markup(study: Path) -> None:
     page = report(study).page.read_text()
     assert "<b>1</b>" not in page

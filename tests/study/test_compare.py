@@ -74,6 +74,10 @@ def test_the_document_says_what_the_runs_say(study: Path) -> None:
     points = 100 * (hybrid["accuracy_mean"] - baseline["accuracy_mean"])
     assert hybrid["difference"]["points"] == pytest.approx(points)
     assert hybrid["difference"]["seeds"] == [0]
+    (against,) = budget["best_against"]
+    assert {budget["best"], against["other"]} == {"ce", "hybrid"}
+    assert against["points"] == pytest.approx(points if budget["best"] == "hybrid" else -points)
+    assert against["points_ci95"][0] <= against["points"] <= against["points_ci95"][1]
     (test,) = budget["mcnemar"]
     assert {test["first"], test["second"]} == {"ce", "hybrid"}
     gained = test["only_first"] - test["only_second"]
@@ -267,8 +271,15 @@ def test_the_command_prints_the_table_or_one_document(
     with pytest.raises(SystemExit):
         main(command)
     shown = capsys.readouterr()
-    for word in ("half: 1 epochs, 50 % of the labels", "hybrid", "to ce, points (95 %)", "McNemar, seed 0", "teacher:"):
-        assert word in shown.out
+    for word in (
+        "half: 1 epochs, 50 % of the labels",
+        "hybrid",
+        "to ce, points (95 %)",
+        "the best on the validation split, against",
+        "McNemar, seed 0",
+        "teacher:",
+    ):
+        assert word in " ".join(shown.out.split())
     assert "Next: agridistill report" in shown.err
 
 

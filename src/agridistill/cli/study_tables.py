@@ -15,7 +15,7 @@ def print_study(document: Mapping[str, Any]) -> None:
     """One table a budget, and what the figures rest on."""
     for budget in document["budgets"]:
         show_table(study_table(budget, baseline=document["baseline"]))
-        for line in _finalist_lines(budget):
+        for line in (*_best_lines(budget), *_finalist_lines(budget)):
             stdout.print(line, style="dim", markup=False)
     teacher = document["teacher"]
     if teacher is not None:
@@ -68,6 +68,12 @@ def _difference(found: Mapping[str, Any] | None) -> str:
         return UNDEFINED
     low, high = found["points_ci95"]
     return f"{found['points']:+.2f} ({low:+.1f} to {high:+.1f}){'*' if found['of_leaves_alone'] else ''}"
+
+
+def _best_lines(budget: Mapping[str, Any]) -> list[str]:
+    """The best on the validation split, held against every other method."""
+    others = [f"{found['other']} {_difference(found)}" for found in budget["best_against"]]
+    return [f"{budget['best']}, the best on the validation split, against {'; '.join(others)}"] if others else []
 
 
 def _finalist_lines(budget: Mapping[str, Any]) -> list[str]:

@@ -55,7 +55,7 @@ def summarise(
     Returns:
         A JSON document: the teacher, and for each budget its rows (one a candidate, with every run, means, standard
         deviations over seeds and the paired difference to the baseline), the method that is best on the validation
-        split, and McNemar's tests between it and the second.
+        split, its paired differences to the other methods, and McNemar's tests between it and the second.
 
     Raises:
         RunError: runs of different test splits.
@@ -93,6 +93,7 @@ def summarise(
                 "image_size": base.data.image_size,
                 "rows": rows,
                 "best": best[0]["name"],
+                "best_against": _against_others(best, of_budget),
                 "mcnemar": _finalists(best[:2], of_budget),
             }
         )
@@ -206,6 +207,13 @@ def _difference(own: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> di
         "seeds": shared or None,
         "of_leaves_alone": found.of_leaves_alone,
     }
+
+
+def _against_others(methods: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """The first method minus each of the others, in their order."""
+    runs = {row["name"]: [run for run in of_budget if run.job.candidate == row["name"]] for row in methods}
+    best, *others = runs.values()
+    return [{"other": name, **_difference(best, own)} for name, own in zip([*runs][1:], others, strict=True)]
 
 
 def _methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
