@@ -211,5 +211,4 @@ class ComparePlan:
 
 def _listens(objective: ObjectiveSettings) -> bool:
     """Whether a term of the objective looks at a teacher, by its method or by its own weights."""
-    weights = (objective.w_kd, objective.w_att, objective.w_hint)
-    return get_method(objective.method).uses_teacher or any(weight for weight in weights)
+    return get_method(objective.method).uses_teacher or any((objective.w_kd, objective.w_att, objective.w_hint))
