@@ -127,19 +127,18 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
         compare(leaves, copy, compare_plan({**RECIPE, "train": {**RECIPE["train"], "lr": 0.5}}))
 
 
-def test_a_study_of_labels_alone_trains_no_teacher(leaves: Path, tmp_path: Path) -> None:
+def test_a_study_of_labels_alone_trains_no_teacher(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
     candidates = [{"name": "ce"}, {"name": "other", "set": ["method=ce", "lr=2e-3"]}]
+    alone = compare_plan({**RECIPE, "compare": {"candidates": candidates}})
     seen: list[tuple[int, int]] = []
-    document = compare(
-        leaves,
-        tmp_path / "study",
-        compare_plan({**RECIPE, "compare": {"candidates": candidates}}),
-        progress=lambda *at: seen.append(at),
-        evidence=False,
-    )
+    document = compare(leaves, study, alone, progress=lambda *at: seen.append(at), evidence=False)
     assert document["teacher"] is None
-    assert not (tmp_path / "study" / "teacher").exists()
+    assert not (study / "teacher").exists()
     assert (2, 2) in seen  # no epochs of a teacher
+    # A teacher of an earlier recipe, whatever it was, is none of this study's.
+    shutil.copytree(teacher_run, study / "teacher")
+    assert compare(leaves, study, alone, evidence=False)["teacher"] is None
 
 
 def test_a_wrong_path_is_told_before_anything_is_written(teacher_run: Path, tmp_path: Path) -> None:

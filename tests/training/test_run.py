@@ -118,14 +118,19 @@ def test_every_logit_distance_is_learnt_from_the_cache(
     assert float(row["train/total"]) == pytest.approx(expected, rel=1e-3)
 
 
-def test_hints_come_first_and_from_the_live_teacher(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
-    config = replace(student("fitnet", hint_share=0.5), distill=replace(FIT, epochs=2))
-    distill(leaves, teacher_run, tmp_path / "run", config, cache_dir=tmp_path / "cache")
+@pytest.mark.parametrize("cache", [True, False])
+def test_hints_come_first_and_from_the_live_teacher(
+    cache: bool, leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    config = replace(student("hybrid", w_hint=1.0, hint_share=0.5, att_decay="none"), distill=replace(FIT, epochs=2))
+    distill(leaves, teacher_run, tmp_path / "run", config, cache=cache, cache_dir=tmp_path / "cache")
     first, second = rows(tmp_path / "run")
     assert float(first["train/total"]) == pytest.approx(float(first["train/hint"]), rel=1e-3)
-    later = 0.1 * float(second["train/ce"]) + 0.9 * float(second["train/kd"])
+    # It takes live features, and no longer than they are learnt; all else is the cache's.
+    assert not second["train/hint"]
+    later = 0.1 * float(second["train/ce"]) + 0.9 * float(second["train/kd"]) + 5.0 * float(second["train/attention"])
     assert float(second["train/total"]) == pytest.approx(later, rel=1e-3)
-    assert not (tmp_path / "cache").exists()
+    assert (tmp_path / "cache").exists() == cache
     assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "regressor" in key]
 
 
@@ -263,7 +268,7 @@ def test_the_same_photos_in_split_folders_are_told_where_the_teacher_learnt_them
 def test_a_teacher_that_no_term_listens_to_is_not_asked(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "teacher"
     shutil.copytree(teacher_run, copy, ignore=shutil.ignore_patterns("cache"))
-    distill(leaves, copy, tmp_path / "run", student(w_ce=1.0, w_kd=0.0, w_att=0.0))
+    distill(leaves, copy, tmp_path / "run", student(w_ce=1.0, w_kd=0.0, w_att=0.0, w_hint=0.0))
     assert not (copy / "cache").exists()
 
 

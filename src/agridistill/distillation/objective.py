@@ -65,22 +65,24 @@ class DistillationObjective(nn.Module):
     Cipolla 2018, arXiv 1705.07115, equation 10, doubled, s = log of the variance, held in [-5, 5]).
 
     With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2): in its first
-    `hint_share` the total is `w_hint * hint` alone, the squared distance of the features; after it, the sum above.
+    `hint_share` the total is `w_hint * hint` alone, the squared distance of the features; after it, the sum above. The
+    features are compared in the first stage only: after it, nobody has to compute them.
 
     Args:
         w_ce: weight >= 0 of the cross entropy with the labels.
         w_kd: weight >= 0 of the distance to the teacher's logits.
         w_att: weight >= 0 of the attention term, before its schedule.
-        w_hint: weight >= 0 of the features' distance in the first stage; not beside `w_att`.
+        w_hint: weight >= 0 of the features' distance in the first stage.
         hint_share: share of the training, in (0, 1), that the first stage takes.
         logits: which distance to the teacher's logits.
         temperature: T > 0 of the class probabilities.
         label_smoothing: of the cross entropy, in [0, 1).
         pairs: the stages whose attention is compared.
         student_channels: channels of the student's features by stride; needed for learned alignment and for hints.
+        teacher_channels: channels of the teacher's features by stride; needed for hints.
         alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
         teacher_maps: teacher's maps for each photo by stride, 1 where not given; more than 1 needs learned alignment.
-            Where it is 1, several maps (the heads of window attention) are averaged. With hints: its channels.
+            Where it is 1, several maps (the heads of window attention) are averaged.
         stage_weights: whether the weights between the pairs are fixed or learned.
         distance: of the maps; see `attention_distance`.
         grid: the maps' common grid; see `match_resolution`.
@@ -104,6 +106,7 @@ class DistillationObjective(nn.Module):
         label_smoothing: float = 0.0,
         pairs: Sequence[StagePair] = (),
         student_channels: Mapping[int, int] | None = None,
+        teacher_channels: Mapping[int, int] | None = None,
         alignment: Alignment = "fixed",
         teacher_maps: Mapping[int, int] | None = None,
         stage_weights: StageWeights = "fixed",
@@ -127,18 +130,21 @@ class DistillationObjective(nn.Module):
         _choose("decay", decay, get_args(Decay))
         if isinstance(grid, str):
             _choose("grid", grid, get_args(NamedGrid))
-        self._check(alignment, student_channels or {})
+        students, teachers = student_channels or {}, teacher_channels or {}
+        self._check(alignment, students, teachers)
         self.projections, self.regressors = nn.ModuleDict(), nn.ModuleDict()
-        if w_hint > 0:
-            for pair in self.pairs:
-                channels = (student_channels or {})[pair.student]
-                self.regressors[pair.name] = HintRegressor(channels, self.teacher_maps[pair.teacher])
-        elif alignment == "learned":
-            for pair in self.pairs:
-                channels = (student_channels or {})[pair.student]
-                self.projections[pair.name] = ChannelProjection(channels, self.teacher_maps[pair.teacher])
+        for pair in self.pairs:
+            if w_hint > 0:
+                self.regressors[pair.name] = HintRegressor(students[pair.student], teachers[pair.teacher])
+            if w_att > 0 and alignment == "learned":
+                maps = self.teacher_maps[pair.teacher]
+                self.projections[pair.name] = ChannelProjection(students[pair.student], maps)
         learned = stage_weights == "learned" and len(self.pairs) > 0 and w_att > 0
         self.log_variances = nn.Parameter(torch.zeros(len(self.pairs))) if learned else None
+
+    def in_first_stage(self, progress: float) -> bool:
+        """Whether the student learns features, at this share of the training."""
+        return self.w_hint > 0 and progress < self.hint_share
 
     def forward(
         self,
@@ -148,6 +154,7 @@ class DistillationObjective(nn.Module):
         *,
         teacher_logits: Tensor | None = None,
         teacher_maps: Mapping[int, Tensor] | None = None,
+        teacher_features: Mapping[int, Tensor] | None = None,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """Every term by name, and their weighted sum.
@@ -159,13 +166,13 @@ class DistillationObjective(nn.Module):
             student_features: `(B, C, H, W)` by stride, for the strides of the pairs.
             target: class indices `(B,)`.
             teacher_logits: `(B, K)`; needed where `w_kd` > 0.
-            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed where `w_att` > 0. With hints: the teacher's
-                features `(B, C, H, W)`.
+            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed where `w_att` > 0.
+            teacher_features: `(B, C, H, W)` by stride; needed in the first stage.
             progress: share of the training that is done, in [0, 1].
 
         Returns:
-            Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, "hint", before
-            their weights and the schedule, and "total".
+            Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, "hint" in the
+            first stage, before their weights and the schedule, and "total".
 
         Raises:
             ModelError: the teacher's part is missing, or its classes or batch differ from the student's.
@@ -184,11 +191,12 @@ class DistillationObjective(nn.Module):
                 terms["attention"] = self._weigh([terms[pair.name] for pair in self.pairs])
                 weight = self.w_att * attention_schedule(progress, self.warmup, self.decay)
                 total = total + weight * terms["attention"]
-            if self.w_hint > 0:
-                terms["hint"] = self._hint(student_features, teacher_maps or {})
-                # Times 0, and not left away: DDP wants a gradient of every parameter, in either stage.
-                first, second = (1.0, 0.0) if progress < self.hint_share else (0.0, 1.0)
-                total = first * self.w_hint * terms["hint"] + second * total
+            # Times 0, and not left away: DDP wants a gradient of every parameter, in either stage.
+            if self.in_first_stage(progress):
+                terms["hint"] = self._hint(student_features, teacher_features or {})
+                total = self.w_hint * terms["hint"] + 0.0 * total
+            elif self.w_hint > 0:
+                total = total + 0.0 * sum(parameter.sum() for parameter in self.regressors.parameters())
             terms["total"] = total
         return terms
 
@@ -231,12 +239,11 @@ class DistillationObjective(nn.Module):
         log_variances = self.log_variances.float()
         return (torch.exp(-log_variances) * weighted + log_variances).sum()
 
-    def _check(self, alignment: str, student_channels: Mapping[int, int]) -> None:
+    def _check(self, alignment: str, students: Mapping[int, int], teachers: Mapping[int, int]) -> None:
         weights = {"w_ce": self.w_ce, "w_kd": self.w_kd, "w_att": self.w_att, "w_hint": self.w_hint}
         for name, value in weights.items():
             _require(math.isfinite(value) and value >= 0, f"{name} >= 0", value)
         _require(any((self.w_ce, self.w_kd, self.w_att)), "a weight above 0", "w_ce, w_kd and w_att all 0")
-        _require(not (self.w_att and self.w_hint), "attention or hints", "w_att and w_hint both above 0")
         _require(0 < self.hint_share < 1, "a hint_share between 0 and 1", self.hint_share)
         _require(self.temperature > 0, "a temperature above 0", self.temperature)
         _require(0 <= self.label_smoothing < 1, "label smoothing in [0, 1)", self.label_smoothing)
@@ -249,12 +256,13 @@ class DistillationObjective(nn.Module):
         for pair in self.pairs:
             _require(pair.weight > 0, "pair weights above 0", pair.weight)
             if alignment == "learned" or self.w_hint > 0:
-                known = f"strides {sorted(student_channels)}"
-                _require(pair.student in student_channels, f"student_channels at stride {pair.student}", known)
+                known = f"strides {sorted(students)}"
+                _require(pair.student in students, f"student_channels at stride {pair.student}", known)
+            if self.w_hint > 0:
+                known = f"strides {sorted(teachers)}"
+                _require(pair.teacher in teachers, f"teacher_channels at stride {pair.teacher}", known)
         most = max(self.teacher_maps.values(), default=1)
-        _require(
-            alignment == "learned" or self.w_hint > 0 or most == 1, "one teacher map a stage with fixed alignment", most
-        )
+        _require(alignment == "learned" or most == 1, "one teacher map a stage with fixed alignment", most)
 
 
 def _require(holds: bool, expected: str, got: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from agridistill.report.drawing import STYLE, Plot, drawn, look, new_figure
 
@@ -45,9 +45,12 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plo
                 )
             axes.plot(point[x], 100 * point["accuracy"], label=point["name"], **style)
         axes.set(xscale="log", xlabel=label, ylabel="test accuracy, %")
+        costs = [point[x] for point in points]
+        # So wide that two ticks of 1, 2 and 5 are in it, where all costs are the same, too.
+        axes.set_xlim(min(costs) / 2.5, max(costs) * 2.5)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if len(points) < 9 else ""))
-        axes.tick_params(axis="x", which="minor", labelsize=8)
         figure.legend(loc="outside right upper", fontsize=8)
         return drawn(
             figure,

@@ -77,7 +77,7 @@ def compare(
         asked = str(teacher_run) if teacher is not None or trains_teacher else None
         students = [(job.name, Order(str(data), str(run_of(out, job)), job.config, asked, split)) for job in todo]
         _carry_out(students, out, slots, watch, len(plan.jobs))
-        document = summarise(data, out, plan, teacher_run, progress=progress)
+        document = summarise(data, out, plan, teacher_run if asked else None, progress=progress)
         shown = _shown(out, document, teacher_run)
         named = {"budget": _richest(document)["name"], "seed": _first_seed(document), "models": list(shown)}
         document["evidence"] = named
@@ -142,7 +142,7 @@ def _unfinished(out: Path, plan: ComparePlan, teacher: Path, *, given: bool, spl
     Raises:
         RunError: a run was made with other settings, with another split or under another teacher.
     """
-    if not given and RunFolder(teacher).recipe.exists():
+    if not given and plan.needs_teacher and RunFolder(teacher).recipe.exists():
         _require_as_planned(RunFolder(teacher), plan.teacher, TEACHER_NAME)
     wanted = read_split(split_file) if split_file is not None else None
     known = RunFolder(teacher).manifest.exists()

@@ -41,7 +41,7 @@ class FinishedRun:
 
 
 def summarise(
-    data: Path, out: Path, plan: ComparePlan, teacher: Path, *, progress: ProgressCallback = silent
+    data: Path, out: Path, plan: ComparePlan, teacher: Path | None, *, progress: ProgressCallback = silent
 ) -> dict[str, Any]:
     """Reads every run of a finished study.
 
@@ -49,7 +49,7 @@ def summarise(
         data: that the runs were trained on.
         out: folder of the study.
         plan: of the study.
-        teacher: its run folder.
+        teacher: its run folder; None where nobody listens to one.
         progress: told how far the predictions are, where they have to be made.
 
     Returns:
@@ -103,7 +103,7 @@ def summarise(
         "tuning": settings.tuning,
         "test_photos": len(runs[0].predictions.paths),
         "test_leaves": len(set(runs[0].predictions.leaf_ids)),
-        "teacher": _teacher(teacher, runs) if RunFolder(teacher).evaluation.exists() else None,
+        "teacher": _teacher(teacher, runs) if teacher is not None else None,
         "budgets": budgets,
     }
 

@@ -86,15 +86,16 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Adds the epoch's row."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
+        logged = {name.removesuffix("_epoch"): value for name, value in sorted(trainer.callback_metrics.items())}
+        terms = {f"train/{name}" for name in getattr(module, "terms", ())}
+        metrics = {name: float(value) for name, value in logged.items() if name in terms or name.startswith("val/")}
         row = {
             "epoch": float(trainer.current_epoch + 1),
-            **{name.removesuffix("_epoch"): value for name, value in sorted(metrics.items())},
+            **metrics,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train_s": self._train_seconds,
             "photos_per_s": self._photos / max(self._train_seconds, 1e-9),
         }
-        row.pop("train/total_step", None)
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         if trainer.is_global_zero:
             self._write()

@@ -18,6 +18,7 @@ from agridistill.errors import RunError
 from agridistill.manifest import Preprocessing
 from agridistill.models.attention import StageTap
 from agridistill.models.normalisation import normalise_batch
+from agridistill.models.teacher import LiveTeacher
 
 
 class TeacherSource(Protocol):
@@ -66,6 +67,7 @@ class DistillationModule(lightning.LightningModule):
         model: the network to train.
         objective: named loss terms.
         teacher: None where the method learns from labels alone.
+        hints: whose features are learnt in a first stage; None where there is none.
         strides: feature maps that the objective aligns.
         preprocessing: of the network's input.
         num_classes: K.
@@ -83,6 +85,7 @@ class DistillationModule(lightning.LightningModule):
         objective: DistillationObjective,
         *,
         teacher: TeacherSource | None,
+        hints: LiveTeacher | None = None,
         strides: tuple[int, ...],
         preprocessing: Preprocessing,
         num_classes: int,
@@ -98,15 +101,18 @@ class DistillationModule(lightning.LightningModule):
         self.preprocessing = preprocessing
         self.total_steps = total_steps
         self.lr, self.weight_decay, self.warmup, self.seed = lr, weight_decay, warmup, seed
-        self._teacher = teacher
+        self._teacher, self._hints = teacher, hints
+        # Of this epoch. Lightning's own metrics keep the last value of a term that is no longer computed.
+        self.terms: set[str] = set()
         self._tap = StageTap(self.model, strides) if strides else None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_nll = MeanMetric()
 
     def on_fit_start(self) -> None:
         """Brings the teacher to the device of this process."""
-        if self._teacher is not None:
-            self._teacher.to(self.device)
+        for teacher in (self._teacher, self._hints):
+            if teacher is not None:
+                teacher.to(self.device)
 
     def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
         """Moves pixels and labels; which views they are is asked on the processor, which must not wait for a GPU."""
@@ -115,6 +121,10 @@ class DistillationModule(lightning.LightningModule):
         return batch._replace(
             pixels=batch.pixels.to(device, non_blocking=True), target=batch.target.to(device, non_blocking=True)
         )
+
+    def on_train_epoch_start(self) -> None:
+        """Forgets which terms the last epoch had."""
+        self.terms = set()
 
     def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
         """Seeds dropout by step, so that a resumed run draws what the uninterrupted run drew.
@@ -142,6 +152,7 @@ class DistillationModule(lightning.LightningModule):
             raise RunError(
                 "a finite loss", f"{names} in epoch {self.current_epoch + 1}", "start a new run with a lower --lr"
             )
+        self.terms.update(terms)
         for name, value in terms.items():
             self.log(
                 f"train/{name}",
@@ -157,7 +168,10 @@ class DistillationModule(lightning.LightningModule):
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The named terms of the objective on one batch, "total" among them; progress is 0 to 1."""
         said = self._teacher.outputs(batch) if self._teacher is not None else (None, None)
-        return self._terms(batch.pixels, batch.target, said, progress)
+        shown = None
+        if self._hints is not None and self.objective.in_first_stage(progress):
+            shown = self._hints.outputs(batch)[1]
+        return self._terms(batch.pixels, batch.target, said, shown, progress)
 
     @torch.no_grad()
     def try_out(self) -> None:
@@ -170,7 +184,8 @@ class DistillationModule(lightning.LightningModule):
         size = self.preprocessing.image_size
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
         said = self._teacher.example(2) if self._teacher is not None else (None, None)
-        self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), said, progress=0.0)
+        shown = self._hints.example(2)[1] if self._hints is not None else None
+        self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), said, shown, progress=0.0)
         self.train(training)
 
     def _terms(
@@ -178,6 +193,7 @@ class DistillationModule(lightning.LightningModule):
         pixels: Tensor,
         target: Tensor,
         said: tuple[Tensor, dict[int, Tensor]] | tuple[None, None],
+        shown: dict[int, Tensor] | None,
         progress: float,
     ) -> dict[str, Tensor]:
         logits = self.model(normalise_batch(pixels, self.preprocessing))
@@ -189,6 +205,7 @@ class DistillationModule(lightning.LightningModule):
             target,
             teacher_logits=teacher_logits,
             teacher_maps=teacher_maps,
+            teacher_features=shown,
             progress=progress,
         )
         return terms

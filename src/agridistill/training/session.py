@@ -24,6 +24,7 @@ from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
 from agridistill.models.factory import create_model
 from agridistill.models.saved import TorchBackend, network_of
+from agridistill.models.teacher import LiveTeacher
 from agridistill.processes import is_first_process
 from agridistill.storage import write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
@@ -34,7 +35,7 @@ from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.result import RunResult, read_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.teachers import teacher_source, temperature_of, weights_of
+from agridistill.training.teachers import hint_source, teacher_source, temperature_of, weights_of
 from agridistill.training.trainer import (
     create_trainer,
     interruptible,
@@ -91,8 +92,8 @@ class Session:
         if self.fit.int8:
             model = as_int8(model, self.prepared, self.preprocessing, self.objective, weights=weights)
         datamodule = self._datamodule()
-        source = self._teacher_source()
-        module = self._module(model, source, datamodule.steps_per_epoch * self.fit.epochs)
+        source, hints = self._teacher_sources()
+        module = self._module(model, source, hints, datamodule.steps_per_epoch * self.fit.epochs)
         precision = self._precision(model)
         module.try_out()
         if self.first:
@@ -124,7 +125,9 @@ class Session:
                 self._finish(precision)
         return read_result(self.folder, self.prepared.skipped)
 
-    def _module(self, model: torch.nn.Module, source: TeacherSource | None, total_steps: int) -> DistillationModule:
+    def _module(
+        self, model: torch.nn.Module, source: TeacherSource | None, hints: LiveTeacher | None, total_steps: int
+    ) -> DistillationModule:
         settings, weights = self.objective, weights_of(self.objective)
         pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs)
         pairs = pairs if weights["w_att"] or weights["w_hint"] else ()
@@ -137,6 +140,7 @@ class Session:
             label_smoothing=self.fit.label_smoothing,
             pairs=pairs,
             student_channels=_channels(model, strides),
+            teacher_channels=hints.map_counts() if hints is not None else {},
             teacher_maps=source.map_counts() if source is not None else {},
             alignment=settings.alignment,
             stage_weights=settings.stage_weights,
@@ -152,6 +156,7 @@ class Session:
             model,
             objective,
             teacher=source,
+            hints=hints,
             strides=strides,
             preprocessing=self.preprocessing,
             num_classes=len(self.prepared.classes),
@@ -162,9 +167,9 @@ class Session:
             seed=self.fit.seed,
         )
 
-    def _teacher_source(self) -> TeacherSource | None:
+    def _teacher_sources(self) -> tuple[TeacherSource | None, LiveTeacher | None]:
         if self.teacher is None:
-            return None
+            return None, None
         require_same_classes(
             read_manifest(RunFolder(self.teacher).manifest).classes, self.prepared.classes, owner="teacher"
         )
@@ -178,7 +183,8 @@ class Session:
         )
         # Building the teacher draws random weights first; the student's must not depend on whether it was built.
         with torch.random.fork_rng(devices=[]):
-            return teacher_source(self.teacher, self.caches, viewing, self.objective)
+            source = teacher_source(self.teacher, self.caches, viewing, self.objective)
+            return source, hint_source(self.teacher, self.objective)
 
     def _precision(self, model: torch.nn.Module) -> str:
         if self.fit.precision != "auto":

@@ -29,9 +29,6 @@ def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, setting
     strides = tuple(sorted({pair.teacher for pair in settings.pairs}))
     per_head = settings.attention == "window" and settings.alignment == "learned"
     attends = weights_of(settings)["w_att"] > 0
-    if weights_of(settings)["w_hint"] > 0:
-        # Features of all channels are a hundred times a map: too many to keep.
-        return load_teacher(teacher, strides, "features", per_head=False)
     if caches is None:
         return UncachedTeacher(load_teacher(teacher, strides if attends else (), settings.attention, per_head=per_head))
 
@@ -46,6 +43,18 @@ def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, setting
 
     key = cache_key(viewing, manifest, strides=strides, kind=settings.attention, per_head=per_head)
     return CachedTeacher(caches, key, viewing, load)
+
+
+def hint_source(teacher: Path, settings: ObjectiveSettings) -> LiveTeacher | None:
+    """The live teacher whose features the student learns first; None where the objective has no such stage.
+
+    It is never cached: features of all channels are a hundred times an attention map, and a stage that takes a quarter
+    of the steps asks for few views twice.
+    """
+    if not weights_of(settings)["w_hint"]:
+        return None
+    strides = tuple(sorted({pair.teacher for pair in settings.pairs}))
+    return load_teacher(teacher, strides, "features", per_head=False)
 
 
 class UncachedTeacher:
