@@ -17,7 +17,7 @@ from agridistill.errors import RunError
 from agridistill.evaluation.predictions import Predictions, predictions_on_test
 from agridistill.models.saved import load_backend
 from agridistill.progress import ProgressCallback, silent
-from agridistill.study.plan import ComparePlan, Job
+from agridistill.study.plan import BudgetSettings, ComparePlan, Job
 from agridistill.study.statistics import mcnemar, paired_difference
 from agridistill.training.run_folder import RunFolder
 
@@ -66,37 +66,7 @@ def summarise(
     ]
     _require_one_test(runs)
     settings = plan.settings
-    budgets = []
-    for budget in settings.budgets:
-        of_budget = [run for run in runs if run.job.budget == budget.name]
-        if not of_budget:
-            continue
-        rows = [
-            _row(
-                candidate.name,
-                candidate.set,
-                [run for run in of_budget if run.job.candidate == candidate.name],
-                of_budget,
-                settings.baseline,
-            )
-            for candidate in settings.candidates
-            if any(run.job.candidate == candidate.name for run in of_budget)
-        ]
-        base = plan.budgets[budget.name]
-        best = _methods(rows)
-        budgets.append(
-            {
-                "name": budget.name,
-                "set": list(budget.set),
-                "epochs": base.distill.epochs,
-                "labels": base.data.labels,
-                "image_size": base.data.image_size,
-                "rows": rows,
-                "best": best[0]["name"],
-                "best_against": _against_others(best, of_budget),
-                "mcnemar": _finalists(best[:2], of_budget),
-            }
-        )
+    of_budgets = [(budget, [run for run in runs if run.job.budget == budget.name]) for budget in settings.budgets]
     return {
         "format_version": FORMAT_VERSION,
         "baseline": settings.baseline,
@@ -104,7 +74,29 @@ def summarise(
         "test_photos": len(runs[0].predictions.paths),
         "test_leaves": len(set(runs[0].predictions.leaf_ids)),
         "teacher": _teacher(teacher, runs) if teacher is not None else None,
-        "budgets": budgets,
+        "budgets": [_budget(budget, plan, of_budget) for budget, of_budget in of_budgets if of_budget],
+    }
+
+
+def _budget(budget: BudgetSettings, plan: ComparePlan, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The rows of one budget's runs, and its best method against the others."""
+    baseline, config = plan.settings.baseline, plan.budgets[budget.name]
+    rows = []
+    for candidate in plan.settings.candidates:
+        own = [run for run in runs if run.job.candidate == candidate.name]
+        if own:
+            rows.append(_row(candidate.name, candidate.set, own, runs, baseline))
+    best = _methods(rows)
+    return {
+        "name": budget.name,
+        "set": list(budget.set),
+        "epochs": config.distill.epochs,
+        "labels": config.data.labels,
+        "image_size": config.data.image_size,
+        "rows": rows,
+        "best": best[0]["name"],
+        "best_against": _against_others(best, runs),
+        "mcnemar": _finalists(best[:2], runs),
     }
 
 
