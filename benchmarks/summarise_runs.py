@@ -43,7 +43,7 @@ def summary_of(run: Path) -> dict[str, Any]:
     evaluation = json.loads((run / "evaluation.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
     with (run / "metrics.csv").open() as file:
-        epochs = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        epochs = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     return {
         "run": run.name,
         "model": evaluation["model"],

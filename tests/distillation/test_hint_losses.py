@@ -60,6 +60,13 @@ def test_attention_follows_the_features_in_the_second_stage(batch):
     torch.testing.assert_close(second["total"], expected)
 
 
+def test_the_attention_warms_up_after_the_features(batch):
+    parts = objective(w_ce=0.0, w_kd=0.0, w_att=5.0, warmup=0.5)
+    for progress, share in ((0.25, 0.0), (0.4375, 0.5), (0.625, 1.0), (0.8125, 0.5), (1.0, 0.0)):
+        terms = parts(**batch, progress=progress)
+        torch.testing.assert_close(terms["total"], 5.0 * share * terms["attention"])
+
+
 def test_the_teacher_s_features_are_asked_for_in_the_first_stage_only(batch):
     parts = objective()
     del batch["teacher_features"]

@@ -51,7 +51,8 @@ class TestMethods:
             "dist": (1.0, 2.0, 0.0, 0.0, "correlation", 4.0),
             "at": (1.0, 0.0, 5.0, 0.0, "kl", 4.0),
             "fitnet": (0.1, 0.9, 0.0, 1.0, "kl", 4.0),
-            "hybrid": (0.1, 0.9, 5.0, 1.0, "kl", 4.0),
+            "hybrid": (0.1, 0.9, 5.0, 0.0, "kl", 4.0),
+            "hybrid-hint": (0.1, 0.9, 5.0, 1.0, "kl", 4.0),
         }
 
     def test_labels_alone_need_no_teacher_and_every_other_method_does(self):

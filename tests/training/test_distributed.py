@@ -41,7 +41,7 @@ def run(leaves: Path, teacher: Path, out: Path, *options: str, launcher: tuple[s
 
 def epochs(run: Path) -> list[dict[str, float]]:
     with (run / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def cached(folder: Path) -> dict[str, bytes]:
@@ -50,14 +50,17 @@ def cached(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "launcher", [(), ("-m", "torch.distributed.run", "--nproc-per-node=2")], ids=["own", "torchrun"]
+    ("launcher", "method"),
+    [((), "hybrid-hint"), (("-m", "torch.distributed.run", "--nproc-per-node=2"), "hybrid")],
+    ids=["own", "torchrun"],
 )
 def test_two_processes_learn_what_one_learns(
-    leaves: Path, teacher_run: Path, tmp_path: Path, launcher: tuple[str, ...]
+    leaves: Path, teacher_run: Path, tmp_path: Path, launcher: tuple[str, ...], method: str
 ) -> None:
-    alone = run(leaves, teacher_run, tmp_path / "one", "--cache-dir", str(tmp_path / "cache1"))
+    named = ("--method", method, "--cache-dir")
+    alone = run(leaves, teacher_run, tmp_path / "one", *named, str(tmp_path / "cache1"))
     both = run(
-        leaves, teacher_run, tmp_path / "two", "--cache-dir", str(tmp_path / "cache2"), "--devices=2", launcher=launcher
+        leaves, teacher_run, tmp_path / "two", *named, str(tmp_path / "cache2"), "--devices=2", launcher=launcher
     )
     assert cached(tmp_path / "cache1") == cached(tmp_path / "cache2")
     for ours, theirs in zip(epochs(tmp_path / "two"), epochs(tmp_path / "one"), strict=True):

@@ -11,6 +11,7 @@ import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import read_manifest
+from agridistill.models.teacher import LiveTeacher
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import (
@@ -120,18 +122,59 @@ def test_every_logit_distance_is_learnt_from_the_cache(
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_hints_come_first_and_from_the_live_teacher(
-    cache: bool, leaves: Path, teacher_run: Path, tmp_path: Path
+    cache: bool, leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(student("hybrid", w_hint=1.0, hint_share=0.5, att_decay="none"), distill=replace(FIT, epochs=2))
+    asked: list[int] = []
+    answer = LiveTeacher.outputs
+
+    def counted(teacher: LiveTeacher, batch: Any) -> Any:
+        asked.append(len(batch.pixels) if teacher.kind == "features" else 0)
+        return answer(teacher, batch)
+
+    monkeypatch.setattr(LiveTeacher, "outputs", counted)
+    whole = student("hybrid-hint", hint_share=0.5, att_warmup=0.0, att_decay="none")
+    config = replace(whole, distill=replace(FIT, epochs=2))
     distill(leaves, teacher_run, tmp_path / "run", config, cache=cache, cache_dir=tmp_path / "cache")
     first, second = rows(tmp_path / "run")
     assert float(first["train/total"]) == pytest.approx(float(first["train/hint"]), rel=1e-3)
-    # It takes live features, and no longer than they are learnt; all else is the cache's.
+    # The live features are asked for as long as they are learnt, in one epoch of two, and no longer.
+    photos = len(read_split(tmp_path / "run" / "splits.json").train)
+    assert sum(asked) == photos // FIT.batch_size * FIT.batch_size
     assert not second["train/hint"]
     later = 0.1 * float(second["train/ce"]) + 0.9 * float(second["train/kd"]) + 5.0 * float(second["train/attention"])
     assert float(second["train/total"]) == pytest.approx(later, rel=1e-3)
     assert (tmp_path / "cache").exists() == cache
     assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "regressor" in key]
+
+
+def test_patience_begins_where_the_features_end(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    fit = replace(FIT, epochs=8, patience=1, lr=1e-9)
+    distill(leaves, teacher_run, tmp_path / "run", replace(student("hybrid-hint", hint_share=0.5), distill=fit))
+    assert 5 <= len(rows(tmp_path / "run")) < 8
+
+
+def test_what_learns_only_after_the_features_takes_no_longer_steps(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+    update = torch.optim.AdamW.step
+
+    def measured(optimizer: torch.optim.AdamW, *args: Any, **settings: Any) -> Any:
+        group = optimizer.param_groups[1]  # vectors, which are not decayed: the head's bias is the last of the student
+        (head,) = [value for value in group["params"] if value.shape == (6,)]
+        before = head.detach().clone()
+        result = update(optimizer, *args, **settings)
+        steps.append(float((head.detach() - before).abs().max() / group["lr"]))
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    config = replace(student("hybrid-hint", hint_share=0.8), distill=replace(FIT, epochs=20, clip_grad=0.0))
+    distill(leaves, teacher_run, tmp_path / "run", config)
+    first = len(steps) * 8 // 10
+    assert max(steps[:first]) == 0
+    # The very first step of AdamW is the learning rate itself.
+    assert steps[first] == pytest.approx(1, rel=1e-2)
+    assert max(steps[first : first + 10]) < 1.2
 
 
 def test_window_attention_teaches_too(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
@@ -268,7 +311,7 @@ def test_the_same_photos_in_split_folders_are_told_where_the_teacher_learnt_them
 def test_a_teacher_that_no_term_listens_to_is_not_asked(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "teacher"
     shutil.copytree(teacher_run, copy, ignore=shutil.ignore_patterns("cache"))
-    distill(leaves, copy, tmp_path / "run", student(w_ce=1.0, w_kd=0.0, w_att=0.0, w_hint=0.0))
+    distill(leaves, copy, tmp_path / "run", student(w_ce=1.0, w_kd=0.0, w_att=0.0))
     assert not (copy / "cache").exists()
 
 
@@ -363,20 +406,27 @@ model, workers = sys.argv[4:6]
 fit = FitSettings(
     model=model, epochs=3, batch_size=16, pretrained=False, workers=int(workers), precision="fp32", drop_path=0.2
 )
-config = DistillConfig(DataSettings(image_size=64), distill=fit, objective=ObjectiveSettings(alignment="learned"))
-distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=len(sys.argv) > 6)
+objective = ObjectiveSettings(method=sys.argv[6], hint_share=0.5, alignment="learned")
+config = DistillConfig(DataSettings(image_size=64), distill=fit, objective=objective)
+distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=len(sys.argv) > 7)
 """
 
 
-# A network with stochastic depth and loaders of their own: whatever is random must be the same again.
-@pytest.mark.parametrize(("model", "workers"), [("mobilenetv3_small_050", "1"), ("swin_nano_patch4_window4_64", "0")])
+# A network with stochastic depth and loaders of their own: whatever is random must be the same again. The second one is
+# killed while it learns features.
+@pytest.mark.parametrize(
+    ("model", "workers", "method"),
+    [("mobilenetv3_small_050", "1", "hybrid"), ("swin_nano_patch4_window4_64", "0", "hybrid-hint")],
+)
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
-    leaves: Path, teacher_run: Path, tmp_path: Path, model: str, workers: str
+    leaves: Path, teacher_run: Path, tmp_path: Path, model: str, workers: str, method: str
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, "-c", RUN, str(leaves), str(teacher_run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, str(killed), model, workers], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, str(killed), model, workers, method], env=environment, stderr=subprocess.DEVNULL
+    )
     while not (killed / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
@@ -386,9 +436,9 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     with pytest.raises(RunError, match="continue it with --resume"):
         distill(leaves, teacher_run, killed, student())
     with pytest.raises(RunError, match=r"distill\.drop_path = 0.2 as in the run that is resumed; got None"):
-        distill(leaves, teacher_run, killed, student(alignment="learned"), resume=True)
-    subprocess.run([*command, str(killed), model, workers, "resume"], env=environment, check=True)
-    subprocess.run([*command, str(whole), model, workers], env=environment, check=True)
+        distill(leaves, teacher_run, killed, student(method, alignment="learned", hint_share=0.5), resume=True)
+    subprocess.run([*command, str(killed), model, workers, method, "resume"], env=environment, check=True)
+    subprocess.run([*command, str(whole), model, workers, method], env=environment, check=True)
     one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert all(torch.equal(one[key], other[key]) for key in one)
     timing = {"train_s", "photos_per_s"}

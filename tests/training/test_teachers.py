@@ -14,7 +14,8 @@ from agridistill.training.teachers import temperature_of, weights_of
         ("dkd", (0.5, 0.4, 0.0, 0.0)),
         ("at", (0.5, 0.0, 3.0, 0.0)),
         ("fitnet", (0.5, 0.4, 0.0, 2.0)),
-        ("hybrid", (0.5, 0.4, 3.0, 2.0)),
+        ("hybrid", (0.5, 0.4, 3.0, 0.0)),
+        ("hybrid-hint", (0.5, 0.4, 3.0, 2.0)),
     ],
 )
 def test_one_recipe_serves_all_methods(method: str, expected: tuple[float, ...]) -> None:
@@ -23,7 +24,7 @@ def test_one_recipe_serves_all_methods(method: str, expected: tuple[float, ...])
 
 
 def test_a_method_has_weights_and_a_temperature_of_its_own() -> None:
-    assert list(weights_of(ObjectiveSettings(method="hybrid")).values()) == [0.1, 0.9, 5.0, 1.0]
-    assert list(weights_of(ObjectiveSettings(method="hybrid", w_att=0.0)).values()) == [0.1, 0.9, 0.0, 1.0]
+    assert list(weights_of(ObjectiveSettings(method="hybrid")).values()) == [0.1, 0.9, 5.0, 0.0]
+    assert list(weights_of(ObjectiveSettings(method="hybrid", w_att=0.0)).values()) == [0.1, 0.9, 0.0, 0.0]
     assert temperature_of(ObjectiveSettings(method="kd-std")) == 2.0
     assert temperature_of(ObjectiveSettings(method="kd-std", temperature=3.0)) == 3.0

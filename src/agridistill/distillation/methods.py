@@ -72,14 +72,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method("at", 1.0, 0.0, 5.0, "labels and the teacher's attention (Zagoruyko and Komodakis 2017)"),
             Method("fitnet", 0.1, 0.9, 0.0, "the teacher's features first, then kd (Romero et al. 2015)", w_hint=1.0),
-            Method(
-                "hybrid",
-                0.1,
-                0.9,
-                5.0,
-                "the teacher's features first, then labels, its class probabilities and its attention",
-                w_hint=1.0,
-            ),
+            Method("hybrid", 0.1, 0.9, 5.0, "labels, the teacher's class probabilities and its attention"),
+            Method("hybrid-hint", 0.1, 0.9, 5.0, "the teacher's features first, then hybrid", w_hint=1.0),
         )
     }
 )

@@ -23,7 +23,7 @@ Decay = Literal["cosine", "none"]
 
 @dataclass(frozen=True)
 class StagePair:
-    """A student's and a teacher's stage, by stride, whose attention is compared."""
+    """A student's and a teacher's stage, by stride, whose attention or features are compared."""
 
     student: int
     teacher: int
@@ -66,7 +66,8 @@ class DistillationObjective(nn.Module):
 
     With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2): in its first
     `hint_share` the total is `w_hint * hint` alone, the squared distance of the features; after it, the sum above. The
-    features are compared in the first stage only: after it, nobody has to compute them.
+    features are compared in the first stage only: after it, nobody has to compute them, and the attention's schedule
+    begins.
 
     Args:
         w_ce: weight >= 0 of the cross entropy with the labels.
@@ -77,7 +78,7 @@ class DistillationObjective(nn.Module):
         logits: which distance to the teacher's logits.
         temperature: T > 0 of the class probabilities.
         label_smoothing: of the cross entropy, in [0, 1).
-        pairs: the stages whose attention is compared.
+        pairs: the stages whose attention or features are compared.
         student_channels: channels of the student's features by stride; needed for learned alignment and for hints.
         teacher_channels: channels of the teacher's features by stride; needed for hints.
         alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
@@ -86,7 +87,7 @@ class DistillationObjective(nn.Module):
         stage_weights: whether the weights between the pairs are fixed or learned.
         distance: of the maps; see `attention_distance`.
         grid: the maps' common grid; see `match_resolution`.
-        warmup: see `attention_schedule`.
+        warmup: see `attention_schedule`; a share of what follows the features.
         decay: see `attention_schedule`.
 
     Raises:
@@ -189,8 +190,7 @@ class DistillationObjective(nn.Module):
                 for pair in self.pairs:
                     terms[pair.name] = self._pair_distance(pair, student_features, teacher_maps or {})
                 terms["attention"] = self._weigh([terms[pair.name] for pair in self.pairs])
-                weight = self.w_att * attention_schedule(progress, self.warmup, self.decay)
-                total = total + weight * terms["attention"]
+                total = total + self.w_att * self._attention_share(progress) * terms["attention"]
             # Times 0, and not left away: DDP wants a gradient of every parameter, in either stage.
             if self.in_first_stage(progress):
                 terms["hint"] = self._hint(student_features, teacher_features or {})
@@ -199,6 +199,12 @@ class DistillationObjective(nn.Module):
                 total = total + 0.0 * sum(parameter.sum() for parameter in self.regressors.parameters())
             terms["total"] = total
         return terms
+
+    def _attention_share(self, progress: float) -> float:
+        """The schedule begins where the features end."""
+        if self.w_hint > 0:
+            progress = max(0.0, progress - self.hint_share) / (1 - self.hint_share)
+        return attention_schedule(progress, self.warmup, self.decay)
 
     def _hint(self, features: Mapping[int, Tensor], teachers: Mapping[int, Tensor]) -> Tensor:
         losses = []

@@ -115,7 +115,8 @@ def _json(path: Path) -> Document | None:
 def _metrics(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            # A term that an epoch did not have is an empty cell.
+            return [{name: float(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
     except (OSError, TypeError, ValueError) as error:

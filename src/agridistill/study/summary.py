@@ -73,7 +73,7 @@ def summarise(
         "tuning": settings.tuning,
         "test_photos": len(runs[0].predictions.paths),
         "test_leaves": len(set(runs[0].predictions.leaf_ids)),
-        "teacher": _teacher(teacher, runs) if teacher is not None else None,
+        "teacher": _teacher(teacher, runs) if teacher is not None and RunFolder(teacher).evaluation.exists() else None,
         "budgets": [_budget(budget, plan, of_budget) for budget, of_budget in of_budgets if of_budget],
     }
 

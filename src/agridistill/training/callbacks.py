@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -63,6 +63,21 @@ class BestWeights(Callback):
         self.epoch = state_dict["epoch"]
 
 
+class PatientStop(EarlyStopping):
+    """Ends a run whose validation accuracy has not risen for so many epochs.
+
+    Those in which the student learns features do not count: its head has not begun to learn.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val/accuracy", patience=patience, mode="max", check_on_train_epoch_end=False)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Counts."""
+        if not (isinstance(module, DistillationModule) and module.objective.in_first_stage(module.progress)):
+            super().on_validation_end(trainer, module)
+
+
 class EpochLog(Callback):
     """`metrics.csv`: one row an epoch with every loss term, written whole each time; a resume goes on in it."""
 
@@ -87,7 +102,7 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Adds the epoch's row."""
         logged = {name.removesuffix("_epoch"): value for name, value in sorted(trainer.callback_metrics.items())}
-        terms = {f"train/{name}" for name in getattr(module, "terms", ())}
+        terms = {f"train/{name}" for name in (module.terms if isinstance(module, DistillationModule) else ())}
         metrics = {name: float(value) for name, value in logged.items() if name in terms or name.startswith("val/")}
         row = {
             "epoch": float(trainer.current_epoch + 1),

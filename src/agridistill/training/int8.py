@@ -33,7 +33,7 @@ def as_int8(
         weights: where the student's weights are from; None where a checkpoint is about to bring them and the ranges.
 
     Raises:
-        ConfigError: an objective with attention: the stages of the student are no longer there to be tapped; or
+        ConfigError: an objective with attention or hints: the student's stages are no longer there to be tapped; or
             photos of another size than the student learnt.
         ModelError: a network that cannot be rounded.
     """

@@ -130,7 +130,14 @@ class DistillationModule(lightning.LightningModule):
         """Seeds dropout by step, so that a resumed run draws what the uninterrupted run drew.
 
         By step and not by epoch: loaders draw from the same generator whenever they start their workers.
+
+        Where the features have been learnt, another training begins: the optimiser forgets. What had no gradient until
+        now, the head above all, would otherwise take steps several times the learning rate, because AdamW's mean of the
+        squares is 0 there and counts as settled.
         """
+        before = (self.global_step - 1) / self.total_steps
+        if self.objective.in_first_stage(before) and not self.objective.in_first_stage(self.progress):
+            self.trainer.optimizers[0].state.clear()
         state = np.random.SeedSequence((self.seed, self.global_step, self.global_rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
@@ -169,8 +176,10 @@ class DistillationModule(lightning.LightningModule):
         """The named terms of the objective on one batch, "total" among them; progress is 0 to 1."""
         said = self._teacher.outputs(batch) if self._teacher is not None else (None, None)
         shown = None
-        if self._hints is not None and self.objective.in_first_stage(progress):
-            shown = self._hints.outputs(batch)[1]
+        if self.objective.in_first_stage(progress):
+            shown = self._hints.outputs(batch)[1] if self._hints is not None else None
+        else:
+            self._hints = None  # whose features nobody asks for any more
         return self._terms(batch.pixels, batch.target, said, shown, progress)
 
     @torch.no_grad()

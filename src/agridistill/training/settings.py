@@ -76,7 +76,8 @@ class FitSettings:
         pretrained: starts from timm's weights on the model hub.
         weights: a safetensors file or a finished run to start from instead.
         int8: trains the finished network `weights` on as its int8 artefact will compute: batch norm folded, weights and
-            activations rounded (`models.quantised`). Without attention: those features are not what is exported.
+            activations rounded (`models.quantised`). Without attention and hints: those features are not what is
+            exported.
         devices: processes on this machine, each with its GPU or its share of the processor.
         nodes: machines that run the same command.
     """
@@ -156,7 +157,7 @@ class ObjectiveSettings:
         w_ce: weight of the cross-entropy.
         w_kd: weight of the logit distillation.
         w_att: weight of the attention alignment at its peak.
-        w_hint: weight of the features' distance in the first stage of `fitnet`.
+        w_hint: weight of the features' distance in the first stage of `fitnet` and `hybrid-hint`.
         hint_share: share of all steps that this first stage takes.
         temperature: softens both sets of logits.
         pairs: stages that are aligned.
@@ -165,7 +166,7 @@ class ObjectiveSettings:
         distance: between the maps: "l2", "kl" or "cosine".
         grid: common grid of two maps: "smaller", "student" or "teacher".
         stage_weights: "fixed", or "learned" from each pair's uncertainty.
-        att_warmup: share of all steps in which w_att rises.
+        att_warmup: share of the steps, without those of the features, in which w_att rises.
         att_decay: "cosine" brings w_att to 0 at the end, "none" keeps it.
     """
 

@@ -17,13 +17,13 @@ import torch
 import torch.distributed
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from agridistill.errors import ConfigError, DataError, RunError
 from agridistill.storage import replacing
-from agridistill.training.callbacks import ProgressLine
+from agridistill.training.callbacks import PatientStop, ProgressLine
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
@@ -84,7 +84,7 @@ def create_trainer(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    early_stop = [EarlyStopping("val/accuracy", patience=fit.patience, mode="max")] if fit.patience else []
+    early_stop = [PatientStop(fit.patience)] if fit.patience else []
     with quiet_lightning(), _told_misconfiguration(fit):
         return lightning.Trainer(
             max_epochs=fit.epochs,
@@ -108,7 +108,7 @@ def create_trainer(
 
 def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
     """Whether the run of this checkpoint had no patience left: Lightning itself would go on."""
-    states = [state for name, state in saved["callbacks"].items() if name.startswith(EarlyStopping.__name__)]
+    states = [state for name, state in saved["callbacks"].items() if name.startswith(PatientStop.__name__)]
     return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
 
 
