@@ -173,6 +173,15 @@ def test_a_single_run_has_a_report_of_its_own(student_run: Path, tmp_path: Path)
     assert len(curve) == 2
 
 
+def test_a_term_that_an_epoch_did_not_have_is_no_damage(student_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(student_run, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.csv"
+    header, first, second = metrics.read_text().splitlines()
+    metrics.write_text(f"{header},train/hint\n{first},0.5\n{second},\n")
+    curves = json.loads((report(tmp_path / "run").page.parent / "figures/learning-curve.json").read_text())
+    assert len(curves["run"][0]) == 2
+
+
 def test_evaluate_gathers_what_a_report_of_any_model_shows(
     student_run: Path, leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
