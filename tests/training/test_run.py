@@ -24,6 +24,7 @@ from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import read_manifest
 from agridistill.models.teacher import LiveTeacher
+from agridistill.storage import only_one
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import (
@@ -380,6 +381,15 @@ def test_a_run_that_was_stopped_in_its_evaluation_is_not_trained_further(leaves:
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     assert again.evaluation == first.evaluation
     assert (again.best_epoch, again.train_s) == (first.best_epoch, first.train_s)
+
+
+def test_two_processes_do_not_train_one_run(leaves: Path, tmp_path: Path) -> None:
+    config = TrainConfig(DATA, train=FIT)
+    train(leaves, tmp_path / "run", config)
+    (tmp_path / "run" / "evaluation.json").unlink()
+    with only_one(tmp_path / "run" / ".lock", "test"), pytest.raises(RunError, match="one process for the run in"):
+        train(leaves, tmp_path / "run", config, resume=True)
+    train(leaves, tmp_path / "run", config, resume=True)
 
 
 def test_a_resume_under_another_teacher_or_split_is_refused(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:

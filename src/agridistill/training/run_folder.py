@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.path / ".lock"
+
+    @property
     def caches(self) -> Path:
         """What this run's model said about other runs' views, as a teacher."""
         return self.path / "cache"

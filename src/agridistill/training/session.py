@@ -26,7 +26,7 @@ from agridistill.models.factory import create_model
 from agridistill.models.saved import TorchBackend, network_of
 from agridistill.models.teacher import LiveTeacher
 from agridistill.processes import is_first_process
-from agridistill.storage import write_json
+from agridistill.storage import only_one, write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
 from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere
 from agridistill.training.hardware import choose_precision, keep_freed_memory
@@ -98,6 +98,20 @@ class Session:
         module.try_out()
         if self.first:
             self._write_start(precision)
+        # Two resumes of one run would write one checkpoint.
+        lock = only_one(self.folder.lock, f"run in '{self.folder.path}'") if self.first else nullcontext()
+        with lock:
+            return self._carry_out(module, datamodule, source, precision, saved)
+
+    def _carry_out(
+        self,
+        module: DistillationModule,
+        datamodule: PhotoDataModule,
+        source: TeacherSource | None,
+        precision: str,
+        saved: Mapping[str, Any] | None,
+    ) -> RunResult:
+        """Fits what is not fitted yet, and evaluates."""
         if saved is not None and (self.folder.manifest.exists() or stopped_early(saved, self.fit)):
             # Training was done; only what follows it was interrupted, and the first process needs no help there.
             if not self.first:
