@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -108,6 +109,14 @@ def test_the_installed_command_predicts(device: Device, colour_model: Path, tmp_
     assert done.stdout == f"{tmp_path / 'leaf.jpg'}: red 99.8 %\n"
     done = run(device.bin / "agridistill", "--help")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_brings_the_tomato_model(device: Device, tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 60, 3), (60, 140, 60), np.uint8)).save(tmp_path / "leaf.jpg")
+    done = run(device.bin / "agridistill", "predict", "tomato", tmp_path / "leaf.jpg", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)["photos"]
+    assert answer["label"].startswith("Tomato___")
 
 
 def test_what_needs_the_training_part_says_how_to_get_it(device: Device, tmp_path: Path) -> None:
