@@ -1,0 +1,62 @@
+"""The model that comes with the repository is the one that its card describes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agridistill
+from agridistill.manifest import sha256_of
+
+MODELS = Path(__file__).parents[2] / "models" / "tomato"
+PRECISIONS = ("fp32", "int8")
+
+
+def recorded(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((MODELS / f"{name}.json").read_text())
+    return document
+
+
+def test_both_artefacts_are_small_and_those_that_were_measured() -> None:
+    assert sum(file.stat().st_size for file in MODELS.iterdir()) < 25e6
+    for precision in PRECISIONS:
+        artefact = MODELS / f"tomato-{precision}.onnx"
+        assert recorded(f"tomato-{precision}")["weights_sha256"] == sha256_of(artefact)
+        assert recorded(f"evidence-{precision}")["weights_sha256"] == sha256_of(artefact)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_card_says_what_was_measured(precision: str) -> None:
+    card = " ".join((MODELS / "README.md").read_text().split())
+    figures = recorded(f"evaluation-{precision}")
+    low, high = (f"{100 * end:.1f}" for end in figures["accuracy_ci95"])
+    assert f"{100 * figures['accuracy']:.1f} % ({low}–{high})" in card
+    assert f"{figures['calibration_error']:.3f}" in card
+    under = recorded(f"evidence-{precision}")["robustness"]["mean_corrupted_accuracy"]
+    assert f"{100 * under:.1f} %" in card
+    assert "CC BY-SA 3.0" in card
+
+
+def test_it_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = agridistill.load("tomato").manifest
+    assert manifest.precision == "int8"
+    assert len(manifest.classes) == 10
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_is_as_accurate_on_the_test_photos_as_its_card_says(precision: str, real_photos: Path) -> None:
+    from agridistill.data.prepare import prepare_data
+    from agridistill.evaluation.evaluate import evaluate
+    from agridistill.runtime.artefacts import open_artefact
+
+    backend = open_artefact(MODELS / f"tomato-{precision}.onnx")
+    prepared = prepare_data(real_photos)
+    found = evaluate(backend, prepared.test, prepared.root, classes=prepared.classes, split="test")
+    figures = recorded(f"evaluation-{precision}")
+    assert found.photos == figures["photos"]
+    # Processors round in ways of their own: a handful of photos lie on an edge.
+    assert found.accuracy == pytest.approx(figures["accuracy"], abs=0.005)
