@@ -8,15 +8,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
-from agridistill.report import words
-from agridistill.report.drawing import look
+from agridistill.report import study_plots, words
+from agridistill.report.drawing import Plot, look
 from agridistill.report.overlays import overlay
 from agridistill.report.page import report
 from agridistill.report.study_plots import pareto
@@ -231,6 +233,21 @@ def test_words_are_no_stronger_than_intervals() -> None:
     assert said(0.1, 2, alone=True).endswith("it may be chance in the training, and shows nothing by itself.")
     for low, high in ((-1, 2), (0.0, 2), (-2, 0.0)):
         assert said(low, high).endswith("it is not shown that kd and ce differ.")
+
+
+def test_equal_costs_have_two_ticks_to_be_read_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[str] = []
+    drawn = study_plots.drawn
+
+    def kept(figure: Figure, *words: Any) -> Plot:
+        figure.draw_without_rendering()
+        low, high = figure.axes[0].get_xlim()
+        ticks.extend(f"{tick:g}" for tick in figure.axes[0].get_xticks() if low <= tick <= high)
+        return drawn(figure, *words)
+
+    monkeypatch.setattr(study_plots, "drawn", kept)
+    study_plots.trade_off([{"name": name, "accuracy": 0.7, "macs": 18.8} for name in "ab"], x="macs", label="MACs")
+    assert ticks == ["10", "20"]
 
 
 def test_pareto_keeps_what_nothing_beats_in_both() -> None:

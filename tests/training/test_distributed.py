@@ -68,5 +68,6 @@ def test_two_processes_learn_what_one_learns(
         for name in ("train/ce", "train/kd", "train/attention", "train/total", "val/accuracy", "val/nll"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
             assert ours[name] > 0
+    assert ("train/hint" in epochs(tmp_path / "two")[0]) == (method == "hybrid-hint")
     assert both["accuracy"] == alone["accuracy"]
     assert both["confusion_matrix"] == alone["confusion_matrix"]
