@@ -30,14 +30,17 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
     """
     settings: CompareSettings = build_section(CompareSettings, "compare", recipe)
     budgets = {budget.name: with_overrides(recipe, "distill", budget.set) for budget in settings.budgets}
+    rows = [
+        (budget, candidate, settings.seeds_of(budget, candidate))
+        for budget in settings.budgets
+        for candidate in settings.candidates
+    ]
     jobs = []
-    for seed in _in_order(seed for candidate in settings.candidates for seed in candidate.seeds or settings.seeds):
-        for budget, changed in budgets.items():
-            for candidate in settings.candidates:
-                takes_part = seed in (candidate.seeds or settings.seeds)
-                if takes_part and (not candidate.budgets or budget in candidate.budgets):
-                    config = _job_config(changed, candidate, (*overrides, f"distill.seed={seed}"))
-                    jobs.append(Job(budget, candidate.name, config))
+    for seed in _in_order(seed for _, _, seeds in rows for seed in seeds):
+        for budget, candidate, seeds in rows:
+            if seed in seeds:
+                config = _job_config(budgets[budget.name], candidate, (*overrides, f"distill.seed={seed}"))
+                jobs.append(Job(budget.name, candidate.name, config))
     bases = {name: distill_config(with_overrides(changed, "distill", overrides)) for name, changed in budgets.items()}
     return ComparePlan(settings, tuple(jobs), train_config(recipe), bases)
 

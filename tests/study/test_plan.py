@@ -126,11 +126,29 @@ def test_what_cannot_be_meant_is_refused(change: tuple[str, str], message: str) 
         plan(STUDY.replace(*change))
 
 
-@pytest.mark.parametrize(("name", "runs"), [("compare", 27), ("scarce", 15), ("ablations", 34), ("networks", 6)])
+@pytest.mark.parametrize(("name", "runs"), [("compare", 46), ("ablations", 34), ("networks", 6)])
 def test_the_shipped_studies_can_be_read(name: str, runs: int) -> None:
     found = compare_plan(read_recipe(RECIPES / f"{name}.toml"))
     assert len(found.jobs) == len({job.name for job in found.jobs}) == runs
     assert found.needs_teacher == (name != "networks")
+
+
+def test_seeds_are_the_candidates_then_the_budgets_then_the_studys() -> None:
+    found = plan("""
+[compare]
+seeds = [0]
+[[compare.budgets]]
+name = "few"
+seeds = [3, 1]
+[[compare.budgets]]
+name = "all"
+[[compare.candidates]]
+name = "ce"
+[[compare.candidates]]
+name = "kd"
+seeds = [2]
+""")
+    assert {job.name for job in found.jobs} == {"few/ce-3", "few/ce-1", "few/kd-2", "all/ce-0", "all/kd-2"}
 
 
 def test_a_weight_of_its_own_makes_a_candidate_listen_to_a_teacher() -> None:

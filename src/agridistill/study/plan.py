@@ -36,10 +36,12 @@ class BudgetSettings:
     Attributes:
         name: of its folder and its table.
         set: changes of the recipe, each `key=value` as after `--set`.
+        seeds: of its runs; those of the study where empty. A candidate's own go before both.
     """
 
     name: str = "full"
     set: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class CandidateSettings:
     Attributes:
         name: of its folder and its row; the name of a method is that method.
         set: changes of the recipe, each `key=value` as after `--set`.
-        seeds: of its runs; those of the study where empty.
+        seeds: of its runs; those of the budget where empty.
         budgets: names of those that it takes part in; all where empty.
     """
 
@@ -121,7 +123,7 @@ class CompareSettings:
 
     Attributes:
         baseline: the candidate that the others are held against.
-        seeds: of every candidate's runs.
+        seeds: of every run, but for budgets and candidates with seeds of their own.
         tuning: in words, how the candidates' settings were found; stands under the table.
         budgets: each gives a table of its own.
         candidates: the rows.
@@ -138,6 +140,12 @@ class CompareSettings:
 
     search: SearchSettings = field(default_factory=SearchSettings)
 
+    def seeds_of(self, budget: BudgetSettings, candidate: CandidateSettings) -> tuple[int, ...]:
+        """Of the candidate's runs under the budget; none where it does not take part."""
+        if candidate.budgets and budget.name not in candidate.budgets:
+            return ()
+        return candidate.seeds or budget.seeds or self.seeds
+
     def __post_init__(self) -> None:
         _require_names("names of budgets", (budget.name for budget in self.budgets))
         _require_names("names of candidates", (candidate.name for candidate in self.candidates))
@@ -148,7 +156,9 @@ class CompareSettings:
             raise ConfigError(
                 "the baseline among the candidates", f"'{self.baseline}'", nearest(self.baseline, candidates)
             )
-        for seeds in (self.seeds, *(candidate.seeds for candidate in self.candidates)):
+        of_budgets = [budget.seeds for budget in self.budgets]
+        of_candidates = [candidate.seeds for candidate in self.candidates]
+        for seeds in (self.seeds, *of_budgets, *of_candidates):
             _require(all(seed >= 0 for seed in seeds), "seeds of at least 0", seeds)
             _require(len(set(seeds)) == len(seeds), "each seed once", seeds)
         _require(bool(self.seeds), "at least one seed", "none")
