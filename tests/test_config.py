@@ -51,6 +51,20 @@ def test_a_recipe_reaches_every_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({}, "hybrid-hint"),
+        ({"weights": "runs/student"}, "hybrid"),
+        ({"weights": "runs/student", "int8": True}, "kd"),
+    ],
+)
+def test_the_method_fits_what_is_trained_unless_it_is_named(settings: dict[str, object], method: str) -> None:
+    assert distill_config({"distill": settings}).objective.method == method
+    assert distill_config({"distill": settings, "objective": {"method": "auto"}}).objective.method == method
+    assert distill_config({"distill": settings, "objective": {"method": "dkd"}}).objective.method == "dkd"
+
+
+@pytest.mark.parametrize(
     ("command", "recipe", "message"),
     [
         (

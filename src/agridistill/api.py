@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from agridistill.errors import MissingExtraError, ModelError
+from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
     from agridistill.runtime.predictor import Predictor
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.shipped import missing_model, model_path
 
     path = model_path(model)
     if not path.exists():
-        raise ModelError("a run folder or an exported model", f"'{path}', which does not exist", "check the path")
+        raise missing_model(path)
     if not path.is_dir():
         from agridistill.runtime.artefacts import open_artefact
 

@@ -47,3 +47,16 @@ def test_a_model_in_the_current_folder_comes_first(models: Path, colour_model: P
 def test_an_unknown_name_is_told_as_a_path(models: Path) -> None:
     with pytest.raises(ModelError, match="'leavy', which does not exist"):
         agridistill.load("leavy")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("leafi", "'leafi', which does not exist; check the path; shipped models: did you mean 'leafy'"),
+        ("oak", "check the path; shipped models: leafy"),
+        ("runs/leafi", "which does not exist; check the path$"),
+    ],
+)
+def test_a_name_of_nothing_names_what_there_is(models: Path, name: str, remedy: str) -> None:
+    with pytest.raises(ModelError, match=remedy):
+        agridistill.load(name)

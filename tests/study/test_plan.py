@@ -19,6 +19,7 @@ image_size = 64
 [distill]
 epochs = 4
 [objective]
+method = "hybrid"
 w_att = 2.0
 [compare]
 seeds = [3, 5]

@@ -38,6 +38,7 @@ STUDENT = "mobilenetv3_small_050"
 CONFIG = DistillConfig(
     data=DataSettings(image_size=64),
     distill=FitSettings(model=STUDENT, epochs=3, batch_size=16, pretrained=False, workers=0, precision="fp32"),
+    objective=ObjectiveSettings(method="hybrid"),
 )
 
 
@@ -72,8 +73,8 @@ def cache_of(teacher: Path) -> Path:
 @pytest.mark.parametrize(
     "objective",
     [
-        ObjectiveSettings(pairs=(PairSettings(16, 16), PairSettings(32, 16))),
-        ObjectiveSettings(attention="window", alignment="learned", distance="kl"),
+        ObjectiveSettings(method="hybrid", pairs=(PairSettings(16, 16), PairSettings(32, 16))),
+        ObjectiveSettings(method="hybrid", attention="window", alignment="learned", distance="kl"),
         ObjectiveSettings(method="kd"),
     ],
     ids=["activation", "window", "kd"],

@@ -38,7 +38,7 @@ def build(leaves: Path, teacher: Path, caches: Path, views: int) -> list[list[tu
     prepared, gathering = prepare_data(leaves), Gathering(2)
     viewing = Viewing(leaves, prepared.train, prepared.fingerprint, Preprocessing(64), Augmentation(), views)
 
-    sources = [teacher_source(teacher, caches, viewing, ObjectiveSettings()) for _ in range(2)]
+    sources = [teacher_source(teacher, caches, viewing, ObjectiveSettings(method="hybrid")) for _ in range(2)]
 
     def process(rank: int) -> list[tuple[int, int]]:
         told: list[tuple[int, int]] = []

@@ -17,7 +17,10 @@ def distill(
     teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder of the teacher.")] = None,
     student: Annotated[str | None, typer.Option("--student", help="timm's name; default: fastest in int8.")] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="ce, kd, kd-std, dkd, dist, at, fitnet or hybrid.")
+        str | None,
+        typer.Option(
+            "--method", help="ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint; chosen where not given."
+        ),
     ] = None,
     recipe: options.RecipeFile = None,
     set_: options.Set = None,

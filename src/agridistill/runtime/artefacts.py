@@ -11,6 +11,7 @@ from agridistill.errors import MissingExtraError, ModelError, nearest
 from agridistill.manifest import ModelManifest, read_manifest
 from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend
+from agridistill.runtime.shipped import missing_model
 
 ENGINES: Mapping[str, tuple[str, ...]] = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("litert",)}
 """Engines that run a kind of file; see `default_engine`."""
@@ -71,7 +72,7 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
         MissingExtraError: "all", and none is installed.
     """
     if not model.exists():
-        raise ModelError("a run folder or an exported model", f"'{model}', which does not exist", "check the path")
+        raise missing_model(model)
     for name in wanted:
         if name not in (*PACKAGES, ALL_ENGINES):
             raise ModelError("an engine", f"'{name}'", nearest(name, (*PACKAGES, ALL_ENGINES)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from agridistill.errors import ModelError, nearest
 from agridistill.manifest import MANIFEST_NAME
 
 SHIPPED: Mapping[str, str] = {"tomato": "tomato/tomato-int8.onnx"}
@@ -31,3 +32,12 @@ def model_path(model: Path | str) -> Path:
         if (folder / SHIPPED[name]).is_file():
             return folder / SHIPPED[name]
     return path
+
+
+def missing_model(model: Path) -> ModelError:
+    """What is told of a model that is not there; a bare name may have been meant as a shipped model's."""
+    remedy = "check the path"
+    if len(model.parts) == 1:
+        known = nearest(str(model), SHIPPED).removeprefix("known: ")
+        remedy += f"; shipped models: {known}"
+    return ModelError("a run folder, an exported model or a shipped one", f"'{model}', which does not exist", remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agridistill.data.views import Augmentation
@@ -153,7 +153,9 @@ class ObjectiveSettings:
     """The distillation objective. What is None is the method's own (`distillation.methods.METHODS`).
 
     Attributes:
-        method: name in the method table.
+        method: name in the method table. "auto" takes what our study found best, `hybrid-hint`; for a student that goes
+            on from `weights` the plain `hybrid`, because a stage without labels would undo what it has learnt; and `kd`
+            with `int8`, where there is nothing else to compare.
         w_ce: weight of the cross-entropy.
         w_kd: weight of the logit distillation.
         w_att: weight of the attention alignment at its peak.
@@ -170,7 +172,7 @@ class ObjectiveSettings:
         att_decay: "cosine" brings w_att to 0 at the end, "none" keeps it.
     """
 
-    method: str = "hybrid"
+    method: str = "auto"
     w_ce: float | None = None
     w_kd: float | None = None
     w_att: float | None = None
@@ -208,9 +210,20 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Everything that `distill` needs beside the data and the teacher."""
+    """Everything that `distill` needs beside the data and the teacher. Its objective's method is never "auto"."""
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     distill: FitSettings = field(default_factory=FitSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+
+    def __post_init__(self) -> None:
+        if self.objective.method == "auto":
+            # The name that a run records is the one that it trains with.
+            object.__setattr__(self, "objective", replace(self.objective, method=_method_for(self.distill)))
+
+
+def _method_for(fit: FitSettings) -> str:
+    if fit.int8:
+        return "kd"
+    return "hybrid" if fit.weights is not None else "hybrid-hint"
