@@ -119,7 +119,16 @@ def test_names_from_outside_are_text_and_not_markup(study: Path) -> None:
     page = report(study).page.read_text()
     assert "<b>1</b>" not in page
     assert "&lt;b&gt;1&lt;/b&gt;" in page
-    assert "<healthy>" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    assert "<healthy>" not in page
+    assert "&lt;healthy&gt;" in "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_of_every_script_are_text_for_the_readers_fonts(study: Path) -> None:
+    for file in study.rglob("*.json"):
+        file.write_text(file.read_text().replace("Tomato___Late_blight", "稻瘟病 பூஞ்சை"))
+    pictures = re.findall(r"<svg.*?</svg>", report(study).page.read_text(), flags=re.DOTALL)
+    assert any(">稻瘟病 பூஞ்சை</text>" in picture for picture in pictures)
 
 
 def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ _MARKS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2)))
 # Of matplotlib's own keys, which its types list one by one.
 STYLE: Any = {
-    "svg.fonttype": "path",
+    # Text stays text: the reader's own fonts have the letters of every script, matplotlib's has not, and is the widest.
+    "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10,
     "axes.spines.top": False,
@@ -61,7 +63,9 @@ def drawn(figure: Figure, name: str, caption: str, numbers: Any) -> Plot:
     """The figure as a plot, which speaks to screen readers and whose ids are its own."""
     held = io.StringIO()
     # The salt makes the ids within the picture its own, and the same every time.
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # Letters that matplotlib's font has not are only measured with it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
     text = held.getvalue()
     label = html.escape(caption, quote=True)

@@ -25,7 +25,7 @@ def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
             for row, column in np.argwhere(counts > 0):
                 colour = "white" if shares[row, column] > 0.55 else "black"
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+        axes.set_xticks(range(len(classes)), classes, rotation=45, rotation_mode="anchor", ha="right", fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
         axes.set(xlabel="answer", ylabel="truth")
         return drawn(
