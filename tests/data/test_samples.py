@@ -62,6 +62,13 @@ def test_a_folder_of_something_else_beside_split_folders_is_refused(tmp_path: Pa
         scan(tmp_path)
 
 
+def test_split_folders_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
+    make(tmp_path, "val/a/1.jpg", "val/b/2.jpg", "Test/a/3.jpg", "Test/b/4.jpg")
+    with pytest.raises(DataError, match=r"a folder of train photos beside val and test; .* such as '.*/Test'$"):
+        scan(tmp_path)
+    assert scan(tmp_path / "Test").classes == ("a", "b")
+
+
 @pytest.mark.parametrize("other", ["validation", "Val"])
 def test_two_folders_of_one_split_are_refused(tmp_path: Path, other: str) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", f"{other}/b/4.jpg", "test/a/5.jpg")

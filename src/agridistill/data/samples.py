@@ -91,6 +91,12 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
         if split is not None:
             splits[split] = name
     others = [name for name in folders if name not in splits.values()]
+    if "train" not in splits and len(splits) == 2 and not others:
+        raise DataError(
+            "a folder of train photos beside val and test",
+            f"'{root}' without one",
+            f"add it, or name the folder that holds the class folders, such as '{root / splits['test']}'",
+        )
     if "train" not in splits or (others and len(splits) == 1):
         return None
     if others:
