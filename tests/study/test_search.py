@@ -31,7 +31,10 @@ RECIPE = {
     },
     "compare": {
         "candidates": [{"name": "ce"}, {"name": "hybrid", "set": ["temperature=2"]}],
-        "search": {"space": {"w_att": {"low": 1.0, "high": 10.0, "log": True}, "w_kd": {"choices": [0.5, 0.9]}}},
+        "search": {
+            "candidate": "hybrid",
+            "space": {"w_att": {"low": 1.0, "high": 10.0, "log": True}, "w_kd": {"choices": [0.5, 0.9]}},
+        },
     },
 }
 

@@ -107,7 +107,7 @@ class SearchSettings:
         space: by recipe key, as after `--set`.
     """
 
-    candidate: str = "hybrid"
+    candidate: str = "hybrid-hint"
     budget: str = ""
     seed: int = 0
     space: dict[str, SpaceSettings] = field(default_factory=_default_space)
@@ -135,7 +135,7 @@ class CompareSettings:
     tuning: str = "the recipe does not say how its settings were found"
     budgets: tuple[BudgetSettings, ...] = (BudgetSettings(),)
     candidates: tuple[CandidateSettings, ...] = field(
-        default_factory=lambda: tuple(CandidateSettings(name) for name in ("ce", "kd", "at", "hybrid"))
+        default_factory=lambda: tuple(CandidateSettings(name) for name in ("ce", "kd", "at", "hybrid", "hybrid-hint"))
     )
 
     search: SearchSettings = field(default_factory=SearchSettings)
