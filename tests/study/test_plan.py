@@ -79,8 +79,9 @@ def test_the_command_line_has_the_last_word() -> None:
     assert {config.distill.epochs for config in found.budgets.values()} == {1}
 
 
-def test_a_recipe_without_the_rest_compares_the_four_methods_once() -> None:
-    assert [job.name for job in plan("[compare]").jobs] == ["full/ce-0", "full/kd-0", "full/at-0", "full/hybrid-0"]
+def test_a_recipe_without_the_rest_compares_the_five_methods_once() -> None:
+    names = ("ce", "kd", "at", "hybrid", "hybrid-hint")
+    assert [job.name for job in plan("[compare]").jobs] == [f"full/{name}-0" for name in names]
 
 
 @pytest.mark.parametrize(
