@@ -17,7 +17,7 @@ from PIL import Image
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
-from agridistill.report import study_plots, words
+from agridistill.report import model_plots, study_plots, words
 from agridistill.report.drawing import Plot, look
 from agridistill.report.overlays import overlay
 from agridistill.report.page import report
@@ -156,6 +156,28 @@ def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> Non
     shown = json.loads((study / "figures/differences-full.json").read_text())
     assert shown[0]["name"] == "hybrid"
     assert (shown[0]["points"], shown[0]["points_ci95"]) == (4.0, [1.0, 7.0])
+
+
+def test_each_plot_of_a_budget_says_which(study: Path) -> None:
+    page = report(study).page.read_text()
+    captions = re.findall(r"<figcaption>(.*?) <a", page)
+    assert [caption.split(": ")[0] for caption in captions if "Difference to" in caption] == ["few", "full"]
+    assert [caption.split(": ")[0] for caption in captions if "by epoch" in caption] == ["few", "full"]
+
+
+def test_bins_of_few_photos_are_in_the_numbers_only() -> None:
+    few = {"from": 0.1, "to": 0.2, "photos": 9, "confidence": 0.15, "accuracy": 1.0}
+    many = {"from": 0.8, "to": 0.9, "photos": 10, "confidence": 0.85, "accuracy": 0.8}
+    both, one = (model_plots.reliability({"ce": {"reliability": bins}}) for bins in ([few, many], [many]))
+    assert both.numbers == {"ce": [few, many]}
+    assert both.svg == one.svg
+
+
+def test_gallery_and_mistakes_name_classes_as_the_tables_do(study: Path) -> None:
+    page = report(study).page.read_text()
+    assert "is <b>Late blight</b>" in page  # a mistake
+    assert "\n<b>Late blight</b>" in page  # the gallery
+    assert ">Tomato " not in page
 
 
 def test_the_same_files_give_the_same_page(study: Path) -> None:

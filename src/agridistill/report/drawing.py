@@ -73,6 +73,16 @@ def drawn(figure: Figure, name: str, caption: str, numbers: Any) -> Plot:
     return Plot(_FILE_NAME.sub("-", name), caption, svg, numbers)
 
 
+def add_legend(figure: Figure) -> None:
+    """Above the picture, from the left, in as many columns as a phone shows of it at once."""
+    names = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    if not names:
+        return
+    mark, letter, seen = 0.5, 0.07, 0.7  # inches of a mark and of a letter; share of the width that a phone shows
+    columns = int(seen * figure.get_figwidth() / (mark + letter * max(map(len, names))))
+    figure.legend(loc="outside upper left", ncols=min(len(names), max(1, columns)), fontsize=8)
+
+
 def new_figure(width: float = 6.4, height: float = 3.8) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from agridistill.report.drawing import STYLE, Plot, drawn, look, new_figure
+from agridistill.report.drawing import STYLE, Plot, add_legend, drawn, look, new_figure
+
+_FEWEST_IN_A_BIN = 10
 
 
 def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
@@ -38,18 +40,23 @@ def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
 
 
 def short_name(label: str, labels: Sequence[str]) -> str:
+    """A plain name of at most 28 letters."""
+    words = plain_name(label, labels)
+    return words if len(words) <= 28 else words[:27] + "…"
+
+
+def plain_name(label: str, labels: Sequence[str]) -> str:
     """A class name without what all of them start with, spaces for underscores.
 
     Example:
-        >>> short_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
+        >>> plain_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
         'Late blight'
     """
     shared = 0
     if len(labels) > 1 and all("___" in other for other in labels):
         start = label.split("___", 1)[0] + "___"
         shared = len(start) if all(other.startswith(start) for other in labels) else 0
-    words = label[shared:].replace("_", " ").strip()
-    return words if len(words) <= 28 else words[:27] + "…"
+    return label[shared:].replace("_", " ").strip()
 
 
 def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
@@ -58,7 +65,7 @@ def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
         figure, axes = new_figure(width=5.6)
         axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
         for index, (name, document) in enumerate(evidence.items()):
-            bins = document["reliability"]
+            bins = [one for one in document["reliability"] if one["photos"] >= _FEWEST_IN_A_BIN]
             axes.plot(
                 [100 * one["confidence"] for one in bins],
                 [100 * one["accuracy"] for one in bins],
@@ -66,12 +73,13 @@ def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
                 **look(index),
             )
         axes.set(xlabel="confidence of the answer, %", ylabel="share that is right, %", xlim=(0, 102), ylim=(0, 102))
-        figure.legend(loc="outside right upper", fontsize=8)
+        add_legend(figure)
         return drawn(
             figure,
             "reliability",
             "Reliability: of the answers given with 80 % confidence, 80 % should be right. Above the black line a "
-            "model is too modest, below it too sure.",
+            f"model is too modest, below it too sure. Bins of fewer than {_FEWEST_IN_A_BIN} photos are "
+            "in the numbers only.",
             {name: document["reliability"] for name, document in evidence.items()},
         )
 
@@ -101,7 +109,7 @@ def coverage(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
                 )
         axes.axhline(99, color="black", linewidth=0.8, linestyle=":")
         axes.set(xlabel="photos that are answered, %", ylabel="answers that are right, %", ylim=(lowest - 1, 100.4))
-        figure.legend(loc="outside right upper", fontsize=8)
+        add_legend(figure)
         return drawn(
             figure,
             "coverage",
@@ -136,7 +144,7 @@ def robustness(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
         for spare in range(len(names), rows * columns):
             grid[spare // columns][spare % columns].axis("off")
         figure.supylabel("test accuracy, %", fontsize=9)
-        figure.legend(loc="outside upper center", ncols=len(evidence), fontsize=8)
+        add_legend(figure)
         return drawn(
             figure,
             "robustness",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
         loader=PackageLoader("agridistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["short"] = model_plots.short_name
+    environment.filters["plain"] = model_plots.plain_name
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
     study = documents.study
     summary = words.study_summary(study) if study else []
@@ -72,16 +73,23 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
     for name, evidence in documents.evidence.items():
         summary += words.evidence_summary(name, evidence)
     return environment.get_template("report.html").render(
-        title=f"{'Study' if study else 'Model'} {documents.folder.resolve().name}",
+        title=f"{'Study' if study else 'Model'}: {documents.folder.resolve().name}",
         study=study,
         summary=summary,
         evaluations=documents.evaluations,
+        classes=_classes(documents),
         evidence=documents.evidence,
         gallery=_overlaid(documents.gallery),
         benchmark=documents.benchmark,
         of_what=_of_what(study),
         plots=[{"plot": plot, "link": _download(plot.numbers)} for plot in shown],
     )
+
+
+def _classes(documents: ReportDocuments) -> list[str]:
+    """Of the gallery and the mistakes."""
+    held = [*documents.evaluations.values(), *documents.evidence.values()]
+    return next((list(one["classes"]) for one in held), [])
 
 
 def _of_what(study: dict[str, Any] | None) -> str:
@@ -110,9 +118,10 @@ def _plots(documents: ReportDocuments) -> list[Plot]:
         found += _benchmark_trade_offs(documents.benchmark)
     if study is not None:
         for budget in study["budgets"]:
-            found.append(study_plots.differences(budget, study["baseline"]))
+            differences = study_plots.differences(budget, study["baseline"])
             curves = {row["name"]: [run["val_accuracy_by_epoch"] for run in row["runs"]] for row in budget["rows"]}
-            found.append(study_plots.learning_curves(curves, name=f"learning-curves-{budget['name']}"))
+            learning = study_plots.learning_curves(curves, name=f"learning-curves-{budget['name']}")
+            found += [_of_budget(plot, budget) for plot in (differences, learning) if plot is not None]
     elif documents.epochs:
         curve = [row["val/accuracy"] for row in documents.epochs]
         found.append(study_plots.learning_curves({documents.folder.resolve().name: [curve]}, name="learning-curve"))
@@ -122,6 +131,10 @@ def _plots(documents: ReportDocuments) -> list[Plot]:
             draw(documents.evidence) for draw in (model_plots.reliability, model_plots.coverage, model_plots.robustness)
         ]
     return [plot for plot in found if plot is not None]
+
+
+def _of_budget(plot: Plot, budget: dict[str, Any]) -> Plot:
+    return replace(plot, caption=f"{budget['name']}: {plot.caption}")
 
 
 def _study_trade_off(study: dict[str, Any]) -> Plot:
@@ -138,7 +151,7 @@ def _study_trade_off(study: dict[str, Any]) -> Plot:
     teacher = study["teacher"]
     if teacher is not None:
         points.append({"name": "teacher", "accuracy": teacher["accuracy"], "mmacs": teacher["macs"] / 1e6})
-    return study_plots.trade_off(points, x="mmacs", label="million multiply-adds a photo")
+    return _of_budget(study_plots.trade_off(points, x="mmacs", label="million multiply-adds a photo"), budget)
 
 
 def _benchmark_trade_offs(benchmark: dict[str, Any]) -> list[Plot]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from agridistill.report.drawing import STYLE, Plot, drawn, look, new_figure
+from agridistill.report.drawing import STYLE, Plot, add_legend, drawn, look, new_figure
 
 
 def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plot:
@@ -51,7 +51,7 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plo
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        figure.legend(loc="outside right upper", fontsize=8)
+        add_legend(figure)
         return drawn(
             figure,
             f"accuracy-against-{x.replace('_', '-')}",
@@ -134,7 +134,7 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: st
             lowest = min(lowest, float(np.percentile(mean, 15)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(max(0.0, lowest - 5), None))
-        figure.legend(loc="outside right upper", fontsize=8)
+        add_legend(figure)
         return drawn(
             figure,
             name,
