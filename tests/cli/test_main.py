@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
 
@@ -370,3 +374,22 @@ main()
 def test_the_package_runs_as_a_module() -> None:
     process = subprocess.run([sys.executable, "-m", "agridistill", "--version"], capture_output=True, check=True)
     assert process.stdout.startswith(b"agridistill ")
+
+
+def commands(group: Any = None, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group below `agridistill`, with the words that call it."""
+    group = group or typer.main.get_command(cli.app)
+    yield words, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *words, name)
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands()])
+def test_help_shows_every_text_as_it_is(words: tuple[str, ...], command: Any) -> None:
+    # Brackets are markup to whoever draws the help, which then loses them or fails.
+    done = CliRunner().invoke(cli.app, [*words, "--help"], env={"COLUMNS": "100"}, catch_exceptions=False)
+    assert done.exit_code == 0
+    shown = re.sub(r"[\s│]+", "", done.output)
+    texts = [getattr(option, "help", None) or "" for option in command.params]
+    for text in [command.help or "", *texts]:
+        assert re.sub(r"\s+", "", text.replace("\\[", "[")) in shown

@@ -116,6 +116,7 @@ def summary(
         "latency_ms_p50": round(float(np.quantile(latencies, 0.5)), 1),
         "latency_ms_p99": round(float(np.quantile(latencies, 0.99)), 1),
         "latency_ms_max": round(float(latencies.max()), 1),
+        "latency_ms_p99_by_tenth": [round(float(np.quantile(part, 0.99)), 1) for part in np.array_split(latencies, 10)],
         "memory_mb_after_a_tenth": round(float(np.median(memory[tenth : 2 * tenth])), 1),
         "memory_mb_in_the_last_tenth": round(float(np.median(memory[-tenth:])), 1),
         "memory_mb_max": round(float(memory.max()), 1),

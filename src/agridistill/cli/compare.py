@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def compare(
     data: options.Data,
-    recipe: Annotated[Path, typer.Option("--recipe", help="Recipe in TOML with a section [compare].")],
+    recipe: Annotated[Path, typer.Option("--recipe", help="Recipe in TOML with a section \\[compare].")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the study.")],
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Run folder of the teacher; trained by the recipe otherwise.")
@@ -33,7 +33,7 @@ def compare(
         typer.Option("--evidence/--no-evidence", help="Robustness, calibration and attention for the report, too."),
     ] = True,
     search: Annotated[
-        int, typer.Option("--search", min=0, metavar="N", help="Instead: N trials of [compare.search], by Optuna.")
+        int, typer.Option("--search", min=0, metavar="N", help="Instead: N trials of \\[compare.search], by Optuna.")
     ] = 0,
     storage: Annotated[
         str | None,

@@ -47,7 +47,7 @@ def watch(
         ),
     ] = None,
     broker: Annotated[
-        str | None, typer.Option("--broker", metavar="URL", help="mqtt[s]://[USER@]HOST[:PORT][/PREFIX].")
+        str | None, typer.Option("--broker", metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Name in topics.", show_default="the host's")
