@@ -78,7 +78,8 @@ def distill(
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
             so that no test photo of the student was a training photo of the teacher.
         resume: continues after a kill with the result of an uninterrupted run.
-        cache: asks the teacher once about each view and keeps its answers; otherwise it runs in every step.
+        cache: asks the teacher once about each view and keeps its logits and attention; otherwise it runs in every
+            step. Features (`w_hint`) come from the live teacher in their stage either way.
         cache_dir: folder of the teacher's caches; `cache` in the teacher's run folder where None.
         progress: told how far the reading of the photos is.
 
