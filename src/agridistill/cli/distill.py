@@ -39,7 +39,9 @@ def distill(
     views: Annotated[
         int | None, typer.Option("--views", help="Views of each photo that the teacher is asked about; 0 chooses.")
     ] = None,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Ask the teacher once (but for features), or in every step.")] = True,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Ask the teacher once (but for features), or in every step.")
+    ] = True,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Where the teacher's caches lie.")] = None,
     int8: Annotated[
         bool | None, typer.Option("--int8/--fp32", help="Train a finished student (--weights) on, rounded as in int8.")
