@@ -129,6 +129,8 @@ def test_each_model_is_run_by_the_wanted_engines_that_can(colour_model: Path, tm
     tflite = tmp_path / "a.tflite"
     tflite.write_bytes(b"")
     assert engines_for(tmp_path) == ("torch",)
+    with pytest.raises(ModelError, match="which does not exist"):
+        engines_for(tmp_path / "nowhere.onnx")
     assert engines_for(colour_model, ["openvino", "litert", "onnxruntime"]) == ("onnxruntime", "openvino")
     assert engines_for(tflite, ["openvino", "litert"]) == ("litert",)
     assert "onnxruntime" in engines_for(colour_model, ["all"])

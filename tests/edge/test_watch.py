@@ -186,6 +186,7 @@ def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -
     ("changes", "error", "message"),
     [
         ({"model": Path("no.onnx")}, EdgeError, "'no.onnx', which does not exist"),
+        ({"model": Path("tomatoe")}, EdgeError, "check --model; shipped models: did you mean 'tomato'"),
         ({"source": "no-such-folder"}, EdgeError, "which does not exist"),
         ({"rules": (Rule("mold", ("*mold",)),)}, ConfigError, r"rule 'mold'; got '\*mold'"),
         ({"broker": BrokerOptions("http://x")}, ConfigError, "a broker such as"),

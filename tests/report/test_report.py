@@ -254,6 +254,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "none")
 
 
+def test_a_models_weakest_class_is_named_in_plain_words() -> None:
+    labels = ["Tomato___Late_blight", "Tomato___healthy"]
+    scores = [{"class": labels[0], "f1": 0.5, "photos": 7}, {"class": labels[1], "f1": 0.9, "photos": 9}]
+    evaluation = {"model": "resnet18", "accuracy": 0.75, "accuracy_ci95": [0.5, 0.9], "photos": 16, "leaves": 4}
+    lines = words.model_summary("student", {**evaluation, "split": "test", "classes": labels, "per_class": scores})
+    assert lines[1] == "It is weakest on Late blight (F1 0.50 over 7 photos)."
+
+
 def test_words_are_no_stronger_than_intervals() -> None:
     def said(low: float, high: float, alone: bool = False) -> str:
         found = {"points": (low + high) / 2, "points_ci95": [low, high], "of_leaves_alone": alone}

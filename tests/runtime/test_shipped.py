@@ -60,3 +60,9 @@ def test_an_unknown_name_is_told_as_a_path(models: Path) -> None:
 def test_a_name_of_nothing_names_what_there_is(models: Path, name: str, remedy: str) -> None:
     with pytest.raises(ModelError, match=remedy):
         agridistill.load(name)
+
+
+def test_an_installation_without_its_model_says_so(models: Path, colour_model: Path) -> None:
+    (models / "leafy" / colour_model.name).unlink()
+    with pytest.raises(ModelError, match="the shipped model 'leafy' is missing from this installation: install"):
+        agridistill.load("leafy")

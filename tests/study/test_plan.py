@@ -9,7 +9,7 @@ import pytest
 
 from agridistill.config import read_recipe
 from agridistill.errors import ConfigError
-from agridistill.study_config import compare_plan
+from agridistill.study_config import compare_plan, search_plan
 from agridistill.training.settings import PairSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -93,6 +93,8 @@ def test_a_recipe_without_the_rest_compares_the_five_methods_once() -> None:
         (("[3, 5]", "[3, 3]"), r"each seed once; got \(3, 3\)"),
         (("[3, 5]", "[-1]"), r"seeds of at least 0; got \(-1,\)"),
         (("[3, 5]", "[]"), "at least one seed; got none"),
+        (('name = "all"', 'name = "all"\nseeds = [1, 1]'), r"each seed once; got \(1, 1\)"),
+        (('name = "all"', 'name = "all"\nseeds = [-1]'), r"seeds of at least 0; got \(-1,\)"),
         (
             ("[compare]", '[compare]\nbaseline = "kdd"'),
             "the baseline among the candidates; got 'kdd'; did you mean 'kd'",
@@ -135,6 +137,12 @@ def test_the_shipped_studies_can_be_read(name: str, runs: int) -> None:
     assert found.needs_teacher == (name != "networks")
 
 
+@pytest.mark.parametrize("name", ["compare", "ablations"])
+def test_the_shipped_studies_under_a_teacher_can_be_searched(name: str) -> None:
+    found = search_plan(read_recipe(RECIPES / f"{name}.toml"))
+    assert found.config_of({"w_att": 9.0}).objective.w_att == 9
+
+
 def test_seeds_are_the_candidates_then_the_budgets_then_the_studys() -> None:
     found = plan("""
 [compare]
@@ -150,7 +158,8 @@ name = "ce"
 name = "kd"
 seeds = [2]
 """)
-    assert {job.name for job in found.jobs} == {"few/ce-3", "few/ce-1", "few/kd-2", "all/ce-0", "all/kd-2"}
+    # A seed at a time, in the order in which the rows name them.
+    assert [job.name for job in found.jobs] == ["few/ce-3", "few/ce-1", "few/kd-2", "all/kd-2", "all/ce-0"]
 
 
 def test_a_weight_of_its_own_makes_a_candidate_listen_to_a_teacher() -> None:

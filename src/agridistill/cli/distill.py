@@ -19,7 +19,9 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help="ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint; chosen where not given."
+            "--method",
+            help="ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint; "
+            "default: hybrid-hint (with --weights hybrid, with --int8 kd).",
         ),
     ] = None,
     recipe: options.RecipeFile = None,

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from agridistill.report.drawing import STYLE, Plot, add_legend, drawn, look, new_figure
+from agridistill.report.words import plain_name
 
 _FEWEST_IN_A_BIN = 10
 
@@ -43,20 +44,6 @@ def short_name(label: str, labels: Sequence[str]) -> str:
     """A plain name of at most 28 letters."""
     words = plain_name(label, labels)
     return words if len(words) <= 28 else words[:27] + "…"
-
-
-def plain_name(label: str, labels: Sequence[str]) -> str:
-    """A class name without what all of them start with, spaces for underscores.
-
-    Example:
-        >>> plain_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
-        'Late blight'
-    """
-    shared = 0
-    if len(labels) > 1 and all("___" in other for other in labels):
-        start = label.split("___", 1)[0] + "___"
-        shared = len(start) if all(other.startswith(start) for other in labels) else 0
-    return label[shared:].replace("_", " ").strip()
 
 
 def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:

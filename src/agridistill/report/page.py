@@ -64,7 +64,7 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
         loader=PackageLoader("agridistill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["short"] = model_plots.short_name
-    environment.filters["plain"] = model_plots.plain_name
+    environment.filters["plain"] = words.plain_name
     environment.filters["signed"] = lambda value: f"{value:+.2f}"
     study = documents.study
     summary = words.study_summary(study) if study else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -68,7 +68,8 @@ def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
     scored = [scores for scores in evaluation["per_class"] if scores["f1"] is not None]
     if scored:
         worst = min(scored, key=lambda scores: float(scores["f1"]))
-        lines.append(f"It is weakest on {worst['class']} (F1 {worst['f1']:.2f} over {worst['photos']} photos).")
+        name = plain_name(worst["class"], evaluation["classes"])
+        lines.append(f"It is weakest on {name} (F1 {worst['f1']:.2f} over {worst['photos']} photos).")
     return lines
 
 
@@ -109,3 +110,17 @@ def _mean(row: Mapping[str, Any]) -> str:
     if spread is None:
         return f"{mean:.1f} % (one seed)"
     return f"{mean:.1f} % (standard deviation {100 * spread:.1f} over {seeds} seeds)"
+
+
+def plain_name(label: str, labels: Sequence[str]) -> str:
+    """A class name without what all of them start with, spaces for underscores.
+
+    Example:
+        >>> plain_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
+        'Late blight'
+    """
+    shared = 0
+    if len(labels) > 1 and all("___" in other for other in labels):
+        start = label.split("___", 1)[0] + "___"
+        shared = len(start) if all(other.startswith(start) for other in labels) else 0
+    return label[shared:].replace("_", " ").strip()

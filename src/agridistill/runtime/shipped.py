@@ -36,8 +36,18 @@ def model_path(model: Path | str) -> Path:
 
 def missing_model(model: Path) -> ModelError:
     """What is told of a model that is not there; a bare name may have been meant as a shipped model's."""
-    remedy = "check the path"
-    if len(model.parts) == 1:
-        known = nearest(str(model), SHIPPED).removeprefix("known: ")
-        remedy += f"; shipped models: {known}"
-    return ModelError("a run folder, an exported model or a shipped one", f"'{model}', which does not exist", remedy)
+    return ModelError(
+        "a run folder, an exported model or a shipped one",
+        f"'{model}', which does not exist",
+        f"check the path{shipped_hint(model)}",
+    )
+
+
+def shipped_hint(model: Path) -> str:
+    """What to add to a remedy where a bare name may have been meant as a shipped model's; empty for other paths."""
+    name = str(model)
+    if name in SHIPPED:
+        return f"; the shipped model '{name}' is missing from this installation: install agridistill anew"
+    if len(model.parts) != 1:
+        return ""
+    return f"; shipped models: {nearest(name, SHIPPED).removeprefix('known: ')}"

@@ -93,7 +93,11 @@ class SpaceSettings:
 
 
 def _default_space() -> dict[str, SpaceSettings]:
-    return {"w_kd": SpaceSettings(0.1, 3.0, log=True), "w_att": SpaceSettings(0.3, 50.0, log=True)}
+    return {
+        "w_kd": SpaceSettings(0.1, 3.0, log=True),
+        "w_att": SpaceSettings(0.3, 50.0, log=True),
+        "hint_share": SpaceSettings(0.1, 0.5),
+    }
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,9 @@ class ObjectiveSettings:
     """The distillation objective. What is None is the method's own (`distillation.methods.METHODS`).
 
     Attributes:
-        method: name in the method table. "auto" takes what our study found best, `hybrid-hint`; for a student that goes
-            on from `weights` the plain `hybrid`, because a stage without labels would undo what it has learnt; and `kd`
-            with `int8`, where there is nothing else to compare.
+        method: name in the method table. "auto" takes `hybrid-hint`, level with the best of our study; for a student
+            that goes on from `weights` the plain `hybrid`, because a stage without labels would undo what it learnt;
+            and `kd` with `int8`, where there is nothing else to compare. A `DistillConfig` resolves it when it is made.
         w_ce: weight of the cross-entropy.
         w_kd: weight of the logit distillation.
         w_att: weight of the attention alignment at its peak.
@@ -210,7 +210,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Everything that `distill` needs beside the data and the teacher. Its objective's method is never "auto"."""
+    """Everything that `distill` needs beside the data and the teacher.
+
+    Its objective's method is never "auto": `distill` chose it. Who replaces `distill` later names the method anew.
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -14,6 +14,7 @@ from agridistill.edge.events import Detection, Frame
 from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
 from agridistill.errors import AgriDistillError, EdgeError
 from agridistill.runtime.predictor import Predictor
+from agridistill.runtime.shipped import shipped_hint
 
 logger = logging.getLogger(__name__)
 
@@ -138,5 +139,9 @@ def require_model(path: Path) -> Path:
             "an exported model (.onnx or .tflite)", f"the folder '{path}'", f"agridistill export {path} --out leaf.onnx"
         )
     if not path.exists():
-        raise EdgeError("an exported model", f"'{path}', which does not exist", "check --model")
+        raise EdgeError(
+            "an exported model or a shipped one",
+            f"'{path}', which does not exist",
+            f"check --model{shipped_hint(path)}",
+        )
     return path
