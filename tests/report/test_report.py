@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -80,8 +81,11 @@ def test_odd_names_are_drawn_as_they_are(study: Path) -> None:
     evidence = json.loads((study / "evidence/ce.json").read_text())
     evidence["mistakes"][0]["path"] = "late/\udce4.jpg"
     (study / "evidence/ce.json").write_text(json.dumps(evidence))
+    evaluation = json.loads((study / "runs/full/hybrid-0/evaluation.json").read_text())
+    evaluation["classes"][0] = "r\udcfcst"
+    (study / "runs/full/hybrid-0/evaluation.json").write_text(json.dumps(evaluation))
     result = report(study)
-    assert all(file.parent == study / "figures" for file in result.numbers)
+    assert all(file.parent == study / "figures" for file in (*result.plots, *result.numbers))
     assert "late/\\udce4.jpg" in result.page.read_text()
 
 
@@ -152,7 +156,9 @@ def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> Non
         link = re.search(rf'download="{file.name}" href="data:application/json;base64,([^"]*)"', page)
         assert link
         assert json.loads(base64.b64decode(link[1])) == json.loads(file.read_text())
-    assert page.count("<svg") == len(result.numbers)
+    assert page.count("<svg") == len(result.numbers) == len(result.plots)
+    for file in result.plots:  # each opens by itself
+        assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314
     shown = json.loads((study / "figures/differences-full.json").read_text())
     assert shown[0]["name"] == "hybrid"
     assert (shown[0]["points"], shown[0]["points_ci95"]) == (4.0, [1.0, 7.0])
@@ -204,6 +210,14 @@ def test_a_single_run_has_a_report_of_its_own(student_run: Path, tmp_path: Path)
     )
     curve = json.loads((folder / "figures/learning-curve.json").read_text())["student"][0]
     assert len(curve) == 2
+
+
+def test_a_folder_whose_name_is_no_text_has_a_report(student_run: Path, tmp_path: Path) -> None:
+    try:
+        folder = Path(shutil.copytree(student_run, tmp_path / "br\udcfbche"))
+    except OSError:
+        pytest.skip("this file system takes names of text alone")
+    assert "br\\udcfbche" in report(folder).page.read_text()
 
 
 def test_a_term_that_an_epoch_did_not_have_is_no_damage(student_run: Path, tmp_path: Path) -> None:

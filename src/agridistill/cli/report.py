@@ -27,7 +27,13 @@ def report(
         ) from None
     result = write(folder)
     if json:
-        print_json({"page": str(result.page), "numbers": [str(file) for file in result.numbers]})
+        print_json(
+            {
+                "page": str(result.page),
+                "plots": [str(file) for file in result.plots],
+                "numbers": [str(file) for file in result.numbers],
+            }
+        )
     else:
         stdout.print(str(result.page), markup=False)
     stderr.print(f"open it in a browser: {result.page.resolve().as_uri()}", markup=False)

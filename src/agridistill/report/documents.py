@@ -37,6 +37,11 @@ class ReportDocuments:
     gallery: list[Document] = field(default_factory=list)
     benchmark: Document | None = None
 
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return str(_as_text(self.folder.resolve().name))
+
 
 def read_documents(folder: Path) -> ReportDocuments:
     """Reads the result files of a study's or a run's folder.
@@ -63,7 +68,7 @@ def read_documents(folder: Path) -> ReportDocuments:
     if study is not None:
         _of_version(study, "compare.json")
     try:
-        evaluations = _evaluations(folder, study) if study is not None else {folder.resolve().name: own or {}}
+        evaluations = _evaluations(folder, study) if study is not None else {_as_text(folder.resolve().name): own or {}}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         told = f"others in '{folder}' ({type(error).__name__}: {error})"
         raise RunError("result files as this release writes them", told, "make them again") from None
@@ -109,7 +114,17 @@ def _json(path: Path) -> Document | None:
         return None
     except (OSError, ValueError) as error:
         raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "make it again") from None
-    return document
+    cleaned: Document = _as_text(document)
+    return cleaned
+
+
+def _as_text(value: Any) -> Any:
+    """All strings as what can be drawn and written: names of files and folders may hold bytes that are no text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _as_text(one) for key, one in value.items()}
+    return [_as_text(one) for one in value] if isinstance(value, list) else value
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:

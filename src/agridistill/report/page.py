@@ -1,4 +1,4 @@
-"""`report`: one self-contained page, and the numbers of each plot beside it."""
+"""`report`: one self-contained page, and each plot with its numbers beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agridistill.report.drawing import Plot
 from agridistill.report.overlays import overlay
 from agridistill.storage import json_text, write_json, write_text
 
-PAGE_NAME, NUMBERS_NAME = "report.html", "figures"
+PAGE_NAME, FIGURES_NAME = "report.html", "figures"
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,17 @@ class ReportResult:
 
     Attributes:
         page: the HTML file.
+        plots: one SVG file a plot, for a paper or a talk.
         numbers: one JSON file a plot.
     """
 
     page: Path
+    plots: tuple[Path, ...]
     numbers: tuple[Path, ...]
 
 
 def report(folder: Path) -> ReportResult:
-    """Writes `report.html` and `figures/*.json` from the result files of a study or a run.
+    """Writes `report.html` and `figures/*.svg` with `figures/*.json` from the result files of a study or a run.
 
     Args:
         folder: with `compare.json`, or `evaluation.json`; `metrics.csv`, `evidence/*.json` and `benchmark.json` add to
@@ -51,12 +53,13 @@ def report(folder: Path) -> ReportResult:
         told = f"others in '{folder}' ({type(error).__name__}: {error})"
         raise RunError("result files as this release writes them", told, "make them again") from None
     page = folder / PAGE_NAME
-    # File names may hold what is no text.
-    write_text(page, text.encode("utf-8", "backslashreplace").decode())
-    numbers = tuple(folder / NUMBERS_NAME / f"{plot.name}.json" for plot in shown)
-    for file, plot in zip(numbers, shown, strict=True):
-        write_json(file, plot.numbers)
-    return ReportResult(page, numbers)
+    write_text(page, text)
+    plots = tuple(folder / FIGURES_NAME / f"{plot.name}.svg" for plot in shown)
+    numbers = tuple(file.with_suffix(".json") for file in plots)
+    for plot, picture, figures in zip(shown, plots, numbers, strict=True):
+        write_text(picture, plot.svg)
+        write_json(figures, plot.numbers)
+    return ReportResult(page, plots, numbers)
 
 
 def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
@@ -73,7 +76,7 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
     for name, evidence in documents.evidence.items():
         summary += words.evidence_summary(name, evidence)
     return environment.get_template("report.html").render(
-        title=f"{'Study' if study else 'Model'}: {documents.folder.resolve().name}",
+        title=f"{'Study' if study else 'Model'}: {documents.name}",
         study=study,
         summary=summary,
         evaluations=documents.evaluations,
@@ -124,7 +127,7 @@ def _plots(documents: ReportDocuments) -> list[Plot]:
             found += [_of_budget(plot, budget) for plot in (differences, learning) if plot is not None]
     elif documents.epochs:
         curve = [row["val/accuracy"] for row in documents.epochs]
-        found.append(study_plots.learning_curves({documents.folder.resolve().name: [curve]}, name="learning-curve"))
+        found.append(study_plots.learning_curves({documents.name: [curve]}, name="learning-curve"))
     found += [model_plots.confusion(evaluation, name=name) for name, evaluation in documents.evaluations.items()]
     if documents.evidence:
         found += [
