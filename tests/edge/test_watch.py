@@ -19,6 +19,7 @@ from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.watched import RED, once, put, settings_for, watching
 
 from agridistill.edge import agent as agent_module
+from agridistill.edge import building
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.building import watch
 from agridistill.edge.delivery.mqtt import MqttPublisher
@@ -241,6 +242,22 @@ def test_what_waits_for_a_broker_that_is_away_is_on_the_disk(
         wait_for(lambda: heard.detections)
     with Outbox(state / "outbox.sqlite") as outbox:
         assert [json.loads(item.message.payload)["photo"] for item in outbox.pending()] == ["a.jpg"]
+
+
+def test_once_does_not_wait_for_ever_for_a_broker_that_is_away(
+    photos: Path,
+    settings: WatchSettings,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(building, "_GIVE_UP_S", 0.2)
+    put(photos, "a.jpg")
+    with caplog.at_level(logging.WARNING):
+        once(replace(settings, broker=BrokerOptions("mqtt://127.0.0.1:9")), state)
+    assert "messages that cannot be sent now: 1; they are kept for the next run" in caplog.text
+    with Outbox(state / "outbox.sqlite") as outbox:
+        assert len(outbox.pending()) == 1
 
 
 def test_a_part_that_fails_ends_the_whole_agent_with_its_error(

@@ -68,7 +68,9 @@ def watch(
     thumbnails: Annotated[
         bool | None, typer.Option("--thumbnails/--no-thumbnails", help="Keep small pictures for the page.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="End when all photos of a folder are decided on.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when all photos of a folder are decided on and told.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print alerts and trouble only.")] = False,
 ) -> None:
@@ -95,7 +97,9 @@ def watch(
     if not settings.source:
         raise ConfigError("a source to watch", "none", "agridistill watch FOLDER --model leaf.onnx")
     if settings.model is None:
-        raise ConfigError("a model", "none", "agridistill export RUN --out leaf.onnx, then --model leaf.onnx")
+        raise ConfigError(
+            "a model", "none", "--model tomato, or agridistill export RUN --out leaf.onnx and --model leaf.onnx"
+        )
     from dataclasses import replace
 
     settings = replace(settings, model=model_path(settings.model))

@@ -43,6 +43,8 @@ _TELL_STATE_EVERY_S = 60.0
 _JOIN_S = 10.0
 # Longer than a photo that may still be written is waited for.
 _IDLE_S = 3.0
+# Of `once`: a receiver that is away must not keep it for ever; what it waits for is on the disk.
+_GIVE_UP_S = 30.0
 _PHOTOS_WHERE_DELETED = 10_000
 
 
@@ -76,7 +78,8 @@ def watch(
         state: folder for what must not be lost; made where it is not there. One agent at a time.
         stop: set it to end in an orderly way.
         listeners: who wants to hear.
-        once: ends when a source that waits has nothing more, and what waits has been delivered.
+        once: ends when a source that waits has nothing more, and what waits has been delivered, or nothing could be
+            for half a minute.
 
     Returns:
         The state at the end.
@@ -101,8 +104,8 @@ def watch(
             listeners.page(stack.enter_context(_page(settings.page, state, agent)))
         with _running(workers, stop) as failures:
             agent.run(stop)
-            while once and _something_waits(stores.outboxes) and not stop.wait(0.05):
-                agent.beat()
+            if once:
+                _deliver_the_rest(stores.outboxes, stop, agent.beat)
             agent.beat(now=True)
         if failures:
             raise failures[0]
@@ -259,5 +262,15 @@ def _running(
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _something_waits(outboxes: Sequence[Outbox]) -> bool:
-    return any(outbox.pending(limit=1) for outbox in outboxes)
+def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, beat: Callable[[], None]) -> None:
+    """Waits for the deliverers, as long as they get anything away."""
+    before, since = -1, time.monotonic()
+    while any(outbox.pending(limit=1) for outbox in outboxes) and not stop.wait(0.05):
+        beat()
+        counts = [outbox.counts() for outbox in outboxes]
+        if (delivered := sum(one.delivered for one in counts)) != before:
+            before, since = delivered, time.monotonic()
+        elif time.monotonic() - since > _GIVE_UP_S:
+            waiting = sum(sum(one.waiting.values()) for one in counts)
+            logger.warning("messages that cannot be sent now: %d; they are kept for the next run", waiting)
+            return
