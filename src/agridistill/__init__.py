@@ -6,9 +6,14 @@ The names below are imported when they are first used: `import agridistill` need
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from agridistill.version import __version__ as __version__
+
+# Some builds of ONNX Runtime report to its maker, and keep an id of the machine, unless this stands in the environment
+# before it is loaded; its own switch comes too late. What is set there already is somebody's choice.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from agridistill.api import evaluate, load

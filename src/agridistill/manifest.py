@@ -112,7 +112,12 @@ class ModelManifest:
             raise ModelError("a weights file beside its manifest", repr(self.weights_file), "use another model")
         path = folder / self.weights_file
         if not path.is_file():
-            raise ModelError(f"the weights {self.weights_file}", f"no such file in '{folder}'", "finish the training")
+            remedy = (
+                "finish the training"
+                if path.suffix == ".safetensors"
+                else "an exported model's two files keep their names: give the one that is missing its name again"
+            )
+            raise ModelError(f"the weights {self.weights_file}", f"no such file in '{folder}'", remedy)
         found = sha256_of(path)
         if found != self.weights_sha256:
             raise ModelError(

@@ -70,6 +70,9 @@ def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, ca
     assert code == 1
     assert out.startswith(f"field-7: not running since {when} (1 h 1 min ago)")
     assert "agridistill watch SOURCE --model MODEL" in err
+    assert f"there is a process {os.getpid()}: if it is the agent, its disk may be full" in " ".join(out.split())
+    write_state(folder, state(pid=2**22 + 1, at_s=at_s))  # above what Linux gives
+    assert f"Problem: the agent has not run since {when}" in run(capsys, "--state", folder)[1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,6 +243,27 @@ def test_what_waits_for_a_broker_that_is_away_is_on_the_disk(
         wait_for(lambda: heard.detections)
     with Outbox(state / "outbox.sqlite") as outbox:
         assert [json.loads(item.message.payload)["photo"] for item in outbox.pending()] == ["a.jpg"]
+
+
+def test_a_state_folder_among_the_photos_is_refused(photos: Path, settings: WatchSettings) -> None:
+    for state in (photos, photos / "state"):
+        with pytest.raises(ConfigError, match=r"a state folder outside the photos; got .*; choose another --state"):
+            watch(settings, state, threading.Event())
+    assert not list(photos.iterdir())
+
+
+def test_photos_are_decided_on_again_into_a_new_state_where_somebody_removed_it(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "_RETRY_FIRST_S", 0.02)
+    with watching(settings, state) as heard:
+        put(photos, "a.jpg")
+        wait_for(lambda: heard.detections)
+        shutil.rmtree(state)
+        put(photos, "b.jpg")
+        wait_for(lambda: len(heard.detections) == 2)
+    with History(state / "history.sqlite") as history:
+        assert [found.photo for found in history.recent()] == ["b.jpg"]
 
 
 def test_once_does_not_wait_for_ever_for_a_broker_that_is_away(

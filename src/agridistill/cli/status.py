@@ -92,8 +92,14 @@ def _history(file: Path, last: int) -> _Seen:
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
+    from agridistill.edge.status.state_file import process_lives
     from agridistill.edge.words import duration_words
 
+    if not running and process_lives(state.pid):
+        return [
+            f"the agent's state is of {_local(state.at_s)}, but there is a process {state.pid}: "
+            "if it is the agent, its disk may be full"
+        ]
     if not running:
         return [f"the agent has not run since {_local(state.at_s)}"]
     problems = [state.trouble] if state.trouble else []

@@ -88,6 +88,7 @@ def watch(
         AgriDistillError: something in the settings cannot be used.
     """
     listeners = listeners or Listeners()
+    _keep_apart(settings.source, state)
     state.mkdir(parents=True, exist_ok=True)
     with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
         stores = _stores(settings, state, stack)
@@ -110,6 +111,16 @@ def watch(
         if failures:
             raise failures[0]
         return agent.state
+
+
+def _keep_apart(source: str, state: Path) -> None:
+    """A state within the photos would be watched itself: golden photos are no plants, and `after` would delete them.
+
+    Raises:
+        ConfigError: the state's folder is the source's, or lies in it.
+    """
+    if "://" not in source and Path(source).is_dir() and state.resolve().is_relative_to(Path(source).resolve()):
+        raise ConfigError("a state folder outside the photos", f"'{state}' in '{source}'", "choose another --state")
 
 
 def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -> Stores:

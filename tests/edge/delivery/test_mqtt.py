@@ -234,7 +234,10 @@ def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
     guarded.stop()
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     # Mosquitto 2.0 also closes the connection.
-    assert warnings[0] == "the broker refuses 'homeassistant/a' (Not authorized): it is left out"
+    told_once = (
+        "the broker refuses 'homeassistant/a' (Not authorized): it is left out; check user name, device name and "
+    )
+    assert warnings[0] == told_once + "access list"
     assert len([line for line in warnings if "refuses" in line]) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -151,6 +152,26 @@ class TestTrouble:
         (aside,) = [file for file in tmp_path.glob("outbox.db.damaged-*") if not file.name.endswith(("-wal", "-shm"))]
         assert aside.read_bytes() == bytes(data)
         assert "is damaged: set aside as" in caplog.text
+
+    def test_a_file_that_is_removed_while_it_is_open_is_told_and_begun_anew(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "state" / "outbox.db"
+        with Outbox(path) as box:
+            places = box.add(messages(3))
+            shutil.rmtree(path.parent)
+            with pytest.raises(
+                OutboxError, match=r"the outbox where it was; got .*removed or replaced; leave the state"
+            ):
+                box.add(messages(2))
+            (new, last) = box.add(messages(2))
+            # What was on its way when the file went must not acknowledge another message.
+            assert new > max(places)
+            box.delivered(places)
+            assert [item.seq for item in box.pending()] == [new, last]
+        with Outbox(path) as again:
+            assert [item.seq for item in again.pending()] == [new, last]
+        assert caplog.text.count("removed or replaced") == 1
 
     def test_a_file_of_a_newer_version_is_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "outbox.db"

@@ -115,6 +115,7 @@ def test_a_damaged_pointer_is_replaced_by_its_copy_and_without_one_by_what_the_m
     (device.slots.folder / POINTER_NAME).write_bytes(content)
     assert device.slots.pointer() == before
     (device.slots.folder / COPY_NAME).write_bytes(content)
+    caplog.clear()
     caplog.set_level(logging.ERROR)
     active = device.start()
     assert (active.version, active.trial) == (2, True)

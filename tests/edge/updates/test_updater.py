@@ -348,7 +348,7 @@ def test_an_outage_is_told_once_and_its_end_once(
     server.status = None
     publisher.publish(1)
     assert device.check().outcome == "installed"
-    assert caplog.messages[1:] == ["model updates can be had again"]
+    assert caplog.messages[1:] == ["model updates can be had again", "model version 1 is installed, on trial"]
 
 
 def test_what_is_no_source_is_a_result_too(device: Device, tmp_path: Path) -> None:

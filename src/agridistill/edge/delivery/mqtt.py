@@ -130,5 +130,7 @@ def _tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
         if settings.cert_file is not None:
             context.load_cert_chain(settings.cert_file, settings.key_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError("certificates that can be read", str(error), "check the files") from None
+        named = [settings.ca_file, settings.cert_file, settings.key_file]
+        files = ", ".join(f"'{file}'" for file in named if file is not None)
+        raise ConfigError("certificates that can be read", f"{files} ({error})", "check the files") from None
     return context

@@ -232,7 +232,12 @@ class Session:
             if found.seq is not None:
                 self._acknowledged.append(found.seq)
         elif found.seq is None:
-            logger.warning("the broker refuses '%s' (%s): it is left out", found.topic, reason)
+            if found.topic not in self._denied_topics:
+                logger.warning(
+                    "the broker refuses '%s' (%s): it is left out; check user name, device name and access list",
+                    found.topic,
+                    reason,
+                )
             self._denied_topics.add(found.topic)
         elif not self._denied:
             self._denied = f"'{found.topic}': {reason}; check user name, device name and access list"

@@ -57,13 +57,15 @@ class PageServer:
     ) -> None:
         if token is not None and (len(token) < _MIN_TOKEN or not _is_one_ascii_word(token)):
             raise EdgeError(
-                f"a token of {_MIN_TOKEN} or more ASCII characters without blanks",
-                "another",
-                "choose a longer one",
+                f"a token of the page of {_MIN_TOKEN} or more ASCII characters without blanks",
+                f"one of {len(token)} characters",
+                "choose another (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
             )
         if token is None and not is_loopback(host):
             raise EdgeError(
-                "a token where others can reach the page", f"the address '{host}' without one", "give a token"
+                "a token where others can reach the page",
+                f"the address '{host}' without one",
+                "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
             )
         if not 0 <= port < 65536:
             raise EdgeError("a port from 0 to 65535", str(port), "choose another")

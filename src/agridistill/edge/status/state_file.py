@@ -87,7 +87,7 @@ def is_running(state: AgentState, now_s: float) -> bool:
         now_s: seconds since 1970, by the same clock.
     """
     # A state from the future was written before the clock was set back: as old as any other.
-    return abs(now_s - state.at_s) < FRESH_S and _lives(state.pid)
+    return abs(now_s - state.at_s) < FRESH_S and process_lives(state.pid)
 
 
 def _damaged(file: Path, what: str) -> EdgeError:
@@ -98,7 +98,8 @@ def _damaged(file: Path, what: str) -> EdgeError:
     )
 
 
-def _lives(pid: int) -> bool:
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of this number; it may be another program's by now."""
     # 0 and below would ask for groups of processes; on Windows the signal 0 is a Ctrl-C.
     if pid <= 0 or sys.platform == "win32":
         return pid > 0

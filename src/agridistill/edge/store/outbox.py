@@ -52,6 +52,7 @@ class Outbox:
         self._file = SqliteFile(path, what="outbox", schema=_SCHEMA, version=_SCHEMA_VERSION)
         self._mutex, self._generation = threading.RLock(), self._file.generation
         self._bytes = self._measured_bytes()
+        self._last_seq, self._counts_on = 0, self._generation
 
     def add(self, messages: Sequence[Message]) -> list[int]:
         """Commits messages, all or none; makes room first where they would exceed the limits.
@@ -67,6 +68,7 @@ class Outbox:
         """
         now = time.time()
         with self._writing() as database:
+            self._count_on(database)
             self._make_room(database, sum(_size(message) for message in messages), now)
             seqs = []
             for message in messages:
@@ -81,6 +83,7 @@ class Outbox:
                     add_to_counter(database, "accepted", 1)
                 found = database.execute("SELECT seq FROM messages WHERE event_id = ?", (message.event_id,)).fetchone()
                 seqs.append(int(found[0]))
+        self._last_seq, self._counts_on = max(self._last_seq, *seqs, 0), self._file.generation
         return seqs
 
     def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
@@ -95,6 +98,7 @@ class Outbox:
                 "SELECT seq, event_id, kind, plot, created_s, payload FROM messages WHERE seq > ? ORDER BY seq LIMIT ?",
                 (after, limit),
             ).fetchall()
+        self._last_seq = max(self._last_seq, *(row[0] for row in rows), 0)
         return [
             Pending(seq, Message(payload, kind, plot, event_id), at) for seq, event_id, kind, plot, at, payload in rows
         ]
@@ -161,6 +165,11 @@ class Outbox:
                 self._bytes = before if self._file.generation == self._generation else 0
                 self._generation = self._file.generation
                 raise
+
+    def _count_on(self, database: sqlite3.Connection) -> None:
+        """A new file goes on with the old one's places: an acknowledgement on its way must not mean another message."""
+        if self._counts_on != self._file.generation:
+            database.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (self._last_seq,))
 
     def _measured_bytes(self) -> int:
         with self._file.reading() as database:

@@ -20,7 +20,8 @@ class SqliteFile:
     """A database of one file. May be used from several threads.
 
     A commit is on the disk when `writing` ends (write-ahead log, full synchronisation). A file that is damaged all the
-    same is set aside and told, never deleted.
+    same is set aside and told, never deleted; one that somebody removes or replaces while it is open is told and begun
+    anew.
 
     Args:
         path: of the file; its folder is made.
@@ -38,8 +39,9 @@ class SqliteFile:
         self._what, self._schema, self._version = what, schema, version
         self._lock = threading.Lock()
         self._read_only = read_only
+        self._identity: tuple[int, int] | None = None
         self.generation = 0
-        """Grows where a damaged file was set aside and a new one begun."""
+        """Grows where a damaged or removed file gave way to a new one."""
         if read_only:
             self._database = self._opened_to_read()
         else:
@@ -51,9 +53,10 @@ class SqliteFile:
         """One transaction, on the disk at its end; none of it is there where the body or the disk fails.
 
         Raises:
-            OutboxError: the disk is full or refuses.
+            OutboxError: the disk is full or refuses, or the file was not there any more; the next try meets a new one.
         """
         with self._lock:
+            self._begin_anew_where_removed()
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
@@ -112,13 +115,32 @@ class SqliteFile:
         self._database = self._opened_anew()
         self.generation += 1
 
+    def _begin_anew_where_removed(self) -> None:
+        """What is committed to a file without a name is lost with the process."""
+        if self._read_only or _identity(self.path) == self._identity:
+            return
+        self._database.close()
+        logger.error("the %s '%s' was removed or replaced while it was open: a new one is begun", self._what, self.path)
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._database = self._opened()
+        except (OSError, sqlite3.Error):
+            self._database = _nowhere()
+        self.generation += 1
+        raise OutboxError(
+            f"the {self._what} where it was",
+            f"'{self.path}', which was removed or replaced",
+            "leave the state folder alone while the agent runs",
+        )
+
     def _opened_anew(self) -> sqlite3.Connection:
         try:
             self._set_aside()
             return self._opened()
         except (OSError, sqlite3.Error):
             # Not even that. Without tables every further call fails, and is told.
-            return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            return _nowhere()
 
     def _set_aside(self) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
@@ -140,6 +162,7 @@ class SqliteFile:
             self._refuse_newer(database)
             database.executescript(self._schema)
             database.execute(f"PRAGMA user_version = {self._version}")
+            self._identity = _identity(self.path)
         except BaseException:
             database.close()
             raise
@@ -176,6 +199,18 @@ class SqliteFile:
                 f"version {version} in '{self.path}'",
                 "update AgriDistill on this device",
             )
+
+
+def _nowhere() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def add_to_counter(database: sqlite3.Connection, name: str, count: int) -> None:

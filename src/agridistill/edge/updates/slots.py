@@ -74,7 +74,7 @@ class ModelSlots:
             worked = pointer.active if version is None else version
             if pointer.trial and pointer.active == worked:
                 pointer = self._change(lambda found: confirmed(found, worked))
-                logger.info("model version %d is confirmed", worked)
+                logger.warning("model version %d is confirmed", worked)
                 for version in self._versions():
                     if version not in (pointer.active, pointer.good):
                         shutil.rmtree(self.slot(version), ignore_errors=True)

@@ -121,4 +121,4 @@ class Updater:
             logger.warning("model updates can be had again")
         self._told = now
         if result.outcome == "installed":
-            logger.info("model version %s is installed, on trial", result.version)
+            logger.warning("model version %s is installed, on trial", result.version)
