@@ -88,6 +88,11 @@ def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, ca
             },
             "the broker is away, and messages have waited for 11 min",
         ),
+        ({"outputs": {"webhook": {"waiting": 2, "oldest_s": 299.0}}}, None),
+        (
+            {"outputs": {"webhook": {"waiting": 2, "oldest_s": 700.0}}},
+            "alerts have waited for the webhook for 11 min",
+        ),
     ],
 )
 def test_a_long_outage_is_a_problem_and_a_short_one_is_not(

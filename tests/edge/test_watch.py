@@ -245,6 +245,18 @@ def test_what_waits_for_a_broker_that_is_away_is_on_the_disk(
         assert [json.loads(item.message.payload)["photo"] for item in outbox.pending()] == ["a.jpg"]
 
 
+def test_the_state_tells_what_waits_for_a_command_that_fails(
+    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_GIVE_UP_S", 0.2)
+    for number in range(3):
+        put(photos, f"{number}.jpg", RED)
+    rules = (Rule("too red", ("red",), least_leaves=3),)
+    once(replace(settings, rules=rules, command=CommandOptions(("false",))), state)
+    end = read_state(state)
+    assert {name: waits["waiting"] for name, waits in end.outputs.items()} == {"command": 1}
+
+
 def test_a_state_folder_among_the_photos_is_refused(photos: Path, settings: WatchSettings) -> None:
     for state in (photos, photos / "state"):
         with pytest.raises(ConfigError, match=r"a state folder outside the photos; got .*; choose another --state"):

@@ -110,6 +110,9 @@ def _problems(state: AgentState, running: bool) -> list[str]:
         oldest_s = (state.outbox or {}).get("oldest_s", 0)
         if oldest_s >= _LONG_S:
             problems.append(f"the broker is away, and messages have waited for {duration_words(oldest_s)}")
+    for name, waits in state.outputs.items():
+        if waits.get("oldest_s", 0) >= _LONG_S:
+            problems.append(f"alerts have waited for the {name} for {duration_words(waits['oldest_s'])}")
     return problems
 
 
@@ -125,7 +128,14 @@ def _headline(state: AgentState, running: bool, now_s: float) -> str:
 def _state_table(state: AgentState, running: bool) -> Table:
     from rich.table import Table
 
-    from agridistill.edge.words import broker_words, bytes_words, duration_words, model_words, queue_words
+    from agridistill.edge.words import (
+        broker_words,
+        bytes_words,
+        duration_words,
+        model_words,
+        queue_words,
+        waiting_words,
+    )
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -139,6 +149,7 @@ def _state_table(state: AgentState, running: bool) -> Table:
         ("model", model_words(state)),
         ("broker", broker_words(state)),
         ("queue", queue_words(state)),
+        *((name, waiting_words(waits)) for name, waits in state.outputs.items()),
         ("processor", UNDEFINED if state.processor_celsius is None else f"{state.processor_celsius:.0f} °C"),
         ("memory", UNDEFINED if state.memory_bytes is None else bytes_words(state.memory_bytes)),
         ("free disk", UNDEFINED if state.disk_free_bytes is None else bytes_words(state.disk_free_bytes)),

@@ -263,7 +263,8 @@ class Agent:
             open_alerts=len(self.plots.open_alerts),
             model=self._model.info,
             broker=self._hooks.broker(),
-            outbox=self._outbox_state(),
+            outbox=_outbox_state(self._stores.detections),
+            outputs={box.path.stem: found for box in self._stores.alerts if (found := _outbox_state(box)) is not None},
             latency_ms={}
             if latencies is None
             else {name: round(float(np.quantile(latencies, q)), 2) for name, q in (("p50", 0.5), ("p99", 0.99))},
@@ -273,17 +274,18 @@ class Agent:
             trouble=self._trouble,
         )
 
-    def _outbox_state(self) -> dict[str, object] | None:
-        if self._stores.detections is None:
-            return None
-        try:
-            counts = self._stores.detections.counts()
-        except OutboxError:
-            return None
-        return {
-            "waiting": sum(counts.waiting.values()),
-            "waiting_bytes": counts.waiting_bytes,
-            "oldest_s": round(counts.oldest_s, 1),
-            "delivered": counts.delivered,
-            "dropped": dict(counts.dropped),
-        }
+
+def _outbox_state(outbox: Outbox | None) -> dict[str, object] | None:
+    if outbox is None:
+        return None
+    try:
+        counts = outbox.counts()
+    except OutboxError:
+        return None
+    return {
+        "waiting": sum(counts.waiting.values()),
+        "waiting_bytes": counts.waiting_bytes,
+        "oldest_s": round(counts.oldest_s, 1),
+        "delivered": counts.delivered,
+        "dropped": dict(counts.dropped),
+    }

@@ -159,6 +159,7 @@ class AgentState:
         processor_celsius: None where it is not known.
         disk_free_bytes: where the state lies.
         trouble: why detections cannot be committed; None where they can.
+        outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
     """
 
     device: str
@@ -182,6 +183,7 @@ class AgentState:
     processor_celsius: float | None
     disk_free_bytes: int | None
     trouble: str | None = None
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As it is written and published."""

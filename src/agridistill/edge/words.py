@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from agridistill.edge.events import AgentState
 
@@ -98,8 +99,11 @@ def broker_words(state: AgentState) -> str:
 
 def queue_words(state: AgentState) -> str:
     """What waits for the agent's broker, and what was lost."""
-    if state.outbox is None:
-        return "nothing: no broker"
-    waiting, dropped = (total(state.outbox.get(key, 0)) for key in ("waiting", "dropped"))
-    oldest = f", the oldest for {duration_words(state.outbox.get('oldest_s', 0))}" if waiting else ""
+    return "nothing: no broker" if state.outbox is None else waiting_words(state.outbox)
+
+
+def waiting_words(outbox: Mapping[str, Any]) -> str:
+    """What waits in one outbox of the state, and what was lost."""
+    waiting, dropped = (total(outbox.get(key, 0)) for key in ("waiting", "dropped"))
+    oldest = f", the oldest for {duration_words(outbox.get('oldest_s', 0))}" if waiting else ""
     return f"{waiting:,} message{'' if waiting == 1 else 's'}{oldest}" + (f"; {dropped:,} dropped" if dropped else "")

@@ -20,6 +20,7 @@ from agridistill.edge.words import (
     moment,
     plain_label,
     queue_words,
+    waiting_words,
 )
 
 REFRESH_S = 5
@@ -164,6 +165,7 @@ def _state_html(state: AgentState) -> str:
         ("Not decided on", f"{state.skipped:,} skipped, {state.unreadable:,} unreadable", False),
         ("Broker", broker_words(state), state.broker is not None and not state.broker.get("connected")),
         ("Waiting for the broker", queue_words(state), False),
+        *((f"Waiting for the {name}", waiting_words(waits), False) for name, waits in state.outputs.items()),
     ]
     if state.latency_ms:
         told = ", ".join(f"{name.lstrip('p')} % within {value:.0f} ms" for name, value in state.latency_ms.items())
