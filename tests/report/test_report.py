@@ -158,7 +158,7 @@ def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> Non
         assert json.loads(base64.b64decode(link[1])) == json.loads(file.read_text())
     assert page.count("<svg") == len(result.numbers) == len(result.plots)
     for file in result.plots:  # each opens by itself
-        assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314
+        assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 - our own
     shown = json.loads((study / "figures/differences-full.json").read_text())
     assert shown[0]["name"] == "hybrid"
     assert (shown[0]["points"], shown[0]["points_ci95"]) == (4.0, [1.0, 7.0])

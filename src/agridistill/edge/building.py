@@ -276,12 +276,14 @@ def _running(
 def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, beat: Callable[[], None]) -> None:
     """Waits for the deliverers, as long as they get anything away."""
     before, since = -1, time.monotonic()
-    while any(outbox.pending(limit=1) for outbox in outboxes) and not stop.wait(0.05):
+    while not stop.wait(0.05):
         beat()
         counts = [outbox.counts() for outbox in outboxes]
+        waiting = sum(sum(one.waiting.values()) for one in counts)
+        if not waiting:
+            return
         if (delivered := sum(one.delivered for one in counts)) != before:
             before, since = delivered, time.monotonic()
         elif time.monotonic() - since > _GIVE_UP_S:
-            waiting = sum(sum(one.waiting.values()) for one in counts)
             logger.warning("messages that cannot be sent now: %d; they are kept for the next run", waiting)
             return

@@ -83,7 +83,8 @@ class Outbox:
                     add_to_counter(database, "accepted", 1)
                 found = database.execute("SELECT seq FROM messages WHERE event_id = ?", (message.event_id,)).fetchone()
                 seqs.append(int(found[0]))
-        self._last_seq, self._counts_on = max(self._last_seq, *seqs, 0), self._file.generation
+        with self._mutex:
+            self._last_seq, self._counts_on = max(self._last_seq, *seqs, 0), self._file.generation
         return seqs
 
     def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
@@ -98,7 +99,8 @@ class Outbox:
                 "SELECT seq, event_id, kind, plot, created_s, payload FROM messages WHERE seq > ? ORDER BY seq LIMIT ?",
                 (after, limit),
             ).fetchall()
-        self._last_seq = max(self._last_seq, *(row[0] for row in rows), 0)
+        with self._mutex:
+            self._last_seq = max(self._last_seq, *(row[0] for row in rows), 0)
         return [
             Pending(seq, Message(payload, kind, plot, event_id), at) for seq, event_id, kind, plot, at, payload in rows
         ]
