@@ -264,7 +264,7 @@ def test_a_state_folder_among_the_photos_is_refused(photos: Path, settings: Watc
     assert not list(photos.iterdir())
 
 
-def test_photos_are_decided_on_again_into_a_new_state_where_somebody_removed_it(
+def test_detections_go_into_a_new_state_where_somebody_removed_the_old_one(
     photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_module, "_RETRY_FIRST_S", 0.02)
