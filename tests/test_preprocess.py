@@ -237,7 +237,7 @@ def test_a_photo_that_was_cut_off_is_refused(tmp_path: Path, suffix: str) -> Non
         read_photo(tmp_path / f"a.{suffix}")
 
 
-@pytest.mark.parametrize("content", [b"", b"this is a text", b"\xff\xd8\xff", b"GIF89a"])
+@pytest.mark.parametrize("content", [b"this is a text", b"\xff\xd8\xff", b"GIF89a"])
 def test_what_is_no_photo_is_told_once_without_pillows_words(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(PhotoError, match=r"got '.*' \(not a JPEG, PNG, WebP, BMP or TIFF image\); replace") as caught:
@@ -245,6 +245,14 @@ def test_what_is_no_photo_is_told_once_without_pillows_words(tmp_path: Path, con
     assert caught.value.got.count("a.jpg") == 1
     with pytest.raises(PhotoError, match=rf"got {len(content)} bytes \(not a JPEG"):
         read_photo(content)
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(PhotoError, match=r"got '.*a\.jpg' \(an empty file\); replace or remove the file"):
+        read_photo(tmp_path / "a.jpg")
+    with pytest.raises(PhotoError, match=r"got 0 bytes \(an empty file\)"):
+        read_photo(b"")
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:

@@ -207,11 +207,16 @@ def _opened(source: Path | bytes) -> Image.Image:
 def _file_size(source: Path | bytes) -> int:
     """In bytes. A pipe or a device is refused: opening or reading one may never end."""
     if isinstance(source, bytes):
-        return len(source)
-    found = source.stat()
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise ValueError("a pipe, socket or device")
-    return found.st_size
+        size, is_file = len(source), True
+    else:
+        found = source.stat()
+        size, is_file = found.st_size, stat.S_ISREG(found.st_mode)
+        if not (is_file or stat.S_ISDIR(found.st_mode)):
+            raise ValueError("a pipe, socket or device")
+    if is_file and not size:
+        # Common where a copy was cut off; "not a JPEG" would send people to look for another format.
+        raise ValueError("an empty file")
+    return size
 
 
 def _refuse_too_large(image: Image.Image, name: str, max_pixels: int) -> None:

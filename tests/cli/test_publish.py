@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def test_a_model_that_gets_its_golden_photos_wrong_is_not_published(
         run(*words)
     assert not (tmp_path / "served").exists()
     assert run(*words, "--minimum-agreement", 0.5).exit_code == 0
+
+
+def test_the_first_five_wrong_golden_photos_are_named(
+    run: Run, key: Path, golden: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    words = (colour_model, "--key", key, "--version", 1, "--golden", golden, "--out", tmp_path / "served")
+    for number, told in ((5, r"w4\.png'\)"), (7, r"w4\.png' and 2 more\)")):
+        for wrong in range(number):
+            shutil.copyfile(golden / "red" / "Photo 1.PNG", golden / "green" / f"w{wrong}.png")
+        with pytest.raises(ModelError, match=rf"\(wrong: '[^']*w0\.png', '[^']*w1\.png', .*{told}"):
+            run(*words)
 
 
 def test_what_cannot_be_published_is_told(

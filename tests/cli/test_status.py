@@ -75,6 +75,25 @@ def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, ca
     assert f"Problem: the agent has not run since {when}" in run(capsys, "--state", folder)[1]
 
 
+def test_an_agent_that_came_to_the_end_of_its_source_is_no_problem_but_what_it_could_not_send_is(
+    folder: Path, capsys: Capture
+) -> None:
+    ended = {"pid": 2**22 + 1, "at_s": time.time() - 3700, "finished": True}
+    write_state(folder, state(**ended, broker=None, outbox=None))
+    code, out, _ = run(capsys, "--state", folder)
+    assert (code, "Problem" in out) == (0, False)
+    assert out.startswith("field-7: all was decided on by ")
+    hook = {"waiting": 1, "waiting_bytes": 9, "oldest_s": 5.0, "delivered": 0, "dropped": {}}
+    write_state(folder, state(**ended, outputs={"webhook": hook}))
+    code, out, _ = run(capsys, "--state", folder)
+    assert code == 1
+    told = [line for line in out.splitlines() if line.startswith("Problem: ")]
+    assert told == [
+        "Problem: not sent to the broker yet, but by the next run: 5 messages",
+        "Problem: not sent to the webhook yet, but by the next run: 1 message",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [

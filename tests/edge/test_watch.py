@@ -75,6 +75,31 @@ def test_what_was_decided_on_is_not_decided_on_again(photos: Path, settings: Wat
     assert read_state(state).frames == 2
 
 
+def test_only_an_agent_that_came_to_its_end_says_so(photos: Path, settings: WatchSettings, state: Path) -> None:
+    put(photos, "a.jpg")
+    with watching(settings, state) as heard:
+        wait_for(lambda: heard.detections)
+    assert not read_state(state).finished
+    once(settings, state)
+    assert read_state(state).finished
+
+
+def test_a_file_in_place_of_the_state_folder_is_refused(settings: WatchSettings, state: Path) -> None:
+    state.touch()
+    with pytest.raises(ConfigError, match=r"expected a folder for the state; got the file '.*state'; choose another"):
+        once(settings, state)
+
+
+def test_a_command_that_is_not_there_is_told_at_the_start(
+    photos: Path, settings: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(photos, "a.jpg")
+    for words in (("sh", "-c", "exit 0"), ("no-such-notifier", "--now")):
+        assert "cannot be run" not in caplog.text
+        assert once(replace(settings, command=CommandOptions(words)), state).ends
+    assert "the command 'no-such-notifier' cannot be run: alerts wait until it can" in caplog.text
+
+
 def test_detections_alerts_and_state_reach_the_broker(
     photos: Path, settings: WatchSettings, state: Path, broker: Broker
 ) -> None:

@@ -135,7 +135,8 @@ def _told(error: Exception, command: str) -> str | None:
     # Typer's usage errors: of its own vendored click, or of the click package.
     message = getattr(error, "format_message", None)
     if callable(message):
-        return f"{' '.join(str(message()).split()).rstrip('.')}; see agridistill --help"
+        said = " ".join(str(message()).split()).rstrip(".").replace("Value error, ", "")
+        return f"{said}; see agridistill --help"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.cells import UNDEFINED, count, new_table, percent, plain, show_table
+from agridistill.cli.cells import UNDEFINED, new_table, percent, plain, show_table
 from agridistill.cli.output import next_command, print_json, shown, stdout
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def status(
 ) -> None:
     """Tell how the agent on this device is: does it run, what waits, what it saw last.
 
-    The exit code is 1 where it does not run, or has been without its source or its broker for five minutes.
+    The exit code is 1 where it does not run although there is more to watch, where something waits for an agent that
+    has come to its end, or where source or broker have been away for five minutes.
     """
     import time
 
@@ -54,9 +55,8 @@ def status(
         }
         print_json(document)
     else:
-        stdout.print(
-            shown(_headline(found, running, now_s)), markup=False, style="bold green" if running else "bold red"
-        )
+        style = "bold green" if running else "bold" if found.finished else "bold red"
+        stdout.print(shown(_headline(found, running, now_s)), markup=False, style=style)
         show_table(_state_table(found, running))
         _print_history(seen, last, now_s)
         for problem in problems:
@@ -95,6 +95,8 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     from agridistill.edge.status.state_file import process_lives
     from agridistill.edge.words import duration_words
 
+    if not running and state.finished:
+        return _left_behind(state)
     if not running and process_lives(state.pid):
         return [
             f"the agent's state is of {_local(state.at_s)}, but there is a process {state.pid}: "
@@ -116,12 +118,27 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     return problems
 
 
+def _left_behind(state: AgentState) -> list[str]:
+    """What an agent that decided on everything could not send before it ended."""
+    from agridistill.edge.words import number_of, total
+
+    outboxes = ({"broker": state.outbox} if state.outbox is not None else {}) | dict(state.outputs)
+    waiting = {name: total(waits.get("waiting", 0)) for name, waits in outboxes.items()}
+    return [
+        f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
+        for name, number in waiting.items()
+        if number
+    ]
+
+
 def _headline(state: AgentState, running: bool, now_s: float) -> str:
     from agridistill.edge.words import duration_words
 
     if running:
         return f"{state.device}: running for {duration_words(state.uptime_s)} (process {state.pid})"
     ago = duration_words(now_s - state.at_s)
+    if state.finished:
+        return f"{state.device}: all was decided on by {_local(state.at_s)} ({ago} ago); what follows is from then"
     return f"{state.device}: not running since {_local(state.at_s)} ({ago} ago); what follows is from then"
 
 
@@ -182,9 +199,9 @@ def _print_alerts(alerts: list[Alert], now_s: float) -> None:
 
 
 def _detections_table(detections: list[Detection]) -> Table:
-    from agridistill.edge.words import plain_label
+    from agridistill.edge.words import number_of, plain_label
 
-    table = new_table(f"Last {count(len(detections))} detections", "time")
+    table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
     for name in ("plot", "says", "probability", "photo"):
         table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")
     for one in detections:

@@ -87,6 +87,7 @@ def watch(
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
         from agridistill.edge.status.state_file import state_folder
+        from agridistill.edge.words import number_of
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "the field part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[edge]'"
@@ -109,7 +110,8 @@ def watch(
         end = run(settings, folder, stop, Listeners(teller.detection, teller.alert, teller.page), once=once)
     if not json:
         told = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(end.verdicts.items())) or "none"
-        stderr.print(f"ended: {end.frames:,} frames decided on in all ({told})", markup=False)
+        news = f"{teller.detections:,} new" if teller.detections else "nothing new"
+        stderr.print(f"ended: {news}; {number_of(end.frames, 'frame')} decided on in all ({told})", markup=False)
     next_command("status", *(("--state", folder) if state is not None else ()))
 
 
@@ -118,8 +120,10 @@ class _Teller:
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
         self._json, self._quiet = json, quiet
+        self.detections = 0
 
     def detection(self, detection: Detection) -> None:
+        self.detections += 1
         if self._json:
             self._line({"event": "detection", **detection.to_json()})
         elif not self._quiet:

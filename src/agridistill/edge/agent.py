@@ -112,6 +112,7 @@ class Agent:
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._next_state = self._next_tidy = 0.0
         self._trouble: str | None = None
+        self._finished = False
         self._alerts_refused, self._warn_again_at = False, 0.0
         self._handed: dict[str, set[int]] = {}
         self.state = self._state()
@@ -133,6 +134,7 @@ class Agent:
                     continue
                 except SourceEndedError as error:
                     logger.info("%s", error)
+                    self._finished = True
                     break
                 if frame is not None:
                     self._take(frame, stop)
@@ -272,6 +274,7 @@ class Agent:
             processor_celsius=processor_celsius(),
             disk_free_bytes=disk_free_bytes(self._stores.folder),
             trouble=self._trouble,
+            finished=self._finished,
         )
 
 

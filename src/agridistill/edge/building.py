@@ -89,6 +89,8 @@ def watch(
     """
     listeners = listeners or Listeners()
     _keep_apart(settings.source, state)
+    if state.exists() and not state.is_dir():
+        raise ConfigError("a folder for the state", f"the file '{state}'", "choose another --state")
     state.mkdir(parents=True, exist_ok=True)
     with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
         stores = _stores(settings, state, stack)
@@ -219,6 +221,9 @@ def _workers(
         workers.append(Deliverer(next(outboxes), webhook, webhook.name).run)
     if settings.command:
         command = Command(settings.command.words, settings.command.timeout_s)
+        # A device that lacks its notifier had better watch than not start.
+        if not command.can_be_run:
+            logger.warning("%s cannot be run: alerts wait until it can", command.name)
         workers.append(Deliverer(next(outboxes), command, command.name).run)
     updates = UpdateWorker(settings.updates, updater, agent) if settings.updates and updater else None
     if updates is not None:

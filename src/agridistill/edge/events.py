@@ -160,6 +160,7 @@ class AgentState:
         disk_free_bytes: where the state lies.
         trouble: why detections cannot be committed; None where they can.
         outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
+        finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
     """
 
     device: str
@@ -184,6 +185,7 @@ class AgentState:
     disk_free_bytes: int | None
     trouble: str | None = None
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    finished: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As it is written and published."""

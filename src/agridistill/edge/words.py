@@ -70,6 +70,16 @@ def bytes_words(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def number_of(number: int, thing: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> number_of(1, "message"), number_of(1200, "message")
+        ('1 message', '1,200 messages')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def moment(at_s: float) -> datetime | None:
     """A time in UTC from seconds since 1970; None where no calendar holds it."""
     try:
@@ -106,4 +116,4 @@ def waiting_words(outbox: Mapping[str, Any]) -> str:
     """What waits in one outbox of the state, and what was lost."""
     waiting, dropped = (total(outbox.get(key, 0)) for key in ("waiting", "dropped"))
     oldest = f", the oldest for {duration_words(outbox.get('oldest_s', 0))}" if waiting else ""
-    return f"{waiting:,} message{'' if waiting == 1 else 's'}{oldest}" + (f"; {dropped:,} dropped" if dropped else "")
+    return number_of(waiting, "message") + oldest + (f"; {dropped:,} dropped" if dropped else "")

@@ -72,11 +72,6 @@ def test_every_figure_of_the_state_is_told_in_base_units() -> None:
         "photos_unreadable_total": 2,
         "open_alerts": 1,
         "broker_connected": 1,
-        "outbox_messages": 5,
-        "outbox_bytes": 1200,
-        "outbox_oldest_seconds": 65,
-        "outbox_delivered_total": 116,
-        "outbox_dropped_total": 2,
         "memory_resident_bytes": 151_000_000,
         "processor_temperature_celsius": 54.25,
         "disk_free_bytes": 21_500_000_000,
@@ -86,6 +81,20 @@ def test_every_figure_of_the_state_is_told_in_base_units() -> None:
     assert value(samples, "frame_latency_seconds", percentile="99") == pytest.approx(0.061)
     assert value(samples, "source_up", source="/photos/inbox") == 1
     assert len(samples) == 22
+
+
+def test_each_receivers_outbox_is_told_apart() -> None:
+    hook = {"waiting": 3, "waiting_bytes": 900, "oldest_s": 400.0, "delivered": 7, "dropped": {}}
+    for given, receivers in (
+        (state(), {"broker": (5, 1200, 65, 116, 2)}),
+        (state(outputs={"webhook": hook}), {"broker": (5, 1200, 65, 116, 2), "webhook": (3, 900, 400, 7, 0)}),
+        (state(broker=None, outbox=None, outputs={"command": hook}), {"command": (3, 900, 400, 7, 0)}),
+    ):
+        samples, _ = parse(metrics_text(given))
+        names = ("messages", "bytes", "oldest_seconds", "delivered_total", "dropped_total")
+        told = {to: tuple(value(samples, f"outbox_{name}", to=to) for name in names) for to in receivers}
+        assert told == receivers
+        assert sum("_outbox_" in name for name, _ in samples) == 5 * len(receivers)
 
 
 def test_names_follow_prometheus_rules_for_counters_and_units() -> None:

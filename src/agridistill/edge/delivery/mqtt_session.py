@@ -232,12 +232,16 @@ class Session:
             if found.seq is not None:
                 self._acknowledged.append(found.seq)
         elif found.seq is None:
-            if found.topic not in self._denied_topics:
-                logger.warning(
-                    "the broker refuses '%s' (%s): it is left out; check user name, device name and access list",
-                    found.topic,
-                    reason,
-                )
+            # One for a device's own topics, one for Home Assistant's: each further one would say the same.
+            first_level = found.topic.partition("/")[0]
+            told = any(topic.partition("/")[0] == first_level for topic in self._denied_topics)
+            logger.log(
+                logging.INFO if told else logging.WARNING,
+                "the broker refuses '%s' (%s): it and others like it are left out; "
+                "check user name, device name and access list",
+                found.topic,
+                reason,
+            )
             self._denied_topics.add(found.topic)
         elif not self._denied:
             self._denied = f"'{found.topic}': {reason}; check user name, device name and access list"

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -150,6 +151,11 @@ class Command:
     def name(self) -> str:
         """For the log."""
         return f"the command '{self.words[0]}'"
+
+    @property
+    def can_be_run(self) -> bool:
+        """Whether there is such a program now."""
+        return shutil.which(self.words[0]) is not None
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
         """Hands one message over.

@@ -10,6 +10,15 @@ from agridistill.edge.events import AgentState
 from agridistill.edge.words import total
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_Kind = Literal["counter", "gauge"]
+# Key in the state, name of the metric, its kind, and what it tells.
+_OUTBOX: tuple[tuple[str, str, _Kind, str], ...] = (
+    ("waiting", "outbox_messages", "gauge", "Messages that wait for a receiver."),
+    ("waiting_bytes", "outbox_bytes", "gauge", "Size of the messages that wait."),
+    ("oldest_s", "outbox_oldest_seconds", "gauge", "Age of the oldest message that waits."),
+    ("delivered", "outbox_delivered_total", "counter", "Messages that their receiver acknowledged."),
+    ("dropped", "outbox_dropped_total", "counter", "Messages that had to go for want of room or for age."),
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class _Family:
     """One metric: its name, what it tells, and its values by their labels."""
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: _Kind
     tells: str
     samples: list[tuple[dict[str, str], float]] = field(default_factory=list)
 
@@ -35,6 +44,7 @@ def _families(state: AgentState) -> Iterator[_Family]:
     yield from _agent(state)
     yield from _source(state)
     yield from _broker(state)
+    yield from _outboxes(state)
     yield from _device(state)
 
 
@@ -65,14 +75,16 @@ def _broker(state: AgentState) -> Iterator[_Family]:
     if state.broker is not None:
         connected = float(bool(state.broker.get("connected")))
         yield _one("broker_connected", "gauge", "1 while the broker is connected.", connected)
-    if state.outbox is not None:
-        waits = state.outbox
-        yield _one("outbox_messages", "gauge", "Messages that wait for the broker.", total(waits.get("waiting", 0)))
-        yield _one("outbox_bytes", "gauge", "Size of the messages that wait.", waits.get("waiting_bytes"))
-        yield _one("outbox_oldest_seconds", "gauge", "Age of the oldest message that waits.", waits.get("oldest_s"))
-        yield _one("outbox_delivered_total", "counter", "Messages the broker acknowledged.", waits.get("delivered"))
-        dropped = total(waits.get("dropped", 0))
-        yield _one("outbox_dropped_total", "counter", "Messages that had to go for want of room or for age.", dropped)
+
+
+def _outboxes(state: AgentState) -> Iterator[_Family]:
+    """One family for all receivers, which `to` tells apart: a rule that warns of an outbox finds each of them."""
+    outboxes = ({"broker": state.outbox} if state.outbox is not None else {}) | dict(state.outputs)
+    for key, name, kind, tells in _OUTBOX:
+        values = [
+            ({"to": to}, float(total(waits[key]))) for to, waits in outboxes.items() if waits.get(key) is not None
+        ]
+        yield _Family(name, kind, tells, values)
 
 
 def _device(state: AgentState) -> Iterator[_Family]:
@@ -82,7 +94,7 @@ def _device(state: AgentState) -> Iterator[_Family]:
     yield _one("disk_free_bytes", "gauge", "Room on the disk where the state lies.", state.disk_free_bytes)
 
 
-def _one(name: str, kind: Literal["counter", "gauge"], tells: str, value: float | None) -> _Family:
+def _one(name: str, kind: _Kind, tells: str, value: float | None) -> _Family:
     return _Family(name, kind, tells, [] if value is None else [({}, value)])
 
 

@@ -34,6 +34,7 @@ from agridistill.runtime.reading import expand
 from agridistill.storage import replacing
 
 MAX_GOLDEN_PHOTOS = 200
+_NAMED_PHOTOS = 5
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,16 @@ def _golden(
     if agreement < minimum:
         raise ModelError(
             f"a model that answers {100 * minimum:g} % of its golden photos right",
-            f"{100 * agreement:.1f} % (wrong: '{wrong[0]}')",
+            f"{100 * agreement:.1f} % (wrong: {_named(wrong)})",
             "take other photos or lower --minimum-agreement",
         )
     return photos, labels, agreement
+
+
+def _named(photos: Sequence[Path]) -> str:
+    """The first few, and how many more."""
+    more = len(photos) - _NAMED_PHOTOS
+    return ", ".join(f"'{photo}'" for photo in photos[:_NAMED_PHOTOS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _release(
