@@ -41,6 +41,9 @@ def main(extra: str, out: Path) -> None:
             "fetched_mb": round(sum(megabytes(wheel) for wheel in wheels.iterdir()), 1),
             "of_which_agridistill_mb": round(megabytes(own), 1),
             "installed_mb": round(sum(sizes.values()), 1),
+            "of_which_python_caches_mb": round(
+                sum(file.stat().st_size for one in sizes for file in (packages / one).rglob("*.pyc")) / 1e6, 1
+            ),
             "has_torch": "torch" in sizes,
             "packages_mb": dict(
                 sorted(((name, size) for name, size in sizes.items() if size >= 1), key=lambda it: -it[1])
