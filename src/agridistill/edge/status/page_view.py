@@ -168,7 +168,10 @@ def _state_html(state: AgentState) -> str:
         *((f"Waiting for the {name}", waiting_words(waits), False) for name, waits in state.outputs.items()),
     ]
     if state.latency_ms:
-        told = ", ".join(f"{name.lstrip('p')} % within {value:.0f} ms" for name, value in state.latency_ms.items())
+        # No line breaks between a number and its unit.
+        shares = (f"{name.lstrip('p')}\N{NO-BREAK SPACE}%" for name in state.latency_ms)
+        times = (f"{value:.0f}\N{NO-BREAK SPACE}ms" for value in state.latency_ms.values())
+        told = ", ".join(f"{share} within {time}" for share, time in zip(shares, times, strict=True))
         rows.append(("Time for a frame", told, False))
     if state.processor_celsius is not None:
         rows.append(("Processor", f"{state.processor_celsius:.0f} °C", False))
