@@ -174,9 +174,11 @@ class TestRestart:
         ended = replace(alert, state="resolved", resolved_s=NOON_S)
         assert changes(Field(known=((ended, NOON_S - 100),)).tell()) == ["resolved"]
 
-    def test_an_alert_of_a_rule_that_is_gone_ends(self) -> None:
-        alert = Alert("a" * 32, "mold", "north", "open", NOON_S, NOON_S, None, "Late_blight", 0.9, 5, "text")
-        (ended,) = Field(known=((alert, NOON_S),)).tell()
+    @pytest.mark.parametrize("change", [{"rule": "mold"}, {"plot": "elsewhere"}], ids=["rule", "plot"])
+    def test_an_alert_of_a_rule_that_is_gone_or_concerns_other_plots_ends(self, change: dict[str, str]) -> None:
+        alert = Alert("a" * 32, "blight", "north", "open", NOON_S, NOON_S, None, "Late_blight", 0.9, 5, "text")
+        alert = replace(alert, **change)  # type: ignore[arg-type]
+        (ended,) = Field(replace(RULE, plots=("north",)), known=((alert, NOON_S),)).tell()
         assert ended.change == "resolved"
         assert "the rule is gone" in ended.alert.text
 

@@ -148,11 +148,11 @@ class AlertKeeper:
             del self._open[key]
 
     def tidy(self, *, clock_s: float, now_s: float) -> None:
-        """Ends alerts without new leaves, and those whose rule is gone."""
+        """Ends alerts without new leaves, and those whose rule is gone or concerns their plot no more."""
         for watched in list(self._open.values()):
             alert, rule = watched.alert, self._rules.get(watched.alert.rule)
             if alert.state == "open":
-                if rule is None:
+                if rule is None or not rule.concerns(alert.plot):
                     self._resolve(watched, f"{alert.rule}, {alert.plot or 'all'}: the rule is gone", now_s)
                 elif clock_s - watched.seen_clock > rule.forget_s:
                     days = f"{rule.forget_days:g} days"
