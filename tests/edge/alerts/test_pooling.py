@@ -66,11 +66,3 @@ class TestWindow:
         assert later.leaves == 1
         assert pool.view("north", 200) is None
         assert pool.view("west", 0) is None
-
-    def test_memory_is_bounded(self) -> None:
-        pool = LeafPool(CLASSES, window_s=1e9, most_leaves=50)
-        for number in range(1000):
-            pool.add("north", np.array([0.2, 0.2, 0.6]), number)
-        view = pool.view("north", 1000)
-        assert view is not None
-        assert view.leaves == 50

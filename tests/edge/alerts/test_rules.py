@@ -60,6 +60,16 @@ def test_a_rise_needs_leaves_in_both_halves() -> None:
     assert (falling.holds, falling.over) == (False, True)
 
 
+def test_what_stands_for_several_leaves_counts_as_so_many() -> None:
+    rising = Rule("rising", ("*blight",), share=0.5, rise=0.2, least_leaves=3, window_minutes=10)
+    at_s, shares = leaves((500.0, 0.1), (400.0, 0.4), (100.0, 0.3), (50.0, 0.8))
+    counts = np.array([4.0, 2.0, 1.0, 2.0])
+    single = find(rising, np.repeat(at_s, counts.astype(int)), np.repeat(shares, counts.astype(int)), 1000.0)
+    found = find(rising, at_s, shares, 1000.0, counts)
+    assert (found.leaves, found.holds, found.over) == (single.leaves, single.holds, single.over) == (9, True, False)
+    assert (found.share, found.rise) == pytest.approx((single.share, single.rise))
+
+
 def test_patterns_name_classes_and_plots() -> None:
     assert BLIGHT.indices(CLASSES) == [0, 1]
     assert Rule("one", ("Tomato___Late_blight",)).indices(CLASSES) == [1]
@@ -112,6 +122,7 @@ def test_quiet_hours_are_local_and_may_pass_midnight() -> None:
         ({"repeat_hours": -1}, "positive"),
         ({"quiet": "25:00-06:00"}, "quiet hours such as"),
         ({"quiet": "night"}, "quiet hours such as"),
+        ({"quiet": "22:00-22:00"}, "end at another time than they begin.*got 22:00-22:00"),
     ],
 )
 def test_a_wrong_rule_is_named(changes: dict[str, object], message: str) -> None:

@@ -49,12 +49,36 @@ def test_detections_come_back_newest_first_and_as_they_were(path: Path) -> None:
         assert history.recent(since_s=detection(3).at_s) == [detection(4), detection(3)]
 
 
+def test_when_the_last_leaf_of_a_plot_was_seen(path: Path) -> None:
+    with History(path) as history:
+        for number in range(4):
+            history.add(detection(number))
+        history.add(detection(5, verdict="unusable"))
+        assert history.last_s("north", {"answer", "unsure"}) == detection(3).at_s
+        assert history.last_s("north", {"unusable"}) == detection(5).at_s
+        assert history.last_s("west", {"answer"}) is None
+
+
 def test_a_detection_that_is_there_is_not_added_again(path: Path) -> None:
     with History(path) as history:
         history.add(detection(1))
         history.add(detection(1, label="healthy"))
         assert history.recent() == [detection(1)]
         assert history.verdict_counts() == {"answer": 1}
+
+
+def test_whoever_only_looks_follows_to_a_file_that_was_begun_anew(path: Path) -> None:
+    with History(path) as history:
+        history.add(detection(1))
+        with History.reading(path) as looking:
+            assert len(looking.recent()) == 1
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            assert len(looking.recent()) == 1
+            with pytest.raises(OutboxError, match="removed or replaced"):
+                history.add(detection(2))
+            history.add(detection(3))
+            assert looking.recent() == [detection(3)]
 
 
 def test_photos_are_known_for_good_also_after_their_detections_have_gone(path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,8 +69,10 @@ class AlertKeeper:
         pool: of the leaves, with a window at least as long as the longest of the rules.
         clock_s: now, by the pool's clock.
         now_s: now, by the device's clock.
-        known: alerts from before a restart that are open, or whose end people were not told, each with when people were
-            last told of it (0: not yet).
+        known: alerts from before a restart that are open, or whose end people were not told (`is_end_told`), each with
+            when people were last told of it (0: not yet). Of several of one rule and plot an open one goes on, of
+            several such the first; the others are over.
+        seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
 
     Raises:
         ConfigError: a rule's class is none of the model's.
@@ -84,18 +87,18 @@ class AlertKeeper:
         *,
         clock_s: float = 0.0,
         now_s: float = 0.0,
+        seen_s: Mapping[str, float] | None = None,
     ) -> None:
         self._rules = {rule.name: rule for rule in rules}
         self._indices = {rule.name: rule.indices(classes) for rule in rules}
         self._classes, self._pool = tuple(classes), pool
         self._open: dict[tuple[str, str], _Watched] = {}
-        for alert, told_s in known:
-            share = alert.share if told_s else -1.0
-            # What a clock that was set back since calls the future was just now.
-            told_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (told_s, max(alert.updated_s, told_s)))
-            watched = _Watched(alert, told_s, share, clock_s - told_ago, clock_s - seen_ago)
-            self._open[alert.rule, alert.plot] = watched
         self._changed: dict[str, tuple[Alert, float]] = {}
+        for alert, told_s in sorted(known, key=lambda pair: pair[0].state != "open"):
+            if (alert.rule, alert.plot) in self._open:
+                self._supersede(alert, told_s, now_s)
+            else:
+                self._go_on(alert, told_s, (seen_s or {}).get(alert.plot, told_s), clock_s, now_s)
 
     @property
     def open(self) -> list[Alert]:
@@ -113,13 +116,12 @@ class AlertKeeper:
         rules = [rule for rule in self._rules.values() if rule.concerns(plot)]
         if not rules:
             return
-        at_s, probabilities = self._pool.leaves(plot, clock_s)
+        remembered = self._pool.leaves(plot, clock_s)
         for rule in rules:
-            shares = probabilities[:, self._indices[rule.name]].sum(axis=1)
-            inside = at_s >= clock_s - rule.window_s
-            summed = probabilities[inside].sum(axis=0)
-            found = find(rule, at_s, shares, clock_s)
-            self._apply(rule, plot, found, self._worst(rule, summed), clock_s, now_s)
+            leaves = remembered.since(clock_s - rule.window_s)
+            shares = leaves.sums[:, self._indices[rule.name]].sum(axis=1) / leaves.counts
+            found = find(rule, leaves.at_s, shares, clock_s, leaves.counts)
+            self._apply(rule, plot, found, self._worst(rule, leaves.sums.sum(axis=0)), clock_s, now_s)
 
     def messages(self, *, clock_s: float, now_s: float) -> list[AlertMessage]:
         """What people have to be told now; each is given again until `told` is called.
@@ -142,7 +144,9 @@ class AlertKeeper:
         """People have been told, or the message is on its way for good."""
         key = message.alert.rule, message.alert.plot
         watched = self._open[key]
-        watched.told_s, watched.told_clock, watched.told_share = max(now_s, 1.0), clock_s, message.alert.share
+        # Never before its end, also where the clock was set back since: `is_end_told` compares the two.
+        watched.told_s = max(now_s, 1.0, watched.alert.resolved_s or 0.0)
+        watched.told_clock, watched.told_share = clock_s, message.alert.share
         self._changed[watched.alert.alert_id] = watched.alert, watched.told_s
         if watched.alert.state == "resolved":
             del self._open[key]
@@ -167,6 +171,23 @@ class AlertKeeper:
         for alert, told_s in changed:
             if self._changed.get(alert.alert_id) == (alert, told_s):
                 del self._changed[alert.alert_id]
+
+    def _go_on(self, alert: Alert, told_s: float, seen_s: float, clock_s: float, now_s: float) -> None:
+        rule = self._rules.get(alert.rule)
+        if rule is not None and rule.level != alert.level:
+            alert = replace(alert, level=rule.level)
+            self._changed[alert.alert_id] = alert, told_s
+        share = alert.share if told_s else -1.0
+        # What a clock that was set back since calls the future was just now.
+        told_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (told_s, max(alert.updated_s, seen_s)))
+        self._open[alert.rule, alert.plot] = _Watched(alert, told_s, share, clock_s - told_ago, clock_s - seen_ago)
+
+    def _supersede(self, alert: Alert, told_s: float, now_s: float) -> None:
+        # Nobody is told: people would take it for the end of the one that goes on.
+        if alert.state == "open":
+            text = f"{alert.rule}, {alert.plot or 'all'}: another alert goes on instead"
+            alert = replace(alert, state="resolved", updated_s=now_s, resolved_s=now_s, text=text)
+        self._changed[alert.alert_id] = alert, max(told_s, alert.resolved_s or 0.0)
 
     def _apply(self, rule: Rule, plot: str, found: Finding, label: str, clock_s: float, now_s: float) -> None:
         watched = self._open.get((rule.name, plot))
@@ -211,11 +232,18 @@ class AlertKeeper:
             leaves=found.leaves if found else alert.leaves,
             text=text,
         )
+        # People were told before this, also where the clock was ahead then: `is_end_told` compares the two.
+        watched.told_s = min(watched.told_s, math.nextafter(now_s, 0.0))
         self._changed[alert.alert_id] = watched.alert, watched.told_s
 
     def _worst(self, rule: Rule, summed: np.ndarray) -> str:
         indices = self._indices[rule.name]
         return self._classes[max(indices, key=lambda index: float(summed[index]))]
+
+
+def is_end_told(alert: Alert, told_s: float) -> bool:
+    """Whether people know that a resolved alert is over, by when they were last told of it as an `AlertKeeper` says."""
+    return told_s >= (alert.resolved_s or 0.0)
 
 
 def _is_to_be_seen(found: Finding, alert: Alert) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage
+from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage, is_end_told
 from agridistill.edge.alerts.pooling import LeafPool, PlotView
 from agridistill.edge.alerts.rules import Rule
-from agridistill.edge.events import Alert, Detection
+from agridistill.edge.events import Alert, Detection, Verdict
 from agridistill.edge.store.history import History
 
 # A leaf of these verdicts was seen by the model, and its probabilities are calibrated.
-_COUNTED = frozenset({"answer", "unsure"})
+_COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
+# Of a plot one by one: with 40 classes half a megabyte.
 _MOST_LEAVES = 1000
 _RESTORED = 20_000
 _FEW = 1000
@@ -40,8 +41,15 @@ class Plots:
         self.classes = tuple(classes)
         self._history, self._view_s = history, view_s
         self._pool = LeafPool(classes, window_s=window_s, most_leaves=_MOST_LEAVES)
+        known = _known(history)
         self._keeper = AlertKeeper(
-            rules, classes, self._pool, _known(history), clock_s=time.monotonic(), now_s=time.time()
+            rules,
+            classes,
+            self._pool,
+            known,
+            clock_s=time.monotonic(),
+            now_s=time.time(),
+            seen_s=_seen_s(history, {alert.plot for alert, _ in known}),
         )
         self._views: dict[str, PlotView] = {}
         self._restore(window_s)
@@ -109,9 +117,10 @@ class Plots:
 
 
 def _known(history: History) -> list[tuple[Alert, float]]:
-    ended = [
-        (alert, told_s)
-        for alert, told_s in history.alerts_told(state="resolved", limit=_FEW)
-        if told_s < (alert.resolved_s or 0.0)
-    ]
+    ended = [pair for pair in history.alerts_told(state="resolved", limit=_FEW) if not is_end_told(*pair)]
     return history.alerts_told(state="open", limit=_RESTORED) + ended
+
+
+def _seen_s(history: History, plots: Iterable[str]) -> dict[str, float]:
+    last = {plot: history.last_s(plot, _COUNTED) for plot in plots}
+    return {plot: at_s for plot, at_s in last.items() if at_s is not None}

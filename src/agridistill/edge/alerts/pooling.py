@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-# No single leaf is surer than this: a photo of something strange must not outvote all others.
-_LEAST_PROBABILITY = 0.01
+from agridistill.edge.alerts.leaves import LeafRows, Leaves, logarithms
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,11 @@ def pooled_probabilities(probabilities: NDArray[np.float64]) -> NDArray[np.float
     """
     if probabilities.ndim != 2 or not len(probabilities):
         raise ValueError(f"probabilities (N, K) of at least 1 photo, got shape {probabilities.shape}")
-    logarithms = np.log(np.maximum(probabilities, _LEAST_PROBABILITY)).sum(axis=0)
-    weights = np.exp(logarithms - logarithms.max())
+    return _normalised(logarithms(probabilities).sum(axis=0))
+
+
+def _normalised(summed: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights = np.exp(summed - summed.max())
     return np.asarray(weights / weights.sum())
 
 
@@ -63,12 +64,13 @@ class LeafPool:
     Args:
         classes: names, in the order of the probabilities.
         window_s: how long a leaf counts.
-        most_leaves: of one plot that are remembered; beyond them the oldest go.
+        most_leaves: of one plot that are surely remembered one by one; of more the older ones are added up with their
+            neighbours in time. All of them count; only when each was seen is less sharp then.
     """
 
     def __init__(self, classes: Sequence[str], *, window_s: float, most_leaves: int = 200) -> None:
         self._classes, self._window_s, self._most = tuple(classes), window_s, most_leaves
-        self._leaves: dict[str, deque[tuple[float, NDArray[np.float64]]]] = {}
+        self._rows: dict[str, LeafRows] = {}
 
     def add(self, plot: str, probabilities: NDArray[np.float64], at_s: float) -> None:
         """Remembers one leaf.
@@ -78,23 +80,19 @@ class LeafPool:
             probabilities: `(K,)`, calibrated.
             at_s: when it was seen, by a clock that is never set back.
         """
-        if plot not in self._leaves:
+        if plot not in self._rows:
             self._forget_plots(at_s)
-        leaves = self._leaves.setdefault(plot, deque(maxlen=self._most))
-        leaves.append((at_s, probabilities))
-        self._forget(leaves, at_s)
+            self._rows[plot] = self._no_rows()
+        self._rows[plot].add(probabilities, at_s)
 
     @property
     def plots(self) -> list[str]:
         """Those with leaves."""
-        return list(self._leaves)
+        return list(self._rows)
 
-    def leaves(self, plot: str, now_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """When each leaf in the window was seen `(N,)`, and its probabilities `(N, K)`."""
-        leaves = [leaf for leaf in self._leaves.get(plot, ()) if leaf[0] >= now_s - self._window_s]
-        if not leaves:
-            return np.empty(0), np.empty((0, len(self._classes)))
-        return np.array([at_s for at_s, _ in leaves]), np.stack([probabilities for _, probabilities in leaves])
+    def leaves(self, plot: str, now_s: float) -> Leaves:
+        """Those in the window, as long as no other is added."""
+        return (self._rows.get(plot) or self._no_rows()).within(now_s)
 
     def view(self, plot: str, now_s: float, *, within_s: float | None = None) -> PlotView | None:
         """What the plot's leaves say together now; None where there are none in the window.
@@ -104,20 +102,20 @@ class LeafPool:
             now_s: by the clock of `add`.
             within_s: a shorter window than the pool's own.
         """
-        at_s, rows = self.leaves(plot, now_s)
+        leaves = self.leaves(plot, now_s)
         if within_s is not None:
-            rows = rows[at_s >= now_s - within_s]
-        if not len(rows):
+            leaves = leaves.since(now_s - within_s)
+        number = leaves.counts.sum()
+        if not number:
             return None
-        pooled = pooled_probabilities(rows)
+        pooled = _normalised(leaves.logarithms.sum(axis=0, dtype=np.float64))
         best = int(pooled.argmax())
-        shares = dict(zip(self._classes, rows.mean(axis=0).tolist(), strict=True))
-        return PlotView(plot, len(rows), self._classes[best], float(pooled[best]), shares)
+        shares = dict(zip(self._classes, (leaves.sums.sum(axis=0) / number).tolist(), strict=True))
+        return PlotView(plot, int(number), self._classes[best], float(pooled[best]), shares)
 
-    def _forget(self, leaves: deque[tuple[float, NDArray[np.float64]]], now_s: float) -> None:
-        while leaves and leaves[0][0] < now_s - self._window_s:
-            leaves.popleft()
+    def _no_rows(self) -> LeafRows:
+        return LeafRows(len(self._classes), window_s=self._window_s, most=self._most)
 
     def _forget_plots(self, now_s: float) -> None:
-        for plot in [plot for plot, leaves in self._leaves.items() if leaves[-1][0] < now_s - self._window_s]:
-            del self._leaves[plot]
+        for plot in [plot for plot, rows in self._rows.items() if rows.newest_s < now_s - self._window_s]:
+            del self._rows[plot]

@@ -67,6 +67,11 @@ class Rule:
             ),
             (self.repeat_hours >= 0 and self.forget_days > 0, "positive times", "less"),
             (not self.quiet or bool(_QUIET.fullmatch(self.quiet)), 'quiet hours such as "22:00-06:00"', self.quiet),
+            (
+                not self.quiet or self.quiet[:5] != self.quiet[6:],
+                'quiet hours that end at another time than they begin, such as "22:00-06:00"',
+                self.quiet,
+            ),
         ):
             if not holds:
                 raise ConfigError(expected, str(got), f"correct the rule '{self.name}'")
@@ -141,7 +146,13 @@ class Finding:
     over: bool
 
 
-def find(rule: Rule, at_s: NDArray[np.float64], shares: NDArray[np.float64], now_s: float) -> Finding:
+def find(
+    rule: Rule,
+    at_s: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    now_s: float,
+    counts: NDArray[np.float64] | None = None,
+) -> Finding:
     """Applies a rule to the leaves of one plot.
 
     Args:
@@ -149,18 +160,20 @@ def find(rule: Rule, at_s: NDArray[np.float64], shares: NDArray[np.float64], now
         at_s: `(N,)` when each leaf was seen, by the clock of `now_s`.
         shares: `(N,)` probability that each has one of the rule's classes.
         now_s: by a clock that is never set back.
+        counts: `(N,)` how many leaves each of them stands for, with their mean time and share; 1 each where None.
     """
+    counts = np.ones(len(at_s)) if counts is None else counts
     inside = at_s >= now_s - rule.window_s
-    leaves = int(inside.sum())
+    leaves = int(counts[inside].sum())
     if not leaves:
         return Finding(0, 0.0, None, holds=False, over=False)
-    share = float(shares[inside].mean())
+    share = _mean(shares, counts, inside)
     later = inside & (at_s >= now_s - rule.window_s / 2)
     earlier = inside & ~later
     enough = leaves >= rule.least_leaves
     rise: float | None = None
-    if min(int(later.sum()), int(earlier.sum())) >= rule.least_leaves:
-        rise = float(shares[later].mean() - shares[earlier].mean())
+    if min(counts[later].sum(), counts[earlier].sum()) >= rule.least_leaves:
+        rise = _mean(shares, counts, later) - _mean(shares, counts, earlier)
     if rule.rise:
         # A rise is over when the share falls again; where nobody knows, when hardly any leaf is ill.
         falls = rise <= 0 and share < rule.share if rise is not None else share < rule.resolve_below
@@ -168,3 +181,7 @@ def find(rule: Rule, at_s: NDArray[np.float64], shares: NDArray[np.float64], now
     return Finding(
         leaves, share, rise, holds=enough and share >= rule.share, over=enough and share < rule.resolve_below
     )
+
+
+def _mean(shares: NDArray[np.float64], counts: NDArray[np.float64], which: NDArray[np.bool_]) -> float:
+    return float((shares[which] * counts[which]).sum() / counts[which].sum())

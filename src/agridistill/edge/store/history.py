@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agridistill.edge.events import Alert, AlertState, Detection
+from agridistill.edge.events import Alert, AlertState, Detection, Verdict
 from agridistill.edge.store.sqlite_file import SqliteFile, add_to_counter
 from agridistill.errors import OutboxError
 
@@ -185,6 +185,20 @@ class History:
         with self._file.reading() as database:
             rows = database.execute(query, (*values, limit)).fetchall()
         return [Detection.from_json(json.loads(document)) for (document,) in rows]
+
+    def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
+        """When the last detection of a plot that has one of the verdicts was seen, in seconds since 1970.
+
+        Returns:
+            None where none is kept.
+        """
+        query = (
+            f"SELECT at_s FROM detections WHERE plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) "  # noqa: S608 - our own words
+            "ORDER BY seq DESC LIMIT 1"
+        )
+        with self._file.reading() as database:
+            row = database.execute(query, (plot, *verdicts)).fetchone()
+        return float(row[0]) if row else None
 
     def thumbnail(self, event_id: str) -> bytes | None:
         """The small JPEG of a detection, where one was kept."""

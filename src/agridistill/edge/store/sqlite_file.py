@@ -77,6 +77,7 @@ class SqliteFile:
             OutboxError: it cannot be read.
         """
         with self._lock:
+            self._follow_where_replaced()
             try:
                 yield self._database
             except sqlite3.Error as error:
@@ -134,6 +135,14 @@ class SqliteFile:
             "leave the state folder alone while the agent runs",
         )
 
+    def _follow_where_replaced(self) -> None:
+        """Whoever only looks follows to the file that the agent has begun anew; the old one is shown until then."""
+        if not self._read_only or _identity(self.path) in (None, self._identity):
+            return
+        database = self._opened_to_read()
+        self._database.close()
+        self._database = database
+
     def _opened_anew(self) -> sqlite3.Connection:
         try:
             self._set_aside()
@@ -183,6 +192,7 @@ class SqliteFile:
                 timeout=30,
             )
             self._refuse_newer(database)
+            self._identity = _identity(self.path)
         except BaseException as error:
             if database is not None:
                 database.close()
