@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, field
 
 from agridistill.edge.agent import Agent
 from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
@@ -22,12 +23,45 @@ from agridistill.edge.updates.updater import Updater
 # A state sent every few seconds would cost a device on a mobile network half a megabyte an hour.
 _TELL_STATE_EVERY_S = 60.0
 
+# A postponed update is tried again after pauses that double, up to these or `every_hours`.
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
+_POLL_S = 0.5
+
+
+@dataclass
+class _Look:
+    """A source of updates, and when it is looked at next.
+
+    Attributes:
+        source: as for `Updater.check`.
+        longest_s: where the pauses end.
+        due: on the monotonic clock.
+        postponed: how often in a row.
+    """
+
+    source: str | bytes
+    longest_s: float
+    due: float = field(default_factory=time.monotonic)
+    postponed: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self.due
+
+    def postpone(self, patient: bool) -> None:
+        pause = self.longest_s if patient else min(_FIRST_RETRY_S * 2.0 ** min(self.postponed, 60), self.longest_s)
+        self.postponed += 1
+        # Many devices must not come back to one server in one moment.
+        self.due = time.monotonic() + pause * random.uniform(0.8, 1.0)
+
 
 class UpdateWorker:
-    """Looks for models from time to time, and takes those that come over MQTT."""
+    """Looks for models from time to time, and takes those that come over MQTT; what was postponed is tried again."""
 
     def __init__(self, options: UpdateOptions, updater: Updater, agent: Agent) -> None:
         self._options, self._updater, self._agent = options, updater, agent
+        self._every_s = 3600 * options.every_hours
+        self._longest_s = min(_LONGEST_RETRY_S, self._every_s)
         self._offered: list[bytes] = []
         self._wake = threading.Event()
         self.last: UpdateResult | None = None
@@ -39,24 +73,28 @@ class UpdateWorker:
 
     def run(self, stop: threading.Event) -> None:
         """Looks and waits until `stop`."""
-        next_look = time.monotonic()
+        place = _Look(self._options.source, self._longest_s) if self._options.source else None
+        offer: _Look | None = None
         while not stop.is_set():
             self._wake.clear()
             if self._offered:
-                self._check(self._offered.pop(), stop)
-            if self._options.source and time.monotonic() >= next_look:
-                self._check(self._options.source, stop)
-                next_look = time.monotonic() + 3600 * self._options.every_hours
-            while not (stop.wait(0.5) or self._wake.is_set() or self._is_due(next_look)):
+                offer = _Look(self._offered.pop(), self._longest_s)
+            if offer is not None and offer.is_due and not self._is_postponed(offer, stop):
+                offer = None
+            if place is not None and place.is_due and not self._is_postponed(place, stop):
+                place = _Look(place.source, self._longest_s, time.monotonic() + self._every_s)
+            looks = [look for look in (offer, place) if look is not None]
+            while not (stop.wait(_POLL_S) or self._wake.is_set() or any(look.is_due for look in looks)):
                 pass
 
-    def _is_due(self, next_look: float) -> bool:
-        return bool(self._options.source) and time.monotonic() >= next_look
-
-    def _check(self, source: str | bytes, stop: threading.Event) -> None:
-        self.last = self._updater.check(source, stop)
+    def _is_postponed(self, look: _Look, stop: threading.Event) -> bool:
+        self.last = self._updater.check(look.source, stop)
         if self.last.outcome == "installed":
             self._agent.model_changed.set()
+        if self.last.outcome != "postponed":
+            return False
+        look.postpone(self.last.patient)
+        return True
 
 
 class BrokerLink:
@@ -81,7 +119,7 @@ class BrokerLink:
             told = {self._settings.state_topic: self._state_payload(agent.state)}
             told |= {self._settings.plot_topic(plot): plot_payload(view) for plot, view in views.items()}
             if updates is not None and updates.last is not None:
-                told[self._settings.update_result_topic] = json.dumps(asdict(updates.last)).encode()
+                told[self._settings.update_result_topic] = json.dumps(updates.last.to_json()).encode()
             if self._options.discovery:
                 told |= discovery(self._settings, views, self._options.discovery_prefix)
             return told

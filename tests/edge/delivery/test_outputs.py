@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.edge.conftest import free_port, wait_for
+from tests.edge.dripping import BODY, HEADER, dripping, soon
 
 from agridistill.edge.delivery import outputs
 from agridistill.edge.delivery.outputs import Command, Deliverer, NotTakenError, Webhook
@@ -191,10 +192,29 @@ def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
     assert len(box.pending()) == 1
 
 
+@pytest.mark.parametrize("beginning", [HEADER, BODY], ids=["header", "body"])
+def test_a_webhook_whose_answer_drips_has_not_taken_the_alert(
+    beginning: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "_ANSWER_S", 0.3)
+    with dripping(beginning) as port, soon(), pytest.raises(NotTakenError, match=r"no whole answer in 0\.3 s"):
+        Webhook(f"http://127.0.0.1:{port}/secret")(message(), threading.Event())
+
+
 def test_no_shell_reads_the_alerts_words(tmp_path: Path) -> None:
     strange = Message(json.dumps(ALERT | {"text": f"$(touch {tmp_path}/hacked); `id`"}).encode(), "alert")
     Command(("sh", "-c", 'test "$AGRIDISTILL_TEXT" && cat > /dev/null'))(strange, threading.Event())
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_command_that_leaves_something_in_the_background_has_taken_the_alert(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = f'echo x >> "{told}"; (sleep 1.5; echo later >> "{told}") & echo words >&2; exit $CODE'
+    Command(("sh", "-c", f"CODE=0; {script}"), timeout_s=30)(message(), threading.Event())
+    assert told.read_text() == "x\n", "nobody waits for what is in the background"
+    wait_for(lambda: told.read_text() == "x\nlater\n", what="the background's word: it lives on")
+    with pytest.raises(NotTakenError, match="exit code 3: words"):
+        Command(("sh", "-c", f"CODE=3; {script}"), timeout_s=30)(message(), threading.Event())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.conftest import free_port
+from tests.edge.conftest import free_port, wait_for
+from tests.edge.dripping import dripping, soon
 
 from agridistill.edge.sources import snapshots
 from agridistill.edge.sources.latest import LatestFrame
@@ -198,6 +199,11 @@ def test_a_secure_camera_does_not_send_its_password_on_to_a_plain_address() -> N
         (lambda handler: handler.give(b"", 404), "404"),
         (lambda handler: handler.give(b"", 503), "503"),
         (lambda handler: handler.give(b"<html>log in</html>", kind="text/html"), "text/html"),
+        (
+            lambda handler: handler.give(b'{"busy": 1}', kind="application/json; charset=utf-8"),
+            "application/json",
+        ),
+        (lambda handler: handler.give(b"<error/>", kind="Application/Problem+XML"), "application/problem+xml"),
         (lambda handler: handler.give(b"--x", kind="multipart/x-mixed-replace"), "multipart"),
         (lambda handler: handler.give(photo_bytes()[:500], Content_Length="9000", Connection="close"), "9,000"),
         (lambda handler: handler.wfile.write(b"what?\r\n\r\n"), "BadStatusLine"),
@@ -236,7 +242,7 @@ def test_a_picture_that_trickles_in_is_given_up(camera: Camera) -> None:
 
     camera.answer = trickle
     begin = time.monotonic()
-    assert "within 0.3 s" in lost(source_of(camera.url(), timeout_s=0.3))
+    assert "no whole answer in 0.3 s" in lost(source_of(camera.url(), timeout_s=0.3))
     assert time.monotonic() - begin < 5
     stop.set()
 
@@ -244,8 +250,15 @@ def test_a_picture_that_trickles_in_is_given_up(camera: Camera) -> None:
 def test_a_silent_camera_is_given_up(camera: Camera) -> None:
     stop = threading.Event()
     camera.answer = lambda handler: (stop.wait(20), None)[1]
-    assert "timed out" in lost(source_of(camera.url(), timeout_s=0.2))
+    assert "no whole answer in 0.2 s" in lost(source_of(camera.url(), timeout_s=0.2))
     stop.set()
+
+
+def test_a_header_that_drips_is_given_up() -> None:
+    with dripping() as port, soon():
+        text = lost(source_of(f"http://me:hidden@127.0.0.1:{port}/snap.jpg?token=hidden", timeout_s=0.3))
+    assert "no whole answer in 0.3 s" in text
+    assert "hidden" not in text
 
 
 def test_a_damaged_picture_is_told_once_and_the_next_one_is_taken(camera: Camera) -> None:
@@ -257,6 +270,92 @@ def test_a_damaged_picture_is_told_once_and_the_next_one_is_taken(camera: Camera
     assert source.read(1) is None
     camera.answer = camera.picture
     assert source.read(1) is not None
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another each time", "the same"])
+def test_a_camera_that_gives_only_rubbish_is_away_until_a_picture_can_be_read(camera: Camera, same: bool) -> None:
+    def rubbish(handler: Handler) -> None:
+        camera.pictures += not same
+        handler.give(photo_bytes(camera.pictures)[:900])
+
+    camera.answer = rubbish
+    source = source_of(camera.url("/snap.jpg?token=hidden"))
+    for number in (1, 2):
+        if same and number > 1:
+            assert source.read(1) is None
+        else:
+            with pytest.raises(PhotoError):
+                source.read(1)
+    for _ in range(2):
+        text = lost(source)
+        assert "answers in a row that cannot be read" in text
+        assert "hidden" not in text
+        source.close()
+        source.open()
+    camera.answer = camera.picture
+    assert source.read(1) is not None
+    camera.answer = rubbish
+    camera.pictures += 1
+    with pytest.raises(PhotoError):
+        source.read(1)
+
+
+def test_bad_pictures_among_good_ones_are_left_out_and_no_loss(camera: Camera) -> None:
+    def flapping(handler: Handler) -> None:
+        camera.pictures += 1
+        handler.give(photo_bytes(camera.pictures)[: 900 if camera.pictures % 3 else None])
+
+    camera.answer = flapping
+    source = source_of(camera.url())
+    for _ in range(3):
+        for _ in range(2):
+            with pytest.raises(PhotoError):
+                source.read(1)
+        assert source.read(1) is not None
+
+
+def test_rubbish_is_told_a_few_times_then_once_and_its_end_once(
+    camera: Camera, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rubbish(handler: Handler) -> None:
+        camera.pictures += 1
+        handler.give(photo_bytes(camera.pictures)[:900])
+
+    camera.answer = rubbish
+    source = SnapshotSource(camera.url(), SourceSettings(every_s=0.0))
+    with LatestFrame(source, first_pause_s=0.01, longest_pause_s=0.02) as latest:
+        wait_for(lambda: camera.pictures >= 10)
+        assert latest.unreadable == 2
+        assert latest.lost_for_s is not None
+        camera.answer = camera.picture
+        wait_for(lambda: latest.lost_for_s is None)
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert ["away" in lines[0], "back" in lines[1], len(lines)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "binary/octet-stream", "jpeg", None])
+def test_a_picture_with_a_careless_type_is_taken(camera: Camera, kind: str | None) -> None:
+    def careless(handler: Handler) -> None:
+        body = photo_bytes(1)
+        handler.send_response(200)
+        if kind:
+            handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    camera.answer = careless
+    assert source_of(camera.url()).read(1) is not None
+
+
+def test_an_unchanged_picture_is_not_fetched_without_pause(camera: Camera) -> None:
+    same = photo_bytes(77)
+    camera.answer = lambda handler: handler.give(same)
+    source = source_of(camera.url(), every_s=0)
+    deadline = time.monotonic() + 0.35
+    while time.monotonic() < deadline:
+        source.read(0.05)
+    assert 2 <= len(camera.asked) <= 5
 
 
 def test_a_camera_that_goes_away_and_comes_back_is_told_once_each(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.edge.dripping import dripping, soon
 
+from agridistill.edge.updates.release import Release, stored_release
 from agridistill.edge.updates.sources import open_source
 
 from .conftest import QUICK, Device, Publisher, Server, model_like
@@ -157,6 +160,31 @@ def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_beyond_his_patienc
     thread.join(20)
     assert [result.outcome for result in results] == ["postponed"]
     assert part_of(device).stat().st_size > 0
+
+
+def test_a_header_that_drips_holds_nobody_beyond_the_timeout(device_for: MakeDevice, publisher: Publisher) -> None:
+    with dripping() as port, soon():
+        device = device_for(publisher, f"http://127.0.0.1:{port}/release.json", replace(QUICK, timeout_s=0.3))
+        result = device.check()
+    assert result.outcome == "postponed"
+    assert "no whole answer in 0.3 s" in result.reason
+
+
+def test_a_body_may_take_longer_than_its_header(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
+    server = serve(large.folder)
+    server.pause_s = 0.02
+    with open_source(server.url, replace(QUICK, timeout_s=0.3)).opened(_release_of(large), "large.onnx", 0) as (
+        _,
+        body,
+    ):
+        begin = time.monotonic()
+        for _ in range(25):
+            assert body.read(1)
+    assert time.monotonic() - begin > 0.4
+
+
+def _release_of(publisher: Publisher) -> Release:
+    return stored_release((publisher.folder / "release.json").read_bytes())
 
 
 def test_without_room_nothing_is_fetched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +44,10 @@ def test_a_new_model_takes_over_between_two_photos(
     with watching(settings, state) as heard:
         put(photos, "a.jpg")
         wait_for(lambda: (state / "models" / "current.json").exists(), what="the update")
+        # Each under a name of its own: the same content under the same name is the same photo.
+        names = (f"b{number}.jpg" for number in itertools.count())
         wait_for(
-            lambda: put(photos, "b.jpg") and len({item.model for item in heard.detections}) == 2, 30, "a new model"
+            lambda: put(photos, next(names)) and len({item.model for item in heard.detections}) == 2, 30, "a model"
         )
         wait_for(lambda: read_state(state).model["version"] == 1, 30, "the state to tell it")
     again = once(replace(settings, updates=None), state)

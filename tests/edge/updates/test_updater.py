@@ -114,6 +114,49 @@ def test_a_release_of_another_channel_or_too_large_is_refused(device_for: MakeDe
     assert small.start().version == 0
 
 
+@pytest.mark.usefixtures("without_golden")
+def test_the_running_version_of_another_channel_or_with_other_content_is_refused(
+    device: Device, publisher: Publisher, tmp_path: Path
+) -> None:
+    publisher.publish(1)
+    assert device.check().outcome == "installed"
+    others = {}
+    other_model = model_like(publisher.model, tmp_path / "new 2" / "leaf.onnx", padding=20)
+    for name, settings in (
+        ("channel", {"channel": "potato"}),
+        ("content", {"model": other_model}),
+        ("elsewhere", {"base_url": "https://other.example/"}),
+    ):
+        others[name] = tmp_path / name
+        replace(publisher, folder=others[name]).publish(1, **settings)  # type: ignore[arg-type]
+    device.source = others["channel"]
+    result = device.check()
+    assert (result.outcome, result.version) == ("refused", 1)
+    assert "of the channel 'default'" in result.reason
+    device.source = others["content"]
+    result = device.check()
+    assert (result.outcome, result.version) == ("refused", 1)
+    assert "another release of that version" in result.reason
+    device.source = others["elsewhere"]
+    assert device.check().outcome == "current"
+    (device.slots.slot(1) / "release.json").write_bytes(b"damaged")
+    device.source = others["content"]
+    assert device.check().outcome == "current", "what runs is not known: nothing is said against the release"
+
+
+def test_a_golden_check_that_was_killed_is_not_asked_for_again_soon(
+    device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: object) -> None:
+        raise golden_module.KilledCheckError("answers", "one that was killed", "later")
+
+    monkeypatch.setattr("agridistill.edge.updates.updater.check_golden", killed)
+    publisher.publish(1)
+    result = device.check()
+    assert (result.outcome, result.patient) == ("postponed", True)
+    assert set(result.to_json()) == {"outcome", "version", "reason"}
+
+
 def test_a_model_that_answers_golden_photos_otherwise_is_refused_for_good(
     device: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +392,21 @@ def test_an_outage_is_told_once_and_its_end_once(
     publisher.publish(1)
     assert device.check().outcome == "installed"
     assert caplog.messages[1:] == ["model updates can be had again", "model version 1 is installed, on trial"]
+
+
+def test_a_message_and_a_place_do_not_call_each_other_back(
+    device: Device, publisher: Publisher, serve: Serve, caplog: Log
+) -> None:
+    server = serve(publisher.folder)
+    publisher.publish(1, base_url=server.url.removesuffix("release.json"))
+    message = (publisher.folder / "release.json").read_bytes()
+    server.status = 503
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        device.updater.check(message)
+        device.updater.check(tmp := publisher.folder / "nowhere")
+        assert not tmp.exists()
+    assert [("update is postponed" in line) for line in caplog.messages] == [True, True]
 
 
 def test_what_is_no_source_is_a_result_too(device: Device, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from agridistill.edge.http_exchange import HttpClient, LateError
 from agridistill.edge.store.messages import Message
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
@@ -113,20 +114,17 @@ class Webhook:
             headers["Authorization"] = f"Bearer {self.token}"
         request = urllib.request.Request(self.url, message.payload, headers, method="POST")  # noqa: S310 - checked above
         try:
-            # A redirect would turn the POST into a GET, and take the token elsewhere.
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=_ANSWER_S) as answer:
+            # None that follows redirects: one would turn the POST into a GET, and take the token elsewhere.
+            with HttpClient().whole(request, _ANSWER_S) as answer:
                 answer.read(1000)
+        except LateError as error:
+            raise NotTakenError(str(error)) from None
         except urllib.error.HTTPError as error:
             error.close()
             raise NotTakenError(f"it answers {error.code}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise NotTakenError(f"{type(reason).__name__}") from None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *request: object) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -185,8 +183,14 @@ class Command:
         while True:
             try:
                 return process.communicate(given, timeout=_POLL_S)[1]
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired as error:
                 given = None  # communicate goes on with the rest
+                if process.poll() is not None:
+                    # It has ended; what it started in the background holds its outputs, and may live on.
+                    for stream in (process.stdin, process.stderr):
+                        if stream is not None:
+                            stream.close()
+                    return error.stderr or b""
             late = time.monotonic() > deadline
             if late or stop.is_set():
                 with contextlib.suppress(ProcessLookupError):

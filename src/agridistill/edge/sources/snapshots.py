@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import re
 import time
 import urllib.error
 import urllib.request
 from typing import IO, Any
 
 from agridistill.edge.events import Frame
+from agridistill.edge.http_exchange import HttpClient
 from agridistill.edge.sources.reading import PhotoReader
 from agridistill.edge.sources.source import SourceLostError, SourceSettings, credentials, public_name, split_url
 from agridistill.errors import PhotoError
@@ -17,6 +19,12 @@ from agridistill.errors import PhotoError
 TIMEOUT_S = 10.0
 MAX_BYTES = 30_000_000
 _CHUNK_BYTES = 65_536
+# A camera that gives nothing else is broken, and as good as away; a single damaged picture is just left out.
+_MOST_UNREADABLE = 3
+# With `every_s` 0 a picture that does not change would be fetched, for nothing, as fast as the network allows.
+_UNCHANGED_PAUSE_S = 0.1
+# What can be no picture, whatever is in it. Cameras also say application/octet-stream, nothing at all, or nonsense.
+_NO_PICTURE = re.compile(r"(text|multipart|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
 
 
 class SnapshotSource:
@@ -25,7 +33,7 @@ class SnapshotSource:
     Args:
         url: `http(s)://[USER:PASSWORD@]HOST[:PORT]/…`.
         settings: how frames are taken.
-        timeout_s: of the whole answer.
+        timeout_s: of the whole exchange, from the connection to the last byte.
 
     Raises:
         EdgeError: an address that cannot be read.
@@ -42,7 +50,7 @@ class SnapshotSource:
         self._url = bare.geturl()
         self._client = _client(bare._replace(path="/", query="").geturl(), *credentials(parts, settings))
         self._due = 0.0
-        self._number = 0
+        self._number = self._unreadable = 0
         self._last = b""
 
     def open(self) -> None:
@@ -53,7 +61,7 @@ class SnapshotSource:
         """The picture, where it is due and has changed.
 
         Raises:
-            SourceLostError: no answer, an error, or something other than a picture.
+            SourceLostError: no answer, an error, something other than a picture, or three in a row that cannot be read.
             PhotoError: a picture that is damaged, or too large.
         """
         pause = self._due - time.monotonic()
@@ -65,12 +73,17 @@ class SnapshotSource:
         data, at_s = self._fetched(), time.time()
         digest = hashlib.sha256(data).digest()
         if digest == self._last:
+            self._due = max(self._due, time.monotonic() + _UNCHANGED_PAUSE_S)
+            if self._unreadable:
+                self._count_unreadable("the same bytes as before, which are no picture")
             return None
         self._last = digest
         try:
             pixels = self._reader.read(data)
         except PhotoError as error:
+            self._count_unreadable(error.got)
             raise PhotoError(error.expected, f"{self.name}: {error.got}", "check the camera") from None
+        self._unreadable = 0
         self._number += 1
         return Frame(pixels, str(self._number), self._settings.plot, at_s)
 
@@ -80,9 +93,15 @@ class SnapshotSource:
     def close(self) -> None:
         """Nothing stays open from one picture to the next."""
 
+    def _count_unreadable(self, got: str) -> None:
+        # Once lost it stays so until a picture can be read: each further one that cannot is no return.
+        self._unreadable += 1
+        if self._unreadable >= _MOST_UNREADABLE:
+            raise self._lost(f"{self._unreadable} answers in a row that cannot be read, the last: {got}") from None
+
     def _fetched(self) -> bytes:
         try:
-            with self._client.open(self._url, timeout=self._timeout_s) as answer:
+            with self._client.whole(self._url, self._timeout_s) as answer:
                 return self._read(answer)
         except SourceLostError:
             raise
@@ -97,19 +116,15 @@ class SnapshotSource:
             # Their texts may repeat the address, and with it a token.
             raise self._lost(type(error).__name__) from None
 
-    def _read(self, answer: Any) -> bytes:
-        kind = str(answer.headers.get_content_maintype())
-        if kind in ("text", "multipart"):
-            raise self._lost(f"{answer.headers.get_content_type()} in a picture's place")
-        # The timeout of a socket holds for each piece only: a slow answer could go on for hours.
-        deadline = time.monotonic() + self._timeout_s
+    def _read(self, answer: http.client.HTTPResponse) -> bytes:
+        kind = str(answer.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+        if _NO_PICTURE.fullmatch(kind):
+            raise self._lost(f"{kind[:100]} in a picture's place")
         data = bytearray()
         while piece := answer.read1(_CHUNK_BYTES):
             data += piece
             if len(data) > MAX_BYTES:
                 raise self._lost(f"more than {MAX_BYTES // 1_000_000} MB")
-            if time.monotonic() > deadline:
-                raise self._lost(f"no whole picture within {self._timeout_s:g} s")
         expected = answer.headers.get("Content-Length", "")
         if expected.isdecimal() and len(data) < int(expected):
             raise self._lost(f"{len(data):,} of {int(expected):,} bytes")
@@ -139,24 +154,14 @@ class _ClosesRefusals(urllib.request.BaseHandler):
         fp.close()
 
 
-def _client(host: str, user: str | None, password: str) -> urllib.request.OpenerDirector:
-    """Speaks HTTP(S) alone: the usual one would follow an address to a file or to FTP."""
+def _client(host: str, user: str | None, password: str) -> HttpClient:
     passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
     if user is not None:
         # For this host alone: a redirect elsewhere goes without.
         passwords.add_password(None, host, user, password)
-    client = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
+    return HttpClient(
         _StaysSafe(),
         _ClosesRefusals(),
         urllib.request.HTTPDigestAuthHandler(passwords),
         urllib.request.HTTPBasicAuthHandler(passwords),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        client.add_handler(handler)
-    return client
+    )

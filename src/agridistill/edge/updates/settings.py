@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agridistill.errors import ConfigError
 
@@ -17,7 +17,7 @@ class UpdateSettings:
         channel: releases of another one are refused.
         max_file_bytes: a release with a larger file is refused.
         spare_bytes: room on the disk that an update leaves free.
-        timeout_s: for a connection, and for each read.
+        timeout_s: for a connection with the header of its answer, and for each read of the body.
         patience_s: for a whole check; what came so far is kept, the next check goes on.
         attempts: tries in a row that bring nothing new before a file is given up.
         pause_s: before the second try; doubled before each further one.
@@ -58,8 +58,14 @@ class UpdateResult:
         outcome: see `UpdateOutcome`.
         version: of the release; None where no release could be believed.
         reason: one line; "" where there is nothing to say.
+        patient: postponed for something that minutes do not mend: the next try had better come late.
     """
 
     outcome: UpdateOutcome
     version: int | None = None
     reason: str = ""
+    patient: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What is told over MQTT."""
+        return {"outcome": self.outcome, "version": self.version, "reason": self.reason}

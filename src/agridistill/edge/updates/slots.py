@@ -131,6 +131,12 @@ class ModelSlots:
         """Folder of a version."""
         return self.folder / f"v{version}"
 
+    def release(self, version: int) -> Release | None:
+        """What was signed of a stored version; None where that cannot be read."""
+        with contextlib.suppress(OSError, RefusedError):
+            return stored_release((self.slot(version) / RELEASE_NAME).read_bytes())
+        return None
+
     def staging(self, release: Release, envelope: bytes) -> Path:
         """Folder in which a release comes together; what an earlier try brought is still in it.
 

@@ -14,6 +14,7 @@ from typing import IO, Protocol
 from urllib.parse import urljoin, urlsplit
 from urllib.request import Request, url2pathname
 
+from agridistill.edge.http_exchange import HttpClient
 from agridistill.edge.updates.release import MAX_RELEASE_BYTES, RELEASE_NAME, RefusedError, Release
 from agridistill.edge.updates.settings import UpdateSettings
 from agridistill.errors import EdgeError
@@ -130,7 +131,7 @@ class HttpSource:
         _check_address(url)
         self._url = urljoin(url, RELEASE_NAME) if urlsplit(url).path.endswith("/") else url
         self._timeout_s, self._patience_s = settings.timeout_s, settings.patience_s
-        self._opener = _opener(settings.ca_file)
+        self._client = _client(settings.ca_file)
 
     @property
     def where(self) -> str:
@@ -154,7 +155,8 @@ class HttpSource:
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
-            response = self._opener.open(Request(url, headers=headers), timeout=self._timeout_s)  # noqa: S310 - checked
+            # Its body may take long, and has a limit of its own.
+            response = self._client.header(Request(url, headers=headers), self._timeout_s)  # noqa: S310 - checked
         except urllib.error.HTTPError as error:
             error.close()
             raise UnavailableError("a release", f"status {error.code} from {_shown(url)}", _LATER) from None
@@ -206,24 +208,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener(ca_file: Path | None) -> urllib.request.OpenerDirector:
-    """Only http and https: the usual opener also reads ftp, data and files."""
+def _client(ca_file: Path | None) -> HttpClient:
     try:
         context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:
         raise EdgeError("certificates that can be read", f"'{ca_file}' ({error})", "check the file") from None
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=context),
-        urllib.request.UnknownHandler(),
-        _Redirects(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
+    return HttpClient(_Redirects(), context=context)
 
 
 def _check_address(url: str) -> None:
