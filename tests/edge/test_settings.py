@@ -91,6 +91,8 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("rules = 3", "rules"),
         ("broker = 'mqtt://x'", "broker"),
         ("not toml", "settings in TOML"),
+        ("[webhook]\nurl=['https://hooks.example/SECRET']", r"^(?!.*SECRET).*webhook.url"),
+        ("source = ['rtsp://pi:SECRET@camera']", r"^(?!.*SECRET).*source"),
         ("[updates]\nkeys='k'\nevery_hours=0", "every_hours from"),
     ],
 )

@@ -23,6 +23,7 @@ from agridistill.errors import ConfigError, nearest
 _DAY_S = 86_400.0
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
+_ADDRESSES = frozenset({"url", "source", "words"})
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,10 @@ def build_settings(document: Mapping[str, Any], *, where: str, folder: Path | No
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"][:1].lower() + first["msg"][1:]
-        raise ConfigError(f"{key}: {message}", f"{first['input']!r} in {where}", "correct it") from None
+        # Addresses often hold a token or a password.
+        is_hidden = bool(set(first["loc"]) & _ADDRESSES) or isinstance(first["input"], dict)
+        got = "something else" if is_hidden else repr(first["input"])
+        raise ConfigError(f"{key}: {message}", f"{got} in {where}", "correct it") from None
     return _from_folder(settings, folder) if folder is not None else settings
 
 

@@ -176,6 +176,52 @@ def test_a_broker_that_has_forgotten_everything_is_told_again(broker: Broker, ou
     late.close()
 
 
+def test_the_last_will_of_a_connection_that_only_seems_to_be_there_does_not_come_after_the_new_one(
+    broker: Broker, outbox: Outbox
+) -> None:
+    broker.start()
+    settings = BrokerSettings("127.0.0.1", broker.port, device="pi")
+    receiver = Receiver(broker.port)
+    sessions = [Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5) for _ in range(2)]
+    for session in sessions:
+        receiver.got.clear()
+        session.open()
+        wait_for(lambda s=session: s.step() or ("agridistill/pi/status", b"online") in receiver.got)
+    sessions[0]._client.socket().close()  # as where the broker gives the old one up
+    threading.Event().wait(0.5)
+    sessions[1].step()
+    assert [payload for topic, payload in receiver.got if topic == "agridistill/pi/status"][-1] == b"online"
+    receiver.close()
+    sessions[1].close()
+
+
+def test_two_devices_of_one_name_throw_each_other_out_ever_less_often(
+    broker: Broker, outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE_S", 60)
+    broker.start()
+    wire = Wire(broker.port)
+    with Outbox(tmp_path / "second.db") as box, publishing(outbox, wire.port), publishing(box, wire.port):
+        threading.Event().wait(4)
+    # Pauses of 0.05 s that double; without that it would be a hundred.
+    assert 4 <= wire.connections <= 20
+
+
+def test_the_reason_that_a_broker_gives_for_an_end_is_told(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00")  # CONNACK, DISCONNECT
+
+        threading.Thread(target=answer, daemon=True).start()
+        with publishing(outbox, server.getsockname()[1]):
+            wait_for(lambda: "is away" in caplog.text)
+    assert "(it ends the connection: Session taken over)" in caplog.text
+
+
 def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox: Outbox) -> None:
     broker.start()
     receiver, wire = Receiver(broker.port), Wire(broker.port)
@@ -354,13 +400,22 @@ class TestAddress:
             ("mqtt://pi:secret@host", "without a password; got one with; put it into AGRIDISTILL_MQTT_PASSWORD"),
             ("http://host", "a broker such as mqtt://host:1883; got 'http://host'"),
             ("mqtt://", "a broker such as"),
-            ("mqtt://host:99999", "a broker such as mqtt://host:1883; got an address with"),
+            ("mqtt://host:99999", "a broker such as mqtt://host:1883; got an address that is none"),
+            ("mqtt://pi:secret/word@host", "got an address that is none"),
+            ("mqtt://pi:12345/secret@host", "got an address that is none"),
+            ("mqtt://pi:secret#word@host", "got an address that is none"),
+            ("mqtt://pi:1?secret@host", "got an address that is none"),
         ],
     )
     def test_what_is_no_address_is_refused_without_repeating_secrets(self, url: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message) as raised:
             parse_broker(url)
         assert "secret" not in str(raised.value)
+
+    def test_a_plot_that_is_called_all_has_a_topic_of_its_own(self) -> None:
+        settings = BrokerSettings("host", device="pi")
+        assert settings.plot_topic("") == "agridistill/pi/plots/all"
+        assert settings.plot_topic("all").startswith("agridistill/pi/plots/all-")
 
     def test_names_from_outside_cannot_leave_their_level(self) -> None:
         for name in ("a/b", "#", "feld süd", "+", "a\0b", "$SYS", ""):

@@ -77,6 +77,39 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         source.close()
 
 
+@pytest.mark.parametrize("after", ["keep", "delete"])
+def test_a_photo_whose_time_is_set_after_its_content_comes_once(opened: Opener, tmp_path: Path, after: str) -> None:
+    """As `scp -p` and `rsync --inplace -t` do."""
+    committed: set[str] = set()
+    source = opened(committed.__contains__, after=after)
+    path = tmp_path / "in" / "a.jpg"
+    path.write_bytes(photo_bytes())
+    frame = given(source)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    # Of a changed time alone the system tells nothing: a search finds it.
+    assert names(source, wait_s=2.5) == []
+    assert path.exists(), "it is not committed yet"
+    committed.add(frame.identity)
+    source.done(frame.identity)
+    assert names(source, wait_s=1) == []
+    assert path.exists() == (after == "keep")
+
+
+def test_a_photo_that_was_deleted_may_come_again(opened: Opener, tmp_path: Path) -> None:
+    source, path = opened(after="delete"), tmp_path / "in" / "a.jpg"
+    for _ in range(2):
+        path.write_bytes(photo_bytes())
+        source.done(given(source).identity)
+        assert not path.exists()
+
+
+def test_another_content_of_the_same_name_and_size_is_another_photo(opened: Opener, tmp_path: Path) -> None:
+    source, path = opened(), tmp_path / "in" / "a.jpg"
+    for filling in (b"x", b"y"):
+        path.write_bytes(photo_bytes()[:-2] + 10 * filling + b"\xff\xd9")
+        assert given(source).name == "a.jpg"
+
+
 def test_photos_come_once_oldest_first_with_their_plot(opened: Opener, tmp_path: Path) -> None:
     root = tmp_path / "in"
     for number, name in enumerate(["c.jpg", "north/a.JPG", "north/deep/b.png", "south/d.webp"]):

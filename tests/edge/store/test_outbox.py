@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -80,6 +81,13 @@ def test_a_commit_is_synchronised_with_the_disk(tmp_path: Path) -> None:
         assert pragma == {"journal_mode": "wal", "synchronous": 2}
 
 
+def len_of(message: Message) -> int:
+    """What a message counts for against the limit."""
+    with tempfile.TemporaryDirectory() as folder, Outbox(Path(folder) / "outbox.db") as box:
+        box.add([message])
+        return box.counts().waiting_bytes
+
+
 class TestLimits:
     def test_old_detections_are_thinned_first_and_alerts_stay(self, tmp_path: Path) -> None:
         with Outbox(tmp_path / "outbox.db", OutboxLimits(max_bytes=40_000)) as box:
@@ -108,6 +116,29 @@ class TestLimits:
             assert counts.waiting_bytes <= 20_000
             assert kept == list(range(kept[0], 300))
             assert counts.dropped == {"alert": kept[0]}
+
+    def test_a_detection_never_costs_an_alert(self, tmp_path: Path) -> None:
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_bytes=20_000)) as box:
+            room = 20_000 // len_of(Message(b"0" * 10, "alert", "north"))
+            for number in range(room):
+                box.add([Message(f"{number:010}".encode(), "alert", "north")])
+            box.add([Message(b"d" * 100)])
+            assert box.counts().waiting == {"alert": room}
+            assert box.counts().dropped == {"detection": 1}
+            # One alert more costs one alert, not several.
+            box.add([Message(b"1" * 10, "alert", "north")])
+            assert (box.counts().waiting, box.counts().dropped["alert"]) == ({"alert": room}, 1)
+
+    def test_the_newest_detections_stay_beside_many_alerts(self, tmp_path: Path) -> None:
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_bytes=20_000)) as box:
+            size = len_of(Message(b"0" * 10, "alert", "north"))
+            alerts = 20_000 // size - 4
+            box.add([Message(f"{number:010}".encode(), "alert", "north") for number in range(alerts)])
+            for number in range(20):
+                box.add([Message(f"{number:010}".encode(), "detection", "north")])
+            kept = [int(item.message.payload) for item in box.pending(limit=1000) if item.message.kind == "detection"]
+            assert kept[-1] == 19
+            assert set(box.counts().dropped) == {"detection"}
 
     def test_what_is_dropped_is_counted_over_new_starts(self, tmp_path: Path) -> None:
         for _ in range(3):

@@ -68,6 +68,11 @@ class BrokerSettings:
         return "/".join(topic_level(part) for part in (*self.prefix.strip("/").split("/"), self.device))
 
     @property
+    def client_id(self) -> str:
+        """Of this device at the broker, always the same; 23 letters and digits are what every broker takes."""
+        return "agridistill" + hashlib.sha256(self.base.encode()).hexdigest()[:12]
+
+    @property
     def status_topic(self) -> str:
         """Retained: "online", or "offline" by the broker's word where the device vanishes."""
         return f"{self.base}/status"
@@ -89,11 +94,11 @@ class BrokerSettings:
 
     def plot_topic(self, plot: str) -> str:
         """Retained: what a plot's leaves say together."""
-        return f"{self.base}/plots/{topic_level(plot or 'all')}"
+        return f"{self.base}/plots/{plot_level(plot)}"
 
     def topic_of(self, pending: Pending) -> str:
         """`PREFIX/DEVICE/detections/PLOT` or `…/alerts/PLOT`."""
-        return f"{self.base}/{pending.message.kind}s/{topic_level(pending.message.plot or 'all')}"
+        return f"{self.base}/{pending.message.kind}s/{plot_level(pending.message.plot)}"
 
 
 def topic_level(name: str) -> str:
@@ -106,7 +111,16 @@ def topic_level(name: str) -> str:
         'north_field_3-ff0b1c'
     """
     safe = _UNSAFE.sub("_", name).strip("_")
-    return safe if safe and safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return safe if safe and safe == name else _with_digest(safe, name)
+
+
+def plot_level(plot: str) -> str:
+    """A plot as one level of a topic; "all" stands for photos without a plot, and for them alone."""
+    return _with_digest("all", plot) if plot == "all" else topic_level(plot or "all")
+
+
+def _with_digest(safe: str, name: str) -> str:
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def parse_broker(url: str, **settings: Any) -> BrokerSettings:
@@ -119,11 +133,15 @@ def parse_broker(url: str, **settings: Any) -> BrokerSettings:
     Raises:
         ConfigError: another scheme, no host, or a password.
     """
+    # Nothing of such an address is shown: a password with a '/', '#' or '?' makes it one.
+    unusable = ConfigError("a broker such as mqtt://host:1883", "an address that is none", "correct it")
     try:
         parts = urlsplit(url if "://" in url else f"mqtt://{url}")
         port = parts.port
-    except ValueError as error:
-        raise ConfigError("a broker such as mqtt://host:1883", f"an address with {error}", "correct it") from None
+    except ValueError:
+        raise unusable from None
+    if parts.query or parts.fragment or "@" in parts.path:
+        raise unusable
     if parts.password is not None:
         raise ConfigError(
             "a broker's address without a password",

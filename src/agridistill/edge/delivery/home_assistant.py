@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agridistill.edge.delivery.broker import BrokerSettings, topic_level
+from agridistill.edge.delivery.broker import BrokerSettings, plot_level
 from agridistill.edge.delivery.mqtt_session import OFFLINE, ONLINE
 from agridistill.version import __version__
 
@@ -59,7 +59,7 @@ def discovery(settings: BrokerSettings, plots: Iterable[str], prefix: str = "hom
         ),
     ]
     for plot in plots:
-        level = topic_level(plot or "all")
+        level = plot_level(plot)
         sensors.append(
             (
                 "sensor",

@@ -6,6 +6,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -18,6 +19,8 @@ from agridistill.errors import ConfigError, OutboxError
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+# Two devices of one name throw each other out: what does not last so long does not shorten the pauses.
+_STEADY_S = 20.0
 
 
 class MqttPublisher:
@@ -65,11 +68,13 @@ class MqttPublisher:
             try:
                 session = self._opened()
                 self._connected = True
+                opened = time.monotonic()
                 while not stop.is_set():
                     session.step()
                     if session.is_proven:
-                        pause = _FIRST_PAUSE_S
                         self._tell_back()
+                    if time.monotonic() - opened > _STEADY_S:
+                        pause = _FIRST_PAUSE_S
                 session.say_goodbye()
             except OutboxError as error:
                 self._tell_trouble(f"nothing goes to the broker {self._where}: {error}", stop)

@@ -83,13 +83,18 @@ class Session:
         self._acknowledged: list[int] = []
         self._last_sent = 0
         self._refused = self._denied = ""
+        self._ended = ""
         self._accepted = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.is_proven = False
         """Whether the broker took something, or nothing waits for it."""
-        # No id of our own and a clean session: whatever an earlier connection left at the broker is not this one's.
+        # A clean session: whatever an earlier connection left at the broker is not this one's. The same id: the broker
+        # ends an earlier connection that only seems to be there now, and not, with its last will, after our "online".
         client = self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, protocol=protocol, clean_session=None if self._is_new else True
+            CallbackAPIVersion.VERSION2,
+            client_id=settings.client_id,
+            protocol=protocol,
+            clean_session=None if self._is_new else True,
         )
         client.max_inflight_messages_set(0)  # the window is ours
         client.connect_timeout = _CONNECT_S
@@ -99,6 +104,7 @@ class Session:
             client.tls_set_context(tls)
         client.will_set(settings.status_topic, OFFLINE, qos=1, retain=True)
         client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_message = self._on_message
 
@@ -204,7 +210,7 @@ class Session:
     def _publish(self, topic: str, payload: bytes, seq: int | None) -> None:
         info = self._client.publish(topic, payload, qos=1, retain=seq is None)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise LostError(paho.error_string(info.rc))
+            raise LostError(self._ended or paho.error_string(info.rc))
         self._under_way[info.mid] = _UnderWay(topic, time.monotonic(), seq)
 
     def _loop(self) -> None:
@@ -214,7 +220,7 @@ class Session:
             # What is no MQTT at all; paho has no one error for it.
             raise LostError(f"an answer that cannot be read ({type(error).__name__})") from None
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS and not (self._refused or self._denied):
-            raise LostError(paho.error_string(code))
+            raise LostError(self._ended or paho.error_string(code))
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
@@ -223,6 +229,10 @@ class Session:
         self._accepted = True
         # More at once would be an offence, for which a broker closes the connection (MQTT 5, 3.2.2.3.3).
         self._window = min(self._window, getattr(properties, "ReceiveMaximum", self._window))
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._ended = f"it ends the connection: {reason}"
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         found = self._under_way.pop(mid, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import logging
 import os
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SETTLE_S = 2.0
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG", b"IEND"
+_MOST_DIGESTED_BYTES = 32_000_000
 _TAIL_BYTES = 12  # PNG's last part: its length, its name and a checksum
 
 
@@ -62,6 +64,8 @@ class FolderSource:
         # Photos that were not whole when they were tried, and since when they are as they are.
         self._growing: dict[str, tuple[Photo, float]] = {}
         self._handed: dict[str, Photo] = {}
+        # Photos that were taken at their end mark, while they may still have been written to, and what they held.
+        self._lately: dict[str, tuple[Photo, bytes]] = {}
         self._told_undeletable = False
         self._told_unreachable: Photo | None = None
 
@@ -140,6 +144,8 @@ class FolderSource:
         if photo != before and self._is_through(photo):
             self._forget(photo)
             return None
+        if self._is_same_again(photo):
+            return None
         return self._tried(photo, has_settled=has_settled)
 
     def _is_through(self, photo: Photo) -> bool:
@@ -148,12 +154,28 @@ class FolderSource:
             return True
         return self._seen(_bad_key(photo))
 
+    def _is_same_again(self, photo: Photo) -> bool:
+        """Whether only its time is another one: `scp -p` and others set it after the content, and it is one photo."""
+        before, digest = self._lately.get(photo.name, (None, b""))
+        if before is None or before.size != photo.size or _digest(self._listing.root / photo.name) != digest:
+            return False
+        if not self._seen(before.identity):
+            # Not committed yet: after a kill this is the photo that has to be decided on.
+            self._growing[photo.name] = (photo, time.monotonic())
+            return True
+        with contextlib.suppress(OutboxError):
+            self._bad(_bad_key(photo))
+        self._forget(photo)
+        self._let_go(photo)
+        return True
+
     def _tried(self, photo: Photo, *, has_settled: bool) -> Frame | None:
         """Decodes it; without success it is to be looked at again, or is a bad photo once it has settled."""
         path = self._listing.root / photo.name
         at_s = time.time()
         if has_settled or _has_end_mark(path):
             error = None
+            digest = b"" if has_settled else _digest(path)
             try:
                 pixels = self._reader.read(path, photo.identity)
             except UnreachablePhotoError as found:
@@ -164,6 +186,7 @@ class FolderSource:
             if self._listing.now(photo.name) == photo:
                 if error is None:
                     self._forget(photo)
+                    self._note(photo, digest)
                     if self._settings.after == "delete":
                         self._handed[photo.identity] = photo
                     return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity)
@@ -175,6 +198,13 @@ class FolderSource:
                     raise error
         self._growing[photo.name] = (photo, time.monotonic())
         return None
+
+    def _note(self, photo: Photo, digest: bytes) -> None:
+        self._lately.pop(photo.name, None)
+        if digest:
+            self._lately[photo.name] = (photo, digest)
+        if len(self._lately) > MOST:
+            del self._lately[next(iter(self._lately))]
 
     def _forget(self, photo: Photo) -> None:
         self._growing.pop(photo.name, None)
@@ -197,6 +227,8 @@ class FolderSource:
     def _let_go(self, photo: Photo) -> None:
         if self._settings.after != "delete" or self._listing.now(photo.name) != photo:
             return
+        # What comes under its name from now on is another file, whatever it holds.
+        self._lately.pop(photo.name, None)
         try:
             (self._listing.root / photo.name).unlink()
         except OSError as error:
@@ -220,6 +252,17 @@ def _has_end_mark(path: Path) -> bool:
     if head.startswith(_JPEG):
         return tail.endswith(_JPEG_END)
     return head == _PNG and tail[4:8] == _PNG_END
+
+
+def _digest(path: Path) -> bytes:
+    """Of what a file holds; empty where it cannot be read, or is larger than is worth it."""
+    try:
+        if path.stat().st_size > _MOST_DIGESTED_BYTES:
+            return b""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()[:16]
+    except OSError:
+        return b""
 
 
 def _bad_key(photo: Photo) -> str:

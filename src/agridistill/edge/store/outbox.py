@@ -55,7 +55,7 @@ class Outbox:
         self._last_seq, self._counts_on = 0, self._generation
 
     def add(self, messages: Sequence[Message]) -> list[int]:
-        """Commits messages, all or none; makes room first where they would exceed the limits.
+        """Commits messages, all or none; where they exceed the limits others go, or, of alerts alone, they themselves.
 
         Args:
             messages: in their order; one whose event id is there already is not added again.
@@ -69,7 +69,6 @@ class Outbox:
         now = time.time()
         with self._writing() as database:
             self._count_on(database)
-            self._make_room(database, sum(_size(message) for message in messages), now)
             seqs = []
             for message in messages:
                 row = (message.event_id, message.kind, message.plot, now, message.payload)
@@ -83,6 +82,7 @@ class Outbox:
                     add_to_counter(database, "accepted", 1)
                 found = database.execute("SELECT seq FROM messages WHERE event_id = ?", (message.event_id,)).fetchone()
                 seqs.append(int(found[0]))
+            self._make_room(database)
         with self._mutex:
             self._last_seq, self._counts_on = max(self._last_seq, *seqs, 0), self._file.generation
         return seqs
@@ -175,32 +175,29 @@ class Outbox:
 
     def _measured_bytes(self) -> int:
         with self._file.reading() as database:
-            (size,) = database.execute(
-                "SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages", (_OVERHEAD_BYTES,)
-            ).fetchone()
-        return int(size)
+            return self._size_where(database, "true")
 
-    def _make_room(self, database: sqlite3.Connection, needed: int, now: float) -> None:
+    def _make_room(self, database: sqlite3.Connection) -> None:
         """Thins: of the oldest half of the detections every second one goes, until there is room; alerts go last."""
-        if self._bytes + needed <= self.limits.max_bytes:
+        limit = self.limits.max_bytes
+        if self._bytes <= limit:
             return
-        allowed = (1 - _SLACK) * self.limits.max_bytes - needed
-        while self._bytes > max(allowed, 0):
+        alerts = self._size_where(database, "kind = 'alert'")
+        # More than there must be, but no more than half of what the alerts leave to the detections.
+        allowed = min(limit, max((1 - _SLACK) * limit, (alerts + limit) / 2))
+        while self._bytes > allowed:
             (detections,) = database.execute("SELECT count(*) FROM messages WHERE kind = 'detection'").fetchone()
-            if detections > 1:
-                # Of the old, a record that is half as dense says more than one that begins half as late.
-                taken = self._drop(
-                    database,
-                    "seq IN (SELECT seq FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM messages "
-                    "WHERE kind = 'detection' ORDER BY seq LIMIT ?) WHERE place % 2 = 1)",
-                    (max(2, detections // 2),),
-                )
-            else:
-                taken = self._drop(
-                    database, "seq IN (SELECT seq FROM messages ORDER BY kind = 'alert', seq LIMIT 16)", ()
-                )
+            # Of the old, a record that is half as dense says more than one that begins half as late.
+            taken = self._drop(
+                database,
+                "seq IN (SELECT seq FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM messages "
+                "WHERE kind = 'detection' ORDER BY seq LIMIT ?) WHERE place % 2 = 1)",
+                (max(2, detections // 2),),
+            )
             if not taken:
-                return
+                break
+        while self._bytes > limit and self._drop(database, "seq = (SELECT min(seq) FROM messages)", ()):
+            pass
 
     def _drop(self, database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> int:
         kinds = database.execute(f"SELECT kind, count(*) FROM messages WHERE {where} GROUP BY kind", values).fetchall()  # noqa: S608 - our own words
@@ -210,12 +207,16 @@ class Outbox:
         return taken
 
     def _delete(self, database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> int:
+        self._bytes -= self._size_where(database, where, values)
+        return database.execute(f"DELETE FROM messages WHERE {where}", values).rowcount  # noqa: S608 - our own words
+
+    @staticmethod
+    def _size_where(database: sqlite3.Connection, where: str, values: tuple[object, ...] = ()) -> int:
         (size,) = database.execute(
             f"SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages WHERE {where}",  # noqa: S608 - our own words
             (_OVERHEAD_BYTES, *values),
         ).fetchone()
-        self._bytes -= int(size)
-        return database.execute(f"DELETE FROM messages WHERE {where}", values).rowcount  # noqa: S608 - our own words
+        return int(size)
 
 
 def _size(message: Message) -> int:
