@@ -1,10 +1,15 @@
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from agridistill.storage import json_text, replacing, write_json, write_text
+from agridistill.errors import RunError
+from agridistill.storage import json_text, only_one, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -86,3 +91,28 @@ def test_json_carries_names_that_are_no_unicode() -> None:
     text = json_text({"photo": "bl\udce4tt.jpg", "class": "grün"})
     text.encode("utf-8")
     assert json.loads(text) == {"photo": "bl\udce4tt.jpg", "class": "grün"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_lock_goes_with_its_process_though_a_forked_one_lives_on(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom agridistill.storage import only_one\n"
+        "with only_one(Path(sys.argv[1]), 'test'):\n"
+        "    if os.fork() == 0:\n        time.sleep(30)\n"
+        "    print(os.getpid(), flush=True)\n    time.sleep(30)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RunError, match="one process for the test"), only_one(tmp_path / "lock", "test"):
+            pass
+        process.kill()
+        process.wait()
+        with only_one(tmp_path / "lock", "test"):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

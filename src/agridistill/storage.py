@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from agridistill.errors import RunError
 
@@ -55,6 +55,20 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
+_held_locks: set[IO[bytes]] = set()
+
+
+def _let_go_of_locks() -> None:
+    for file in _held_locks:
+        file.close()
+    _held_locks.clear()
+
+
+# A forked loader process inherits the open file, and would hold the lock for the seconds that it outlives a kill of us.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
 @contextlib.contextmanager
 def only_one(lock: Path, what: str) -> Iterator[None]:
     """Holds a lock while the body runs; it goes with the process, however that ends.
@@ -74,7 +88,11 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
                 raise RunError(f"one process for the {what}", "another one at work there", "wait for it") from None
             except OSError:
                 pass
-        yield
+        _held_locks.add(file)
+        try:
+            yield
+        finally:
+            _held_locks.discard(file)
 
 
 def user_cache() -> Path:
