@@ -393,3 +393,9 @@ def test_help_shows_every_text_as_it_is(words: tuple[str, ...], command: Any) ->
     texts = [getattr(option, "help", None) or "" for option in command.params]
     for text in [command.help or "", *texts]:
         assert re.sub(r"\s+", "", text.replace("\\[", "[")) in shown
+
+
+def test_a_choice_that_is_none_is_told_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "watch", "photos", "--after", "burn")
+    assert code == 2
+    assert "error: Invalid value for '--after': 'burn' is not one of 'keep', 'delete'; see agridistill --help" in err

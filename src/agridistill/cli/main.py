@@ -135,6 +135,7 @@ def _told(error: Exception, command: str) -> str | None:
     # Typer's usage errors: of its own vendored click, or of the click package.
     message = getattr(error, "format_message", None)
     if callable(message):
+        # Those two words are of the library that Typer checks a choice with, and tell nobody anything.
         said = " ".join(str(message()).split()).rstrip(".").replace("Value error, ", "")
         return f"{said}; see agridistill --help"
     return None

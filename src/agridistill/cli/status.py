@@ -122,8 +122,7 @@ def _left_behind(state: AgentState) -> list[str]:
     """What an agent that decided on everything could not send before it ended."""
     from agridistill.edge.words import number_of, total
 
-    outboxes = ({"broker": state.outbox} if state.outbox is not None else {}) | dict(state.outputs)
-    waiting = {name: total(waits.get("waiting", 0)) for name, waits in outboxes.items()}
+    waiting = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
     return [
         f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
         for name, number in waiting.items()

@@ -187,6 +187,11 @@ class AgentState:
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: bool = False
 
+    @property
+    def outboxes(self) -> dict[str, Mapping[str, Any]]:
+        """Of all that there are, by receiver: "broker", "webhook", "command"."""
+        return ({"broker": self.outbox} if self.outbox is not None else {}) | dict(self.outputs)
+
     def to_json(self) -> dict[str, Any]:
         """As it is written and published."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}

@@ -79,10 +79,9 @@ def _broker(state: AgentState) -> Iterator[_Family]:
 
 def _outboxes(state: AgentState) -> Iterator[_Family]:
     """One family for all receivers, which `to` tells apart: a rule that warns of an outbox finds each of them."""
-    outboxes = ({"broker": state.outbox} if state.outbox is not None else {}) | dict(state.outputs)
     for key, name, kind, tells in _OUTBOX:
         values = [
-            ({"to": to}, float(total(waits[key]))) for to, waits in outboxes.items() if waits.get(key) is not None
+            ({"to": to}, float(total(waits[key]))) for to, waits in state.outboxes.items() if waits.get(key) is not None
         ]
         yield _Family(name, kind, tells, values)
 

@@ -55,7 +55,7 @@ class Outbox:
         self._last_seq, self._counts_on = 0, self._generation
 
     def add(self, messages: Sequence[Message]) -> list[int]:
-        """Commits messages, all or none; where they exceed the limits others go, or, of alerts alone, they themselves.
+        """Commits messages, all or none; over the limits detections go first, a new one, too, where alerts fill them.
 
         Args:
             messages: in their order; one whose event id is there already is not added again.
