@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import os
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +95,10 @@ def test_view_seeds_differ_by_run_epoch_and_photo() -> None:
         ({"min_scale": 0.0}, "min_scale above 0"),
         ({"max_aspect": 0.5}, "max_aspect from 1"),
         ({"cast": 1.0}, "cast from 0"),
+        ({"distance": 0.0}, "distance from 0.1"),
+        ({"blur": 0.5}, "blur from 0"),
+        ({"noise": -1.0}, "noise from 0"),
+        ({"jpeg": 0}, "jpeg from 1"),
     ],
 )
 def test_augmentation_out_of_range_is_refused(wrong: dict[str, float], message: str) -> None:
@@ -106,3 +112,78 @@ def test_a_name_that_is_no_utf8_has_a_seed_and_other_names_keep_theirs() -> None
 
     assert view_seed(3, 5, os.fsdecode(b"rust/bl\xe4tt.jpg")) == plain(b"rust/bl\xe4tt.jpg")
     assert view_seed(3, 5, "rust/blätt.jpg") == plain("rust/blätt.jpg".encode())
+
+
+SPOILING = {"distance": 0.3, "blur": 0.05, "noise": 60.0, "jpeg": 5}
+
+
+def spoilt(name: str, seeds: int, image: Image.Image) -> list[np.ndarray]:
+    """The views that one kind of spoiling changed."""
+    augmentation = replace(PLAIN, **{name: SPOILING[name]})
+    plain = to_pixels(image, Preprocessing(48))
+    views = [render_view(image, seed, augmentation, Preprocessing(48)) for seed in range(seeds)]
+    return [view for view in views if not np.array_equal(view, plain)]
+
+
+@pytest.mark.parametrize("name", SPOILING)
+def test_each_kind_of_spoiling_acts_on_a_third_of_the_views(name: str) -> None:
+    # 600 draws of one third: 200 within four standard deviations of 11.5, less those that round to nothing.
+    assert 130 < len(spoilt(name, 600, photo(48, 48))) < 246
+
+
+def test_one_kind_of_spoiling_changes_no_other_and_nothing_else_of_a_view() -> None:
+    image, preprocessing = photo(60, 50), Preprocessing(48)
+    for seed in range(60):
+        before = render_view(image, seed, Augmentation(), preprocessing)
+        blurred = render_view(image, seed, replace(Augmentation(), blur=0.05), preprocessing)
+        both = render_view(image, seed, replace(Augmentation(), blur=0.05, jpeg=5), preprocessing)
+        stored = render_view(image, seed, replace(Augmentation(), jpeg=5), preprocessing)
+        if np.array_equal(stored, before):
+            assert np.array_equal(both, blurred)
+        if np.array_equal(blurred, before):
+            assert np.array_equal(both, stored)
+
+
+def test_a_leaf_further_away_is_smaller_and_stands_on_the_colour_of_the_rim() -> None:
+    leaf = Image.new("RGB", (48, 48), (90, 80, 100))
+    leaf.paste((10, 200, 30), (8, 8, 40, 40))
+    shares = []
+    for view in spoilt("distance", 300, leaf):
+        assert {tuple(view[0, 0]), tuple(view[-1, -1])} == {(90, 80, 100)}
+        shares.append(np.sqrt((view[..., 1] > 140).sum()) / 32)
+    assert 0.25 < min(shares) < 0.4
+    assert 0.9 < max(shares) <= 1.05
+
+
+def test_noise_is_as_strong_as_it_says_at_most_and_has_no_bias() -> None:
+    views = spoilt("noise", 600, Image.new("RGB", (48, 48), (128, 128, 128)))
+    deviations = [float(view.std()) for view in views]
+    assert 50 < max(deviations) < 60
+    assert min(deviations) < 6
+    assert abs(np.mean([view.mean() for view in views]) - 128) < 0.5
+
+
+def test_blur_spreads_an_edge_by_its_deviation() -> None:
+    edge = Image.new("RGB", (48, 48))
+    edge.paste((255, 255, 255), (24, 0, 48, 48))
+    # The derivative of a blurred edge is the kernel; its deviation in pixels is at most 0.05 of the side.
+    places = np.arange(1, 48)
+    deviations = []
+    for view in spoilt("blur", 600, edge):
+        kernel = np.diff(view[24, :, 0].astype(float))
+        centre = (kernel * places).sum() / kernel.sum()
+        deviations.append(float(np.sqrt((kernel * (places - centre) ** 2).sum() / kernel.sum())))
+    assert 2.1 < max(deviations) < 2.7
+    assert min(deviations) < 0.5
+
+
+def test_a_second_jpeg_is_one_of_libjpeg() -> None:
+    image = photo(48, 48)
+    stored = set()
+    for quality in range(5, 101):
+        held = io.BytesIO()
+        Image.fromarray(to_pixels(image, Preprocessing(48))).save(held, "JPEG", quality=quality)
+        stored.add(np.asarray(Image.open(held).convert("RGB")).tobytes())
+    views = spoilt("jpeg", 60, image)
+    assert len(views) > 5
+    assert all(view.tobytes() in stored for view in views)

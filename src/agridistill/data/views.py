@@ -6,12 +6,13 @@ workers, in any order. Geometry is one resampling of the photo (no second interp
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
@@ -31,6 +32,12 @@ class Augmentation:
         contrast: largest relative change of contrast.
         saturation: largest relative change of saturation.
         cast: largest relative change of one colour channel, as a wrong white balance makes it.
+        distance: smallest size of what is seen, 0 to 1: a leaf further away, on the colour of its rim; 1 is off.
+        blur: largest deviation of a Gaussian blur, as out of focus; a share of the side.
+        noise: largest deviation of a Gaussian noise in every channel, as of a sensor in poor light; levels of 255.
+        jpeg: lowest quality of a second JPEG, libjpeg's scale from 1 to 100; 100 is off.
+
+    The last four act each on a third of the views.
     """
 
     min_scale: float = 0.5
@@ -41,6 +48,10 @@ class Augmentation:
     contrast: float = 0.2
     saturation: float = 0.2
     cast: float = 0.05
+    distance: float = 1.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: int = 100
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= 1:
@@ -50,11 +61,28 @@ class Augmentation:
         for name in ("brightness", "contrast", "saturation", "cast"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"augmentation.{name} from 0 to below 1", str(getattr(self, name)), "correct it")
+        if not 0.1 <= self.distance <= 1:
+            raise ConfigError("augmentation.distance from 0.1 to 1", str(self.distance), "correct it")
+        if not 0 <= self.blur <= 0.2:
+            raise ConfigError("augmentation.blur from 0 to 0.2", str(self.blur), "correct it")
+        if not 0 <= self.noise <= 128:
+            raise ConfigError("augmentation.noise from 0 to 128", str(self.noise), "correct it")
+        if not 1 <= self.jpeg <= 100:
+            raise ConfigError("augmentation.jpeg from 1 to 100", str(self.jpeg), "correct it")
+
+    @property
+    def spoils(self) -> bool:
+        """Whether views are spoilt as the field spoils photos, beside geometry and colour."""
+        return self.distance < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
 
 
 # Counts the ways in which a photo and a seed became a view, by way of a small copy too: a teacher cache or a copy of
 # another way is of other pixels.
 VIEWS_VERSION = 1
+
+# Keeps the draws of what spoils a view apart from the others: where nothing spoils, views are as they always were.
+_SPOILING = 1
+_SPOILT_SHARE = 1 / 3
 
 
 def view_seed(seed: int, view: int, path: str) -> int:
@@ -89,6 +117,8 @@ def render_view(image: Image.Image, seed: int, augmentation: Augmentation, prepr
     size = preprocessing.image_size
     seen = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     seen = _change_colours(seen, rng, augmentation)
+    if augmentation.spoils:
+        seen = _spoil(seen, np.random.default_rng((seed, _SPOILING)), augmentation)
     pixels = np.asarray(seen)
     flip, turns = rng.random() < 0.5, int(rng.integers(4))
     if augmentation.flip and flip:
@@ -129,3 +159,32 @@ def _change_colours(image: Image.Image, rng: np.random.Generator, augmentation: 
     levels = np.arange(256)
     table = [np.clip((levels * channel - 128) * contrast + 128, 0, 255).astype(np.uint8) for channel in channels]
     return image.point(np.concatenate(table).tolist())
+
+
+def _spoil(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
+    """What the field does to a photo, in the order in which it does it: distance, focus, sensor, storage."""
+    # All drawn, whatever is on: one setting changes nothing of the others' draws.
+    acts, amounts = rng.random(4) < _SPOILT_SHARE, rng.random(4)
+    if acts[0] and augmentation.distance < 1:
+        image = _move_away(image, 1 - float(amounts[0]) * (1 - augmentation.distance), rng)
+    if acts[1] and augmentation.blur:
+        image = image.filter(ImageFilter.GaussianBlur(float(amounts[1]) * augmentation.blur * image.width))
+    if acts[2] and augmentation.noise:
+        levels = rng.standard_normal((image.height, image.width, 3), np.float32) * (amounts[2] * augmentation.noise)
+        image = Image.fromarray(np.clip(np.rint(levels + np.asarray(image)), 0, 255).astype(np.uint8))
+    if acts[3] and augmentation.jpeg < 100:
+        held = io.BytesIO()
+        image.save(held, "JPEG", quality=round(100 - amounts[3] * (100 - augmentation.jpeg)))
+        image = Image.open(held).convert("RGB")
+    return image
+
+
+def _move_away(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
+    """The whole image smaller, at a random place on the colour of its rim."""
+    pixels = np.asarray(image)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    side = max(1, round(factor * image.width))
+    left, top = (int(place) for place in rng.integers(0, image.width - side + 1, 2))
+    ground = Image.new("RGB", image.size, tuple(int(level) for level in np.median(rim, axis=0)))
+    ground.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
+    return ground
