@@ -322,6 +322,10 @@ class OutOfMemoryError(RuntimeError):
             RuntimeError("DataLoader worker (pid 21207) is killed by signal: Killed. "),
             "free memory or lower --workers (--resume for a started run)",
         ),
+        (
+            RuntimeError("DataLoader worker (pid 21207) is killed by signal: Terminated. "),
+            "got a stop from outside; run it again (--resume for a started run)",
+        ),
         (typer.Abort(), "expected the command to reach its end; got an abort"),
         (ModuleNotFoundError("no", name="huggingface_hub"), "pip install 'agridistill[train]'"),
         (ModuleNotFoundError("no", name="tensorboard.compat"), "pip install 'agridistill[train]'"),

@@ -127,8 +127,11 @@ def _told(error: Exception, command: str) -> str | None:
         got = " ".join(str(error).split())[:200] or type(error).__name__
         return f"expected enough memory for this run; got '{got}'; lower --batch-size or --image-size"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-        # Mostly the system's own doing, when memory runs out.
         got, goes_on = " ".join(str(error).split())[:120], _with_resume(command)
+        if "Terminated" in got:
+            # A stop of the whole group, as by `timeout` or a batch system, reaches the loaders first.
+            return f"expected the command to reach its end; got a stop from outside; run it again{goes_on}"
+        # Mostly the system's own doing, when memory runs out.
         return f"expected loader processes that live; got '{got}'; free memory or lower --workers{goes_on}"
     if isinstance(error, typer.Abort):
         return f"expected the command to reach its end; got an abort; run it again{_with_resume(command)}"
