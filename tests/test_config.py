@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
-from agridistill.config import distill_config, read_recipe, require_serves, train_config, with_options, with_overrides
+from agridistill.config import (
+    SECTIONS,
+    distill_config,
+    read_recipe,
+    require_serves,
+    train_config,
+    with_options,
+    with_overrides,
+)
 from agridistill.errors import ConfigError
 from agridistill.training.settings import DistillConfig, PairSettings, TrainConfig
 
@@ -211,3 +219,13 @@ def test_a_whole_number_is_a_float_and_a_list_a_tuple() -> None:
 def test_an_override_of_a_section_that_the_command_does_not_use_is_refused(command: str, override: str) -> None:
     with pytest.raises(ConfigError, match=rf"a section that {command} uses \({command}, .*data, augmentation\)"):
         with_overrides({}, command, [override])
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [("train", "data", "augmentation"), ("distill", "objective", "data", "augmentation")],
+    ids=["train", "distill"],
+)
+def test_a_key_without_its_section_names_one_setting(sections: tuple[str, ...]) -> None:
+    keys = [field.name for section in sections for field in fields(SECTIONS[section])]
+    assert len(keys) == len(set(keys))

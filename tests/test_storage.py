@@ -98,8 +98,9 @@ def test_a_lock_goes_with_its_process_though_a_forked_one_lives_on(tmp_path: Pat
     script = (
         "import os, sys, time\nfrom pathlib import Path\nfrom agridistill.storage import only_one\n"
         "with only_one(Path(sys.argv[1]), 'test'):\n"
-        "    if os.fork() == 0:\n        time.sleep(30)\n"
-        "    print(os.getpid(), flush=True)\n    time.sleep(30)\n"
+        # The forked one tells: its parent can be ready before it has run at all.
+        "    if os.fork() == 0:\n        print(os.getpid(), flush=True)\n"
+        "    time.sleep(30)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE, start_new_session=True

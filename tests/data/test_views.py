@@ -95,7 +95,7 @@ def test_view_seeds_differ_by_run_epoch_and_photo() -> None:
         ({"min_scale": 0.0}, "min_scale above 0"),
         ({"max_aspect": 0.5}, "max_aspect from 1"),
         ({"cast": 1.0}, "cast from 0"),
-        ({"distance": 0.0}, "distance from 0.1"),
+        ({"min_size": 0.0}, "min_size from 0.1"),
         ({"blur": 0.5}, "blur from 0"),
         ({"noise": -1.0}, "noise from 0"),
         ({"jpeg": 0}, "jpeg from 1"),
@@ -114,7 +114,7 @@ def test_a_name_that_is_no_utf8_has_a_seed_and_other_names_keep_theirs() -> None
     assert view_seed(3, 5, "rust/blätt.jpg") == plain("rust/blätt.jpg".encode())
 
 
-SPOILING = {"distance": 0.3, "blur": 0.05, "noise": 60.0, "jpeg": 5}
+SPOILING = {"min_size": 0.3, "blur": 0.05, "noise": 60.0, "jpeg": 5}
 
 
 def spoilt(name: str, seeds: int, image: Image.Image) -> list[np.ndarray]:
@@ -148,7 +148,7 @@ def test_a_leaf_further_away_is_smaller_and_stands_on_the_colour_of_the_rim() ->
     leaf = Image.new("RGB", (48, 48), (90, 80, 100))
     leaf.paste((10, 200, 30), (8, 8, 40, 40))
     shares = []
-    for view in spoilt("distance", 300, leaf):
+    for view in spoilt("min_size", 300, leaf):
         assert {tuple(view[0, 0]), tuple(view[-1, -1])} == {(90, 80, 100)}
         shares.append(np.sqrt((view[..., 1] > 140).sum()) / 32)
     assert 0.25 < min(shares) < 0.4

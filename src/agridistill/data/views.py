@@ -32,7 +32,7 @@ class Augmentation:
         contrast: largest relative change of contrast.
         saturation: largest relative change of saturation.
         cast: largest relative change of one colour channel, as a wrong white balance makes it.
-        distance: smallest size of what is seen, 0 to 1: a leaf further away, on the colour of its rim; 1 is off.
+        min_size: smallest size of what is seen, 0 to 1: a leaf further away, on the colour of its rim; 1 is off.
         blur: largest deviation of a Gaussian blur, as out of focus; a share of the side.
         noise: largest deviation of a Gaussian noise in every channel, as of a sensor in poor light; levels of 255.
         jpeg: lowest quality of a second JPEG, libjpeg's scale from 1 to 100; 100 is off.
@@ -48,7 +48,7 @@ class Augmentation:
     contrast: float = 0.2
     saturation: float = 0.2
     cast: float = 0.05
-    distance: float = 1.0
+    min_size: float = 1.0
     blur: float = 0.0
     noise: float = 0.0
     jpeg: int = 100
@@ -61,8 +61,8 @@ class Augmentation:
         for name in ("brightness", "contrast", "saturation", "cast"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"augmentation.{name} from 0 to below 1", str(getattr(self, name)), "correct it")
-        if not 0.1 <= self.distance <= 1:
-            raise ConfigError("augmentation.distance from 0.1 to 1", str(self.distance), "correct it")
+        if not 0.1 <= self.min_size <= 1:
+            raise ConfigError("augmentation.min_size from 0.1 to 1", str(self.min_size), "correct it")
         if not 0 <= self.blur <= 0.2:
             raise ConfigError("augmentation.blur from 0 to 0.2", str(self.blur), "correct it")
         if not 0 <= self.noise <= 128:
@@ -73,7 +73,7 @@ class Augmentation:
     @property
     def spoils(self) -> bool:
         """Whether views are spoilt as the field spoils photos, beside geometry and colour."""
-        return self.distance < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
+        return self.min_size < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
 
 
 # Counts the ways in which a photo and a seed became a view, by way of a small copy too: a teacher cache or a copy of
@@ -163,10 +163,10 @@ def _change_colours(image: Image.Image, rng: np.random.Generator, augmentation: 
 
 def _spoil(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
     """What the field does to a photo, in the order in which it does it: distance, focus, sensor, storage."""
-    # All drawn, whatever is on: one setting changes nothing of the others' draws.
+    # All drawn first, whatever is on: one setting changes neither whether another acts nor how strongly.
     acts, amounts = rng.random(4) < _SPOILT_SHARE, rng.random(4)
-    if acts[0] and augmentation.distance < 1:
-        image = _move_away(image, 1 - float(amounts[0]) * (1 - augmentation.distance), rng)
+    if acts[0] and augmentation.min_size < 1:
+        image = _move_away(image, 1 - float(amounts[0]) * (1 - augmentation.min_size), rng)
     if acts[1] and augmentation.blur:
         image = image.filter(ImageFilter.GaussianBlur(float(amounts[1]) * augmentation.blur * image.width))
     if acts[2] and augmentation.noise:
