@@ -33,7 +33,14 @@ from agridistill.preprocess import read_photo
 from agridistill.training.hardware import keep_freed_memory
 
 TURNS = 5
-LOADERS = {"no workers": (0, False), "1 worker": (1, True), "2 workers": (2, True), "2 workers, not niced": (2, False)}
+# Workers, whether they are niced, whether they keep views.
+LOADERS = {
+    "no workers": (0, False, False),
+    "1 worker": (1, True, False),
+    "2 workers": (2, True, False),
+    "2 workers, not niced": (2, False, False),
+    "2 workers, kept views": (2, True, True),
+}
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -46,7 +53,9 @@ def parts(bench: Bench, photos: Path) -> dict[str, float]:
     """Milliseconds a photo of each part of a training step, medians of the turns."""
     viewing = bench.viewing
     images = [read_photo(photos / sample.path) for sample in bench.samples]
-    items = [bench.dataset[viewing.key(0, position)] for position in range(len(images))]
+    keys = [viewing.key(0, position) for position in range(len(images))]
+    items = [bench.dataset[key] for key in keys]
+    kept = PhotoDataset(photos, bench.samples, viewing.preprocessing, viewing.augmentation, keep_views=True)
     size = bench.batch_size
     step = bench.timed_step("ours, warm cache")
     taken: dict[str, list[float]] = {}
@@ -59,6 +68,8 @@ def parts(bench: Bench, photos: Path) -> dict[str, float]:
                     for position, image in enumerate(images)
                 ]
             ),
+            # The first turn, which draws them, does not count.
+            "kept view, in place of both": seconds_of(lambda: [kept[key] for key in keys]),
             "collate": seconds_of(lambda: [collate(items[at : at + size]) for at in range(0, len(items), size)]),
         }
         for batch in bench.batches:
@@ -90,9 +101,9 @@ def epochs(bench: Bench, photos: Path) -> dict[str, list[float]]:
     """Seconds of an epoch with each loader, in turns."""
     viewing = bench.viewing
 
-    def loader(workers: int, niced: bool) -> Iterable[Batch | None]:
+    def loader(workers: int, niced: bool, keep: bool) -> Iterable[Batch | None]:
         sampler = ViewSampler(viewing.samples, seed=0, view_seed=0, views=1, batch_size=bench.batch_size)
-        dataset = PhotoDataset(photos, viewing.samples, viewing.preprocessing, viewing.augmentation)
+        dataset = PhotoDataset(photos, viewing.samples, viewing.preprocessing, viewing.augmentation, keep_views=keep)
         return DataLoader(
             dataset,
             batch_size=bench.batch_size,

@@ -20,8 +20,12 @@ except ModuleNotFoundError:  # Windows
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary path to write to; renames it to `path` on success, removes it on any failure.
+
+    Args:
+        path: to write.
+        durable: waits until the disk has it; not needed where a checksum tells what a power cut has left half-written.
 
     Example:
         >>> import tempfile
@@ -41,9 +45,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = temporary_beside(path)
     try:
         yield temporary
-        # Without this a power cut may leave the new name on empty content.
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            # Without this a power cut may leave the new name on empty content.
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,8 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
     assert "mosaic" in out
     assert f"Next: agridistill evaluate {student} {leaves}" in err
     trained = json.loads((student / "evaluation.json").read_text())
+    better = trained["accuracy"] > json.loads((teacher / "evaluation.json").read_text())["accuracy"]
+    assert ("is better than its teacher" in err) == better
     code, out, _ = run(capsys, "evaluate", student, leaves, "--json")
     assert code == 0
     again = json.loads(out)
@@ -206,6 +209,19 @@ def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
     assert code == 0
     words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"
     assert f"Next: agridistill distill photos {words}" in one_line(err)
+
+
+@pytest.mark.parametrize(("options", "told"), [((), True), (("--method", "ce"), False)])
+def test_distill_says_where_the_student_is_better_than_its_teacher(
+    capsys: pytest.CaptureFixture[str], leaves: Path, teacher_run: Path, tmp_path: Path, options: tuple[str], told: bool
+) -> None:
+    teacher = shutil.copytree(teacher_run, tmp_path / "teacher")
+    document = json.loads((teacher / "evaluation.json").read_text())
+    (teacher / "evaluation.json").write_text(json.dumps({**document, "accuracy": -1.0}))
+    words = ("--teacher", teacher, "--student", "mobilenetv3_small_050", "--out", tmp_path / "run", *SMALL, *options)
+    code, _, err = run(capsys, "distill", leaves, *words)
+    assert code == 0
+    assert ("learns from labels alone (--method ce)" in err) == told
 
 
 def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path) -> None:

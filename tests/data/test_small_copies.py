@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data import small_copies
+from agridistill.data import kept, small_copies
 from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import VIEWS_VERSION, Augmentation, render_view
 from agridistill.errors import PhotoError
@@ -122,7 +122,7 @@ def test_another_way_of_making_copies_has_copies_of_its_own(
     photo(tmp_path, 640, 480)
     SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg")
     if changed == "our way":
-        monkeypatch.setattr(small_copies, "VIEWS_VERSION", VIEWS_VERSION + 1)
+        monkeypatch.setattr(kept, "VIEWS_VERSION", VIEWS_VERSION + 1)
     elif changed == "Pillow":
         monkeypatch.setattr("PIL.__version__", "0.0")
     else:

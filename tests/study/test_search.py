@@ -116,6 +116,16 @@ def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_
     assert recipe["objective"]["method"] == "kd"
 
 
+def test_a_search_goes_on_with_other_loaders(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agridistill.study.search._carried_out", lambda *order: 0.5)
+    search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run)
+    changed_loaders = {**RECIPE, "distill": {**RECIPE["distill"], "workers": 1, "keep_views": True}}  # type: ignore[dict-item]
+    document = search(leaves, tmp_path, search_plan(changed_loaders), 2, teacher=teacher_run)
+    assert len(document["trials"]) == 2
+
+
 def test_words_and_whole_numbers_can_be_searched() -> None:
     space = {"distance": {"choices": ["l2", "kl"]}, "batch_size": {"low": 8, "high": 32, "integer": True}}
     found = search_plan(changed(space=space)).config_of({"distance": "kl", "batch_size": 12})

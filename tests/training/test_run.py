@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from agridistill.api import load
+from agridistill.data import datamodule
+from agridistill.data.kept_views import KeptViews
 from agridistill.data.splits import read_split
 from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
@@ -466,3 +468,61 @@ def test_a_resume_on_other_photos_is_refused(leaves: Path, tmp_path: Path) -> No
     shutil.copy(next((tmp_path / "data" / "healthy").glob("*.jpg")), photo)
     with pytest.raises(RunError, match="the data that the run started with; got other photos"):
         train(tmp_path / "data", tmp_path / "run", TrainConfig(DATA, train=FIT), resume=True)
+
+
+def test_kept_views_change_no_result_and_save_the_drawing(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    drawn: list[int] = []
+    draw = datamodule.render_view
+
+    def noted(image: Any, seed: int, *rest: Any) -> Any:
+        drawn.append(seed)
+        return draw(image, seed, *rest)
+
+    monkeypatch.setattr(datamodule, "render_view", noted)
+    plain = replace(FIT, epochs=3, views=2)
+    counts, weights = {}, {}
+    for name, keep in (("plain", False), ("first", True), ("again", True)):
+        drawn.clear()
+        config = replace(student(), distill=replace(plain, keep_views=keep))
+        distill(leaves, teacher_run, tmp_path / name, config, cache_dir=tmp_path / f"cache of {name}")
+        counts[name], weights[name] = len(drawn), load_file(tmp_path / name / "model.safetensors")
+    photos = len(read_split(RunFolder(tmp_path / "plain").splits).train)
+    # The teacher looks at every view, and the student's epochs draw them anew; kept, all that is left is each once.
+    assert counts["plain"] > 2 * photos
+    assert (counts["first"], counts["again"]) == (2 * photos, 0)
+    for name in ("first", "again"):
+        assert all(torch.equal(weights["plain"][key], weights[name][key]) for key in weights["plain"])
+
+
+def test_keeping_views_says_where_it_saves_less_than_hoped(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+    def told_by(name: str, **settings: Any) -> str:
+        caplog.clear()
+        train(leaves, tmp_path / name, TrainConfig(data=DATA, train=replace(FIT, keep_views=True, **settings)))
+        return caplog.text
+
+    assert "every epoch shows new views (views = 1, epochs = 1)" in told_by("all new")
+    assert "views" not in told_by("seen again", epochs=2, views=1)
+    # The views of these two runs are the same, and kept by now, but for photos that fill no batch.
+    free = {"bytes": 16 * 16384}
+    monkeypatch.setattr(KeptViews, "room_bytes", lambda _: free["bytes"])
+    assert "views" not in told_by("kept already", epochs=2, views=1)
+    # 64 px: 12 KiB and a checksum, four blocks.
+    photos = len(read_split(RunFolder(tmp_path / "all new").splits).train)
+    free["bytes"] = photos * 16384 - 1
+    assert "views can be kept in" in told_by("no room", epochs=3, views=2, seed=1)
+    free["bytes"] = 2 * photos * 16384
+    assert "views" not in told_by("room", epochs=3, views=2, seed=2)
+
+
+def test_a_resume_may_keep_views_or_not(leaves: Path, tmp_path: Path) -> None:
+    config = TrainConfig(data=DATA, train=FIT)
+    train(leaves, tmp_path / "run", config)
+    (tmp_path / "run" / "evaluation.json").unlink()
+    train(leaves, tmp_path / "run", replace(config, train=replace(FIT, keep_views=True)), resume=True)

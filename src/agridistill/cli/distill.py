@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar
+
+if TYPE_CHECKING:
+    from agridistill.training.result import RunResult
 
 
 def distill(
@@ -32,6 +35,7 @@ def distill(
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
     seed: options.Seed = None,
+    keep_views: options.KeepViews = None,
     workers: options.Workers = None,
     precision: options.Precision = None,
     pretrained: options.Pretrained = None,
@@ -67,6 +71,7 @@ def distill(
             "batch_size": batch_size,
             "lr": lr,
             "seed": seed,
+            "keep_views": keep_views,
             "workers": workers,
             "precision": precision,
             "pretrained": pretrained,
@@ -95,4 +100,20 @@ def distill(
             progress=progress,
         )
     options.show_result(result, json=json, model=config.distill.model)
+    if teacher is not None and not config.distill.int8:
+        _tell_of_weaker_teacher(result, teacher)
     next_command("evaluate", out, data)
+
+
+def _tell_of_weaker_teacher(result: RunResult, teacher: Path) -> None:
+    from agridistill.cli.output import stderr
+    from agridistill.training.result import weaker_teacher
+
+    weaker = weaker_teacher(result, teacher)
+    if weaker is not None:
+        ours, theirs = f"{result.evaluation.accuracy:.1%}", f"{weaker.accuracy:.1%}"
+        stderr.print(
+            f"The student ({ours}) is better than its teacher ({theirs}), which may hold it back: "
+            "compare it with one that learns from labels alone (--method ce).",
+            markup=False,
+        )

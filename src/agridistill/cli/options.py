@@ -21,6 +21,10 @@ ImageSize = Annotated[int | None, typer.Option("--image-size", help="Input size 
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Photos a step, over all processes.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of weights, order, views and dropout.")]
+KeepViews = Annotated[
+    bool | None,
+    typer.Option("--keep-views/--no-keep-views", help="Draw each view once and keep its pixels (150 kB at 224 px)."),
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Loader processes; -1 chooses.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="auto measures.")]
 Pretrained = Annotated[

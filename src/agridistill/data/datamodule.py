@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from agridistill.data.kept_views import KeptViews
 from agridistill.data.samples import Sample
 from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import Augmentation, render_view, view_seed
@@ -57,15 +58,30 @@ Item = tuple[Pixels, int, ViewKey]
 
 
 class PhotoDataset(Dataset[Item | None]):
-    """Photos of one split, addressed by `ViewKey`."""
+    """Photos of one split, addressed by `ViewKey`.
+
+    Args:
+        root: the data folder.
+        samples: the photos.
+        preprocessing: image size and resize rule.
+        augmentation: how far views differ from their photos; None where there are none.
+        keep_views: draws each view once and keeps its pixels; see `KeptViews`.
+    """
 
     def __init__(
-        self, root: Path, samples: Sequence[Sample], preprocessing: Preprocessing, augmentation: Augmentation | None
+        self,
+        root: Path,
+        samples: Sequence[Sample],
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None,
+        *,
+        keep_views: bool = False,
     ) -> None:
         self.samples = samples
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self._photos = SmallCopies(root, preprocessing, augmentation)
+        self._kept = KeptViews(root, preprocessing, augmentation) if keep_views and augmentation is not None else None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -74,14 +90,20 @@ class PhotoDataset(Dataset[Item | None]):
         """The photo's pixels, or None (and a warning) where it can no longer be read."""
         sample = self.samples[key.position]
         try:
-            image = self._photos.read(sample.path)
+            if self.augmentation is None or key.seed < 0:
+                pixels = to_pixels(self._photos.read(sample.path), self.preprocessing)
+                return pixels, sample.label, ViewKey(key.position, -1, -1)
+            return self._view(sample.path, key.seed, self.augmentation), sample.label, key
         except PhotoError as error:
             # Photos were checked before the run: this one went bad since, and must not end a night's training.
             logger.warning("left out: %s", error)
             return None
-        if self.augmentation is None or key.seed < 0:
-            return to_pixels(image, self.preprocessing), sample.label, ViewKey(key.position, -1, -1)
-        return render_view(image, key.seed, self.augmentation, self.preprocessing), sample.label, key
+
+    def _view(self, path: str, seed: int, augmentation: Augmentation) -> Pixels:
+        def draw() -> Pixels:
+            return render_view(self._photos.read(path), seed, augmentation, self.preprocessing)
+
+        return self._kept.get(path, seed, draw) if self._kept is not None else draw()
 
 
 class PhotoSampler(Sampler[ViewKey]):
@@ -185,6 +207,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         view_seed: of the views' content; see `ViewSampler`.
         views: of each photo.
         workers: loader processes of each process; 0 reads in the training process.
+        keep_views: draws each view once and keeps its pixels; see `KeptViews`.
     """
 
     def __init__(
@@ -200,12 +223,13 @@ class PhotoDataModule(lightning.LightningDataModule):
         view_seed: int,
         views: int,
         workers: int,
+        keep_views: bool = False,
     ) -> None:
         super().__init__()
         self.root, self.train, self.val = root, train, val
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.batch_size, self.workers = batch_size, workers
-        self.seed, self.view_seed, self.views = seed, view_seed, views
+        self.seed, self.view_seed, self.views, self.keep_views = seed, view_seed, views, keep_views
 
     @property
     def steps_per_epoch(self) -> int:
@@ -234,7 +258,9 @@ class PhotoDataModule(lightning.LightningDataModule):
         """Every validation photo once, as it is."""
         rank, world = self._share()
         sampler = PhotoSampler(self.val, rank=rank, world=world)
-        return self._loader(self.val, None, sampler, self.batch_size // world, keep_workers=False)
+        # On a GPU an epoch may take less time than the start of so many processes; elsewhere they only take memory.
+        keep = torch.cuda.is_available()
+        return self._loader(self.val, None, sampler, self.batch_size // world, keep_workers=keep)
 
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -249,7 +275,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         keep_workers: bool,
     ) -> DataLoader[Item | None]:
         return DataLoader(
-            PhotoDataset(self.root, samples, self.preprocessing, augmentation),
+            PhotoDataset(self.root, samples, self.preprocessing, augmentation, keep_views=self.keep_views),
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -74,6 +74,11 @@ class Augmentation:
     def spoils(self) -> bool:
         """Whether views are spoilt as the field spoils photos, beside geometry and colour."""
         return self.min_size < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
+
+
+def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
+    """Its settings by name, for keys: 1 and 1.0 are one setting."""
+    return {name: value if isinstance(value, bool) else float(value) for name, value in asdict(augmentation).items()}
 
 
 # Counts the ways in which a photo and a seed became a view, by way of a small copy too: a teacher cache or a copy of

@@ -23,7 +23,7 @@ from agridistill.study.job import Order
 from agridistill.study.plan import SearchSettings
 from agridistill.study.side_by_side import failed, run_side_by_side
 from agridistill.study.summary import figures_of
-from agridistill.training.run_folder import RunFolder
+from agridistill.training.run_folder import MAY_DIFFER, RunFolder
 from agridistill.training.settings import DistillConfig
 
 STORAGE_NAME = "search.db"
@@ -123,7 +123,10 @@ def _opened(plan: SearchPlan, url: str) -> optuna.Study:
         told = f"'{_without_password(url)}' ({reason})"
         raise ConfigError("an Optuna storage that can be used", told, "check --storage") from None
     middle = {key: space.choices[0] if space.choices else space.at("low") for key, space in settings.space.items()}
-    recipe = sha256(json.dumps([asdict(plan.config_of(middle)), asdict(settings)], default=str).encode()).hexdigest()
+    config = asdict(plan.config_of(middle))
+    # As for a run that is resumed.
+    config["distill"] = {key: value for key, value in config["distill"].items() if key not in MAY_DIFFER}
+    recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()
     before = study.user_attrs.get(_RECIPE)
     if before not in (None, recipe):
         raise RunError(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from agridistill.data.datamodule import Batch, PhotoDataset, ViewKey, collate
 from agridistill.data.samples import Sample
-from agridistill.data.views import VIEWS_VERSION, Augmentation, view_seed
+from agridistill.data.views import VIEWS_VERSION, Augmentation, plain_settings, view_seed
 from agridistill.distillation.attention_losses import unit_peak
 from agridistill.distillation.cache_layout import Block, CacheLayout, Key, Outputs, differences, digest_of
 from agridistill.distillation.teacher_cache import FORMAT_VERSION, TeacherCache, building, read_key, read_layout
@@ -51,6 +51,7 @@ class Viewing:
         preprocessing: the student's.
         augmentation: how far views differ from their photos.
         views: of each photo.
+        keep_views: draws each view once and keeps its pixels, which changes none of them.
     """
 
     root: Path
@@ -59,6 +60,7 @@ class Viewing:
     preprocessing: Preprocessing
     augmentation: Augmentation
     views: int
+    keep_views: bool = False
 
     def key(self, view: int, position: int) -> ViewKey:
         """Names one view of one photo."""
@@ -85,18 +87,13 @@ def cache_key(
         "teacher precision": str(teacher.lineage.get("precision")),
         "photos": photos.hexdigest(),
         **{f"data.{name}": value for name, value in seen.items()},
-        **{f"augmentation.{name}": _plain(value) for name, value in asdict(viewing.augmentation).items()},
+        **{f"augmentation.{name}": value for name, value in plain_settings(viewing.augmentation).items()},
         "views": f"version {VIEWS_VERSION}, seed {DISTILLATION_VIEWS}",
         "outputs": f"version {OUTPUTS_VERSION}, format {FORMAT_VERSION}",
         "objective.attention": kind + (", each head" if per_head else ""),
         "objective.pairs at the teacher's strides": ", ".join(str(stride) for stride in strides),
         **{f"version of {name}": metadata.version(name).partition("+")[0] for name in _VERSIONS},
     }
-
-
-def _plain(value: bool | float) -> bool | float:
-    # 1 and 1.0 are one setting.
-    return value if isinstance(value, bool) else float(value)
 
 
 def as_kept(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -250,8 +247,13 @@ class CachedTeacher:
         teacher = live or self._load()
         teacher.to(self._device)
         total, done = sum(block.stop - block.start for block in own), 0
+        viewing = self.viewing
         dataset = PhotoDataset(
-            self.viewing.root, self.viewing.samples, self.viewing.preprocessing, self.viewing.augmentation
+            viewing.root,
+            viewing.samples,
+            viewing.preprocessing,
+            viewing.augmentation,
+            keep_views=viewing.keep_views,
         )
         batches: Iterable[list[ViewKey]] = _BlockBatches(self.viewing, own)
         loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate))

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from agridistill.data.splits import read_split
+from agridistill.errors import AgriDistillError
 from agridistill.evaluation.result import EvaluationResult
+from agridistill.manifest import read_manifest
 from agridistill.training.run_folder import RunFolder
 
 
@@ -27,6 +30,30 @@ class RunResult:
     best_epoch: int
     train_s: float
     skipped: tuple[tuple[str, str], ...]
+
+
+def weaker_teacher(student: RunResult, teacher: Path) -> EvaluationResult | None:
+    """The teacher's evaluation, where the student learnt from it and is right more often on the same test photos.
+
+    Args:
+        student: a finished run.
+        teacher: the run folder that it was given.
+    """
+    theirs, ours = RunFolder(teacher), RunFolder(student.out)
+    try:
+        result = EvaluationResult.from_json(json.loads(theirs.evaluation.read_text(encoding="utf-8")))
+        same_photos = _test_photos(theirs) == _test_photos(ours)
+        learnt = "teacher_sha256" in read_manifest(ours.manifest).lineage
+    except (OSError, ValueError, AgriDistillError):
+        # Nothing to compare with; the student is finished all the same.
+        return None
+    # To a tenth of a percent, as it is told.
+    weaker = round(result.accuracy, 3) < round(student.evaluation.accuracy, 3)
+    return result if learnt and same_photos and weaker else None
+
+
+def _test_photos(folder: RunFolder) -> tuple[object, ...]:
+    return folder.read_environment().get("data_fingerprint"), read_split(folder.splits).test
 
 
 def read_result(folder: RunFolder, skipped: tuple[tuple[str, str], ...]) -> RunResult:

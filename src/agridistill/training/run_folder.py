@@ -20,8 +20,8 @@ from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
 
-# A resumed run may use more or fewer processes, but must not learn differently.
-_MAY_DIFFER = frozenset({"workers", "devices", "nodes"})
+# A resumed run may use more or fewer processes, or keep its views, but must not learn differently.
+MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
 _PACKAGES = ("agridistill", "torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 
@@ -123,7 +123,7 @@ class RunFolder:
             raise RunError("the recipe of the run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
         wanted = _flatten(without_none(asdict(config)))
         for key in sorted(stored.keys() | wanted.keys()):
-            if key.rsplit(".", 1)[-1] not in _MAY_DIFFER and stored.get(key) != wanted.get(key):
+            if key.rsplit(".", 1)[-1] not in MAY_DIFFER and stored.get(key) != wanted.get(key):
                 raise RunError(
                     f"{key} = {stored.get(key)} as in the run that is resumed",
                     str(wanted.get(key)),

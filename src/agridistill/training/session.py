@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
@@ -13,8 +14,10 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from agridistill.data.datamodule import PhotoDataModule, default_workers
+from agridistill.data.kept_views import SPARE_BYTES, KeptViews
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
+from agridistill.data.views import view_seed
 from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.evaluation.evaluate import evaluate, predict_logits
@@ -45,6 +48,8 @@ from agridistill.training.trainer import (
     together,
     with_others,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -97,6 +102,7 @@ class Session:
         precision = self._precision(model)
         module.try_out()
         if self.first:
+            self._tell_of_kept_views()
             self._write_start(precision)
         # Two resumes of one run would write one checkpoint.
         lock = only_one(self.folder.lock, f"run in '{self.folder.path}'") if self.first else nullcontext()
@@ -194,6 +200,7 @@ class Session:
             self.preprocessing,
             self.config.augmentation,
             self.views,
+            self.fit.keep_views,
         )
         # Building the teacher draws random weights first; the student's must not depend on whether it was built.
         with torch.random.fork_rng(devices=[]):
@@ -241,6 +248,38 @@ class Session:
         # Last: a folder with a recipe is a run that can be resumed.
         self.folder.write_recipe(self.config)
 
+    def _tell_of_kept_views(self) -> None:
+        """Says where keeping views saves less than somebody hopes who asks for it."""
+        if not self.fit.keep_views:
+            return
+        if self.caches is None and self.views >= self.fit.epochs:
+            logger.warning(
+                "every epoch shows new views (views = %d, epochs = %d): only another run of the same views gains by "
+                "keeping them; --set views=N below the epochs",
+                self.views,
+                self.fit.epochs,
+            )
+        photos = self.prepared.train
+        kept = KeptViews(self.prepared.root, self.preprocessing, self.config.augmentation)
+        seen = len(photos) * (self.views if self.caches is not None else min(self.views, self.fit.epochs))
+        room = kept.room_bytes()
+        if seen * kept.view_bytes <= room:
+            return
+        # Looked up only where it matters: there may be many.
+        held = kept.count(
+            (photo.path, view_seed(self.view_seed, view, photo.path)) for photo in photos for view in range(self.views)
+        )
+        wanted = max(0, seen - held) * kept.view_bytes
+        if wanted > room:
+            logger.warning(
+                "%.1f of %.1f GB of views can be kept in '%s', beside %.0f GB that stay free; the others are drawn in "
+                "each epoch",
+                room / 1e9,
+                wanted / 1e9,
+                kept.folder,
+                SPARE_BYTES / 1e9,
+            )
+
     def _datamodule(self) -> PhotoDataModule:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         return PhotoDataModule(
@@ -254,6 +293,7 @@ class Session:
             view_seed=self.view_seed,
             views=self.views,
             workers=default_workers(accelerator, self.fit.devices) if self.fit.workers < 0 else self.fit.workers,
+            keep_views=self.fit.keep_views,
         )
 
     def _finish(self, precision: str) -> RunResult:

@@ -71,6 +71,9 @@ class FitSettings:
         seed: of initial weights, order, views and dropout.
         views: different views of each photo; an epoch shows each photo once. 0 takes one for each epoch, and for
             students, with or without a teacher, at most `MAX_VIEWS`: a teacher has to look at all of them.
+        keep_views: draws each view once and keeps its pixels in the user's cache folder, 150 kB at 224 px. Later epochs
+            read them, if `views` are fewer, and so do all students of the same photos and augmentation. Changes no
+            result; worth it where a run waits for its loaders.
         workers: loader processes; -1 chooses.
         precision: "auto" measures whether bf16 is faster on this processor.
         pretrained: starts from timm's weights on the model hub.
@@ -94,6 +97,7 @@ class FitSettings:
     patience: int = 0
     seed: int = 0
     views: int = 0
+    keep_views: bool = False
     workers: int = -1
     precision: PrecisionChoice = "auto"
     pretrained: bool = True
