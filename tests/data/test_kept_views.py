@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -179,6 +180,10 @@ def test_where_the_folder_cannot_be_used_there_is_no_room(photos: Path, monkeypa
     def refuse(path: object) -> None:
         raise PermissionError
 
+    # A read-only file system.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert KeptViews(photos, INPUT, VIEWS).room_bytes() == 0
     monkeypatch.setattr(shutil, "disk_usage", refuse)
     assert KeptViews(photos, INPUT, VIEWS).room_bytes() == 0
     assert np.array_equal(pixels_of(photos, keep=True), pixels_of(photos, keep=False))

@@ -6,6 +6,7 @@ depends on whether views are kept.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -71,9 +72,10 @@ class KeptViews:
         """How much of the disk may be filled with views; 0 where their folder cannot be used."""
         try:
             existing = next(above for above in (self.folder, *self.folder.parents) if above.is_dir())
-            return max(0, shutil.disk_usage(existing).free - SPARE_BYTES)
+            free = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
         except OSError:
-            return 0
+            free = 0
+        return max(0, free - SPARE_BYTES)
 
     def count(self, views: Iterable[tuple[str, int]]) -> int:
         """How many of these views are kept already.
