@@ -516,7 +516,9 @@ def test_keeping_views_says_where_it_saves_less_than_hoped(
     # 64 px: 12 KiB and a checksum, four blocks.
     photos = len(read_split(RunFolder(tmp_path / "all new").splits).train)
     free["bytes"] = photos * 16384 - 1
-    assert "views can be kept in" in told_by("no room", epochs=3, views=2, seed=1)
+    assert f"room for {photos - 1} of the {2 * photos} views to keep in" in told_by(
+        "no room", epochs=3, views=2, seed=1
+    )
     free["bytes"] = 2 * photos * 16384
     assert "views" not in told_by("room", epochs=3, views=2, seed=2)
 

@@ -269,13 +269,12 @@ class Session:
         held = kept.count(
             (photo.path, view_seed(self.view_seed, view, photo.path)) for photo in photos for view in range(self.views)
         )
-        wanted = max(0, seen - held) * kept.view_bytes
-        if wanted > room:
+        missing, fitting = seen - held, room // kept.view_bytes
+        if missing > fitting:
             logger.warning(
-                "%.1f of %.1f GB of views can be kept in '%s', beside %.0f GB that stay free; the others are drawn in "
-                "each epoch",
-                room / 1e9,
-                wanted / 1e9,
+                "room for %d of the %d views to keep in '%s', beside %.0f GB left free; the others are drawn each time",
+                fitting,
+                missing,
                 kept.folder,
                 SPARE_BYTES / 1e9,
             )
