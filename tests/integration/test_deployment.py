@@ -16,7 +16,7 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from tests.edge.conftest import MOSQUITTO, free_port, wait_for
+from tests.edge.conftest import MOSQUITTO, free_port, let_go, wait_for
 from tests.edge.looks import state
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
@@ -121,6 +121,7 @@ class Client:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        let_go(self.client)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import threading
@@ -16,7 +17,7 @@ from tests.edge.conftest import Broker, Receiver, Wire, wait_for
 from agridistill.edge.delivery import mqtt
 from agridistill.edge.delivery.broker import BrokerSettings, parse_broker, topic_level
 from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.mqtt_session import Session
+from agridistill.edge.delivery.mqtt_session import LostError, Session
 from agridistill.edge.store.messages import Message
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError
@@ -340,6 +341,27 @@ def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
     receiver.close()
     old.close()
     assert caplog.text.count("speaks MQTT 3.1.1 alone") == 1
+
+
+def test_attempts_leave_no_open_sockets_behind(tmp_path: Path, outbox: Outbox) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text("")
+    closed = Broker(tmp_path / "closed", f"allow_anonymous false\npassword_file {passwords}")
+    closed.start()
+    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", closed.port, device="pi"))
+
+    def attempt() -> int:
+        with pytest.raises(LostError, match="refuses"):
+            publisher._opened()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    first = attempt()
+    gc.disable()  # on a device, too, it is long until the collector looks at old objects
+    try:
+        assert [attempt() for _ in range(3)] == [first] * 3
+    finally:
+        gc.enable()
+        closed.stop()
 
 
 def test_what_is_no_broker_is_told_once(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,12 +32,16 @@ class Receiver:
     def __init__(self, port: int = 0) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.answers: list[int] = []
+        self.never: dict[bytes, int] = {}
+        self.asked = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 code = outer.answers.pop(0) if outer.answers else 204
+                code = outer.never.get(body, code)
+                outer.asked += 1
                 if code < 300:
                     outer.got.append((dict(self.headers), body))
                 self.send_response(code)
@@ -120,6 +124,57 @@ def test_what_is_refused_is_offered_again_and_told_once(
         f"the webhook at 127.0.0.1:{receiver.port} does not take alerts (it answers 500): they wait in the outbox",
         f"the webhook at 127.0.0.1:{receiver.port} takes alerts again",
     ]
+
+
+class TestMessagesThatAreRefusedForWhatTheyAre:
+    def test_later_ones_pass_and_it_comes_when_it_is_taken(
+        self, receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outputs, "_LONGEST_PAUSE_S", 0.1)
+        sent = [message(number) for number in range(4)]
+        receiver.never = {sent[1].payload: 422}
+        box.add(sent)
+        webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
+        with delivering(Deliverer(box, webhook, webhook.name)):
+            wait_for(lambda: len(receiver.got) == 3)
+            wait_for(lambda: receiver.asked >= 7)
+            assert [item.message for item in box.pending()] == [sent[1]]
+            receiver.never = {}
+            wait_for(lambda: not box.pending())
+        assert [body for _, body in receiver.got] == [sent[number].payload for number in (0, 2, 3, 1)]
+        warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert "refuses an alert (it answers 422): later ones pass it" in warnings[0]
+
+    def test_one_that_refuses_all_is_not_asked_about_all_at_once(
+        self, receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outputs, "_FIRST_PAUSE_S", 60.0)
+        sent = [message(number) for number in range(50)]
+        receiver.never = {item.payload: 400 for item in sent}
+        box.add(sent)
+        webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
+        with delivering(Deliverer(box, webhook, webhook.name)):
+            wait_for(lambda: "they wait in the outbox" in caplog.text)
+            threading.Event().wait(0.2)
+        assert receiver.asked == 20
+        assert len(box.pending()) == 50
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2
+
+    def test_one_that_was_dropped_meanwhile_is_forgotten(self, receiver: Receiver, box: Outbox) -> None:
+        refused, later = message(0), message(1)
+        receiver.never = {refused.payload: 413}
+        (place,) = box.add([refused])
+        webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
+        deliverer = Deliverer(box, webhook, webhook.name)
+        with delivering(deliverer):
+            wait_for(lambda: receiver.asked == 1)
+            wait_for(lambda: place in deliverer._aside)
+            box.delivered([place])
+            box.add([later])
+            wait_for(lambda: not box.pending())
+            wait_for(lambda: not deliverer._aside)
+        assert [body for _, body in receiver.got] == [later.payload]
 
 
 def test_a_server_that_comes_later_gets_all(box: Outbox) -> None:

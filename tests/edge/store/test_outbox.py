@@ -152,17 +152,41 @@ class TestLimits:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = time.time()
-        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=3600)) as box:
-            for clock in (100.0, now - 7200, now - 1800, now + 10**6):
-                monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        for clock in (100.0, now - 7200, now - 1800, now + 10**6):
+            monkeypatch.setattr("time.time", lambda clock=clock: clock)
+            with Outbox(tmp_path / "outbox.db") as box:  # each time as by a device that starts
                 box.add(messages(1))
-            monkeypatch.setattr("time.time", lambda: now)
+        monkeypatch.setattr("time.time", lambda: now)
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=3600)) as box:
             assert box.expire() == 1
             assert [item.created_s for item in box.pending()] == [100.0, now - 1800, now + 10**6]
             assert box.counts().dropped == {"detection": 1}
             monkeypatch.setattr("time.time", lambda: now - 10**7)
             assert box.expire() == 0
             assert box.counts().oldest_s >= 0
+
+    @pytest.mark.parametrize("step", [10 * 86_400, -10 * 86_400])
+    def test_a_clock_that_is_set_makes_nothing_older_or_younger(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+    ) -> None:
+        time_s, ran_s = 1.8e9, 5000.0
+        monkeypatch.setattr("time.time", lambda: time_s)
+        monkeypatch.setattr("time.clock_gettime", lambda clock: ran_s)
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=3600)) as box:
+            time_s -= 7000  # of the device's last start, 2000 s before this one
+            box.add(messages(1))
+            time_s += 7000
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=7 * 86_400)) as box:
+            box.add(messages(1))
+            time_s, ran_s = time_s + 100, ran_s + 100
+            box.add(messages(1))
+            time_s, ran_s = time_s + step + 50, ran_s + 50
+            # What an earlier start committed is older or younger as far as anyone knows.
+            assert box.expire() == (1 if step > 0 else 0)
+            ages = [round(time_s - item.created_s) for item in box.pending()]
+            assert ages == ([] if step > 0 else [7150 + step]) + [150, 50]
+            time_s, ran_s = time_s + 8 * 86_400, ran_s + 8 * 86_400
+            assert box.expire() == 2
 
     def test_limits_that_hold_nothing_are_refused(self) -> None:
         with pytest.raises(OutboxError, match="at least 10,000 bytes"):

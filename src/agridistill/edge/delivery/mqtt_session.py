@@ -180,6 +180,10 @@ class Session:
             self._acknowledged = []
         self._client.disconnect()
         self._client.loop(0)
+        # paho closes the pair of sockets that wakes it when the client is let go of. In a circle with its callbacks
+        # that is some day: a broker that refuses for hours would fill the table of open files before.
+        self._client.on_connect = self._client.on_disconnect = None
+        self._client.on_publish = self._client.on_message = None
 
     def _look_what_to_tell(self) -> None:
         """Retained topics that the broker does not know yet as they are."""

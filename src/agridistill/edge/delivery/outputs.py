@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agridistill.edge.http_exchange import HttpClient, LateError
-from agridistill.edge.store.messages import Message
+from agridistill.edge.store.messages import Message, Pending
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 
@@ -31,14 +31,24 @@ Deliver = Callable[[Message, threading.Event], None]
 _POLL_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 _ANSWER_S = 10.0
+_REFUSES_THIS_ONE = (400, 413, 415, 422)
+"""Answers about a message; all others are about the receiver, the address or the token."""
+_PASSED_AT_ONCE = 20
 
 
 class NotTakenError(Exception):
     """A receiver did not take a message; it will be offered again."""
 
 
+class RefusedMessageError(NotTakenError):
+    """A receiver does not take this message; another one it may."""
+
+
 class Deliverer:
     """Hands over what is in an outbox, one by one, in order; what is not taken is offered again after a pause.
+
+    A message that is refused for what it is lets the ones behind it pass, and is offered again every five minutes until
+    it is too old.
 
     Args:
         outbox: of this receiver alone.
@@ -49,19 +59,29 @@ class Deliverer:
     def __init__(self, outbox: Outbox, deliver: Deliver, name: str) -> None:
         self.outbox, self.name = outbox, name
         self._deliver = deliver
+        self._aside: dict[int, float] = {}
+        """When to offer a refused message again, on the monotonic clock, by its place."""
 
     def run(self, stop: threading.Event) -> None:
         """Delivers until `stop`; a refusal is told once, and its end once."""
-        pause, refused = _FIRST_PAUSE_S, False
+        pause, refused, passed = _FIRST_PAUSE_S, False, 0
         while not stop.is_set():
+            waiting: Pending | None = None
             try:
-                waiting = self.outbox.pending(limit=1)
-                if not waiting:
+                waiting = self._next()
+                if waiting is None:
                     stop.wait(_POLL_S)
                     continue
-                self._deliver(waiting[0].message, stop)
-                self.outbox.delivered([waiting[0].seq])
+                self._deliver(waiting.message, stop)
+                self._aside.pop(waiting.seq, None)
+                self.outbox.delivered([waiting.seq])
             except (NotTakenError, OutboxError) as error:
+                if waiting is not None and isinstance(error, RefusedMessageError):
+                    self._put_aside(waiting.seq, error, quietly=bool(passed))
+                    passed += 1
+                    # One that refuses all it gets must not be asked about all that waits.
+                    if passed % _PASSED_AT_ONCE:
+                        continue
                 if not refused:
                     logger.warning("%s does not take alerts (%s): they wait in the outbox", self.name, error)
                     refused = True
@@ -70,7 +90,29 @@ class Deliverer:
                 continue
             if refused:
                 logger.warning("%s takes alerts again", self.name)
-            pause, refused = _FIRST_PAUSE_S, False
+            pause, refused, passed = _FIRST_PAUSE_S, False, 0
+
+    def _next(self) -> Pending | None:
+        """The first one that is not aside."""
+        after = 0
+        if self._aside:
+            first = self.outbox.pending(limit=1)
+            self._aside = {seq: due for seq, due in self._aside.items() if first and seq >= first[0].seq}
+        while waiting := self.outbox.pending(after=after, limit=1):
+            if self._aside.get(waiting[0].seq, 0.0) <= time.monotonic():
+                return waiting[0]
+            after = waiting[0].seq
+        return None
+
+    def _put_aside(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
+        logger.log(
+            logging.INFO if quietly or seq in self._aside else logging.WARNING,
+            "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes",
+            self.name,
+            error,
+            _LONGEST_PAUSE_S / 60,
+        )
+        self._aside[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
 @dataclass(frozen=True)
@@ -107,7 +149,7 @@ class Webhook:
         """Hands one message over.
 
         Raises:
-            NotTakenError: no answer, or none of the 2xx.
+            NotTakenError: no answer, or none of the 2xx; RefusedMessageError for one about this message.
         """
         headers = {"Content-Type": "application/json", "Idempotency-Key": message.event_id}
         if self.token:
@@ -121,7 +163,8 @@ class Webhook:
             raise NotTakenError(str(error)) from None
         except urllib.error.HTTPError as error:
             error.close()
-            raise NotTakenError(f"it answers {error.code}") from None
+            kind = RefusedMessageError if error.code in _REFUSES_THIS_ONE else NotTakenError
+            raise kind(f"it answers {error.code}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise NotTakenError(f"{type(reason).__name__}") from None

@@ -29,6 +29,8 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 _OVERHEAD_BYTES = 160
 # A device without a clock of its own wakes up in 1970 until the network tells it better.
 _CLOCK_IS_SET_S = 1_704_067_200.0  # 2024
+# A step of the clock; what a network's time corrects bit by bit is less.
+_STEP_S = 60.0
 # Thinning takes so much more than it has to, or every further message would have to thin again.
 _SLACK = 0.05
 
@@ -53,6 +55,7 @@ class Outbox:
         self._mutex, self._generation = threading.RLock(), self._file.generation
         self._bytes = self._measured_bytes()
         self._last_seq, self._counts_on = 0, self._generation
+        self._read_clocks = self._clocks_to_be = _clocks()
 
     def add(self, messages: Sequence[Message]) -> list[int]:
         """Commits messages, all or none; over the limits detections go first, a new one, too, where alerts fill them.
@@ -66,9 +69,9 @@ class Outbox:
         Raises:
             OutboxError: the disk is full or refuses; nothing was added then.
         """
-        now = time.time()
         with self._writing() as database:
             self._count_on(database)
+            now = self._follow_the_clock(database)
             seqs = []
             for message in messages:
                 row = (message.event_id, message.kind, message.plot, now, message.payload)
@@ -120,14 +123,14 @@ class Outbox:
     def expire(self) -> int:
         """Drops what is older than the limit; gives how many.
 
-        A clock that was set back makes nothing older, and what was made before the clock was first set stays.
+        A clock that is set makes nothing older: what was committed since the device started moves with it. What an
+        earlier start committed before its clock was set stays.
         """
         if not self.limits.max_age_s:
             return 0
         with self._writing() as database:
-            return self._drop(
-                database, "created_s BETWEEN ? AND ?", (_CLOCK_IS_SET_S, time.time() - self.limits.max_age_s)
-            )
+            now = self._follow_the_clock(database)
+            return self._drop(database, "created_s BETWEEN ? AND ?", (_CLOCK_IS_SET_S, now - self.limits.max_age_s))
 
     def counts(self) -> OutboxCounts:
         """What waits and what became of the rest."""
@@ -162,6 +165,8 @@ class Outbox:
             try:
                 with self._file.writing() as database:
                     yield database
+                # Not before: what is rolled back has to be moved again.
+                self._read_clocks = self._clocks_to_be
             except BaseException:
                 # A file that was found damaged is a new and empty one now.
                 self._bytes = before if self._file.generation == self._generation else 0
@@ -172,6 +177,20 @@ class Outbox:
         """A new file goes on with the old one's places: an acknowledgement on its way must not mean another message."""
         if self._counts_on != self._file.generation:
             database.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (self._last_seq,))
+
+    def _follow_the_clock(self, database: sqlite3.Connection) -> float:
+        """Moves times with a clock that was set while the agent ran; gives the present one.
+
+        A device without a battery for its clock starts with the time of its last end, and days later, when the network
+        is back, its clock jumps. What it has seen meanwhile is not days older than before.
+        """
+        (time_before, ran_before), (now, ran) = self._read_clocks, _clocks()
+        step = (now - time_before) - (ran - ran_before)
+        if abs(step) > _STEP_S:
+            started = now - step - ran
+            database.execute("UPDATE messages SET created_s = created_s + ? WHERE created_s >= ?", (step, started))
+        self._clocks_to_be = now, ran
+        return now
 
     def _measured_bytes(self) -> int:
         with self._file.reading() as database:
@@ -221,3 +240,9 @@ class Outbox:
 
 def _size(message: Message) -> int:
     return len(message.payload) + len(message.plot) + _OVERHEAD_BYTES
+
+
+def _clocks() -> tuple[float, float]:
+    """The device's time, seconds since 1970, and how long the device has been running, seconds."""
+    since_start = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # Linux counts the time asleep by another one
+    return time.time(), time.clock_gettime(since_start)
