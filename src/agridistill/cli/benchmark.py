@@ -19,7 +19,10 @@ _STEADY = 1.5
 
 
 def benchmark(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Run folders or exported models.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", help="Run folders, exported models, or ones that come along (tomato)."),
+    ],
     engine: Annotated[
         list[str] | None,
         typer.Option("--engine", help="torch, onnxruntime, openvino, litert, or all that are installed; repeatable."),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or exported model.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or one that comes along (tomato).")
+    ],
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
     splits: options.Splits = None,

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or exported model.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or one that comes along (tomato).")
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Name the N most probable classes.")] = 1,
     json: options.Json = False,

@@ -18,7 +18,9 @@ _KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def publish(
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Exported model.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Exported model, or one that comes along (tomato).")
+    ] = None,
     key: Annotated[list[Path] | None, typer.Option("--key", help="Private key that signs; repeatable.")] = None,
     version: Annotated[int | None, typer.Option("--version", min=1, help="Above the last one.")] = None,
     golden: Annotated[

@@ -32,7 +32,8 @@ def status(
     """Tell how the agent on this device is: does it run, what waits, what it saw last.
 
     The exit code is 1 where it does not run although there is more to watch, where something waits for an agent that
-    has come to its end, or where source or broker have been away for five minutes.
+    has come to its end, where the source has been away or messages have waited for a receiver for five minutes, or
+    where the disk refuses detections.
     """
     import time
 

@@ -31,11 +31,14 @@ def watch(
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="MODEL", help="Exported model (.onnx, .tflite).")
+        Path | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Exported model (.onnx, .tflite), or one that comes along (tomato)."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings and rules as TOML; options go before them."),
+        typer.Option("--config", metavar="FILE", help="Settings and rules as TOML; options override them."),
     ] = None,
     state: Annotated[
         Path | None,
