@@ -53,7 +53,7 @@ _TABLES: Mapping[tuple[str, str], type[Any]] = {
     ("compare", "candidates"): CandidateSettings,
     ("compare", "search"): SearchSettings,
 }
-_SHARED_SECTIONS = frozenset({"data", "augmentation"})
+SHARED_SECTIONS = frozenset({"data", "augmentation"})
 Recipe = dict[str, dict[str, Any]]
 
 
@@ -81,8 +81,8 @@ def read_recipe(path: Path) -> Recipe:
 
 def serves(recipe: Recipe, command: str) -> bool:
     """Whether a recipe says something for the command: in a section of its own, or only in sections of all commands."""
-    own = set(_SECTIONS_OF[command]) - _SHARED_SECTIONS
-    return bool(recipe) and (bool(own & set(recipe)) or set(recipe) <= _SHARED_SECTIONS)
+    own = set(_SECTIONS_OF[command]) - SHARED_SECTIONS
+    return bool(recipe) and (bool(own & set(recipe)) or set(recipe) <= SHARED_SECTIONS)
 
 
 def require_serves(recipe: Recipe, command: str) -> None:

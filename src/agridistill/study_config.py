@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from agridistill.config import Recipe, build_section, distill_config, train_config, with_overrides
+from agridistill.config import SHARED_SECTIONS, Recipe, build_section, distill_config, train_config, with_overrides
 from agridistill.distillation.methods import METHODS, get_method
 from agridistill.errors import ConfigError, nearest
 from agridistill.study.plan import CandidateSettings, ComparePlan, CompareSettings, Job
@@ -42,7 +42,10 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
                 config = _job_config(budgets[budget.name], candidate, (*overrides, f"distill.seed={seed}"))
                 jobs.append(Job(budget.name, candidate.name, config))
     bases = {name: distill_config(with_overrides(changed, "distill", overrides)) for name, changed in budgets.items()}
-    return ComparePlan(settings, tuple(jobs), train_config(recipe), bases)
+    # The teacher's photos are the students'; of the rest of the command line it takes nothing.
+    changed = with_overrides(recipe, "distill", overrides)
+    teacher = train_config({**recipe, **{name: changed[name] for name in SHARED_SECTIONS if name in changed}})
+    return ComparePlan(settings, tuple(jobs), teacher, bases)
 
 
 def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:

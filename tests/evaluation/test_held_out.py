@@ -8,7 +8,7 @@ import pytest
 
 from agridistill.data.inspection import fingerprint, inspect_photos
 from agridistill.data.samples import scan
-from agridistill.data.splits import Split, write_split
+from agridistill.data.splits import Split, digests_of, write_split
 from agridistill.errors import DataError, ModelError
 from agridistill.evaluation.held_out import choose_photos, evaluate_folder
 
@@ -62,6 +62,39 @@ def test_a_given_split_file_wins_and_what_the_model_learnt_from_is_told(
     assert caplog.messages == [
         "12 of these 12 photos are among those that the model was trained on: the result will be too high"
     ]
+
+
+class TestExportedModels:
+    """They have no split of their own beside them."""
+
+    def test_all_photos_are_told_to_be_learnt(
+        self, trained: Any, colour_folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        chosen(trained, colour_folder, split="all")
+        assert [message.split(":")[0] for message in caplog.messages] == [
+            "the model was trained on photos of this folder"
+        ]
+
+    def test_their_runs_split_is_known_and_another_one_told(
+        self,
+        colour_backend: MakeBackend,
+        colour_folder: Path,
+        run: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        lineage = {"data_fingerprint": data_fingerprint(colour_folder), "split_sha256": digests_of(OWN)}
+        exported = colour_backend(lineage=lineage)
+        assert chosen(exported, colour_folder, split="test", split_file=run / "splits.json") == OWN.test
+        fewer = save_split(tmp_path / "fewer.json", Split(OWN.train[1:], OWN.val, OWN.test))
+        assert chosen(exported, colour_folder, split="test", split_file=fewer) == OWN.test
+        assert caplog.messages == []
+        other = save_split(tmp_path / "other.json", Split(OWN.test, OWN.val, OWN.train))
+        assert chosen(exported, colour_folder, split="test", split_file=other) == OWN.train
+        assert len(caplog.messages) == 1
+        assert "by another split" in caplog.messages[0]
+        chosen(exported, colour_folder, split="train", split_file=other)
+        assert len(caplog.messages) == 1
 
 
 def test_all_photos_of_its_own_data_are_told_to_flatter_the_model(

@@ -34,6 +34,12 @@ def test_all_wrong_answers_nothing() -> None:
     assert abstention_point(np.array([0.3, 0.9]), np.array([False, False]), 0.5).coverage == 0.0
 
 
+def test_certainty_is_no_way_around_a_threshold_that_answers_nothing() -> None:
+    confidence, correct = np.array([0.4, 1.0, 1.0]), np.array([False, True, True])
+    assert abstention_point(confidence, correct, 0.9) == (1.0, 0.0, 1.0)
+    assert abstention_point(confidence[1:], correct[1:], 0.9) == (0.0, 1.0, 1.0)
+
+
 def test_no_photos_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         abstention_point(np.empty(0), np.empty(0, bool), 0.9)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,13 @@ from numpy.typing import NDArray
 
 from agridistill import api
 from agridistill.data.samples import scan
-from agridistill.data.splits import Split, write_split
+from agridistill.data.splits import Split, digests_of, read_split, write_split
 from agridistill.errors import DataError, ModelError
 from agridistill.exporting import artefact
 from agridistill.exporting.artefact import export
 from agridistill.exporting.onnx import to_onnx
 from agridistill.exporting.parity import Gate, compare
-from agridistill.manifest import read_manifest
+from agridistill.manifest import ModelManifest, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,7 @@ def test_the_manifest_holds_the_artefacts_own_figures(student_run: Path, int8: P
     assert manifest.precision == "int8"
     assert manifest.classes == parent.classes
     assert manifest.lineage["run_weights_sha256"] == parent.weights_sha256
+    assert manifest.lineage["split_sha256"] == digests_of(read_split(student_run / "splits.json"))
     measured = manifest.measured
     assert measured["photos"] > 0
     assert 0 <= measured["top1_agreement"] <= 1
@@ -119,9 +122,10 @@ def test_one_call_loads_a_run_or_an_artefact(fp32: Path, leaves: Path) -> None:
 
 
 def test_an_artefact_that_lost_too_much_is_not_written(
-    student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student_run: Path, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artefact, "MIN_PARITY_PHOTOS", 1)
+    monkeypatch.setattr(artefact, "_converted", lambda *args, **options: int8.read_bytes())  # it takes a while
     monkeypatch.setitem(artefact.GATES, "int8", Gate(top1_agreement=1.01, lost_points=-1.0))
     with pytest.raises(ModelError, match=r"top-1 agreement .* pass --force"):
         export(student_run, tmp_path / "leaf.onnx", precision="int8")
@@ -161,7 +165,30 @@ def test_without_validation_photos_nothing_can_be_measured(student_run: Path, le
         export(student_run, tmp_path / "leaf.onnx", data=leaves, split_file=tmp_path / "split.json", force=True)
 
 
-def test_a_split_file_says_which_photos_are_for_validation(student_run: Path, leaves: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_written_leaves_the_old_artefact_whole(
+    student_run: Path, fp32: Path, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefact, "_converted", lambda *args, **options: int8.read_bytes())
+    folder = Path(shutil.copytree(fp32.parent, tmp_path / "artefact"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write, written = ModelManifest.write, []
+
+    def fails_at_last(manifest: ModelManifest, path: Path) -> None:
+        written.append(path)
+        if len(written) == 2:  # the first one is of the draft
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(manifest, path)
+
+    monkeypatch.setattr(ModelManifest, "write", fails_at_last)
+    with pytest.raises(OSError, match="No space left"):
+        export(student_run, folder / "leaf.onnx", precision="int8", force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_split_file_says_which_photos_are_for_validation(
+    student_run: Path, fp32: Path, leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefact, "_converted", lambda *args, **options: fp32.read_bytes())
     paths = [sample.path for sample in scan(leaves).samples]
     split = Split(tuple(paths[::2]), tuple(paths[1::2]), ())
     write_split(tmp_path / "split.json", split, seed=0, val_fraction=0.5, test_fraction=0.0, fingerprint="")

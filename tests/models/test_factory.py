@@ -11,7 +11,14 @@ from huggingface_hub import constants
 from timm.layers import DropPath
 
 from agridistill.errors import ModelError
-from agridistill.models.factory import VARIANTS, create_model, load_weights, require_known_model, save_weights
+from agridistill.models.factory import (
+    VARIANTS,
+    create_model,
+    load_weights,
+    pretrained_normalisation,
+    require_known_model,
+    save_weights,
+)
 from agridistill.models.hub import hub_access
 
 STUDENT = "mobilenetv3_small_050"
@@ -38,6 +45,14 @@ def test_a_swin_of_timm_is_built_for_another_image_size() -> None:
 
 def test_convolutional_networks_ignore_the_image_size() -> None:
     assert create_model(STUDENT, 3, image_size=64).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_nano_patch4_window4_64", "mobilenetv3_large_minimal_100", "vit_tiny_patch16_224"]
+)
+def test_the_hubs_weights_have_their_own_normalisation(name: str) -> None:
+    known = timm.create_model(VARIANTS[name].architecture if name in VARIANTS else name).pretrained_cfg
+    assert pretrained_normalisation(name) == (tuple(known["mean"]), tuple(known["std"]))
 
 
 def test_a_typo_in_the_name_names_the_nearest_models() -> None:

@@ -44,6 +44,14 @@ def test_below_its_threshold_the_model_abstains() -> None:
     assert not Predictor(colour_backend(threshold=0.5)).predict(even).abstained
 
 
+def test_a_threshold_of_1_answers_nothing_however_sure_the_model_is() -> None:
+    certain = plain(red=255, green=0)
+    sure = colour_backend(temperature=0.01)
+    assert Predictor(sure).predict(certain).probability == 1.0
+    assert not Predictor(sure).predict(certain).abstained
+    assert Predictor(colour_backend(temperature=0.01, threshold=1.0)).predict(certain).abstained
+
+
 def test_a_photo_unlike_the_training_photos_is_told(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(80)]

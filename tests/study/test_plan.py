@@ -162,13 +162,19 @@ seeds = [2]
     assert [job.name for job in found.jobs] == ["few/ce-3", "few/ce-1", "few/kd-2", "all/kd-2", "all/ce-0"]
 
 
-def test_a_weight_of_its_own_makes_a_candidate_listen_to_a_teacher() -> None:
-    recipe = """
-[[compare.candidates]]
-name = "ce"
-[[compare.candidates]]
-name = "listens"
-set = ["method=ce", "w_kd=1"]
-"""
-    assert plan(recipe).needs_teacher
-    assert not plan(recipe.replace("w_kd=1", "w_kd=0")).needs_teacher
+def test_a_table_of_networks_trains_no_teacher_whatever_weights_the_recipe_names() -> None:
+    text = STUDY.replace('name = "ce"', 'name = "net"\nset = ["method=ce"]').replace(
+        "[compare]", '[compare]\nbaseline="net"'
+    )
+    one = text[: text.index('[[compare.candidates]]\nname = "hybrid-32"')]
+    assert not plan(one).needs_teacher
+    assert plan(text).needs_teacher
+
+
+def test_the_command_lines_photos_are_the_teachers_as_well() -> None:
+    changed = compare_plan(
+        tomllib.loads(STUDY), ["data.image_size=32", "split_seed=3", "augmentation.flip=false", "distill.lr=0.5"]
+    )
+    assert (changed.teacher.data.image_size, changed.teacher.data.split_seed) == (32, 3)
+    assert not changed.teacher.augmentation.flip
+    assert changed.teacher.train.lr == plan().teacher.train.lr

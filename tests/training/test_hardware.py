@@ -43,3 +43,8 @@ def test_keeping_freed_memory_is_harmless_on_any_system(monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: pytest.fail("must not be loaded here"))
     hardware.keep_freed_memory()
+
+
+def test_a_gpu_that_only_emulates_bf16_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert hardware.choose_precision(Slow(torch.float32), 64, torch.device("cuda")) == "fp32"

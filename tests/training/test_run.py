@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -24,11 +25,14 @@ from agridistill.data.splits import read_split
 from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
-from agridistill.manifest import read_manifest
+from agridistill.manifest import Preprocessing, read_manifest, sha256_of
+from agridistill.models.factory import create_model
 from agridistill.models.teacher import LiveTeacher
 from agridistill.storage import only_one
+from agridistill.training.callbacks import BestWeights
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
+from agridistill.training.session import Session
 from agridistill.training.settings import (
     DataSettings,
     DistillConfig,
@@ -206,6 +210,57 @@ def test_a_student_is_tested_on_no_photo_that_its_teacher_learnt(
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     distill(leaves, teacher_run, tmp_path / "leaky", student(), split_file=tmp_path / "mine.json")
     assert "the teacher was trained on 20 of the 20 test photos" in caplog.text
+
+
+def test_a_run_is_tested_on_no_photo_that_its_weights_learnt(
+    leaves: Path, student_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(replace(DATA, split_seed=9), train=replace(FIT, weights=str(student_run)))
+    train(leaves, tmp_path / "run", config)
+    assert read_split(tmp_path / "run" / "splits.json") == read_split(student_run / "splits.json")
+    of_file = replace(config, train=replace(FIT, weights=str(student_run / "model.safetensors")))
+    train(leaves, tmp_path / "of-file", of_file)
+    assert read_split(tmp_path / "of-file" / "splits.json") == read_split(student_run / "splits.json")
+    assert caplog.messages == []
+    mine = json.loads((student_run / "splits.json").read_text())
+    parts = mine["splits"]
+    parts["train"], parts["test"] = parts["test"] + parts["train"][20:], parts["train"][:20]
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    train(leaves, tmp_path / "leaky", config, split_file=tmp_path / "mine.json")
+    assert "the run of --weights was trained on 20 of the 20 test photos" in caplog.text
+
+
+def test_a_split_that_was_given_has_no_seed(leaves: Path, student_run: Path, tmp_path: Path) -> None:
+    made = json.loads((student_run / "splits.json").read_text())
+    assert (made["seed"], made["val_fraction"]) == (0, 0.15)
+    train(leaves, tmp_path / "run", TrainConfig(DATA, train=FIT), split_file=student_run / "splits.json")
+    given = json.loads((tmp_path / "run" / "splits.json").read_text())
+    assert (given["seed"], given["val_fraction"], given["test_fraction"]) == (None, None, None)
+    assert given["splits"] == made["splits"]
+
+
+def test_photos_are_normalised_as_the_weights_learnt_them(
+    leaves: Path, student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = Path(shutil.copytree(student_run, tmp_path / "earlier"))
+    manifest = read_manifest(earlier / "manifest.json")
+    halves = (0.5, 0.5, 0.5)
+    replace(manifest, preprocessing=Preprocessing(64, mean=halves, std=halves)).write(earlier / "manifest.json")
+    config = TrainConfig(DATA, train=replace(FIT, weights=str(earlier)))
+    train(leaves, tmp_path / "run", config)
+    assert read_manifest(tmp_path / "run" / "manifest.json").preprocessing.mean == halves
+    # A resume needs the earlier run no more.
+    shutil.rmtree(earlier)
+    for name in ("evaluation.json", "manifest.json"):
+        (tmp_path / "run" / name).unlink()
+    train(leaves, tmp_path / "run", config, resume=True)
+    assert read_manifest(tmp_path / "run" / "manifest.json").preprocessing.std == halves
+    # What the hub says of its weights, without fetching them.
+    network = create_model(STUDENT, 6)
+    monkeypatch.setattr("agridistill.models.factory._create", lambda *args: network)
+    hub = TrainConfig(DATA, train=replace(FIT, model="mobilenetv3_large_minimal_100", pretrained=True))
+    monkeypatch.setattr(Session, "_carry_out", lambda self, *args: self.preprocessing)
+    assert train(leaves, tmp_path / "hub", hub).mean == halves  # type: ignore[attr-defined]
 
 
 def test_a_teacher_of_other_classes_is_refused_and_they_are_named(
@@ -392,6 +447,84 @@ def test_two_processes_do_not_train_one_run(leaves: Path, tmp_path: Path) -> Non
     with only_one(tmp_path / "run" / ".lock", "test"), pytest.raises(RunError, match="one process for the run in"):
         train(leaves, tmp_path / "run", config, resume=True)
     train(leaves, tmp_path / "run", config, resume=True)
+
+
+def test_a_start_that_comes_second_changes_nothing(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = TrainConfig(DATA, train=replace(FIT, epochs=2))
+
+    def other_starts(*args: object, **options: object) -> torch.nn.Module:
+        monkeypatch.setattr("agridistill.training.session.create_model", create_model)
+        (tmp_path / "run").mkdir()
+        RunFolder(tmp_path / "run").write_recipe(first)
+        return create_model(*args, **options)  # type: ignore[arg-type]
+
+    # Another one starts while this one is at work on its photos and network.
+    monkeypatch.setattr("agridistill.training.session.create_model", other_starts)
+    with pytest.raises(RunError, match="which holds an unfinished run"):
+        train(leaves, tmp_path / "run", TrainConfig(DATA, train=replace(FIT, epochs=9)))
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]["epochs"] == 2
+    assert not (tmp_path / "run" / "splits.json").exists()
+
+
+@pytest.mark.parametrize("method", ["write_environment", "write_recipe"])
+def test_a_start_that_fails_can_be_given_again(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = TrainConfig(DATA, train=FIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, method, full)
+        with pytest.raises(OSError, match="No space left"):
+            train(leaves, tmp_path / "run", config)
+    assert train(leaves, tmp_path / "run", config).best_epoch == 1
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    for name in ("splits.json", "notes.txt"):  # a split alone may be the user's
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(RunError, match="which holds other files"):
+            RunFolder(tmp_path).require_startable(resume=False)
+        (tmp_path / name).unlink()
+    (tmp_path / ".recipe.toml.7-ab.part").touch()
+    RunFolder(tmp_path).require_startable(resume=False)
+
+
+def test_a_setting_that_a_version_adds_has_its_default_in_earlier_runs(tmp_path: Path) -> None:
+    folder, config = RunFolder(tmp_path), TrainConfig(DATA, train=FIT)
+    folder.write_recipe(config)
+    lines = folder.recipe.read_text().splitlines()
+    folder.recipe.write_text("\n".join(line for line in lines if not line.startswith("lr =")))
+    folder.require_same_recipe(config)
+    with pytest.raises(RunError, match=r"train\.lr = "):
+        folder.require_same_recipe(replace(config, train=replace(FIT, lr=0.5)))
+
+
+def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_path: Path) -> None:
+    best = BestWeights(tmp_path / "model.safetensors")
+    best.path.write_bytes(b"of epoch 1")
+    best.best, best.epoch, best._sha256 = (0.8, -0.5), 1, sha256_of(best.path)
+    stored = best.state_dict()
+    again = BestWeights(best.path)
+    again.load_state_dict(stored)
+    assert again.best == (0.8, -0.5)
+    best.path.write_bytes(b"of epoch 2, which was killed before its checkpoint")
+    again.load_state_dict(stored)
+    # Whatever epoch 2 reaches now, its weights replace those that nobody remembers.
+    assert again.best is None
+    again.load_state_dict({key: value for key, value in stored.items() if key != "sha256"})
+    assert again.best == (0.8, -0.5)
+
+
+def test_two_classes_are_too_few_for_standardised_logits(leaves: Path, tmp_path: Path) -> None:
+    for name in ("healthy", "mosaic"):
+        shutil.copytree(leaves / name, tmp_path / "two" / name)
+    train(tmp_path / "two", tmp_path / "teacher", TrainConfig(DATA, train=FIT))
+    with pytest.raises(ConfigError, match="at least 3 classes for kd-std; got 2; pass --method kd"):
+        distill(tmp_path / "two", tmp_path / "teacher", tmp_path / "run", student("kd-std"))
 
 
 def test_a_resume_under_another_teacher_or_split_is_refused(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:

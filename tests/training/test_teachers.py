@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.teachers import temperature_of, weights_of
+from agridistill.training.terms import temperature_of, weights_of
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class PreparedData:
         strays: files among the photos that are no photos.
         fingerprint: names the readable photos, their labels and their content.
         split: the paths of the three parts.
+        made: whether the split was made from the fractions and the seed, all of it or a part.
     """
 
     root: Path
@@ -48,6 +49,7 @@ class PreparedData:
     strays: tuple[str, ...]
     fingerprint: str
     split: Split
+    made: bool = True
 
 
 def prepare_data(
@@ -92,9 +94,10 @@ def _prepared(
     )
     readable, skipped = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
+    made = part_of is None
     if part_of is None:
-        made = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
-        part_of = {path: name for name, paths in made.parts().items() for path in paths}
+        own, made = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
+        part_of = {path: name for name, paths in own.parts().items() for path in paths}
     parts = {
         name: tuple(sample for sample in samples if part_of.get(sample.path) == name)
         for name in ("train", "val", "test")
@@ -110,6 +113,7 @@ def _prepared(
         strays=folder.strays,
         fingerprint=fingerprint(folder.classes, samples, inspection),
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
+        made=made,
     )
 
 
@@ -143,22 +147,22 @@ def _check_folders(folder: PhotoFolder) -> None:
 
 def _made_or_given(
     folder: PhotoFolder, samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int
-) -> Split:
+) -> tuple[Split, bool]:
     if folder.given_split is None:
-        return make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+        return make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed), True
     given = folder.given_split
     parts = {name: [sample for sample in samples if given[sample.path] == name] for name in ("train", "val", "test")}
     lacking = {name for name in ("val", "test") if not parts[name]}
     paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
     if not lacking:
-        return Split(**paths)
+        return Split(**paths), False
     cut = make_split(
         parts["train"],
         val_fraction=val_fraction if "val" in lacking else 0,
         test_fraction=test_fraction if "test" in lacking else 0,
         seed=seed,
     )
-    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"])
+    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"]), True
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
@@ -217,9 +221,9 @@ def split_data(
     write_split(
         out,
         prepared.split,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
+        seed=seed if prepared.made else None,
+        val_fraction=val_fraction if prepared.made else None,
+        test_fraction=test_fraction if prepared.made else None,
         fingerprint=prepared.fingerprint,
     )
     return prepared

@@ -136,9 +136,15 @@ def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) ->
 
 
 def write_split(
-    path: Path, split: Split, *, seed: int, val_fraction: float, test_fraction: float, fingerprint: str
+    path: Path,
+    split: Split,
+    *,
+    seed: int | None,
+    val_fraction: float | None,
+    test_fraction: float | None,
+    fingerprint: str,
 ) -> None:
-    """Writes a split as JSON, whole or not at all, with what it was made from."""
+    """Writes a split as JSON, whole or not at all, with what it was made from; None where it was given."""
     write_json(
         path,
         {
@@ -180,6 +186,14 @@ def read_split(path: Path) -> Split:
                 raise DataError("each photo once", f"'{item}' in {seen[item]} and in {name} of '{path}'", _REMAKE)
             seen[item] = name
     return Split(**{name: tuple(sorted(parts[name])) for name in SPLIT_NAMES})
+
+
+def digests_of(split: Split) -> dict[str, str]:
+    """Names the photos for validation and for the test, without telling them: `{"val": sha256, "test": sha256}`."""
+    return {
+        name: sha256("\n".join(sorted(split.parts()[name])).encode("utf-8", "surrogateescape")).hexdigest()
+        for name in ("val", "test")
+    }
 
 
 def match_split(split: Split, samples: Iterable[Sample]) -> tuple[dict[str, str], int]:

@@ -130,7 +130,7 @@ def selective(val: LabelledLogits | None, test: LabelledLogits, temperature: flo
     if val is None or not len(val.target):
         return found
     point = abstention_point(*_confident(val, temperature), WANTED_ACCURACY)
-    answered = confidence >= point.threshold
+    answered = (confidence >= point.threshold) & (point.threshold < 1)
     return found | {
         "threshold": point.threshold,
         "val_coverage": point.coverage,

@@ -10,8 +10,8 @@ from typing import Literal
 
 from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
 from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.samples import PhotoFolder, Sample, scan
-from agridistill.data.splits import Split, assign_leaf_ids, match_split, read_split
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
+from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split
 from agridistill.errors import DataError
 from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
@@ -131,6 +131,8 @@ def choose_photos(
     )
     if split != "train" and own is not None:
         _tell_learnt(photos, own, trained_here)
+    elif split != "train" and trained_here:
+        _tell_what_may_be_learnt(manifest, parts, split)
     return photos
 
 
@@ -147,6 +149,25 @@ def _no_split(data: Path, split: str, trained_here: bool) -> DataError:
         else f"'{data}', which is not as the model was trained on and has no train/val/test folders"
     )
     return DataError(f"a '{split}' split", got, "pass --splits FILE, or --split all for every photo")
+
+
+def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str] | None, split: SplitChoice) -> None:
+    """For an exported model, which knows the digests of its run's split at most."""
+    if split == "all":
+        logger.warning(
+            "the model was trained on photos of this folder: the result will be too high; pass its run's splits.json "
+            "as --splits and --split test"
+        )
+        return
+    known = manifest.lineage.get("split_sha256")
+    if not isinstance(known, dict) or parts is None:
+        return
+    given = Split(*(tuple(path for path, part in parts.items() if part == name) for name in SPLIT_NAMES))
+    if digests_of(given)[split] != known.get(split):
+        logger.warning(
+            "the model was trained on photos of this folder by another split: some of these it may have learnt; pass "
+            "its run's splits.json as --splits"
+        )
 
 
 def _tell_learnt(photos: ChosenPhotos, own: Split, trained_here: bool) -> None:

@@ -48,7 +48,9 @@ def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_]
     count = np.arange(1, len(ranked) + 1)
     # Photos of equal confidence are answered together or not at all.
     last_of_equals = np.append(ranked[:-1] > ranked[1:], True)
-    good = np.flatnonzero(last_of_equals & (right / count >= accuracy))
+    # A threshold of 1 answers nothing.
+    can_be_one = (ranked < 1) | (count == len(ranked))
+    good = np.flatnonzero(last_of_equals & can_be_one & (right / count >= accuracy))
     if not len(good):
         return AbstentionPoint(1.0, 0.0, 1.0)
     chosen = int(good[-1])

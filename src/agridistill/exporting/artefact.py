@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from agridistill.data.splits import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
@@ -147,7 +148,13 @@ def export(
             precision=precision,
             temperature=result.temperature,
             threshold=result.abstention.threshold,
-            lineage={**manifest.lineage, "run": run.resolve().name, "run_weights_sha256": manifest.weights_sha256},
+            lineage={
+                **manifest.lineage,
+                "run": run.resolve().name,
+                "run_weights_sha256": manifest.weights_sha256,
+                # By which `evaluate` knows photos that the model did not learn from.
+                **({"split_sha256": digests_of(read_split(own_split))} if own_split.exists() else {}),
+            },
             measured={
                 **{key: value for key, value in result.to_json().items() if key not in ("out", "precision")},
                 "parameters": size.parameters,
@@ -155,9 +162,10 @@ def export(
             },
             familiarity=familiarity.to_json() if familiarity else {},
         )
-        with replacing(out) as temporary:
+        # Both are on the disk before either takes its name: they are of use only together.
+        with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
-        final.write(manifest_path(out))
+            final.write(described)
     return result
 
 

@@ -28,13 +28,13 @@ class Deployed(nn.Module):
     """A network with its preprocessing: scale, mean and standard deviation cannot be got wrong on the device.
 
     Args:
-        network: takes normalised photos `(N, 3, S, S)`, gives logits `(N, K)`.
+        network: takes normalised photos `(N, 3, S, S)`, gives logits `(N, K)`; it is copied.
         preprocessing: of its input.
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.network, self.preprocessing = network, preprocessing
+        self.network, self.preprocessing = _for_export(network), preprocessing
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
@@ -60,9 +60,18 @@ class DeployedInt8(nn.Module):
         return logits
 
 
+def _for_export(network: nn.Module) -> nn.Module:
+    """A copy without operations in place: torch.export takes each of those apart first, half of an export's time."""
+    model = copy.deepcopy(network).eval()
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            setattr(module, "inplace", False)  # noqa: B010 - of any activation, which mypy takes for a tensor
+    return model
+
+
 def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
     """A copy whose roundings are pairs of quantise and dequantise."""
-    model = copy.deepcopy(network).eval()
+    model = _for_export(network)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PhotoLevels):

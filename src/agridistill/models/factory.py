@@ -16,7 +16,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from agridistill.errors import ModelError, nearest
-from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, MANIFEST_NAME, read_manifest
 from agridistill.models.hub import hub_access
 from agridistill.storage import replacing
 
@@ -94,6 +94,19 @@ def create_model(
     if weights is not None:
         load_weights(model, weights, allow_other_head=True)
     return model
+
+
+def pretrained_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each RGB channel, 0 to 1, with which the hub's weights of a model were trained.
+
+    Raises:
+        ModelError: unknown.
+    """
+    config = get_pretrained_cfg(_architecture(name)[0])
+    if config is None or len(config.mean) != 3 or len(config.std) != 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    (red, green, blue), (red_std, green_std, blue_std) = config.mean, config.std
+    return (red, green, blue), (red_std, green_std, blue_std)
 
 
 def require_known_model(name: str) -> None:

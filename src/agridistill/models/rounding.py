@@ -6,6 +6,7 @@ Activations: one scale and zero point a tensor. Weights: one scale a channel, sy
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -106,6 +107,8 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
         return 0.0, 1.0
     weight = 1 / samples.var(1, correction=0).clamp_min(_NO_RANGE)
 
+    # Asked again and again about the same: behind a ReLU all lower ends are 0, and a second round finds the first's.
+    @functools.cache
     def error(ends: tuple[float, float]) -> float:
         rounded = _rounded(samples, *ends)
         if rounded is None:

@@ -134,7 +134,8 @@ class Predictor:
             label,
             probability,
             ranked,
-            abstained=probability < self.manifest.threshold,
+            # A threshold of 1 answers nothing, not even what is rounded to certainty.
+            abstained=probability < self.manifest.threshold or self.manifest.threshold >= 1,
             strangeness=self._familiarity.strangeness(pixels) if self._familiarity else None,
             probabilities=tuple(probabilities.tolist()),
         )

@@ -49,7 +49,10 @@ def gather_for(
             continue
         splits = RunFolder(run).splits
         write_json(file, gather_evidence(backend, data, own_split=splits, most_photos=most_photos, progress=progress))
-    write_gallery(runs, data, folder / "gallery.json", progress=progress)
+    weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
+    kept = read_evidence(folder / "gallery.json")
+    if kept is None or kept["weights_sha256"] != weights:
+        write_gallery(runs, data, folder / "gallery.json", progress=progress)
 
 
 def write_gallery(
@@ -61,7 +64,7 @@ def write_gallery(
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> None:
-    """Writes the attention of several runs over the same photos; what is there for the same weights is kept.
+    """Writes the attention of several runs over the same photos.
 
     Args:
         runs: run folders by name, at least one; all of one data folder.
@@ -72,9 +75,6 @@ def write_gallery(
         progress: told how far the reading of the photos is.
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
-    kept = read_evidence(file)
-    if kept is not None and kept["weights_sha256"] == weights:
-        return
     first = RunFolder(next(iter(runs.values())))
     photos = choose_photos(
         read_manifest(first.manifest),
@@ -88,5 +88,6 @@ def write_gallery(
         shown: list[dict[str, Any]] = gallery(runs, photos.samples, photos.root, photos.classes)
     except ModelError as error:
         logger.warning("no gallery of attention maps: %s", error)
+        file.unlink(missing_ok=True)
         return
     write_json(file, {"format_version": FORMAT_VERSION, "weights_sha256": weights, "photos": shown})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from agridistill.distillation.methods import get_method
 from agridistill.errors import ConfigError, nearest
-from agridistill.training.settings import DistillConfig, ObjectiveSettings, TrainConfig
+from agridistill.training.settings import DistillConfig, TrainConfig
 
 # Names become folders, on whatever system.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
@@ -219,10 +219,5 @@ class ComparePlan:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any run listens to one: a table of networks on labels alone does not."""
-        return any(_listens(job.config.objective) for job in self.jobs)
-
-
-def _listens(objective: ObjectiveSettings) -> bool:
-    """Whether a term of the objective looks at a teacher, by its method or by its own weights."""
-    return get_method(objective.method).uses_teacher or any((objective.w_kd, objective.w_att, objective.w_hint))
+        """Whether any run's method has one: networks on labels alone need none, whatever the recipe weighs."""
+        return any(get_method(job.config.objective.method).uses_teacher for job in self.jobs)

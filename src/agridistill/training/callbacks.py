@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from agridistill.errors import RunError
+from agridistill.manifest import sha256_of
 from agridistill.models.factory import save_weights
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_text
@@ -41,6 +42,7 @@ class BestWeights(Callback):
         self.path = path
         self.best: tuple[float, float] | None = None
         self.epoch = -1
+        self._sha256: str | None = None
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Compares and writes."""
@@ -51,16 +53,22 @@ class BestWeights(Callback):
         if self.best is None or score > self.best:
             self.best, self.epoch = score, trainer.current_epoch
             save_weights(module.model, self.path)
+            self._sha256 = sha256_of(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, for a resume."""
-        return {"best": list(self.best) if self.best else None, "epoch": self.epoch}
+        return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score."""
+        """Restores the best score.
+
+        Weights that a killed epoch wrote behind its checkpoint are better than all before them; that epoch comes again,
+        perhaps not to the last bit, and what it is then stands in the file.
+        """
         best = state_dict["best"]
-        self.best = (best[0], best[1]) if best else None
-        self.epoch = state_dict["epoch"]
+        self.epoch, self._sha256 = state_dict["epoch"], state_dict.get("sha256")
+        theirs = self._sha256 is None or (self.path.exists() and sha256_of(self.path) == self._sha256)
+        self.best = (best[0], best[1]) if best and theirs else None
 
 
 class PatientStop(EarlyStopping):

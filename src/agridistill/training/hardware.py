@@ -32,7 +32,7 @@ def choose_precision(model: nn.Module, image_size: int, device: torch.device) ->
         device: where training will run.
     """
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
     with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ from agridistill.evaluation.representative import representative_batches
 from agridistill.manifest import MANIFEST_NAME, Preprocessing, read_manifest
 from agridistill.models.quantised import calibrate, quantised
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.teachers import weights_of
+from agridistill.training.terms import weights_of
 
 
 def as_int8(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.training.result import RunResult
-from agridistill.training.run_folder import RunFolder
+from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.session import Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.teachers import weights_of
+from agridistill.training.terms import listens
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def train(
     _require_startable(folder, fit, resume=resume)
     _require_own_split(split_file, resume=resume)
     require_known_model(fit.model)
-    prepared = _prepare(data, config.data, folder, split_file, None, resume, progress)
+    prepared = _prepare(data, config.data, folder, split_file, _earlier(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
 
 
@@ -98,9 +99,8 @@ def distill(
     if teacher is not None:
         # Says now, before the photos are read, whether the teacher can be used.
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
-    prepared = _prepare(data, config.data, folder, split_file, teacher, resume, progress)
-    weights = weights_of(config.objective)
-    if teacher is None or not any(weights[name] > 0 for name in ("w_kd", "w_att", "w_hint")):
+    prepared = _prepare(data, config.data, folder, split_file, _earlier(teacher, fit), resume, progress)
+    if teacher is None or not listens(config.objective):
         # A teacher that no term listens to is not asked.
         return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
     caches = (cache_dir or RunFolder(teacher).caches) if cache else None
@@ -123,7 +123,7 @@ def _prepare(
     settings: DataSettings,
     folder: RunFolder,
     split_file: Path | None,
-    teacher: Path | None,
+    earlier: Mapping[str, RunFolder],
     resume: bool,
     progress: ProgressCallback,
 ) -> PreparedData:
@@ -150,10 +150,14 @@ def _prepare(
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
         return prepared
-    if teacher is not None and RunFolder(teacher).splits.exists():
-        learnt_here = RunFolder(teacher).read_environment().get("data_fingerprint") == prepared.fingerprint
-        split = read_split(RunFolder(teacher).splits)
-        prepared = _beside_teacher(prepared, split, chosen=split_file is not None, learnt_here=learnt_here)
+    chosen = split_file is not None
+    for name, run in earlier.items():
+        split = read_split(run.splits)
+        learnt_here = run.read_environment().get("data_fingerprint") == prepared.fingerprint
+        if not chosen and (learnt_here or _names_most_of(prepared, split)):
+            prepared, chosen = _with_split(prepared, split), True
+        else:
+            _tell_what_was_learnt(prepared, split, name)
     return _with_labels(prepared, settings.labels, settings.split_seed)
 
 
@@ -166,29 +170,38 @@ def _with_labels(prepared: PreparedData, share: float, seed: int) -> PreparedDat
     return replace(prepared, train=train, val=val, split=replace(prepared.split, train=train_paths, val=val_paths))
 
 
-def _beside_teacher(prepared: PreparedData, teachers: Split, *, chosen: bool, learnt_here: bool) -> PreparedData:
-    """Keeps what the teacher learnt out of the student's test.
+def _earlier(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
+    """The runs whose photos this one must not be tested on, by what they are to it.
 
-    The teacher's split is taken over on the teacher's own data (also where it learnt from a share of the labels and
-    its split names only those photos), and where most photos stand in it, so that a photo more or less does not matter;
-    other photos that happen to have some of its names keep a split of their own. A split that the user chose is obeyed.
-    Wherever the teacher learnt photos of the test, a warning says so.
+    The split of the first is taken over on its own data (also where it learnt from a share of the labels and its split
+    names only those photos), and where most photos stand in it, so that a photo more or less does not matter; other
+    photos that happen to have some of its names keep a split of their own. A split that the user chose is obeyed.
+    Wherever one of them learnt photos of the test, a warning says so.
     """
-    known = {path for paths in teachers.parts().values() for path in paths}
+    found = {} if teacher is None else {"the teacher": RunFolder(teacher)}
+    if fit.weights:
+        found["the run of --weights"] = run_of(Path(fit.weights))
+    return {name: run for name, run in found.items() if run.splits.exists()}
+
+
+def _names_most_of(prepared: PreparedData, split: Split) -> bool:
+    known = {path for paths in split.parts().values() for path in paths}
     samples = (*prepared.train, *prepared.val, *prepared.test)
-    if not chosen and (learnt_here or 2 * sum(sample.path in known for sample in samples) > len(samples)):
-        return _with_split(prepared, teachers)
+    return 2 * sum(sample.path in known for sample in samples) > len(samples)
+
+
+def _tell_what_was_learnt(prepared: PreparedData, split: Split, name: str) -> None:
     # By class and file name: the same photos may have been moved into train, val and test.
-    learnt = {_name_of(path) for path in teachers.train}
+    learnt = {_name_of(path) for path in split.train}
     met = sum(_name_of(sample.path) in learnt for sample in prepared.test)
     if met:
         logger.warning(
-            "the teacher was trained on %d of the %d test photos of this split (or on photos of the same names): "
+            "%s was trained on %d of the %d test photos of this split (or on photos of the same names): "
             "the result will be too high",
+            name,
             met,
             len(prepared.test),
         )
-    return prepared
 
 
 def _name_of(path: str) -> str:
@@ -206,4 +219,4 @@ def _with_split(prepared: PreparedData, split: Split) -> PreparedData:
     train, val, test = (tuple(parts[name]) for name in SPLIT_NAMES)
     paths = Split(*(tuple(sample.path for sample in part) for part in (train, val, test)))
     check_parts(prepared.classes, train, val, test)
-    return replace(prepared, train=train, val=val, test=test, split=paths)
+    return replace(prepared, train=train, val=val, test=test, split=paths, made=False)

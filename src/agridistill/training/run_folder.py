@@ -104,8 +104,14 @@ class RunFolder:
                 f"'{self.path}', which holds an unfinished run",
                 "continue it with --resume or choose another --out",
             )
-        if not started and self.path.exists() and any(self.path.iterdir()):
+        if not started and self.path.exists() and not self._is_as_new():
             raise RunError("a new or empty folder", f"'{self.path}', which holds other files", "choose another --out")
+
+    def _is_as_new(self) -> bool:
+        """Empty, or with what a start left that came to no recipe: killed, or on a full disk."""
+        names = {path.name for path in self.path.iterdir() if path.suffix != ".part"} - {self.lock.name}
+        # A split alone may be the user's.
+        return not names or (names <= {self.environment.name, self.splits.name} and self.environment.name in names)
 
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Writes the resolved settings."""
@@ -122,6 +128,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError("the recipe of the run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
         wanted = _flatten(without_none(asdict(config)))
+        # What a version has added has its default in the runs of earlier ones.
+        defaults = _flatten(without_none(asdict(type(config)())))
+        stored = {key: value for key, value in defaults.items() if key in wanted} | stored
         for key in sorted(stored.keys() | wanted.keys()):
             if key.rsplit(".", 1)[-1] not in MAY_DIFFER and stored.get(key) != wanted.get(key):
                 raise RunError(
@@ -190,6 +199,11 @@ class RunFolder:
                 "the environment of a run", f"a damaged '{self.environment}' ({error})", "start a new run"
             ) from None
         return document if isinstance(document, dict) else {}
+
+
+def run_of(weights: Path) -> RunFolder:
+    """The run that weights are from: its folder, or a file in it."""
+    return RunFolder(weights if weights.is_dir() else weights.parent)
 
 
 def without_none(value: Any) -> Any:

@@ -20,12 +20,21 @@ from agridistill.data.splits import write_split
 from agridistill.data.views import view_seed
 from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
+from agridistill.errors import ConfigError
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.metrics import fit_temperature
-from agridistill.manifest import ModelManifest, Preprocessing, read_manifest, require_same_classes, sha256_of
+from agridistill.manifest import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelManifest,
+    Preprocessing,
+    read_manifest,
+    require_same_classes,
+    sha256_of,
+)
 from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
-from agridistill.models.factory import create_model
+from agridistill.models.factory import create_model, pretrained_normalisation
 from agridistill.models.saved import TorchBackend, network_of
 from agridistill.models.teacher import LiveTeacher
 from agridistill.processes import is_first_process
@@ -36,9 +45,10 @@ from agridistill.training.hardware import choose_precision, keep_freed_memory
 from agridistill.training.int8 import as_int8
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.result import RunResult, read_result
-from agridistill.training.run_folder import RunFolder
+from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.teachers import hint_source, teacher_source, temperature_of, weights_of
+from agridistill.training.teachers import hint_source, teacher_source
+from agridistill.training.terms import temperature_of, weights_of
 from agridistill.training.trainer import (
     create_trainer,
     interruptible,
@@ -69,7 +79,8 @@ class Session:
         self.folder, self.prepared, self.config = folder, prepared, config
         self.fit, self.objective, self.resume = fit, objective, resume
         self.teacher, self.caches = teacher, caches
-        self.preprocessing = Preprocessing(config.data.image_size, config.data.resize)
+        mean, std = self._normalisation()
+        self.preprocessing = Preprocessing(config.data.image_size, config.data.resize, mean, std)
         # Students of any seed see the same views, with or without a teacher; a teacher has its own.
         self.view_seed = DISTILLATION_VIEWS if isinstance(config, DistillConfig) else fit.seed
         self.views = fit.views_of_each_photo(student=isinstance(config, DistillConfig))
@@ -102,11 +113,15 @@ class Session:
         precision = self._precision(model)
         module.try_out()
         if self.first:
-            self._tell_of_kept_views()
-            self._write_start(precision)
-        # Two resumes of one run would write one checkpoint.
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+        # Two of one run would write one checkpoint.
         lock = only_one(self.folder.lock, f"run in '{self.folder.path}'") if self.first else nullcontext()
         with lock:
+            if self.first:
+                # Another one may have come first while the photos were read.
+                self.folder.require_startable(resume=self.resume)
+                self._tell_of_kept_views()
+                self._write_start(precision)
             return self._carry_out(module, datamodule, source, precision, saved)
 
     def _carry_out(
@@ -149,13 +164,19 @@ class Session:
         self, model: torch.nn.Module, source: TeacherSource | None, hints: LiveTeacher | None, total_steps: int
     ) -> DistillationModule:
         settings, weights = self.objective, weights_of(self.objective)
+        logits = get_method(settings.method).logits
+        if logits == "standardised" and weights["w_kd"] and len(self.prepared.classes) < 3:
+            # Two logits, standardised, are always 1 and -1: nothing is left of what the teacher says.
+            raise ConfigError(
+                f"at least 3 classes for {settings.method}", str(len(self.prepared.classes)), "pass --method kd"
+            )
         pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs)
         pairs = pairs if weights["w_att"] or weights["w_hint"] else ()
         strides = tuple(sorted({pair.student for pair in pairs}))
         objective = DistillationObjective(
             **weights,
             hint_share=settings.hint_share,
-            logits=get_method(settings.method).logits,
+            logits=logits,
             temperature=temperature_of(settings),
             label_smoothing=self.fit.label_smoothing,
             pairs=pairs,
@@ -207,6 +228,18 @@ class Session:
             source = teacher_source(self.teacher, self.caches, viewing, self.objective)
             return source, hint_source(self.teacher, self.objective)
 
+    def _normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation of the channels, as the weights that the run starts from were trained with."""
+        if self.resume:
+            # Neither hub nor file is needed for a resume.
+            stored = self.folder.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+            return tuple(stored["mean"]), tuple(stored["std"])
+        if self.fit.weights:
+            manifest = run_of(Path(self.fit.weights)).manifest
+            learnt = read_manifest(manifest).preprocessing if manifest.exists() else Preprocessing(1)
+            return learnt.mean, learnt.std
+        return pretrained_normalisation(self.fit.model) if self.fit.pretrained else (IMAGENET_MEAN, IMAGENET_STD)
+
     def _precision(self, model: torch.nn.Module) -> str:
         if self.fit.precision != "auto":
             return self.fit.precision
@@ -224,26 +257,27 @@ class Session:
             self.folder.require_same_recipe(self.config)
             self.folder.require_same_teacher(self.teacher_sha256)
             return
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        data = self.config.data
-        write_split(
-            self.folder.splits,
-            self.prepared.split,
-            seed=data.split_seed,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
-            fingerprint=self.prepared.fingerprint,
-        )
+        # First: a folder with this alone is one that never came to a start.
         self.folder.write_environment(
             seed=self.fit.seed,
             data_root=self.prepared.root,
             fingerprint=self.prepared.fingerprint,
             extra={
                 "precision": precision,
+                "normalisation": {"mean": self.preprocessing.mean, "std": self.preprocessing.std},
                 "skipped": [list(item) for item in self.prepared.skipped],
                 "teacher": str(self.teacher) if self.teacher else None,
                 "teacher_sha256": self.teacher_sha256,
             },
+        )
+        data, made = self.config.data, self.prepared.made
+        write_split(
+            self.folder.splits,
+            self.prepared.split,
+            seed=data.split_seed if made else None,
+            val_fraction=data.val_fraction if made else None,
+            test_fraction=data.test_fraction if made else None,
+            fingerprint=self.prepared.fingerprint,
         )
         # Last: a folder with a recipe is a run that can be resumed.
         self.folder.write_recipe(self.config)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.saved import load_network
@@ -14,6 +13,7 @@ from agridistill.models.teacher import HasPixels, LiveTeacher, TeacherKind
 from agridistill.training.cached_teacher import CachedTeacher, Viewing, as_kept, cache_key
 from agridistill.training.module import TeacherSource
 from agridistill.training.settings import ObjectiveSettings
+from agridistill.training.terms import weights_of
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
@@ -83,21 +83,3 @@ def load_teacher(teacher: Path, strides: tuple[int, ...], kind: TeacherKind, *, 
     network, manifest = load_network(teacher)
     bf16 = manifest.lineage.get("precision") == "bf16"
     return LiveTeacher(network, manifest.preprocessing, strides=strides, kind=kind, per_head=per_head, bf16=bf16)
-
-
-def weights_of(settings: ObjectiveSettings) -> dict[str, float]:
-    """The weights of the terms: the settings' where they name one, else the method's own.
-
-    A recipe serves all methods: a term that a method does not have stays away, and a single term keeps its weight.
-    """
-    method = get_method(settings.method)
-    own = {name: float(getattr(method, name)) for name in ("w_ce", "w_kd", "w_att", "w_hint")}
-    terms = [name for name, weight in own.items() if weight > 0]
-    if len(terms) > 1:
-        own |= {name: getattr(settings, name) for name in terms if getattr(settings, name) is not None}
-    return own
-
-
-def temperature_of(settings: ObjectiveSettings) -> float:
-    """The settings' where they name one, else the method's own."""
-    return get_method(settings.method).temperature if settings.temperature is None else settings.temperature

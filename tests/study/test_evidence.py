@@ -1,0 +1,67 @@
+"""What is kept of a study's evidence, and what is made anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agridistill.data.samples import Sample
+from agridistill.data.splits import read_split
+from agridistill.errors import ModelError
+from agridistill.study import evidence
+from agridistill.study.evidence import gather_for, write_gallery
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The photos of each gallery that was drawn."""
+    asked: list[list[str]] = []
+
+    def gallery(runs: Mapping[str, Path], samples: Sequence[Sample], *rest: object) -> list[dict[str, Any]]:
+        asked.append([sample.path for sample in samples])
+        return [{"path": sample.path} for sample in samples]
+
+    monkeypatch.setattr(evidence, "gallery", gallery)
+    return asked
+
+
+def test_a_gallery_is_of_the_photos_that_were_asked_for(
+    teacher_run: Path, leaves: Path, tmp_path: Path, drawn: list[list[str]]
+) -> None:
+    split, file = read_split(teacher_run / "splits.json"), tmp_path / "gallery.json"
+    for name, paths in (("test", split.test), ("val", split.val)):
+        write_gallery({"teacher": teacher_run}, leaves, file, split=name)  # type: ignore[arg-type]
+        assert [photo["path"] for photo in json.loads(file.read_text())["photos"]] == list(paths)
+    assert len(drawn) == 2
+
+
+def test_a_study_draws_its_gallery_once_for_the_same_weights(
+    teacher_run: Path, leaves: Path, tmp_path: Path, drawn: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gathered(backend: Any, *rest: object, **options: object) -> dict[str, Any]:
+        return {"format_version": evidence.FORMAT_VERSION, "weights_sha256": backend.manifest.weights_sha256}
+
+    monkeypatch.setattr(evidence, "gather_evidence", gathered)
+    for _ in range(2):
+        gather_for({"teacher": teacher_run}, leaves, tmp_path)
+    assert len(drawn) == 1
+    gather_for({"other name": teacher_run}, leaves, tmp_path)
+    assert len(drawn) == 2
+
+
+def test_where_there_is_no_attention_an_earlier_gallery_goes(
+    teacher_run: Path, leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*args: object) -> None:
+        raise ModelError("a network with stages", "one without", "take another")
+
+    file = tmp_path / "gallery.json"
+    file.write_text("{}")
+    monkeypatch.setattr(evidence, "gallery", none)
+    write_gallery({"teacher": teacher_run}, leaves, file)
+    assert not file.exists()
+    assert "no gallery of attention maps" in caplog.text
