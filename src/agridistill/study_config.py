@@ -42,9 +42,12 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
                 config = _job_config(budgets[budget.name], candidate, (*overrides, f"distill.seed={seed}"))
                 jobs.append(Job(budget.name, candidate.name, config))
     bases = {name: distill_config(with_overrides(changed, "distill", overrides)) for name, changed in budgets.items()}
-    # The teacher's photos are the students'; of the rest of the command line it takes nothing.
+    # The teacher's photos are the students', but not how many of them have labels for those.
     changed = with_overrides(recipe, "distill", overrides)
-    teacher = train_config({**recipe, **{name: changed[name] for name in SHARED_SECTIONS if name in changed}})
+    shared = {name: dict(changed[name]) for name in SHARED_SECTIONS if name in changed}
+    if "data" in shared:
+        shared["data"] |= {"labels": recipe.get("data", {}).get("labels", 1.0)}
+    teacher = train_config({**recipe, **shared})
     return ComparePlan(settings, tuple(jobs), teacher, bases)
 
 

@@ -12,6 +12,7 @@ import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +26,12 @@ from agridistill.data.splits import read_split
 from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
-from agridistill.manifest import Preprocessing, read_manifest, sha256_of
-from agridistill.models.factory import create_model
+from agridistill.manifest import Preprocessing, read_manifest
+from agridistill.models.factory import create_model, save_weights
 from agridistill.models.teacher import LiveTeacher
 from agridistill.storage import only_one
 from agridistill.training.callbacks import BestWeights
+from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.session import Session
@@ -228,6 +230,79 @@ def test_a_run_is_tested_on_no_photo_that_its_weights_learnt(
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     train(leaves, tmp_path / "leaky", config, split_file=tmp_path / "mine.json")
     assert "the run of --weights was trained on 20 of the 20 test photos" in caplog.text
+
+
+@pytest.fixture
+def prepared_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are prepared and started, and not trained."""
+    monkeypatch.setattr(Session, "_carry_out", lambda self, *args: None)
+
+
+@pytest.mark.usefixtures("prepared_alone")
+class TestSplitsOfEarlierRuns:
+    def test_other_photos_of_the_same_names_keep_their_leaves_together(self, leaves: Path, tmp_path: Path) -> None:
+        """As a new season's photos, which a camera numbers from 1 on again."""
+        for name in sorted(path.name for path in leaves.iterdir() if path.is_dir()):
+            for number, photo in enumerate(sorted((leaves / name).iterdir())):
+                # The new ones: two exposures of each leaf.
+                for folder, numbers in (("old", (number,)), ("new", (2 * number, 2 * number + 1))):
+                    for taken in numbers:
+                        target = tmp_path / folder / name / f"{taken:04}.jpg"
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy(photo, target)
+        train(tmp_path / "old", tmp_path / "first", TrainConfig(DATA, train=FIT))
+        weights = tmp_path / "first" / "model.safetensors"
+        save_weights(create_model(STUDENT, 6), weights)
+        train(tmp_path / "new", tmp_path / "second", TrainConfig(DATA, train=replace(FIT, weights=str(weights))))
+        part_of = {
+            path: name
+            for name, paths in read_split(tmp_path / "second" / "splits.json").parts().items()
+            for path in paths
+        }
+        assert [part_of[path] for path in sorted(part_of)][::2] == [part_of[path] for path in sorted(part_of)][1::2]
+
+    def test_a_test_folder_stays_the_test(self, leaves: Path, student_run: Path, tmp_path: Path) -> None:
+        earlier = read_split(student_run / "splits.json")
+        for part, paths in earlier.parts().items():
+            for path in paths:
+                target = tmp_path / "parted" / part / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(leaves / path, target)
+        train(tmp_path / "parted", tmp_path / "first", TrainConfig(DATA, train=FIT))
+        moved = earlier.train[0]
+        (tmp_path / "parted" / "train" / moved).rename(tmp_path / "parted" / "test" / moved)
+        weights = tmp_path / "first" / "model.safetensors"
+        save_weights(create_model(STUDENT, 6), weights)
+        train(tmp_path / "parted", tmp_path / "second", TrainConfig(DATA, train=replace(FIT, weights=str(weights))))
+        assert f"test/{moved}" in read_split(tmp_path / "second" / "splits.json").test
+
+    def test_the_same_share_of_labels_stays_the_same(self, leaves: Path, tmp_path: Path) -> None:
+        few = replace(DATA, labels=0.4)
+        train(leaves, tmp_path / "first", TrainConfig(few, train=FIT))
+        weights = tmp_path / "first" / "model.safetensors"
+        save_weights(create_model(STUDENT, 6), weights)
+        train(leaves, tmp_path / "second", TrainConfig(few, train=replace(FIT, weights=str(weights))))
+        assert read_split(tmp_path / "second" / "splits.json") == read_split(tmp_path / "first" / "splits.json")
+
+    def test_a_file_of_no_run_has_no_split(self, leaves: Path, student_run: Path, tmp_path: Path) -> None:
+        """Whatever lies beside it."""
+        shutil.copy(student_run / "model.safetensors", tmp_path / "some.safetensors")
+        for name in ("splits.json", "manifest.json", "recipe.toml"):
+            (tmp_path / name).write_text("not ours")
+        config = TrainConfig(DATA, train=replace(FIT, weights=str(tmp_path / "some.safetensors")))
+        train(leaves, tmp_path / "run", config)
+        assert read_split(tmp_path / "run" / "splits.json") == read_split(student_run / "splits.json")
+
+    def test_a_few_of_the_earlier_photos_are_parted_anew_and_told(
+        self, leaves: Path, student_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for path in read_split(student_run / "splits.json").train:
+            target = tmp_path / "learnt" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(leaves / path, target)
+        train(tmp_path / "learnt", tmp_path / "run", TrainConfig(DATA, train=replace(FIT, weights=str(student_run))))
+        test = len(read_split(tmp_path / "run" / "splits.json").test)
+        assert f"the run of --weights was trained on {test} of the {test} test photos" in caplog.text
 
 
 def test_a_split_that_was_given_has_no_seed(leaves: Path, student_run: Path, tmp_path: Path) -> None:
@@ -504,9 +579,14 @@ def test_a_setting_that_a_version_adds_has_its_default_in_earlier_runs(tmp_path:
 
 
 def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_path: Path) -> None:
+    network = create_model(STUDENT, 3)
     best = BestWeights(tmp_path / "model.safetensors")
-    best.path.write_bytes(b"of epoch 1")
-    best.best, best.epoch, best._sha256 = (0.8, -0.5), 1, sha256_of(best.path)
+    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, current_epoch=1, callback_metrics={})
+    trainer.callback_metrics = {"val/accuracy": 0.8, "val/nll": 0.5}
+    module = DistillationModule.__new__(DistillationModule)
+    torch.nn.Module.__init__(module)
+    module.model = network
+    best.on_validation_end(trainer, module)  # type: ignore[arg-type]
     stored = best.state_dict()
     again = BestWeights(best.path)
     again.load_state_dict(stored)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
 from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.samples import PhotoFolder, Sample, described_without_photos, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
 from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
@@ -37,7 +37,7 @@ class PreparedData:
         strays: files among the photos that are no photos.
         fingerprint: names the readable photos, their labels and their content.
         split: the paths of the three parts.
-        made: whether the split was made from the fractions and the seed, all of it or a part.
+        cut: the parts that were made from the fractions and the seed; none where a file or folders gave the split.
     """
 
     root: Path
@@ -49,7 +49,7 @@ class PreparedData:
     strays: tuple[str, ...]
     fingerprint: str
     split: Split
-    made: bool = True
+    cut: frozenset[str] = frozenset()
 
 
 def prepare_data(
@@ -94,9 +94,9 @@ def _prepared(
     )
     readable, skipped = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
-    made = part_of is None
+    cut: frozenset[str] = frozenset()
     if part_of is None:
-        own, made = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
+        own, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
         part_of = {path: name for name, paths in own.parts().items() for path in paths}
     parts = {
         name: tuple(sample for sample in samples if part_of.get(sample.path) == name)
@@ -113,7 +113,7 @@ def _prepared(
         strays=folder.strays,
         fingerprint=fingerprint(folder.classes, samples, inspection),
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
-        made=made,
+        cut=cut,
     )
 
 
@@ -147,22 +147,24 @@ def _check_folders(folder: PhotoFolder) -> None:
 
 def _made_or_given(
     folder: PhotoFolder, samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int
-) -> tuple[Split, bool]:
+) -> tuple[Split, frozenset[str]]:
     if folder.given_split is None:
-        return make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed), True
+        return make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed), frozenset(
+            SPLIT_NAMES
+        )
     given = folder.given_split
     parts = {name: [sample for sample in samples if given[sample.path] == name] for name in ("train", "val", "test")}
     lacking = {name for name in ("val", "test") if not parts[name]}
     paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
     if not lacking:
-        return Split(**paths), False
+        return Split(**paths), frozenset()
     cut = make_split(
         parts["train"],
         val_fraction=val_fraction if "val" in lacking else 0,
         test_fraction=test_fraction if "test" in lacking else 0,
         seed=seed,
     )
-    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"]), True
+    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"]), frozenset(lacking | {"train"})
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
@@ -221,9 +223,9 @@ def split_data(
     write_split(
         out,
         prepared.split,
-        seed=seed if prepared.made else None,
-        val_fraction=val_fraction if prepared.made else None,
-        test_fraction=test_fraction if prepared.made else None,
+        seed=seed if prepared.cut else None,
+        val_fraction=val_fraction if "val" in prepared.cut else None,
+        test_fraction=test_fraction if "test" in prepared.cut else None,
         fingerprint=prepared.fingerprint,
     )
     return prepared

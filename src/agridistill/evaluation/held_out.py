@@ -132,7 +132,8 @@ def choose_photos(
     if split != "train" and own is not None:
         _tell_learnt(photos, own, trained_here)
     elif split != "train" and trained_here:
-        _tell_what_may_be_learnt(manifest, parts, split)
+        readable_parts = {sample.path: parts[sample.path] for sample in samples if parts and sample.path in parts}
+        _tell_what_may_be_learnt(manifest, readable_parts, split)
     return photos
 
 
@@ -151,7 +152,7 @@ def _no_split(data: Path, split: str, trained_here: bool) -> DataError:
     return DataError(f"a '{split}' split", got, "pass --splits FILE, or --split all for every photo")
 
 
-def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str] | None, split: SplitChoice) -> None:
+def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], split: SplitChoice) -> None:
     """For an exported model, which knows the digests of its run's split at most."""
     if split == "all":
         logger.warning(
@@ -160,7 +161,7 @@ def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str] |
         )
         return
     known = manifest.lineage.get("split_sha256")
-    if not isinstance(known, dict) or parts is None:
+    if not isinstance(known, dict):
         return
     given = Split(*(tuple(path for path, part in parts.items() if part == name) for name in SPLIT_NAMES))
     if digests_of(given)[split] != known.get(split):

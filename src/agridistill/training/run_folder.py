@@ -201,9 +201,10 @@ class RunFolder:
         return document if isinstance(document, dict) else {}
 
 
-def run_of(weights: Path) -> RunFolder:
-    """The run that weights are from: its folder, or a file in it."""
-    return RunFolder(weights if weights.is_dir() else weights.parent)
+def run_of(weights: Path) -> RunFolder | None:
+    """The run that weights are from: its folder, or its own weights file; None where they are of no run."""
+    run = RunFolder(weights if weights.is_dir() else weights.parent)
+    return run if run.recipe.exists() and weights in (run.path, run.weights) else None
 
 
 def without_none(value: Any) -> Any:

@@ -230,15 +230,18 @@ class Session:
 
     def _normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation of the channels, as the weights that the run starts from were trained with."""
-        if self.resume:
-            # Neither hub nor file is needed for a resume.
-            stored = self.folder.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-            return tuple(stored["mean"]), tuple(stored["std"])
-        if self.fit.weights:
-            manifest = run_of(Path(self.fit.weights)).manifest
-            learnt = read_manifest(manifest).preprocessing if manifest.exists() else Preprocessing(1)
+        # A resume needs neither hub nor file.
+        weights = Path(self.fit.weights) if self.fit.weights and not self.resume else None
+        if weights is not None and weights.is_dir():
+            learnt = read_manifest(RunFolder(weights).manifest).preprocessing
             return learnt.mean, learnt.std
-        return pretrained_normalisation(self.fit.model) if self.fit.pretrained else (IMAGENET_MEAN, IMAGENET_STD)
+        run = self.folder if self.resume else run_of(weights) if weights else None
+        if run is not None:
+            stored = run.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+            return tuple(stored["mean"]), tuple(stored["std"])
+        if self.fit.pretrained and weights is None:
+            return pretrained_normalisation(self.fit.model)
+        return IMAGENET_MEAN, IMAGENET_STD
 
     def _precision(self, model: torch.nn.Module) -> str:
         if self.fit.precision != "auto":
@@ -270,13 +273,13 @@ class Session:
                 "teacher_sha256": self.teacher_sha256,
             },
         )
-        data, made = self.config.data, self.prepared.made
+        data, cut = self.config.data, self.prepared.cut
         write_split(
             self.folder.splits,
             self.prepared.split,
-            seed=data.split_seed if made else None,
-            val_fraction=data.val_fraction if made else None,
-            test_fraction=data.test_fraction if made else None,
+            seed=data.split_seed if cut else None,
+            val_fraction=data.val_fraction if "val" in cut else None,
+            test_fraction=data.test_fraction if "test" in cut else None,
             fingerprint=self.prepared.fingerprint,
         )
         # Last: a folder with a recipe is a run that can be resumed.

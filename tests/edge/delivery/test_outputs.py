@@ -161,9 +161,25 @@ class TestMessagesThatAreRefusedForWhatTheyAre:
         assert len(box.pending()) == 50
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2
 
+    def test_a_new_one_is_offered_before_any_that_was_refused(
+        self, receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outputs, "_LONGEST_PAUSE_S", 0.03)  # all are due again at once
+        refused, good = [message(number) for number in range(45)], message(45)
+        receiver.never = {item.payload: 400 for item in refused}
+        box.add(refused)
+        webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
+        with delivering(Deliverer(box, webhook, webhook.name)):
+            wait_for(lambda: receiver.asked >= 120)
+            asked = receiver.asked
+            box.add([good])
+            wait_for(lambda: bool(receiver.got))
+            assert receiver.asked - asked < 45
+        assert [body for _, body in receiver.got] == [good.payload]
+
     def test_one_that_was_dropped_meanwhile_is_forgotten(self, receiver: Receiver, box: Outbox) -> None:
         refused, later = message(0), message(1)
-        receiver.never = {refused.payload: 413}
+        receiver.never = {refused.payload: 413, later.payload: 413}
         (place,) = box.add([refused])
         webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
         deliverer = Deliverer(box, webhook, webhook.name)
@@ -171,10 +187,9 @@ class TestMessagesThatAreRefusedForWhatTheyAre:
             wait_for(lambda: receiver.asked == 1)
             wait_for(lambda: place in deliverer._aside)
             box.delivered([place])
-            box.add([later])
-            wait_for(lambda: not box.pending())
-            wait_for(lambda: not deliverer._aside)
-        assert [body for _, body in receiver.got] == [later.payload]
+            (place_of_later,) = box.add([later])
+            wait_for(lambda: list(deliverer._aside) == [place_of_later])
+        assert receiver.got == []
 
 
 def test_a_server_that_comes_later_gets_all(box: Outbox) -> None:

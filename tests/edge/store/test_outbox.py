@@ -188,6 +188,35 @@ class TestLimits:
             time_s, ran_s = time_s + 8 * 86_400, ran_s + 8 * 86_400
             assert box.expire() == 2
 
+    def test_a_clock_that_was_set_while_the_disk_refused_is_followed_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        time_s, ran_s = 1.8e9, 5000.0
+        monkeypatch.setattr("time.time", lambda: time_s)
+        monkeypatch.setattr("time.clock_gettime", lambda clock: ran_s)
+        with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=7 * 86_400)) as box:
+            (first, _) = box.add(messages(2))
+            time_s, ran_s = time_s + 10 * 86_400 + 100, ran_s + 100
+            with monkeypatch.context() as patch:
+                patch.setattr(box, "_make_room", lambda database: database.execute("no SQL"))
+                with pytest.raises(OutboxError):
+                    box.add([Message(b"full")])
+            box.delivered([first])
+            assert box.expire() == 0
+            assert round(box.counts().oldest_s) == 100
+
+    def test_without_a_limit_of_age_the_clock_is_followed_as_well(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        time_s, ran_s = 1.8e9, 5000.0
+        monkeypatch.setattr("time.time", lambda: time_s)
+        monkeypatch.setattr("time.clock_gettime", lambda clock: ran_s)
+        with Outbox(tmp_path / "outbox.db") as box:
+            box.add(messages(1))
+            time_s, ran_s = time_s + 10 * 86_400, ran_s + 5
+            assert box.expire() == 0
+            assert round(box.counts().oldest_s) == 5
+
     def test_limits_that_hold_nothing_are_refused(self) -> None:
         with pytest.raises(OutboxError, match="at least 10,000 bytes"):
             OutboxLimits(max_bytes=10)

@@ -34,6 +34,7 @@ _ANSWER_S = 10.0
 _REFUSES_THIS_ONE = (400, 413, 415, 422)
 """Answers about a message; all others are about the receiver, the address or the token."""
 _PASSED_AT_ONCE = 20
+_LOOKED_AT = 100
 
 
 class NotTakenError(Exception):
@@ -70,6 +71,8 @@ class Deliverer:
             try:
                 waiting = self._next()
                 if waiting is None:
+                    # Whatever is refused was offered once: the receiver itself is well.
+                    pause, passed = _FIRST_PAUSE_S, 0
                     stop.wait(_POLL_S)
                     continue
                 self._deliver(waiting.message, stop)
@@ -93,16 +96,18 @@ class Deliverer:
             pause, refused, passed = _FIRST_PAUSE_S, False, 0
 
     def _next(self) -> Pending | None:
-        """The first one that is not aside."""
-        after = 0
-        if self._aside:
-            first = self.outbox.pending(limit=1)
-            self._aside = {seq: due for seq, due in self._aside.items() if first and seq >= first[0].seq}
-        while waiting := self.outbox.pending(after=after, limit=1):
-            if self._aside.get(waiting[0].seq, 0.0) <= time.monotonic():
-                return waiting[0]
-            after = waiting[0].seq
-        return None
+        """The first one that was never refused, else the first that is to be offered again."""
+        after, first, again = 0, 0, None
+        while waiting := self.outbox.pending(after=after, limit=_LOOKED_AT):
+            first, after = first or waiting[0].seq, waiting[-1].seq
+            for pending in waiting:
+                if pending.seq not in self._aside:
+                    return pending
+                if again is None and self._aside[pending.seq] <= time.monotonic():
+                    again = pending
+        # All are known: those that are gone can be forgotten.
+        self._aside = {seq: due for seq, due in self._aside.items() if first and seq >= first}
+        return again
 
     def _put_aside(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
         logger.log(

@@ -126,10 +126,10 @@ class Outbox:
         A clock that is set makes nothing older: what was committed since the device started moves with it. What an
         earlier start committed before its clock was set stays.
         """
-        if not self.limits.max_age_s:
-            return 0
         with self._writing() as database:
             now = self._follow_the_clock(database)
+            if not self.limits.max_age_s:
+                return 0
             return self._drop(database, "created_s BETWEEN ? AND ?", (_CLOCK_IS_SET_S, now - self.limits.max_age_s))
 
     def counts(self) -> OutboxCounts:
@@ -168,6 +168,7 @@ class Outbox:
                 # Not before: what is rolled back has to be moved again.
                 self._read_clocks = self._clocks_to_be
             except BaseException:
+                self._clocks_to_be = self._read_clocks
                 # A file that was found damaged is a new and empty one now.
                 self._bytes = before if self._file.generation == self._generation else 0
                 self._generation = self._file.generation
@@ -244,5 +245,6 @@ def _size(message: Message) -> int:
 
 def _clocks() -> tuple[float, float]:
     """The device's time, seconds since 1970, and how long the device has been running, seconds."""
-    since_start = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # Linux counts the time asleep by another one
-    return time.time(), time.clock_gettime(since_start)
+    # Linux counts the time asleep by another clock.
+    asleep = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time(), time.monotonic() if asleep is None else time.clock_gettime(asleep)
