@@ -23,6 +23,24 @@ from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import OutboxError
 
 
+class Clock:
+    """The device's, and how long it has been running."""
+
+    def __init__(self) -> None:
+        self.time_s, self.ran_s = 1.8e9, 5000.0
+
+    def goes_on(self, seconds: float, *, set_by: float = 0.0) -> None:
+        self.time_s, self.ran_s = self.time_s + seconds + set_by, self.ran_s + seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("time.time", lambda: found.time_s)
+    monkeypatch.setattr("time.clock_gettime", lambda which: found.ran_s)
+    return found
+
+
 def messages(count: int, *, kind: str = "detection", size: int = 10, plot: str = "north") -> list[Message]:
     return [Message(f"{number:0{size}}".encode(), kind, plot) for number in range(count)]  # type: ignore[arg-type]
 
@@ -167,36 +185,30 @@ class TestLimits:
 
     @pytest.mark.parametrize("step", [10 * 86_400, -10 * 86_400])
     def test_a_clock_that_is_set_makes_nothing_older_or_younger(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+        self, tmp_path: Path, clock: Clock, step: float
     ) -> None:
-        time_s, ran_s = 1.8e9, 5000.0
-        monkeypatch.setattr("time.time", lambda: time_s)
-        monkeypatch.setattr("time.clock_gettime", lambda clock: ran_s)
         with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=3600)) as box:
-            time_s -= 7000  # of the device's last start, 2000 s before this one
+            clock.time_s -= 7000  # of the device's last start, 2000 s before this one
             box.add(messages(1))
-            time_s += 7000
+            clock.time_s += 7000
         with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=7 * 86_400)) as box:
             box.add(messages(1))
-            time_s, ran_s = time_s + 100, ran_s + 100
+            clock.goes_on(100)
             box.add(messages(1))
-            time_s, ran_s = time_s + step + 50, ran_s + 50
+            clock.goes_on(50, set_by=step)
             # What an earlier start committed is older or younger as far as anyone knows.
             assert box.expire() == (1 if step > 0 else 0)
-            ages = [round(time_s - item.created_s) for item in box.pending()]
+            ages = [round(clock.time_s - item.created_s) for item in box.pending()]
             assert ages == ([] if step > 0 else [7150 + step]) + [150, 50]
-            time_s, ran_s = time_s + 8 * 86_400, ran_s + 8 * 86_400
+            clock.goes_on(8 * 86_400)
             assert box.expire() == 2
 
     def test_a_clock_that_was_set_while_the_disk_refused_is_followed_later(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        time_s, ran_s = 1.8e9, 5000.0
-        monkeypatch.setattr("time.time", lambda: time_s)
-        monkeypatch.setattr("time.clock_gettime", lambda clock: ran_s)
         with Outbox(tmp_path / "outbox.db", OutboxLimits(max_age_s=7 * 86_400)) as box:
             (first, _) = box.add(messages(2))
-            time_s, ran_s = time_s + 10 * 86_400 + 100, ran_s + 100
+            clock.goes_on(100, set_by=10 * 86_400)
             with monkeypatch.context() as patch:
                 patch.setattr(box, "_make_room", lambda database: database.execute("no SQL"))
                 with pytest.raises(OutboxError):
@@ -205,15 +217,10 @@ class TestLimits:
             assert box.expire() == 0
             assert round(box.counts().oldest_s) == 100
 
-    def test_without_a_limit_of_age_the_clock_is_followed_as_well(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        time_s, ran_s = 1.8e9, 5000.0
-        monkeypatch.setattr("time.time", lambda: time_s)
-        monkeypatch.setattr("time.clock_gettime", lambda clock: ran_s)
+    def test_without_a_limit_of_age_the_clock_is_followed_as_well(self, tmp_path: Path, clock: Clock) -> None:
         with Outbox(tmp_path / "outbox.db") as box:
             box.add(messages(1))
-            time_s, ran_s = time_s + 10 * 86_400, ran_s + 5
+            clock.goes_on(5, set_by=10 * 86_400)
             assert box.expire() == 0
             assert round(box.counts().oldest_s) == 5
 
