@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
@@ -14,18 +13,15 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from agridistill.data.datamodule import PhotoDataModule, default_workers
-from agridistill.data.kept_views import SPARE_BYTES, KeptViews
+from agridistill.data.kept_views import KeptViews
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
-from agridistill.data.views import view_seed
 from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.metrics import fit_temperature
 from agridistill.manifest import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ModelManifest,
     Preprocessing,
     read_manifest,
@@ -34,7 +30,7 @@ from agridistill.manifest import (
 )
 from agridistill.models.attention import StageTap
 from agridistill.models.complexity import complexity
-from agridistill.models.factory import create_model, pretrained_normalisation
+from agridistill.models.factory import create_model
 from agridistill.models.saved import TorchBackend, network_of
 from agridistill.models.teacher import LiveTeacher
 from agridistill.processes import is_first_process
@@ -45,8 +41,9 @@ from agridistill.training.hardware import choose_precision, keep_freed_memory
 from agridistill.training.int8 import as_int8
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.result import RunResult, read_result
-from agridistill.training.run_folder import RunFolder, run_of
+from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+from agridistill.training.start import starting_normalisation, tell_what_keeping_saves
 from agridistill.training.teachers import hint_source, teacher_source
 from agridistill.training.terms import temperature_of, weights_of
 from agridistill.training.trainer import (
@@ -58,8 +55,6 @@ from agridistill.training.trainer import (
     together,
     with_others,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -79,7 +74,7 @@ class Session:
         self.folder, self.prepared, self.config = folder, prepared, config
         self.fit, self.objective, self.resume = fit, objective, resume
         self.teacher, self.caches = teacher, caches
-        mean, std = self._normalisation()
+        mean, std = starting_normalisation(fit, folder, resume=resume)
         self.preprocessing = Preprocessing(config.data.image_size, config.data.resize, mean, std)
         # Students of any seed see the same views, with or without a teacher; a teacher has its own.
         self.view_seed = DISTILLATION_VIEWS if isinstance(config, DistillConfig) else fit.seed
@@ -120,7 +115,10 @@ class Session:
             if self.first:
                 # Another one may have come first while the photos were read.
                 self.folder.require_startable(resume=self.resume)
-                self._tell_of_kept_views()
+                if self.fit.keep_views:
+                    kept = KeptViews(self.prepared.root, self.preprocessing, self.config.augmentation)
+                    seen = (self.prepared.train, self.view_seed, self.views, self.fit.epochs)
+                    tell_what_keeping_saves(kept, *seen, cached=self.caches is not None)
                 self._write_start(precision)
             return self._carry_out(module, datamodule, source, precision, saved)
 
@@ -228,21 +226,6 @@ class Session:
             source = teacher_source(self.teacher, self.caches, viewing, self.objective)
             return source, hint_source(self.teacher, self.objective)
 
-    def _normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of the channels, as the weights that the run starts from were trained with."""
-        # A resume needs neither hub nor file.
-        weights = Path(self.fit.weights) if self.fit.weights and not self.resume else None
-        if weights is not None and weights.is_dir():
-            learnt = read_manifest(RunFolder(weights).manifest).preprocessing
-            return learnt.mean, learnt.std
-        run = self.folder if self.resume else run_of(weights) if weights else None
-        if run is not None:
-            stored = run.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-            return tuple(stored["mean"]), tuple(stored["std"])
-        if self.fit.pretrained and weights is None:
-            return pretrained_normalisation(self.fit.model)
-        return IMAGENET_MEAN, IMAGENET_STD
-
     def _precision(self, model: torch.nn.Module) -> str:
         if self.fit.precision != "auto":
             return self.fit.precision
@@ -284,37 +267,6 @@ class Session:
         )
         # Last: a folder with a recipe is a run that can be resumed.
         self.folder.write_recipe(self.config)
-
-    def _tell_of_kept_views(self) -> None:
-        """Says where keeping views saves less than somebody hopes who asks for it."""
-        if not self.fit.keep_views:
-            return
-        if self.caches is None and self.views >= self.fit.epochs:
-            logger.warning(
-                "every epoch shows new views (views = %d, epochs = %d): only another run of the same views gains by "
-                "keeping them; --set views=N below the epochs",
-                self.views,
-                self.fit.epochs,
-            )
-        photos = self.prepared.train
-        kept = KeptViews(self.prepared.root, self.preprocessing, self.config.augmentation)
-        seen = len(photos) * (self.views if self.caches is not None else min(self.views, self.fit.epochs))
-        room = kept.room_bytes()
-        if seen * kept.view_bytes <= room:
-            return
-        # Looked up only where it matters: there may be many.
-        held = kept.count(
-            (photo.path, view_seed(self.view_seed, view, photo.path)) for photo in photos for view in range(self.views)
-        )
-        missing, fitting = seen - held, room // kept.view_bytes
-        if missing > fitting:
-            logger.warning(
-                "room for %d of the %d views to keep in '%s', beside %.0f GB left free; the others are drawn each time",
-                fitting,
-                missing,
-                kept.folder,
-                SPARE_BYTES / 1e9,
-            )
 
     def _datamodule(self) -> PhotoDataModule:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
