@@ -97,6 +97,26 @@ class TestExportedModels:
         assert len(caplog.messages) == 1
 
 
+def test_a_photo_that_nobody_can_read_makes_no_other_split(
+    colour_backend: MakeBackend, colour_folder: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (colour_folder / OWN.test[0]).write_bytes(b"no photo")
+    readable = Split(OWN.train, OWN.val, OWN.test[1:])  # as the run wrote it down
+    scanned = scan(colour_folder)
+    found = inspect_photos(scanned)
+    samples = [sample for sample in scanned.samples if sample.path != OWN.test[0]]
+    lineage = {
+        "data_fingerprint": fingerprint(scanned.classes, samples, found),
+        "split_sha256": digests_of(readable),
+    }
+    exported = colour_backend(lineage=lineage)
+    assert chosen(exported, colour_folder, split="test", split_file=run / "splits.json") == OWN.test[1:]
+    assert caplog.messages == []
+    other = save_split(run / "other.json", Split(OWN.test, OWN.val, OWN.train))
+    chosen(exported, colour_folder, split="test", split_file=other)
+    assert len(caplog.messages) == 1
+
+
 def test_all_photos_of_its_own_data_are_told_to_flatter_the_model(
     trained: Any, colour_folder: Path, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -293,6 +293,26 @@ class TestSplitsOfEarlierRuns:
         train(leaves, tmp_path / "run", config)
         assert read_split(tmp_path / "run" / "splits.json") == read_split(student_run / "splits.json")
 
+    def test_what_the_teacher_learnt_is_told_of_the_split_that_is_used_in_the_end(
+        self, leaves: Path, teacher_run: Path, student_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Here that of the weights: the teacher learnt the same photos elsewhere, among them the whole test."""
+        teacher = Path(shutil.copytree(teacher_run, tmp_path / "teacher"))
+        split = read_split(student_run / "splits.json")
+        elsewhere = [[f"train/{path}" for path in paths] for paths in (split.test, split.val, split.train)]
+        document = json.loads((teacher / "splits.json").read_text())
+        document["splits"] = dict(zip(("train", "val", "test"), elsewhere, strict=True))
+        (teacher / "splits.json").write_text(json.dumps(document))
+        environment = json.loads((teacher / "environment.json").read_text())
+        (teacher / "environment.json").write_text(json.dumps({**environment, "data_fingerprint": "0" * 64}))
+        config = replace(
+            student("kd"), data=replace(DATA, split_seed=9), distill=replace(FIT, weights=str(student_run))
+        )
+        distill(leaves, teacher, tmp_path / "run", config)
+        assert read_split(tmp_path / "run" / "splits.json") == split
+        count = len(split.test)
+        assert f"the teacher was trained on {count} of the {count} test photos" in caplog.text
+
     def test_a_few_of_the_earlier_photos_are_parted_anew_and_told(
         self, leaves: Path, student_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
