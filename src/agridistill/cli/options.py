@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe in TOML.")]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="Shipped recipe, as cpu or paper, or a file in TOML."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a recipe key; repeatable.")]
 Splits = Annotated[Path | None, typer.Option("--splits", help="Split made by `data split`.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training photos.")]
