@@ -230,6 +230,17 @@ def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
     assert f"Next: agridistill distill photos {words}" in one_line(err)
 
 
+def test_a_resume_of_a_finished_run_shows_its_result(capsys: pytest.CaptureFixture[str], teacher_run: Path) -> None:
+    data = json.loads((teacher_run / "environment.json").read_text())["data"]
+    code, out, err = run(capsys, "train", data, "--out", teacher_run, "--resume", "--json")
+    assert code == 0
+    assert json.loads(out)["accuracy"] == json.loads((teacher_run / "evaluation.json").read_text())["accuracy"]
+    assert f"'{teacher_run}' is finished: this is its stored result" in err
+    code, out, err = run(capsys, "train", data, "--out", teacher_run, "--resume", "--epochs", "7")
+    assert code == 2
+    assert "train.epochs = 1 as in the run that is resumed; got 7" in one_line(err)
+
+
 @pytest.mark.parametrize(("options", "told"), [((), True), (("--method", "ce"), False)])
 def test_distill_says_where_the_student_is_better_than_its_teacher(
     capsys: pytest.CaptureFixture[str], leaves: Path, teacher_run: Path, tmp_path: Path, options: tuple[str], told: bool

@@ -401,6 +401,40 @@ def test_a_finished_run_is_never_overwritten(leaves: Path, teacher_run: Path, tm
         train(leaves, tmp_path / "new", TrainConfig(), resume=True)
 
 
+def test_a_resume_of_a_finished_run_gives_its_result_and_trains_nothing(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = distill(leaves, teacher_run, run, student())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert distill(leaves, teacher_run, run, student(), resume=True) == first
+    # Neither settings nor teacher are needed; given ones have to be the run's.
+    assert distill(leaves, None, run, resume=True) == first
+    copy = shutil.copytree(leaves, tmp_path / "moved")
+    assert distill(copy, teacher_run, run, student(), resume=True) == first
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_of_a_finished_run_with_other_settings_is_refused(
+    leaves: Path, teacher_run: Path, student_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    distill(leaves, teacher_run, run, student())
+    with pytest.raises(RunError, match=r"objective\.method = hybrid as in the run that is resumed; got kd"):
+        distill(leaves, teacher_run, run, student("kd"), resume=True)
+    with pytest.raises(RunError, match="the teacher that the run started with"):
+        distill(leaves, student_run, run, student(), resume=True)
+    copy = shutil.copytree(leaves, tmp_path / "other")
+    next(copy.rglob("*.jpg")).unlink()
+    with pytest.raises((DataError, RunError), match=r"photos .*not there|other photos in"):
+        distill(copy, teacher_run, run, student(), resume=True)
+    with pytest.raises(RunError, match="leave --splits away"):
+        distill(leaves, teacher_run, run, student(), resume=True, split_file=run / "splits.json")
+    (run / "evaluation.json").write_text("{}")
+    with pytest.raises(RunError, match="the whole result of a finished run; got a damaged"):
+        distill(leaves, teacher_run, run, student(), resume=True)
+
+
 def test_wrong_names_are_told_before_photos_are_read(tmp_path: Path, teacher_run: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(ModelError, match="did you mean 'mobilenetv3_small_100'"):

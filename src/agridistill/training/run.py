@@ -15,7 +15,7 @@ from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.training.earlier import earlier_runs, parted_beside
-from agridistill.training.result import RunResult
+from agridistill.training.result import RunResult, stored_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.session import Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
@@ -40,17 +40,19 @@ def train(
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: settings; the defaults where None.
         split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
-        resume: continues after a kill with the result of an uninterrupted run.
+        resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         progress: told how far the reading of the photos is.
 
     Raises:
         AgriDistillError: data, settings, model or run folder cannot be used.
     """
+    folder = RunFolder(out)
+    _require_own_split(split_file, resume=resume)
+    if resume and folder.evaluation.exists():
+        return _finished(folder, data, config, None, progress)
     config = config or TrainConfig()
     fit = config.train
-    folder = RunFolder(out)
     _require_startable(folder, fit, resume=resume)
-    _require_own_split(split_file, resume=resume)
     require_known_model(fit.model)
     prepared = _prepare(data, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
@@ -77,7 +79,7 @@ def distill(
         config: settings; the defaults where None.
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
             so that no test photo of the student was a training photo of the teacher.
-        resume: continues after a kill with the result of an uninterrupted run.
+        resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         cache: asks the teacher once about each view and keeps its logits and attention; otherwise it runs in every
             step. Features (`w_hint`) come from the live teacher in their stage either way.
         cache_dir: folder of the teacher's caches; `cache` in the teacher's run folder where None.
@@ -86,12 +88,14 @@ def distill(
     Raises:
         AgriDistillError: data, settings, teacher, model or run folder cannot be used.
     """
+    folder = RunFolder(out)
+    _require_own_split(split_file, resume=resume)
+    if resume and folder.evaluation.exists():
+        return _finished(folder, data, config, teacher, progress)
     config = config or DistillConfig()
     method = get_method(config.objective.method)
     fit = config.distill
-    folder = RunFolder(out)
     _require_startable(folder, fit, resume=resume)
-    _require_own_split(split_file, resume=resume)
     require_known_model(fit.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
@@ -104,6 +108,33 @@ def distill(
         return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
     caches = (cache_dir or RunFolder(teacher).caches) if cache else None
     return Session(folder, prepared, config, fit, config.objective, teacher, caches, resume).run()
+
+
+def _finished(
+    folder: RunFolder,
+    data: Path,
+    config: TrainConfig | DistillConfig | None,
+    teacher: Path | None,
+    progress: ProgressCallback,
+) -> RunResult:
+    """What a finished run has stored; the photos are read only where they are not at the run's own place.
+
+    Raises:
+        RunError: other settings, photos or another teacher than the run's, or a damaged file of the run.
+    """
+    if config is not None:
+        folder.require_same_recipe(config)
+    environment = folder.read_environment()
+    if teacher is not None and environment.get("teacher_sha256") is not None:
+        folder.require_same_teacher(read_manifest(RunFolder(teacher).manifest).weights_sha256)
+    if environment.get("data") != str(data.resolve()):
+        _require_own_data(folder, data, prepare_data(data, split_file=folder.splits, progress=progress))
+    return stored_result(folder)
+
+
+def _require_own_data(folder: RunFolder, data: Path, prepared: PreparedData) -> None:
+    if folder.read_environment().get("data_fingerprint") != prepared.fingerprint:
+        raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
 
 def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> None:
@@ -144,9 +175,7 @@ def _prepare(
             prepared.strays[0],
         )
     if resume:
-        before = folder.read_environment().get("data_fingerprint")
-        if before != prepared.fingerprint:
-            raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
+        _require_own_data(folder, data, prepared)
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
         return prepared
     return parted_beside(earlier, prepared, settings)
