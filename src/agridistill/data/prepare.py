@@ -12,11 +12,12 @@ from pathlib import Path
 
 from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
 from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
 from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,8 @@ def split_data(
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which exists", "choose another name or pass --force")
+    require_writable(out)
+    require_outside(out, root)
     prepared = prepare_data(
         root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
     )

@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.data.samples import suffixes
+from agridistill.data.samples import require_outside, suffixes
 from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import require_writable
 from agridistill.training.earlier import earlier_runs, parted_beside
 from agridistill.training.result import RunResult, stored_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.session import Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+from agridistill.training.start import require_weights
 from agridistill.training.terms import listens
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def train(
         return _finished(folder, data, config, None, progress)
     config = config or TrainConfig()
     fit = config.train
-    _require_startable(folder, fit, resume=resume)
+    _require_startable(folder, fit, data, resume=resume)
     require_known_model(fit.model)
     prepared = _prepare(data, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
@@ -95,13 +97,15 @@ def distill(
     config = config or DistillConfig()
     method = get_method(config.objective.method)
     fit = config.distill
-    _require_startable(folder, fit, resume=resume)
+    _require_startable(folder, fit, data, resume=resume)
     require_known_model(fit.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if teacher is not None:
         # Says now, before the photos are read, whether the teacher can be used.
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
+    if cache and cache_dir is not None:
+        require_writable(cache_dir, "--cache-dir", folder=True)
     prepared = _prepare(data, config.data, folder, split_file, earlier_runs(teacher, fit), resume, progress)
     if teacher is None or not listens(config.objective):
         # A teacher that no term listens to is not asked.
@@ -137,10 +141,16 @@ def _require_own_data(folder: RunFolder, data: Path, prepared: PreparedData) -> 
         raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
 
-def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> None:
+def _require_startable(folder: RunFolder, fit: FitSettings, data: Path, *, resume: bool) -> None:
+    """What can be known before the photos are read, which may take minutes."""
     require_launched(fit.processes)
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
+        require_writable(folder.path, folder=True)
+    if not resume:
+        require_outside(folder.path, data)
+        if fit.weights:
+            require_weights(Path(fit.weights))
 
 
 def _require_own_split(split_file: Path | None, *, resume: bool) -> None:
