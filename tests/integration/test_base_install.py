@@ -117,6 +117,13 @@ def test_the_wheel_brings_the_tomato_model(device: Device, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)["photos"]
     assert answer["label"].startswith("Tomato___")
+    (package,) = device.bin.parent.glob("lib/python*/site-packages/agridistill")
+    assert sorted(path.name for path in (package / "shipped" / "tomato").iterdir()) == [
+        "README.md",
+        "tomato-int8.json",
+        "tomato-int8.learnt",
+        "tomato-int8.onnx",
+    ]
 
 
 def test_the_wheel_brings_the_recipes(device: Device, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from agridistill.data.learnt import learnt_path, write_learnt
 from agridistill.data.splits import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
@@ -177,7 +178,23 @@ def export(
         with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
             final.write(described)
+    _write_learnt(run, out, manifest, train)
     return result
+
+
+def _write_learnt(run: Path, out: Path, manifest: ModelManifest, train: ChosenPhotos) -> None:
+    """Which photos the run has learnt from, in a file beside the artefact.
+
+    A run of an earlier version has no such file; the photos themselves are taken, where they are the run's.
+    """
+    target, stored = learnt_path(out), learnt_path(run)
+    if stored.exists():
+        with replacing(target) as temporary:
+            temporary.write_bytes(stored.read_bytes())
+    elif train.trained_here:
+        write_learnt(target, manifest.lineage["data_fingerprint"], train.phashes)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def _require_converter(suffix: str) -> None:
