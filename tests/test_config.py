@@ -120,8 +120,29 @@ def test_a_wrong_recipe_is_refused_in_one_line(tmp_path: Path, text: str, messag
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml', which does not exist; check the path"):
+    with pytest.raises(ConfigError, match=r"none\.toml', which does not exist; check the path; .*ablations, .*cpu, "):
         read_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.toml"))])
+def test_a_shipped_recipe_is_found_by_its_name_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A folder of that name, as of photos or runs, is no recipe.
+    (tmp_path / name).mkdir()
+    assert read_recipe(name) == read_recipe(Path(name)) == read_recipe(RECIPES / f"{name}.toml")
+
+
+def test_a_file_of_the_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cpu").write_text("[train]\nepochs = 3\n")
+    assert read_recipe("cpu") == {"train": {"epochs": 3}}
+
+
+def test_a_mistyped_name_of_a_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"got 'ablation', which does not exist; .* did you mean 'ablations'"):
+        read_recipe("ablation")
 
 
 @pytest.mark.parametrize(

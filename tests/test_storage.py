@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.errors import RunError
-from agridistill.storage import json_text, only_one, replacing, write_json, write_text
+from agridistill.storage import json_text, only_one, replacing, require_writable, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -62,6 +62,49 @@ def test_no_two_writers_share_a_temporary_name(tmp_path: Path, monkeypatch: pyte
             temporary.write_text(temporary.name)
     assert target.read_text() == ours.name
     assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("path", ["new.json", "a/b/new.json", "file.json"])
+def test_a_file_that_can_be_written_is_let_through_and_nothing_is_made(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file.json").touch()
+    require_writable(tmp_path / path)
+    assert names(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "message"),
+    [
+        ("folder", False, r"a file for --x; got the folder '.*folder'; choose another --x"),
+        ("file", True, r"a folder for --x; got the file '.*file'; choose another --x"),
+        ("file/a/b.json", False, r"a folder to write 'b.json' in; got the file '.*file'; choose another --x"),
+        ("file/a/b", True, r"a folder to write 'b' in; got the file '.*file'; choose another --x"),
+    ],
+)
+def test_what_cannot_be_written_is_told_beforehand(tmp_path: Path, path: str, folder: bool, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=message):
+        require_writable(tmp_path / path, "--x", folder=folder)
+
+
+def test_a_place_that_may_not_be_written_is_told_beforehand(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    mounted = False
+    if os.geteuid() == 0:  # whom no permission stops, but a read-only disk does
+        mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], check=False).returncode
+        if not mounted:
+            pytest.skip("mounting is not allowed here")
+    else:
+        place.chmod(0o500)
+    try:
+        for path, folder in ((place / "a" / "b.json", False), (place / "b", True), (place, True)):
+            with pytest.raises(RunError, match=r"a place for --out that may be written; got '.*place', which may not"):
+                require_writable(path, folder=folder)
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", place], check=True)
+        place.chmod(0o700)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -76,6 +76,7 @@ def evaluate(
     from agridistill.runtime.shipped import model_path
 
     try:
+        from agridistill.data.learnt import learnt_path
         from agridistill.evaluation.held_out import evaluate_folder
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -93,6 +94,7 @@ def evaluate(
         split=split,
         split_file=split_file,
         run=path if path.is_dir() else None,
+        learnt=learnt_path(path),
         parameters=parameters,
         macs=macs,
         progress=progress,

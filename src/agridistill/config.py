@@ -53,20 +53,31 @@ _TABLES: Mapping[tuple[str, str], type[Any]] = {
     ("compare", "candidates"): CandidateSettings,
     ("compare", "search"): SearchSettings,
 }
+# In a wheel beside this package's modules, in a checkout at its root.
+_RECIPE_FOLDERS = (Path(__file__).parent / "shipped" / "recipes", Path(__file__).parents[2] / "recipes")
 SHARED_SECTIONS = frozenset({"data", "augmentation"})
 Recipe = dict[str, dict[str, Any]]
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Reads a recipe file and checks its keys.
+def read_recipe(recipe: Path | str) -> Recipe:
+    """Reads a recipe and checks its keys.
+
+    Args:
+        recipe: a file, or the name of a shipped recipe ("cpu"); a file of that name in the current folder wins.
 
     Raises:
         ConfigError: not there, no TOML, or an unknown section or key.
     """
+    path = _recipe_path(Path(recipe))
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError("a recipe file", f"'{path}', which does not exist", "check the path") from None
+        known = nearest(path.stem, shipped_recipes()).removeprefix("known: ")
+        raise ConfigError(
+            "a recipe file or the name of a shipped recipe",
+            f"'{recipe}', which does not exist",
+            f"check the path; shipped recipes: {known}",
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("a recipe in TOML", f"'{path}' ({error})", "correct the file") from None
     for section, content in document.items():
@@ -77,6 +88,20 @@ def read_recipe(path: Path) -> Recipe:
         for key in content:
             _require_key(section, key, f"in '{path}'")
     return document
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with AgriDistill: their files by their names."""
+    folder = next((folder for folder in _RECIPE_FOLDERS if folder.is_dir()), None)
+    files = folder.glob("*.toml") if folder is not None else ()
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
+
+
+def _recipe_path(named: Path) -> Path:
+    """The file that was named: a folder of a recipe's name does not hide the recipe."""
+    if named.exists() and not named.is_dir():
+        return named
+    return shipped_recipes().get(str(named), named)
 
 
 def serves(recipe: Recipe, command: str) -> bool:

@@ -106,6 +106,31 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "agridistill"  # noqa: PTH111
 
 
+def require_writable(path: Path, option: str = "--out", *, folder: bool = False) -> None:
+    """Checks that a file or a folder can be written before anything is computed for it; writes nothing.
+
+    Args:
+        path: of the file or the folder; neither it nor its parents need to exist.
+        option: that named it, for the error.
+        folder: a folder is to be made, not a file.
+
+    Raises:
+        RunError: of the other kind, below a file, or at a place that may not be written.
+    """
+    if path.exists() and path.is_dir() is not folder:
+        kinds = ("a folder", "the file") if folder else ("a file", "the folder")
+        raise RunError(f"{kinds[0]} for {option}", f"{kinds[1]} '{path}'", f"choose another {option}")
+    whole = path.resolve()
+    # A file that is there is replaced by a rename, for which its folder counts.
+    place = next(parent for parent in ((whole,) if folder else ()) + tuple(whole.parents) if parent.exists())
+    if not place.is_dir():
+        raise RunError(f"a folder to write '{path.name}' in", f"the file '{place}'", f"choose another {option}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(
+            f"a place for {option} that may be written", f"'{place}', which may not", f"choose another {option}"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:

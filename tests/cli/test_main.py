@@ -86,6 +86,25 @@ def test_an_unknown_recipe_key_is_one_line(capsys: pytest.CaptureFixture[str], t
     assert "did you mean 'epochs'?" in err
 
 
+@pytest.mark.parametrize("command", ["train", "distill", "compare"])
+def test_a_recipe_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, command, "nowhere", "--recipe", "cpu", "--out", "run")
+    assert code == 2
+    # The recipe is read; what follows it is what is lacking.
+    lacking = {
+        "train": "'nowhere', which does not exist",
+        "distill": "a teacher for the method 'hybrid'",
+        "compare": "a recipe with a section [compare]; got one with [data]",
+    }
+    assert lacking[command] in one_line(err)
+    code, _, err = run(capsys, command, "nowhere", "--recipe", "cpuu", "--out", "run")
+    assert code == 2
+    assert "got 'cpuu', which does not exist; check the path; shipped recipes: did you mean 'cpu'?" in one_line(err)
+
+
 def test_a_recipe_of_another_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[distill]\nepochs = 3\n")
     code, _, err = run(capsys, "train", tmp_path, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
@@ -211,6 +230,17 @@ def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
     assert f"Next: agridistill distill photos {words}" in one_line(err)
 
 
+def test_a_resume_of_a_finished_run_shows_its_result(capsys: pytest.CaptureFixture[str], teacher_run: Path) -> None:
+    data = json.loads((teacher_run / "environment.json").read_text())["data"]
+    code, out, err = run(capsys, "train", data, "--out", teacher_run, "--resume", "--json")
+    assert code == 0
+    assert json.loads(out)["accuracy"] == json.loads((teacher_run / "evaluation.json").read_text())["accuracy"]
+    assert f"'{teacher_run}' is finished: this is its stored result" in err
+    code, out, err = run(capsys, "train", data, "--out", teacher_run, "--resume", "--epochs", "7")
+    assert code == 2
+    assert "train.epochs = 1 as in the run that is resumed; got 7" in one_line(err)
+
+
 @pytest.mark.parametrize(("options", "told"), [((), True), (("--method", "ce"), False)])
 def test_distill_says_where_the_student_is_better_than_its_teacher(
     capsys: pytest.CaptureFixture[str], leaves: Path, teacher_run: Path, tmp_path: Path, options: tuple[str], told: bool
@@ -306,19 +336,24 @@ def test_only_a_run_is_offered_resume_after_a_failure(
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a small disk")
+@pytest.mark.parametrize(("size", "fits"), [("400k", False), ("4m", True)])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
-    capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path, size: str, fits: bool
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         code, _, err = run(capsys, "train", leaves, "--model", "mobilenetv3_small_050", "--out", disk / "run", *SMALL)
         assert code == 2
-        assert "expected room on the disk; got a full disk" in err.strip().splitlines()[-1]
+        last = err.strip().splitlines()[-1]
+        assert "expected room on the disk; got a full disk" in last
+        assert "--resume" in last
+        assert "Traceback" not in err
         assert not list(disk.rglob("*.part"))
-        assert not (disk / "run" / "model.safetensors").exists()
+        # The larger disk has room for the weights, not for the checkpoint.
+        assert (disk / "run" / "model.safetensors").exists() is fits
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from agridistill.cli import publish as command
 from agridistill.edge.updates.keys import read_trusted_keys
 from agridistill.edge.updates.release import verified_release
-from agridistill.errors import AgriDistillError, EdgeError, ModelError
+from agridistill.errors import AgriDistillError, EdgeError, ModelError, RunError
 
 Run = Callable[..., Result]
 
@@ -52,6 +52,21 @@ def golden(tmp_path: Path) -> Path:
 def key(tmp_path: Path, run: Run) -> Path:
     assert run("--new-key", tmp_path / "keys" / "release.pem").exit_code == 0
     return tmp_path / "keys" / "release.pem"
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_photos_are_read(
+    run: Run, key: Path, golden: Path, colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*words: object, **options: object) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("agridistill.edge.updates.publishing.open_artefact", too_late)
+    (tmp_path / "file").touch()
+    words = (colour_model, "--key", key, "--version", 1, "--golden", golden)
+    with pytest.raises(RunError, match="a folder for --out; got the file"):
+        run(*words, "--out", tmp_path / "file")
+    with pytest.raises(RunError, match="a folder to write 'releases' in; got the file"):
+        run(*words, "--out", tmp_path / "file" / "releases")
 
 
 def test_a_key_is_made_and_told_what_to_do_with_it(run: Run, tmp_path: Path) -> None:

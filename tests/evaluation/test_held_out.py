@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from agridistill.data.inspection import fingerprint, inspect_photos
+from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of
+from agridistill.data.learnt import write_learnt
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, digests_of, write_split
 from agridistill.errors import DataError, ModelError
@@ -95,6 +97,57 @@ class TestExportedModels:
         assert "by another split" in caplog.messages[0]
         chosen(exported, colour_folder, split="train", split_file=other)
         assert len(caplog.messages) == 1
+
+
+class TestPhotosThatAModelLearnt:
+    """Known by their looks, wherever they lie."""
+
+    @pytest.fixture
+    def learnt(self, colour_folder: Path, tmp_path: Path) -> Path:
+        scanned = scan(colour_folder)
+        phashes = phashes_of(scanned.samples, inspect_photos(scanned))
+        file = tmp_path / "model.learnt"
+        write_learnt(file, data_fingerprint(colour_folder), [phashes[path] for path in OWN.train])
+        return file
+
+    def test_a_part_a_copy_and_other_sizes_are_known(
+        self, trained: Any, colour_folder: Path, learnt: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for number, path in enumerate((*OWN.train[:3], *OWN.train[6:9], *OWN.test)):
+            copy = tmp_path / "part" / Path(path).parent / f"other-{number}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(colour_folder / path) as photo:
+                (photo if number % 2 else photo.resize((192, 192))).save(copy)
+        chosen(trained, tmp_path / "part", split="all", learnt=learnt)
+        assert caplog.messages == [
+            "the model has learnt from 6 of these 10 photos (the same pictures, also under other names and in other "
+            "sizes): the result will be too high; leave them out, or pass its run's splits.json as --splits"
+        ]
+
+    def test_new_photos_need_no_warning(
+        self,
+        trained: Any,
+        colour_photo: Callable[..., Path],
+        learnt: Path,
+        run: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for colour, seed in (("green", 900), ("red", 901)):
+            for number in range(3):
+                colour_photo(tmp_path / "new" / colour / f"{number}.jpg", colour, seed=seed + 10 * number)
+        # Names of photos that it learnt from, but other pictures.
+        chosen(trained, tmp_path / "new", split="all", learnt=learnt, own_split=run / "splits.json")
+        assert caplog.messages == []
+
+    def test_the_held_out_photos_of_its_own_folder_need_no_warning(
+        self, trained: Any, colour_folder: Path, learnt: Path, run: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        chosen(trained, colour_folder, split="test", split_file=run / "splits.json", learnt=learnt)
+        chosen(trained, colour_folder, split="train", split_file=run / "splits.json", learnt=learnt)
+        assert caplog.messages == []
+        chosen(trained, colour_folder, split="all", learnt=learnt)
+        assert "has learnt from 12 of these 20 photos" in caplog.text
 
 
 def test_a_photo_that_nobody_can_read_makes_no_other_split(

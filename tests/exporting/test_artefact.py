@@ -45,7 +45,7 @@ def test_an_artefact_answers_as_its_run_does(student_run: Path, fp32: Path, patc
 
 
 def test_an_artefact_is_one_file_that_takes_photos_as_they_are(fp32: Path) -> None:
-    assert sorted(path.name for path in fp32.parent.iterdir()) == ["leaf.json", "leaf.onnx"]
+    assert sorted(path.name for path in fp32.parent.iterdir()) == ["leaf.json", "leaf.learnt", "leaf.onnx"]
     model = onnx.load(fp32)
     (pixels,) = model.graph.input
     assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -53,6 +53,36 @@ def test_an_artefact_is_one_file_that_takes_photos_as_they_are(fp32: Path) -> No
     assert not any(item.external_data for item in model.graph.initializer)
     # Nothing but arithmetic: no batch norm, no shapes computed anew for each photo.
     assert not {"BatchNormalization", "Gather", "Range", "Expand"} & {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("version", ["this", "an earlier one", "an earlier one, other photos"])
+def test_an_artefact_knows_the_photos_that_its_run_learnt_from(
+    student_run: Path, leaves: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    run = shutil.copytree(student_run, tmp_path / "run")
+    out = tmp_path / "leaf.onnx"
+    out.with_suffix(".learnt").write_bytes(b"of the artefact that was here before")
+    options: dict[str, Any] = {}
+    if version != "this":
+        (run / "learnt.bin").unlink()
+    if version == "an earlier one, other photos":
+        options = {"data": shutil.copytree(leaves, tmp_path / "other"), "split_file": run / "splits.json"}
+        next((tmp_path / "other").rglob("*.jpg")).write_bytes(next(leaves.rglob("*.jpg")).read_bytes() + b" ")
+    export(run, out, force=True, **options)
+    if options:
+        assert not out.with_suffix(".learnt").exists()
+        return
+    assert out.with_suffix(".learnt").read_bytes() == (student_run / "learnt.bin").read_bytes()
+    # A copy under other names.
+    split = read_split(run / "splits.json")
+    for number, path in enumerate((*split.train[:20], *split.train[-20:], *split.test)):
+        copy = tmp_path / "copy" / Path(path).parent.name / f"{number}.jpg"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(leaves / path, copy)
+    for name in read_manifest(run / "manifest.json").classes:
+        assert (tmp_path / "copy" / name).is_dir()
+    found = api.evaluate(out, tmp_path / "copy", split="all")
+    assert f"the model has learnt from 40 of these {found.photos} photos" in caplog.text
 
 
 def test_the_int8_file_computes_what_its_rounded_network_computes(

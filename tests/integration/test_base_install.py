@@ -117,6 +117,27 @@ def test_the_wheel_brings_the_tomato_model(device: Device, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)["photos"]
     assert answer["label"].startswith("Tomato___")
+    (package,) = device.bin.parent.glob("lib/python*/site-packages/agridistill")
+    assert sorted(path.name for path in (package / "shipped" / "tomato").iterdir()) == [
+        "README.md",
+        "tomato-int8.json",
+        "tomato-int8.learnt",
+        "tomato-int8.onnx",
+    ]
+
+
+def test_the_wheel_brings_the_recipes(device: Device, tmp_path: Path) -> None:
+    code = (
+        "from agridistill.config import read_recipe, shipped_recipes\n"
+        "print(*(name for name in shipped_recipes() if read_recipe(name)))"
+    )
+    done = run(device.bin / "python", "-c", code, folder=tmp_path)
+    assert done.stdout.split() == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml")), done.stderr
+    done = run(
+        device.bin / "agridistill", "train", tmp_path, "--recipe", "cpus", "--out", tmp_path / "run", folder=tmp_path
+    )
+    assert done.returncode == 2
+    assert "got 'cpus', which does not exist; check the path; shipped recipes: did you mean 'cpu'?" in done.stderr
 
 
 def test_what_needs_the_training_part_says_how_to_get_it(device: Device, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import agridistill
-from agridistill.manifest import sha256_of
+from agridistill.data.learnt import read_learnt
+from agridistill.manifest import read_manifest, sha256_of
 
 MODELS = Path(__file__).parents[2] / "models" / "tomato"
 PRECISIONS = ("fp32", "int8")
@@ -45,6 +46,27 @@ def test_it_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     manifest = agridistill.load("tomato").manifest
     assert manifest.precision == "int8"
     assert len(manifest.classes) == 10
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_knows_the_photos_that_it_learnt_from(precision: str) -> None:
+    known = read_learnt(MODELS / f"tomato-{precision}.learnt", read_manifest(MODELS / f"tomato-{precision}.json"))
+    assert known is not None
+    # Of 8,929 photos a few look alike.
+    assert 8_800 < len(known.entries) <= 8_929
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_knows_which_real_photos_it_learnt_from(
+    precision: str, real_photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from agridistill.data.learnt import learnt_path
+    from agridistill.evaluation.held_out import choose_photos
+
+    artefact = MODELS / f"tomato-{precision}.onnx"
+    manifest = read_manifest(artefact.with_suffix(".json"))
+    choose_photos(manifest, real_photos, split="all", learnt=learnt_path(artefact))
+    assert "the model has learnt from 8929 of these 12700 photos" in caplog.text
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import socket
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from huggingface_hub import constants
 from timm.layers import DropPath
 
 from agridistill.errors import ModelError
@@ -20,7 +18,6 @@ from agridistill.models.factory import (
     require_known_model,
     save_weights,
 )
-from agridistill.models.hub import hub_access
 from agridistill.models.weights import PACKAGED
 
 STUDENT = "mobilenetv3_small_050"
@@ -181,19 +178,6 @@ def test_stochastic_depth_of_a_network_without_it_is_refused() -> None:
 def test_a_size_that_the_network_cannot_take_is_refused(name: str, size: int) -> None:
     with pytest.raises(ModelError, match=f"an image size that {name} can take; got {size} px"):
         create_model(name, 3, image_size=size)
-
-
-def test_an_unreachable_hub_is_asked_once_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("urllib.request.getproxies", dict)
-    # Nothing listens on port 9 of this machine.
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with hub_access():
-        assert constants.is_offline_mode()
-    assert not constants.is_offline_mode()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        with hub_access():
-            assert not constants.is_offline_mode()
 
 
 def test_a_truncated_safetensors_file_is_called_damaged(tmp_path: Path) -> None:

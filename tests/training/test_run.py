@@ -4,12 +4,15 @@ import csv
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -398,6 +401,40 @@ def test_a_finished_run_is_never_overwritten(leaves: Path, teacher_run: Path, tm
         train(leaves, tmp_path / "new", TrainConfig(), resume=True)
 
 
+def test_a_resume_of_a_finished_run_gives_its_result_and_trains_nothing(
+    leaves: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = distill(leaves, teacher_run, run, student())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert distill(leaves, teacher_run, run, student(), resume=True) == first
+    # Neither settings nor teacher are needed; given ones have to be the run's.
+    assert distill(leaves, None, run, resume=True) == first
+    copy = shutil.copytree(leaves, tmp_path / "moved")
+    assert distill(copy, teacher_run, run, student(), resume=True) == first
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_of_a_finished_run_with_other_settings_is_refused(
+    leaves: Path, teacher_run: Path, student_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    distill(leaves, teacher_run, run, student())
+    with pytest.raises(RunError, match=r"objective\.method = hybrid as in the run that is resumed; got kd"):
+        distill(leaves, teacher_run, run, student("kd"), resume=True)
+    with pytest.raises(RunError, match="the teacher that the run started with"):
+        distill(leaves, student_run, run, student(), resume=True)
+    copy = shutil.copytree(leaves, tmp_path / "other")
+    next(copy.rglob("*.jpg")).unlink()
+    with pytest.raises((DataError, RunError), match=r"photos .*not there|other photos in"):
+        distill(copy, teacher_run, run, student(), resume=True)
+    with pytest.raises(RunError, match="leave --splits away"):
+        distill(leaves, teacher_run, run, student(), resume=True, split_file=run / "splits.json")
+    (run / "evaluation.json").write_text("{}")
+    with pytest.raises(RunError, match="the whole result of a finished run; got a damaged"):
+        distill(leaves, teacher_run, run, student(), resume=True)
+
+
 def test_wrong_names_are_told_before_photos_are_read(tmp_path: Path, teacher_run: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(ModelError, match="did you mean 'mobilenetv3_small_100'"):
@@ -561,6 +598,42 @@ def test_a_start_that_comes_second_changes_nothing(
         train(leaves, tmp_path / "run", TrainConfig(DATA, train=replace(FIT, epochs=9)))
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]["epochs"] == 2
     assert not (tmp_path / "run" / "splits.json").exists()
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """The system refuses to write more into one file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [300_000, 3_000_000])
+def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_old_one(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "last.ckpt"
+    checkpoints = WholeCheckpoints()
+    checkpoints.save_checkpoint({"epoch": 1}, file)
+    # In one piece and in many: the write that fails is another one.
+    whole, parts = {"a": torch.zeros(size // 4)}, {str(number): torch.zeros(size // 400) for number in range(100)}
+    for state in (whole, parts):
+        with files_of_at_most(200_000), pytest.raises(OSError, match="last") as caught:
+            checkpoints.save_checkpoint(state, file)
+        assert caught.value.errno == errno.EFBIG
+    assert torch.load(file) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_goes_on_after_a_disk_without_room_for_its_checkpoint(leaves: Path, tmp_path: Path) -> None:
+    config = TrainConfig(DATA, train=replace(FIT, epochs=2))
+    # The weights fit, the checkpoint does not: it holds the optimiser's state as well.
+    with files_of_at_most(4_000_000), pytest.raises(OSError, match="last"):
+        train(leaves, tmp_path / "run", config)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert train(leaves, tmp_path / "run", config, resume=True).evaluation.photos > 0
 
 
 @pytest.mark.parametrize("method", ["write_environment", "write_recipe"])

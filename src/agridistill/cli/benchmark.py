@@ -50,8 +50,11 @@ def benchmark(
     """
     from agridistill.benchmarking import benchmark as measure
     from agridistill.runtime.benchmark import PUBLISHABLE_QUERIES, BenchmarkPlan
-    from agridistill.storage import write_json, write_text
+    from agridistill.storage import require_writable, write_json, write_text
 
+    for option, file in (("--out", out), ("--csv", csv)):
+        if file is not None:
+            require_writable(file, option)
     with progress_bar("measuring") as progress:
         result = measure(
             models,

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 def compare(
     data: options.Data,
-    recipe: Annotated[Path, typer.Option("--recipe", help="Recipe in TOML with a section \\[compare].")],
+    recipe: Annotated[
+        Path,
+        typer.Option(
+            "--recipe", metavar="NAME|FILE", help="Shipped recipe, as compare, or a file in TOML; with \\[compare]."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the study.")],
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Run folder of the teacher; trained by the recipe otherwise.")

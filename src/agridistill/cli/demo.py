@@ -9,6 +9,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.storage import require_writable
 
 
 def demo(
@@ -19,6 +20,7 @@ def demo(
 
     After an interruption the same command goes on where it stopped.
     """
+    require_writable(out, folder=True)
     stderr.print("Drawn leaves stand in for photos here: the figures say that it works, not how well on real leaves.")
     with progress_bar("drawing leaves") as progress:
         from agridistill.study.demo import run_demo

@@ -85,6 +85,7 @@ def distill(
     )
     config = distill_config(chosen)
     leave_talking_to_the_first(config.distill.processes)
+    finished = options.is_finished(out, resume=resume)
     with progress_bar("reading photos") as progress:
         from agridistill.training import run
 
@@ -99,7 +100,7 @@ def distill(
             cache_dir=cache_dir,
             progress=progress,
         )
-    options.show_result(result, json=json, model=config.distill.model)
+    options.show_result(result, json=json, model=config.distill.model, finished=finished)
     if teacher is not None and not config.distill.int8:
         _tell_of_weaker_teacher(result, teacher)
     next_command("evaluate", out, data)

@@ -39,9 +39,13 @@ def evaluate(
     """
     from agridistill import api
     from agridistill.runtime.shipped import model_path
-    from agridistill.storage import write_json
+    from agridistill.storage import require_writable, write_json
 
     model = model_path(model)
+    if out is not None:
+        require_writable(out)
+    if evidence is not None:
+        require_writable(evidence, "--evidence", folder=True)
     with progress_bar("reading photos") as progress:
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
     if result.skipped:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe in TOML.")]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="Shipped recipe, as cpu or paper, or a file in TOML."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a recipe key; repeatable.")]
 Splits = Annotated[Path | None, typer.Option("--splits", help="Split made by `data split`.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training photos.")]
@@ -33,7 +36,7 @@ Pretrained = Annotated[
 Weights = Annotated[Path | None, typer.Option("--weights", help="Safetensors file or finished run to start from.")]
 Devices = Annotated[int | None, typer.Option("--devices", help="Processes on this machine, one for each GPU.")]
 Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines that run this command.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run, or show a finished one's result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -70,11 +73,25 @@ def recipe_for(
     return with_options(recipe, located)
 
 
-def show_result(result: RunResult, *, json: bool, model: str) -> None:
-    """The end of `train` and `distill`: the evaluation on the test split."""
+def is_finished(out: Path, *, resume: bool) -> bool:
+    """Whether a resume finds nothing left to train: the stored result is shown."""
+    return resume and (out / "evaluation.json").exists()
+
+
+def show_result(result: RunResult, *, json: bool, model: str, finished: bool = False) -> None:
+    """The end of `train` and `distill`: the evaluation on the test split.
+
+    Args:
+        result: of the run.
+        json: prints it as one document.
+        model: timm's name.
+        finished: the run was finished before this command.
+    """
     from agridistill.cli.output import print_json, stderr
     from agridistill.cli.tables import print_evaluation
 
+    if finished:
+        stderr.print(f"'{result.out}' is finished: this is its stored result", markup=False)
     if result.skipped:
         first = result.skipped[0][0]
         stderr.print(f"left out: {len(result.skipped)} unreadable photos, the first '{first}'", markup=False)

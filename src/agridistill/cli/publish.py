@@ -57,6 +57,7 @@ def publish(
     from agridistill.edge.updates.publishing import PublishSettings
     from agridistill.edge.updates.publishing import publish as write
     from agridistill.runtime.shipped import model_path
+    from agridistill.storage import require_writable
 
     for name in revoke_key or []:
         if not _KEY_ID.fullmatch(name):
@@ -72,6 +73,7 @@ def publish(
     for path in key or []:
         if path.resolve().is_relative_to(out.resolve()):
             raise typer.BadParameter(f"the private key '{path}' lies in '{out}', which devices will see")
+    require_writable(out, folder=True)
     keys = [read_private_key(path) for path in key or []]
     with progress_bar("golden photos") as progress:
         result = write(model_path(model), golden, out, keys, settings, progress=progress)

@@ -10,6 +10,7 @@ import typer
 from agridistill.cli import options
 from agridistill.cli.output import print_json, stderr, stdout
 from agridistill.errors import MissingExtraError
+from agridistill.storage import require_writable
 
 
 def report(
@@ -25,6 +26,8 @@ def report(
             f"no module '{error.name}'",
             "pip install 'agridistill[report]'",
         ) from None
+    if folder.is_dir():
+        require_writable(folder, "DIR", folder=True)
     result = write(folder)
     if json:
         print_json(

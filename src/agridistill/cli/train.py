@@ -69,11 +69,12 @@ def train(
         {"--image-size": image_size, "--batch-size": batch_size, "--workers": workers, "--precision": precision},
     )
     leave_talking_to_the_first(config.train.processes)
+    finished = options.is_finished(out, resume=resume)
     with progress_bar("reading photos") as progress:
         from agridistill.training import run
 
         result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)
-    options.show_result(result, json=json, model=config.train.model)
+    options.show_result(result, json=json, model=config.train.model, finished=finished)
     next_command("distill", data, "--teacher", out, *for_student, "--out", sibling(out, "student"))
 
 

@@ -20,6 +20,7 @@ from agridistill.errors import DataError, FetchError
 from agridistill.manifest import sha256_of
 from agridistill.preprocess import PHOTO_SUFFIXES
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import require_writable
 
 PLANTVILLAGE_ARCHIVE = "https://github.com/spMohanty/PlantVillage-Dataset/archive/refs/heads/master.zip"
 TOMATO_CLASSES = (
@@ -95,6 +96,7 @@ def fetch_plantvillage_tomato(
     if out.name in ("", ".."):
         # It is renamed into its place at the end, which the folder one stands in cannot be.
         raise FetchError("the name of a folder to make", f"'{out}'", "write --out with a name")
+    require_writable(out, folder=True)
     place, sha256 = _parse_source(source or PLANTVILLAGE_ARCHIVE)
     out.parent.mkdir(parents=True, exist_ok=True)
     if "://" not in place:

@@ -191,6 +191,12 @@ def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: I
     return digest.hexdigest()
 
 
+def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, int]:
+    """The 64-bit perceptual hash of each readable photo, by `Sample.path`."""
+    found = {sample.path: inspection.records[sample.path].phash for sample in samples}
+    return {path: phash for path, phash in found.items() if phash is not None}
+
+
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
     """Puts `max_pixels` in the place of Pillow's limit, which would hide the size of what is too large."""

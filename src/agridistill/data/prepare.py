@@ -7,16 +7,17 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
+from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
 from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class PreparedData:
         fingerprint: names the readable photos, their labels and their content.
         split: the paths of the three parts.
         cut: the parts that were made from the fractions and the seed; none where a file or folders gave the split.
+        phashes: 64-bit perceptual hash of each readable photo, by `Sample.path`.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class PreparedData:
     fingerprint: str
     split: Split
     cut: frozenset[str] = frozenset()
+    phashes: Mapping[str, int] = field(default_factory=dict)
 
 
 def prepare_data(
@@ -114,6 +117,7 @@ def _prepared(
         fingerprint=fingerprint(folder.classes, samples, inspection),
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
         cut=cut,
+        phashes=phashes_of(samples, inspection),
     )
 
 
@@ -217,6 +221,8 @@ def split_data(
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which exists", "choose another name or pass --force")
+    require_writable(out)
+    require_outside(out, root)
     prepared = prepare_data(
         root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
     )

@@ -76,6 +76,29 @@ def scan(root: Path) -> PhotoFolder:
     return _scan_classes(root, [(name, name) for name in folders])
 
 
+def require_outside(path: Path, root: Path, option: str = "--out") -> None:
+    """Checks that results do not go into the photo folder, where their folder would become a class.
+
+    Args:
+        path: that will be written.
+        root: the photo folder.
+        option: that named the path, for the error.
+
+    Raises:
+        DataError: it lies in the photo folder, not hidden by a dot.
+    """
+    whole, photos = path.resolve(), root.resolve()
+    if not whole.is_relative_to(photos):
+        return
+    inside = whole.relative_to(photos).parts
+    if not any(part.startswith(".") for part in inside):
+        raise DataError(
+            f"{option} outside the photo folder, in which each folder is a class",
+            f"'{path}' in '{root}'",
+            f"choose another {option}",
+        )
+
+
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     """The folder of each split; None where the folders are classes, of which one may be called like a split.
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agridistill.data.inspection import fingerprint, inspect_photos, usable_samples
+from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
+from agridistill.data.learnt import LearntPhotos, read_learnt
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
 from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split
 from agridistill.errors import DataError
@@ -34,12 +35,16 @@ class ChosenPhotos:
         classes: the data's class names; `Sample.label` is an index into them.
         samples: the readable photos of the split.
         skipped: one line for each unreadable photo of the split.
+        phashes: 64-bit perceptual hashes of the samples.
+        trained_here: whether the folder holds the very photos that the model was trained on.
     """
 
     root: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...]
+    phashes: tuple[int, ...] = ()
+    trained_here: bool = False
 
 
 def evaluate_folder(
@@ -49,6 +54,7 @@ def evaluate_folder(
     split: SplitChoice = "test",
     split_file: Path | None = None,
     run: Path | None = None,
+    learnt: Path | None = None,
     batch_size: int = 64,
     parameters: int | None = None,
     macs: int | None = None,
@@ -62,6 +68,7 @@ def evaluate_folder(
         split: which photos.
         split_file: made by `data split`, or a run's `splits.json`.
         run: the model's run folder, whose own split is used on the data that it was trained on.
+        learnt: file that names the photos which the model has learnt from (`data.learnt`), which are told in the log.
         batch_size: photos at once.
         parameters: of the model, for the result.
         macs: of the model, for the result.
@@ -73,7 +80,13 @@ def evaluate_folder(
     """
     own_split = run / "splits.json" if run is not None else None
     photos = choose_photos(
-        backend.manifest, data, split=split, split_file=split_file, own_split=own_split, progress=progress
+        backend.manifest,
+        data,
+        split=split,
+        split_file=split_file,
+        own_split=own_split,
+        learnt=learnt,
+        progress=progress,
     )
     return evaluate(
         backend,
@@ -96,13 +109,14 @@ def choose_photos(
     split: SplitChoice = "test",
     split_file: Path | None = None,
     own_split: Path | None = None,
+    learnt: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> ChosenPhotos:
     """Finds the photos of a split.
 
     The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
     tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are told in
-    the log.
+    the log: by the run's own split, or in any folder by `learnt`, the file that names them.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
@@ -123,15 +137,23 @@ def choose_photos(
     def chosen(path: str) -> bool:
         return parts is None or (path in parts if split == "all" else parts.get(path) == split)
 
+    wanted = tuple(sample for sample in samples if chosen(sample.path))
     photos = ChosenPhotos(
         data,
         folder.classes,
-        tuple(sample for sample in samples if chosen(sample.path)),
+        wanted,
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
+        tuple(phashes_of(wanted, inspection).values()),
+        trained_here,
     )
-    if split != "train" and own is not None:
+    known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
+    if split == "train":
+        return photos
+    if known is not None:
+        _tell_known(photos, known)
+    elif own is not None:
         _tell_learnt(photos, own, trained_here)
-    elif split != "train" and trained_here:
+    elif trained_here:
         readable_parts = {sample.path: parts[sample.path] for sample in samples if parts and sample.path in parts}
         _tell_what_may_be_learnt(manifest, readable_parts, split)
     return photos
@@ -168,6 +190,17 @@ def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], 
         logger.warning(
             "the model was trained on photos of this folder by another split: some of these it may have learnt; pass "
             "its run's splits.json as --splits"
+        )
+
+
+def _tell_known(photos: ChosenPhotos, known: LearntPhotos) -> None:
+    met = known.count(photos.phashes)
+    if met:
+        logger.warning(
+            "the model has learnt from %d of these %d photos (the same pictures, also under other names and in other "
+            "sizes): the result will be too high; leave them out, or pass its run's splits.json as --splits",
+            met,
+            len(photos.samples),
         )
 
 

@@ -6,12 +6,14 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from agridistill.data.learnt import learnt_path, write_learnt
 from agridistill.data.splits import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
@@ -28,10 +30,16 @@ from agridistill.models.saved import TorchBackend, load_network
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
-from agridistill.storage import replacing
+from agridistill.storage import replacing, require_writable
 
 Precision = Literal["fp32", "int8"]
 SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
+
+# Of each format: modules of the converter and of the engine that measures the file, the extra that brings them.
+_CONVERTERS = {
+    ".onnx": (("onnx", "onnxscript", "onnxruntime"), "export", "onnx and onnxscript"),
+    ".tflite": (("litert_torch", "ai_edge_litert"), "litert", "litert-torch"),
+}
 
 # Fewer say too little about agreement.
 MIN_PARITY_PHOTOS = 200
@@ -104,7 +112,11 @@ def export(
     """
     if out.suffix not in SUFFIXES.values():
         raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
+    require_writable(out)
     _require_own_manifest(out)
+    _require_converter(out.suffix)
+    if split_file is not None:
+        read_split(split_file)
     network, manifest = load_network(run)
     if manifest.precision == "int8" and precision != "int8":
         raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "pass --precision int8")
@@ -166,7 +178,37 @@ def export(
         with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
             final.write(described)
+    _write_learnt(run, out, manifest, train)
     return result
+
+
+def _write_learnt(run: Path, out: Path, manifest: ModelManifest, train: ChosenPhotos) -> None:
+    """Which photos the run has learnt from, in a file beside the artefact.
+
+    A run of an earlier version has no such file; the photos themselves are taken, where they are the run's.
+    """
+    target, stored = learnt_path(out), learnt_path(run)
+    if stored.exists():
+        with replacing(target) as temporary:
+            temporary.write_bytes(stored.read_bytes())
+    elif train.trained_here:
+        write_learnt(target, manifest.lineage["data_fingerprint"], train.phashes)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def _require_converter(suffix: str) -> None:
+    """Looks for what writes the format, without loading it, which takes seconds.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    modules, extra, what = _CONVERTERS[suffix]
+    missing = next((name for name in modules if find_spec(name) is None), None)
+    if missing is not None:
+        raise MissingExtraError(
+            f"{what}, to write {suffix} files", f"no module '{missing}'", f"pip install 'agridistill[{extra}]'"
+        )
 
 
 def _as_wanted(network: nn.Module, manifest: ModelManifest, precision: Precision, train: ChosenPhotos) -> nn.Module:

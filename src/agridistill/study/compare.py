@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from agridistill.data.samples import scan
+from agridistill.data.samples import require_outside, scan
 from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.manifest import read_manifest
 from agridistill.progress import ProgressCallback, silent
-from agridistill.storage import only_one, write_json
+from agridistill.storage import only_one, require_writable, write_json
 from agridistill.study.evidence import gather_for
 from agridistill.study.job import Order
 from agridistill.study.plan import ComparePlan, Job
@@ -63,6 +63,8 @@ def compare(
         AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
     """
     scan(data)  # a wrong path is told before anything is written
+    require_writable(out, folder=True)
+    require_outside(out, data)
     teacher_run = teacher or out / TEACHER_NAME
     trains_teacher = teacher is None and plan.needs_teacher
     out.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def main() -> int:
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         carry_out(order)
-    except AgriDistillError as error:
+    except (AgriDistillError, OSError) as error:  # a full disk, say: the log needs no traceback of it
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the log of this run
         return FAILED
     except KeyboardInterrupt:

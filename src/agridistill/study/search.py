@@ -16,9 +16,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from agridistill.data.samples import require_outside, scan
+from agridistill.data.splits import read_split
 from agridistill.errors import ConfigError, RunError
 from agridistill.progress import ProgressCallback, silent
-from agridistill.storage import write_json
+from agridistill.storage import require_writable, write_json
 from agridistill.study.job import Order
 from agridistill.study.plan import SearchSettings
 from agridistill.study.side_by_side import failed, run_side_by_side
@@ -79,6 +81,11 @@ def search(
         AgriDistillError: a trial failed, the storage cannot be used, or it holds a search of another recipe.
     """
     settings = plan.settings
+    scan(data)  # before anything is written
+    require_writable(out, folder=True)
+    require_outside(out, data)
+    if split_file is not None:
+        read_split(split_file)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _opened(plan, storage or _sqlite(out / STORAGE_NAME))

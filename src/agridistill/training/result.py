@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agridistill.data.splits import read_split
-from agridistill.errors import AgriDistillError
+from agridistill.errors import AgriDistillError, RunError
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import read_manifest
 from agridistill.training.run_folder import RunFolder
@@ -66,3 +66,19 @@ def read_result(folder: RunFolder, skipped: tuple[tuple[str, str], ...]) -> RunR
     document = json.loads(folder.evaluation.read_text(encoding="utf-8"))
     result = EvaluationResult.from_json(document)
     return RunResult(folder.path, result, document["best_epoch"], document["train_s"], skipped)
+
+
+def stored_result(folder: RunFolder) -> RunResult:
+    """The result of a finished run, from its files alone.
+
+    Raises:
+        RunError: a damaged file.
+    """
+    skipped = folder.read_environment().get("skipped", [])
+    try:
+        return read_result(folder, tuple((str(path), str(reason)) for path, reason in skipped))
+    except (KeyError, OSError, RunError, TypeError, ValueError) as error:
+        told = f"a damaged '{folder.evaluation}' ({type(error).__name__}: {error})"
+        raise RunError(
+            "the whole result of a finished run", told, "evaluate the run again, or start a new one"
+        ) from None

@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.data.samples import suffixes
+from agridistill.data.samples import require_outside, suffixes
 from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import require_writable
 from agridistill.training.earlier import earlier_runs, parted_beside
-from agridistill.training.result import RunResult
+from agridistill.training.result import RunResult, stored_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.session import Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+from agridistill.training.start import require_weights
 from agridistill.training.terms import listens
 
 logger = logging.getLogger(__name__)
@@ -40,17 +42,19 @@ def train(
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: settings; the defaults where None.
         split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
-        resume: continues after a kill with the result of an uninterrupted run.
+        resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         progress: told how far the reading of the photos is.
 
     Raises:
         AgriDistillError: data, settings, model or run folder cannot be used.
     """
+    folder = RunFolder(out)
+    _require_own_split(split_file, resume=resume)
+    if resume and folder.evaluation.exists():
+        return _finished(folder, data, config, None, progress)
     config = config or TrainConfig()
     fit = config.train
-    folder = RunFolder(out)
-    _require_startable(folder, fit, resume=resume)
-    _require_own_split(split_file, resume=resume)
+    _require_startable(folder, fit, data, resume=resume)
     require_known_model(fit.model)
     prepared = _prepare(data, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
@@ -77,7 +81,7 @@ def distill(
         config: settings; the defaults where None.
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
             so that no test photo of the student was a training photo of the teacher.
-        resume: continues after a kill with the result of an uninterrupted run.
+        resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         cache: asks the teacher once about each view and keeps its logits and attention; otherwise it runs in every
             step. Features (`w_hint`) come from the live teacher in their stage either way.
         cache_dir: folder of the teacher's caches; `cache` in the teacher's run folder where None.
@@ -86,18 +90,22 @@ def distill(
     Raises:
         AgriDistillError: data, settings, teacher, model or run folder cannot be used.
     """
+    folder = RunFolder(out)
+    _require_own_split(split_file, resume=resume)
+    if resume and folder.evaluation.exists():
+        return _finished(folder, data, config, teacher, progress)
     config = config or DistillConfig()
     method = get_method(config.objective.method)
     fit = config.distill
-    folder = RunFolder(out)
-    _require_startable(folder, fit, resume=resume)
-    _require_own_split(split_file, resume=resume)
+    _require_startable(folder, fit, data, resume=resume)
     require_known_model(fit.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if teacher is not None:
         # Says now, before the photos are read, whether the teacher can be used.
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
+    if cache and cache_dir is not None:
+        require_writable(cache_dir, "--cache-dir", folder=True)
     prepared = _prepare(data, config.data, folder, split_file, earlier_runs(teacher, fit), resume, progress)
     if teacher is None or not listens(config.objective):
         # A teacher that no term listens to is not asked.
@@ -106,10 +114,43 @@ def distill(
     return Session(folder, prepared, config, fit, config.objective, teacher, caches, resume).run()
 
 
-def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> None:
+def _finished(
+    folder: RunFolder,
+    data: Path,
+    config: TrainConfig | DistillConfig | None,
+    teacher: Path | None,
+    progress: ProgressCallback,
+) -> RunResult:
+    """What a finished run has stored; the photos are read only where they are not at the run's own place.
+
+    Raises:
+        RunError: other settings, photos or another teacher than the run's, or a damaged file of the run.
+    """
+    if config is not None:
+        folder.require_same_recipe(config)
+    environment = folder.read_environment()
+    if teacher is not None and environment.get("teacher_sha256") is not None:
+        folder.require_same_teacher(read_manifest(RunFolder(teacher).manifest).weights_sha256)
+    if environment.get("data") != str(data.resolve()):
+        _require_own_data(folder, data, prepare_data(data, split_file=folder.splits, progress=progress))
+    return stored_result(folder)
+
+
+def _require_own_data(folder: RunFolder, data: Path, prepared: PreparedData) -> None:
+    if folder.read_environment().get("data_fingerprint") != prepared.fingerprint:
+        raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
+
+
+def _require_startable(folder: RunFolder, fit: FitSettings, data: Path, *, resume: bool) -> None:
+    """What can be known before the photos are read, which may take minutes."""
     require_launched(fit.processes)
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
+        require_writable(folder.path, folder=True)
+    if not resume:
+        require_outside(folder.path, data)
+        if fit.weights:
+            require_weights(Path(fit.weights))
 
 
 def _require_own_split(split_file: Path | None, *, resume: bool) -> None:
@@ -144,9 +185,7 @@ def _prepare(
             prepared.strays[0],
         )
     if resume:
-        before = folder.read_environment().get("data_fingerprint")
-        if before != prepared.fingerprint:
-            raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
+        _require_own_data(folder, data, prepared)
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
         return prepared
     return parted_beside(earlier, prepared, settings)

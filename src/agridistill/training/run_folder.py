@@ -15,6 +15,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from agridistill.data.learnt import RUN_NAME as LEARNT_NAME
 from agridistill.errors import RunError
 from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
@@ -69,6 +70,11 @@ class RunFolder:
     def lock(self) -> Path:
         """Held by the process that trains."""
         return self.path / ".lock"
+
+    @property
+    def learnt(self) -> Path:
+        """Which photos it has learnt from, without their names; see `data.learnt`."""
+        return self.path / LEARNT_NAME
 
     @property
     def caches(self) -> Path:

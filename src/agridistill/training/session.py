@@ -14,6 +14,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from agridistill.data.datamodule import PhotoDataModule, default_workers
 from agridistill.data.kept_views import KeptViews
+from agridistill.data.learnt import write_learnt
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
 from agridistill.distillation.methods import get_method
@@ -300,6 +301,8 @@ class Session:
         val = predict_logits(TorchBackend(network, manifest), self.prepared.val, root)
         # Written once, calibrated: a folder with a manifest is a model that can be used.
         manifest = replace(manifest, temperature=fit_temperature(val.logits, val.target))
+        learnt = (self.prepared.phashes[sample.path] for sample in self.prepared.train)
+        write_learnt(self.folder.learnt, self.prepared.fingerprint, learnt)
         manifest.write(self.folder.manifest)
         size = complexity(network, self.preprocessing.image_size)
         result = evaluate(

@@ -9,6 +9,7 @@ from pathlib import Path
 from agridistill.data.kept_views import SPARE_BYTES, KeptViews
 from agridistill.data.samples import Sample
 from agridistill.data.views import view_seed
+from agridistill.errors import ModelError
 from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, read_manifest
 from agridistill.models.factory import pretrained_normalisation
 from agridistill.training.run_folder import RunFolder, run_of
@@ -41,6 +42,25 @@ def starting_normalisation(fit: FitSettings, folder: RunFolder, *, resume: bool)
     if fit.pretrained and weights is None:
         return pretrained_normalisation(fit.model)
     return IMAGENET_MEAN, IMAGENET_STD
+
+
+def require_weights(weights: Path) -> None:
+    """Checks that the weights which a run starts from are there, without reading them.
+
+    Raises:
+        AgriDistillError: nothing there, a folder that is no finished run, or damaged weights of one.
+    """
+    if weights.is_dir():
+        read_manifest(RunFolder(weights).manifest).verified_weights(weights)
+        return
+    if not weights.is_file():
+        raise ModelError("a weights file or a finished run", f"'{weights}', which is neither", "check --weights")
+    try:
+        weights.open("rb").close()
+    except OSError as error:
+        raise ModelError(
+            "a weights file that can be read", f"'{weights}' ({error.strerror})", "check --weights"
+        ) from None
 
 
 def tell_what_keeping_saves(

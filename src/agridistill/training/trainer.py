@@ -62,9 +62,21 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes beside the old one, then renames."""
+        """Writes beside the old one, then renames.
+
+        Raises:
+            OSError: the disk refuses, as when it is full; the old checkpoint stays.
+        """
         with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                # Python's own file: where torch opens one, a full disk is a RuntimeError without its reason.
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except (OSError, RuntimeError) as error:
+                refused = error if isinstance(error, OSError) else error.__context__
+                if not isinstance(refused, OSError):
+                    raise
+                raise OSError(refused.errno, refused.strerror, str(path)) from error
 
 
 def create_trainer(

@@ -1,0 +1,89 @@
+"""Which photos a model has learnt from, without their names: a file beside it, by which `evaluate` knows them again.
+
+Each photo has five bytes in it, of a hash of its perceptual hash: nothing of the photo can be seen, and copies under
+other names, in other sizes or of other quality are known as well (of resized and recompressed ones about nine in ten).
+9,000 photos take 45 kB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agridistill.manifest import ModelManifest
+from agridistill.storage import replacing
+
+logger = logging.getLogger(__name__)
+
+RUN_NAME, SUFFIX = "learnt.bin", ".learnt"
+
+_MAGIC = b"agridistill learnt photos 1\n"
+_FINGERPRINT_BYTES = 32
+# 9,000 learnt photos: by chance one of 100 million new ones is taken for one of them.
+_ENTRY_BYTES = 5
+
+
+@dataclass(frozen=True)
+class LearntPhotos:
+    """Photos that a model has learnt from.
+
+    Attributes:
+        entries: five bytes for each look of a photo.
+    """
+
+    entries: frozenset[bytes]
+
+    def count(self, phashes: Iterable[int]) -> int:
+        """How many of these photos are among them.
+
+        Args:
+            phashes: 64-bit perceptual hashes (`data.inspection`).
+        """
+        return sum(_entry(phash) in self.entries for phash in phashes)
+
+
+def learnt_path(model: Path) -> Path:
+    """`RUN/learnt.bin` of a run folder, `NAME.learnt` beside an artefact."""
+    return model / RUN_NAME if model.is_dir() else model.with_suffix(SUFFIX)
+
+
+def write_learnt(path: Path, data_fingerprint: str, phashes: Iterable[int]) -> None:
+    """Writes the file, whole or not at all.
+
+    Args:
+        path: to write.
+        data_fingerprint: of the data, as in the model's lineage: it says whose file this is.
+        phashes: 64-bit perceptual hashes of the training photos.
+    """
+    entries = sorted({_entry(phash) for phash in phashes})
+    with replacing(path) as temporary:
+        temporary.write_bytes(_MAGIC + _fingerprint(data_fingerprint) + b"".join(entries))
+
+
+def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
+    """Reads the file of a model; None where there is none, or none of this model's, which is told in the log."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    start = len(_MAGIC) + _FINGERPRINT_BYTES
+    head, entries = content[:start], content[start:]
+    theirs = head == _MAGIC + _fingerprint(str(manifest.lineage.get("data_fingerprint")))
+    if not theirs or len(entries) % _ENTRY_BYTES:
+        logger.warning(
+            "'%s' is damaged or of another model: photos that the model has learnt from are not recognised", path
+        )
+        return None
+    return LearntPhotos(frozenset(entries[at : at + _ENTRY_BYTES] for at in range(0, len(entries), _ENTRY_BYTES)))
+
+
+def _fingerprint(text: str) -> bytes:
+    # Hashed again: a manifest may hold any text.
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _entry(phash: int) -> bytes:
+    return hashlib.blake2b(phash.to_bytes(8, "big"), digest_size=_ENTRY_BYTES).digest()
