@@ -673,7 +673,7 @@ def test_a_setting_that_a_version_adds_has_its_default_in_earlier_runs(tmp_path:
 
 def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_path: Path) -> None:
     network = create_model(STUDENT, 3)
-    best = BestWeights(tmp_path / "model.safetensors")
+    best = BestWeights(tmp_path / "model.safetensors", 1000)
     trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, current_epoch=1, callback_metrics={})
     trainer.callback_metrics = {"val/accuracy": 0.8, "val/nll": 0.5}
     module = DistillationModule.__new__(DistillationModule)
@@ -681,7 +681,7 @@ def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_p
     module.model = network
     best.on_validation_end(trainer, module)  # type: ignore[arg-type]
     stored = best.state_dict()
-    again = BestWeights(best.path)
+    again = BestWeights(best.path, 1000)
     again.load_state_dict(stored)
     assert again.best == (0.8, -0.5)
     best.path.write_bytes(b"of epoch 2, which was killed before its checkpoint")

@@ -83,6 +83,7 @@ def distill(
         },
         resume=resume,
     )
+    chosen = options.completed("distill", chosen, data, teacher=teacher, recipe_file=recipe, resume=resume)
     config = distill_config(chosen)
     leave_talking_to_the_first(config.distill.processes)
     finished = options.is_finished(out, resume=resume)

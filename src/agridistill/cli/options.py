@@ -73,6 +73,31 @@ def recipe_for(
     return with_options(recipe, located)
 
 
+def completed(
+    command: Literal["train", "distill"],
+    recipe: Recipe,
+    data: Path,
+    *,
+    teacher: Path | None = None,
+    recipe_file: Path | None,
+    resume: bool,
+) -> Recipe:
+    """The recipe, with a network and settings that fit photos and hardware; a recipe file and a resume have theirs.
+
+    Raises:
+        AgriDistillError: photos, teacher or weights cannot be used.
+    """
+    if recipe_file is not None or resume:
+        return recipe
+    from agridistill.cli.output import stderr
+    from agridistill.training.defaults import choose, situation_of
+
+    choice = choose(command, recipe, situation_of(data, recipe, teacher))
+    if choice.reason:
+        stderr.print(choice.reason, markup=False)
+    return choice.recipe
+
+
 def is_finished(out: Path, *, resume: bool) -> bool:
     """Whether a resume finds nothing left to train: the stored result is shown."""
     return resume and (out / "evaluation.json").exists()

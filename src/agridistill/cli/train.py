@@ -61,7 +61,7 @@ def train(
         },
         resume=resume,
     )
-    config = train_config(chosen)
+    config = train_config(options.completed("train", chosen, data, recipe_file=recipe, resume=resume))
     # Now: after hours of training, the recipe may be gone.
     for_student = _for_student(
         recipe,

@@ -35,11 +35,18 @@ from agridistill.training.module import DistillationModule
 class BestWeights(Callback):
     """Writes the network whenever it is better on the validation split than in any epoch before.
 
-    Better means higher accuracy, and at equal accuracy lower negative log-likelihood.
+    Better means higher accuracy, and at equal accuracy lower negative log-likelihood. Of few photos it means lower
+    negative log-likelihood alone: one photo more or less would choose an early epoch by chance.
+
+    Args:
+        path: of the weights.
+        photos: in the validation split.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    FEW_PHOTOS = 200
+
+    def __init__(self, path: Path, photos: int) -> None:
+        self.path, self.photos = path, photos
         self.best: tuple[float, float] | None = None
         self.epoch = -1
         self._sha256: str | None = None
@@ -49,7 +56,8 @@ class BestWeights(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(module, DistillationModule):
             return
         metrics = trainer.callback_metrics
-        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
+        accuracy = float(metrics["val/accuracy"]) if self.photos >= self.FEW_PHOTOS else 0.0
+        score = (accuracy, -float(metrics["val/nll"]))
         if self.best is None or score > self.best:
             self.best, self.epoch = score, trainer.current_epoch
             save_weights(module.model, self.path)
@@ -115,7 +123,8 @@ class EpochLog(Callback):
         row = {
             "epoch": float(trainer.current_epoch + 1),
             **metrics,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            # Of the head; earlier layers may have less.
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "train_s": self._train_seconds,
             "photos_per_s": self._photos / max(self._train_seconds, 1e-9),
         }

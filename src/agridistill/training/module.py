@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import lightning
 import numpy as np
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -75,6 +76,8 @@ class DistillationModule(lightning.LightningModule):
             before a resume has told it the epoch.
         lr: peak learning rate.
         weight_decay: of weight matrices.
+        layer_decay: factor of the learning rate from each layer of `model` to the one before it, up to 1.
+        freeze_norm: keeps the statistics of the batch norm in `model` as they are.
         warmup: share of the steps in which the learning rate rises.
         seed: of dropout and drop-path, together with the step.
     """
@@ -92,6 +95,8 @@ class DistillationModule(lightning.LightningModule):
         total_steps: int,
         lr: float,
         weight_decay: float,
+        layer_decay: float = 1.0,
+        freeze_norm: bool = False,
         warmup: float,
         seed: int,
     ) -> None:
@@ -101,12 +106,22 @@ class DistillationModule(lightning.LightningModule):
         self.preprocessing = preprocessing
         self.total_steps = total_steps
         self.lr, self.weight_decay, self.warmup, self.seed = lr, weight_decay, warmup, seed
+        self.layer_decay, self.freeze_norm = layer_decay, freeze_norm
         self._teacher, self._hints = teacher, hints
         # Of this epoch. Lightning's own metrics keep the last value of a term that is no longer computed.
         self.terms: set[str] = set()
         self._tap = StageTap(self.model, strides) if strides else None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_nll = MeanMetric()
+
+    def train(self, mode: bool = True) -> DistillationModule:
+        """Switches between training and inference; frozen batch norm stays in inference."""
+        super().train(mode)
+        if mode and self.freeze_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def on_fit_start(self) -> None:
         """Brings the teacher to the device of this process."""
@@ -247,13 +262,23 @@ class DistillationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up and cosine decay; biases, norms and other vectors are not decayed."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-        others = [parameter for parameter in parameters if parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
         total = self.total_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step / total, self.warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        if self.layer_decay < 1:
+            # BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254), by timm.
+            layers = param_groups_layer_decay(self.model, self.weight_decay, layer_decay=self.layer_decay)
+            groups = [{**group, "lr": self.lr * group["lr_scale"]} for group in layers]
+            rest = list(self.objective.parameters())
+        else:
+            groups, rest = [], list(self.parameters())
+        matrices = [parameter for parameter in rest if parameter.requires_grad and parameter.ndim > 1]
+        vectors = [parameter for parameter in rest if parameter.requires_grad and parameter.ndim <= 1]
+        groups.append({"params": matrices, "weight_decay": self.weight_decay})
+        groups.append({"params": vectors, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]

