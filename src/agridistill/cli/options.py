@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
+    from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.result import RunResult
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
@@ -70,16 +71,21 @@ def recipe_for(
     return with_options(recipe, located)
 
 
-def show_result(result: RunResult, *, json: bool, model: str) -> None:
-    """The end of `train` and `distill`: the evaluation on the test split."""
+def show_result(result: RunResult, *, json: bool, model: str) -> ModelVerdict:
+    """The end of `train` and `distill`: the evaluation on the test split, and the verdict, which is given back."""
     from agridistill.cli.output import print_json, stderr
     from agridistill.cli.tables import print_evaluation
+    from agridistill.cli.verdicts import print_verdict, verdict_on
+
+    verdict = verdict_on(result.evaluation, result.out)
 
     if result.skipped:
         first = result.skipped[0][0]
         stderr.print(f"left out: {len(result.skipped)} unreadable photos, the first '{first}'", markup=False)
     if json:
-        document = result.evaluation.to_json()
+        document = result.evaluation.to_json() | {"verdict": verdict.to_json()}
         print_json({"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document})
     else:
         print_evaluation(result.evaluation, title=f"{model} on the test split")
+    print_verdict(verdict, json=json)
+    return verdict
