@@ -22,14 +22,16 @@ def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
     return ended.value.code, out, err  # type: ignore[return-value]
 
 
-def test_it_tells_what_was_written_and_what_comes_next(student_run: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_it_tells_what_was_written_and_what_it_is_worth(student_run: Path, tmp_path: Path, capsys: Capture) -> None:
     code, out, err = run(capsys, "export", student_run, "--format", "onnx", "--out", tmp_path / "leaf", "--force")
     assert code == 0
     assert out == ""
-    told, following = err.strip().splitlines()[-2:]
-    assert f"{tmp_path / 'leaf.onnx'}: " in told
+    told = next(line for line in err.splitlines() if line.startswith(f"{tmp_path / 'leaf.onnx'}: "))
     assert "same answer on 100.0 %" in told
-    assert following == f"Next: agridistill predict {tmp_path / 'leaf.onnx'} IMAGE"
+    # Two epochs taught its network nothing.
+    assert told.endswith("answers no photo")
+    assert "Not usable: " in err
+    assert "Next:" not in err
     assert (tmp_path / "leaf.onnx").exists()
 
     before = (tmp_path / "leaf.onnx").read_bytes()
@@ -38,6 +40,7 @@ def test_it_tells_what_was_written_and_what_comes_next(student_run: Path, tmp_pa
     document = json.loads(out)
     assert document["size_bytes"] == len(before)
     assert document["precision"] == "fp32"
+    assert document["verdict"]["usable"] is False
 
 
 @pytest.mark.parametrize(

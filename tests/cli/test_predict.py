@@ -78,6 +78,7 @@ def test_a_bad_photo_is_told_the_rest_goes_on_and_the_exit_code_is_1(
     assert len(out.splitlines()) == 3
     assert f"error: expected a readable photo; got '{bad}' (not a JPEG, PNG, WebP, BMP or TIFF image)" in err
     assert "1 of 4 photos could not be read" in err
+    assert "Next:" not in err
 
 
 def test_json_is_one_document_and_nothing_else_on_stdout(teacher_run: Path, photos: Path, capsys: Capture) -> None:

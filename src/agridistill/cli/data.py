@@ -42,7 +42,7 @@ def check(
     if splits is None:
         next_command("data", "split", data, "--out", "splits.json")
     else:
-        next_command("train", data, "--model", "swin_tiny_patch4_window7_224", "--splits", splits, "--out", "teacher")
+        next_command("train", data, "--splits", splits, "--out", "model")
 
 
 @app.command()
@@ -77,7 +77,7 @@ def split(
         print_json({"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)})
     else:
         _print_split(prepared, out)
-    next_command("train", data, "--model", "swin_tiny_patch4_window7_224", "--splits", out, "--out", "teacher")
+    next_command("train", data, "--splits", out, "--out", "model")
 
 
 @app.command()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar
+from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar, sibling
+from agridistill.processes import is_first_process
 
 if TYPE_CHECKING:
     from agridistill.training.result import RunResult
@@ -87,6 +88,8 @@ def distill(
     config = distill_config(chosen)
     leave_talking_to_the_first(config.distill.processes)
     finished = options.is_finished(out, resume=resume)
+    if teacher is not None and not config.distill.int8:
+        _warn_of_larger_student(config.distill.model, teacher)
     with progress_bar("reading photos") as progress:
         from agridistill.training import run
 
@@ -101,10 +104,36 @@ def distill(
             cache_dir=cache_dir,
             progress=progress,
         )
-    options.show_result(result, json=json, model=config.distill.model, finished=finished)
+    verdict = options.show_result(result, json=json, model=config.distill.model, finished=finished)
     if teacher is not None and not config.distill.int8:
         _tell_of_weaker_teacher(result, teacher)
-    next_command("evaluate", out, data)
+    if teacher is not None and not finished and is_first_process(config.distill.processes):
+        from agridistill.cli.device_forms import propose_form
+
+        best = propose_form(out, data=data)
+        if best != out:
+            next_command("export", best, "--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
+            return
+    if verdict.usable:
+        from agridistill.cli.next_steps import export_of
+
+        next_command(*export_of(out, result.evaluation))
+
+
+def _warn_of_larger_student(student: str, teacher: Path) -> None:
+    from agridistill.cli.cells import count
+    from agridistill.cli.next_steps import larger_than_teacher
+    from agridistill.cli.output import stderr
+
+    sizes = larger_than_teacher(student, teacher)
+    if sizes is not None:
+        stderr.print(
+            f"warning: the student {student} has more parameters ({count(sizes[0])}) than its teacher "
+            f"({count(sizes[1])}): expect little from this teacher; pass a smaller --student, or use "
+            "agridistill train",
+            markup=False,
+            style="yellow",
+        )
 
 
 def _tell_of_weaker_teacher(result: RunResult, teacher: Path) -> None:

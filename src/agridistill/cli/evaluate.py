@@ -38,6 +38,7 @@ def evaluate(
     Other data needs train/val/test folders, --splits or --split all.
     """
     from agridistill import api
+    from agridistill.cli.verdicts import print_verdict, verdict_on
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_writable, write_json
 
@@ -51,19 +52,25 @@ def evaluate(
     if result.skipped:
         first = result.skipped_photos[0]
         stderr.print(f"left out: {result.skipped} unreadable photos, the first {first}", markup=False)
+    verdict = verdict_on(result, model)
+    document = result.to_json() | {"verdict": verdict.to_json()}
     if out is not None:
-        write_json(out, result.to_json())
+        write_json(out, document)
     if json:
-        print_json(result.to_json())
+        print_json(document)
     else:
         from agridistill.cli.tables import print_evaluation
 
         print_evaluation(result, title=f"{result.model} on {_photos(split)} of {data}")
+    print_verdict(verdict, json=json)
     if evidence is not None:
         # After the scores are told: it takes minutes, and they are there.
         with progress_bar("gathering evidence") as progress:
             _gather(model, data, split, splits, evidence, result, progress)
-    next_command(*(("report", evidence) if evidence is not None else ("predict", model, data)))
+    if evidence is not None:
+        next_command("report", evidence)
+    elif verdict.usable:
+        next_command("predict", model, data)
 
 
 def _gather(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+
+if TYPE_CHECKING:
+    from agridistill.evaluation.selective import AbstentionPoint
 
 _SUFFIX = {"onnx": ".onnx", "litert": ".tflite"}
 
@@ -40,21 +43,31 @@ def export(
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
+    from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
     from agridistill.exporting.artefact import export as write
 
     with progress_bar("reading photos") as progress:
         result = write(
             run, out, precision=precision, data=data, split_file=splits, answers=answers, force=force, progress=progress
         )
+    verdict = verdict_on_artefact(result, run)
     if json:
-        print_json(result.to_json())
+        print_json(result.to_json() | {"verdict": verdict.to_json()})
     else:
-        parity, abstention = result.parity, result.abstention
+        parity = result.parity
         stderr.print(
             f"{out}: {result.size_bytes / 1e6:.2f} MB, accuracy {100 * parity.accuracy:.2f} % on {parity.photos} "
             f"validation photos (network {100 * parity.network_accuracy:.2f} %), same answer on "
-            f"{100 * parity.top1_agreement:.1f} %; abstains below {abstention.threshold:.2f}: answers "
-            f"{100 * abstention.coverage:.0f} %, {100 * abstention.accuracy:.1f} % of them right",
+            f"{100 * parity.top1_agreement:.1f} %; {_answers(result.abstention)}",
             markup=False,
         )
-    next_command("predict", out, "IMAGE")
+    print_verdict(verdict, json=True)
+    if verdict.usable:
+        next_command("predict", out, "IMAGE")
+
+
+def _answers(abstention: AbstentionPoint) -> str:
+    if not abstention.coverage:
+        return "answers no photo"
+    share, right = 100 * abstention.coverage, 100 * abstention.accuracy
+    return f"abstains below {abstention.threshold:.2f}: answers {share:.0f} %, {right:.1f} % of them right"

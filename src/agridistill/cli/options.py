@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
+    from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.result import RunResult
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
@@ -103,8 +104,8 @@ def is_finished(out: Path, *, resume: bool) -> bool:
     return resume and (out / "evaluation.json").exists()
 
 
-def show_result(result: RunResult, *, json: bool, model: str, finished: bool = False) -> None:
-    """The end of `train` and `distill`: the evaluation on the test split.
+def show_result(result: RunResult, *, json: bool, model: str, finished: bool = False) -> ModelVerdict:
+    """The end of `train` and `distill`: the evaluation on the test split, and the verdict, which is given back.
 
     Args:
         result: of the run.
@@ -114,6 +115,9 @@ def show_result(result: RunResult, *, json: bool, model: str, finished: bool = F
     """
     from agridistill.cli.output import print_json, stderr
     from agridistill.cli.tables import print_evaluation
+    from agridistill.cli.verdicts import print_verdict, verdict_on
+
+    verdict = verdict_on(result.evaluation, result.out)
 
     if finished:
         stderr.print(f"'{result.out}' is finished: this is its stored result", markup=False)
@@ -121,7 +125,9 @@ def show_result(result: RunResult, *, json: bool, model: str, finished: bool = F
         first = result.skipped[0][0]
         stderr.print(f"left out: {len(result.skipped)} unreadable photos, the first '{first}'", markup=False)
     if json:
-        document = result.evaluation.to_json()
+        document = result.evaluation.to_json() | {"verdict": verdict.to_json()}
         print_json({"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document})
     else:
         print_evaluation(result.evaluation, title=f"{model} on the test split")
+    print_verdict(verdict, json=json)
+    return verdict

@@ -73,8 +73,12 @@ def sibling(path: Path, name: str) -> Path:
 
 def next_command(*words: str | Path) -> None:
     """The command that a user would run next, ready to be copied. On stderr, so that stdout stays the result."""
+    from agridistill.cli.next_steps import missing_extra
+
+    extra = missing_extra(str(words[0]))
+    install = f"pip install 'agridistill[{extra}]' && " if extra else ""
     stderr.print("Next: ", end="", style="bold")
-    stderr.print("agridistill " + shlex.join(str(word) for word in words), markup=False)
+    stderr.print(f"{install}agridistill " + shlex.join(str(word) for word in words), markup=False)
 
 
 @contextmanager

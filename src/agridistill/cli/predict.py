@@ -50,10 +50,9 @@ def predict(
                 stderr.print(f"error: {shown(str(result.error))}", markup=False, style="red")
     if failed:
         stderr.print(f"{failed} of {len(photos)} photos could not be read", markup=False)
+        raise typer.Exit(1)
     # A device has no part that evaluates.
     next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
-    if failed:
-        raise typer.Exit(1)
 
 
 def _line(prediction: Prediction) -> str:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar, sibling
+from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar
+
+_STUDENT = "mobilenetv3_large_minimal_100"
+
+
+class _StudentPlan(TypedDict):
+    student: str
+    planned: bool
 
 
 def train(
@@ -63,6 +70,7 @@ def train(
     )
     config = train_config(options.completed("train", chosen, data, recipe_file=recipe, resume=resume))
     # Now: after hours of training, the recipe may be gone.
+    plan = _student_plan(recipe)
     for_student = _for_student(
         recipe,
         pretrained,
@@ -74,8 +82,18 @@ def train(
         from agridistill.training import run
 
         result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)
-    options.show_result(result, json=json, model=config.train.model, finished=finished)
-    next_command("distill", data, "--teacher", out, *for_student, "--out", sibling(out, "student"))
+    verdict = options.show_result(result, json=json, model=config.train.model, finished=finished)
+    if verdict.usable:
+        from agridistill.cli.next_steps import after_training
+
+        next_command(*after_training(data, out, result.evaluation, for_student=for_student, **plan))
+
+
+def _student_plan(recipe_file: Path | None) -> _StudentPlan:
+    from agridistill.config import read_recipe
+
+    settings = read_recipe(recipe_file).get("distill") if recipe_file is not None else None
+    return {"student": (settings or {}).get("model", _STUDENT), "planned": settings is not None}
 
 
 def _for_student(
@@ -93,7 +111,7 @@ def _for_student(
     recipe = read_recipe(recipe_file) if recipe_file is not None else {}
     words: list[str | Path] = []
     if "model" not in recipe.get("distill", {}):
-        words += ["--student", "mobilenetv3_large_minimal_100"]
+        words += ["--student", _STUDENT]
     if recipe_file is not None and serves(recipe, "distill"):
         words += ["--recipe", recipe_file]
     for option, value in given.items():

@@ -70,7 +70,17 @@ def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str], *, co
         '0.596 to 0.982'
     """
     size = effective_sample_size(correct, leaf_ids)
-    rate = float(np.mean(correct))
+    return wilson_interval(float(np.mean(correct)), size, confidence=confidence)
+
+
+def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion `rate`, 0 to 1, seen in `size` independent observations (above 0).
+
+    Example:
+        >>> interval = wilson_interval(1.0, 6)
+        >>> f"{interval.low:.2f} to {interval.high:.2f}"
+        '0.61 to 1.00'
+    """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     centre = (rate + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(rate * (1 - rate) / size + z * z / (4 * size * size))

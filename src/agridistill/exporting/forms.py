@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def device_forms(
 ) -> tuple[DeviceForm, ...]:
     """A run and the teacher that it learnt from as int8 artefacts, the better one first.
 
-    A network that has no int8 form here (a Swin, for one) is left out.
+    Empty where there is nothing to compare: no teacher is there, or one of both has no int8 form (a Swin, for one).
 
     Args:
         run: a finished run.
@@ -66,10 +67,12 @@ def device_forms(
     Raises:
         AgriDistillError: a run cannot be exported.
     """
-    runs = [each for each in (run, teacher_of(run)) if each is not None and _has_int8(each)]
+    teacher = teacher_of(run)
+    if teacher is None or not (_has_int8(run) and _has_int8(teacher)):
+        return ()
     with tempfile.TemporaryDirectory() as folder:
         written = []
-        for number, each in enumerate(runs):
+        for number, each in enumerate((run, teacher)):
             out = Path(folder) / f"form-{number}.onnx"
             result = export(
                 each, out, precision="int8", data=data, split_file=split_file, force=True, progress=progress
@@ -113,12 +116,10 @@ def _has_int8(run: Path) -> bool:
     return True
 
 
-def _rank(forms: Sequence[DeviceForm]) -> Any:
+def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, float]]:
     """Higher accuracy first; where the validation photos cannot tell two forms apart, the faster first."""
-    if not forms:
-        return None
     best = max(forms, key=lambda form: form.accuracy)
-    noise = np.sqrt(best.accuracy * (1 - best.accuracy) / best.photos)
+    noise = math.sqrt(best.accuracy * (1 - best.accuracy) / best.photos)
 
     def key(form: DeviceForm) -> tuple[bool, float]:
         return best.accuracy - form.accuracy > noise, form.latency_ms

@@ -22,7 +22,9 @@ from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError
 from agridistill.evaluation.evaluate import evaluate, predict_logits
+from agridistill.evaluation.learning import read_learning
 from agridistill.evaluation.metrics import fit_temperature
+from agridistill.evaluation.verdict import judge
 from agridistill.manifest import (
     ModelManifest,
     Preprocessing,
@@ -333,7 +335,8 @@ class Session:
         )
         train_s = sum(row["train_s"] for row in self.log.rows)
         best_epoch = self.best.epoch + 1
-        document = result.to_json() | {"train_s": train_s, "best_epoch": best_epoch}
+        verdict = judge(result, learning=read_learning(self.folder.path, classes))
+        document = result.to_json() | {"train_s": train_s, "best_epoch": best_epoch, "verdict": verdict.to_json()}
         write_json(self.folder.evaluation, document)
         return RunResult(self.folder.path, result, best_epoch, train_s, self.prepared.skipped)
 

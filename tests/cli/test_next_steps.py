@@ -1,0 +1,142 @@
+"""Which command is proposed, and that it works: a usable model from `train` to a file that answers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.colour_backend import colour_photo
+
+from agridistill.cli import next_steps
+from agridistill.cli.main import main
+from agridistill.cli.output import next_command
+from agridistill.cli.verdicts import print_verdict
+from agridistill.evaluation.result import EvaluationResult
+from agridistill.evaluation.verdict import ModelVerdict
+
+Capture = pytest.CaptureFixture[str]
+TINY, LARGE = "mobilenetv3_small_050", "mobilenetv3_large_minimal_100"
+FAST = ["--image-size", "32", "--batch-size", "16", "--no-pretrained", "--workers", "0", "--precision", "fp32"]
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def evaluation(folder: Path) -> EvaluationResult:
+    return EvaluationResult.from_json(json.loads((folder / "evaluation.json").read_text()))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool:
+    monkeypatch.setattr(next_steps, "gpu_at_hand", lambda: request.param)
+    return bool(request.param)
+
+
+def after_training(run_folder: Path, *, student: str, parameters: int | None, planned: bool = False) -> str:
+    result = replace(evaluation(run_folder), parameters=parameters)
+    words = next_steps.after_training(
+        Path("photos"), run_folder, result, student=student, for_student=["--student", student], planned=planned
+    )
+    return shlex.join(map(str, words)).replace(str(run_folder.parent), "RUNS")
+
+
+EXPORT = "export RUNS/student --out RUNS/student.onnx --precision int8"
+DISTILL = f"distill photos --teacher RUNS/student --student {LARGE} --out RUNS/student"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "parameters", "planned", "expected"),
+    [
+        (True, 28_000_000, False, DISTILL),
+        (False, 28_000_000, False, EXPORT),
+        (False, 28_000_000, True, DISTILL),
+        (True, 1_000_000, True, EXPORT),
+        (True, None, False, DISTILL),
+    ],
+    indirect=["gpu"],
+)
+def test_after_training_comes_what_this_machine_can_do(
+    student_run: Path, gpu: bool, parameters: int | None, planned: bool, expected: str
+) -> None:
+    assert after_training(student_run, student=LARGE, parameters=parameters, planned=planned) == expected
+
+
+def test_a_network_that_cannot_be_rounded_is_exported_as_it_is(teacher_run: Path) -> None:
+    words = next_steps.export_of(teacher_run, evaluation(teacher_run))
+    assert words == ("export", teacher_run, "--out", teacher_run.with_name("teacher.onnx"))
+
+
+def test_a_student_larger_than_its_teacher_is_known_by_its_parameters(teacher_run: Path, tmp_path: Path) -> None:
+    theirs = evaluation(teacher_run).parameters
+    assert theirs is not None
+    found = next_steps.larger_than_teacher(LARGE, teacher_run)
+    assert found is not None
+    assert found[0] > found[1] == theirs
+    assert next_steps.larger_than_teacher("swin_nano_patch4_window4_64", teacher_run) is None
+    assert next_steps.larger_than_teacher("no_such_network", teacher_run) is None
+    assert next_steps.larger_than_teacher(LARGE, tmp_path) is None
+
+
+def test_distill_warns_of_a_student_larger_than_its_teacher(teacher_run: Path, capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ("distill", tmp_path / "empty", "--teacher", teacher_run, "--out", tmp_path / "run", "--student")
+    code, _, err = run(capsys, *words, LARGE)
+    assert code == 2
+    assert err.startswith(f"warning: the student {LARGE} has more parameters (2.65 M) than its teacher (568 k)")
+    _, _, err = run(capsys, *words, "mobilenetv3_small_minimal_050", "--int8")
+    assert "warning" not in err
+
+
+def test_a_command_whose_extra_is_missing_is_proposed_with_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    next_command("export", "run", "--out", "leaf.onnx")
+    next_command("predict", "leaf.onnx", "IMAGE")
+    assert capsys.readouterr().err.splitlines() == [
+        "Next: pip install 'agridistill[export]' && agridistill export run --out leaf.onnx",
+        "Next: agridistill predict leaf.onnx IMAGE",
+    ]
+
+
+def test_a_verdict_reads_the_same_without_colours(capsys: Capture) -> None:
+    verdict = ModelVerdict(
+        "unusable", "Not usable: no better than [bold]chance", ("It never names '\x1b[2J'.",), ("Wait.",)
+    )
+    print_verdict(verdict)
+    expected = "Not usable: no better than [bold]chance\n  It never names '\\x1b[2J'.\nWhat helps:\n  - Wait.\n"
+    assert capsys.readouterr() == (expected, "")
+    print_verdict(verdict, json=True)
+    assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.parametrize("gpu", [False], indirect=True)
+def test_from_photos_to_a_file_that_answers_by_the_proposed_commands(
+    gpu: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("onnxscript")
+    for number in range(40):
+        colour_photo(tmp_path / "photos" / "green" / f"{number}.jpg", "green", seed=number)
+        colour_photo(tmp_path / "photos" / "red" / f"{number}.jpg", "red", seed=100 + number)
+    words = ("train", tmp_path / "photos", "--model", TINY, "--epochs", 12, "--out", tmp_path / "leaf", *FAST)
+    code, out, err = run(capsys, *words)
+    assert code == 0
+    assert "Usable: right on 100 % of new photos (95 % interval 76 to 100)" in out
+    following = err.splitlines()[-1]
+    assert following == f"Next: agridistill export {tmp_path / 'leaf'} --out {tmp_path / 'leaf.onnx'} --precision int8"
+    code, _, err = run(capsys, *shlex.split(following)[2:], "--force")
+    assert code == 0
+    assert "Usable: it answers " in err
+    following = err.splitlines()[-1]
+    assert following == f"Next: agridistill predict {tmp_path / 'leaf.onnx'} IMAGE"
+    code, out, err = run(capsys, "predict", tmp_path / "leaf.onnx", tmp_path / "photos" / "red" / "1.jpg")
+    assert code == 0
+    assert "red" in out
+    assert err == f"Next: agridistill benchmark {tmp_path / 'leaf.onnx'}\n"
