@@ -85,7 +85,7 @@ def distill(
     )
     config = distill_config(chosen)
     leave_talking_to_the_first(config.distill.processes)
-    with progress_bar("reading photos") as progress:
+    with progress_bar("reading photos", then="preparing") as progress:
         from agridistill.training import run
 
         result = run.distill(

@@ -40,9 +40,9 @@ def export(
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
-    from agridistill.exporting.artefact import export as write
-
     with progress_bar("reading photos") as progress:
+        from agridistill.exporting.artefact import export as write
+
         result = write(
             run, out, precision=precision, data=data, split_file=splits, answers=answers, force=force, progress=progress
         )

@@ -9,6 +9,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
+from agridistill.progress import begin
 
 if TYPE_CHECKING:
     from agridistill.runtime.predictor import PhotoResult, Prediction
@@ -26,11 +27,13 @@ def predict(
 
     A photo that cannot be read is told on stderr, the rest goes on, and the exit code is 1.
     """
-    from agridistill.api import load
-    from agridistill.runtime.reading import expand
+    with progress_bar("loading the model") as progress:
+        from agridistill.api import load
+        from agridistill.runtime.reading import expand
 
-    photos = expand(images)
-    predictor = load(model, photos=len(photos))
+        photos = expand(images)
+        begin(progress, "loading the model")
+        predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
     if json:
         told: list[PhotoResult] = []

@@ -69,7 +69,7 @@ def train(
         {"--image-size": image_size, "--batch-size": batch_size, "--workers": workers, "--precision": precision},
     )
     leave_talking_to_the_first(config.train.processes)
-    with progress_bar("reading photos") as progress:
+    with progress_bar("reading photos", then="preparing") as progress:
         from agridistill.training import run
 
         result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)
