@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,16 +37,13 @@ def predict(
         predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
     if json:
-        told: list[PhotoResult] = []
-        with progress_bar("predicting") as progress:
-            for result in results:
-                told.append(result)
-                progress(len(told), len(photos))
+        told = list(_with_progress(results, len(photos)))
         failed = sum(result.prediction is None for result in told)
         print_json(_document(model, told))
     else:
         failed = 0
-        for result in results:
+        # On a screen the lines themselves show how far it is.
+        for result in results if stdout.is_terminal else _with_progress(results, len(photos)):
             if result.prediction is not None:
                 stdout.print(f"{shown(result.name)}: {_line(result.prediction)}", markup=False)
             else:
@@ -57,6 +55,13 @@ def predict(
     next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
     if failed:
         raise typer.Exit(1)
+
+
+def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[PhotoResult]:
+    with progress_bar("predicting") as progress:
+        for done, result in enumerate(results, start=1):
+            yield result
+            progress(done, total)
 
 
 def _line(prediction: Prediction) -> str:
