@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.cli import output
 from agridistill.cli.main import main
 from agridistill.cli.tables import print_benchmark
 from agridistill.runtime.benchmark_result import Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
@@ -104,18 +103,9 @@ def test_what_was_not_measured_is_said_and_never_zero(capsys: Capture) -> None:
     assert row.count("–") == 4
 
 
-def test_a_narrow_screen_folds_the_table_and_cuts_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output.stdout, "_force_terminal", True)
-    monkeypatch.setattr(output.stdout, "_width", 90)
-    print_benchmark(benchmark_of(model()))
-    out = capsys.readouterr().out
-    assert "…" not in out
-    assert max(len(line) for line in out.splitlines()[:20]) <= 120
-
-
 def test_json_is_one_document_and_the_files_say_the_same(colour_model: Path, tmp_path: Path, capsys: Capture) -> None:
     files = ("--out", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
-    code, out, err = run(capsys, "benchmark", colour_model, "--queries", 2, "--json", *files)
+    code, out, err = run(capsys, "benchmark", colour_model, "--queries", 2, "--published", "--json", *files)
     document = json.loads(out)
     assert code == 0
     assert json.loads((tmp_path / "a.json").read_text()) == document
@@ -127,8 +117,8 @@ def test_json_is_one_document_and_the_files_say_the_same(colour_model: Path, tmp
     assert err.splitlines()[-1] == f"Next: agridistill predict {colour_model} IMAGE"
 
 
-def test_without_the_papers_rows_only_what_was_measured_is_shown(colour_model: Path, capsys: Capture) -> None:
-    code, out, _ = run(capsys, "benchmark", colour_model, "--queries", 2, "--threads", 2, "--no-published")
+def test_the_papers_rows_are_shown_only_on_request(colour_model: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "benchmark", colour_model, "--queries", 2, "--threads", 2)
     assert code == 0
     assert "2 threads" in out
     assert colour_model.name in out

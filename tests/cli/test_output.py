@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from agridistill import terminal
 from agridistill.cli import output
+from agridistill.progress import begin
 
 
 @pytest.mark.parametrize("path", ["run", "a/run", "/a/run"])
@@ -22,22 +25,89 @@ def test_a_sibling_of_the_folder_one_stands_in_is_beside_it(tmp_path: Path, monk
     assert output.sibling(Path(".."), "student") == tmp_path / "student"
 
 
-def test_the_bar_goes_when_all_is_done_and_comes_back_with_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[output.Progress] = []
+class Seen:
+    """What the display of `progress_bar` shows on a screen of 60 columns, taken when asked for."""
 
-    class Seen(output.Progress):
-        def __init__(self, *columns: object, **options: object) -> None:
-            super().__init__(*columns, **options)  # type: ignore[arg-type]
-            bars.append(self)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bars: list[output.Progress] = []
+        made = self.bars
 
-    monkeypatch.setattr(output, "Progress", Seen)
-    monkeypatch.setattr(output, "stderr", Console(file=io.StringIO(), force_terminal=True))
+        class Kept(output.Progress):
+            def __init__(self, *columns: object, **options: object) -> None:
+                super().__init__(*columns, **options)  # type: ignore[arg-type]
+                made.append(self)
+
+        monkeypatch.setattr(output, "Progress", Kept)
+        monkeypatch.setattr(output, "stderr", Console(file=io.StringIO(), force_terminal=True, width=60))
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.bars[0].live.is_started
+
+    @property
+    def line(self) -> str:
+        screen = Console(file=io.StringIO(), width=60)
+        screen.print(self.bars[0].get_renderable())
+        lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert len(lines) == 1
+        # Behind the spinner's sign.
+        return str(lines[0][1:].strip())
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    return Seen(monkeypatch)
+
+
+def test_work_is_seen_from_its_beginning_to_its_end(seen: Seen) -> None:
+    with output.progress_bar("reading photos", then="preparing") as progress:
+        assert seen.is_drawn
+        assert seen.line == "starting 0:00:00"
+        progress(1, 4)
+        assert seen.line.startswith("reading photos ━")
+        assert "1/4 -:--:--" in seen.line
+        progress(4, 4)
+        assert seen.line == "preparing 0:00:00"
+        progress(0, 2)
+        assert "0/2" in seen.line
+        assert seen.is_drawn
+    assert not seen.is_drawn
+
+
+def test_a_stage_names_what_is_done(seen: Seen) -> None:
     with output.progress_bar("reading photos") as progress:
-        seen = []
-        for done in (1, 2, 1, 2):
-            progress(done, 2)
-            seen.append(bars[0].live.is_started)
-    assert seen == [True, False, True, False]
+        begin(progress, "converting to int8")
+        assert seen.line == "converting to int8 0:00:00"
+        progress(1, 2)
+        assert seen.line.startswith("converting to int8 ━")
+        begin(progress, "measuring")
+        assert seen.line == "measuring 0:00:00"
+    begin(lambda done, total: None, "a plain callback has no use for it")
+
+
+def test_a_download_of_unknown_size_is_a_spinner(seen: Seen) -> None:
+    with output.progress_bar("fetching") as progress:
+        progress(1000, 0)
+        assert seen.line == "fetching 0:00:00"
+        progress(2000, 4000)
+        assert "2000/4000" in seen.line
+
+
+def test_it_gives_way_to_a_display_of_the_work_itself(seen: Seen) -> None:
+    with output.progress_bar("reading photos") as progress:
+        progress(2, 2)
+        with terminal.alone(then="evaluating"):
+            assert not seen.is_drawn
+        assert seen.is_drawn
+        assert seen.line == "evaluating 0:00:00"
+    with terminal.alone(then="no display is open any more"):
+        pass
+
+
+def test_stdout_stays_the_commands_own(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress_bar("reading photos"):
+        sys.stdout.write("result\n")
+    assert capsys.readouterr().out == "result\n"
 
 
 def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

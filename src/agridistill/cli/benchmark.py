@@ -41,21 +41,23 @@ def benchmark(
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table to this file as CSV.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")] = None,
     published: Annotated[
-        bool, typer.Option("--published/--no-published", help="Show the paper's figures beside them.")
-    ] = True,
+        bool, typer.Option("--published/--no-published", help="Also show the figures of the paper.")
+    ] = False,
 ) -> None:
     """Measure models side by side: latency, throughput, memory, energy, load time, size and, with --data, accuracy.
 
     Each model and engine runs in a process of its own, on the processor; they take turns, so that noise hits all.
     """
-    from agridistill.benchmarking import benchmark as measure
-    from agridistill.runtime.benchmark import PUBLISHABLE_QUERIES, BenchmarkPlan
-    from agridistill.storage import require_writable, write_json, write_text
+    from agridistill.storage import require_writable
 
     for option, file in (("--out", out), ("--csv", csv)):
         if file is not None:
             require_writable(file, option)
     with progress_bar("measuring") as progress:
+        from agridistill.benchmarking import benchmark as measure
+        from agridistill.runtime.benchmark import PUBLISHABLE_QUERIES, BenchmarkPlan
+        from agridistill.storage import write_json, write_text
+
         result = measure(
             models,
             engines=engine or (),

@@ -111,11 +111,12 @@ def _search(
         raise MissingExtraError(
             "Optuna, to search", "no module 'optuna'", "pip install 'agridistill[search]'"
         ) from None
-    from agridistill.study.search import search
     from agridistill.study_config import search_plan
 
     plan = search_plan(recipe, overrides)
     with progress_bar("trials") as progress:
+        from agridistill.study.search import search
+
         document = search(
             data,
             out,

@@ -28,9 +28,9 @@ def check(
     json: options.Json = False,
 ) -> None:
     """Read every photo and tell what is wrong: exit code 1 when something is."""
-    from agridistill.data.checks import check as check_data
-
     with progress_bar("reading photos") as progress:
+        from agridistill.data.checks import check as check_data
+
         result = check_data(data, split_file=splits, progress=progress)
     if json:
         print_json(result.to_json())
@@ -56,9 +56,9 @@ def split(
     json: options.Json = False,
 ) -> None:
     """Divide photos into train, val and test; no leaf stands in two of them."""
-    from agridistill.data.prepare import split_data
-
     with progress_bar("reading photos") as progress:
+        from agridistill.data.prepare import split_data
+
         prepared = split_data(
             data,
             out,
@@ -106,18 +106,14 @@ def fetch(
 
 
 def _print_check(result: CheckResult) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from agridistill.cli.cells import new_table, plain, show_table
 
     split_names = tuple(result.classes[0].photos_per_split or ())
-    table = Table(title=escape(shown(str(result.root))))
-    table.add_column("class")
-    for name in ("photos", "leaf groups", *split_names):
-        table.add_column(name, justify="right")
+    table = new_table(str(result.root), "class", "photos", "leaf groups", *split_names)
     for one in result.classes:
         per_split = (f"{one.photos_per_split[name]:,}" for name in split_names) if one.photos_per_split else ()
-        table.add_row(escape(shown(one.name)), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
-    stdout.print(table)
+        table.add_row(plain(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
+    show_table(table)
     for text in result.notes:
         stdout.print(f"note: {shown(text)}", markup=False)
     for text in result.problems:
@@ -142,14 +138,10 @@ def _split_counts(prepared: PreparedData) -> list[dict[str, object]]:
 
 
 def _print_split(prepared: PreparedData, out: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from agridistill.cli.cells import new_table, plain, show_table
 
-    table = Table(title=escape(f"{shown(str(out))}: photos (leaf groups)"))
-    table.add_column("class")
-    for name in ("train", "val", "test"):
-        table.add_column(name, justify="right")
+    table = new_table(f"{out}: photos (leaf groups)", "class", "train", "val", "test")
     for row in _split_counts(prepared):
         cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
-        table.add_row(escape(shown(str(row["name"]))), *cells)
-    stdout.print(table)
+        table.add_row(plain(str(row["name"])), *cells)
+    show_table(table)

@@ -90,7 +90,7 @@ def distill(
     finished = options.is_finished(out, resume=resume)
     if teacher is not None and not config.distill.int8:
         _warn_of_larger_student(config.distill.model, teacher)
-    with progress_bar("reading photos") as progress:
+    with progress_bar("reading photos", then="preparing") as progress:
         from agridistill.training import run
 
         result = run.distill(

@@ -9,6 +9,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, sibling, stderr
+from agridistill.progress import begin
 
 if TYPE_CHECKING:
     from agridistill.evaluation.result import EvaluationResult
@@ -48,6 +49,7 @@ def evaluate(
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
     with progress_bar("reading photos") as progress:
+        begin(progress, "loading the model")
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
     if result.skipped:
         first = result.skipped_photos[0]

@@ -44,9 +44,10 @@ def export(
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
     from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
-    from agridistill.exporting.artefact import export as write
 
     with progress_bar("reading photos") as progress:
+        from agridistill.exporting.artefact import export as write
+
         result = write(
             run, out, precision=precision, data=data, split_file=splits, answers=answers, force=force, progress=progress
         )

@@ -12,15 +12,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
+from agridistill import terminal
 from agridistill.processes import is_first_process
-from agridistill.progress import ProgressCallback
+from agridistill.progress import StagedProgress
 from agridistill.storage import json_text
 
 stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr = terminal.stderr
 
 
 class LogLines(logging.Handler):
@@ -82,21 +94,96 @@ def next_command(*words: str | Path) -> None:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[ProgressCallback]:
-    """A bar with count and time left on stderr; gives the callback that moves it.
+def progress_bar(label: str, *, then: str = "working") -> Iterator[StagedProgress]:
+    """Shows on stderr that work goes on, from now until the block ends; gives the callback that moves the bar.
 
-    It goes when all is done, so that the next step may have a bar of its own, and comes back with the next pass.
+    A spinner with the time since it began; a bar with count and time left while a pass with a known end runs. Without
+    a terminal nothing is printed.
+
+    Args:
+        label: of the first pass, and of all that follow until the callback's `stage` names another.
+        then: label of the spinner after a pass, where no stage was named.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        task = progress.add_task(label, total=None)
+    display = _Display(label, then, stderr)
+    with terminal.registered(display):
+        display.show("starting")
+        try:
+            yield display
+        finally:
+            display.hide()
 
-        def update(done: int, total: int) -> None:
-            if not progress.disable and done < total and not progress.live.is_started:
-                progress.reset(task)
-                progress.start()
-            progress.update(task, completed=done, total=total)
-            if done >= total:
-                progress.stop()
 
-        yield update
+class _Display:
+    """The callback of `progress_bar`, and what it draws."""
+
+    def __init__(self, label: str, then: str, console: Console) -> None:
+        self._label, self._then = label, then
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            _Either(BarColumn(max(10, min(40, console.width - 48))), TimeElapsedColumn()),
+            _Either(MofNCompleteColumn()),
+            _Either(TimeRemainingColumn()),
+        )
+        # stdout stays the command's own: rich would send to stderr what is printed there meanwhile.
+        self._progress = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not console.is_terminal or console.quiet,
+            refresh_per_second=5,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        """A bar from the beginning of a pass to its end, a spinner where the end is unknown."""
+        if done >= total > 0:
+            self._spin(self._then)
+        elif total <= 0:
+            self._spin(self._label)
+        else:
+            if self._total is None:
+                self._begin(self._label, total)
+            self._progress.update(self._task, completed=done, total=total)
+
+    def stage(self, name: str) -> None:
+        """A spinner with the name of what is done from now on."""
+        self._label = self._then = name
+        self._begin(name, None)
+
+    def hide(self) -> None:
+        """Takes it away."""
+        self._progress.stop()
+
+    def show(self, label: str) -> None:
+        """Draws it, with the label where no pass is running."""
+        if self._total is None:
+            self._spin(label)
+        self._progress.start()
+
+    @property
+    def _total(self) -> float | None:
+        return self._progress.tasks[0].total
+
+    def _spin(self, label: str) -> None:
+        if self._total is not None or self._progress.tasks[0].description != label:
+            self._begin(label, None)
+
+    def _begin(self, label: str, total: int | None) -> None:
+        # A new task has a clock of its own.
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(label, total=total)
+
+
+class _Either(ProgressColumn):
+    """One column for work whose end is known, another or none for work whose end is not."""
+
+    def __init__(self, known: ProgressColumn, unknown: ProgressColumn | None = None) -> None:
+        super().__init__()
+        self._known, self._unknown = known, unknown
+
+    def render(self, task: Task) -> RenderableType:
+        """The column that belongs to the task."""
+        column = self._known if task.total is not None else self._unknown
+        return column(task) if column is not None else Text()

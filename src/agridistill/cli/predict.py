@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
+from agridistill.progress import begin
 
 if TYPE_CHECKING:
     from agridistill.runtime.predictor import PhotoResult, Prediction
@@ -26,23 +28,22 @@ def predict(
 
     A photo that cannot be read is told on stderr, the rest goes on, and the exit code is 1.
     """
-    from agridistill.api import load
-    from agridistill.runtime.reading import expand
+    with progress_bar("loading the model") as progress:
+        from agridistill.api import load
+        from agridistill.runtime.reading import expand
 
-    photos = expand(images)
-    predictor = load(model, photos=len(photos))
+        photos = expand(images)
+        begin(progress, "loading the model")
+        predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
     if json:
-        told: list[PhotoResult] = []
-        with progress_bar("predicting") as progress:
-            for result in results:
-                told.append(result)
-                progress(len(told), len(photos))
+        told = list(_with_progress(results, len(photos)))
         failed = sum(result.prediction is None for result in told)
         print_json(_document(model, told))
     else:
         failed = 0
-        for result in results:
+        # On a screen the lines themselves show how far it is.
+        for result in results if stdout.is_terminal else _with_progress(results, len(photos)):
             if result.prediction is not None:
                 stdout.print(f"{shown(result.name)}: {_line(result.prediction)}", markup=False)
             else:
@@ -53,6 +54,13 @@ def predict(
         raise typer.Exit(1)
     # A device has no part that evaluates.
     next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
+
+
+def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[PhotoResult]:
+    with progress_bar("predicting") as progress:
+        for done, result in enumerate(results, start=1):
+            yield result
+            progress(done, total)
 
 
 def _line(prediction: Prediction) -> str:

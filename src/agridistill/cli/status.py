@@ -15,6 +15,7 @@ from agridistill.cli.output import next_command, print_json, shown, stdout
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from agridistill.cli.cells import FigureTable
     from agridistill.edge.events import AgentState, Alert, Detection
 
 _LONG_S = 300.0
@@ -198,12 +199,12 @@ def _print_alerts(alerts: list[Alert], now_s: float) -> None:
         stdout.print(told, style="yellow")
 
 
-def _detections_table(detections: list[Detection]) -> Table:
+def _detections_table(detections: list[Detection]) -> FigureTable:
     from agridistill.edge.words import number_of, plain_label
 
     table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
     for name in ("plot", "says", "probability", "photo"):
-        table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")
+        table.add_column(name, justify="right" if name == "probability" else "left")
     for one in detections:
         label = UNDEFINED if one.label is None else plain_label(one.label)
         says = label if one.verdict == "answer" else f"{one.verdict}: {one.reason}" if one.reason else one.verdict

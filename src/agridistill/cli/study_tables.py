@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
-from agridistill.cli.cells import UNDEFINED, count, new_table, plain, show_table
-from agridistill.cli.output import stdout
+from agridistill.cli.cells import UNDEFINED, FigureTable, count, new_table, plain, show_note, show_table
 
 
 def print_study(document: Mapping[str, Any]) -> None:
@@ -16,41 +13,39 @@ def print_study(document: Mapping[str, Any]) -> None:
     for budget in document["budgets"]:
         show_table(study_table(budget, baseline=document["baseline"]))
         for line in (*_best_lines(budget), *_finalist_lines(budget)):
-            stdout.print(line, style="dim", markup=False)
+            show_note(line)
     teacher = document["teacher"]
     if teacher is not None:
         low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
         labels = "" if teacher["labels"] is None else f", learnt from {100 * teacher['labels']:g} % of the labels"
         told = f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}"
-        stdout.print(told, markup=False)
+        show_note(told, style="")
         if teacher["test_photos_learnt"]:
             learnt = f"{teacher['test_photos_learnt']:,}"
             told = f"it had learnt {learnt} of the test photos: its students' figures are too high"
-            stdout.print(told, markup=False, style="yellow")
-    stdout.print(
+            show_note(told, style="yellow")
+    show_note(
         f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
         "over seeds; a difference is over the seeds that both have, its interval a bootstrap over leaves and seeds "
-        "(* one seed: of leaves alone, and too narrow)",
-        style="dim",
-        markup=False,
+        "(* one seed: of leaves alone, and too narrow)"
     )
-    stdout.print(f"tuning: {document['tuning']}", style="dim", markup=False)
+    show_note(f"tuning: {document['tuning']}")
 
 
-def study_table(budget: Mapping[str, Any], *, baseline: str) -> Table:
+def study_table(budget: Mapping[str, Any], *, baseline: str) -> FigureTable:
     """One line a candidate."""
     title = f"{budget['name']}: {budget['epochs']} epochs, {100 * budget['labels']:g} % of the labels"
-    columns = ("seeds", "accuracy, %", f"to {baseline}, points (95 %)", "macro-F1", "NLL, nats", "calibration error, %")
+    columns = ("accuracy, %", f"to {baseline}, points (95 %)", "macro-F1", "NLL, nats", "calibration error, %", "seeds")
     table = new_table(title, "candidate", *columns, "parameters", "MACs")
     for row in budget["rows"]:
         table.add_row(
             plain(row["name"]),
-            str(len(row["seeds"])),
             _mean(row, "accuracy", scale=100, digits=2),
             _difference(row["difference"]),
             _mean(row, "macro_f1", digits=3),
             _mean(row, "nll_nats", digits=3),
             _mean(row, "calibration_error", scale=100, digits=1),
+            str(len(row["seeds"])),
             count(row["parameters"]),
             count(row["macs"]),
         )

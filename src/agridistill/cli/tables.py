@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from agridistill.cli.cells import UNDEFINED, count, duration, new_table, percent, plain, show_table
+from agridistill.cli.cells import (
+    UNDEFINED,
+    FigureTable,
+    count,
+    duration,
+    new_table,
+    percent,
+    plain,
+    show_note,
+    show_table,
+)
 from agridistill.cli.output import shown, stdout
 from agridistill.runtime.published import PAPER
 
@@ -17,7 +27,7 @@ if TYPE_CHECKING:
     from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
     from agridistill.runtime.published import PublishedResult
 
-# A wider matrix does not fit a screen.
+# Nobody reads a larger matrix.
 _MAX_MATRIX = 15
 _CONFUSIONS = 10
 
@@ -41,8 +51,8 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
     """Prints the scores of each class, the confusions and the figures of the whole model."""
     show_table(class_table(result, title=title))
     if any(scores.f1 is None for scores in result.per_class):
-        stdout.print(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1", style="dim")
-    show_table(confusion_table(result) if len(result.classes) <= _MAX_MATRIX else frequent_confusions_table(result))
+        show_note(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1")
+    _print_confusions(result)
     show_table(summary_table(result))
 
 
@@ -55,10 +65,10 @@ def print_benchmark(result: BenchmarkResult) -> None:
     """Prints what was measured, others' figures below it, and how it was measured."""
     show_table(benchmark_table(result))
     for line in _benchmark_notes(result):
-        stdout.print(line, style="dim", markup=False)
+        show_note(line)
 
 
-def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
+def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> FigureTable:
     """One line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
     table = new_table(title, "model", "accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
     for row in rows:
@@ -74,26 +84,24 @@ def comparison_table(rows: Sequence[ComparisonRow], *, title: str) -> Table:
     return table
 
 
-def benchmark_table(result: BenchmarkResult) -> Table:
+def benchmark_table(result: BenchmarkResult) -> FigureTable:
     """One line a model; published figures in a section of their own."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     table = new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_BENCHMARK_COLUMNS)
-    for column in table.columns:
-        # On a narrow screen a cell is folded; cut off it would lie.
-        column.no_wrap, column.overflow = False, "fold"
     for model in result.models:
         table.add_row(f"{plain(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
-    table.add_section()
+    if result.published:
+        table.add_section()
     for paper in result.published:
         where = f" on a {paper.device}" if paper.device else ""
-        table.add_row(f"{paper.model}{where}\n[italic]published, not measured[/]", *_published_cells(paper))
+        table.add_row(f"{plain(paper.model)}{where}\n[italic]published, not measured[/]", *_published_cells(paper))
     return table
 
 
 def summary_table(result: EvaluationResult) -> Table:
     """One line a figure of the whole model."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column()
     photos = f"{result.photos:,} of {result.leaves:,} leaves"
     rows = {
@@ -113,7 +121,7 @@ def summary_table(result: EvaluationResult) -> Table:
     return table
 
 
-def class_table(result: EvaluationResult, *, title: str) -> Table:
+def class_table(result: EvaluationResult, *, title: str) -> FigureTable:
     """One line a class: precision, recall, F1 and photos."""
     table = new_table(title, "class", "precision", "recall", "F1", "photos")
     for scores in result.per_class:
@@ -127,19 +135,21 @@ def class_table(result: EvaluationResult, *, title: str) -> Table:
     return table
 
 
-def confusion_table(result: EvaluationResult) -> Table:
-    """The confusion matrix; columns carry the classes' numbers."""
-    numbers = [str(number) for number in range(1, len(result.classes) + 1)]
+def confusion_table(result: EvaluationResult, *, names: bool = True) -> FigureTable:
+    """The confusion matrix; columns carry the classes' numbers, and rows without names as well."""
+    numbers = [f"{number:>{len(str(len(result.classes)))}}" for number in range(1, len(result.classes) + 1)]
     table = new_table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
     for index, (name, row) in enumerate(zip(result.classes, result.confusion_matrix, strict=True)):
         cells = [f"[bold]{count}[/]" if column == index else str(count or "·") for column, count in enumerate(row)]
-        table.add_row(f"{numbers[index]} {plain(name)}", *cells)
+        table.add_row(f"{numbers[index]} {plain(name)}" if names else numbers[index], *cells)
     return table
 
 
-def frequent_confusions_table(result: EvaluationResult) -> Table:
+def frequent_confusions_table(result: EvaluationResult) -> FigureTable:
     """The most frequent mistakes."""
-    table = new_table("most frequent confusions", "class", "taken for", "photos")
+    table = new_table("most frequent confusions", "class")
+    table.add_column("taken for", justify="left")
+    table.add_column("photos")
     mistakes = [
         (photos, result.classes[truth], result.classes[prediction])
         for truth, row in enumerate(result.confusion_matrix)
@@ -151,18 +161,35 @@ def frequent_confusions_table(result: EvaluationResult) -> Table:
     return table
 
 
+# The most important first: a narrow screen shows the last ones in a table of their own.
 _BENCHMARK_COLUMNS = (
     "accuracy",
     "size",
-    "parameters",
-    "MACs\nFLOPs",
     "inference, ms\np50 / p90 / p99",
     "file to label, ms\np50 / p90 / p99",
     "photos/s",
     "memory",
     "energy",
     "load",
+    "parameters",
+    "MACs\nFLOPs",
 )
+
+
+def _print_confusions(result: EvaluationResult) -> None:
+    """The matrix where it has room, with the classes' numbers for their names where those take too much of it."""
+    width = stdout.width if stdout.is_terminal else None
+    if len(result.classes) > _MAX_MATRIX:
+        show_table(frequent_confusions_table(result))
+    elif width is None or confusion_table(result).fits(width):
+        show_table(confusion_table(result))
+    elif (numbered := confusion_table(result, names=False)).fits(width):
+        show_table(numbered)
+        for number, name in enumerate(result.classes, start=1):
+            show_note(f"{number:>2} {shown(name)}")
+        stdout.print()
+    else:
+        show_table(frequent_confusions_table(result))
 
 
 def _measured_cells(model: ModelResult) -> tuple[str, ...]:
@@ -173,14 +200,14 @@ def _measured_cells(model: ModelResult) -> tuple[str, ...]:
     return (
         accuracy,
         _bytes(model.size_bytes),
-        count(model.parameters),
-        f"{count(model.macs)}\n{count(model.flops)}",
         _percentiles(model.latency),
         _percentiles(model.end_to_end),
         f"{_digits(model.throughput_photos_per_s)}\n(x{model.throughput_batch_size})",
         _bytes(model.peak_memory_bytes),
         "unmeasured" if model.energy_j is None else f"{_digits(1000 * model.energy_j)} mJ",
         f"{_digits(model.load_s)} s",
+        count(model.parameters),
+        f"{count(model.macs)}\n{count(model.flops)}",
     )
 
 
@@ -188,10 +215,9 @@ def _published_cells(paper: PublishedResult) -> tuple[str, ...]:
     return (
         percent(paper.accuracy),
         _bytes(paper.size_bytes),
-        UNDEFINED,
-        f"{count(paper.macs)}\n{count(paper.flops)}",
         UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}",
-        *[UNDEFINED] * 5,
+        *[UNDEFINED] * 6,
+        f"{count(paper.macs)}\n{count(paper.flops)}",
     )
 
 

@@ -78,7 +78,7 @@ def train(
     )
     leave_talking_to_the_first(config.train.processes)
     finished = options.is_finished(out, resume=resume)
-    with progress_bar("reading photos") as progress:
+    with progress_bar("reading photos", then="preparing") as progress:
         from agridistill.training import run
 
         result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)

@@ -13,7 +13,7 @@ from agridistill.data.inspection import Inspection, inspect_photos
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
 from agridistill.preprocess import MAX_PIXELS
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 
 MAX_IMBALANCE = 10
 # One for each of train, val and test.
@@ -135,6 +135,7 @@ def check(
     )
     label_of = {sample.path: sample.label for sample in samples}
     leaf_of = {sample.path: sample.leaf_id for sample in samples}
+    begin(progress, "comparing photos")
     near = _near_duplicates(samples, inspection, {path for group in exact for path in group[1:]})
     smallest = min((one.photos for one in classes), default=0)
     found: dict[str, Any] = {

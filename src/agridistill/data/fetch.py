@@ -19,7 +19,7 @@ from agridistill.data.samples import scan
 from agridistill.errors import DataError, FetchError
 from agridistill.manifest import sha256_of
 from agridistill.preprocess import PHOTO_SUFFIXES
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable
 
 PLANTVILLAGE_ARCHIVE = "https://github.com/spMohanty/PlantVillage-Dataset/archive/refs/heads/master.zip"
@@ -141,6 +141,7 @@ def _unpack_tomato(
     folder = out.with_name(f".{out.name}.{os.getpid()}.unpacking")
     folder.mkdir()
     try:
+        begin(progress, "unpacking")
         unpack(archive, folder, places, limits=limits, progress=progress)
         result = _verified(folder, out, source, sha256_of(archive), progress)
         if out.exists():
@@ -203,6 +204,7 @@ def _verified(folder: Path, out: Path, source: str, sha256: str, progress: Progr
     except DataError as error:
         raise FetchError("an archive with a usable leaf map", error.got, "name another --source") from None
     scanned = scan(folder)
+    begin(progress, "reading photos")
     records = inspect_photos(scanned, progress=progress).records
     bad = tuple(path for path, record in records.items() if record.error is not None)
     if len(bad) > MAX_BAD_SHARE * len(records):

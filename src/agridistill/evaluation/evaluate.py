@@ -23,7 +23,7 @@ from agridistill.evaluation.metrics import (
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
 from agridistill.preprocess import softmax
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import read_batches
 
@@ -96,6 +96,7 @@ def predict_logits(
     Raises:
         ModelError: the model's output is unusable.
     """
+    begin(progress, "classifying photos")
     logits: list[NDArray[np.float32]] = [np.empty((0, len(backend.manifest.classes)), np.float32)]
     read: list[Sample] = []
     skipped: list[str] = []

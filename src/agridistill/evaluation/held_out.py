@@ -18,7 +18,7 @@ from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
 from agridistill.preprocess import MAX_PIXELS
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def choose_photos(
     """
     given = read_split(split_file) if split_file is not None else None
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
+    begin(progress, "reading photos")
     folder = scan(data)
     require_same_classes(manifest.classes, folder.classes)
     inspection = inspect_photos(folder, store=InspectionStore(data, MAX_PIXELS), progress=progress)

@@ -18,7 +18,7 @@ from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption, Photo
 from agridistill.evaluation.leaf_mask import leaf_mask
 from agridistill.evaluation.metrics import Interval, accuracy_interval
 from agridistill.preprocess import read_photo
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import PhotoSource, read_batches
 
@@ -108,6 +108,7 @@ def robustness(
     """
     if not samples:
         raise DataError("labelled photos to spoil", "none", "choose another split")
+    begin(progress, "measuring robustness")
     chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, most_photos).round().astype(int))]
     photos = [_photo(root / sample.path) for sample in chosen]
     target = np.array([sample.label for sample in chosen])

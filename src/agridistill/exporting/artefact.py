@@ -28,7 +28,7 @@ from agridistill.models.complexity import complexity
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.preprocess import softmax
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
 from agridistill.storage import replacing, require_writable
 
@@ -133,14 +133,18 @@ def export(
             "pass --force to measure it on these",
         )
     train = choose(split="train")
+    if precision == "int8":
+        begin(progress, "rounding to int8")
     converted = _as_wanted(network, manifest, precision, train)
     familiarity = familiarity_of(train, val, manifest.preprocessing, progress)
     size = complexity(network, manifest.preprocessing.image_size)
-    expected = predict_logits(TorchBackend(network, manifest, torch.device("cpu")), val.samples, val.root)
+    reference = TorchBackend(network, manifest, torch.device("cpu"))
+    expected = predict_logits(reference, val.samples, val.root, progress=progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: the rename at the end must not cross file systems.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         file = Path(folder) / out.name
+        begin(progress, f"converting to {precision} {out.suffix}")
         file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))

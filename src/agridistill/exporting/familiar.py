@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from agridistill.errors import PhotoError
 from agridistill.evaluation.held_out import ChosenPhotos
 from agridistill.manifest import Preprocessing
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.familiarity import Familiarity, figures, fit_familiarity
 from agridistill.runtime.reading import read_batches
 
@@ -21,6 +21,7 @@ def familiarity_of(
     train: ChosenPhotos, val: ChosenPhotos, preprocessing: Preprocessing, progress: ProgressCallback = silent
 ) -> Familiarity | None:
     """Figures of the training photos, with a limit from the validation photos; None where there are too few."""
+    begin(progress, "measuring how photos look")
     learnt, held_out = (_figures(photos, preprocessing, progress) for photos in (train, val))
     return fit_familiarity(learnt, held_out) if len(learnt) > 1 and held_out else None
 

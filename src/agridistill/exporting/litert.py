@@ -29,9 +29,10 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
         MissingExtraError: litert-torch is not installed.
     """
     try:
-        import litert_torch
-        from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-        from litert_torch.quantize.quant_config import QuantConfig
+        with quiet():
+            import litert_torch
+            from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+            from litert_torch.quantize.quant_config import QuantConfig
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "litert-torch, to write .tflite files", f"no module '{error.name}'", "pip install 'agridistill[litert]'"

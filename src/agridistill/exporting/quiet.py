@@ -8,13 +8,20 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+from agridistill.native_output import STDERR, STDOUT, held_back
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences prints, warnings and logs until the block ends; exceptions pass."""
+    """Silences prints, warnings and logs until the block ends, those of native code as well; exceptions pass."""
     unheard = io.StringIO()
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
+    with (
+        warnings.catch_warnings(),
+        held_back(STDOUT, STDERR),
+        contextlib.redirect_stdout(unheard),
+        contextlib.redirect_stderr(unheard),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.artefacts import ONE_PHOTO_ENGINES
 from agridistill.runtime.benchmark_result import ModelResult, Percentiles
 from agridistill.runtime.worker_process import Worker
@@ -86,10 +86,12 @@ def measure(
         AgriDistillError: a model cannot be loaded or measured; no worker is left.
     """
     with ExitStack() as workers:
+        begin(progress, "loading models")
         running = []
         for target in targets:
             worker = workers.enter_context(start(target))
             running.append(_Measured(target, worker, plan, **worker.ask("load")))
+        begin(progress, "measuring")
         _take_turns(running, plan, progress)
         return [each.result(interpreter_bytes) for each in running]
 

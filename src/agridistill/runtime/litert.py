@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from agridistill.errors import MissingExtraError, ModelError
 from agridistill.manifest import ModelManifest
+from agridistill.native_output import without_lines
 from agridistill.preprocess import Pixels
 
 
@@ -60,8 +61,10 @@ def _interpreter(path: Path, threads: int) -> Any:
             "LiteRT, to run a .tflite file", f"no module '{error.name}'", "pip install ai-edge-litert"
         ) from None
     try:
-        interpreter = Interpreter(str(path), num_threads=threads)
-        interpreter.allocate_tensors()
+        # Its INFO lines, such as that of XNNPACK, speak to the engine's own developers, and no setting silences them.
+        with without_lines(b"INFO: "):
+            interpreter = Interpreter(str(path), num_threads=threads)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError("a model that LiteRT can run", f"'{path}' ({reason})", "export it again") from None

@@ -13,7 +13,7 @@ from agridistill.evaluation.held_out import SplitChoice, choose_photos
 from agridistill.evaluation.robustness import MOST_PHOTOS
 from agridistill.manifest import read_manifest
 from agridistill.models.saved import load_backend
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import write_json
 from agridistill.study.gallery import gallery
 from agridistill.training.run_folder import RunFolder
@@ -84,6 +84,7 @@ def write_gallery(
         own_split=first.splits,
         progress=progress,
     )
+    begin(progress, "drawing attention maps")
     try:
         shown: list[dict[str, Any]] = gallery(runs, photos.samples, photos.root, photos.classes)
     except ModelError as error:

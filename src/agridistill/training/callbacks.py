@@ -6,7 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from agridistill import terminal
 from agridistill.errors import RunError
 from agridistill.manifest import sha256_of
 from agridistill.models.factory import save_weights
@@ -30,6 +31,9 @@ from agridistill.storage import write_text
 from agridistill.training.agreement import gather_all
 from agridistill.training.cached_teacher import CachedTeacher
 from agridistill.training.module import DistillationModule
+
+# Columns of a screen that holds the scores beside the bar, and of one that holds words beside the figures.
+_WIDE, _NARROW = 100, 70
 
 
 class BestWeights(Callback):
@@ -169,7 +173,7 @@ class BuildCache(Callback):
 
     def __init__(self, teacher: CachedTeacher, workers: int, console: Console | None = None) -> None:
         self.teacher, self.workers = teacher, workers
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or terminal.stderr
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Builds."""
@@ -190,7 +194,8 @@ class BuildCache(Callback):
             return
         begin, told, first = 0.0, -1, 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        with terminal.alone(then="preparing"), bar:
             task = bar.add_task("asking the teacher", total=None, visible=False)
 
             def show(done: int, total: int) -> None:
@@ -214,11 +219,12 @@ class BuildCache(Callback):
 
 
 class ProgressLine(Callback):
-    """A bar over all epochs with the time left; where stderr is no terminal, one line an epoch."""
+    """A bar over all steps with the time left; where stderr is no terminal, a line at the start and one an epoch."""
 
     def __init__(self, label: str, console: Console | None = None) -> None:
         self.label = label
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or terminal.stderr
+        self._open = ExitStack()
         self._progress: Progress | None = None
         self._begin = 0.0
         self._first_epoch = 0
@@ -226,29 +232,27 @@ class ProgressLine(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Shows the bar."""
         self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
-        if not (self.console.is_terminal and trainer.is_global_zero):
+        if not trainer.is_global_zero:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
-            transient=True,
-        )
-        self._progress.start()
+        if not self.console.is_terminal:
+            epochs, steps = trainer.max_epochs, trainer.num_training_batches
+            self.console.print(f"{self.label}  {epochs} epochs of {steps} steps", markup=False, soft_wrap=True)
+            return
+        self._open.enter_context(terminal.alone(then="evaluating"))
+        self._progress = self._open.enter_context(_step_bar(self.console))
         total = int(trainer.estimated_stepping_batches)
-        self._progress.add_task(self.label, total=total, completed=trainer.global_step, state="")
+        state = _position(trainer, 0)
+        self._progress.add_task(self.label, total=total, completed=trainer.global_step, state=state, scores="")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves the bar."""
-        if self._progress is not None:
-            state = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {_state(trainer.callback_metrics)}"
-            self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, state=state)
+        self._show(trainer, _position(trainer, batch_idx + 1))
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Says why the bar stands still."""
+        self._show(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, validation")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Without a terminal: a line with the time left."""
@@ -262,9 +266,39 @@ class ProgressLine(Callback):
 
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
         """Takes the bar away, also after an error or Ctrl-C."""
+        self._progress = None
+        self._open.close()
+
+    def _show(self, trainer: lightning.Trainer, state: str) -> None:
         if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+            task, scores = self._progress.task_ids[0], _state(trainer.callback_metrics)
+            self._progress.update(task, completed=trainer.global_step, state=state, scores=scores)
+
+
+def _step_bar(console: Console) -> Progress:
+    """A bar that fits the screen: a narrow one shows no scores."""
+    wide = console.width >= _WIDE
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(max(10, min(40, console.width - (90 if wide else 50)))),
+        TextColumn("{task.fields[state]}", markup=False),
+        *([TextColumn("{task.fields[scores]}", markup=False)] if wide else []),
+        TimeRemainingColumn(),
+        *([TextColumn("left")] if console.width >= _NARROW else []),
+        console=console,
+        transient=True,
+        # stdout stays the caller's: rich would send to stderr what is printed there meanwhile.
+        redirect_stdout=False,
+        refresh_per_second=5,
+        # Longer than a validation, in which no step is made.
+        speed_estimate_period=600,
+    )
+
+
+def _position(trainer: lightning.Trainer, step: int) -> str:
+    steps = trainer.num_training_batches
+    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {step}/{steps}"
 
 
 def _state(metrics: Mapping[str, Any]) -> str:
