@@ -59,6 +59,15 @@ def test_what_is_above_chance_without_the_leaf_is_told_as_no_more_than_that(stud
     )  # of ce; hybrid's interval holds it
 
 
+def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() -> None:
+    robust = {"photos": 20, "accuracy": 0.9, "mean_corrupted_accuracy": 0.6, "chance": 0.5, "masked_photos": 4}
+    robust |= {"corruptions": [{"name": "blur", "accuracies": [0.9, 0.8]}], "leaf_masked_accuracy": None}
+    told = words.evidence_summary("kd", {"robustness": robust, "selective": {"accuracy": None}})
+    assert not [line for line in told if "with the leaf masked" in line]
+    assert told[1].startswith("kd: whether it reads answers off the ground is not known.")
+    assert "4 of 20 photos here, and at least half are needed" in told[1]
+
+
 def test_every_series_looks_different() -> None:
     looks = [tuple(str(value) for value in look(index).values()) for index in range(40)]
     assert len(set(looks)) == 40
