@@ -8,10 +8,10 @@ ENGINES_STAMP := $(VENV)/.engines-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo check test torture format clean
+.PHONY: help install demo check test test-bare torture format clean
 
 help: ## Show the targets.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## Create .venv and install everything for training and development.
 
@@ -43,6 +43,11 @@ check: $(STAMP) ## Lint, types and architecture.
 
 test: check $(ENGINES_STAMP) ## Run the checks, then all tests with coverage.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
+
+test-bare: $(ENGINES_STAMP) ## Run all tests as on a machine with Python, pip and make alone.
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  env -u AGRIDISTILL_DATA PATH="$$($(BIN)/python -m tests.needs "$$folder")" OMP_NUM_THREADS=1 \
+	  $(abspath $(BIN))/python -m pytest --numprocesses $(PYTEST_WORKERS) $(TESTS)
 
 torture: $(STAMP) ## Kill the field agent 1,000 times over 20,000 detections; needs Mosquitto, about 10 minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.torture

@@ -9,11 +9,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.needs import OF_FIXTURES, bare_path, missing
 
 from agridistill.data.synthetic import draw_leaves
 
 TINY_SWIN = "swin_nano_patch4_window4_64"
 TINY_STUDENT = "mobilenetv3_small_050"
+
+
+_PATH = os.environ.get("PATH", os.defpath)
+_bare = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this machine lacks something for."""
+    for item in items:
+        for fixture in set(getattr(item, "fixturenames", ())) & OF_FIXTURES.keys():
+            item.add_marker(pytest.mark.needs(*OF_FIXTURES[fixture]))
+        reason = missing([name for mark in item.iter_markers("needs") for name in mark.args])
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hides all programs that a bare machine lacks from each test that does not name its needs.
+
+    A test that calls one without naming it fails here, and not first on a machine that lacks it.
+    """
+    stash = item.config.stash
+    if _bare not in stash:
+        folder = item.config._tmp_path_factory.mktemp("bare")  # type: ignore[attr-defined]
+        stash[_bare] = str(bare_path(folder)) if os.name == "posix" else _PATH
+    os.environ["PATH"] = _PATH if any(item.iter_markers("needs")) else stash[_bare]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,8 +114,5 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_photos() -> Path:
-    """The folder that AGRIDISTILL_DATA names; the test is skipped where it names none."""
-    named = os.environ.get("AGRIDISTILL_DATA")
-    if not named:
-        pytest.skip("AGRIDISTILL_DATA names no folder of real photos")
-    return Path(named)
+    """The folder that AGRIDISTILL_DATA names; tests of it are skipped where it names none."""
+    return Path(os.environ["AGRIDISTILL_DATA"])

@@ -146,7 +146,7 @@ def test_a_history_that_cannot_be_read_leaves_the_state(folder: Path, capsys: Ca
     assert "not a database" in document["history_error"]
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become somebody else")
+@pytest.mark.needs("root")
 def test_a_state_that_may_only_be_read_is_shown(folder: Path, capsys: Capture) -> None:
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "state"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -16,8 +15,9 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from tests.needs import NEEDS, program
 
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+MOSQUITTO = program("mosquitto")
 
 
 def free_port() -> int:
@@ -49,7 +49,7 @@ class Broker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        assert MOSQUITTO is not None
+        assert MOSQUITTO is not None, NEEDS["mosquitto"].reason
         self.process = subprocess.Popen([MOSQUITTO, "-c", str(self.config)])
         wait_for(self.answers, what="mosquitto")
 
@@ -179,8 +179,6 @@ def _packet(source: socket.socket) -> bytes:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    if MOSQUITTO is None:
-        pytest.skip("no Mosquitto on this machine")
     found = Broker(tmp_path / "broker")
     yield found
     found.stop()

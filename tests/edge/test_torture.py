@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import MOSQUITTO
 from .outage import outage
 from .torture import torture
 
-pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="no Mosquitto on this machine")
+pytestmark = pytest.mark.needs("mosquitto")
 
 
 def test_kills_and_broker_restarts_lose_no_detection(tmp_path: Path, colour_model: Path) -> None:

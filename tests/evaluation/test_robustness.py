@@ -12,7 +12,7 @@ from agridistill.data.samples import Sample
 from agridistill.errors import DataError, PhotoError
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption
 from agridistill.evaluation.leaf_mask import leaf_mask
-from agridistill.evaluation.robustness import robustness, without_ground, without_leaf
+from agridistill.evaluation.robustness import RobustnessResult, robustness, without_ground, without_leaf
 from agridistill.manifest import ModelManifest, Preprocessing
 
 CLASSES = ("green", "yellow")
@@ -108,14 +108,20 @@ def test_a_photo_is_spoilt_alike_whatever_the_model_and_the_order(photos: list[S
 
 
 def test_photos_without_a_leaf_on_plain_ground_are_left_out_of_the_masks(photos: list[Sample], tmp_path: Path) -> None:
-    for sample in photos[:5]:
-        Image.new("RGB", (64, 64), (140, 140, 140)).save(tmp_path / sample.path)
-    result = robustness(Judge(slice(10, 22)), photos, tmp_path, corruptions=CORRUPTIONS[:1])
+    def blank(count: int) -> RobustnessResult:
+        for sample in photos[:count]:
+            Image.new("RGB", (64, 64), (140, 140, 140)).save(tmp_path / sample.path)
+        return robustness(Judge(slice(10, 22)), photos, tmp_path, corruptions=CORRUPTIONS[:1])
+
+    result = blank(5)
     assert (result.photos, result.masked_photos) == (20, 15)
-    for sample in photos:
-        Image.new("RGB", (64, 64), (140, 140, 140)).save(tmp_path / sample.path)
-    result = robustness(Judge(slice(10, 22)), photos, tmp_path, corruptions=CORRUPTIONS[:1])
-    assert (result.masked_photos, result.leaf_masked_accuracy, result.ground_masked_accuracy) == (0, None, None)
+    result = blank(10)
+    assert (result.masked_photos, result.leaf_masked_accuracy is None) == (10, False)
+    # A minority does not stand for the rest.
+    result = blank(11)
+    assert (result.masked_photos, result.leaf_masked_accuracy, result.ground_masked_accuracy) == (9, None, None)
+    assert (result.leaf_masked_ci95, result.chance) == (None, 13 / 20)
+    assert blank(20).masked_photos == 0
 
 
 def test_masks_leave_the_other_part_as_it_was() -> None:

@@ -16,7 +16,9 @@ from agridistill.exporting.litert import to_litert
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.quantised import folded
 
-pytest.importorskip("litert_torch", reason="needs the litert extra")
+pytest.importorskip(
+    "litert_torch", reason="needs litert-torch, which is not installed: pip install 'agridistill[litert]'"
+)
 
 
 @pytest.mark.filterwarnings("ignore")

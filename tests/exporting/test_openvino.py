@@ -15,7 +15,7 @@ from agridistill.errors import ModelError
 from agridistill.exporting.onnx import to_onnx
 from agridistill.manifest import ModelManifest, Preprocessing
 
-pytest.importorskip("openvino")
+pytest.importorskip("openvino", reason="needs OpenVINO, which is not installed: pip install 'agridistill[openvino]'")
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -91,7 +91,7 @@ def test_real_messages_fit_their_schemas(name: str) -> None:
                 jsonschema.validate({other: value for other, value in document.items() if other != key}, schema)
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd on this machine")
+@pytest.mark.needs("systemd-analyze")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = (ROOT / "deploy" / "agridistill-watch.service").read_text()
     file = tmp_path / "agridistill-watch.service"
@@ -127,8 +127,7 @@ class Client:
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     """A Mosquitto with the configuration, access list, passwords and certificates of the field guide."""
-    if MOSQUITTO is None or shutil.which("openssl") is None or shutil.which("mosquitto_passwd") is None:
-        pytest.skip("no Mosquitto or no openssl on this machine")
+    assert MOSQUITTO is not None
     _run_the_guides_openssl(tmp_path)
     passwords = tmp_path / "passwords"
     passwords.touch(mode=0o600)
@@ -182,6 +181,7 @@ def _run_the_guides_openssl(folder: Path) -> None:
     assert "Certificate Sign" in told.stdout
 
 
+@pytest.mark.needs("mosquitto", "mosquitto_passwd", "openssl")
 def test_the_brokers_access_list_keeps_devices_apart(guarded: tuple[int, Path]) -> None:
     port, ca = guarded
     reader, one, two = (Client(port, ca, user) for user in ("home-assistant", "greenhouse-1", "greenhouse-2"))

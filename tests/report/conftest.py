@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agridistill.report.page import ReportResult, report
+
 CLASSES = ["Tomato___Late_blight", 'Tomato___<healthy> & "sound"']
+
+
+ENVIRONMENT = {
+    "versions": {"agridistill": "0.0.9", "torch": "2.9.0", "python": "3.12.1"},
+    "hardware": {"processor": "Cortex-A76", "cores": 4, "device": "NVIDIA H200"},
+    "data": "/data/my photos",
+    "teacher": "/runs/teacher",
+}
 
 
 def picture(seed: int = 0) -> str:
@@ -162,9 +174,31 @@ def write(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document))
 
 
+@dataclass(frozen=True)
+class Reported:
+    """The report of a whole study, which tests only read: its plots take seconds to draw."""
+
+    folder: Path
+    result: ReportResult
+    page: str
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    folder = tmp_path / "study"
+    """A study that a test may change."""
+    return write_study(tmp_path / "study")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    folder = write_study(tmp_path_factory.mktemp("reported") / "study")
+    # Left by an earlier form of the study.
+    shutil.copy(folder / "evidence/ce.json", folder / "evidence/old-best.json")
+    result = report(folder)
+    return Reported(folder, result, result.page.read_text())
+
+
+def write_study(folder: Path) -> Path:
     document = {
         "format_version": 1,
         "baseline": "ce",
@@ -185,6 +219,7 @@ def study(tmp_path: Path) -> Path:
     }
     write(folder / "compare.json", document)
     write(folder / "runs/full/hybrid-0/evaluation.json", evaluation())
+    write(folder / "runs/full/hybrid-0/environment.json", ENVIRONMENT)
     for seed, name in enumerate(("hybrid", "ce")):
         write(folder / "evidence" / f"{name}.json", evidence(seed))
     models = [
@@ -194,6 +229,7 @@ def study(tmp_path: Path) -> Path:
     photos = [{"path": "late/1.jpg", "truth": CLASSES[0], "photo": picture(), "models": models}]
     write(folder / "evidence" / "gallery.json", {"format_version": 1, "weights_sha256": {}, "photos": photos})
     bench = {
+        "host": {"processor": "Raspberry Pi 5", "cores": 4, "system": "Linux-6.6"},
         "models": [
             {
                 "model": f"leaf-{precision}.onnx",
@@ -205,7 +241,7 @@ def study(tmp_path: Path) -> Path:
                 "size_bytes": size,
             }
             for precision, accuracy, latency, size in (("fp32", 0.9, 4.1, 17_000_000), ("int8", 0.89, 2.5, 4_700_000))
-        ]
+        ],
     }
     write(folder / "benchmark.json", bench)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,28 +16,33 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from tests.report.conftest import Reported
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
 from agridistill.report import model_plots, study_plots, words
+from agridistill.report.documents import read_documents
 from agridistill.report.drawing import Plot, look
+from agridistill.report.glossary import glossary
 from agridistill.report.overlays import overlay
 from agridistill.report.page import report
+from agridistill.report.provenance import provenance
 from agridistill.report.study_plots import pareto
+from agridistill.version import __version__
 
 
-def test_every_figure_of_the_study_stands_in_the_page(study: Path) -> None:
-    page = report(study).page.read_text()
-    for shown in ("88.00", "90.00 ± 1.00", "+4.00", "+1.00 to +7.00", "resnet18", "600 M", "11.00 M", "p = 0.15"):
+def test_every_figure_of_the_study_stands_in_the_page(reported: Reported) -> None:
+    page = reported.page
+    for shown in ("86.00 ±", "90.00 ± 1.00", "+4.00", "+1.00 to +7.00", "resnet18", "600 M", "11.00 M", "p = 0.15"):
         assert shown in page
     assert "hybrid is the best method on the validation split; on the test split it reaches 90.0 %" in page
     assert "is above zero: hybrid is better than ce here" in page
 
 
-def test_what_the_teacher_has_seen_is_told(study: Path) -> None:
-    page = report(study).page.read_text()
-    assert "that no model has learnt from" in page
-    assert "it learnt from 100 % of the labels" in page
+def test_what_the_teacher_has_seen_is_told(study: Path, reported: Reported) -> None:
+    assert "that no model has learnt from" in reported.page
+    assert "it learnt from 100 % of the labels" in reported.page
+    shutil.rmtree(study / "evidence")
     document = json.loads((study / "compare.json").read_text())
     document["teacher"]["test_photos_learnt"] = 7
     (study / "compare.json").write_text(json.dumps(document))
@@ -45,18 +51,26 @@ def test_what_the_teacher_has_seen_is_told(study: Path) -> None:
     assert "had learnt 7 of the 20 test photos" in page
 
 
-def test_single_models_are_told_with_their_budget_and_nothing_stale_is_shown(study: Path) -> None:
-    shutil.copy(study / "evidence/ce.json", study / "evidence/old-best.json")
-    page = report(study).page.read_text()
+def test_single_models_are_told_with_their_budget_and_nothing_stale_is_shown(reported: Reported) -> None:
+    page = reported.page
     assert "Worst mistakes of hybrid (full, seed 0)" in page
     assert "old-best" not in page
 
 
-def test_what_is_above_chance_without_the_leaf_is_told_as_no_more_than_that(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_what_is_above_chance_without_the_leaf_is_told_as_no_more_than_that(reported: Reported) -> None:
+    page = reported.page
     assert (
         page.count("off the ground, or off the outline that the mask leaves") == 1
     )  # of ce; hybrid's interval holds it
+
+
+def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() -> None:
+    robust = {"photos": 20, "accuracy": 0.9, "mean_corrupted_accuracy": 0.6, "chance": 0.5, "masked_photos": 4}
+    robust |= {"corruptions": [{"name": "blur", "accuracies": [0.9, 0.8]}], "leaf_masked_accuracy": None}
+    told = words.evidence_summary("kd", {"robustness": robust, "selective": {"accuracy": None}})
+    assert not [line for line in told if "with the leaf masked" in line]
+    assert told[1].startswith("kd: whether it reads answers off the ground is not known.")
+    assert "4 of 20 photos here, and at least half are needed" in told[1]
 
 
 def test_every_series_looks_different() -> None:
@@ -64,8 +78,8 @@ def test_every_series_looks_different() -> None:
     assert len(set(looks)) == 40
 
 
-def test_pictures_speak_to_screen_readers_and_share_no_ids(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_pictures_speak_to_screen_readers_and_share_no_ids(reported: Reported) -> None:
+    page = reported.page
     labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
     assert len(labels) == page.count("<svg")
     by_picture = [set(re.findall(r' id="([^"]+)"', svg)) for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)]
@@ -105,22 +119,22 @@ def test_files_of_another_kind_are_told(study: Path, name: str, content: str) ->
         report(study)
 
 
-def test_the_page_is_complete_in_itself_and_small(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_the_page_is_complete_in_itself_and_small(reported: Reported) -> None:
+    page = reported.page
     assert len(page) < 10_000_000
     # Nothing is fetched: every source is data, and no sheet, script or font comes from elsewhere.
     assert all(source.startswith("data:") for source in re.findall(r'<img[^>]* src="([^"]*)"', page))
     assert not re.search(r"<script|<iframe|@import|url\(http|<link[^>]*href=\"(?!data:)", page)
 
 
-def test_the_best_method_is_held_against_every_other_one(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_the_best_method_is_held_against_every_other_one(reported: Reported) -> None:
+    page = reported.page
     found = "hybrid, the best on the validation split, against the other methods, points on the test split: "
     assert f"{found}ce +4.00 (+1.00 to +7.00); kd +3.00 (-1.00 to +7.00)*." in page
 
 
-def test_names_from_outside_are_text_and_not_markup(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_names_from_outside_are_text_and_not_markup(reported: Reported) -> None:
+    page = reported.page
     assert "<b>1</b>" not in page
     assert "&lt;b&gt;1&lt;/b&gt;" in page
     assert "<healthy>" not in page
@@ -135,9 +149,8 @@ def test_classes_of_every_script_are_text_for_the_readers_fonts(study: Path) -> 
     assert any(">稻瘟病 பூஞ்சை</text>" in picture for picture in pictures)
 
 
-def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> None:
-    result = report(study)
-    page = result.page.read_text()
+def test_each_plot_has_its_numbers_beside_it_and_in_the_page(reported: Reported) -> None:
+    result, page = reported.result, reported.page
     names = {file.stem for file in result.numbers}
     assert names >= {
         "accuracy-against-mmacs",
@@ -152,20 +165,20 @@ def test_each_plot_has_its_numbers_beside_it_and_in_the_page(study: Path) -> Non
         "robustness",
     }
     for file in result.numbers:
-        assert file.parent == study / "figures"
+        assert file.parent == reported.folder / "figures"
         link = re.search(rf'download="{file.name}" href="data:application/json;base64,([^"]*)"', page)
         assert link
         assert json.loads(base64.b64decode(link[1])) == json.loads(file.read_text())
     assert page.count("<svg") == len(result.numbers) == len(result.plots)
     for file in result.plots:  # each opens by itself
         assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 - our own
-    shown = json.loads((study / "figures/differences-full.json").read_text())
+    shown = json.loads((reported.folder / "figures/differences-full.json").read_text())
     assert shown[0]["name"] == "hybrid"
     assert (shown[0]["points"], shown[0]["points_ci95"]) == (4.0, [1.0, 7.0])
 
 
-def test_each_plot_of_a_budget_says_which(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_each_plot_of_a_budget_says_which(reported: Reported) -> None:
+    page = reported.page
     captions = re.findall(r"<figcaption>(.*?) <a", page)
     assert [caption.split(": ")[0] for caption in captions if "Difference to" in caption] == ["few", "full"]
     assert [caption.split(": ")[0] for caption in captions if "by epoch" in caption] == ["few", "full"]
@@ -179,25 +192,59 @@ def test_bins_of_few_photos_are_in_the_numbers_only() -> None:
     assert both.svg == one.svg
 
 
-def test_gallery_and_mistakes_name_classes_as_the_tables_do(study: Path) -> None:
-    page = report(study).page.read_text()
+def test_gallery_and_mistakes_name_classes_as_the_tables_do(reported: Reported) -> None:
+    page = reported.page
     assert "is <b>Late blight</b>" in page  # a mistake
     assert "\n<b>Late blight</b>" in page  # the gallery
     assert ">Tomato " not in page
 
 
-def test_the_same_files_give_the_same_page(study: Path) -> None:
-    first = report(study).page.read_bytes()
-    assert report(study).page.read_bytes() == first
+def test_the_same_files_give_the_same_page(reported: Reported) -> None:
+    assert report(reported.folder).page.read_text() == reported.page
 
 
-@pytest.mark.parametrize("missing", ["evidence", "benchmark.json", "runs", "evidence/gallery.json"])
-def test_what_is_not_there_is_left_out(study: Path, missing: str) -> None:
-    path = study / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+@pytest.mark.parametrize("missing", [["evidence"], ["benchmark.json", "runs", "evidence/gallery.json"]])
+def test_what_is_not_there_is_left_out(study: Path, missing: list[str]) -> None:
+    for path in (study / name for name in missing):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = report(study).page.read_text()
-    assert ("are missing:" in page) == (missing == "evidence")
+    assert ("are missing:" in page) == (missing == ["evidence"])
+    assert ("<dt>Trained on</dt>" in page) == ("runs" not in missing)
     assert "90.00 ± 1.00" in page
+
+
+def test_the_page_says_when_with_what_and_where_its_results_were_made(study: Path, reported: Reported) -> None:
+    found = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", reported.page))
+    assert re.fullmatch(r"\d{2} \w+ \d{4}, \d{2}:\d{2} UTC", found["Results of"])
+    assert found["Trained with"] == "AgriDistill 0.0.9, torch 2.9.0, python 3.12.1"
+    assert found["Trained on"] == "NVIDIA H200; Cortex-A76, 4 cores"
+    assert found["Speed measured on"] == "Raspberry Pi 5, 4 cores; Linux-6.6"
+    data = "&#39;/data/my photos&#39;"
+    assert found["By"] == f"agridistill compare {data} --recipe RECIPE --out {reported.folder}"
+    assert found["This page by"] == f"agridistill report {reported.folder}, AgriDistill {__version__}"
+    os.utime(study / "compare.json", (2_000_000_000, 2_000_000_000))
+    assert dict(provenance(read_documents(study)))["Results of"] == "18 May 2033, 03:33 UTC"
+
+
+def test_the_page_says_by_which_command_a_single_model_was_trained(student_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student_run, tmp_path / "student"))
+    environment = json.loads((folder / "environment.json").read_text())
+    found = dict(provenance(read_documents(folder)))
+    rest = f"--recipe {folder}/recipe.toml --out {folder}"
+    assert found["By"] == f"agridistill train {environment['data']} {rest}"
+    assert (folder / "recipe.toml").exists()
+    (folder / "environment.json").write_text(json.dumps(environment | {"teacher": "runs/teacher"}))
+    found = dict(provenance(read_documents(folder)))
+    assert found["By"] == f"agridistill distill {environment['data']} --teacher runs/teacher {rest}"
+
+
+def test_the_terms_of_the_page_are_explained_and_no_others(reported: Reported) -> None:
+    terms = re.findall(r"<dt>(.*?)</dt>", reported.page.partition('<dl class="terms">')[2])
+    assert {"F1", "macro-F1", "calibration error", "leaf-disjoint", "MACs", "McNemar", "p", "ce", "hybrid"} <= set(
+        terms
+    )
+    assert not {"at", "fitnet", "student"} & set(terms)
+    assert [term for term, _ in glossary("<p>Look at a hybrid of 2 M parameters.</p><svg>F1</svg>")] == ["parameters"]
 
 
 def test_a_single_run_has_a_report_of_its_own(student_run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from agridistill.data.samples import Sample
 from agridistill.errors import DataError, PhotoError
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption, Photo
-from agridistill.evaluation.leaf_mask import leaf_mask
+from agridistill.evaluation.leaf_mask import is_trustworthy, leaf_mask
 from agridistill.evaluation.metrics import Interval, accuracy_interval
 from agridistill.preprocess import read_photo
 from agridistill.progress import ProgressCallback, begin, silent
@@ -26,8 +26,8 @@ MOST_PHOTOS = 500
 _BATCH = 64
 # Shorter side at which photos are spoilt; larger ones are scaled down to it, smaller ones stay as they are.
 _SIDE_PX = 448
-# Of a photo's area. A mask beyond these has found no single leaf on a plain ground.
-_LEAST_LEAF, _MOST_LEAF = 0.05, 0.95
+# Of the photos. Where fewer masks can be trusted, those photos (on paper, say) do not stand for the rest.
+LEAST_MASKED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ class RobustnessResult:
         accuracy_ci95: its interval.
         corruptions: one entry each.
         mean_corrupted_accuracy: over all corruptions and strengths.
-        masked_photos: those of them in which a leaf on a plain ground was found; the figures below are of these.
-        leaf_masked_accuracy: where only the ground is left. Of a model that looks at leaves it is no better than
+        masked_photos: those of them in which one leaf on a plain ground was found; the figures below are of these.
+        leaf_masked_accuracy: where only the ground is left; None where those photos are too few of all
+            (`LEAST_MASKED_SHARE`) to say anything. Of a model that looks at leaves it is no better than
             `chance`; what it is above that, the model reads off the ground or the outline that the mask leaves.
         leaf_masked_ci95: its interval.
-        ground_masked_accuracy: where only the leaf is left.
+        ground_masked_accuracy: where only the leaf is left; None as above.
         chance: share of the most frequent class: what one answer for all photos reaches.
     """
 
@@ -114,7 +115,10 @@ def robustness(
     target = np.array([sample.label for sample in chosen])
     seeds = [int.from_bytes(sha256(sample.path.encode("utf-8", "surrogateescape")).digest()[:8]) for sample in chosen]
     masks = [leaf_mask(photo) for photo in photos]
-    masked = np.array([_LEAST_LEAF <= mask.mean() <= _MOST_LEAF for mask in masks])
+    masked = np.array([is_trustworthy(*one) for one in zip(photos, masks, strict=True)])
+    masked_photos = int(masked.sum())
+    if masked_photos < LEAST_MASKED_SHARE * len(chosen):
+        masked[:] = False
     total = len(chosen) * (1 + sum(len(corruption.strengths) for corruption in corruptions)) + 2 * int(masked.sum())
     done = 0
 
@@ -153,7 +157,7 @@ def robustness(
         accuracy_ci95=accuracy_interval(clean, leaf_ids),
         corruptions=under,
         mean_corrupted_accuracy=float(np.mean([accuracy for one in under for accuracy in one.accuracies])),
-        masked_photos=len(found),
+        masked_photos=masked_photos,
         leaf_masked_accuracy=float(ground.mean()) if found else None,
         leaf_masked_ci95=accuracy_interval(ground, of_masked) if found else None,
         ground_masked_accuracy=float(leaf.mean()) if found else None,

@@ -27,6 +27,8 @@ class ReportDocuments:
         evidence: by the name of the model.
         gallery: photos with attention maps.
         benchmark: `benchmark.json`, of `agridistill benchmark --out`.
+        environment: `environment.json` of the run, or of one run of the study; empty where there is none.
+        modified: when the newest result file was written, seconds since 1970.
     """
 
     folder: Path
@@ -36,11 +38,18 @@ class ReportDocuments:
     evidence: dict[str, Document] = field(default_factory=dict)
     gallery: list[Document] = field(default_factory=list)
     benchmark: Document | None = None
+    environment: Document = field(default_factory=dict)
+    modified: float = 0.0
 
     @property
     def name(self) -> str:
         """The folder's."""
         return str(_as_text(self.folder.resolve().name))
+
+    @property
+    def shown_folder(self) -> str:
+        """The folder as it was given, as text that can be drawn."""
+        return str(_as_text(str(self.folder)))
 
 
 def read_documents(folder: Path) -> ReportDocuments:
@@ -68,7 +77,10 @@ def read_documents(folder: Path) -> ReportDocuments:
     if study is not None:
         _of_version(study, "compare.json")
     try:
-        evaluations = _evaluations(folder, study) if study is not None else {_as_text(folder.resolve().name): own or {}}
+        runs = _runs(folder, study) if study is not None else {_as_text(folder.resolve().name): folder}
+        read = {name: _json(run / "evaluation.json") for name, run in runs.items()}
+        evaluations = {name: document for name, document in read.items() if document is not None}
+        environments = [_json(run / "environment.json") for run in runs.values()]
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         told = f"others in '{folder}' ({type(error).__name__}: {error})"
         raise RunError("result files as this release writes them", told, "make them again") from None
@@ -80,20 +92,23 @@ def read_documents(folder: Path) -> ReportDocuments:
         evidence=evidence,
         gallery=_of_version(gallery, "gallery.json")["photos"] if gallery is not None else [],
         benchmark=_json(folder / "benchmark.json"),
+        environment=next((one for one in environments if one is not None), {}),
+        modified=max(path.stat().st_mtime for path in _result_files(folder)),
     )
 
 
-def _evaluations(folder: Path, study: Document) -> dict[str, Document]:
-    """Of the best method and the baseline, of the budget and the seed that the evidence is of."""
+def _result_files(folder: Path) -> list[Path]:
+    names = ("compare.json", "evaluation.json", "benchmark.json", "metrics.csv")
+    return [path for path in (folder / name for name in names) if path.exists()]
+
+
+def _runs(folder: Path, study: Document) -> dict[str, Path]:
+    """Folders of the best method and the baseline, of the budget and the seed that the evidence is of."""
     wanted = study.get("evidence", {}).get("budget")
     budget = next((budget for budget in study["budgets"] if budget["name"] == wanted), study["budgets"][0])
     rows = {row["name"]: row for row in budget["rows"]}
-    found = {}
-    for name in dict.fromkeys((budget["best"], study["baseline"])):
-        document = _json(folder / rows[name]["runs"][0]["run"] / "evaluation.json") if name in rows else None
-        if document is not None:
-            found[name] = document
-    return found
+    names = dict.fromkeys((budget["best"], study["baseline"]))
+    return {name: folder / rows[name]["runs"][0]["run"] for name in names if name in rows}
 
 
 def _of_version(document: Document | None, name: str) -> Document:

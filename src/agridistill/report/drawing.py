@@ -13,6 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# Inches. On a phone's 350 px letters of 10 points are still 10 px high.
+WIDTH = 4.9
 _FILE_NAME = re.compile(r"[^\w.-]+")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c00")
 # Of different lengths, so that hundreds of series differ in one of the three.
@@ -41,12 +43,14 @@ class Plot:
         caption: what it shows and how to read it.
         svg: the picture, without an XML header.
         numbers: what it shows, for JSON.
+        width: of the picture, in inches.
     """
 
     name: str
     caption: str
     svg: str
     numbers: Any
+    width: float
 
 
 def look(index: int) -> dict[str, Any]:
@@ -70,20 +74,20 @@ def drawn(figure: Figure, name: str, caption: str, numbers: Any) -> Plot:
     text = held.getvalue()
     label = html.escape(caption, quote=True)
     svg = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    return Plot(_FILE_NAME.sub("-", name), caption, svg, numbers)
+    return Plot(_FILE_NAME.sub("-", name), caption, svg, numbers, figure.get_figwidth())
 
 
 def add_legend(figure: Figure) -> None:
-    """Above the picture, from the left, in as many columns as a phone shows of it at once."""
+    """Above the picture, from the left, in as many columns as fit."""
     names = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
     if not names:
         return
-    mark, letter, seen = 0.5, 0.07, 0.7  # inches of a mark and of a letter; share of the width that a phone shows
-    columns = int(seen * figure.get_figwidth() / (mark + letter * max(map(len, names))))
+    mark, letter = 0.5, 0.07  # inches of a mark and of a letter
+    columns = int(figure.get_figwidth() / (mark + letter * max(map(len, names))))
     figure.legend(loc="outside upper left", ncols=min(len(names), max(1, columns)), fontsize=8)
 
 
-def new_figure(width: float = 6.4, height: float = 3.8) -> tuple[Figure, Axes]:
+def new_figure(width: float = WIDTH, height: float = 3.3) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()

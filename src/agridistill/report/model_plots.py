@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from agridistill.report.drawing import STYLE, Plot, add_legend, drawn, look, new_figure
+from agridistill.report.drawing import STYLE, WIDTH, Plot, add_legend, drawn, look, new_figure
 from agridistill.report.words import plain_name
 
 _FEWEST_IN_A_BIN = 10
@@ -49,7 +49,7 @@ def short_name(label: str, labels: Sequence[str]) -> str:
 def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
     """Accuracy against confidence for several models."""
     with rc_context(STYLE):
-        figure, axes = new_figure(width=5.6)
+        figure, axes = new_figure()
         axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
         for index, (name, document) in enumerate(evidence.items()):
             bins = [one for one in document["reliability"] if one["photos"] >= _FEWEST_IN_A_BIN]
@@ -74,7 +74,7 @@ def reliability(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
 def coverage(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
     """Accuracy of the answers against the share of photos that are answered."""
     with rc_context(STYLE):
-        figure, axes = new_figure(width=5.6)
+        figure, axes = new_figure()
         lowest = 100.0
         for index, (name, document) in enumerate(evidence.items()):
             found = document["selective"]
@@ -110,10 +110,10 @@ def robustness(evidence: Mapping[str, Mapping[str, Any]]) -> Plot:
     """One small plot for each corruption."""
     first = next(iter(evidence.values()))["robustness"]
     names = [one["name"] for one in first["corruptions"]]
-    columns = 3
+    columns = 2
     with rc_context(STYLE):
         rows = -(-len(names) // columns)
-        figure = Figure(figsize=(7.2, 1.75 * rows + 0.5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.5 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for place, corruption in enumerate(names):
             axes = grid[place // columns][place % columns]

@@ -13,8 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from agridistill.errors import RunError
 from agridistill.report import model_plots, study_plots, words
 from agridistill.report.documents import ReportDocuments, read_documents
-from agridistill.report.drawing import Plot
+from agridistill.report.drawing import WIDTH, Plot
+from agridistill.report.glossary import glossary
 from agridistill.report.overlays import overlay
+from agridistill.report.provenance import provenance
 from agridistill.storage import json_text, write_json, write_text
 
 PAGE_NAME, FIGURES_NAME = "report.html", "figures"
@@ -85,7 +87,9 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
         gallery=_overlaid(documents.gallery),
         benchmark=documents.benchmark,
         of_what=_of_what(study),
-        plots=[{"plot": plot, "link": _download(plot.numbers)} for plot in shown],
+        plots=[{"plot": plot, "link": _download(plot.numbers), "wide": plot.width > WIDTH} for plot in shown],
+        provenance=provenance(documents),
+        glossary=glossary,
     )
 
 

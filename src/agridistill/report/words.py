@@ -95,6 +95,12 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
         if low > chance:
             line += " What is above that is read off the ground, or off the outline that the mask leaves."
         lines.append(line)
+    else:
+        lines.append(
+            f"{name}: whether it reads answers off the ground is not known. That needs photos of one leaf on a plain "
+            f"ground, where the leaf can be masked: {robust['masked_photos']:,} of {robust['photos']:,} photos here, "
+            "and at least half are needed."
+        )
     if selective["accuracy"] is not None and selective["coverage"]:
         lines.append(
             f"{name} answers {100 * selective['coverage']:.0f} % of the photos where it abstains below "

@@ -237,6 +237,7 @@ def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox
     wire.close()
 
 
+@pytest.mark.needs("mosquitto")
 def test_what_the_access_list_denies_stays_in_the_outbox_and_is_told_once(
     tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,6 +258,7 @@ def test_what_the_access_list_denies_stays_in_the_outbox_and_is_told_once(
     assert "'agridistill/pi_1-1de505/detections/plot0': Not authorized; check user name, device name" in told[0]
 
 
+@pytest.mark.needs("mosquitto")
 def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
     tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +345,7 @@ def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
     assert caplog.text.count("speaks MQTT 3.1.1 alone") == 1
 
 
+@pytest.mark.needs("mosquitto")
 def test_attempts_leave_no_open_sockets_behind(tmp_path: Path, outbox: Outbox) -> None:
     passwords = tmp_path / "passwords"
     passwords.write_text("")
@@ -395,6 +398,7 @@ def test_a_host_that_cannot_be_one_is_told_and_ends_nothing(outbox: Outbox, capl
     thread.join(20)
 
 
+@pytest.mark.needs("mosquitto")
 def test_a_wrong_password_is_told_without_it(tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
     passwords = tmp_path / "passwords"
     passwords.write_text("")

@@ -517,7 +517,7 @@ def test_a_name_that_is_no_utf8_can_be_sent(opened: Opener, tmp_path: Path) -> N
     assert given(opened()).name.encode("utf-8") == rb"\udcff.jpg"
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become somebody else")
+@pytest.mark.needs("root")
 def test_an_unreadable_subfolder_is_told_once_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)

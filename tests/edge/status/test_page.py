@@ -383,12 +383,8 @@ def test_stopping_ends_open_connections_at_once(history: History) -> None:
             assert connection.recv(100) == b""
 
 
+@pytest.mark.needs("IPv6")
 def test_the_page_answers_over_ipv6(history: History) -> None:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        pytest.skip("no IPv6 on this machine")
     with PageServer(history, state, host="::1", port=0) as server:
         assert server.address.startswith("http://[::1]:")
         assert Asker(server).status("/") == 200

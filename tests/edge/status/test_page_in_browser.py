@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import pytest
 from tests.edge.conftest import wait_for
 from tests.edge.looks import alert, detection, filled_history, picture, state
+from tests.needs import chromium
 
 from agridistill.edge.status.page import PageServer
 from agridistill.edge.store.history import History
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+CHROMIUM = chromium()
+pytestmark = pytest.mark.needs("chromium")
 TOKEN = "a-token-of-some-length"  # noqa: S105 - of these tests alone
 
 

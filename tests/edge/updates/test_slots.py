@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -198,7 +197,7 @@ def test_what_killed_updates_left_is_swept_and_what_may_be_gone_on_with_is_kept(
     assert not list(folder.glob("*.part"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.needs("no root")
 def test_a_state_that_may_not_be_written_gives_the_first_model(device: Device, publisher: Publisher) -> None:
     installed(device, publisher, 1)
     device.slots.folder.chmod(0o500)
