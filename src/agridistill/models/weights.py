@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,10 +264,19 @@ def _fitted(key: str, value: Tensor, own: Tensor, model: nn.Module) -> Tensor:
         return value.reshape(own.shape)
     layer, _, tensor = key.rpartition(".")
     if tensor == "relative_position_bias_table" and value.ndim == 2 and value.shape[1] == own.shape[1]:
-        window = model.get_submodule(layer).window_size
-        resized: Tensor = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=own.shape)
-        return resized
+        return _resized(value, own, model.get_submodule(layer).window_size)
     return value
+
+
+def _resized(table: Tensor, own: Tensor, window: Any) -> Tensor:
+    if math.isqrt(len(table)) ** 2 != len(table):
+        # Of no square window: does not fit.
+        return table
+    with warnings.catch_warnings():
+        # timm's interpolation has torch copy a tensor, which torch warns of.
+        warnings.filterwarnings("ignore", message=r".*non-contiguous", category=UserWarning)
+        resized: Tensor = resize_rel_pos_bias_table(table, new_window_size=window, new_bias_shape=own.shape)
+    return resized
 
 
 def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
