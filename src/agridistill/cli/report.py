@@ -9,7 +9,6 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import print_json, stderr, stdout
-from agridistill.errors import MissingExtraError
 
 
 def report(
@@ -17,15 +16,9 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""
-    try:
-        from agridistill.report.page import report as write
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "matplotlib and jinja2, to draw and write the page",
-            f"no module '{error.name}'",
-            "pip install 'agridistill[report]'",
-        ) from None
-    result = write(folder)
+    from agridistill.report import write_report
+
+    result = write_report(folder)
     if json:
         print_json(
             {

@@ -67,11 +67,11 @@ def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
     return to_pixels(read_source(source, shorter_side=enough_pixels(preprocessing)), preprocessing)
 
 
-def read_source(source: PhotoSource, *, shorter_side: int | None = None) -> Image.Image:
+def read_source(source: object, *, shorter_side: int | None = None) -> Image.Image:
     """One photo as upright 8-bit RGB.
 
     Args:
-        source: the photo.
+        source: a `PhotoSource`; another type is an error.
         shorter_side: as many pixels are enough; see `read_photo`. Arrays and Pillow images keep their size.
 
     Raises:
