@@ -1,5 +1,12 @@
 """AgriDistill: a large vision model's knowledge, in a model that fits a field device.
 
+Example::
+
+    import agridistill
+
+    agridistill.train("photos", out="run", epochs=3, image_size=96)
+    answer = agridistill.load("run").predict("leaf.jpg")
+
 The names below are imported when they are first used: `import agridistill` needs neither torch nor timm.
 """
 
@@ -16,28 +23,120 @@ from agridistill.version import __version__ as __version__
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from agridistill.api import evaluate, load
+    from agridistill.api import evaluate, export, load
     from agridistill.benchmarking import benchmark
-    from agridistill.exporting.artefact import export
-    from agridistill.training.run import distill, train
+    from agridistill.data.views import Augmentation
+    from agridistill.errors import (
+        AgriDistillError,
+        ConfigError,
+        DataError,
+        MissingExtraError,
+        ModelError,
+        PhotoError,
+        RunError,
+    )
+    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.exporting.artefact import ExportResult
+    from agridistill.report import write_report as report
+    from agridistill.report.page import ReportResult
+    from agridistill.runs import compare, distill, train
+    from agridistill.runtime.benchmark import BenchmarkPlan
+    from agridistill.runtime.benchmark_result import BenchmarkResult
+    from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
+    from agridistill.training.result import RunResult
+    from agridistill.training.settings import (
+        DataSettings,
+        DistillConfig,
+        FitSettings,
+        ObjectiveSettings,
+        PairSettings,
+        TrainConfig,
+    )
 
-__all__ = ["benchmark", "distill", "evaluate", "export", "load", "train"]
+__all__ = [
+    "AgriDistillError",
+    "Augmentation",
+    "BenchmarkPlan",
+    "BenchmarkResult",
+    "ConfigError",
+    "DataError",
+    "DataSettings",
+    "DistillConfig",
+    "EvaluationResult",
+    "ExportResult",
+    "FitSettings",
+    "MissingExtraError",
+    "ModelError",
+    "ObjectiveSettings",
+    "PairSettings",
+    "PhotoError",
+    "PhotoResult",
+    "Prediction",
+    "Predictor",
+    "ReportResult",
+    "RunError",
+    "RunResult",
+    "TrainConfig",
+    "__version__",
+    "benchmark",
+    "compare",
+    "distill",
+    "evaluate",
+    "export",
+    "load",
+    "report",
+    "train",
+]
 
-_HOMES = {
-    "train": "agridistill.training.run",
-    "distill": "agridistill.training.run",
-    "evaluate": "agridistill.api",
-    "export": "agridistill.exporting.artefact",
-    "load": "agridistill.api",
-    "benchmark": "agridistill.benchmarking",
+_NAMES_OF = {
+    "agridistill.api": ("evaluate", "export", "load"),
+    "agridistill.benchmarking": ("benchmark",),
+    "agridistill.data.views": ("Augmentation",),
+    "agridistill.errors": (
+        "AgriDistillError",
+        "ConfigError",
+        "DataError",
+        "MissingExtraError",
+        "ModelError",
+        "PhotoError",
+        "RunError",
+    ),
+    "agridistill.evaluation.result": ("EvaluationResult",),
+    "agridistill.exporting.artefact": ("ExportResult",),
+    "agridistill.report.page": ("ReportResult",),
+    "agridistill.runs": ("compare", "distill", "train"),
+    "agridistill.runtime.benchmark": ("BenchmarkPlan",),
+    "agridistill.runtime.benchmark_result": ("BenchmarkResult",),
+    "agridistill.runtime.predictor": ("PhotoResult", "Prediction", "Predictor"),
+    "agridistill.training.result": ("RunResult",),
+    "agridistill.training.settings": (
+        "DataSettings",
+        "DistillConfig",
+        "FitSettings",
+        "ObjectiveSettings",
+        "PairSettings",
+        "TrainConfig",
+    ),
 }
+_HOMES = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":
+        # A package that can be called, see there.
+        return importlib.import_module("agridistill.report")
     if name not in _HOMES:
         raise AttributeError(f"module 'agridistill' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        home = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        from agridistill.errors import MissingExtraError
+
+        extra = "report" if _HOMES[name].startswith("agridistill.report") else "train"
+        needed, got = f"the libraries of agridistill.{name}", f"no module '{error.name}'"
+        raise MissingExtraError(needed, got, f"pip install 'agridistill[{extra}]'") from None
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

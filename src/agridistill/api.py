@@ -1,4 +1,4 @@
-"""What Python users and the commands start from: `load` a model, `evaluate` it on a folder.
+"""What Python users and the commands start from: `load` a model, `evaluate` it on a folder, `export` it.
 
 This is the one place that decides what kind of model a path is.
 """
@@ -8,13 +8,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from agridistill.errors import MissingExtraError
+from agridistill.arguments import (
+    described,
+    require_callable,
+    require_choice,
+    require_flag,
+    require_share,
+    require_whole,
+    to_optional_path,
+    to_path,
+)
+from agridistill.errors import ConfigError, MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
     from agridistill.evaluation.result import EvaluationResult
+    from agridistill.exporting.artefact import ExportResult
     from agridistill.runtime.backends import Backend
     from agridistill.runtime.predictor import Predictor
+
+SPLITS = ("train", "val", "test", "all")
 
 
 def load(model: Path | str, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Predictor:
@@ -27,15 +40,24 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         photos: that will be classified, where that is known: for a few, an engine that starts fast is taken.
 
     Raises:
+        ConfigError: an argument of a wrong type or range.
         ModelError: not there, unfinished or damaged, or no such engine.
         MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
     from agridistill.runtime.predictor import Predictor
     from agridistill.runtime.shipped import missing_model, model_path
 
-    path = model_path(model)
+    path = model_path(to_path("model", model))
+    _require_engine(engine)
+    require_whole("threads", threads, at_least=0)
+    if photos is not None:
+        require_whole("photos", photos, at_least=0)
     if not path.exists():
         raise missing_model(path)
+    if path.is_dir() and engine is not None:
+        from agridistill.runtime.artefacts import engines_for
+
+        engines_for(path, (engine,))
     if not path.is_dir():
         from agridistill.runtime.artefacts import open_artefact
 
@@ -56,7 +78,7 @@ def evaluate(
     data: Path | str,
     *,
     split: Literal["train", "val", "test", "all"] = "test",
-    split_file: Path | None = None,
+    split_file: Path | str | None = None,
     engine: str | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
@@ -71,10 +93,16 @@ def evaluate(
         progress: told twice, while the photos are checked and while they are classified.
 
     Raises:
+        ConfigError: an argument of a wrong type or name.
         AgriDistillError: the model, the data or the split cannot be used.
     """
     from agridistill.runtime.shipped import model_path
 
+    path, folder = model_path(to_path("model", model)), to_path("data", data)
+    splits = to_optional_path("split_file", split_file)
+    require_choice("split", split, SPLITS)
+    _require_engine(engine)
+    require_callable("progress", progress)
     try:
         from agridistill.data.learnt import learnt_path
         from agridistill.evaluation.held_out import evaluate_folder
@@ -85,20 +113,79 @@ def evaluate(
             "pip install 'agridistill[train]'",
         ) from None
 
-    path = model_path(model)
     backend = load(path, engine=engine).backend
     parameters, macs = model_cost(backend)
     return evaluate_folder(
         backend,
-        Path(data),
+        folder,
         split=split,
-        split_file=split_file,
+        split_file=splits,
         run=path if path.is_dir() else None,
         learnt=learnt_path(path),
         parameters=parameters,
         macs=macs,
         progress=progress,
     )
+
+
+def export(
+    run: Path | str,
+    out: Path | str,
+    *,
+    precision: Literal["fp32", "int8"] = "fp32",
+    data: Path | str | None = None,
+    split_file: Path | str | None = None,
+    answers: float = 0.95,
+    force: bool = False,
+    progress: ProgressCallback = silent,
+) -> ExportResult:
+    """Writes a run's network as a file for devices, and its manifest beside it.
+
+    Args:
+        run: a finished run folder.
+        out: `NAME.onnx` or `NAME.tflite`.
+        precision: of weights and activations.
+        data: the photos that the run learnt from; None takes the folder that it names.
+        split_file: which of them are for training and validation, where the run does not know them.
+        answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
+        force: writes a file that misses its gate.
+        progress: called with (done, total) while photos are read and classified.
+
+    Raises:
+        ConfigError: an argument of a wrong type or range.
+        ModelError: an unfinished run, a network that cannot be converted, or a file that misses its gate.
+        DataError: photos that are not those of the run.
+        MissingExtraError: the training part or the converter is not installed.
+    """
+    run_folder, file = to_path("run", run), to_path("out", out)
+    photos, splits = to_optional_path("data", data), to_optional_path("split_file", split_file)
+    require_choice("precision", precision, ("fp32", "int8"))
+    require_share("answers", answers)
+    require_flag("force", force)
+    require_callable("progress", progress)
+    try:
+        from agridistill.exporting.artefact import export as write
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "the training part of AgriDistill, to export a run",
+            f"no module '{error.name}'",
+            "pip install 'agridistill[train,export]'",
+        ) from None
+    return write(
+        run_folder,
+        file,
+        precision=precision,
+        data=photos,
+        split_file=splits,
+        answers=answers,
+        force=force,
+        progress=progress,
+    )
+
+
+def _require_engine(engine: str | None) -> None:
+    if engine is not None and not isinstance(engine, str):
+        raise ConfigError("the name of an engine, or None", described(engine), "leave it out")
 
 
 def model_cost(backend: Backend) -> tuple[int | None, int | None]:

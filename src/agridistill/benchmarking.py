@@ -6,20 +6,21 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from agridistill.api import evaluate
+from agridistill.api import SPLITS, evaluate
+from agridistill.arguments import described, require_callable, require_choice, require_whole, to_optional_path, to_path
 from agridistill.data.synthetic import CLASSES, draw_leaf
-from agridistill.errors import ModelError
+from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.artefacts import PACKAGES, TORCH, engines_for
-from agridistill.runtime.benchmark import PUBLISHABLE_QUERIES, BenchmarkPlan, Target, measure
+from agridistill.runtime.benchmark import BenchmarkPlan, Target, measure
 from agridistill.runtime.benchmark_result import Accuracy, BenchmarkResult, PhotoSet
 from agridistill.runtime.host import bare_interpreter_bytes, describe_host
 from agridistill.runtime.published import PUBLISHED
@@ -36,21 +37,21 @@ _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
 
 
 def benchmark(
-    models: Sequence[Path | str],
+    models: Sequence[Path | str] | Path | str,
     *,
-    engines: Sequence[str] = (),
+    engines: Sequence[str] | str = (),
     threads: int = 1,
     data: Path | str | None = None,
     split: SplitChoice = "test",
-    split_file: Path | None = None,
+    split_file: Path | str | None = None,
     photos: Path | str | None = None,
-    plan: BenchmarkPlan | None = None,
+    plan: BenchmarkPlan | Mapping[str, int] | None = None,
     progress: ProgressCallback = silent,
 ) -> BenchmarkResult:
     """Measures models against one another on this machine's processor, each in a process of its own, in turns.
 
     Args:
-        models: finished run folders or exported files, at least one.
+        models: finished run folders, exported files or names of shipped models, at least one; one may stand alone.
         engines: to run them; each model is measured with those that can run it. "all" takes every one that is
             installed, none given takes each model's default.
         threads: of one prediction; 0 takes one for each core.
@@ -58,20 +59,25 @@ def benchmark(
         split: of `data`, as for `evaluate`.
         split_file: as for `evaluate`.
         photos: a photo or a folder of photos for the time from file to label; None draws some of 256 px.
-        plan: how much is measured; None takes what published figures need.
+        plan: how much is measured, as a `BenchmarkPlan` or a dict of its fields; None takes what published figures
+            need.
         progress: told several times: while photos are checked and classified, and while the models take their turns.
 
     Raises:
+        ConfigError: an argument of a wrong type or range.
         AgriDistillError: a model, an engine, the data or a photo cannot be used; no process is left.
     """
-    if not models:
-        raise ModelError("at least one model", "none", "name a run folder or an exported model")
-    plan = plan or BenchmarkPlan(PUBLISHABLE_QUERIES)
+    named = [model_path(path) for path in _paths_of(models)]
+    wanted = (engines,) if isinstance(engines, str) else engines
+    photo_path, split_file = to_optional_path("photos", photos), to_optional_path("split_file", split_file)
+    require_whole("threads", threads, at_least=0)
+    require_choice("split", split, SPLITS)
+    require_callable("progress", progress)
+    plan = _checked_plan(plan)
     threads = threads or os.cpu_count() or 1
-    paths = dict.fromkeys(model_path(model) for model in models)
-    targets = [Target(path, engine) for path in paths for engine in engines_for(path, engines)]
+    targets = [Target(path, engine) for path in dict.fromkeys(named) for engine in engines_for(path, wanted)]
     with tempfile.TemporaryDirectory(prefix="agridistill-") as folder:
-        files = _draw(Path(folder)) if photos is None else _some_of(expand([Path(photos)]))
+        files = _draw(Path(folder)) if photo_path is None else _some_of(expand([photo_path]))
         photo_set = _described(files, "drawn" if photos is None else str(photos))
         scores: list[Accuracy | None] = [None] * len(targets)
         if data is not None:
@@ -96,6 +102,29 @@ def benchmark(
         interpreter_memory_bytes=interpreter_bytes,
         data=None if data is None else f"{split} of {data}",
     )
+
+
+def _paths_of(models: object) -> list[Path]:
+    if isinstance(models, str | Path):
+        return [to_path("models", models)]
+    if not isinstance(models, Iterable):
+        raise ConfigError("a list of models for 'models'", described(models), "pass paths or names in a list")
+    paths = [to_path("models", model) for model in models]
+    if not paths:
+        raise ModelError("at least one model", "none", "name a run folder or an exported model")
+    return paths
+
+
+def _checked_plan(plan: object) -> BenchmarkPlan:
+    given = asdict(plan) if isinstance(plan, BenchmarkPlan) else {} if plan is None else plan
+    if not isinstance(given, Mapping):
+        raise ConfigError("a BenchmarkPlan or a dict of its fields for 'plan'", described(plan), "pass one of these")
+    known = [field.name for field in fields(BenchmarkPlan)]
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError("a known field of 'plan'", described(name), nearest(str(name), known))
+        require_whole(f"plan.{name}", value, at_least=0 if name == "warm_up" else 1)
+    return BenchmarkPlan(**given)
 
 
 def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:

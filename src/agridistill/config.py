@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from agridistill.arguments import described, to_path
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError, nearest
 from agridistill.study.plan import (
@@ -80,14 +82,75 @@ def read_recipe(recipe: Path | str) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("a recipe in TOML", f"'{path}' ({error})", "correct the file") from None
+    _check_document(document, f"in '{path}'")
+    return document
+
+
+def _check_document(document: Mapping[str, Any], where: str) -> None:
     for section, content in document.items():
         if section not in SECTIONS:
-            raise ConfigError("a known recipe section", f"[{section}] in '{path}'", nearest(section, SECTIONS))
+            raise ConfigError("a known recipe section", f"[{section}] {where}", _section_remedy(str(section)))
         if not isinstance(content, dict):
-            raise ConfigError(f"a section [{section}]", f"a single value in '{path}'", "write it as a table")
+            raise ConfigError(f"a section [{section}]", f"a single value {where}", "write it as a table")
         for key in content:
-            _require_key(section, key, f"in '{path}'")
-    return document
+            _require_key(section, key, where)
+
+
+def _section_remedy(name: str) -> str:
+    """Where a key stands in place of a section, the section that it belongs to."""
+    owner = next((section for section, kind in SECTIONS.items() if name in _keys(kind)), None)
+    return f"write '{name}' into the section [{owner}]" if owner else nearest(name, SECTIONS)
+
+
+def recipe_from(command: str, config: object, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that a Python call means, by the same checks as a recipe file.
+
+    Args:
+        command: "train", "distill" or "compare".
+        config: a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None for none.
+        settings: by key as in a recipe, "epochs" or "distill.epochs"; they go before `config`.
+
+    Raises:
+        ConfigError: of another type or for another command, or an unknown section or key.
+    """
+    recipe = _given_recipe(config)
+    if recipe or isinstance(config, str | Path):
+        require_serves(recipe, command)
+    changed = {section: dict(content) for section, content in recipe.items()}
+    for name, value in settings.items():
+        section, key = _locate(command, name, "in the settings")
+        changed.setdefault(section, {})[key] = _as_plain(value)
+    return changed
+
+
+def _given_recipe(config: object) -> Recipe:
+    if config is None:
+        return {}
+    if isinstance(config, TrainConfig | DistillConfig):
+        return asdict(config)
+    if isinstance(config, str | Path):
+        return read_recipe(to_path("config", config))
+    if isinstance(config, Mapping):
+        document = {
+            str(section): {str(key): _as_plain(value) for key, value in content.items()}
+            if isinstance(content, Mapping)
+            else content
+            for section, content in config.items()
+        }
+        _check_document(document, "in the settings")
+        return document
+    raise ConfigError(
+        "settings as a config object, a dict of sections or the path of a recipe",
+        described(config),
+        "pass one of these, or single settings as keywords such as epochs=3",
+    )
+
+
+def _as_plain(value: Any) -> Any:
+    """What JSON and TOML know of a Python value: paths are text, numpy's numbers are numbers."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -144,7 +207,7 @@ def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Re
         name, separator, text = override.partition("=")
         if not separator:
             raise ConfigError("--set key=value", f"'{override}'", "write the value after an equals sign")
-        section, key = _locate(command, name.strip())
+        section, key = _locate(command, name.strip(), "in --set")
         changed.setdefault(section, {})[key] = _value(text.strip())
     return changed
 
@@ -228,21 +291,21 @@ def _as_json(section: str, content: Mapping[str, Any]) -> str:
     return json.dumps(content)
 
 
-def _locate(command: str, name: str) -> tuple[str, str]:
+def _locate(command: str, name: str, where: str) -> tuple[str, str]:
     section, dot, key = name.partition(".")
     if dot:
         if section not in SECTIONS:
-            raise ConfigError("a known recipe section", f"'{section}' in --set {name}", nearest(section, SECTIONS))
+            raise ConfigError("a known recipe section", f"'{section}' {where} {name}", nearest(section, SECTIONS))
         if section not in _SECTIONS_OF[command]:
             used = ", ".join(_SECTIONS_OF[command])
-            raise ConfigError(f"a section that {command} uses ({used})", f"--set {name}", "leave it away")
-        _require_key(section, key, "in --set")
+            raise ConfigError(f"a section that {command} uses ({used})", f"'{name}' {where}", "leave it away")
+        _require_key(section, key, where)
         return section, key
     sections = _SECTIONS_OF[command]
     owners = [section for section in sections if name in _keys(SECTIONS[section])]
     if not owners:
         known = [key for section in sections for key in _keys(SECTIONS[section])]
-        raise ConfigError("a known recipe key", f"'{name}' in --set", nearest(name, known))
+        raise ConfigError("a known recipe key", f"'{name}' {where}", nearest(name, known))
     return owners[0], name
 
 

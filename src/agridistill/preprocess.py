@@ -112,6 +112,31 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_si
         raise _unread(name, error) from None
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as `read_photo` gives a file: upright 8-bit RGB, of the whole size.
+
+    Args:
+        image: a Pillow image of any mode; not changed.
+
+    Raises:
+        PhotoError: it cannot be decoded or converted, is empty or too large.
+    """
+    name = f"a Pillow image of mode {image.mode}"
+    try:
+        if not (image.width and image.height):
+            raise ValueError("without pixels")
+        _refuse_too_large(image, name, MAX_PIXELS)
+        if image.mode.startswith("I;16"):  # a copy has lost the range of its bits
+            return _to_rgb(image)
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # by which older Pillows' 16-bit PNGs are known; a copy has none
+        return _to_rgb(upright)
+    except PhotoError:
+        raise
+    except Exception as error:
+        raise _unread(name, error) from None
+
+
 def photo_size(source: Path | bytes) -> tuple[int, int]:
     """Width and height of a photo as they are stored, before it is turned upright; only the header is read.
 

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
 from agridistill.evaluation.verdict import ModelVerdict
+from agridistill.manifest import read_manifest
+from agridistill.runtime.shipped import model_path
 
 SMALL = [
     "--epochs",
@@ -464,4 +466,77 @@ def test_help_shows_every_text_as_it_is(words: tuple[str, ...], command: Any) ->
 def test_a_choice_that_is_none_is_told_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "watch", "photos", "--after", "burn")
     assert code == 2
-    assert "error: Invalid value for '--after': 'burn' is not one of 'keep', 'delete'; see agridistill --help" in err
+    told = "error: Invalid value for '--after': 'burn' is not one of 'keep', 'delete'; see agridistill watch --help"
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("trian photos", ""),
+        ("--quiet", ""),
+        ("train photos", "train "),
+        ("train photos --out run --epochs many", "train "),
+        ("--debgu train photos", ""),
+        ("data chek photos", "data "),
+        ("data check", "data check "),
+        ("data check photos --split x", "data check "),
+        ("benchmark tomato --threads -1", "benchmark "),
+    ],
+)
+def test_a_usage_error_names_the_help_of_its_own_command(
+    capsys: pytest.CaptureFixture[str], words: str, command: str
+) -> None:
+    code, out, err = run(capsys, *words.split())
+    assert (code, out) == (2, "")
+    assert one_line(err).endswith(f"; see agridistill {command}--help")
+
+
+@pytest.mark.parametrize("words", [(), ("data",)])
+def test_without_a_command_there_is_help_and_no_empty_error(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    assert "Usage: agridistill" in out + err
+    assert "error" not in err
+
+
+@pytest.mark.parametrize("words", [pytest.param(one[0], id=" ".join(one[0])) for one in commands()])
+def test_h_is_help_everywhere(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    short, long = run(capsys, *words, "-h"), run(capsys, *words, "--help")
+    assert short == long
+    assert short[0] == 0
+    assert "Usage: " + " ".join(("agridistill", *words)) in short[1]
+
+
+def test_models_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "models")
+    assert code == 0
+    file = model_path("tomato")
+    manifest = read_manifest(file.with_suffix(".json"))
+    accuracy = f"{100 * manifest.measured['accuracy']:.1f} %"
+    assert re.search(rf"tomato +{file.stat().st_size / 1e6:.1f} MB +224 px +10 +{accuracy}", out)
+    assert f"tomato: {file}\n" in out
+    assert all(name in out for name in manifest.classes)
+    assert err == "Next: agridistill predict tomato IMAGE\n"
+
+
+def test_models_as_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "models", "--json")
+    (model,) = json.loads(out)["models"]
+    assert (code, err) == (0, "")
+    manifest = read_manifest(Path(model["file"]).with_suffix(".json"))
+    assert model["name"] == "tomato"
+    assert model["classes"] == list(manifest.classes)
+    assert model["val_accuracy"] == manifest.measured["accuracy"]
+    assert model["size_bytes"] == Path(model["file"]).stat().st_size
+
+
+def test_a_shipped_model_that_is_missing_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("agridistill.runtime.shipped._FOLDERS", (tmp_path,))
+    code, out, err = run(capsys, "models")
+    assert (code, out) == (2, "")
+    assert "the shipped model 'tomato' is missing from this installation: install agridistill anew" in one_line(err)

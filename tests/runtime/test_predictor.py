@@ -1,6 +1,7 @@
 import errno
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 from PIL import Image
 from tests.colour_backend import colour_backend, colour_photo
 
-from agridistill.errors import DataError, ModelError, PhotoError
+from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.runtime.familiarity import figures, fit_familiarity
 from agridistill.runtime.predictor import PhotoResult, Predictor
-from agridistill.runtime.reading import expand
+from agridistill.runtime.reading import expand, read_source
 
 
 def plain(red: int, green: int) -> np.ndarray:
@@ -67,32 +68,112 @@ def test_top_names_as_many_classes_as_there_are() -> None:
     predictor = Predictor(colour_backend())
     assert [label for label, _ in predictor.predict(plain(10, 20), top=1).top] == ["green"]
     assert [label for label, _ in predictor.predict(plain(10, 20), top=9).top] == ["green", "red"]
-    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"expected a whole number of at least 1 for 'top'; got 0 \(int\); correct"):
         predictor.predict(plain(10, 20), top=0)
 
 
-def test_path_text_bytes_and_array_give_one_answer(tmp_path: Path) -> None:
+def test_path_text_bytes_array_and_pillow_image_give_one_answer(tmp_path: Path) -> None:
     path = colour_photo(tmp_path / "a.png", "green")
     predictor = Predictor(colour_backend())
-    answers = [
-        predictor.predict(source) for source in (path, str(path), path.read_bytes(), np.asarray(Image.open(path)))
-    ]
-    assert answers == [answers[0]] * 4
+    opened = Image.open(path)
+    sources = [path, str(path), path.read_bytes(), np.asarray(Image.open(path)), opened]
+    answers = [predictor.predict(source) for source in sources]
+    assert answers == [answers[0]] * 5
+    assert [result.prediction for result in predictor.predict_many(sources)] == answers
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_a_pillow_image_is_converted_as_its_file_is(tmp_path: Path, mode: str) -> None:
+    image = Image.open(colour_photo(tmp_path / "a.png", "red")).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / "b.tif")
+    predictor = Predictor(colour_backend())
+    assert predictor.predict(image) == predictor.predict(tmp_path / "b.tif")
+    assert image.mode == mode
+
+
+def test_a_pillow_image_is_turned_upright_as_its_file_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    striped = np.zeros((20, 60, 3), np.uint8)
+    striped[:, 20:40, 1] = 200
+    Image.fromarray(striped).save(tmp_path / "a.png", exif=exif)
+    opened = Image.open(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(read_source(opened)), np.asarray(read_source(tmp_path / "a.png")))
+    assert read_source(opened).size == (20, 60)
+    assert opened.size == (60, 20)
+
+
+def test_a_pillow_image_that_cannot_be_decoded_is_a_photo_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    told = "expected a readable photo; got a Pillow image of mode RGB"
+    with Image.open(path) as damaged, pytest.raises(PhotoError, match=told):
+        Predictor(colour_backend()).predict(damaged)
+    with pytest.raises(PhotoError, match=r"got a Pillow image of mode F \(32-bit grey, whose range is unknown\)"):
+        Predictor(colour_backend()).predict(Image.new("F", (4, 4)))
+    with pytest.raises(PhotoError, match=r"got a Pillow image of mode L \(without pixels\)"):
+        Predictor(colour_backend()).predict(Image.new("L", (0, 4)))
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("array", "remedy"),
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((0, 4, 3), np.uint8),
+        (np.zeros((4, 4), np.uint8), "np.stack([photo] * 3, axis=-1)"),
+        (np.zeros((4, 4, 4), np.uint8), "photo[..., :3]"),
+        (np.zeros((3, 4, 4), np.uint8), "np.moveaxis(photo, 0, -1)"),
+        (np.zeros((4, 4, 3), np.float32), "(255 * photo).astype(np.uint8)"),
+        (np.zeros((4, 4, 3), np.int64), "convert it"),
+        (np.zeros((0, 4, 3), np.uint8), "pass an array with pixels"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "predict_many"),
     ],
 )
-def test_an_array_that_is_no_rgb_photo_is_refused(array: np.ndarray) -> None:
-    with pytest.raises(PhotoError, match=r"expected an RGB array of shape \(H, W, 3\) and dtype uint8; got \(\d, 4.*"):
+def test_an_array_that_is_no_rgb_photo_is_refused_with_what_makes_it_one(array: np.ndarray, remedy: str) -> None:
+    told = r"expected an RGB array of shape \(H, W, 3\) and dtype uint8; got \(\d, 4.*" + re.escape(remedy)
+    with pytest.raises(PhotoError, match=told):
         Predictor(colour_backend()).predict(array)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (None, "None; pass one of these"),
+        (3, r"3 \(int\); pass one of these"),
+        (1.5, r"1.5 \(float\)"),
+        (["a.jpg"], "a list of 1; pass several photos to predict_many"),
+        (object(), "a value of type object"),
+    ],
+)
+def test_what_is_no_photo_is_refused_alone_and_is_an_error_among_many(value: Any, got: str) -> None:
+    predictor = Predictor(colour_backend())
+    with pytest.raises(PhotoError, match=f"expected a photo as a path .* or a Pillow image; got {got}"):
+        predictor.predict(value)
+    good, bad = predictor.predict_many([plain(200, 0), value])
+    assert good.prediction is not None
+    assert re.search(f"; got {got}", str(bad.error))
+
+
+@pytest.mark.parametrize("value", ["leaf.jpg", Path("leaf.jpg"), b"", plain(1, 2), Image.new("RGB", (4, 4))])
+def test_one_photo_is_not_taken_for_many(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected a list of photos for 'sources'; got .*; put it into a list, or"):
+        Predictor(colour_backend()).predict_many(value)
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        (None, {}, "expected a list of photos for 'sources'; got None; pass a list"),
+        (7, {}, r"got 7 \(int\); pass a list"),
+        ([], {"top": "2"}, r"a whole number of at least 1 for 'top'; got '2' \(str\)"),
+        ([], {"top": True}, r"for 'top'; got True \(bool\)"),
+        ([], {"batch_size": 0}, r"a whole number of at least 1 for 'batch_size'; got 0 \(int\)"),
+    ],
+)
+def test_wrong_arguments_of_many_photos_end_at_the_call(sources: Any, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Predictor(colour_backend()).predict_many(sources, **options)
 
 
 def test_a_bad_photo_raises_alone_and_is_a_result_among_many(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from agridistill.cli import (
     distill,
     evaluate,
     export,
+    models,
     predict,
     publish,
     report,
@@ -36,6 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    # Every command inherits it.
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Distils a large vision model into one that recognises crop diseases on a field device.",
 )
 app.command()(demo.demo)
@@ -46,6 +49,7 @@ app.command()(compare.compare)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(models.models)
 app.command()(benchmark.benchmark)
 app.command()(report.report)
 app.command()(watch.watch)
@@ -97,7 +101,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         line = _told(error, command)
         if debug or line is None:
             raise
-        if not isinstance(error, PeerError):
+        if line and not isinstance(error, PeerError):
             stderr.quiet = False
             stderr.print(f"error: {shown(line)}", markup=False, style="red")
         return UNUSABLE
@@ -140,7 +144,10 @@ def _told(error: Exception, command: str) -> str | None:
     if callable(message):
         # Those two words are of the library that Typer checks a choice with, and tell nobody anything.
         said = " ".join(str(message()).split()).rstrip(".").replace("Value error, ", "")
-        return f"{said}; see agridistill --help"
+        # The command that the error arose in: "agridistill data check".
+        found = getattr(getattr(error, "ctx", None), "command_path", "agridistill")
+        # A group without a command has printed its help.
+        return f"{said}; see {found} --help" if said else ""
     return None
 
 

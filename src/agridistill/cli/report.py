@@ -9,7 +9,6 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import print_json, progress_bar, stderr, stdout
-from agridistill.errors import MissingExtraError
 from agridistill.progress import begin
 from agridistill.storage import require_writable
 
@@ -19,19 +18,13 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""
+    if folder.is_dir():
+        require_writable(folder, "DIR", folder=True)
     with progress_bar("drawing") as progress:
-        try:
-            from agridistill.report.page import report as write
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                "matplotlib and jinja2, to draw and write the page",
-                f"no module '{error.name}'",
-                "pip install 'agridistill[report]'",
-            ) from None
-        if folder.is_dir():
-            require_writable(folder, "DIR", folder=True)
+        from agridistill.report import write_report
+
         begin(progress, "drawing")
-        result = write(folder)
+        result = write_report(folder)
     if json:
         print_json(
             {

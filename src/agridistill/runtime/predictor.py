@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from agridistill.errors import PhotoError
+from agridistill.arguments import described, require_whole
+from agridistill.errors import ConfigError, PhotoError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.allocator import return_freed_memory
@@ -84,13 +86,15 @@ class Predictor:
         """Predicts one photo.
 
         Args:
-            source: a path, a file's bytes, or an RGB array `(H, W, 3)` uint8.
+            source: a path as `str` or `Path`, a file's bytes, an RGB array `(H, W, 3)` uint8, or a Pillow image.
             top: how many of the most probable classes to name, at least 1.
 
         Raises:
-            PhotoError: the photo cannot be read.
+            PhotoError: the photo cannot be read, or is none of these types.
+            ConfigError: `top` is no whole number of at least 1.
             ModelError: the model's output is unusable.
         """
+        require_whole("top", top, at_least=1)
         pixels = read_pixels(source, self.manifest.preprocessing)
         return self._predictions(pixels[None], top)[0]
 
@@ -102,9 +106,24 @@ class Predictor:
         Memory is bounded by `batch_size`, whatever the number of photos; a GPU may gain from more at once, a processor
         does not.
 
+        Args:
+            sources: photos as for `predict`, of any types side by side; any iterable, also an endless one.
+            top: as for `predict`.
+            batch_size: photos that the model gets at once, at least 1.
+
         Raises:
+            ConfigError: at the call: `sources` is one photo or no iterable, or a number is out of range.
             ModelError: the model's output is unusable.
         """
+        require_whole("top", top, at_least=1)
+        require_whole("batch_size", batch_size, at_least=1)
+        one_photo = isinstance(sources, str | bytes | Path | Image.Image) or getattr(sources, "ndim", 1) in (2, 3)
+        if one_photo or not isinstance(sources, Iterable):
+            remedy = "put it into a list, or call predict" if one_photo else "pass a list"
+            raise ConfigError("a list of photos for 'sources'", described(sources), remedy)
+        return self._answers(sources, top, batch_size)
+
+    def _answers(self, sources: Iterable[PhotoSource], top: int, batch_size: int) -> Iterator[PhotoResult]:
         number = cleared = 0
         for batch in read_batches(sources, self.manifest.preprocessing, batch_size=batch_size):
             if number - cleared >= _PHOTOS_BETWEEN_CLEARINGS:
@@ -121,8 +140,6 @@ class Predictor:
                     yield PhotoResult(name, next(predictions), None)
 
     def _predictions(self, pixels: Pixels, top: int) -> list[Prediction]:
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
         probabilities = softmax(checked_logits(self.backend, pixels), self.manifest.temperature)
         return [self._prediction(row, photo, top) for row, photo in zip(probabilities, pixels, strict=True)]
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from agridistill.arguments import described
 from agridistill.errors import DataError, PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import (
@@ -26,10 +27,11 @@ from agridistill.preprocess import (
     photo_size,
     read_photo,
     to_pixels,
+    upright_rgb,
 )
 
-PhotoSource = Path | str | bytes | NDArray[Any]
-"""A file's path, a file's bytes, or an upright RGB photo `(H, W, 3)` uint8."""
+PhotoSource = Path | str | bytes | NDArray[Any] | Image.Image
+"""A file's path, a file's bytes, an upright RGB photo `(H, W, 3)` uint8, or a Pillow image of any mode."""
 ReadPhoto = tuple[PhotoSource, Pixels | PhotoError]
 
 # More threads gain little beside the model and each holds a whole decoded photo.
@@ -60,16 +62,58 @@ def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
         `(S, S, 3)` uint8, RGB.
 
     Raises:
-        PhotoError: unreadable, or an array that is not `(H, W, 3)` uint8.
+        PhotoError: unreadable, an array that is not `(H, W, 3)` uint8, or of another type.
+    """
+    return to_pixels(read_source(source, shorter_side=enough_pixels(preprocessing)), preprocessing)
+
+
+def read_source(source: object, *, shorter_side: int | None = None) -> Image.Image:
+    """One photo as upright 8-bit RGB.
+
+    Args:
+        source: a `PhotoSource`; another type is an error.
+        shorter_side: as many pixels are enough; see `read_photo`. Arrays and Pillow images keep their size.
+
+    Raises:
+        PhotoError: unreadable, an array that is not `(H, W, 3)` uint8, or of another type.
     """
     if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-            raise PhotoError(
-                "an RGB array of shape (H, W, 3) and dtype uint8", f"{source.shape} {source.dtype}", "convert it"
-            )
-        return to_pixels(Image.fromarray(source), preprocessing)
-    photo = read_photo(source if isinstance(source, bytes) else Path(source), shorter_side=enough_pixels(preprocessing))
-    return to_pixels(photo, preprocessing)
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return upright_rgb(source)
+    if isinstance(source, bytes | str | Path):
+        return read_photo(source if isinstance(source, bytes) else Path(source), shorter_side=shorter_side)
+    several = isinstance(source, list | tuple | set)
+    raise PhotoError(
+        "a photo as a path (str or Path), a file's bytes, an RGB array or a Pillow image",
+        described(source),
+        "pass several photos to predict_many" if several else "pass one of these",
+    )
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
+        return Image.fromarray(array)
+    raise PhotoError(
+        "an RGB array of shape (H, W, 3) and dtype uint8", f"{array.shape} {array.dtype}", _conversion(array)
+    )
+
+
+def _conversion(array: NDArray[Any]) -> str:
+    """What makes an RGB photo of an array, where its shape shows what it holds."""
+    if not array.size:
+        return "pass an array with pixels"
+    if array.ndim == 4:
+        return "pass several photos to predict_many, or one as photos[0]"
+    if array.ndim == 2:
+        return "repeat the grey channel: np.stack([photo] * 3, axis=-1)"
+    if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
+        return "move the channels to the end: np.moveaxis(photo, 0, -1)"
+    if array.ndim == 3 and array.shape[2] == 4:
+        return "leave alpha out: photo[..., :3]"
+    if array.ndim == 3 and array.shape[2] == 3 and np.issubdtype(array.dtype, np.floating):
+        return "scale to 0..255 and convert: (255 * photo).astype(np.uint8) for values from 0 to 1"
+    return "convert it"
 
 
 def read_batches(
@@ -95,7 +139,7 @@ def read_batches(
 
 
 def _is_large(source: PhotoSource) -> bool:
-    if isinstance(source, np.ndarray):
+    if not isinstance(source, bytes | str | Path):
         return False
     try:
         width, height = photo_size(source if isinstance(source, bytes) else Path(source))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agridistill.errors import ModelError, nearest
-from agridistill.manifest import MANIFEST_NAME
+from agridistill.manifest import MANIFEST_NAME, ModelManifest, read_manifest
 
 SHIPPED: Mapping[str, str] = {"tomato": "tomato/tomato-int8.onnx"}
 """Name -> the artefact below the folder of shipped models."""
@@ -32,6 +34,60 @@ def model_path(model: Path | str) -> Path:
         if (folder / SHIPPED[name]).is_file():
             return folder / SHIPPED[name]
     return path
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """A model that comes with AgriDistill.
+
+    Attributes:
+        name: as commands and `load` take it.
+        file: the exported model.
+        size_bytes: of the file.
+        manifest: of the file; its accuracy is that on validation photos like those that it learnt from.
+    """
+
+    name: str
+    file: Path
+    size_bytes: int
+    manifest: ModelManifest
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers on the validation photos, 0 to 1; None where it was not measured."""
+        return self.manifest.measured.get("accuracy")
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure that a table shows, and more."""
+        measured = self.manifest.measured
+        return {
+            "name": self.name,
+            "file": str(self.file),
+            "size_bytes": self.size_bytes,
+            "model": self.manifest.model,
+            "precision": self.manifest.precision,
+            "image_size": self.manifest.preprocessing.image_size,
+            "classes": list(self.manifest.classes),
+            "val_accuracy": self.accuracy,
+            "val_photos": measured.get("photos"),
+            "threshold": self.manifest.threshold,
+        }
+
+
+def shipped_models() -> list[ShippedModel]:
+    """Every shipped model with its manifest.
+
+    Raises:
+        ModelError: one is missing from this installation, or its manifest is damaged.
+    """
+    found = []
+    for name in SHIPPED:
+        files = [folder / SHIPPED[name] for folder in _FOLDERS]
+        file = next((one for one in files if one.is_file()), None)
+        if file is None:
+            raise missing_model(Path(name))
+        found.append(ShippedModel(name, file, file.stat().st_size, read_manifest(file.with_suffix(".json"))))
+    return found
 
 
 def missing_model(model: Path) -> ModelError:

@@ -1,0 +1,106 @@
+"""Arguments of the public Python functions: a wrong type ends in one line, before any work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agridistill.errors import ConfigError, nearest
+
+_LONGEST = 60
+
+
+def described(value: object) -> str:
+    """A wrong value in a few words, for the `got` of an error.
+
+    Example:
+        >>> described(3), described(None), described(["a.jpg", "b.jpg"])
+        ('3 (int)', 'None', 'a list of 2')
+    """
+    kind = type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if value is None:
+        return "None"
+    if shape is not None and dtype is not None:
+        return f"an array of shape {tuple(shape)} and dtype {dtype}"
+    if isinstance(value, str | int | float):
+        text = repr(value)
+        return f"{text if len(text) <= _LONGEST else text[:_LONGEST] + '…'} ({kind})"
+    if isinstance(value, list | tuple | set | dict):
+        return f"a {kind} of {len(value)}"
+    return f"a value of type {kind}"
+
+
+def to_path(name: str, value: object) -> Path:
+    """A path that was given as `str` or `Path`.
+
+    Args:
+        name: of the argument, for the message.
+        value: as given.
+
+    Raises:
+        ConfigError: another type, or an empty text.
+    """
+    if isinstance(value, str | os.PathLike) and (path := os.fspath(value)) and isinstance(path, str):
+        return Path(path)
+    raise ConfigError(f"a path as str or Path for '{name}'", described(value), "pass the path of a file or folder")
+
+
+def to_optional_path(name: str, value: object) -> Path | None:
+    """As `to_path`, or None where nothing was given."""
+    return None if value is None else to_path(name, value)
+
+
+def require_whole(name: str, value: object, *, at_least: int) -> None:
+    """Checks a whole number.
+
+    Raises:
+        ConfigError: another type, or a smaller number.
+    """
+    # numpy's whole numbers have __index__ as well.
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < at_least:
+        raise ConfigError(f"a whole number of at least {at_least} for '{name}'", described(value), "correct it")
+
+
+def require_share(name: str, value: object) -> None:
+    """Checks a number from 0 to 1.
+
+    Raises:
+        ConfigError: another type or range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"a number from 0 to 1 for '{name}'", described(value), "correct it")
+
+
+def require_flag(name: str, value: object) -> None:
+    """Checks a flag; a text such as "no" would count as True.
+
+    Raises:
+        ConfigError: another type.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"True or False for '{name}'", described(value), "correct it")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Checks one of several names.
+
+    Raises:
+        ConfigError: none of them; the message names the nearest.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"a name for '{name}'", described(value), "known: " + ", ".join(choices))
+    if value not in choices:
+        raise ConfigError(f"a known name for '{name}'", f"'{value}'", nearest(value, choices))
+
+
+def require_callable(name: str, value: Any) -> None:
+    """Checks a function.
+
+    Raises:
+        ConfigError: it cannot be called.
+    """
+    if not callable(value):
+        raise ConfigError(f"a function for '{name}'", described(value), "pass a function, or leave it out")

@@ -1,0 +1,204 @@
+"""`train`, `distill` and `compare` for Python: settings of any kind become the same checked recipe as the commands'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
+from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
+from agridistill.errors import MissingExtraError
+from agridistill.progress import ProgressCallback, silent
+
+if TYPE_CHECKING:
+    from agridistill.training.result import RunResult
+    from agridistill.training.settings import DistillConfig, TrainConfig
+
+_RECIPE_NAME = "recipe.toml"
+
+
+def train(
+    data: Path | str,
+    out: Path | str,
+    config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
+    *,
+    split_file: Path | str | None = None,
+    resume: bool = False,
+    progress: ProgressCallback = silent,
+    **settings: Any,
+) -> RunResult:
+    """Trains a network on labels alone: a classifier, a teacher, or a baseline.
+
+    Args:
+        data: a folder of class folders, or of train/val/test folders of them.
+        out: the run folder; new, empty, or with `resume` an unfinished run.
+        config: a `TrainConfig`, a dict of sections such as `{"train": {"epochs": 3}, "data": {"image_size": 96}}`, or
+            the path of a recipe. None takes the defaults, on a resume the settings of the run.
+        split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
+        resume: continues an unfinished run.
+        progress: called with (done, total) while the photos are read.
+        settings: single settings by their key in a recipe, such as `epochs=3, image_size=96`; they go before `config`.
+
+    Returns:
+        The finished run with its evaluation on the test split.
+
+    Raises:
+        ConfigError: an argument or a setting of a wrong name, type or range.
+        AgriDistillError: data, model or run folder cannot be used.
+
+    Example:
+        >>> import agridistill
+        >>> agridistill.train("photos", out="run", epoch=3)
+        Traceback (most recent call last):
+        agridistill.errors.ConfigError: expected a known recipe key; got 'epoch' in the settings; did you mean 'epochs'?
+    """
+    folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
+    require_flag("resume", resume)
+    require_callable("progress", progress)
+    recipe = _recipe("train", config, settings, run, resume=resume)
+    chosen = train_config(recipe) if recipe else None
+    with training_part():
+        from agridistill.training import run as runs
+    return runs.train(folder, run, chosen, split_file=splits, resume=resume, progress=progress)
+
+
+def distill(
+    data: Path | str,
+    teacher: Path | str | None,
+    out: Path | str,
+    config: DistillConfig | Mapping[str, Any] | Path | str | None = None,
+    *,
+    split_file: Path | str | None = None,
+    resume: bool = False,
+    cache: bool = True,
+    cache_dir: Path | str | None = None,
+    progress: ProgressCallback = silent,
+    **settings: Any,
+) -> RunResult:
+    """Trains a student under a teacher.
+
+    Args:
+        data: as for `train`.
+        teacher: run folder of a finished run; None only for the method "ce", the equal baseline without a teacher.
+        out: as for `train`.
+        config: a `DistillConfig`, a dict of sections such as `{"distill": {"epochs": 3}, "objective": {"method":
+            "kd"}}`, or the path of a recipe. None takes the defaults, on a resume the settings of the run.
+        split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data.
+        resume: continues an unfinished run.
+        cache: stores the teacher's outputs for each view once; otherwise the teacher runs in every step.
+        cache_dir: folder of these caches; `cache` in the teacher's run folder where None.
+        progress: called with (done, total) while the photos are read.
+        settings: single settings by their key in a recipe, such as `epochs=3, method="kd"`; they go before `config`.
+            A `DistillConfig` has chosen its method already: `method` chooses it anew.
+
+    Returns:
+        The finished run with its evaluation on the test split.
+
+    Raises:
+        ConfigError: an argument or a setting of a wrong name, type or range.
+        AgriDistillError: data, teacher, model or run folder cannot be used.
+    """
+    folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
+    teacher_run, caches = to_optional_path("teacher", teacher), to_optional_path("cache_dir", cache_dir)
+    require_flag("resume", resume)
+    require_flag("cache", cache)
+    require_callable("progress", progress)
+    recipe = _recipe("distill", config, settings, run, resume=resume)
+    chosen = distill_config(recipe) if recipe else None
+    with training_part():
+        from agridistill.training import run as runs
+    return runs.distill(
+        folder,
+        teacher_run,
+        run,
+        chosen,
+        split_file=splits,
+        resume=resume,
+        cache=cache,
+        cache_dir=caches,
+        progress=progress,
+    )
+
+
+def compare(
+    data: Path | str,
+    recipe: Mapping[str, Any] | Path | str,
+    out: Path | str,
+    *,
+    teacher: Path | str | None = None,
+    split_file: Path | str | None = None,
+    jobs: int = 0,
+    evidence: bool = True,
+    progress: ProgressCallback = silent,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains methods x seeds x budgets under one teacher and compares them photo by photo.
+
+    Finished runs in `out` are kept: after an interruption, or with more in the recipe, the same call continues.
+
+    Args:
+        data: as for `train`.
+        recipe: the path of a recipe with a section [compare], or a dict of sections with "compare".
+        out: folder of the study.
+        teacher: run folder of a finished run; None trains one by the recipe where a candidate needs one.
+        split_file: made by `data split`; None takes the teacher's split.
+        jobs: runs at a time; 0 takes one for each GPU, one without.
+        evidence: also gathers, for `report`, robustness, calibration and attention.
+        progress: called with (epochs done, epochs in all).
+        tell: called with one line for each finished run.
+
+    Returns:
+        The document of `OUT/compare.json`.
+
+    Raises:
+        ConfigError: an argument or a setting of a wrong name, type or range.
+        AgriDistillError: data, teacher or a run of `out` cannot be used, or a run failed.
+    """
+    from agridistill.study_config import compare_plan
+
+    folder, study_folder = to_path("data", data), to_path("out", out)
+    teacher_run, splits = to_optional_path("teacher", teacher), to_optional_path("split_file", split_file)
+    require_whole("jobs", jobs, at_least=0)
+    require_flag("evidence", evidence)
+    require_callable("progress", progress)
+    require_callable("tell", tell)
+    checked = recipe_from("compare", recipe, {})
+    require_serves(checked, "compare")
+    plan = compare_plan(checked)
+    with training_part():
+        from agridistill.study import compare as study
+    return study.compare(
+        folder,
+        study_folder,
+        plan,
+        teacher=teacher_run,
+        split_file=splits,
+        jobs=jobs,
+        evidence=evidence,
+        progress=progress,
+        tell=tell,
+    )
+
+
+def _recipe(command: str, config: object, settings: Mapping[str, Any], run: Path, *, resume: bool) -> Recipe:
+    """As the commands: on a resume without a config the settings of the run."""
+    stored = run / _RECIPE_NAME
+    given = stored if config is None and resume and stored.exists() else config
+    return recipe_from(command, given, settings)
+
+
+@contextmanager
+def training_part() -> Iterator[None]:
+    """Around an import of what needs torch.
+
+    Raises:
+        MissingExtraError: the extra `train` is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "the training part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[train]'"
+        ) from None
