@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
 from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
@@ -15,6 +16,8 @@ from agridistill.progress import ProgressCallback, silent
 if TYPE_CHECKING:
     from agridistill.training.result import RunResult
     from agridistill.training.settings import DistillConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 _RECIPE_NAME = "recipe.toml"
 
@@ -35,7 +38,8 @@ def train(
         data: a folder of class folders, or of train/val/test folders of them.
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: a `TrainConfig`, a dict of sections such as `{"train": {"epochs": 3}, "data": {"image_size": 96}}`, or
-            the path of a recipe. None takes the defaults, on a resume the settings of the run.
+            the path of a recipe. What None or a dict leave open is chosen by photos and hardware, as by the command;
+            on a resume the settings are those of the run.
         split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
         resume: continues an unfinished run.
         progress: called with (done, total) while the photos are read.
@@ -58,7 +62,7 @@ def train(
     require_flag("resume", resume)
     require_callable("progress", progress)
     recipe = _recipe("train", config, settings, run, resume=resume)
-    chosen = train_config(recipe) if recipe else None
+    chosen = train_config(_completed("train", config, recipe, folder, None, resume=resume))
     with training_part():
         from agridistill.training import run as runs
     return runs.train(folder, run, chosen, split_file=splits, resume=resume, progress=progress)
@@ -106,7 +110,7 @@ def distill(
     require_flag("cache", cache)
     require_callable("progress", progress)
     recipe = _recipe("distill", config, settings, run, resume=resume)
-    chosen = distill_config(recipe) if recipe else None
+    chosen = distill_config(_completed("distill", config, recipe, folder, teacher_run, resume=resume))
     with training_part():
         from agridistill.training import run as runs
     return runs.distill(
@@ -187,6 +191,26 @@ def _recipe(command: str, config: object, settings: Mapping[str, Any], run: Path
     stored = run / _RECIPE_NAME
     given = stored if config is None and resume and stored.exists() else config
     return recipe_from(command, given, settings)
+
+
+def _completed(
+    command: Literal["train", "distill"],
+    config: object,
+    recipe: Recipe,
+    data: Path,
+    teacher: Path | None,
+    *,
+    resume: bool,
+) -> Recipe:
+    """With a network and settings that fit photos and hardware; a whole config, a recipe and a resume have theirs."""
+    if resume or not (config is None or isinstance(config, Mapping)):
+        return recipe
+    with training_part():
+        from agridistill.training.defaults import choose, situation_of
+    choice = choose(command, recipe, situation_of(data, recipe, teacher))
+    if choice.reason:
+        logger.info(choice.reason)
+    return choice.recipe
 
 
 @contextmanager
