@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils._http import get_session
 
 PATIENCE_S = 5.0
 """Seconds in which the hub has to give its first answer; a download that has begun may take longer."""

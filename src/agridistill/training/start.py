@@ -10,8 +10,9 @@ from agridistill.data.kept_views import SPARE_BYTES, KeptViews
 from agridistill.data.samples import Sample
 from agridistill.data.views import view_seed
 from agridistill.errors import ModelError
-from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, read_manifest
+from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, read_manifest, sha256_of
 from agridistill.models.factory import pretrained_normalisation
+from agridistill.models.weights import packaged
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import FitSettings
 
@@ -39,6 +40,9 @@ def starting_normalisation(fit: FitSettings, folder: RunFolder, *, resume: bool)
     if run is not None:
         stored = run.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
         return tuple(stored["mean"]), tuple(stored["std"])
+    package = packaged(fit.model)
+    if weights is not None and package is not None and sha256_of(weights) == package.sha256:
+        return package.mean, package.std
     if fit.pretrained and weights is None:
         return pretrained_normalisation(fit.model)
     return IMAGENET_MEAN, IMAGENET_STD
