@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session, constants
 
 from agridistill.errors import ModelError
 from agridistill.models import hub

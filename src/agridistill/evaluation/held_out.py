@@ -198,8 +198,8 @@ def _tell_known(photos: ChosenPhotos, known: LearntPhotos) -> None:
     met = known.count(photos.phashes)
     if met:
         logger.warning(
-            "the model has learnt from %d of these %d photos (the same pictures, also under other names and in other "
-            "sizes): the result will be too high; leave them out, or pass its run's splits.json as --splits",
+            "the model has learnt from at least %d of these %d photos (the same pictures, also under other names and "
+            "in other sizes): the result will be too high; leave them out, or pass its run's splits.json as --splits",
             met,
             len(photos.samples),
         )

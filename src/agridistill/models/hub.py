@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants
-from huggingface_hub.utils._http import get_session
+from huggingface_hub import constants, get_session
 
 PATIENCE_S = 5.0
 """Seconds in which the hub has to give its first answer; a download that has begun may take longer."""

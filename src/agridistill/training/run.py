@@ -54,7 +54,7 @@ def train(
         return _finished(folder, data, config, None, progress)
     config = config or TrainConfig()
     fit = config.train
-    _require_startable(folder, fit, data, resume=resume)
+    _require_startable(folder, fit, resume=resume)
     require_known_model(fit.model)
     prepared = _prepare(data, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
@@ -97,7 +97,7 @@ def distill(
     config = config or DistillConfig()
     method = get_method(config.objective.method)
     fit = config.distill
-    _require_startable(folder, fit, data, resume=resume)
+    _require_startable(folder, fit, resume=resume)
     require_known_model(fit.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
@@ -141,16 +141,14 @@ def _require_own_data(folder: RunFolder, data: Path, prepared: PreparedData) -> 
         raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
 
-def _require_startable(folder: RunFolder, fit: FitSettings, data: Path, *, resume: bool) -> None:
+def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> None:
     """What can be known before the photos are read, which may take minutes."""
     require_launched(fit.processes)
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
-    if not resume:
-        require_outside(folder.path, data)
-        if fit.weights:
-            require_weights(Path(fit.weights))
+    if fit.weights and not resume:
+        require_weights(Path(fit.weights))
 
 
 def _require_own_split(split_file: Path | None, *, resume: bool) -> None:
@@ -167,6 +165,8 @@ def _prepare(
     resume: bool,
     progress: ProgressCallback,
 ) -> PreparedData:
+    if not resume:
+        require_outside(folder.path, data)
     prepared = prepare_data(
         data,
         split_file=folder.splits if resume else split_file,
