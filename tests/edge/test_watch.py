@@ -242,6 +242,17 @@ def test_an_agent_that_can_never_warn_reports_that_at_its_start_and_on_the_page(
     assert reason in caplog.text
 
 
+def test_a_model_without_a_healthy_class_is_noticed_at_the_start(
+    settings: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    once(replace(settings, default_rules=True), state)
+    assert "every leaf counts as ill (green, red). Name the healthy ones in watch.toml" in caplog.text
+    caplog.clear()
+    once(replace(settings, default_rules=True, healthy=("green",)), state)
+    once(replace(settings, rules=(Rule("any", ("*",)),)), state)
+    assert "counts as ill" not in caplog.text
+
+
 def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -> None:
     with watching(settings, state):
         wait_for(lambda: (state / "state.json").exists())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agridistill.edge.agent import Agent, Hooks, Stores
-from agridistill.edge.alerts.defaults import ill_classes
+from agridistill.edge.alerts.defaults import ill_classes, why_all_is_ill
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.decisions.current_model import CurrentModel, require_model
@@ -160,16 +160,18 @@ def _agent(
         return Predictor(open_artefact(path, threads=settings.threads))
 
     def plots(classes: tuple[str, ...]) -> Plots:
+        ill = ill_classes(classes, settings.healthy)
+        rules = settings.rules_for(ill)
         plots = Plots(
             history,
-            settings.rules_for(ill_classes(classes, settings.healthy)),
+            rules,
             classes,
             window_s=settings.window_s,
             view_s=60 * settings.window_minutes,
             healthy=settings.healthy,
         )
-        if plots.cannot_warn is not None:
-            logger.warning("%s", plots.cannot_warn)
+        for notice in filter(None, (plots.cannot_warn, why_all_is_ill(rules, ill, classes))):
+            logger.warning("%s", notice)
         return plots
 
     def create(predictor: Predictor) -> Decider:

@@ -90,3 +90,20 @@ def why_nothing_warns(rules: Sequence[Rule], ill: Sequence[str]) -> str | None:
         "Nothing can warn: all classes of the model count as healthy. Add [[rules]] to watch.toml, correct 'healthy' "
         "there, or use a model that knows diseases."
     )
+
+
+def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[str]) -> str | None:
+    """What to do where the default rule would warn of every leaf; None where it does not.
+
+    Args:
+        rules: that are applied.
+        ill: classes of the model that are not healthy.
+        classes: all of them.
+    """
+    if len(ill) < len(classes) or all(rule.name != DEFAULT_RULE_NAME for rule in rules):
+        return None
+    names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return (
+        f"No class of the model is healthy by its name, so every leaf counts as ill ({names}). Name the healthy ones "
+        'in watch.toml: healthy = ["..."], or add [[rules]].'
+    )
