@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,8 @@ def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path
     assert found.quality.darkest == 40.0
     assert found.quality.brightest == 0.35
     assert found.rules[0].classes == ("*blight",)
-    assert found.window_s == 7200
+    assert found.window_s == 2 * 86_400  # two windows of a plot are compared
+    assert [rule.name for rule in found.rules_for(["rust"])] == ["blight"]
     assert found.broker is not None
     assert found.broker.password_file == tmp_path / "secrets" / "mqtt"
     assert found.updates is not None
@@ -129,3 +131,33 @@ def test_a_secret_comes_from_its_file_else_from_the_environment(
         read_secret(file, "SOME_SECRET")
     with pytest.raises(ConfigError, match="No such file"):
         read_secret(tmp_path / "no", "SOME_SECRET")
+
+
+def test_without_rules_all_ill_classes_are_warned_of_unless_a_setting_turns_that_off() -> None:
+    settings = build_settings({"window_minutes": 90}, where="here")
+    (rule,) = settings.rules_for(["rust", "blight"])
+    assert (rule.indices(["healthy", "rust", "blight"]), rule.window_minutes) == ([1, 2], 90)
+    assert build_settings({"default_rules": False}, where="here").rules_for(["rust"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "keeps"),
+    [
+        ({}, False),
+        ({"page": {}}, True),
+        ({"page": {"host": "::1"}}, True),
+        ({"page": {"host": "192.168.0.4"}}, False),
+        ({"page": {"host": "192.168.0.4"}, "thumbnails": True}, True),
+        ({"page": {}, "thumbnails": False}, False),
+        ({"thumbnails": True}, True),
+    ],
+)
+def test_pictures_are_kept_for_a_page_on_this_device_alone_unless_set(document: dict[str, Any], keeps: bool) -> None:
+    assert build_settings(document, where="here").keeps_thumbnails is keeps
+
+
+def test_a_device_name_that_topics_cannot_hold_is_refused_with_one_that_they_can() -> None:
+    with pytest.raises(ConfigError, match=r"got 'Field 1'; for example 'Field-1'"):
+        build_settings({"device": "Field 1"}, where="here")
+    with pytest.raises(ConfigError, match="choose another"):
+        build_settings({"device": "///"}, where="here")

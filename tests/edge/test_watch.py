@@ -191,15 +191,66 @@ def test_a_folder_that_goes_away_is_told_once_and_comes_back(
 
 
 def test_the_page_and_its_metrics_show_what_was_seen(photos: Path, settings: WatchSettings, state: Path) -> None:
-    settings = replace(settings, page=PageOptions(port=0), thumbnails=True)
+    settings = replace(settings, page=PageOptions(port=0), device="greenhouse-1")
     with watching(settings, state) as heard:
         put(photos, "a.jpg")
         wait_for(lambda: heard.detections)
         page = urlopen(heard.pages[0]).read().decode()  # noqa: S310 - our own
         assert "a.jpg" in page
+        assert "<h1>greenhouse-1</h1>" in page
+        assert heard.detections[0].device == "greenhouse-1"
         picture = urlopen(f"{heard.pages[0]}detections/{heard.detections[0].event_id}.jpg").read()  # noqa: S310
         assert picture.startswith(b"\xff\xd8")
         assert "agridistill_" in urlopen(f"{heard.pages[0]}metrics").read().decode()  # noqa: S310
+
+
+def test_without_any_rule_of_ones_own_ill_leaves_open_an_alert(
+    photos: Path, settings: WatchSettings, state: Path
+) -> None:
+    for number in range(5):
+        put(photos, f"north/{number}.jpg", RED)
+        put(photos, f"south/{number}.jpg")
+    heard = once(replace(settings, default_rules=True, healthy=("green",)), state)
+    assert [(one.change, one.alert.rule, one.alert.plot, one.alert.label) for one in heard.alerts] == [
+        ("opened", "ill leaves", "north", "red")
+    ]
+    assert read_state(state).cannot_warn is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"default_rules": False}, "default_rules is false"),
+        ({"default_rules": True, "healthy": ("*",)}, "all classes of the model count as healthy"),
+    ],
+)
+def test_an_agent_that_can_never_warn_reports_that_at_its_start_and_on_the_page(
+    settings: WatchSettings,
+    state: Path,
+    changes: dict[str, Any],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = replace(settings, page=PageOptions(port=0), **changes)
+    with watching(settings, state) as heard:
+        wait_for(lambda: heard.pages)
+        page = urlopen(heard.pages[0]).read().decode()  # noqa: S310 - our own
+    assert "<strong>Nothing can warn:</strong>" in page
+    assert reason in page
+    assert "No alert is open" not in page
+    assert [record.message for record in caplog.records].count(str(read_state(state).cannot_warn)) == 1
+    assert reason in caplog.text
+
+
+def test_a_model_without_a_healthy_class_is_noticed_at_the_start(
+    settings: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    once(replace(settings, default_rules=True), state)
+    assert "every leaf counts as ill (green, red). Name the healthy ones in watch.toml" in caplog.text
+    caplog.clear()
+    once(replace(settings, default_rules=True, healthy=("green",)), state)
+    once(replace(settings, rules=(Rule("any", ("*",)),)), state)
+    assert "counts as ill" not in caplog.text
 
 
 def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -> None:
@@ -215,6 +266,7 @@ def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -
         ({"model": Path("no.onnx")}, EdgeError, "'no.onnx', which does not exist"),
         ({"model": Path("tomatoe")}, EdgeError, "check --model; shipped models: did you mean 'tomato'"),
         ({"source": "no-such-folder"}, EdgeError, "which does not exist"),
+        ({"healthy": ("sano",)}, ConfigError, "in 'healthy'; got 'sano'"),
         ({"rules": (Rule("mold", ("*mold",)),)}, ConfigError, r"rule 'mold'; got '\*mold'"),
         ({"broker": BrokerOptions("http://x")}, ConfigError, "a broker such as"),
         ({"page": PageOptions(host="0.0.0.0", port=0)}, EdgeError, "a token where others can reach"),  # noqa: S104

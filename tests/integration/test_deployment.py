@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.edge.conftest import MOSQUITTO, free_port, let_go, wait_for
 from tests.edge.looks import state
 
+from agridistill.edge.alerts.defaults import ill_classes
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.pooling import PlotView
 from agridistill.edge.delivery.payloads import alert_payload, detection_payload, plot_payload, state_payload
@@ -35,8 +36,11 @@ CLASSES = [
 def test_the_example_settings_are_valid_and_name_the_tomato_models_classes() -> None:
     found = read_settings(ROOT / "deploy" / "watch.toml")
     classes = [f"Tomato___{name}" for name in CLASSES]
-    assert [len(rule.indices(classes)) for rule in found.rules] == [1, 9]
+    assert found.rules == ()
+    ill = ill_classes(classes, found.healthy)
+    assert [len(rule.indices(classes)) for rule in found.rules_for(ill)] == [9]
     assert found.page is not None
+    assert found.keeps_thumbnails
 
 
 def test_what_is_commented_out_in_the_example_is_valid_too(tmp_path: Path) -> None:
@@ -44,6 +48,7 @@ def test_what_is_commented_out_in_the_example_is_valid_too(tmp_path: Path) -> No
     whole = re.sub(r"^# (?=[\[a-z_]+( =|\]))", "", text, flags=re.MULTILINE)
     (tmp_path / "watch.toml").write_text(whole)
     found = read_settings(tmp_path / "watch.toml")
+    assert [len(rule.indices([f"Tomato___{name}" for name in CLASSES])) for rule in found.rules] == [1, 9]
     assert found.broker is not None
     assert found.webhook is not None
     assert found.updates is not None

@@ -53,7 +53,10 @@ def watch(
         str | None, typer.Option("--broker", metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", metavar="NAME", help="Name in topics.", show_default="the host's")
+        str | None,
+        typer.Option(
+            "--device", metavar="NAME", help="Name on the page, in messages and topics.", show_default="the host's"
+        ),
     ] = None,
     plot: Annotated[
         str | None,
@@ -69,7 +72,12 @@ def watch(
         str | None, typer.Option("--page", metavar="[HOST:]PORT", help="Serve the local page and the metrics.")
     ] = None,
     thumbnails: Annotated[
-        bool | None, typer.Option("--thumbnails/--no-thumbnails", help="Keep small pictures for the page.")
+        bool | None,
+        typer.Option(
+            "--thumbnails/--no-thumbnails",
+            help="Keep small pictures for the page.",
+            show_default="on where the page is local",
+        ),
     ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="End when all photos of a folder are decided on and told.")

@@ -275,6 +275,7 @@ class Agent:
             disk_free_bytes=disk_free_bytes(self._stores.folder),
             trouble=self._trouble,
             finished=self._finished,
+            cannot_warn=self.plots.cannot_warn,
         )
 
 

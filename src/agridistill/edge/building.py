@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agridistill.edge.agent import Agent, Hooks, Stores
+from agridistill.edge.alerts.defaults import ill_classes, why_all_is_ill
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.decisions.current_model import CurrentModel, require_model
@@ -104,7 +105,7 @@ def watch(
         agent = _agent(settings, stores, slots, listeners, connection, stack, once=once)
         workers = _workers(settings, stores, agent, updater, connection)
         if settings.page:
-            listeners.page(stack.enter_context(_page(settings.page, state, agent)))
+            listeners.page(stack.enter_context(_page(settings.page, state, agent, settings.healthy)))
         with _running(workers, stop) as failures:
             agent.run(stop)
             if once:
@@ -159,11 +160,24 @@ def _agent(
         return Predictor(open_artefact(path, threads=settings.threads))
 
     def plots(classes: tuple[str, ...]) -> Plots:
-        return Plots(history, settings.rules, classes, window_s=settings.window_s, view_s=60 * settings.window_minutes)
+        ill = ill_classes(classes, settings.healthy)
+        rules = settings.rules_for(ill)
+        plots = Plots(
+            history,
+            rules,
+            classes,
+            window_s=settings.window_s,
+            view_s=60 * settings.window_minutes,
+            healthy=settings.healthy,
+        )
+        for notice in filter(None, (plots.cannot_warn, why_all_is_ill(rules, ill, classes))):
+            logger.warning("%s", notice)
+        return plots
 
     def create(predictor: Predictor) -> Decider:
         for rule in settings.rules:
             rule.indices(predictor.manifest.classes)
+        ill_classes(predictor.manifest.classes, settings.healthy)
         return Decider(predictor, settings.quality, origin)
 
     origin = Origin(settings.device_name, _source_name(settings.source))
@@ -200,7 +214,7 @@ def _agent(
         model,
         plots,
         stores,
-        keep_thumbnails=settings.thumbnails,
+        keep_thumbnails=settings.keeps_thumbnails,
         hooks=hooks,
     )
 
@@ -241,10 +255,18 @@ def _updater(options: UpdateOptions | None, slots: ModelSlots, threads: int) -> 
 
 
 @contextlib.contextmanager
-def _page(options: PageOptions, state: Path, agent: Agent) -> Iterator[str]:
+def _page(options: PageOptions, state: Path, agent: Agent, healthy: Sequence[str]) -> Iterator[str]:
     token = read_secret(options.token_file, "AGRIDISTILL_PAGE_TOKEN")
     with contextlib.closing(History.reading(state / HISTORY_FILE)) as history:
-        server = PageServer(history, lambda: agent.state, host=options.host, port=options.port, token=token)
+        server = PageServer(
+            history,
+            lambda: agent.state,
+            host=options.host,
+            port=options.port,
+            token=token,
+            plots=lambda: agent.plots.health,
+            healthy=healthy,
+        )
         server.start()
         try:
             yield server.address

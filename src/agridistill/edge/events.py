@@ -160,6 +160,7 @@ class AgentState:
         disk_free_bytes: where the state lies.
         trouble: why detections cannot be committed; None where they can.
         outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
+        cannot_warn: why no alert can open, and what to do; None where there are rules.
         finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
     """
 
@@ -186,6 +187,7 @@ class AgentState:
     trouble: str | None = None
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: bool = False
+    cannot_warn: str | None = None
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:

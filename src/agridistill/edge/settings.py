@@ -7,15 +7,17 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from agridistill.edge.alerts.defaults import default_rules
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.decisions.quality import QualitySettings
+from agridistill.edge.status.host import is_loopback
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.messages import OutboxLimits
 from agridistill.errors import ConfigError, nearest
@@ -126,8 +128,10 @@ class WatchSettings:
         every_s: pause from one frame to the next of a camera, and within a video file.
         after: what becomes of a folder's photo once it is decided on.
         threads: of one prediction.
-        thumbnails: keeps small pictures for the page, on the device alone.
-        window_minutes: how long a leaf counts for what a plot's leaves say together.
+        thumbnails: keeps small pictures for the page, on the device alone; None keeps them where the page is local.
+        window_minutes: how long a leaf counts for what a plot's leaves say together, and for the default rules.
+        default_rules: where `rules` is empty, warns of every class that is not healthy.
+        healthy: names and patterns of healthy classes, besides those whose name says so.
         quality, rules, broker, webhook, command, page, updates, outbox, history: see there.
     """
 
@@ -138,8 +142,10 @@ class WatchSettings:
     every_s: float = 1.0
     after: Literal["keep", "delete"] = "keep"
     threads: int = 1
-    thumbnails: bool = False
-    window_minutes: float = 60.0
+    thumbnails: bool | None = None
+    window_minutes: float = 1440.0
+    default_rules: bool = True
+    healthy: tuple[str, ...] = ()
     quality: QualitySettings = field(default_factory=QualitySettings)
     rules: tuple[Rule, ...] = ()
     broker: BrokerOptions | None = None
@@ -152,9 +158,9 @@ class WatchSettings:
 
     def __post_init__(self) -> None:
         if self.device and not _DEVICE.fullmatch(self.device):
-            raise ConfigError(
-                "a device's name of up to 63 letters, digits, '_' and '-'", f"'{self.device}'", "choose another"
-            )
+            usable = _usable_name(self.device)
+            remedy = f"for example '{usable}'" if usable else "choose another"
+            raise ConfigError("a device's name of up to 63 letters, digits, '_' and '-'", f"'{self.device}'", remedy)
         names = [rule.name for rule in self.rules]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -167,12 +173,31 @@ class WatchSettings:
     @property
     def device_name(self) -> str:
         """The device's name, or the host's."""
-        return self.device or re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-_")[:63] or "device"
+        return self.device or _usable_name(socket.gethostname()) or "device"
 
     @property
     def window_s(self) -> float:
-        """The longest time that a leaf counts anywhere."""
-        return max([60 * self.window_minutes, *(rule.window_s for rule in self.rules)])
+        """The longest time that a leaf counts anywhere; a plot's window is compared with the one before it."""
+        return max([2 * 60 * self.window_minutes, *(rule.window_s for rule in self.rules)])
+
+    @property
+    def keeps_thumbnails(self) -> bool:
+        """Whether small pictures are kept: as set, else where a page shows them on this device alone."""
+        if self.thumbnails is not None:
+            return self.thumbnails
+        return self.page is not None and is_loopback(self.page.host)
+
+    def rules_for(self, ill: Sequence[str]) -> tuple[Rule, ...]:
+        """The file's rules, else the default ones.
+
+        Args:
+            ill: classes of the model that are not healthy.
+        """
+        return self.rules or (default_rules(ill, self.window_minutes) if self.default_rules else ())
+
+
+def _usable_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")[:63]
 
 
 def read_settings(path: Path) -> WatchSettings:

@@ -220,3 +220,22 @@ def test_of_several_classes_the_worst_is_named() -> None:
     keeper.look("", clock_s=1.0, now_s=NOON_S)
     assert keeper.open[0].label == "late"
     assert keeper.open[0].share == pytest.approx(0.7)
+
+
+def test_an_alert_keeps_its_class_when_its_leaves_are_hardly_ill_any_more() -> None:
+    classes = ("early", "late", "healthy")
+    pool = LeafPool(classes, window_s=600)
+    rule = Rule("any", ("early", "late"), least_leaves=2, window_minutes=10)
+    keeper = AlertKeeper([rule], classes, pool)
+
+    def see(clock_s: float, *probabilities: float) -> Alert:
+        pool.add("", np.array(probabilities), clock_s)
+        keeper.look("", clock_s=clock_s, now_s=NOON_S + clock_s)
+        return keeper.open[0] if keeper.open else keeper.changed()[0][0]
+
+    pool.add("", np.array([0.1, 0.8, 0.1]), 1.0)
+    assert see(2.0, 0.1, 0.8, 0.1).label == "late"
+    assert see(3.0, 0.99, 0.0, 0.01).label == "late"
+    # A single leaf of a new window: too few to end the alert.
+    faint = see(1000.0, 0.03, 0.01, 0.96)
+    assert (faint.label, faint.leaves, faint.state) == ("late", 1, "open")

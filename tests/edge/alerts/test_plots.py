@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.alerts.plots import PlotHealth, Plots
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.events import Detection
 from agridistill.edge.store.history import History
@@ -111,3 +111,37 @@ def test_a_clock_that_was_set_back_loses_no_leaves(path: Path) -> None:
         for number in range(5):
             history.add(detection(number, 0.9, at_s=time.time() + 10**7))
         assert plots(history).views["north"].leaves == 5
+
+
+def test_a_plot_knows_how_many_of_its_leaves_are_ill_and_of_what(path: Path) -> None:
+    with History(path) as history:
+        made = plots(history)
+        for number, blight in enumerate((0.9, 0.9, 0.9, 0.1)):
+            made.see(detection(number, blight))
+        made.see(detection(9, 0.0, plot="south"))
+        north, south = made.health
+    assert (north.plot, north.leaves, north.ill_leaves, north.label) == ("north", 4, 3, "blight")
+    assert north.ill_share == pytest.approx(0.7)
+    assert north.trend is None
+    assert abs(north.seen_s - time.time()) < 60
+    assert (south.plot, south.ill_leaves) == ("south", 0)
+
+
+@pytest.mark.parametrize(("before", "now", "trend"), [(0.1, 0.9, "up"), (0.9, 0.1, "down"), (0.5, 0.55, "steady")])
+def test_the_trend_is_against_the_window_before(path: Path, before: float, now: float, trend: str) -> None:
+    with History(path) as history:
+        for number in range(5):
+            history.add(detection(number, before, at_s=time.time() - 5400))
+        made = Plots(history, (RULE,), CLASSES, window_s=7200, view_s=3600)
+        for number in range(5, 10):
+            made.see(detection(number, now))
+        (found,) = made.health
+    assert (found.leaves, found.leaves_before) == (5, 5)
+    assert found.ill_share_before == pytest.approx(before)
+    assert found.trend == trend
+
+
+def test_a_trend_needs_five_leaves_in_both_windows() -> None:
+    assert PlotHealth("north", 0.0, 3600.0, 5, 0.9, "blight", 4, 0.1).trend is None
+    assert PlotHealth("north", 0.0, 3600.0, 4, 0.9, "blight", 5, 0.1).trend is None
+    assert PlotHealth("north", 0.0, 3600.0, 5, 0.9, "blight", 5, 0.1).trend == "up"

@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.edge.conftest import wait_for
-from tests.edge.looks import HOSTILE, detection, filled_history, picture, state
+from tests.edge.looks import HOSTILE, alert, detection, filled_history, picture, state
 
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
 from agridistill.edge.status import page as page_module
 from agridistill.edge.status.metrics import metrics_text
@@ -89,7 +91,7 @@ def test_the_page_tells_alerts_state_and_detections_in_words(open_page: Asker) -
         "98.8 %",
     ):
         assert told in text, told
-    assert text.index("Open alerts") < text.index("State") < text.index("Last detections") < text.index("Resolved")
+    assert text.index("Open alerts") < text.index("State") < text.index("Last photos") < text.index("Resolved")
     # Critical ones first, whenever they changed.
     assert text.index("notice critical") < text.index("notice warning")
 
@@ -103,15 +105,57 @@ def test_names_from_outside_stay_text(open_page: Asker) -> None:
 def test_without_anything_seen_the_page_says_what_to_expect(tmp_path: Path) -> None:
     with History(tmp_path / "empty.sqlite") as history, PageServer(history, state, port=0) as server:
         _, _, body = Asker(server).ask("/")
-    for told in (b"No alert is open.", b"Nothing was seen yet.", b"None yet."):
+    for told in (b"No alert is open.", b"No photo has been seen yet.", b"None yet."):
         assert told in body
+
+
+def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: Path) -> None:
+    now = time.time()
+    plots = [
+        PlotHealth("calm", now, 86_400.0, 12, 0.02, "Tomato___Late_blight", 9, 0.4),
+        PlotHealth("north", now, 86_400.0, 20, 0.4, "Tomato___Late_blight", 10, 0.1),
+        PlotHealth("mild", now, 86_400.0, 10, 0.2, "Tomato___Late_blight", 10, 0.2),
+        PlotHealth("new", now, 86_400.0, 2, 0.0, "Tomato___Late_blight"),
+        PlotHealth("gone", now - 90_000, 86_400.0, 9, 0.9, "Tomato___Late_blight"),
+        PlotHealth(HOSTILE, now, 3600.0, 5, 0.9, HOSTILE),
+    ]
+    with History(tmp_path / "h.sqlite") as history:
+        history.put_alert(alert(1, plot="calm"), told_s=1)
+        with PageServer(history, state, port=0, plots=lambda: plots) as server:
+            text = Asker(server).ask("/content")[2].decode()
+    cards = {
+        name: text.split(f"<h3>Plot {name}</h3>")[1].split("</li>")[0] for name in ("calm", "north", "mild", "new")
+    }
+    for name, told in (
+        ("north", ("Ill", "8 of 20 leaves ill", "Mostly Tomato: Late blight", "Getting worse: 40 % ill, 10 % before")),
+        ("calm", ("Alert open", "0 of 12 leaves ill", "Getting better: 2 % ill, 40 % before")),
+        ("mild", ("Some ill", "2 of 10 leaves ill", "Steady")),
+        ("new", ("Too few leaves: take 5", "0 of 2 leaves ill", "No trend yet")),
+    ):
+        assert [words for words in told if words not in cards[name]] == []
+    assert "Plot gone" not in text
+    assert HOSTILE not in text
+    assert text.index("Plot north") < text.index("Plot mild") < text.index("Plot new")
+
+
+def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healthy_class(tmp_path: Path) -> None:
+    with History(tmp_path / "h.sqlite") as history:
+        history.add(detection(1, photo="a.jpg"))
+        history.add(detection(2, photo="b.jpg", label="sano"))
+        with PageServer(history, state, port=0, healthy=("sano",)) as server:
+            text = Asker(server).ask("/content")[2].decode()
+    healthy, ill = text.split('<li class="card ')[1:]
+    assert healthy.startswith('answer healthy"')
+    assert "</span> Healthy</p>" in healthy
+    assert ill.startswith('answer ill"')
+    assert "</span> Ill</p>" in ill
 
 
 def test_an_agent_that_says_nothing_any_more_is_told(history: History) -> None:
     with PageServer(history, lambda: state(at_s=1_700_000_000.0), port=0) as server:
-        assert b"has said nothing since" in Asker(server).ask("/content")[2]
+        assert b"has not reported since" in Asker(server).ask("/content")[2]
     with PageServer(history, state, port=0) as server:
-        assert b"has said nothing since" not in Asker(server).ask("/content")[2]
+        assert b"has not reported since" not in Asker(server).ask("/content")[2]
 
 
 def test_a_loss_of_source_and_broker_stands_out(history: History) -> None:

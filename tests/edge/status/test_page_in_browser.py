@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tests.edge.conftest import wait_for
 from tests.edge.looks import alert, detection, filled_history, picture, state
 from tests.needs import chromium
 
+from agridistill.edge.alerts.plots import PlotHealth
+from agridistill.edge.events import AgentState
 from agridistill.edge.status.page import PageServer
 from agridistill.edge.store.history import History
 
@@ -18,6 +21,18 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = chromium()
 pytestmark = pytest.mark.needs("chromium")
 TOKEN = "a-token-of-some-length"  # noqa: S105 - of these tests alone
+
+
+PLOTS = [
+    PlotHealth("north-" + 12 * "long-", time.time(), 86_400.0, 20, 0.4, "Tomato___Late_blight", 10, 0.1),
+    PlotHealth("south", time.time(), 86_400.0, 12, 0.02, "Tomato___Late_blight", 9, 0.4),
+    PlotHealth("east", time.time(), 86_400.0, 10, 0.2, "Tomato___Late_blight", 10, 0.2),
+    PlotHealth("", time.time(), 86_400.0, 2, 0.0, "Tomato___Late_blight"),
+]
+
+
+def silent() -> AgentState:
+    return state(cannot_warn="Nothing can warn: there are no rules.")
 
 
 class Watched:
@@ -57,7 +72,7 @@ def history(tmp_path: Path) -> Iterator[History]:
 
 @pytest.fixture
 def server(history: History) -> Iterator[PageServer]:
-    with PageServer(history, state, port=0) as found:
+    with PageServer(history, silent, port=0, plots=lambda: PLOTS) as found:
         yield found
 
 
@@ -80,6 +95,12 @@ CONTRASTS = """() => {
   return found;
 }"""
 
+# Of each plot's card: its classes, and colour and words of its badge.
+PLOT_COLOURS = """[...document.querySelectorAll("li.plot")].map(one => {
+  const [, r, g] = getComputedStyle(one.querySelector(".badge")).color.match(/([0-9]+), ([0-9]+)/).map(Number);
+  return [one.className, r > 1.3 * g ? "red" : g > 1.3 * r ? "green" : "grey", one.querySelector(".badge").innerText];
+})"""
+
 # Of each card's words: how far they end before the card does, and how wide they are.
 WORDS = """[...document.querySelectorAll(".card .words")].map(one => {
   const [words, card] = [one.getBoundingClientRect(), one.parentElement.getBoundingClientRect()];
@@ -99,9 +120,12 @@ def test_the_page_is_readable_on_every_screen_and_asks_nobody_else(
     contrasts = watched.page.evaluate(CONTRASTS)
     words = watched.page.evaluate(WORDS)
     wide = watched.page.evaluate("document.documentElement.scrollWidth")
+    plots = watched.page.evaluate(PLOT_COLOURS)
     watched.context.close()
     assert watched.complaints == []
     assert wide <= width
+    assert plots[0] == ["plot ill", "red", "! Ill"]
+    assert plots[2][1:] == ["green", "✓ Healthy"]
     assert len(words) == 8
     assert all(inside >= 0 and room > 150 for inside, room in words), words
     assert len(contrasts) > 50

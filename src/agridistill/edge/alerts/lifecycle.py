@@ -210,6 +210,8 @@ class AlertKeeper:
             text = f"{rule.name}, {plot or 'all'}: over, {100 * found.share:.0f} % of {found.leaves} leaves"
             self._resolve(watched, text, now_s, found)
         elif found.leaves and _is_to_be_seen(found, watched.alert):
+            # Of leaves that are hardly ill the most probable class is chance.
+            label = label if found.share >= rule.resolve_below else watched.alert.label
             self._update(watched, replace(watched.alert, label=label), found, now_s)
 
     def _update(self, watched: _Watched, alert: Alert, found: Finding, now_s: float) -> None:

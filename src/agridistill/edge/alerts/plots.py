@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from agridistill.edge.alerts.defaults import DEFAULT_LEAST_LEAVES, ill_classes, why_nothing_warns
+from agridistill.edge.alerts.leaves import Leaves
 from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage, is_end_told
 from agridistill.edge.alerts.pooling import LeafPool, PlotView
 from agridistill.edge.alerts.rules import Rule
@@ -19,6 +23,46 @@ _COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
 _MOST_LEAVES = 1000
 _RESTORED = 20_000
 _FEW = 1000
+# Smaller differences between two windows are noise.
+_TREND = 0.1
+
+
+@dataclass(frozen=True)
+class PlotHealth:
+    """How ill a plot's leaves are, in the window and in the one before it.
+
+    Attributes:
+        plot: its name.
+        seen_s: when its last leaf was seen, seconds since 1970 by the device's clock.
+        window_s: how long a leaf counts.
+        leaves: in the window that ends with the last leaf.
+        ill_share: of them, 0 to 1: the mean of their probabilities of the ill classes.
+        label: the most frequent ill class; None where the model has none.
+        leaves_before: in the window before.
+        ill_share_before: of those.
+    """
+
+    plot: str
+    seen_s: float
+    window_s: float
+    leaves: int
+    ill_share: float
+    label: str | None
+    leaves_before: int = 0
+    ill_share_before: float = 0.0
+
+    @property
+    def ill_leaves(self) -> int:
+        """How many leaves are expected to be ill."""
+        return round(self.ill_share * self.leaves)
+
+    @property
+    def trend(self) -> Literal["up", "down", "steady"] | None:
+        """Where the ill share goes; None where either window has fewer than 5 leaves."""
+        if min(self.leaves, self.leaves_before) < DEFAULT_LEAST_LEAVES:
+            return None
+        rise = self.ill_share - self.ill_share_before
+        return "up" if rise >= _TREND else "down" if rise <= -_TREND else "steady"
 
 
 class Plots:
@@ -30,15 +74,26 @@ class Plots:
         classes: of the model.
         window_s: how long a leaf counts, at least as long as the longest of the rules.
         view_s: how long it counts for what a plot's leaves say together.
+        healthy: names and patterns of healthy classes, besides those whose name says so.
 
     Raises:
         ConfigError: a rule's class is none of the model's.
     """
 
     def __init__(
-        self, history: History, rules: Sequence[Rule], classes: Sequence[str], *, window_s: float, view_s: float
+        self,
+        history: History,
+        rules: Sequence[Rule],
+        classes: Sequence[str],
+        *,
+        window_s: float,
+        view_s: float,
+        healthy: Sequence[str] = (),
     ) -> None:
         self.classes = tuple(classes)
+        ill = ill_classes(self.classes, healthy)
+        self._ill = [self.classes.index(name) for name in ill]
+        self.cannot_warn = why_nothing_warns(rules, ill)
         self._history, self._view_s = history, view_s
         self._pool = LeafPool(classes, window_s=window_s, most_leaves=_MOST_LEAVES)
         known = _known(history)
@@ -52,6 +107,7 @@ class Plots:
             seen_s=_seen_s(history, {alert.plot for alert, _ in known}),
         )
         self._views: dict[str, PlotView] = {}
+        self._health: dict[str, PlotHealth] = {}
         self._restore(window_s)
 
     @property
@@ -63,6 +119,11 @@ class Plots:
     def views(self) -> Mapping[str, PlotView]:
         """Of each plot what its leaves said together when it was last seen."""
         return dict(self._views)
+
+    @property
+    def health(self) -> list[PlotHealth]:
+        """Of each plot with leaves, by name; may be asked from another thread."""
+        return sorted(self._health.copy().values(), key=lambda one: one.plot)
 
     def see(self, detection: Detection) -> None:
         """Takes a new detection in, and applies the rules to its plot."""
@@ -97,6 +158,30 @@ class Plots:
         view = self._pool.view(plot, clock_s, within_s=self._view_s)
         if view is not None:
             self._views[plot] = view
+            self._health[plot] = self._assess(plot, clock_s, now_s)
+
+    def _assess(self, plot: str, clock_s: float, now_s: float) -> PlotHealth:
+        remembered = self._pool.leaves(plot, clock_s)
+        now = remembered.since(clock_s - self._view_s)
+        both = remembered.since(clock_s - 2 * self._view_s)
+        earlier = len(both.counts) - len(now.counts)
+        before = Leaves(both.at_s[:earlier], both.counts[:earlier], both.sums[:earlier], both.logarithms[:earlier])
+        summed = now.sums.sum(axis=0)
+        worst = max(self._ill, key=lambda index: float(summed[index]), default=None)
+        return PlotHealth(
+            plot,
+            now_s - max(0.0, clock_s - float(now.at_s[-1])),
+            self._view_s,
+            int(now.counts.sum()),
+            self._ill_share(now),
+            None if worst is None else self.classes[worst],
+            int(before.counts.sum()),
+            self._ill_share(before),
+        )
+
+    def _ill_share(self, leaves: Leaves) -> float:
+        number = float(leaves.counts.sum())
+        return float(leaves.sums[:, self._ill].sum()) / number if number else 0.0
 
     def _add(self, detection: Detection, clock_s: float) -> bool:
         if detection.verdict not in _COUNTED or set(detection.probabilities) != set(self.classes):

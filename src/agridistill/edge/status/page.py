@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import ThreadingHTTPServer
 from typing import Any
 
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
+from agridistill.edge.status.host import is_loopback
 from agridistill.edge.status.page_requests import Handler, PageSource
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
@@ -41,6 +42,8 @@ class PageServer:
         host: address to listen on.
         port: 0 takes any that is free.
         token: who looks must know it, at least 16 characters; None only on loopback.
+        plots: gives what is known of each plot now.
+        healthy: names and patterns of healthy classes, besides those whose name says so.
 
     Raises:
         EdgeError: a host that is not loopback without a token, or an unusable token or port.
@@ -54,6 +57,8 @@ class PageServer:
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
         token: str | None = None,
+        plots: Callable[[], Sequence[PlotHealth]] = tuple,
+        healthy: Sequence[str] = (),
     ) -> None:
         if token is not None and (len(token) < _MIN_TOKEN or not _is_one_ascii_word(token)):
             raise EdgeError(
@@ -71,7 +76,7 @@ class PageServer:
             raise EdgeError("a port from 0 to 65535", str(port), "choose another")
         self._host, self._port = host, port
         hosts = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
-        self._source = PageSource(history, state, token, hosts)
+        self._source = PageSource(history, state, token, hosts, plots, healthy)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -113,14 +118,6 @@ class PageServer:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name may come to mean another one, except localhost."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _is_one_ascii_word(token: str) -> bool:

@@ -7,7 +7,7 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
 from agridistill.edge.status import metrics
 from agridistill.edge.status.page_view import PageContent, content_html, login_html, page_html
@@ -65,11 +66,20 @@ class PageSource:
         state: gives the agent's state now.
         token: who looks must know it; None for everybody.
         hosts: names under which the page may be asked; None for any.
+        plots: gives what is known of each plot now.
+        healthy: names and patterns of healthy classes, besides those whose name says so.
     """
 
     def __init__(
-        self, history: History, state: Callable[[], AgentState], token: str | None, hosts: frozenset[str] | None
+        self,
+        history: History,
+        state: Callable[[], AgentState],
+        token: str | None,
+        hosts: frozenset[str] | None,
+        plots: Callable[[], Sequence[PlotHealth]],
+        healthy: Sequence[str],
     ) -> None:
+        self._plots, self._healthy = plots, tuple(healthy)
         self._history, self._state, self._hosts = history, state, hosts
         self._token = token
         # What lies in the browser is not the token, stays the same over a new start, and ends with the token.
@@ -148,6 +158,8 @@ class PageSource:
             resolved_alerts=self._history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
             detections=detections,
             pictured={one.event_id for one in detections if self._history.thumbnail(one.event_id) is not None},
+            plots=self._plots(),
+            healthy=self._healthy,
         )
 
 

@@ -1,4 +1,4 @@
-"""The local page as HTML: open alerts first, then the agent's state, the last detections and resolved alerts."""
+"""The local page as HTML: open alerts, the plots, the agent's state, the last photos and resolved alerts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+from agridistill.edge.alerts.defaults import is_healthy
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.status.plots_view import badge_html, plot_words, plots_html, time_html
 from agridistill.edge.status.state_file import FRESH_S
 from agridistill.edge.words import (
     VERDICT_WORDS,
@@ -17,7 +20,6 @@ from agridistill.edge.words import (
     bytes_words,
     duration_words,
     model_words,
-    moment,
     plain_label,
     queue_words,
     waiting_words,
@@ -37,6 +39,8 @@ class PageContent:
         resolved_alerts: the last ones.
         detections: the last ones, newest first.
         pictured: event ids of those that have a picture.
+        plots: how ill each plot's leaves are, in the order in which they are shown.
+        healthy: names and patterns of healthy classes, besides those whose name says so.
     """
 
     state: AgentState
@@ -44,6 +48,8 @@ class PageContent:
     resolved_alerts: Sequence[Alert]
     detections: Sequence[Detection]
     pictured: Collection[str]
+    plots: Sequence[PlotHealth] = ()
+    healthy: Sequence[str] = ()
 
 
 def page_html(content: PageContent, nonce: str) -> str:
@@ -59,7 +65,7 @@ def page_html(content: PageContent, nonce: str) -> str:
         _head(f"{device}: AgriDistill", nonce, without_script)
         + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(content.state.version)}</p></header>\n'
         '<p id="away" class="notice critical" role="alert" hidden><strong>The agent does not answer.</strong> '
-        "What stands below is what it said last.</p>\n"
+        "What you see below is the last that it sent.</p>\n"
         f"<main>\n{content_html(content)}</main>\n"
         f'<script nonce="{nonce}">{_asset("page.js")}</script>\n</body>\n</html>\n'
     )
@@ -69,9 +75,10 @@ def content_html(content: PageContent) -> str:
     """The sections of the page, which its script asks for again and again."""
     state = content.state
     sections = {
-        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state.at_s)),
+        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state)),
+        "plots": ("Plots", plots_html(content.plots, content.open_alerts, state.at_s)),
         "state": ("State", _state_html(state)),
-        "detections": ("Last detections", _detections_html(content.detections, content.pictured)),
+        "detections": ("Last photos", _detections_html(content)),
         "resolved": ("Resolved alerts", _resolved_html(content.resolved_alerts)),
     }
     return "".join(
@@ -116,24 +123,29 @@ def _late_html(state: AgentState) -> str:
     if abs(time.time() - state.at_s) < FRESH_S:
         return ""
     return (
-        '<p class="notice critical"><strong>The agent has said nothing since</strong> '
-        f"{_time_html(state.at_s)}. Alerts may be missing.</p>\n"
+        '<p class="notice critical"><strong>The agent has not reported since</strong> '
+        f"{time_html(state.at_s)}. Alerts may be missing.</p>\n"
     )
 
 
-def _open_alerts_html(alerts: Sequence[Alert], now_s: float) -> str:
+def _open_alerts_html(alerts: Sequence[Alert], state: AgentState) -> str:
+    if state.cannot_warn:
+        reason = state.cannot_warn.removeprefix("Nothing can warn: ")
+        silent = f'<p class="notice critical"><strong>Nothing can warn:</strong> {escape(reason)}</p>\n'
+    else:
+        silent = "" if alerts else '<p class="notice calm">No alert is open.</p>\n'
     if not alerts:
-        return '<p class="notice calm">No alert is open.</p>\n'
+        return silent
     items = []
     for alert in sorted(alerts, key=lambda one: _LEVELS.index(_level(one))):
         level = _level(alert)
         items.append(
-            f'<li class="notice {level}"><h3>{_plot(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
+            f'<li class="notice {level}"><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
             f"<p>{escape(alert.text)}</p>"
             f'<p class="soft">{level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
-            f"{_time_html(alert.since_s)} ({duration_words(now_s - alert.since_s)})</p></li>\n"
+            f"{time_html(alert.since_s)} ({duration_words(state.at_s - alert.since_s)})</p></li>\n"
         )
-    return f"<ul>\n{''.join(items)}</ul>\n"
+    return f"{silent}<ul>\n{''.join(items)}</ul>\n"
 
 
 def _level(alert: Alert) -> str:
@@ -147,8 +159,8 @@ def _resolved_html(alerts: Sequence[Alert]) -> str:
     for alert in alerts:
         ended_s = alert.updated_s if alert.resolved_s is None else alert.resolved_s
         items.append(
-            f"<li><h3>{_plot(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
-            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {_time_html(ended_s)} after '
+            f"<li><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
+            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {time_html(ended_s)} after '
             f"{duration_words(ended_s - alert.since_s)}</p></li>\n"
         )
     return f'<ul class="resolved">\n{"".join(items)}</ul>\n'
@@ -184,16 +196,17 @@ def _state_html(state: AgentState) -> str:
     return f"<dl>\n{cells}</dl>\n"
 
 
-def _detections_html(detections: Sequence[Detection], pictured: Collection[str]) -> str:
-    if not detections:
+def _detections_html(content: PageContent) -> str:
+    if not content.detections:
         return (
-            '<p class="notice">Nothing was seen yet. As soon as the source gives a photo, what the model says of it '
-            "stands here.</p>\n"
+            '<p class="notice">No photo has been seen yet. Each new photo appears here with what the model says of it.'
+            "</p>\n"
         )
-    return f'<ul class="cards">\n{"".join(_card(one, one.event_id in pictured) for one in detections)}</ul>\n'
+    cards = (_card(one, one.event_id in content.pictured, content.healthy) for one in content.detections)
+    return f'<ul class="cards">\n{"".join(cards)}</ul>\n'
 
 
-def _card(detection: Detection, has_picture: bool) -> str:
+def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> str:
     sure = detection.verdict == "answer"
     label = "Not asked" if detection.label is None else plain_label(detection.label)
     if has_picture:
@@ -202,14 +215,18 @@ def _card(detection: Detection, has_picture: bool) -> str:
     else:
         picture = '<div class="picture">No picture</div>'
     words = f"<h3>{escape(label if sure or detection.label is None else f'Perhaps {label}')}</h3>"
+    health = ""
+    if sure and detection.label is not None:
+        health = "healthy" if is_healthy(detection.label, healthy) else "ill"
+        words = badge_html(health, health.capitalize()) + words
     if not sure:
         tag = f'<p class="tag">{VERDICT_WORDS[detection.verdict]}</p>'
         words = tag + words + (f"<p>{escape(detection.reason)}</p>" if detection.reason else "")
     if detection.probability is not None:
         words += _probability_html(detection.probability)
     return (
-        f'<li class="card {"" if sure else "doubt "}{detection.verdict}">{picture}<div class="words">{words}'
-        f'<p class="soft">{_plot(detection.plot)}, {_time_html(detection.at_s)}</p>'
+        f'<li class="card {"" if sure else "doubt "}{detection.verdict} {health}">{picture}<div class="words">{words}'
+        f'<p class="soft">{plot_words(detection.plot)}, {time_html(detection.at_s)}</p>'
         f'<p class="soft">{escape(detection.photo)}</p></div></li>\n'
     )
 
@@ -221,14 +238,3 @@ def _probability_html(probability: float) -> str:
         '<div class="share"><svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect width="{told:.1f}" height="1"/></svg><span>{told:.1f} %</span></div>'
     )
-
-
-def _plot(plot: str) -> str:
-    return f"Plot {escape(plot)}" if plot else "No plot"
-
-
-def _time_html(at_s: float) -> str:
-    when = moment(at_s)
-    if when is None:
-        return "an unknown time"
-    return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
