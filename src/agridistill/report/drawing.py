@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 # Inches. On a phone's 350 px letters of 10 points are still 10 px high.
 WIDTH = 4.9
+# Beyond this a plot scrolls on a phone, or its letters of 8 points would be less than 6 px high.
+WIDEST = 5.9
 _FILE_NAME = re.compile(r"[^\w.-]+")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c00")
 # Of different lengths, so that hundreds of series differ in one of the three.

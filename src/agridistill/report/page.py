@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from agridistill.errors import RunError
 from agridistill.report import model_plots, study_plots, words
 from agridistill.report.documents import ReportDocuments, read_documents
-from agridistill.report.drawing import WIDTH, Plot
+from agridistill.report.drawing import WIDEST, Plot
 from agridistill.report.glossary import glossary
 from agridistill.report.overlays import overlay
 from agridistill.report.provenance import provenance
@@ -87,7 +87,7 @@ def _page(documents: ReportDocuments, shown: Sequence[Plot]) -> str:
         gallery=_overlaid(documents.gallery),
         benchmark=documents.benchmark,
         of_what=_of_what(study),
-        plots=[{"plot": plot, "link": _download(plot.numbers), "wide": plot.width > WIDTH} for plot in shown],
+        plots=[{"plot": plot, "link": _download(plot.numbers), "wide": plot.width > WIDEST} for plot in shown],
         provenance=provenance(documents),
         glossary=glossary,
     )
