@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from agridistill.runs import compare, distill, train
     from agridistill.runtime.benchmark import BenchmarkPlan
     from agridistill.runtime.benchmark_result import BenchmarkResult
+    from agridistill.runtime.explanation import Explanation
     from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
     from agridistill.training.result import RunResult
     from agridistill.training.settings import (
@@ -63,6 +64,7 @@ __all__ = [
     "DataSettings",
     "DistillConfig",
     "EvaluationResult",
+    "Explanation",
     "ExportResult",
     "FitSettings",
     "MissingExtraError",
@@ -107,6 +109,7 @@ _NAMES_OF = {
     "agridistill.runs": ("compare", "distill", "train"),
     "agridistill.runtime.benchmark": ("BenchmarkPlan",),
     "agridistill.runtime.benchmark_result": ("BenchmarkResult",),
+    "agridistill.runtime.explanation": ("Explanation",),
     "agridistill.runtime.predictor": ("PhotoResult", "Prediction", "Predictor"),
     "agridistill.training.result": ("RunResult",),
     "agridistill.training.settings": (

@@ -77,7 +77,7 @@ def test_the_public_names_are_the_documented_ones_and_all_exist() -> None:
     settings = {"TrainConfig", "DistillConfig", "FitSettings", "DataSettings", "ObjectiveSettings", "PairSettings"}
     settings |= {"Augmentation", "BenchmarkPlan"}
     results = {"RunResult", "EvaluationResult", "ExportResult", "BenchmarkResult", "ReportResult"}
-    prediction = {"Predictor", "Prediction", "PhotoResult"}
+    prediction = {"Predictor", "Prediction", "PhotoResult", "Explanation"}
     errors = {"AgriDistillError", "ConfigError", "DataError", "PhotoError", "ModelError", "RunError"}
     errors |= {"MissingExtraError"}
     assert set(agridistill.__all__) == functions | settings | results | prediction | errors | {"__version__"}

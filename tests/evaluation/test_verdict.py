@@ -281,6 +281,12 @@ def test_a_model_that_knows_its_photos_by_heart_needs_more_photos() -> None:
     )
 
 
+def test_one_photo_of_a_short_validation_split_is_no_trend() -> None:
+    rows = epochs(0.9, 0.9, 0.92, 0.92, 0.96, 0.96, 1.0, 1.0, nll=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2))
+    assert Learning(rows, val_photos=1000).progress(0.5) == "still improving"
+    assert Learning(rows, val_photos=25).progress(0.5) != "still improving"
+
+
 def test_a_weak_model_that_stopped_learning_is_not_sent_on_training() -> None:
     rows = epochs(0.4, 0.6, 0.72, 0.7, 0.7, 0.71, 0.7, 0.7)
     verdict = judge(WEAK, learning=Learning(rows, {"a": 120, "b": 150, "c": 200}))

@@ -107,6 +107,13 @@ def test_the_installed_command_predicts(device: Device, colour_model: Path, tmp_
     done = run(device.bin / "agridistill", "predict", colour_model, tmp_path / "leaf.jpg")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'leaf.jpg'}: red 99.8 %\n"
+    done = run(device.bin / "agridistill", "predict", colour_model, "leaf.jpg", "--explain", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "leaf-explained.png") as picture:
+        assert picture.format == "PNG"
+    done = run(device.bin / "agridistill", "models")
+    assert done.returncode == 0, done.stderr
+    assert "shipped/tomato/tomato-int8.onnx" in done.stdout
     done = run(device.bin / "agridistill", "--help")
     assert done.returncode == 0, done.stderr
 

@@ -22,6 +22,12 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Name the N most probable classes.")] = 1,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Write NAME-explained.png for each photo: where the model looked.")
+    ] = False,
+    explain_out: Annotated[
+        Path | None, typer.Option("--explain-out", metavar="FOLDER", help="Where --explain writes; here otherwise.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Tell what photos show: label and probability, one line a photo.
@@ -36,6 +42,10 @@ def predict(
         begin(progress, "loading the model")
         predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
+    if explain or explain_out is not None:
+        from agridistill.cli.explain import with_pictures
+
+        results = with_pictures(predictor, photos, results, explain_out, _line)
     if json:
         told = list(_with_progress(results, len(photos)))
         failed = sum(result.prediction is None for result in told)

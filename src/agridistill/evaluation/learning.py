@@ -21,6 +21,8 @@ MIN_EPOCHS = 4
 LUCK = 0.05
 # A cosine schedule ends in small steps: a rise of 2 points and a loss 5 % lower across them is no noise.
 ACCURACY_RISE, NLL_FALL = 0.02, 0.05
+# One photo more or fewer is no trend: a rise is this many photos of the validation split.
+RISE_PHOTOS = 2
 # The best epoch lies in the first 60 %: the last 40 % brought nothing.
 STOPPED_SHARE = 0.6
 # The training loss fell to half, so the network learnt something, if only its own photos.
@@ -35,11 +37,13 @@ class Learning:
         rows: of `metrics.csv`, one an epoch: "val/accuracy" (0 to 1), "val/nll" (nats), "train/ce", "train/total".
         train_photos: for each class; empty where unknown.
         from_scratch: whether the network began with random weights; None where unknown.
+        val_photos: in the validation split; None where unknown.
     """
 
     rows: Sequence[Mapping[str, float]] = ()
     train_photos: Mapping[str, int] | None = None
     from_scratch: bool | None = None
+    val_photos: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -69,7 +73,8 @@ class Learning:
             loss = self._column("train/ce") or self._column("train/total")
             return "memorised" if loss and loss[-1] < MEMORISED_FALL * loss[0] else "never began"
         last, before = self._ends("val/accuracy")
-        if last >= before + ACCURACY_RISE and len(nll) == len(accuracy):
+        rise = max(ACCURACY_RISE, RISE_PHOTOS / self.val_photos) if self.val_photos else ACCURACY_RISE
+        if last >= before + rise and len(nll) == len(accuracy):
             last_nll, nll_before = self._ends("val/nll")
             if last_nll <= (1 - NLL_FALL) * nll_before:
                 return "still improving"
@@ -92,7 +97,12 @@ def read_learning(run: Path, classes: Sequence[str]) -> Learning:
         run: with `metrics.csv`, `splits.json` and `recipe.toml`.
         classes: names of the class folders.
     """
-    return Learning(_rows(run / "metrics.csv"), _train_photos(run / "splits.json", classes), _from_scratch(run))
+    return Learning(
+        _rows(run / "metrics.csv"),
+        _train_photos(run / "splits.json", classes),
+        _from_scratch(run),
+        _val_photos(run / "splits.json"),
+    )
 
 
 def _rows(file: Path) -> tuple[dict[str, float], ...]:
@@ -112,6 +122,13 @@ def _train_photos(file: Path, classes: Sequence[str]) -> dict[str, int] | None:
         # The latter where a photo is of no class.
         return None
     return {name: counts[name] for name in classes}
+
+
+def _val_photos(file: Path) -> int | None:
+    try:
+        return len(read_split(file).val)
+    except DataError:
+        return None
 
 
 def _from_scratch(run: Path) -> bool | None:

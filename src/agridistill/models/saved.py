@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agridistill.manifest import MANIFEST_NAME, ModelManifest, read_manifest
+from agridistill.models.attention import StageTap
 from agridistill.models.factory import create_model, load_weights
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.quantised import quantised
 from agridistill.preprocess import Pixels
+
+# As `PairSettings` aligns, and as reports show.
+ATTENTION_STRIDE = 16
 
 
 class TorchBackend:
@@ -37,6 +41,23 @@ class TorchBackend:
         batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
         logits: torch.Tensor = self.model(normalise_batch(batch, self.manifest.preprocessing))
         return logits.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Attention of a batch: squared activations of the stage that distillation aligns by default.
+
+        Args:
+            pixels: `(N, S, S, 3)` uint8 RGB.
+
+        Returns:
+            `(N, H, W)` float32, one value for each 16 px.
+
+        Raises:
+            ModelError: the network has no stage of stride 16 that keeps height and width.
+        """
+        with StageTap(self.model, strides=[ATTENTION_STRIDE]) as tap:
+            self.logits(pixels)
+            return tap.maps()[ATTENTION_STRIDE].cpu().numpy()
 
 
 def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:

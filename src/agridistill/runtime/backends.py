@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,25 @@ class Backend(Protocol):
 
         Returns:
             `(N, K)` float32 in the order of `manifest.classes`.
+        """
+        ...
+
+
+@runtime_checkable
+class AttentiveBackend(Protocol):
+    """A model that gives maps of where it looks, as a run folder's network does; exported files give logits alone."""
+
+    def attention(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Attention maps.
+
+        Args:
+            pixels: as for `Backend.logits`.
+
+        Returns:
+            `(N, H, W)` float32, at least 0.
+
+        Raises:
+            ModelError: the network has no stage that keeps height and width.
         """
         ...
 

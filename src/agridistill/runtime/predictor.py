@@ -13,11 +13,18 @@ from PIL import Image
 from agridistill.arguments import described, require_whole
 from agridistill.errors import ConfigError, PhotoError
 from agridistill.manifest import ModelManifest
-from agridistill.preprocess import Pixels, softmax
+from agridistill.preprocess import Pixels, enough_pixels, softmax, to_pixels
 from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend, checked_logits
+from agridistill.runtime.explanation import (
+    Explanation,
+    ExplanationMethod,
+    attention_map,
+    occlusion_map,
+    seen_part,
+)
 from agridistill.runtime.familiarity import Familiarity
-from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels
+from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels, read_source
 
 # Some milliseconds of a processor, every few seconds of a stream.
 _PHOTOS_BETWEEN_CLEARINGS = 500
@@ -122,6 +129,31 @@ class Predictor:
             remedy = "put it into a list, or call predict" if one_photo else "pass a list"
             raise ConfigError("a list of photos for 'sources'", described(sources), remedy)
         return self._answers(sources, top, batch_size)
+
+    def explain(self, source: PhotoSource) -> Explanation:
+        """Finds out where the model looked on a photo: a map, and a picture of it.
+
+        The network of a run folder gives its attention map. For an exported file, parts of the photo are covered in
+        turn: about 100 predictions.
+
+        Args:
+            source: as for `predict`.
+
+        Raises:
+            PhotoError: the photo cannot be read.
+            ModelError: the model's output is unusable.
+        """
+        preprocessing = self.manifest.preprocessing
+        photo = read_source(source, shorter_side=enough_pixels(preprocessing))
+        pixels = to_pixels(photo, preprocessing)
+        prediction = self._predictions(pixels[None], 1)[0]
+        method: ExplanationMethod = "attention"
+        found = attention_map(self.backend, pixels)
+        if found is None:
+            method = "occlusion"
+            found = occlusion_map(self.backend, pixels, self.manifest.classes.index(prediction.label))
+        path = Path(source) if isinstance(source, str | Path) else None
+        return Explanation(prediction, found, method, photo, seen_part(photo.size, preprocessing), path)
 
     def _answers(self, sources: Iterable[PhotoSource], top: int, batch_size: int) -> Iterator[PhotoResult]:
         number = cleared = 0

@@ -1,0 +1,63 @@
+"""`agridistill predict --explain`: a picture for each photo, of where the model looked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agridistill.cli.output import shown, stderr
+from agridistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
+
+
+def with_pictures(
+    predictor: Predictor,
+    photos: Sequence[Path],
+    results: Iterator[PhotoResult],
+    folder: Path | None,
+    verdict: Callable[[Prediction], str],
+) -> Iterator[PhotoResult]:
+    """The same results; after each, its photo's picture is written as `NAME-explained.png` and named on stderr.
+
+    Args:
+        predictor: that gives the results.
+        photos: in the order of the results.
+        results: to pass on.
+        folder: to write to; made where it is missing. None takes the current one.
+        verdict: the title of a picture.
+
+    Raises:
+        ConfigError: at the call: the folder is a file.
+    """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError("a folder for --explain-out", f"the file '{folder}'", "name another one")
+    return _with_pictures(predictor, photos, results, folder or Path(), verdict)
+
+
+def _with_pictures(
+    predictor: Predictor,
+    photos: Sequence[Path],
+    results: Iterator[PhotoResult],
+    folder: Path,
+    verdict: Callable[[Prediction], str],
+) -> Iterator[PhotoResult]:
+    # No picture may replace a photo, or one of this command's own.
+    taken = {photo.resolve() for photo in photos}
+    for photo, result in zip(photos, results, strict=True):
+        yield result
+        if result.prediction is None:
+            continue
+        file = _free(folder, photo, taken)
+        taken.add(file.resolve())
+        predictor.explain(photo).save(file, title=shown(verdict(result.prediction)))
+        stderr.print(f"{shown(result.name)}: where the model looked: {shown(str(file))}", markup=False)
+
+
+def _free(folder: Path, photo: Path, taken: set[Path]) -> Path:
+    number = 1
+    while (file := folder / f"{photo.stem}-explained{f'-{number}' if number > 1 else ''}.png").resolve() in taken:
+        number += 1
+    return file

@@ -1,0 +1,236 @@
+"""Where a model looked on a photo: its own attention, or what happens to its answer where parts are covered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from agridistill.arguments import to_path
+from agridistill.errors import ConfigError, ModelError
+from agridistill.heatmaps import overlaid
+from agridistill.manifest import Preprocessing
+from agridistill.preprocess import Pixels, softmax
+from agridistill.runtime.backends import AttentiveBackend, Backend, checked_logits
+from agridistill.storage import replacing
+
+if TYPE_CHECKING:
+    from agridistill.runtime.predictor import Prediction
+
+ExplanationMethod = Literal["attention", "occlusion"]
+
+# Of 14 cells a side: an eighth of the photo on 100 places, and where a network that is sure misses none of these, a
+# third of it on 49. Together they are a second for a small network.
+_CELLS, _PATCHES, _BATCH = 14, (5, 8), 10
+# Below this change of the probability no part counts, however it compares with the others.
+_FAINT = 0.05
+_PANEL_PX, _MARGIN = 440, 16
+_TITLE_PX, _TEXT_PX = 22, 15
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where a model looked on one photo.
+
+    Attributes:
+        prediction: the answer that is explained.
+        map: `(H, W)` float32, at least 0, over the part of the photo that the model sees. "attention": strength of the
+            features, 1 at the strongest place, one value for each 16 px of the input. "occlusion": by how much the
+            probability of the answer drops where that cell of 14 x 14 is covered, 0 to 1.
+        method: "attention" for run folders, "occlusion" for exported files and for networks without stages of maps.
+        photo: whole, upright, RGB.
+        seen: left, top, right and bottom of the part that the model sees, in pixels of `photo`.
+        source: path of the photo; None where it came as bytes, an array or a Pillow image.
+    """
+
+    prediction: Prediction
+    map: NDArray[np.float32]
+    method: ExplanationMethod
+    photo: Image.Image
+    seen: tuple[int, int, int, int]
+    source: Path | None = None
+
+    def save(self, path: Path | str, *, title: str | None = None) -> Path:
+        """Writes a picture: the photo, and beside it the photo with the map over it.
+
+        Args:
+            path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but never the photo itself.
+            title: over the photo; class and probability where None.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            ConfigError: no path, another suffix, or the photo's own path.
+        """
+        file = to_path("path", path)
+        if file.suffix.lower() not in _SUFFIXES:
+            raise ConfigError(f"a picture file ({', '.join(_SUFFIXES)})", f"'{file}'", "correct the name")
+        if self.source is not None and file.resolve() == self.source.resolve():
+            raise ConfigError("another file than the photo", f"'{file}'", "choose another name")
+        with replacing(file, durable=False) as temporary:
+            kind = Image.registered_extensions()[file.suffix.lower()]
+            self.picture(title=title).save(temporary, kind)
+        return file
+
+    def picture(self, *, title: str | None = None) -> Image.Image:
+        """The picture that `save` writes."""
+        prediction = self.prediction
+        title = title or f"{prediction.label} {100 * prediction.probability:.0f} %"
+        scale = _PANEL_PX / max(self.photo.size)
+        size = tuple(max(1, round(side * scale)) for side in self.photo.size)
+        plain = self.photo.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+        panels = [plain, self._with_map(plain, scale)]
+        width = max(2 * size[0] + 3 * _MARGIN, 2 * _PANEL_PX // 3)
+        lines = [(line, _TITLE_PX) for line in _wrapped(title, _TITLE_PX, width - 2 * _MARGIN)]
+        notes = [(line, _TEXT_PX) for line in _wrapped(self._caption(), _TEXT_PX, width - 2 * _MARGIN)]
+        top = _MARGIN + _height(lines)
+        canvas = Image.new("RGB", (width, top + size[1] + 2 * _MARGIN + _height(notes)), "white")
+        _write(canvas, lines, _MARGIN)
+        for number, panel in enumerate(panels):
+            canvas.paste(panel, (_MARGIN + number * (size[0] + _MARGIN), top))
+        _write(canvas, notes, top + size[1] + _MARGIN)
+        return canvas
+
+    def _with_map(self, plain: Image.Image, scale: float) -> Image.Image:
+        """The map over the part that the model sees; what it does not see is dark."""
+        left, top, right, bottom = (round(edge * scale) for edge in self.seen)
+        seen = plain.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        # A peak that changes nothing must not look like one that decides.
+        high = max(float(self.map.max()), _FAINT) if self.method == "occlusion" else None
+        drawn = ImageEnhance.Brightness(plain).enhance(0.35)
+        drawn.paste(overlaid(seen, self.map, low=0.0 if high else None, high=high), (left, top))
+        return drawn
+
+    def _caption(self) -> str:
+        if self.method == "attention":
+            return "Right: yellow where the network finds most to see, blue where it finds least (its attention map)."
+        peak = float(self.map.max())
+        if peak < _FAINT:
+            return (
+                "Right: no single part decides. Covering a part of the photo with grey lowers the probability by at "
+                f"most {100 * peak:.1f} percentage points on average (occlusion test)."
+            )
+        return (
+            "Right: yellow where the answer comes from. Covering the yellowest part with grey lowers the probability "
+            f"by {100 * peak:.0f} percentage points on average (occlusion test)."
+        )
+
+
+def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | None:
+    """The network's own attention over one photo, its largest value 1.
+
+    Args:
+        backend: the model.
+        pixels: `(S, S, 3)` uint8.
+
+    Returns:
+        `(H, W)` float32, or None where the model gives no maps: an exported file, or a network without stages.
+    """
+    if not isinstance(backend, AttentiveBackend):
+        return None
+    try:
+        found = backend.attention(pixels[None])[0]
+    except ModelError:
+        return None
+    peak = float(found.max())
+    return np.asarray(found / peak if peak > 0 else found, np.float32)
+
+
+def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.float32]:
+    """By how much the probability of a class drops where a part of the photo is covered with grey.
+
+    The photo is divided into 14 x 14 cells. A grey patch of 5 x 5 cells is laid on every place; each cell has the mean
+    of the patches that cover it. Where no patch matters, patches of 8 x 8 cells are laid instead.
+
+    Args:
+        backend: the model.
+        pixels: `(S, S, 3)` uint8.
+        label: index of the class.
+
+    Returns:
+        `(H, W)` float32, one value for each cell, 0 to 1; where covering raises the probability, 0.
+
+    Source: Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
+    """
+    for patch in _PATCHES:
+        drops = _drops(backend, pixels, label, patch)
+        if drops.max() >= _FAINT:
+            break
+    return drops
+
+
+def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[np.float32]:
+    """See `occlusion_map`, with patches of `patch` cells a side."""
+    manifest, side = backend.manifest, len(pixels)
+
+    def probability(photos: Pixels) -> NDArray[np.float64]:
+        return softmax(checked_logits(backend, photos), manifest.temperature)[:, label]
+
+    cells = min(_CELLS, side)
+    patch = min(patch, cells)
+    edges = np.linspace(0, side, cells + 1).round().astype(int)
+    starts = range(cells - patch + 1)
+    places = [(row, column) for row in starts for column in starts]
+    # The mean of the photos that the network knows: what tells it least.
+    grey = (255 * np.array(manifest.preprocessing.mean)).round().clip(0, 255).astype(np.uint8)
+    whole = float(probability(pixels[None])[0])
+    drops, covers = np.zeros((cells, cells)), np.zeros((cells, cells))
+    for start in range(0, len(places), _BATCH):
+        batch = places[start : start + _BATCH]
+        photos = np.repeat(pixels[None], len(batch), axis=0)
+        for photo, (row, column) in zip(photos, batch, strict=True):
+            photo[edges[row] : edges[row + patch], edges[column] : edges[column + patch]] = grey
+        for (row, column), found in zip(batch, probability(photos), strict=True):
+            drops[row : row + patch, column : column + patch] += whole - found
+            covers[row : row + patch, column : column + patch] += 1
+    return np.asarray((drops / covers).clip(min=0), np.float32)
+
+
+def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Which part of a photo `to_pixels` takes: left, top, right and bottom in pixels.
+
+    Args:
+        size: width and height of the photo.
+        preprocessing: the model's.
+    """
+    width, height = size
+    if preprocessing.resize != "crop":
+        return 0, 0, width, height
+    side = min(size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _wrapped(text: str, size: int, width: int) -> list[str]:
+    """Lines of words that are no wider than `width` pixels; a word that is wider stands alone."""
+    font = _font(size)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _height(lines: Sequence[tuple[str, int]]) -> int:
+    return sum(round(1.4 * size) for _, size in lines)
+
+
+def _write(canvas: Image.Image, lines: Sequence[tuple[str, int]], top: int) -> None:
+    draw = ImageDraw.Draw(canvas)
+    for text, size in lines:
+        draw.text((_MARGIN, top), text, fill="black", font=_font(size))
+        top += round(1.4 * size)
