@@ -11,7 +11,7 @@ from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.runtime.predictor import PhotoResult, Prediction
+    from agridistill.runtime.predictor import PhotoResult
 
 
 def predict(
@@ -22,7 +22,8 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Name the N most probable classes.")] = 1,
     json: options.Json = False,
 ) -> None:
-    """Tell what photos show: label and probability, one line a photo.
+    """Tell what photos show, one line a photo: an answer with its probability, or that the model is unsure, that the
+    photo is unlike those that it learnt from, or that the photo is unusable and why.
 
     A photo that cannot be read is told on stderr, the rest goes on, and the exit code is 1.
     """
@@ -44,7 +45,7 @@ def predict(
         failed = 0
         for result in results:
             if result.prediction is not None:
-                stdout.print(f"{shown(result.name)}: {_line(result.prediction)}", markup=False)
+                stdout.print(f"{shown(result.name)}: {shown(result.prediction.words)}", markup=False)
             else:
                 failed += 1
                 stderr.print(f"error: {shown(str(result.error))}", markup=False, style="red")
@@ -56,18 +57,12 @@ def predict(
         raise typer.Exit(1)
 
 
-def _line(prediction: Prediction) -> str:
-    if prediction.unfamiliar:
-        return f"unlike the photos that the model knows ({prediction.label} {100 * prediction.probability:.1f} %)"
-    if prediction.abstained:
-        return f"unknown ({prediction.label} {100 * prediction.probability:.1f} %): look closer"
-    return ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.top)
-
-
 def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
     photos = [
         {
             "photo": shown(result.name),
+            "verdict": result.prediction.verdict,
+            "reason": result.prediction.reason,
             "label": result.prediction.label,
             "probability": result.prediction.probability,
             "abstained": result.prediction.abstained,

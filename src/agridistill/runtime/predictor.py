@@ -15,10 +15,13 @@ from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.familiarity import Familiarity
+from agridistill.runtime.quality import QualitySettings, quality_problem
 from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels
+from agridistill.runtime.verdicts import UNFAMILIAR, Verdict, unsure_reason, verdict_of, verdict_words
 
 # Some milliseconds of a processor, every few seconds of a stream.
 _PHOTOS_BETWEEN_CLEARINGS = 500
+_QUALITY = QualitySettings()
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Prediction:
         strangeness: how far the photo is from the training photos: above 1 it is unlike them, and the label means
             nothing. None where the manifest does not tell what they look like.
         probabilities: of all classes, in the manifest's order.
+        problem: what the quality gate found wrong with the photo, such as "too dark"; "" where nothing is.
+        threshold: of the manifest.
     """
 
     label: str
@@ -41,11 +46,31 @@ class Prediction:
     abstained: bool
     strangeness: float | None = None
     probabilities: tuple[float, ...] = ()
+    problem: str = ""
+    threshold: float = 0.0
 
     @property
     def unfamiliar(self) -> bool:
         """Whether the photo is unlike those that the model learnt from."""
         return self.strangeness is not None and self.strangeness > 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """How far the label may be believed: "answer", "unsure", "unfamiliar" or "unusable"."""
+        return verdict_of(self.problem, unfamiliar=self.unfamiliar, abstained=self.abstained)
+
+    @property
+    def reason(self) -> str:
+        """In words, why it is no answer; "" for an answer."""
+        doubts = {"unusable": self.problem, "unfamiliar": UNFAMILIAR}
+        if self.verdict == "unsure":
+            return unsure_reason(self.probability, self.threshold)
+        return doubts.get(self.verdict, "")
+
+    @property
+    def words(self) -> str:
+        """The verdict as people read it: "Late blight 93 %", "unsure (Late blight 41 %)", "unusable: too dark"."""
+        return verdict_words(self.verdict, self.reason, self.top)
 
 
 @dataclass(frozen=True)
@@ -80,22 +105,28 @@ class Predictor:
         """The model's contract."""
         return self.backend.manifest
 
-    def predict(self, source: PhotoSource, *, top: int = 1) -> Prediction:
+    def predict(self, source: PhotoSource, *, top: int = 1, quality: QualitySettings | None = _QUALITY) -> Prediction:
         """Predicts one photo.
 
         Args:
             source: a path, a file's bytes, or an RGB array `(H, W, 3)` uint8.
             top: how many of the most probable classes to name, at least 1.
+            quality: limits of the quality gate; None asks for none.
 
         Raises:
             PhotoError: the photo cannot be read.
             ModelError: the model's output is unusable.
         """
         pixels = read_pixels(source, self.manifest.preprocessing)
-        return self._predictions(pixels[None], top)[0]
+        return self._predictions(pixels[None], top, quality)[0]
 
     def predict_many(
-        self, sources: Iterable[PhotoSource], *, top: int = 1, batch_size: int = 8
+        self,
+        sources: Iterable[PhotoSource],
+        *,
+        top: int = 1,
+        batch_size: int = 8,
+        quality: QualitySettings | None = _QUALITY,
     ) -> Iterator[PhotoResult]:
         """Predicts photos as a stream, in their order; an unreadable photo gives an error in its place.
 
@@ -111,7 +142,7 @@ class Predictor:
                 return_freed_memory()
                 cleared = number
             readable = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
-            predictions = iter(self._predictions(np.stack(readable), top) if readable else [])
+            predictions = iter(self._predictions(np.stack(readable), top, quality) if readable else [])
             for source, pixels in batch:
                 number += 1
                 name = str(source) if isinstance(source, Path | str) else f"photo {number}"
@@ -120,13 +151,16 @@ class Predictor:
                 else:
                     yield PhotoResult(name, next(predictions), None)
 
-    def _predictions(self, pixels: Pixels, top: int) -> list[Prediction]:
+    def _predictions(self, pixels: Pixels, top: int, quality: QualitySettings | None) -> list[Prediction]:
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         probabilities = softmax(checked_logits(self.backend, pixels), self.manifest.temperature)
-        return [self._prediction(row, photo, top) for row, photo in zip(probabilities, pixels, strict=True)]
+        return [
+            self._prediction(row, photo, top, quality_problem(photo, quality) if quality else "")
+            for row, photo in zip(probabilities, pixels, strict=True)
+        ]
 
-    def _prediction(self, probabilities: NDArray[np.float64], pixels: Pixels, top: int) -> Prediction:
+    def _prediction(self, probabilities: NDArray[np.float64], pixels: Pixels, top: int, problem: str) -> Prediction:
         best = np.argsort(-probabilities, kind="stable")[:top]
         ranked = tuple((self.manifest.classes[index], float(probabilities[index])) for index in best)
         label, probability = ranked[0]
@@ -138,4 +172,6 @@ class Predictor:
             abstained=probability < self.manifest.threshold or self.manifest.threshold >= 1,
             strangeness=self._familiarity.strangeness(pixels) if self._familiarity else None,
             probabilities=tuple(probabilities.tolist()),
+            problem=problem,
+            threshold=self.manifest.threshold,
         )

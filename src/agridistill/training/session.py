@@ -19,8 +19,9 @@ from agridistill.data.splits import write_split
 from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError
+from agridistill.evaluation.answering import fit_answering
 from agridistill.evaluation.evaluate import evaluate, predict_logits
-from agridistill.evaluation.metrics import fit_temperature
+from agridistill.evaluation.familiar import familiarity_of
 from agridistill.manifest import (
     ModelManifest,
     Preprocessing,
@@ -299,7 +300,14 @@ class Session:
         root, classes = self.prepared.root, self.prepared.classes
         val = predict_logits(TorchBackend(network, manifest), self.prepared.val, root)
         # Written once, calibrated: a folder with a manifest is a model that can be used.
-        manifest = replace(manifest, temperature=fit_temperature(val.logits, val.target))
+        answering = fit_answering(val)
+        familiarity = familiarity_of(root, self.prepared.train, self.prepared.val, self.preprocessing)
+        manifest = replace(
+            manifest,
+            temperature=answering.temperature,
+            threshold=answering.abstention.threshold,
+            familiarity=familiarity.to_json() if familiarity else {},
+        )
         manifest.write(self.folder.manifest)
         size = complexity(network, self.preprocessing.image_size)
         result = evaluate(
