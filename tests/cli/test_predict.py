@@ -43,7 +43,7 @@ def test_each_photo_gets_a_line_with_label_and_probability(teacher_run: Path, ph
     expected = []
     for path in sorted(photos.iterdir()):
         answer = predictor.predict(path)
-        expected.append(f"{path}: {answer.label} {100 * answer.probability:.1f} %")
+        expected.append(f"{path}: {answer.words}")
     assert code == 0
     assert out.splitlines() == expected
     assert err.splitlines() == [f"Next: agridistill evaluate {teacher_run} DATA"]
@@ -53,19 +53,22 @@ def test_top_names_the_most_probable_classes(teacher_run: Path, photos: Path, ca
     path = min(photos.iterdir())
     _, out, _ = run(capsys, "predict", teacher_run, path, "--top", 3)
     top = load(teacher_run).predict(path, top=3).top
-    assert out == f"{path}: " + ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in top) + "\n"
+    assert out == f"{path}: " + load(teacher_run).predict(path, top=3).words + "\n"
+    assert all(label.replace("_", " ") in out for label, _ in top)
     assert out.count("%") == 3
 
 
-def test_below_the_threshold_the_answer_is_unknown(
+def test_below_the_threshold_the_model_is_unsure_and_top_still_counts(
     teacher_run: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     path = min(photos.iterdir())
     doubtful = with_threshold(teacher_run, tmp_path / "run", 1.0)
-    code, out, _ = run(capsys, "predict", doubtful, path)
-    answer = load(teacher_run).predict(path)
+    code, out, _ = run(capsys, "predict", doubtful, path, "--top", 2)
+    answer = load(doubtful).predict(path, top=2)
     assert code == 0
-    assert out == f"{path}: unknown ({answer.label} {100 * answer.probability:.1f} %): look closer\n"
+    assert (answer.verdict, out.count("%")) == ("unsure", 2)
+    assert out == f"{path}: {answer.words}\n"
+    assert ": unsure (" in out
 
 
 def test_a_bad_photo_is_told_the_rest_goes_on_and_the_exit_code_is_1(
@@ -93,7 +96,8 @@ def test_json_is_one_document_and_nothing_else_on_stdout(teacher_run: Path, phot
     answer = load(teacher_run).predict(Path(first["photo"]), top=2)
     assert first["label"] == answer.label
     assert first["probability"] == pytest.approx(answer.probability, abs=1e-5)
-    assert first["abstained"] is False
+    assert first["abstained"] is answer.abstained
+    assert (first["verdict"], first["reason"]) == (answer.verdict, answer.reason)
     assert [entry["label"] for entry in first["top"]] == [label for label, _ in answer.top]
     assert [entry["photo"] for entry in document["errors"]] == [str(bad)]
     assert "(not a JPEG" in document["errors"][0]["error"]

@@ -13,7 +13,7 @@ from agridistill.cli.output import next_command, print_json, progress_bar, shown
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
-    from agridistill.runtime.predictor import PhotoResult, Prediction
+    from agridistill.runtime.predictor import PhotoResult
 
 
 def predict(
@@ -30,7 +30,8 @@ def predict(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Tell what photos show: label and probability, one line a photo.
+    """Tell what photos show, one line a photo: an answer with its probability, or that the model is unsure, that the
+    photo is unlike those that it learnt from, or that the photo is unusable and why.
 
     A photo that cannot be read is told on stderr, the rest goes on, and the exit code is 1.
     """
@@ -45,7 +46,7 @@ def predict(
     if explain or explain_out is not None:
         from agridistill.cli.explain import with_pictures
 
-        results = with_pictures(predictor, photos, results, explain_out, _line)
+        results = with_pictures(predictor, photos, results, explain_out, lambda prediction: prediction.words)
     if json:
         told = list(_with_progress(results, len(photos)))
         failed = sum(result.prediction is None for result in told)
@@ -55,7 +56,7 @@ def predict(
         # On a screen the lines themselves show how far it is.
         for result in results if stdout.is_terminal else _with_progress(results, len(photos)):
             if result.prediction is not None:
-                stdout.print(f"{shown(result.name)}: {_line(result.prediction)}", markup=False)
+                stdout.print(f"{shown(result.name)}: {shown(result.prediction.words)}", markup=False)
             else:
                 failed += 1
                 stderr.print(f"error: {shown(str(result.error))}", markup=False, style="red")
@@ -73,18 +74,12 @@ def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[Photo
             progress(done, total)
 
 
-def _line(prediction: Prediction) -> str:
-    if prediction.unfamiliar:
-        return f"unlike the photos that the model knows ({prediction.label} {100 * prediction.probability:.1f} %)"
-    if prediction.abstained:
-        return f"unknown ({prediction.label} {100 * prediction.probability:.1f} %): look closer"
-    return ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.top)
-
-
 def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
     photos = [
         {
             "photo": shown(result.name),
+            "verdict": result.prediction.verdict,
+            "reason": result.prediction.reason,
             "label": result.prediction.label,
             "probability": result.prediction.probability,
             "abstained": result.prediction.abstained,

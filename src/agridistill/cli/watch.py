@@ -154,16 +154,12 @@ class _Teller:
 
 
 def _detection_line(detection: Detection) -> str:
-    from agridistill.edge.words import plain_label
+    from agridistill.runtime.verdicts import verdict_words
 
     at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - people's own time
-    label = plain_label(detection.label) if detection.label else ""
-    sure = f"{label} {100 * detection.probability:.0f} %" if detection.probability is not None else ""
-    answer = (
-        sure
-        if detection.verdict == "answer"
-        else f"{detection.verdict}: {detection.reason}" + (f" ({sure})" if sure else "")
-    )
+    label, probability = detection.label, detection.probability
+    top = [(label, probability)] if label is not None and probability is not None else []
+    answer = verdict_words(detection.verdict, detection.reason, top)
     return shown(f"{at} {detection.plot + ' ' if detection.plot else ''}{detection.photo}: {answer}")
 
 

@@ -10,12 +10,11 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from agridistill.runtime.verdicts import Verdict as Verdict
+
 SCHEMA_VERSION = 1
 """Of the JSON of detections, alerts and states; it grows where a reader of the old one would be misled."""
 
-Verdict = Literal["answer", "unsure", "unfamiliar", "unusable"]
-"""answer: above the threshold. unsure: below it. unfamiliar: unlike the training photos. unusable: failed the quality
-gate, and the model was not asked."""
 AlertState = Literal["open", "resolved"]
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agridistill.edge.events import AgentState
+from agridistill.runtime.verdicts import plain_label as plain_label
 
 VERDICT_WORDS = {
     "answer": "Answer",
@@ -24,19 +25,6 @@ def sendable(name: str) -> str:
         leaf\\udce9.jpg
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def plain_label(label: str) -> str:
-    """A class name in words.
-
-    Example:
-        >>> plain_label("Tomato___Late_blight")
-        'Tomato: Late blight'
-        >>> plain_label("leaf_mold")
-        'leaf mold'
-    """
-    parts = [" ".join(part.replace("_", " ").split()) for part in label.split("___")]
-    return ": ".join(part for part in parts if part) or label
 
 
 def duration_words(seconds: float) -> str:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from agridistill.data.learnt import learnt_path, write_learnt
+from agridistill.data.samples import Sample
 from agridistill.data.splits import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
+from agridistill.evaluation.answering import FEW_PHOTOS, Answering, fit_answering
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
+from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
-from agridistill.evaluation.metrics import calibration_error, fit_temperature
+from agridistill.evaluation.metrics import accuracy_interval
 from agridistill.evaluation.representative import representative_batches
-from agridistill.evaluation.selective import AbstentionPoint, abstention_point
-from agridistill.exporting.familiar import familiarity_of
+from agridistill.evaluation.selective import AbstentionPoint
 from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models.complexity import complexity
 from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.saved import TorchBackend, load_network
-from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
 from agridistill.storage import replacing, require_writable
@@ -41,8 +45,10 @@ _CONVERTERS = {
     ".tflite": (("litert_torch", "ai_edge_litert"), "litert", "litert-torch"),
 }
 
-# Fewer say too little about agreement.
-MIN_PARITY_PHOTOS = 200
+# So many are compared where the split has fewer: agreement asks for no labels and no photos that were held out.
+_COMPARED_PHOTOS = 400
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,19 +59,30 @@ class ExportResult:
         out: the file; its manifest lies beside it.
         precision: "fp32" or "int8".
         size_bytes: of the file.
-        parity: with its network, on validation photos.
-        calibration_error: on those photos, with the artefact's own temperature.
-        temperature: fitted on them.
-        abstention: the threshold, and what it costs on them.
+        parity: with its network, on validation photos and, where these are few, on others.
+        answering: temperature and threshold, fitted on the validation photos, and what they cost.
     """
 
     out: Path
     precision: Precision
     size_bytes: int
     parity: Parity
-    calibration_error: float
-    temperature: float
-    abstention: AbstentionPoint
+    answering: Answering
+
+    @property
+    def calibration_error(self) -> float:
+        """On validation photos, with the artefact's own temperature."""
+        return self.answering.calibration_error
+
+    @property
+    def temperature(self) -> float:
+        """Fitted on the validation photos."""
+        return self.answering.temperature
+
+    @property
+    def abstention(self) -> AbstentionPoint:
+        """The threshold, and what it costs."""
+        return self.answering.abstention
 
     def to_json(self) -> dict[str, Any]:
         """Every figure."""
@@ -74,11 +91,7 @@ class ExportResult:
             "precision": self.precision,
             "size_bytes": self.size_bytes,
             **asdict(self.parity),
-            "calibration_error": self.calibration_error,
-            "temperature": self.temperature,
-            "threshold": self.abstention.threshold,
-            "coverage": self.abstention.coverage,
-            "accuracy_of_answers": self.abstention.accuracy,
+            **self.answering.to_json(),
         }
 
 
@@ -126,20 +139,17 @@ def export(
     val = choose(split="val", progress=progress)
     if not val.samples:
         raise DataError("validation photos to measure the artefact on", f"none in '{photos}'", "pass --splits FILE")
-    if len(val.samples) < MIN_PARITY_PHOTOS and not force:
-        raise DataError(
-            f"at least {MIN_PARITY_PHOTOS} validation photos to measure the artefact on",
-            str(len(val.samples)),
-            "pass --force to measure it on these",
-        )
     train = choose(split="train")
     if precision == "int8":
         begin(progress, "rounding to int8")
     converted = _as_wanted(network, manifest, precision, train)
-    familiarity = familiarity_of(train, val, manifest.preprocessing, progress)
+    familiarity = familiarity_of(train.root, train.samples, val.samples, manifest.preprocessing, progress)
     size = complexity(network, manifest.preprocessing.image_size)
-    reference = TorchBackend(network, manifest, torch.device("cpu"))
-    expected = predict_logits(reference, val.samples, val.root, progress=progress)
+    more = _more_to_compare(val, train, choose)
+    torch_backend = TorchBackend(network, manifest, torch.device("cpu"))
+    expected = [predict_logits(torch_backend, samples, val.root, progress=progress) for samples in (val.samples, more)]
+    if not len(expected[0].target):
+        raise DataError("readable validation photos", "none", "replace them")
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: the rename at the end must not cross file systems.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
@@ -148,9 +158,8 @@ def export(
         file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
-        found = predict_logits(
-            open_artefact(file, engine=ENGINES[file.suffix][0]), val.samples, val.root, progress=progress
-        )
+        opened = open_artefact(file, engine=ENGINES[file.suffix][0])
+        found = [predict_logits(opened, samples, val.root, progress=progress) for samples in (val.samples, more)]
         result = _measured(out, precision, file.stat().st_size, expected, found, answers)
         failures = GATES[precision].failures(result.parity)
         if failures and not force:
@@ -178,6 +187,7 @@ def export(
             },
             familiarity=familiarity.to_json() if familiarity else {},
         )
+        _warn(result, found[0])
         # Both are on the disk before either takes its name: they are of use only together.
         with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
@@ -259,21 +269,49 @@ def _by_its_converter(network: nn.Module, manifest: ModelManifest, suffix: str, 
     return to_litert(network, manifest.preprocessing, int8=int8)
 
 
+def _more_to_compare(val: ChosenPhotos, train: ChosenPhotos, choose: Callable[..., ChosenPhotos]) -> tuple[Sample, ...]:
+    """Photos of the other splits, evenly taken, where the validation photos are few."""
+    if len(val.samples) >= FEW_PHOTOS:
+        return ()
+    others = (*train.samples, *choose(split="test").samples)
+    step = max(1, -(-len(others) // (_COMPARED_PHOTOS - len(val.samples))))
+    return others[::step]
+
+
 def _measured(
-    out: Path, precision: Precision, size: int, expected: LabelledLogits, found: LabelledLogits, answers: float
+    out: Path,
+    precision: Precision,
+    size: int,
+    expected: Sequence[LabelledLogits],
+    found: Sequence[LabelledLogits],
+    answers: float,
 ) -> ExportResult:
-    temperature = fit_temperature(found.logits, found.target)
-    probabilities = softmax(found.logits, temperature)
-    correct = probabilities.argmax(1) == found.target
+    """Validation photos come first; the second part has others, for the agreement alone."""
+    network, artefact = (np.concatenate([part.logits for part in parts]) for parts in (expected, found))
     return ExportResult(
         out=out,
         precision=precision,
         size_bytes=size,
-        parity=compare(expected.logits, found.logits, found.target),
-        calibration_error=calibration_error(probabilities, found.target),
-        temperature=temperature,
-        abstention=abstention_point(probabilities.max(1), correct, answers),
+        parity=compare(network, artefact, found[0].target),
+        answering=fit_answering(found[0], answers),
     )
+
+
+def _warn(result: ExportResult, val: LabelledLogits) -> None:
+    if len(val.target) < FEW_PHOTOS:
+        interval = accuracy_interval(val.logits.argmax(1) == val.target, val.leaf_ids)
+        logger.warning(
+            "only %d validation photos: the accuracy of %.0f %% may be anything from %.0f to %.0f %% (95 %% interval); "
+            "%d or more make it sharper",
+            len(val.target),
+            100 * result.parity.accuracy,
+            100 * interval.low,
+            100 * interval.high,
+            FEW_PHOTOS,
+        )
+    unreached = result.answering.warning()
+    if unreached:
+        logger.warning("%s", unreached)
 
 
 def _require_own_manifest(out: Path) -> None:

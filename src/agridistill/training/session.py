@@ -21,9 +21,10 @@ from agridistill.data.splits import write_split
 from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError
+from agridistill.evaluation.answering import fit_answering
 from agridistill.evaluation.evaluate import evaluate, predict_logits
+from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.learning import read_learning
-from agridistill.evaluation.metrics import fit_temperature
 from agridistill.evaluation.verdict import judge
 from agridistill.manifest import (
     ModelManifest,
@@ -323,7 +324,14 @@ class Session:
         root, classes = self.prepared.root, self.prepared.classes
         val = predict_logits(TorchBackend(network, manifest), self.prepared.val, root)
         # Written once, calibrated: a folder with a manifest is a model that can be used.
-        manifest = replace(manifest, temperature=fit_temperature(val.logits, val.target))
+        answering = fit_answering(val)
+        familiarity = familiarity_of(root, self.prepared.train, self.prepared.val, self.preprocessing)
+        manifest = replace(
+            manifest,
+            temperature=answering.temperature,
+            threshold=answering.abstention.threshold,
+            familiarity=familiarity.to_json() if familiarity else {},
+        )
         learnt = (self.prepared.phashes[sample.path] for sample in self.prepared.train)
         write_learnt(self.folder.learnt, self.prepared.fingerprint, learnt)
         manifest.write(self.folder.manifest)

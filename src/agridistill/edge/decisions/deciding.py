@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.edge.events import Detection, Frame, Verdict
 from agridistill.edge.words import sendable
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import to_pixels
 from agridistill.runtime.predictor import Prediction, Predictor
+from agridistill.runtime.quality import QualitySettings, quality_problem
 
 _THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
 
@@ -59,13 +59,9 @@ class Decider:
         problem = quality_problem(pixels, self._quality)
         if problem:
             return self._detection(frame, "unusable", problem, None)
-        prediction = self._predictor.predict(pixels)
-        if prediction.unfamiliar:
-            return self._detection(frame, "unfamiliar", "unlike the photos that the model learnt from", prediction)
-        if prediction.abstained:
-            reason = f"probability {prediction.probability:.2f}, answers need {self.manifest.threshold:.2f}"
-            return self._detection(frame, "unsure", reason, prediction)
-        return self._detection(frame, "answer", "", prediction)
+        # The gate is behind it, with the agent's own limits.
+        prediction = self._predictor.predict(pixels, quality=None)
+        return self._detection(frame, prediction.verdict, prediction.reason, prediction)
 
     def _detection(self, frame: Frame, verdict: Verdict, reason: str, prediction: Prediction | None) -> Detection:
         told = prediction.probabilities if prediction else ()
