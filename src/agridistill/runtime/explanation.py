@@ -109,6 +109,10 @@ class Explanation:
         return drawn
 
     def _caption(self) -> str:
+        outside = self.seen != (0, 0, *self.photo.size)
+        return self._what_is_yellow() + (" The model does not see the dark part." if outside else "")
+
+    def _what_is_yellow(self) -> str:
         if self.method == "attention":
             return "Right: yellow where the network finds most to see, blue where it finds least (its attention map)."
         peak = float(self.map.max())
