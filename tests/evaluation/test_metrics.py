@@ -213,9 +213,14 @@ def test_a_model_that_is_surely_wrong_gets_the_highest_temperature() -> None:
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(MAX_TEMPERATURE)
 
 
-def test_where_all_are_right_the_temperature_is_not_sharpened() -> None:
-    logits = np.random.default_rng(0).normal(size=(10, 3))
-    assert fit_temperature(logits, logits.argmax(axis=1)) == 1
+@pytest.mark.parametrize(("photos", "margin"), [(10, 0.5), (10, 6.0), (200, 3.0)])
+def test_where_all_are_right_the_confidence_is_what_so_few_photos_can_show(photos: int, margin: float) -> None:
+    # Of equal margins the fitted confidence is Platt's label itself, whatever the network's own scale.
+    logits = np.zeros((photos, 2))
+    target = np.arange(photos) % 2
+    logits[np.arange(photos), target] = margin
+    confidence = softmax(logits, fit_temperature(logits, target)).max(axis=1)
+    assert confidence == pytest.approx((photos + 1) / (photos + 2), abs=1e-4)
 
 
 def test_a_temperature_needs_photos() -> None:

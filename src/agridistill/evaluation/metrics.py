@@ -173,27 +173,32 @@ def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
         target: `(N,)` class indices.
 
     Returns:
-        0.05 to 20, a bound where the minimum lies beyond it; 1 where every photo is right: there is no minimum then,
-        and the lowest temperature would make the first mistake in the field a certain one.
+        0.05 to 20, a bound where the minimum lies beyond it. Where every photo is right there is no minimum, and the
+        lowest temperature would make the first mistake in the field a certain one: each of N labels then counts as
+        right with probability (N + 1) / (N + 2) (Platt 1999, "Probabilistic outputs for support vector machines").
 
     Raises:
         ValueError: no photos.
     """
     if len(target) == 0:
         raise ValueError("fit_temperature needs at least one photo")
-    if np.array_equal(np.argmax(logits, axis=1), target):
-        return 1.0
+    count, classes = logits.shape
+    all_right = np.array_equal(np.argmax(logits, axis=1), target)
+    truth = (count + 1) / (count + 2) if all_right else 1.0
+    others = (1 - truth) / max(1, classes - 1)
+    labels = np.full((count, classes), others)
+    labels[np.arange(count), target] = truth
     low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     for _ in range(60):
         middle = (low + high) / 2
-        if _overconfidence(logits, target, math.exp(middle)) > 0:
+        if _overconfidence(logits, labels, math.exp(middle)) > 0:
             low = middle
         else:
             high = middle
     return math.exp((low + high) / 2)
 
 
-def _overconfidence(logits: NDArray[Any], target: Labels, temperature: float) -> float:
-    """Slope of the negative log-likelihood over 1 / T: positive where a higher temperature fits better."""
-    expected = np.sum(softmax(logits, temperature) * logits, axis=1, dtype=np.float64)
-    return float(np.mean(expected - np.asarray(logits, np.float64)[np.arange(len(target)), target]))
+def _overconfidence(logits: NDArray[Any], labels: NDArray[np.float64], temperature: float) -> float:
+    """Slope of the cross-entropy with labels `(N, K)` over 1 / T: positive where a higher temperature fits better."""
+    difference = (softmax(logits, temperature) - labels) * logits
+    return float(np.mean(np.sum(difference, axis=1, dtype=np.float64)))
