@@ -206,8 +206,8 @@ def _completed(
     if resume or not (config is None or isinstance(config, Mapping)):
         return recipe
     with training_part():
-        from agridistill.training.defaults import choose, situation_of
-    choice = choose(command, recipe, situation_of(data, recipe, teacher))
+        from agridistill.training.defaults import choice_for
+    choice = choice_for(command, recipe, data, teacher)
     if choice.reason:
         logger.info(choice.reason)
     return choice.recipe

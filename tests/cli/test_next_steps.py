@@ -17,6 +17,7 @@ from agridistill.cli.output import next_command
 from agridistill.cli.verdicts import print_verdict
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.evaluation.verdict import ModelVerdict
+from agridistill.progress import ProgressCallback
 
 Capture = pytest.CaptureFixture[str]
 TINY, LARGE = "mobilenetv3_small_050", "mobilenetv3_large_minimal_100"
@@ -86,13 +87,19 @@ def test_a_student_larger_than_its_teacher_is_known_by_its_parameters(teacher_ru
     assert next_steps.larger_than_teacher(LARGE, tmp_path) is None
 
 
-def test_distill_warns_of_a_student_larger_than_its_teacher(teacher_run: Path, capsys: Capture, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    words = ("distill", tmp_path / "empty", "--teacher", teacher_run, "--out", tmp_path / "run", "--student")
+def test_distill_warns_of_a_student_larger_than_its_teacher(
+    leaves: Path, teacher_run: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, progress: ProgressCallback, **__: object) -> None:
+        progress(0, 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agridistill.training.run.distill", stop)
+    words = ("distill", leaves, "--teacher", teacher_run, "--out", tmp_path / "run", "--student")
     code, _, err = run(capsys, *words, LARGE)
-    assert code == 2
+    assert code == 130
     assert err.startswith(f"warning: the student {LARGE} has more parameters (2.65 M) than its teacher (568 k)")
-    _, _, err = run(capsys, *words, "mobilenetv3_small_minimal_050", "--int8")
+    _, _, err = run(capsys, *words, "mobilenetv3_small_minimal_050", "--int8", "--weights", teacher_run)
     assert "warning" not in err
 
 

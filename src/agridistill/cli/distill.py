@@ -84,12 +84,11 @@ def distill(
         },
         resume=resume,
     )
-    chosen = options.completed("distill", chosen, data, teacher=teacher, recipe_file=recipe, resume=resume)
+    chosen, reason = options.completed("distill", chosen, data, teacher=teacher, recipe_file=recipe, resume=resume)
     config = distill_config(chosen)
     leave_talking_to_the_first(config.distill.processes)
     finished = options.is_finished(out, resume=resume)
-    if teacher is not None and not config.distill.int8:
-        _warn_of_larger_student(config.distill.model, teacher)
+    larger = _larger_student(config.distill.model, teacher) if teacher is not None and not config.distill.int8 else ""
     with progress_bar("reading photos", then="preparing") as progress:
         from agridistill.training import run
 
@@ -102,7 +101,7 @@ def distill(
             resume=resume,
             cache=cache,
             cache_dir=cache_dir,
-            progress=progress,
+            progress=options.Announced(progress, "\n".join(filter(None, (reason, larger)))),
         )
     verdict = options.show_result(result, json=json, model=config.distill.model, finished=finished)
     if teacher is not None and not config.distill.int8:
@@ -120,20 +119,18 @@ def distill(
         next_command(*export_of(out, result.evaluation))
 
 
-def _warn_of_larger_student(student: str, teacher: Path) -> None:
+def _larger_student(student: str, teacher: Path) -> str:
+    """A warning of a student with more parameters than its teacher; empty where it has not."""
     from agridistill.cli.cells import count
     from agridistill.cli.next_steps import larger_than_teacher
-    from agridistill.cli.output import stderr
 
     sizes = larger_than_teacher(student, teacher)
-    if sizes is not None:
-        stderr.print(
-            f"warning: the student {student} has more parameters ({count(sizes[0])}) than its teacher "
-            f"({count(sizes[1])}): expect little from this teacher; pass a smaller --student, or use "
-            "agridistill train",
-            markup=False,
-            style="yellow",
-        )
+    if sizes is None:
+        return ""
+    return (
+        f"warning: the student {student} has more parameters ({count(sizes[0])}) than its teacher ({count(sizes[1])}): "
+        "expect little from this teacher; pass a smaller --student, or use agridistill train"
+    )
 
 
 def _tell_of_weaker_teacher(result: RunResult, teacher: Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from agridistill.progress import ProgressCallback, begin
+
 if TYPE_CHECKING:
     from agridistill.config import Recipe
     from agridistill.evaluation.verdict import ModelVerdict
@@ -82,21 +84,42 @@ def completed(
     teacher: Path | None = None,
     recipe_file: Path | None,
     resume: bool,
-) -> Recipe:
-    """The recipe, with a network and settings that fit photos and hardware; a recipe file and a resume have theirs.
+) -> tuple[Recipe, str]:
+    """The recipe, with a network and settings that fit photos and hardware, and the reason for them in a sentence.
 
-    Raises:
-        AgriDistillError: photos, teacher or weights cannot be used.
+    A recipe file and a resume have their own: they come back as they are, with an empty reason.
     """
     if recipe_file is not None or resume:
-        return recipe
-    from agridistill.cli.output import stderr
-    from agridistill.training.defaults import choose, situation_of
+        return recipe, ""
+    from agridistill.training.defaults import choice_for
 
-    choice = choose(command, recipe, situation_of(data, recipe, teacher))
-    if choice.reason:
-        stderr.print(choice.reason, markup=False)
-    return choice.recipe
+    choice = choice_for(command, recipe, data, teacher)
+    return choice.recipe, choice.reason
+
+
+class Announced:
+    """A progress callback that prints a line when the work begins: after all checks, so that an error stands alone.
+
+    Args:
+        progress: the callback that is called in turn.
+        line: printed once; nothing where empty.
+    """
+
+    def __init__(self, progress: ProgressCallback, line: str) -> None:
+        self._progress, self._line = progress, line
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """Takes how far it is."""
+        if self._line:
+            from agridistill.cli.output import stderr
+
+            stderr.print(self._line, markup=False)
+            self._line = ""
+        self._progress(done, total)
+
+    def stage(self, name: str, /) -> None:
+        """Takes what is done from now on."""
+        begin(self._progress, name)
 
 
 def is_finished(out: Path, *, resume: bool) -> bool:

@@ -68,7 +68,8 @@ def train(
         },
         resume=resume,
     )
-    config = train_config(options.completed("train", chosen, data, recipe_file=recipe, resume=resume))
+    chosen, reason = options.completed("train", chosen, data, recipe_file=recipe, resume=resume)
+    config = train_config(chosen)
     # Now: after hours of training, the recipe may be gone.
     plan = _student_plan(recipe)
     for_student = _for_student(
@@ -81,7 +82,8 @@ def train(
     with progress_bar("reading photos", then="preparing") as progress:
         from agridistill.training import run
 
-        result = run.train(data, out, config, split_file=splits, resume=resume, progress=progress)
+        announced = options.Announced(progress, reason)
+        result = run.train(data, out, config, split_file=splits, resume=resume, progress=announced)
     verdict = options.show_result(result, json=json, model=config.train.model, finished=finished)
     if verdict.usable:
         from agridistill.cli.next_steps import after_training

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from agridistill.data.samples import scan
+from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
 from agridistill.models.hub import hub_reachable
 from agridistill.models.weights import packaged
@@ -100,6 +101,21 @@ def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None) -> Sit
         hub=hub_reachable,
         teacher=read_manifest(RunFolder(teacher).manifest).model if teacher is not None else None,
     )
+
+
+def choice_for(command: Literal["train", "distill"], given: Recipe, data: Path, teacher: Path | None = None) -> Choice:
+    """`choose` for a folder of photos; what cannot be read is left to the run, which says why.
+
+    Args:
+        command: whose section is completed.
+        given: what the user chose.
+        data: the folder of photos.
+        teacher: run folder of the teacher, if there is one.
+    """
+    try:
+        return choose(command, given, situation_of(data, given, teacher))
+    except AgriDistillError:
+        return Choice(given, "")
 
 
 def choose(command: Literal["train", "distill"], given: Recipe, situation: Situation) -> Choice:
