@@ -12,7 +12,7 @@ _SMOOTH, _MARGIN = 0.01, 0.02  # shares of the shorter side
 _DARK = 60.0  # levels, of three channels together
 _LEAST_PIECE = 0.1
 # A mask is trusted between these. On 400 photos each: 94 % of PlantVillage's tomatoes, 24 % of black gram in the field
-# (those on paper, cloth or soil); of the latter every mask that was looked at is right.
+# (those on paper, cloth or soil); of the latter every mask that was looked at covers the leaf.
 _LEAST_LEAF, _MOST_LEAF = 0.05, 0.75  # of the photo's area
 _LARGEST_PIECE = 0.8  # of the mask's area: one leaf
 _RIM, _GROUND_AT_RIM = 0.05, 0.8  # width, as a share of the shorter side; share of it that is ground

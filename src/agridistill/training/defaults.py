@@ -31,8 +31,8 @@ _FINE_TUNE: Mapping[str, Any] = {
 _FINE_TUNE_SIZE = 192
 # Views that fine-tuning shows in all: two minutes on two cores. More photos need as many epochs as these give 500.
 _VIEWS, _LEAST_EPOCHS, _MOST_EPOCHS = 2400, 6, 40
-# From scratch a network needs far more steps, whatever the number of photos.
-_SCRATCH_VIEWS = 24_000
+# From scratch a network needs far more steps, whatever the number of photos: five minutes on two cores.
+_SCRATCH_VIEWS = 12_000
 _SCRATCH_SIZE = 128
 # Fewer steps an epoch waste the photos that fill no batch, and say little about progress.
 _LEAST_STEPS = 10
