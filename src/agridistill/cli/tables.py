@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
     from agridistill.runtime.published import PublishedResult
 
-# Nobody reads a larger matrix.
+# A larger matrix does not fit a page.
 _MAX_MATRIX = 15
 _CONFUSIONS = 10
 

@@ -64,7 +64,7 @@ def write_learnt(path: Path, data_fingerprint: str, phashes: Iterable[int]) -> N
 
 
 def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
-    """Reads the file of a model; None where there is none, or none of this model's, which is told in the log."""
+    """Reads the file of a model; None where there is none, or none of this model's, which is logged."""
     try:
         content = path.read_bytes()
     except OSError:

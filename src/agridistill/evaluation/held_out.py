@@ -68,7 +68,7 @@ def evaluate_folder(
         split: which photos.
         split_file: made by `data split`, or a run's `splits.json`.
         run: the model's run folder, whose own split is used on the data that it was trained on.
-        learnt: file that names the photos which the model has learnt from (`data.learnt`), which are told in the log.
+        learnt: file that names the photos which the model has learnt from (`data.learnt`), which are logged.
         batch_size: photos at once.
         parameters: of the model, for the result.
         macs: of the model, for the result.
