@@ -692,6 +692,21 @@ def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_p
     assert again.best == (0.8, -0.5)
 
 
+@pytest.mark.parametrize(("photos", "kept"), [(200, 0), (199, 1)])
+def test_few_validation_photos_choose_no_epoch(tmp_path: Path, photos: int, kept: int) -> None:
+    best = BestWeights(tmp_path / "model.safetensors", photos)
+    module = DistillationModule.__new__(DistillationModule)
+    torch.nn.Module.__init__(module)
+    module.model = create_model(STUDENT, 3)
+    for epoch, accuracy in enumerate((1.0, 0.96)):
+        metrics = {"val/accuracy": accuracy, "val/nll": 0.2}
+        trainer = SimpleNamespace(
+            sanity_checking=False, is_global_zero=True, current_epoch=epoch, callback_metrics=metrics
+        )
+        best.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    assert best.epoch == kept
+
+
 def test_two_classes_are_too_few_for_standardised_logits(leaves: Path, tmp_path: Path) -> None:
     for name in ("healthy", "mosaic"):
         shutil.copytree(leaves / name, tmp_path / "two" / name)

@@ -39,8 +39,8 @@ _WIDE, _NARROW = 100, 70
 class BestWeights(Callback):
     """Writes the network whenever it is better on the validation split than in any epoch before.
 
-    Better means higher accuracy, and at equal accuracy lower negative log-likelihood. Of few photos it means lower
-    negative log-likelihood alone: one photo more or less would choose an early epoch by chance.
+    Better means higher accuracy, and at equal accuracy lower negative log-likelihood. With few validation photos the last
+    epoch is kept, where the learning rate has come to 0: they would choose an early epoch by chance.
 
     Args:
         path: of the weights.
@@ -60,8 +60,9 @@ class BestWeights(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(module, DistillationModule):
             return
         metrics = trainer.callback_metrics
-        accuracy = float(metrics["val/accuracy"]) if self.photos >= self.FEW_PHOTOS else 0.0
-        score = (accuracy, -float(metrics["val/nll"]))
+        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
+        if self.photos < self.FEW_PHOTOS:
+            score = (float(trainer.current_epoch), 0.0)
         if self.best is None or score > self.best:
             self.best, self.epoch = score, trainer.current_epoch
             save_weights(module.model, self.path)
