@@ -39,8 +39,8 @@ _WIDE, _NARROW = 100, 70
 class BestWeights(Callback):
     """Writes the network whenever it is better on the validation split than in any epoch before.
 
-    Better means higher accuracy, and at equal accuracy lower negative log-likelihood. With few validation photos the last
-    epoch is kept, where the learning rate has come to 0: they would choose an early epoch by chance.
+    Better means higher accuracy, and at equal accuracy lower negative log-likelihood. With few validation photos the
+    last epoch is kept, where the learning rate has come to 0: they would choose an early epoch by chance.
 
     Args:
         path: of the weights.
