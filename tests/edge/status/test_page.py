@@ -22,6 +22,7 @@ from agridistill.edge.events import AgentState
 from agridistill.edge.status import page as page_module
 from agridistill.edge.status.metrics import metrics_text
 from agridistill.edge.status.page import PageServer
+from agridistill.edge.status.plots_view import _verdict
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
 
@@ -136,6 +137,14 @@ def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: 
     assert "Plot gone" not in text
     assert HOSTILE not in text
     assert text.index("Plot north") < text.index("Plot mild") < text.index("Plot new")
+
+
+@pytest.mark.parametrize(
+    ("ill_share", "words"), [(0.02, "Healthy"), (0.12, "Few ill"), (0.2, "Some ill"), (0.4, "Ill")]
+)
+def test_a_plot_is_called_healthy_only_where_no_leaf_is_ill(ill_share: float, words: str) -> None:
+    health = PlotHealth("north", 0.0, 86400.0, 8, ill_share, "late blight", 0, 0.0)
+    assert _verdict(health, warned=False)[1] == words
 
 
 def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healthy_class(tmp_path: Path) -> None:

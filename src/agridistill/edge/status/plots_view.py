@@ -82,7 +82,9 @@ def _verdict(health: PlotHealth, warned: bool) -> tuple[str, str]:
         return "few", f"Too few leaves: take {DEFAULT_LEAST_LEAVES}"
     if health.ill_share >= DEFAULT_SHARE:
         return "ill", "Ill"
-    return ("some", "Some ill") if health.ill_share >= DEFAULT_SHARE / 2 else ("healthy", "Healthy")
+    if health.ill_share >= DEFAULT_SHARE / 2:
+        return "some", "Some ill"
+    return "healthy", "Few ill" if health.ill_leaves else "Healthy"
 
 
 def _trend_html(health: PlotHealth) -> str:
