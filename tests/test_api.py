@@ -107,7 +107,11 @@ def test_settings_leave_what_was_passed_as_it_was() -> None:
         (DistillConfig(), {}, "expected a recipe with a section [train]; got one with [data], [augmentation], [dist"),
         (TrainConfig(train=FitSettings(precision="fp8")), {}, "expected train.precision: input should be 'auto', "),  # type: ignore[arg-type]
         (3, {}, "a dict of sections or the path of a recipe; got 3 (int); pass one of these, or single settings as"),
-        ("none.toml", {}, "expected a recipe file; got 'none.toml', which does not exist; check the path"),
+        (
+            "none.toml",
+            {},
+            "expected a recipe file or the name of a shipped recipe; got 'none.toml', which does not exist;",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line_before_any_work(

@@ -87,6 +87,7 @@ def test_what_cannot_be_written_is_told_beforehand(tmp_path: Path, path: str, fo
         require_writable(tmp_path / path, "--x", folder=folder)
 
 
+@pytest.mark.needs("mount")
 def test_a_place_that_may_not_be_written_is_told_beforehand(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

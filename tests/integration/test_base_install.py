@@ -102,12 +102,14 @@ def test_the_environment_is_without_torch_and_holds_the_wheel(device: Device) ->
 
 
 def test_the_installed_command_predicts(device: Device, colour_model: Path, tmp_path: Path) -> None:
-    red = Image.fromarray(np.full((20, 30, 3), (200, 40, 40), np.uint8))
-    red.save(tmp_path / "leaf.jpg")
-    done = run(device.bin / "agridistill", "predict", colour_model, tmp_path / "leaf.jpg")
+    # Red, with the steps from pixel to pixel that the quality gate looks for.
+    red = np.full((20, 30, 3), (200, 40, 0), np.uint8)
+    red[::2, ::2] = (120, 10, 0)
+    Image.fromarray(red).save(tmp_path / "leaf.png")
+    done = run(device.bin / "agridistill", "predict", colour_model, tmp_path / "leaf.png")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'leaf.jpg'}: red 99.8 %\n"
-    done = run(device.bin / "agridistill", "predict", colour_model, "leaf.jpg", "--explain", folder=tmp_path)
+    assert done.stdout == f"{tmp_path / 'leaf.png'}: red over 99 %\n"
+    done = run(device.bin / "agridistill", "predict", colour_model, "leaf.png", "--explain", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "leaf-explained.png") as picture:
         assert picture.format == "PNG"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -521,8 +521,8 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
     path = tmp_path / "last.ckpt"
     WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
 
-    def full(checkpoint: object, file: Path) -> None:
-        Path(file).write_bytes(b"half of it")
+    def full(checkpoint: object, file: BinaryIO) -> None:
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -126,7 +126,7 @@ def _train_photos(file: Path, classes: Sequence[str]) -> dict[str, int] | None:
 
 def _val_photos(file: Path) -> int | None:
     try:
-        return len(read_split(file).val)
+        return len(read_split(file).val) or None
     except DataError:
         return None
 

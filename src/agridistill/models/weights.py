@@ -269,8 +269,8 @@ def _resized(table: Tensor, own: Tensor, window: Any) -> Tensor:
         # Of no square window: does not fit.
         return table
     with warnings.catch_warnings():
-        # timm's interpolation has torch copy a tensor, which torch warns of.
-        warnings.filterwarnings("ignore", message=r".*non-contiguous", category=UserWarning)
+        # timm's interpolation indexes and copies in ways that torch warns of.
+        warnings.simplefilter("ignore", UserWarning)
         resized: Tensor = resize_rel_pos_bias_table(table, new_window_size=window, new_bias_shape=own.shape)
     return resized
 
