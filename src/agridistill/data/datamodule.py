@@ -24,6 +24,7 @@ from agridistill.preprocess import Pixels, to_pixels
 
 logger = logging.getLogger(__name__)
 
+_FEW_PHOTOS = 256
 # Keeps the draw of the first views apart from those of the epochs' orders.
 _FIRST_VIEWS = 1 << 40
 
@@ -252,7 +253,9 @@ class PhotoDataModule(lightning.LightningDataModule):
             # Lightning starts reading ahead before it tells the sampler the epoch: after a resume that is not epoch 0.
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
-        return self._loader(self.train, self.augmentation, sampler, self.batch_size // world, keep_workers=True)
+        return self._loader(
+            self.train, self.augmentation, sampler, self.batch_size // world, self.workers, keep_workers=True
+        )
 
     def val_dataloader(self) -> DataLoader[Item | None]:
         """Every validation photo once, as it is."""
@@ -260,7 +263,9 @@ class PhotoDataModule(lightning.LightningDataModule):
         sampler = PhotoSampler(self.val, rank=rank, world=world)
         # On a GPU an epoch may take less time than the start of so many processes; elsewhere they only take memory.
         keep = torch.cuda.is_available()
-        return self._loader(self.val, None, sampler, self.batch_size // world, keep_workers=keep)
+        # Starting processes takes seconds in every epoch, reading some hundred photos here one.
+        workers = self.workers if keep or len(self.val) > _FEW_PHOTOS else 0
+        return self._loader(self.val, None, sampler, self.batch_size // world, workers, keep_workers=keep)
 
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -271,6 +276,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         augmentation: Augmentation | None,
         sampler: Sampler[ViewKey],
         batch_size: int,
+        workers: int,
         *,
         keep_workers: bool,
     ) -> DataLoader[Item | None]:
@@ -278,9 +284,9 @@ class PhotoDataModule(lightning.LightningDataModule):
             PhotoDataset(self.root, samples, self.preprocessing, augmentation, keep_views=self.keep_views),
             batch_size=batch_size,
             sampler=sampler,
-            num_workers=self.workers,
+            num_workers=workers,
             collate_fn=collate,
             worker_init_fn=_yield_to_training,
-            persistent_workers=self.workers > 0 and keep_workers,
+            persistent_workers=workers > 0 and keep_workers,
             pin_memory=torch.cuda.is_available(),
         )
