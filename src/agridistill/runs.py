@@ -187,10 +187,12 @@ def compare(
 
 
 def _recipe(command: str, config: object, settings: Mapping[str, Any], run: Path, *, resume: bool) -> Recipe:
-    """As the commands: on a resume without a config the settings of the run."""
+    """As the commands: on a resume the settings of the run, changed by what is given; a whole config stands alone."""
     stored = run / _RECIPE_NAME
-    given = stored if config is None and resume and stored.exists() else config
-    return recipe_from(command, given, settings)
+    if not (resume and stored.exists() and (config is None or isinstance(config, Mapping))):
+        return recipe_from(command, config, settings)
+    base, given = recipe_from(command, stored, {}), recipe_from(command, config, settings)
+    return {section: {**base.get(section, {}), **given.get(section, {})} for section in {**base, **given}}
 
 
 def _completed(

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from agridistill.config import distill_config, train_config
-from agridistill.training.defaults import EMBEDDED, STUDENT, TEACHER, Situation, choose, fine_tuning, situation_of
+from agridistill.training.defaults import (
+    EMBEDDED,
+    STUDENT,
+    TEACHER,
+    Situation,
+    choice_for,
+    choose,
+    fine_tuning,
+    situation_of,
+)
 
 LAPTOP = Situation(photos=105, classes=5, gpu=False, packaged=True, hub=lambda: False)
 
@@ -70,8 +79,29 @@ def test_a_student_of_few_photos_starts_from_weights_where_its_teacher_is_anothe
     under_itself = choose("distill", {}, replace(LAPTOP, teacher=EMBEDDED))
     assert distill_config(under_itself.recipe).distill.model == STUDENT
     assert "random weights" in under_itself.reason
+    swin_and_hub = replace(LAPTOP, teacher="swin_micro_patch4_window4_128", hub=lambda: True)
+    assert distill_config(choose("distill", {}, swin_and_hub).recipe).distill.model == STUDENT
     with_hub = choose("distill", {}, replace(LAPTOP, teacher=EMBEDDED, hub=lambda: True))
     assert distill_config(with_hub.recipe).distill.pretrained
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_the_chosen_batch_can_be_shared_by_the_processes(devices: int) -> None:
+    few = replace(LAPTOP, photos=40)
+    for situation in (few, replace(few, gpu=True, hub=lambda: True)):
+        config = train_config(choose("train", {"train": {"devices": devices}}, situation).recipe)
+        assert config.train.batch_size % devices == 0
+
+
+def test_a_setting_of_a_wrong_type_is_left_to_the_check_of_settings(leaves: Path) -> None:
+    given: dict[str, dict[str, Any]] = {"data": {"labels": "half"}}
+    assert choice_for("train", given, leaves).recipe == given
+
+
+def test_a_file_of_weights_without_a_model_says_which_network_is_assumed() -> None:
+    choice = choose("train", {"train": {"weights": "some.safetensors"}}, LAPTOP)
+    assert choice.recipe["train"]["model"] == STUDENT
+    assert "does not name its network" in choice.reason
 
 
 def test_weights_of_a_run_bring_its_network_and_photo_size(student_run: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agridistill.cli.output import progress_bar, shown, stderr
+from agridistill.errors import AgriDistillError
 
 if TYPE_CHECKING:
     from agridistill.exporting.forms import DeviceForm
@@ -25,11 +26,13 @@ def propose_form(run: Path, *, data: Path | None = None, split_file: Path | None
     """
     try:
         from agridistill.exporting.forms import device_forms
-    except ModuleNotFoundError:
-        # Without the extra `export` there is no artefact to measure.
+
+        with progress_bar("measuring the forms for a device") as progress:
+            forms = device_forms(run, data=data, split_file=split_file, progress=progress)
+    except (AgriDistillError, OSError) as error:
+        # The student is finished all the same.
+        stderr.print(f"The forms for a device are not compared: {error}", markup=False)
         return run
-    with progress_bar("measuring the forms for a device") as progress:
-        forms = device_forms(run, data=data, split_file=split_file, progress=progress)
     for line in form_lines(forms):
         stderr.print(line, markup=False)
     return forms[0].run if forms else run
@@ -44,7 +47,7 @@ def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
     ]
     if len(forms) > 1:
         best, other = forms[0], forms[1]
-        why = "more accurate" if best.accuracy > other.accuracy else "faster, and as accurate on these photos"
+        why = "more accurate" if best.accuracy > other.accuracy else "faster, and these photos show no other difference"
         if best.accuracy > other.accuracy and best.latency_ms < other.latency_ms:
             why = "more accurate and faster"
         lines.append(f"For a device: {shown(str(best.run))}, {why}.")

@@ -112,7 +112,8 @@ def _for_student(
 
     recipe = read_recipe(recipe_file) if recipe_file is not None else {}
     words: list[str | Path] = []
-    if "model" not in recipe.get("distill", {}):
+    if recipe_file is not None and "model" not in recipe.get("distill", {}):
+        # Without a recipe `distill` chooses what works here.
         words += ["--student", _STUDENT]
     if recipe_file is not None and serves(recipe, "distill"):
         words += ["--recipe", recipe_file]

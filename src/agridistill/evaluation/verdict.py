@@ -148,7 +148,10 @@ def _decide_artefact(
     photos: int, accuracy: float, coverage: float, accuracy_of_answers: float, classes: int
 ) -> tuple[Level, str]:
     rightly = f"it names {percent(accuracy)} of {count(photos, 'photo')} rightly"
-    if wilson_interval(accuracy, photos).low <= 1 / classes:
+    low, high = wilson_interval(accuracy, photos)
+    if low <= 1 / classes:
+        if high >= GOOD_ACCURACY and high - low > WIDE_INTERVAL:
+            return "unproven", f"{rightly}, too few to tell it from chance ({percent(1 / classes)})"
         return "unusable", f"no better than chance ({percent(1 / classes)}): {rightly}"
     if accuracy < HALF:
         return "unusable", f"more often wrong than right: {rightly}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from agridistill.errors import AgriDistillError, ModelError
+from agridistill.evaluation.metrics import wilson_interval
 from agridistill.exporting.artefact import export
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.quantised import quantised
@@ -119,7 +119,8 @@ def _has_int8(run: Path) -> bool:
 def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, float]]:
     """Higher accuracy first; where the validation photos cannot tell two forms apart, the faster first."""
     best = max(forms, key=lambda form: form.accuracy)
-    noise = math.sqrt(best.accuracy * (1 - best.accuracy) / best.photos)
+    # One standard error, by an interval that does not vanish at 100 %.
+    noise = best.accuracy - wilson_interval(best.accuracy, best.photos, confidence=0.68).low
 
     def key(form: DeviceForm) -> tuple[bool, float]:
         return best.accuracy - form.accuracy > noise, form.latency_ms

@@ -114,7 +114,8 @@ def choice_for(command: Literal["train", "distill"], given: Recipe, data: Path, 
     """
     try:
         return choose(command, given, situation_of(data, given, teacher))
-    except AgriDistillError:
+    except (AgriDistillError, TypeError, ValueError):
+        # The latter two from a setting of a wrong type.
         return Choice(given, "")
 
 
@@ -137,11 +138,9 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
     if own.get("pretrained") is False:
         return _from_scratch(command, given, situation, "as --no-pretrained asks")
     if command == "train" and situation.gpu and situation.hub():
-        chosen = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4, "batch_size": 32}
-        why = "a GPU and the model hub are at hand"
-        return Choice(
-            _completed(given, command, {**_for_few(chosen, situation), **chosen}, {}), _sentence(TEACHER, why)
-        )
+        chosen = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4}
+        chosen["batch_size"] = min(32, _batch_size(situation.photos))
+        return Choice(_completed(given, command, chosen, {}), _sentence(TEACHER, "a GPU and the model hub are at hand"))
     if command == "distill" and not _keeps_embedded(situation):
         if situation.hub():
             chosen = {**_for_few(own, situation), "model": STUDENT}
@@ -173,14 +172,18 @@ def fine_tuning(photos: int) -> dict[str, Any]:
 
 def _keeps_embedded(situation: Situation) -> bool:
     """Whether a student is best the embedded network: few photos, no hub, and a teacher that is another network."""
-    return situation.photos < _FEW_PHOTOS and situation.packaged and situation.teacher not in (None, EMBEDDED)
+    other_teacher = situation.teacher not in (None, EMBEDDED)
+    return situation.photos < _FEW_PHOTOS and situation.packaged and other_teacher and not situation.hub()
 
 
 def _continued(command: str, given: Recipe, weights: Path, situation: Situation) -> Choice:
     """The network, its photo size and its settings are those of the run that the weights are from."""
     run = run_of(weights)
     if run is None:
-        return Choice(given, "")
+        chosen = {"model": STUDENT, **_for_few(given.get(command, {}), situation)}
+        return Choice(
+            _completed(given, command, chosen, {}), _sentence(STUDENT, f"'{weights}' does not name its network")
+        )
     manifest = read_manifest(run.manifest)
     chosen = {"model": manifest.model, **_for_few(given.get(command, {}), situation)}
     completed = _completed(given, command, chosen, {"image_size": manifest.preprocessing.image_size})
@@ -211,6 +214,11 @@ def _batch_size(photos: int) -> int:
 
 
 def _completed(given: Recipe, command: str, chosen: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
+    own = given.get(command, {})
+    shares = int(own.get("devices", 1)) * int(own.get("nodes", 1))
+    if "batch_size" in chosen:
+        # Every process has at least two photos, and all have as many.
+        chosen = {**chosen, "batch_size": max(2, -(-int(chosen["batch_size"]) // shares)) * shares}
     recipe = {section: dict(content) for section, content in given.items()}
     recipe[command] = {**chosen, **recipe.get(command, {})}
     if data:

@@ -66,10 +66,17 @@ class FitHead(Callback):
         self.console = console or Console(stderr=True, highlight=False)
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Fits, in the first process; the others take its weights when Lightning wraps the network."""
-        if not trainer.is_global_zero or not isinstance(module, DistillationModule):
+        """Fits, in the first process; the others take its weights."""
+        if not isinstance(module, DistillationModule):
             return
         head = classifier_of(module.model)
+        if trainer.is_global_zero:
+            self._fit(module, head)
+        if trainer.world_size > 1:
+            # Lightning has wrapped the network before this hook: from here on processes share gradients alone.
+            head.load_state_dict(trainer.strategy.broadcast(head.state_dict()))
+
+    def _fit(self, module: DistillationModule, head: nn.Linear) -> None:
         # Back through the module, which keeps frozen batch norm in inference.
         training = module.training
         module.eval()

@@ -277,7 +277,7 @@ class Session:
                 ),
                 "normalisation": {"mean": self.preprocessing.mean, "std": self.preprocessing.std},
                 "skipped": [list(item) for item in self.prepared.skipped],
-                "teacher": str(self.teacher) if self.teacher else None,
+                "teacher": str(self.teacher.resolve()) if self.teacher else None,
                 "teacher_sha256": self.teacher_sha256,
             },
         )
