@@ -59,9 +59,7 @@ class Gate:
     def failures(self, parity: Parity) -> list[str]:
         """What does not hold, in words."""
         told = []
-        # Of fewer than 200 photos a single one would be more than fp32 allows.
-        disagreed = round((1 - parity.top1_agreement) * parity.compared_photos)
-        if parity.top1_agreement < self.top1_agreement and disagreed > 1:
+        if parity.top1_agreement < self.top1_agreement:
             told.append(f"top-1 agreement {parity.top1_agreement:.3f}, at least {self.top1_agreement} expected")
         if parity.lost_points > self.lost_points and _is_no_chance(parity, self.lost_points):
             told.append(f"{parity.lost_points:.2f} points of accuracy lost, at most {self.lost_points} expected")
