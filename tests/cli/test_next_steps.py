@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from agridistill.cli.main import main
 from agridistill.cli.output import next_command
 from agridistill.cli.verdicts import print_verdict
 from agridistill.evaluation.result import EvaluationResult
-from agridistill.evaluation.verdict import ModelVerdict
+from agridistill.evaluation.verdict import Level, ModelVerdict
 from agridistill.progress import ProgressCallback
+from agridistill.training.result import stored_result
+from agridistill.training.run_folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
 TINY, LARGE = "mobilenetv3_small_050", "mobilenetv3_large_minimal_100"
@@ -147,3 +150,26 @@ def test_from_photos_to_a_file_that_answers_by_the_proposed_commands(
     assert code == 0
     assert "red" in out
     assert err == f"Next: agridistill benchmark {tmp_path / 'leaf.onnx'}\n"
+
+
+@pytest.mark.parametrize(("level", "proposed"), [("usable", True), ("weak", True), ("unusable", False)])
+def test_a_teacher_is_proposed_for_the_device_only_where_it_is_usable(
+    level: Level,
+    proposed: bool,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    leaves: Path,
+    student_run: Path,
+    tmp_path: Path,
+) -> None:
+    teacher = Path(shutil.copytree(student_run, tmp_path / "teacher"))
+    monkeypatch.setattr(
+        "agridistill.training.run.distill", lambda *args, **options: stored_result(RunFolder(student_run))
+    )
+    monkeypatch.setattr("agridistill.cli.device_forms.propose_form", lambda *args, **options: teacher)
+    verdict = ModelVerdict(level, "Not usable: it guesses")
+    monkeypatch.setattr("agridistill.cli.verdicts.verdict_on_run", lambda run: verdict)
+    code, _, err = run(capsys, "distill", leaves, "--teacher", teacher, "--out", tmp_path / "student", *FAST)
+    assert code == 0, err
+    assert (f"export {teacher}" in err.replace("\n", "")) == proposed
+    assert ("but not usable: it guesses." in err) != proposed

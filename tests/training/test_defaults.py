@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,21 @@ def test_weights_of_a_run_bring_its_network_and_photo_size(student_run: Path) ->
     choice = choose("train", {"train": {"weights": str(student_run)}}, LAPTOP)
     assert choice.recipe["train"]["model"] == "mobilenetv3_small_050"
     assert choice.recipe["data"]["image_size"] == 64
+
+
+def test_weights_of_a_fine_tuned_run_are_fine_tuned_on(student_run: Path, tmp_path: Path) -> None:
+    earlier = Path(shutil.copytree(student_run, tmp_path / "earlier"))
+    assert "freeze_norm" not in choose("train", {"train": {"weights": str(earlier)}}, LAPTOP).recipe["train"]
+    recipe = earlier / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("freeze_norm = false", "freeze_norm = true"))
+    chosen = choose("train", {"train": {"weights": str(earlier)}}, LAPTOP).recipe["train"]
+    assert {key: chosen[key] for key in ("freeze_norm", "lr", "layer_decay")} == {
+        "freeze_norm": True,
+        "lr": 5e-4,
+        "layer_decay": 0.9,
+    }
+    rounded = choose("distill", {"distill": {"weights": str(earlier), "int8": True}}, LAPTOP).recipe["distill"]
+    assert "freeze_norm" not in rounded
 
 
 def test_the_situation_counts_the_photos_that_will_be_learnt_from(leaves: Path) -> None:

@@ -3,13 +3,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agridistill.training.result import RunResult, read_result, weaker_teacher
-from agridistill.training.run_folder import RunFolder
+from agridistill.training.result import teacher_evaluation
 
 
 @pytest.fixture
@@ -18,13 +16,11 @@ def teacher(teacher_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def student(teacher_run: Path, tmp_path: Path) -> Callable[[float], RunResult]:
-    """A run on the teacher's photos that is so much better, and has learnt from it."""
+def student(teacher_run: Path, tmp_path: Path) -> Path:
+    """A run on the teacher's photos that has learnt from it."""
     out = Path(shutil.copytree(teacher_run, tmp_path / "student"))
     change(out / "manifest.json", lambda document: document["lineage"].update(teacher_sha256="0" * 64))
-    result = read_result(RunFolder(out), ())
-    accuracy = result.evaluation.accuracy
-    return lambda gain: replace(result, evaluation=replace(result.evaluation, accuracy=accuracy + gain))
+    return out
 
 
 def change(path: Path, how: Callable[[dict[str, dict[str, object]]], object]) -> None:
@@ -33,14 +29,11 @@ def change(path: Path, how: Callable[[dict[str, dict[str, object]]], object]) ->
     path.write_text(json.dumps(document))
 
 
-def test_a_teacher_is_weaker_where_the_student_is_right_more_often(
-    teacher: Path, student: Callable[[float], RunResult]
-) -> None:
-    found = weaker_teacher(student(0.01), teacher)
+def test_a_teacher_is_compared_by_its_own_evaluation(teacher: Path, student: Path) -> None:
+    change(student / "evaluation.json", lambda document: document.update(accuracy=0.5))
+    found = teacher_evaluation(student, teacher)
     assert found is not None
-    assert found.accuracy == student(0).evaluation.accuracy
-    for gain in (0, -0.01, 1e-5):
-        assert weaker_teacher(student(gain), teacher) is None
+    assert found.accuracy == json.loads((teacher / "evaluation.json").read_text())["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -53,24 +46,23 @@ def test_a_teacher_is_weaker_where_the_student_is_right_more_often(
 )
 def test_a_teacher_of_other_photos_is_not_compared(
     teacher: Path,
-    student: Callable[[float], RunResult],
+    student: Path,
     file: str,
     how: Callable[[dict[str, dict[str, object]]], object],
 ) -> None:
-    assert weaker_teacher(student(0.5), teacher) is not None
+    assert teacher_evaluation(student, teacher) is not None
     change(teacher / file, how)
-    assert weaker_teacher(student(0.5), teacher) is None
+    assert teacher_evaluation(student, teacher) is None
 
 
-def test_a_teacher_that_was_not_asked_is_not_compared(teacher: Path, student: Callable[[float], RunResult]) -> None:
-    result = student(0.5)
-    change(result.out / "manifest.json", lambda document: document["lineage"].pop("teacher_sha256"))
-    assert weaker_teacher(result, teacher) is None
+def test_a_teacher_that_was_not_asked_is_not_compared(teacher: Path, student: Path) -> None:
+    change(student / "manifest.json", lambda document: document["lineage"].pop("teacher_sha256"))
+    assert teacher_evaluation(student, teacher) is None
 
 
-def test_without_the_teachers_evaluation_nothing_is_said(teacher: Path, student: Callable[[float], RunResult]) -> None:
+def test_without_the_teachers_evaluation_nothing_is_said(teacher: Path, student: Path) -> None:
     for damaged in ("", "[]"):
         (teacher / "evaluation.json").write_text(damaged)
-        assert weaker_teacher(student(0.5), teacher) is None
+        assert teacher_evaluation(student, teacher) is None
     (teacher / "evaluation.json").unlink()
-    assert weaker_teacher(student(0.5), teacher) is None
+    assert teacher_evaluation(student, teacher) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
     from agridistill.exporting.forms import DeviceForm
 
 
-def propose_form(run: Path, *, data: Path | None = None, split_file: Path | None = None) -> Path:
-    """Measures the run and its teacher as int8 artefacts, prints both, and names the better one.
+def propose_form(run: Path, teacher: Path, *, data: Path) -> Path:
+    """Measures a run and its teacher as int8 artefacts, prints both, and names the better one.
 
     Args:
-        run: a finished run with a teacher.
-        data: the photos; None takes the folder that each run names.
-        split_file: as for `export`.
+        run: a finished run.
+        teacher: the run that it learnt from.
+        data: the photos that both learnt from.
 
     Returns:
         The run folder of the better form; `run` where nothing can be compared.
@@ -28,7 +29,7 @@ def propose_form(run: Path, *, data: Path | None = None, split_file: Path | None
         from agridistill.exporting.forms import device_forms
 
         with progress_bar("measuring the forms for a device") as progress:
-            forms = device_forms(run, data=data, split_file=split_file, progress=progress)
+            forms = device_forms(run, teacher, data=data, progress=progress)
     except (AgriDistillError, OSError) as error:
         # The student is finished all the same.
         stderr.print(f"The forms for a device are not compared: {error}", markup=False)
@@ -52,3 +53,26 @@ def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
             why = "more accurate and faster"
         lines.append(f"For a device: {shown(str(best.run))}, {why}.")
     return lines
+
+
+def better_teacher_line(run: Path) -> str:
+    """Where a run's teacher has an int8 form and is more accurate: which one to export instead; else empty."""
+    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.exporting.forms import has_int8
+    from agridistill.training.result import teacher_evaluation
+    from agridistill.training.run_folder import RunFolder
+
+    try:
+        folder = RunFolder(run)
+        teacher = Path(str(folder.read_environment().get("teacher") or ""))
+        theirs = teacher_evaluation(run, teacher)
+        ours = EvaluationResult.from_json(json.loads(folder.evaluation.read_text(encoding="utf-8")))
+        # By more than so few photos leave to chance.
+        if theirs is None or ours.accuracy_ci95.high >= theirs.accuracy or not has_int8(teacher):
+            return ""
+    except (AgriDistillError, OSError, ValueError):
+        return ""
+    return (
+        f"Its teacher {shown(str(teacher))} is more accurate ({theirs.accuracy:.1%} against {ours.accuracy:.1%} of the "
+        "same test photos) and has an int8 form too: export that one where its latency suits the device."
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar, sibling
+from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar, sibling, stderr
 from agridistill.processes import is_first_process
 
 if TYPE_CHECKING:
@@ -108,10 +108,16 @@ def distill(
         _tell_of_weaker_teacher(result, teacher)
     if teacher is not None and not finished and is_first_process(config.distill.processes):
         from agridistill.cli.device_forms import propose_form
+        from agridistill.cli.verdicts import verdict_on_run
 
-        best = propose_form(out, data=data)
+        best = propose_form(out, teacher, data=data)
         if best != out:
-            next_command("export", best, "--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
+            of_teacher = verdict_on_run(teacher)
+            if of_teacher is None or of_teacher.usable:
+                export_teacher = ("--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
+                next_command("export", best, *export_teacher)
+            else:
+                stderr.print(f"  but {of_teacher.headline[0].lower()}{of_teacher.headline[1:]}.", markup=False)
             return
     if verdict.usable:
         from agridistill.cli.next_steps import export_of
@@ -134,12 +140,12 @@ def _larger_student(student: str, teacher: Path) -> str:
 
 
 def _tell_of_weaker_teacher(result: RunResult, teacher: Path) -> None:
-    from agridistill.cli.output import stderr
-    from agridistill.training.result import weaker_teacher
+    from agridistill.training.result import teacher_evaluation
 
-    weaker = weaker_teacher(result, teacher)
-    if weaker is not None:
-        ours, theirs = f"{result.evaluation.accuracy:.1%}", f"{weaker.accuracy:.1%}"
+    of_teacher = teacher_evaluation(result.out, teacher)
+    # Compared as they are printed.
+    if of_teacher is not None and round(of_teacher.accuracy, 3) < round(result.evaluation.accuracy, 3):
+        ours, theirs = f"{result.evaluation.accuracy:.1%}", f"{of_teacher.accuracy:.1%}"
         stderr.print(
             f"The student ({ours}) is better than its teacher ({theirs}), which may hold it back: "
             "compare it with one that learns from labels alone (--method ce).",

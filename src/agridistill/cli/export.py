@@ -43,6 +43,7 @@ def export(
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
+    from agridistill.cli.device_forms import better_teacher_line
     from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
 
     with progress_bar("reading photos") as progress:
@@ -63,6 +64,8 @@ def export(
             markup=False,
         )
     print_verdict(verdict, json=True)
+    if precision == "int8" and (better := better_teacher_line(run)):
+        stderr.print(better, markup=False)
     if verdict.usable:
         next_command("predict", out, "IMAGE")
 

@@ -49,11 +49,12 @@ def verdict_on_artefact(result: ExportResult, run: Path) -> ModelVerdict:
         coverage=result.abstention.coverage,
         accuracy_of_answers=result.abstention.accuracy,
         classes=len(read_manifest(manifest_path(result.out)).classes),
-        run=_verdict_on_run(run),
+        run=verdict_on_run(run),
     )
 
 
-def _verdict_on_run(run: Path) -> ModelVerdict | None:
+def verdict_on_run(run: Path) -> ModelVerdict | None:
+    """The verdict about a finished run from its files; None where they do not tell."""
     from agridistill.errors import RunError
     from agridistill.evaluation.result import EvaluationResult
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agridistill.errors import AgriDistillError, ModelError
+from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
 from agridistill.exporting.artefact import export
 from agridistill.manifest import MANIFEST_NAME, read_manifest
@@ -52,14 +51,20 @@ class DeviceForm:
 
 
 def device_forms(
-    run: Path, *, data: Path | None = None, split_file: Path | None = None, progress: ProgressCallback = silent
+    run: Path,
+    teacher: Path,
+    *,
+    data: Path | None = None,
+    split_file: Path | None = None,
+    progress: ProgressCallback = silent,
 ) -> tuple[DeviceForm, ...]:
-    """A run and the teacher that it learnt from as int8 artefacts, the better one first.
+    """A run and its teacher as int8 artefacts, the better one first.
 
-    Empty where there is nothing to compare: no teacher is there, or one of both has no int8 form (a Swin, for one).
+    Empty where one of both has no int8 form (a Swin, for one).
 
     Args:
         run: a finished run.
+        teacher: the run that it learnt from.
         data: the photos that both learnt from; None takes the folder that each names.
         split_file: as for `export`.
         progress: called while photos are read and classified.
@@ -67,8 +72,7 @@ def device_forms(
     Raises:
         AgriDistillError: a run cannot be exported.
     """
-    teacher = teacher_of(run)
-    if teacher is None or not (_has_int8(run) and _has_int8(teacher)):
+    if not (has_int8(run) and has_int8(teacher)):
         return ()
     with tempfile.TemporaryDirectory() as folder:
         written = []
@@ -93,19 +97,8 @@ def device_forms(
     return tuple(sorted(forms, key=_rank(forms)))
 
 
-def teacher_of(run: Path) -> Path | None:
-    """The run folder of a run's teacher, where it is still there."""
-    try:
-        named = json.loads((run / "environment.json").read_text(encoding="utf-8"))["teacher"]
-        teacher = Path(named)
-        learnt = read_manifest(run / MANIFEST_NAME).lineage.get("teacher_sha256")
-        same = read_manifest(teacher / MANIFEST_NAME).weights_sha256 == learnt
-    except (OSError, ValueError, KeyError, TypeError, AgriDistillError):
-        return None
-    return teacher if same else None
-
-
-def _has_int8(run: Path) -> bool:
+def has_int8(run: Path) -> bool:
+    """Whether a finished run can be exported in int8; reads its weights."""
     network, manifest = load_network(run)
     if manifest.precision == "int8":
         return True

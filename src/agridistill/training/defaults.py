@@ -185,7 +185,11 @@ def _continued(command: str, given: Recipe, weights: Path, situation: Situation)
             _completed(given, command, chosen, {}), _sentence(STUDENT, f"'{weights}' does not name its network")
         )
     manifest = read_manifest(run.manifest)
-    chosen = {"model": manifest.model, **_for_few(given.get(command, {}), situation)}
+    own = given.get(command, {})
+    chosen = {"model": manifest.model, **_for_few(own, situation)}
+    if not own.get("int8") and run.is_fine_tuned():
+        # Large rates would undo what it knows; rounding has no batch norm left to freeze.
+        chosen |= fine_tuning(situation.photos)
     completed = _completed(given, command, chosen, {"image_size": manifest.preprocessing.image_size})
     return Choice(completed, _sentence(manifest.model, f"the network of '{weights}'"))
 

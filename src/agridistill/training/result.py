@@ -32,14 +32,14 @@ class RunResult:
     skipped: tuple[tuple[str, str], ...]
 
 
-def weaker_teacher(student: RunResult, teacher: Path) -> EvaluationResult | None:
-    """The teacher's evaluation, where the student learnt from it and is right more often on the same test photos.
+def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
+    """The teacher's evaluation, where the student learnt from a teacher and both have the same test photos.
 
     Args:
         student: a finished run.
         teacher: the run folder that it was given.
     """
-    theirs, ours = RunFolder(teacher), RunFolder(student.out)
+    theirs, ours = RunFolder(teacher), RunFolder(student)
     try:
         result = EvaluationResult.from_json(json.loads(theirs.evaluation.read_text(encoding="utf-8")))
         same_photos = _test_photos(theirs) == _test_photos(ours)
@@ -47,9 +47,7 @@ def weaker_teacher(student: RunResult, teacher: Path) -> EvaluationResult | None
     except (OSError, ValueError, AgriDistillError):
         # Nothing to compare with; the student is finished all the same.
         return None
-    # To a tenth of a percent, as it is told.
-    weaker = round(result.accuracy, 3) < round(student.evaluation.accuracy, 3)
-    return result if learnt and same_photos and weaker else None
+    return result if learnt and same_photos else None
 
 
 def _test_photos(folder: RunFolder) -> tuple[object, ...]:

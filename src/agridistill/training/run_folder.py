@@ -145,6 +145,14 @@ class RunFolder:
                     "leave the option away or start a new run",
                 )
 
+    def is_fine_tuned(self) -> bool:
+        """Whether the run kept the batch norm of the weights that it started from; False where no recipe says so."""
+        try:
+            recipe = tomllib.loads(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return any(recipe.get(command, {}).get("freeze_norm") is True for command in ("train", "distill"))
+
     def require_same_teacher(self, sha256: str | None) -> None:
         """Checks that a resume goes on under the teacher that the run started with.
 
