@@ -167,6 +167,21 @@ class TestPhotosThatAModelLearnt:
         chosen(trained, tmp_path / "new", split="all", learnt=learnt, own_split=run / "splits.json")
         assert caplog.messages == []
 
+    def test_a_folder_of_new_photos_alone_is_a_test(
+        self, trained: Any, colour_folder: Path, colour_photo: Callable[..., Path], learnt: Path, tmp_path: Path
+    ) -> None:
+        new = tmp_path / "new"
+        for colour, seed in (("green", 900), ("red", 901)):
+            colour_photo(new / colour / "0.jpg", colour, seed=seed)
+        result = evaluate_folder(trained, new, learnt=learnt)
+        assert (result.split, result.photos) == ("all", 2)
+        for split, file in (("val", learnt), ("test", None)):
+            with pytest.raises(DataError, match=f"expected a '{split}' split"):
+                evaluate_folder(trained, new, split=split, learnt=file)
+        shutil.copy(colour_folder / OWN.train[0], new / "green" / "1.jpg")
+        with pytest.raises(DataError, match="expected a 'test' split"):
+            evaluate_folder(trained, new, learnt=learnt)
+
     def test_the_held_out_photos_of_its_own_folder_need_no_warning(
         self, trained: Any, colour_folder: Path, learnt: Path, run: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Score a model on labelled photos.
 
-    On the data that it was trained on, the run's own split is used.
+    On the data that it was trained on, the run's own split is used. In a folder of new photos alone all of them count.
 
     Other data needs train/val/test folders, --splits or --split all.
     """
@@ -51,6 +51,9 @@ def evaluate(
     with progress_bar("reading photos") as progress:
         begin(progress, "loading the model")
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
+    if result.split == "all" != split:
+        split = "all"
+        stderr.print("The model has learnt from none of these photos: all of them test it.")
     if result.skipped:
         first = result.skipped_photos[0]
         stderr.print(f"left out: {result.skipped} unreadable photos, the first {first}", markup=False)

@@ -37,6 +37,7 @@ class ChosenPhotos:
         skipped: one line for each unreadable photo of the split.
         phashes: 64-bit perceptual hashes of the samples.
         trained_here: whether the folder holds the very photos that the model was trained on.
+        split: that they are; "all" where the test split was asked for in a folder of new photos alone.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class ChosenPhotos:
     skipped: tuple[str, ...]
     phashes: tuple[int, ...] = ()
     trained_here: bool = False
+    split: SplitChoice = "test"
 
 
 def evaluate_folder(
@@ -65,7 +67,8 @@ def evaluate_folder(
     Args:
         backend: the model, ready to run.
         data: folder of class folders, or of train/val/test folders of them.
-        split: which photos.
+        split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
+            all of them.
         split_file: made by `data split`, or a run's `splits.json`.
         run: the model's run folder, whose own split is used on the data that it was trained on.
         learnt: file that names the photos which the model has learnt from (`data.learnt`), which are logged.
@@ -93,7 +96,7 @@ def evaluate_folder(
         photos.samples,
         photos.root,
         classes=photos.classes,
-        split=split,
+        split=photos.split,
         skipped=photos.skipped,
         batch_size=batch_size,
         parameters=parameters,
@@ -132,8 +135,11 @@ def choose_photos(
     samples = assign_leaf_ids(folder, readable, inspection)
     trained_here = manifest.lineage.get("data_fingerprint") == fingerprint(folder.classes, samples, inspection)
     parts = _parts(folder, given, own if trained_here else None)
+    known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
     if parts is None and split != "all":
-        raise _no_split(data, split, trained_here)
+        if split != "test" or known is None or known.count(phashes_of(samples, inspection).values()):
+            raise _no_split(data, split, trained_here)
+        split = "all"
 
     def chosen(path: str) -> bool:
         return parts is None or (path in parts if split == "all" else parts.get(path) == split)
@@ -146,8 +152,8 @@ def choose_photos(
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
         tuple(phashes_of(wanted, inspection).values()),
         trained_here,
+        split,
     )
-    known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
     if split == "train":
         return photos
     if known is not None:
