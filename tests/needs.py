@@ -64,6 +64,7 @@ NEEDS = {
     "mosquitto_passwd": _program("mosquitto_passwd", "apt-get install mosquitto"),
     "chromium": _program("Chromium", "apt-get install chromium", find=chromium),
     "openssl": _program("openssl", "apt-get install openssl"),
+    "cc": _program("cc", "apt-get install gcc"),
     "mount": _program("mount", "apt-get install mount"),
     "systemd-analyze": _program("systemd-analyze", "apt-get install systemd"),
     "root": Need(

@@ -133,6 +133,8 @@ def export(
     out: Path | str,
     *,
     precision: Literal["fp32", "int8"] = "fp32",
+    micro: bool = False,
+    batch: int | None = None,
     data: Path | str | None = None,
     split_file: Path | str | None = None,
     answers: float = 0.95,
@@ -145,6 +147,8 @@ def export(
         run: a finished run folder.
         out: `NAME.onnx` or `NAME.tflite`.
         precision: of weights and activations.
+        micro: an int8 `NAME.tflite` for microcontrollers, with int8 logits, and `NAME.c` and `NAME.h` beside it.
+        batch: 1 fixes the batch of an `.onnx` file; None leaves it open.
         data: the photos that the run learnt from; None takes the folder that it names.
         split_file: which of them are for training and validation, where the run does not know them.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
@@ -162,6 +166,9 @@ def export(
     require_choice("precision", precision, ("fp32", "int8"))
     require_share("answers", answers)
     require_flag("force", force)
+    require_flag("micro", micro)
+    if batch is not None and batch != 1:
+        raise ConfigError("batch=1 or None", f"{batch!r}", "leave it out")
     require_callable("progress", progress)
     try:
         from agridistill.exporting.artefact import export as write
@@ -175,6 +182,8 @@ def export(
         run_folder,
         file,
         precision=precision,
+        micro=micro,
+        batch=batch,
         data=photos,
         split_file=splits,
         answers=answers,

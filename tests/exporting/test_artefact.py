@@ -55,6 +55,32 @@ def test_an_artefact_is_one_file_that_takes_photos_as_they_are(fp32: Path) -> No
     assert not {"BatchNormalization", "Gather", "Range", "Expand"} & {node.op_type for node in model.graph.node}
 
 
+def test_a_fixed_batch_of_one_gives_the_same_logits(
+    deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    network, manifest, *_ = deployable(True)
+    files = {batch: tmp_path / f"{batch}.onnx" for batch in (None, 1)}
+    for batch, file in files.items():
+        model = to_onnx(network, manifest.preprocessing, int8=True, batch=batch)
+        file.write_bytes(model.SerializeToString())
+        manifest.with_weights(file).write(file.with_suffix(".json"))
+        sizes = [
+            size.dim_value
+            for value in (*model.graph.input, *model.graph.output)
+            for size in value.type.tensor_type.shape.dim[:1]
+        ]
+        assert sizes == [batch or 0] * 2
+    found = [api.load(file, engine="onnxruntime").backend.logits(patches) for file in files.values()]
+    np.testing.assert_array_equal(*found)
+    assert api.load(files[1], engine="onnxruntime").backend.logits(patches[:0]).shape == (0, 6)
+
+
+@pytest.mark.parametrize(("batch", "name"), [(2, "leaf.onnx"), (1, "leaf.tflite")])
+def test_other_batches_are_refused(student_run: Path, tmp_path: Path, batch: int, name: str) -> None:
+    with pytest.raises(ModelError, match=f"expected a batch of 1, of an .onnx file; got {batch} for '{name}'"):
+        export(student_run, tmp_path / name, batch=batch)
+
+
 @pytest.mark.parametrize("version", ["this", "an earlier one", "an earlier one, other photos"])
 def test_an_artefact_knows_the_photos_that_its_run_learnt_from(
     student_run: Path, leaves: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str

@@ -18,13 +18,17 @@ from agridistill.manifest import ModelManifest, Preprocessing
 pytest.importorskip("openvino", reason="needs OpenVINO, which is not installed: pip install 'agridistill[openvino]'")
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("int8", "batch"), [(False, None), (True, None), (True, 1)])
 def test_openvino_computes_what_the_network_computes(
-    deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8], tmp_path: Path, int8: bool
+    deployable: Callable[[bool], tuple[Any, ...]],
+    patches: NDArray[np.uint8],
+    tmp_path: Path,
+    int8: bool,
+    batch: int | None,
 ) -> None:
     network, manifest, expected, exact = deployable(int8)
     file = tmp_path / "leaf.onnx"
-    file.write_bytes(to_onnx(network, manifest.preprocessing, int8=int8).SerializeToString())
+    file.write_bytes(to_onnx(network, manifest.preprocessing, int8=int8, batch=batch).SerializeToString())
     manifest.with_weights(file).write(file.with_suffix(".json"))
     backend = api.load(file, engine="openvino", threads=1).backend
     found = backend.logits(patches)

@@ -13,14 +13,17 @@ from agridistill.cli.output import next_command, print_json, progress_bar, stder
 if TYPE_CHECKING:
     from agridistill.evaluation.selective import AbstentionPoint
 
-_SUFFIX = {"onnx": ".onnx", "litert": ".tflite"}
+_SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
     out: Annotated[Path, typer.Option("--out", help="File to write; its manifest lies beside it.")],
     format: Annotated[  # noqa: A002 - the option's name
-        Literal["onnx", "litert"] | None, typer.Option("--format", help="Told by the suffix of --out otherwise.")
+        Literal["onnx", "litert", "micro"] | None,
+        typer.Option(
+            "--format", help="The suffix of --out says it otherwise; micro: int8 .tflite and C source for TFLM."
+        ),
     ] = None,
     precision: Annotated[Literal["fp32", "int8"], typer.Option("--precision", help="Of weights and activations.")] = (
         "fp32"
@@ -33,6 +36,9 @@ def export(
         float, typer.Option("--answers", min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")
     ] = 0.95,
     force: Annotated[bool, typer.Option("--force", help="Write it even if it misses its gate.")] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, max=1, help="1 fixes the batch of an .onnx file (tract, ncnn, MNN).")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write a run's network as one file that a device runs: photos as they are go in, logits come out.
@@ -50,7 +56,16 @@ def export(
         from agridistill.exporting.artefact import export as write
 
         result = write(
-            run, out, precision=precision, data=data, split_file=splits, answers=answers, force=force, progress=progress
+            run,
+            out,
+            precision=precision,
+            micro=format == "micro",
+            batch=batch,
+            data=data,
+            split_file=splits,
+            answers=answers,
+            force=force,
+            progress=progress,
         )
     verdict = verdict_on_artefact(result, run)
     if json:
@@ -66,6 +81,8 @@ def export(
     print_verdict(verdict, json=True)
     if precision == "int8" and (better := better_teacher_line(run)):
         stderr.print(better, markup=False)
+    if format == "micro" and not json:
+        stderr.print(_micro(out), markup=False)
     if verdict.usable:
         next_command("predict", out, "IMAGE")
 
@@ -75,3 +92,13 @@ def _answers(abstention: AbstentionPoint) -> str:
         return "answers no photo"
     share, right = 100 * abstention.coverage, 100 * abstention.accuracy
     return f"abstains below {abstention.threshold:.2f}: answers {share:.0f} %, {right:.1f} % of them right"
+
+
+def _micro(out: Path) -> str:
+    from agridistill.manifest import read_manifest
+    from agridistill.runtime.artefacts import manifest_path
+
+    needs = read_manifest(manifest_path(out)).measured["micro"]
+    arena = needs["arena_bytes"]
+    memory = f"{arena / 1024:.0f} kB of arena" if arena else "arena unknown (pip install tflite-micro measures it)"
+    return f"{out.with_suffix('.c')}, {out.with_suffix('.h').name}: {memory}; operators {', '.join(needs['operators'])}"

@@ -27,13 +27,15 @@ from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import accuracy_interval
 from agridistill.evaluation.representative import representative_batches
 from agridistill.evaluation.selective import AbstentionPoint
+from agridistill.exporting.micro import c_sources, micro_needs, write_sources
 from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models.complexity import complexity
-from agridistill.models.quantised import calibrate, folded, quantised
+from agridistill.models.quantised import calibrate, folded, quantised, with_rounded_logits
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
+from agridistill.runtime.litert import LiteRtBackend
 from agridistill.storage import replacing, require_writable
 
 Precision = Literal["fp32", "int8"]
@@ -100,6 +102,8 @@ def export(
     out: Path,
     *,
     precision: Precision = "fp32",
+    micro: bool = False,
+    batch: int | None = None,
     data: Path | None = None,
     split_file: Path | None = None,
     answers: float = 0.95,
@@ -112,6 +116,9 @@ def export(
         run: a finished run.
         out: `NAME.onnx` or `NAME.tflite`.
         precision: of weights and activations.
+        micro: an int8 `NAME.tflite` for TensorFlow Lite Micro: int8 logits, `NAME.c` and `NAME.h` beside it, and memory
+            and operators in the manifest. Measured with the reference kernels, which compute the same to the bit.
+        batch: 1 fixes the batch of an `.onnx` file, for engines that want every shape fixed; None leaves it open.
         data: the photos that the run learnt from; None takes the folder that it names.
         split_file: which of them are for training and validation, where the run does not know them.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
@@ -127,6 +134,10 @@ def export(
         raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
     require_writable(out)
     _require_own_manifest(out)
+    if micro and (out.suffix, precision) != (".tflite", "int8"):
+        raise ModelError("an int8 .tflite file for micro", f"{precision} '{out.name}'", "pass --precision int8")
+    if batch is not None and (batch != 1 or out.suffix != ".onnx"):
+        raise ModelError("a batch of 1, of an .onnx file", f"{batch} for '{out.name}'", "leave --batch out")
     _require_converter(out.suffix)
     if split_file is not None:
         read_split(split_file)
@@ -143,6 +154,9 @@ def export(
     if precision == "int8":
         begin(progress, "rounding to int8")
     converted = _as_wanted(network, manifest, precision, train)
+    if micro:
+        batches = representative_batches(train.root, train.samples, manifest.preprocessing)
+        converted = with_rounded_logits(converted, batches)
     familiarity = familiarity_of(train.root, train.samples, val.samples, manifest.preprocessing, progress)
     size = complexity(network, manifest.preprocessing.image_size)
     more = _more_to_compare(val, train, choose)
@@ -155,10 +169,11 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         file = Path(folder) / out.name
         begin(progress, f"converting to {precision} {out.suffix}")
-        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8"))
+        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8", batch=batch))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
-        opened = open_artefact(file, engine=ENGINES[file.suffix][0])
+        engine = ENGINES[file.suffix][0]
+        opened = LiteRtBackend(file, draft, reference=True) if micro else open_artefact(file, engine=engine)
         found = [predict_logits(opened, samples, val.root, progress=progress) for samples in (val.samples, more)]
         result = _measured(out, precision, file.stat().st_size, expected, found, answers)
         failures = GATES[precision].failures(result.parity)
@@ -168,6 +183,7 @@ def export(
                 "; ".join(failures),
                 "nothing was written: export fp32, or pass --force",
             )
+        needs = micro_needs(file.read_bytes()) if micro else None
         final = replace(
             draft,
             precision=precision,
@@ -184,10 +200,13 @@ def export(
                 **{key: value for key, value in result.to_json().items() if key not in ("out", "precision")},
                 "parameters": size.parameters,
                 "macs": size.macs,
+                **({"micro": needs.to_json()} if needs else {}),
             },
             familiarity=familiarity.to_json() if familiarity else {},
         )
         _warn(result, found[0])
+        if needs:
+            write_sources(out, c_sources(file.read_bytes(), needs, out.stem, manifest.classes))
         # Both are on the disk before either takes its name: they are of use only together.
         with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
@@ -240,9 +259,9 @@ def _as_wanted(network: nn.Module, manifest: ModelManifest, precision: Precision
         return network
 
 
-def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
+def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None) -> bytes:
     try:
-        return _by_its_converter(network, manifest, suffix, int8=int8)
+        return _by_its_converter(network, manifest, suffix, int8=int8, batch=batch)
     except (AgriDistillError, OSError):
         raise
     except Exception as error:  # converters raise many types on networks that they do not know
@@ -252,7 +271,9 @@ def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8
         ) from error
 
 
-def _by_its_converter(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool) -> bytes:
+def _by_its_converter(
+    network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None
+) -> bytes:
     if suffix == ".onnx":
         try:
             from agridistill.exporting.onnx import to_onnx
@@ -262,7 +283,8 @@ def _by_its_converter(network: nn.Module, manifest: ModelManifest, suffix: str, 
                 f"no module '{error.name}'",
                 "pip install 'agridistill[export]'",
             ) from None
-        content: bytes = to_onnx(network, manifest.preprocessing, int8=int8).SerializeToString()
+        model = to_onnx(network, manifest.preprocessing, int8=int8, batch=batch)
+        content: bytes = model.SerializeToString()
         return content
     from agridistill.exporting.litert import to_litert
 

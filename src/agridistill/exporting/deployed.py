@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agridistill.manifest import Preprocessing
 from agridistill.models.normalisation import normalise_batch
-from agridistill.models.quantised import PhotoLevels
+from agridistill.models.quantised import PhotoLevels, UnitClamp
 from agridistill.models.rounding import (
     HIGH,
     LOW,
@@ -76,6 +76,9 @@ def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, PhotoLevels):
                 setattr(parent, name, (_UnsignedPixels if unsigned else _SignedPixels)(child))
+            elif isinstance(child, UnitClamp):
+                # Levels of the rounding after it lie between 0 and 1.
+                setattr(parent, name, nn.Identity())
             elif isinstance(child, ActivationRounding):
                 setattr(parent, name, _Activation(child))
             elif isinstance(child, RoundedConv2d):

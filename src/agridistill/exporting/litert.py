@@ -10,6 +10,7 @@ from torch import nn
 
 from agridistill.errors import MissingExtraError
 from agridistill.exporting.deployed import Deployed, DeployedInt8
+from agridistill.exporting.flatbuffer import with_pixel_levels
 from agridistill.exporting.quiet import quiet
 from agridistill.manifest import Preprocessing
 
@@ -23,7 +24,8 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
         int8: writes the roundings of the network.
 
     Returns:
-        A file's content, with the input `(1, S, S, 3)` uint8 and the output `(1, K)` float32.
+        A file's content, with the input `(1, S, S, 3)` uint8 and the output `(1, K)` float32; int8 of a
+        network from `models.quantised.with_rounded_logits`.
 
     Raises:
         MissingExtraError: litert-torch is not installed.
@@ -45,4 +47,5 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
         example = (torch.zeros(1, size, size, 3, dtype=torch.uint8),)
         file = Path(folder) / "model.tflite"
         litert_torch.convert(deployed, example, quant_config=static if int8 else None).export(str(file))
-        return file.read_bytes()
+        content = file.read_bytes()
+    return with_pixel_levels(content) if int8 else content

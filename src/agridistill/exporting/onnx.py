@@ -25,13 +25,16 @@ OPSET = 18
 op: Any = opset18
 
 
-def to_onnx(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> onnx.ModelProto:
+def to_onnx(
+    network: nn.Module, preprocessing: Preprocessing, *, int8: bool, batch: int | None = None
+) -> onnx.ModelProto:
     """Converts a network.
 
     Args:
         network: takes normalised photos; for int8 one from `models.quantised`, calibrated.
         preprocessing: of its input; becomes part of the graph (an int8 network has taken it in already).
         int8: writes the roundings of the network.
+        batch: N, for engines that want every shape fixed; None leaves it open.
 
     Returns:
         A model with the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32.
@@ -41,10 +44,10 @@ def to_onnx(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> 
     with quiet():
         program = torch.onnx.export(
             deployed,
-            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            (torch.zeros(batch or 2, size, size, 3, dtype=torch.uint8),),
             input_names=["pixels"],
             output_names=["logits"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("photos")}},
+            dynamic_shapes=None if batch else {"pixels": {0: torch.export.Dim("photos")}},
             opset_version=OPSET,
             custom_translation_table=_TRANSLATIONS if int8 else None,
             dynamo=True,

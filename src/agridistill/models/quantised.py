@@ -72,7 +72,18 @@ class PhotoLevels(nn.Module):
         conv.bias = nn.Parameter(bias)
 
 
-_FUSED = (nn.ReLU, nn.ReLU6)
+class UnitClamp(nn.Module):
+    """What is left of a hard sigmoid whose slope and offset are in the convolution before it: values from 0 to 1.
+
+    The rounding after it clips the same, so a file needs no operator for it.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape in, the same out."""
+        return values.clamp(0, 1)
+
+
+_FUSED = (nn.ReLU, nn.ReLU6, UnitClamp)
 _STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, GlobalMean)
 _STORED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
 _STORED_METHODS = ("mean",)
@@ -105,6 +116,7 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
     _refuse_others(graph, type(network).__name__)
     if equalised:
         equalise(graph)
+    _fold_hard_sigmoids(graph)
     _take_pixels(graph, preprocessing, type(network).__name__)
     _round_weights(graph)
     _round_activations(graph)
@@ -156,6 +168,24 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges =
         rounding.calibrate(ranges)
 
 
+def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """The network with its logits rounded to 8 bits as well, for engines without float operators.
+
+    Args:
+        network: from `quantised`, calibrated.
+        batches: as for `calibrate`; their logits are not clipped.
+    """
+    rounding = ActivationRounding()
+    rounding.observe()
+    network.eval()
+    with torch.no_grad():
+        for batch in batches:
+            rounding(network(batch))
+    # The greatest logit is the answer: of all values it is the last to be clipped.
+    rounding.calibrate("min_max")
+    return nn.Sequential(network, rounding)
+
+
 def _fold_batch_norm(graph: fx.GraphModule) -> None:
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
@@ -204,6 +234,23 @@ def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing, name: str)
     with graph.graph.inserting_after(photo):
         node = graph.graph.call_module("photo_levels", (photo,))
     photo.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+
+
+@torch.no_grad()
+def _fold_hard_sigmoids(graph: fx.GraphModule) -> None:
+    """Takes x / 6 + 1 / 2 into the convolution that gives x: int8 formats have no hard sigmoid of their own."""
+    modules = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.Hardsigmoid):
+            continue
+        (source,) = node.all_input_nodes
+        conv = modules.get(str(source.target)) if source.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or len(source.users) != 1:
+            continue
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        conv.weight /= 6
+        conv.bias = nn.Parameter(bias / 6 + 0.5)
+        _replace(graph, str(node.target), UnitClamp())
 
 
 def _round_weights(graph: fx.GraphModule) -> None:

@@ -22,15 +22,16 @@ class LiteRtBackend:
         path: of the file, whose sha256 has been checked.
         manifest: of the file.
         threads: of one prediction; 0 takes one for each core.
+        reference: runs the reference kernels, slow and bit-identical to TensorFlow Lite Micro.
 
     Raises:
         MissingExtraError: the engine is not installed.
         ModelError: the engine cannot run the file.
     """
 
-    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, reference: bool = False) -> None:
         self.manifest = manifest
-        self._interpreter = _interpreter(path, threads or os.cpu_count() or 1)
+        self._interpreter = _interpreter(path, threads or os.cpu_count() or 1, reference=reference)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         size = manifest.preprocessing.image_size
         if len(inputs) != 1 or inputs[0]["dtype"] != np.uint8 or list(inputs[0]["shape"]) != [1, size, size, 3]:
@@ -53,9 +54,9 @@ class LiteRtBackend:
         return np.stack(rows) if rows else np.empty((0, len(self.manifest.classes)), np.float32)
 
 
-def _interpreter(path: Path, threads: int) -> Any:
+def _interpreter(path: Path, threads: int, *, reference: bool) -> Any:
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "LiteRT, to run a .tflite file", f"no module '{error.name}'", "pip install ai-edge-litert"
@@ -63,7 +64,8 @@ def _interpreter(path: Path, threads: int) -> Any:
     try:
         # Its INFO lines, such as that of XNNPACK, speak to the engine's own developers, and no setting silences them.
         with without_lines(b"INFO: "):
-            interpreter = Interpreter(str(path), num_threads=threads)
+            kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+            interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -40,20 +40,21 @@ class OnnxRuntimeBackend:
         except Exception as error:  # the engine's exceptions share no public base
             reason = " ".join(str(error).split())[:200]
             raise ModelError("a model that ONNX Runtime can run", f"'{path}' ({reason})", "export it again") from None
-        self._input = _require_pixels(self._session, path, manifest.preprocessing.image_size)
+        self._input, self._at_once = _require_pixels(self._session, path, manifest.preprocessing.image_size)
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
         parts = [np.empty((0, len(self.manifest.classes)), np.float32)] if not len(pixels) else []
-        for start in range(0, len(pixels), PHOTOS_AT_ONCE):
-            parts += self._session.run(None, {self._input: pixels[start : start + PHOTOS_AT_ONCE]})
+        for start in range(0, len(pixels), self._at_once):
+            parts += self._session.run(None, {self._input: pixels[start : start + self._at_once]})
         return np.concatenate(parts).astype(np.float32, copy=False)
 
 
-def _require_pixels(session: onnxruntime.InferenceSession, path: Path, size: int) -> str:
+def _require_pixels(session: onnxruntime.InferenceSession, path: Path, size: int) -> tuple[str, int]:
+    """The input's name, and how many photos it is given at once."""
     inputs = session.get_inputs()
     shape = list(inputs[0].shape)[1:] if inputs else []
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shape != [size, size, 3]:
         told = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
         raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", f"{told} in '{path}'", "export it again")
-    return str(inputs[0].name)
+    return str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else PHOTOS_AT_ONCE

@@ -44,14 +44,18 @@ class OpenVinoBackend:
             raise ModelError("a model that OpenVINO can run", f"'{path}' ({reason})", "export it again") from None
         size = manifest.preprocessing.image_size
         inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
-        if inputs != [f"u8 [?,{size},{size},3]"]:
+        if inputs not in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"]):
             told = ", ".join(inputs)
             raise ModelError(
                 f"one input of uint8 photos (N, {size}, {size}, 3)", f"{told} in '{path}'", "export it again"
             )
+        self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
         self._request = compiled.create_infer_request()
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        if self._one_by_one and len(pixels) != 1:
+            rows = [self.logits(photo[None]) for photo in pixels]
+            return np.concatenate([np.empty((0, len(self.manifest.classes)), np.float32), *rows])
         result = self._request.infer([pixels])
         return np.array(next(iter(result.values())), np.float32)
