@@ -168,7 +168,7 @@ def test_a_message_that_arrives_between_two_losses_is_not_denied() -> None:
 def test_a_broker_that_is_silent_to_mqtt_5_is_asked_by_3(
     broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt_session, "_CONNECT_S", 0.3)
+    monkeypatch.setattr(mqtt_session, "CONNECT_S", 0.3)
     broker.start()
     receiver = Receiver(broker.port)
     fill(outbox, 20)

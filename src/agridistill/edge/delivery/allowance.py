@@ -68,8 +68,8 @@ class Allowance:
         if not self.retain:
             self._warn_once(
                 "retain",
-                f"the broker {self.where} keeps no retained messages: whoever connects later, Home Assistant too, knows "
-                "status, state and plots only when they are sent again, after 10 minutes at most",
+                f"the broker {self.where} keeps no retained messages: a later subscriber, such as Home Assistant, gets "
+                "status, state and plots when they are sent again, after 10 minutes at most",
             )
         if not self.qos:
             self._warn_once(
@@ -139,7 +139,7 @@ class Allowance:
         elif this_alone:
             group = "message"
             told = (
-                f"the broker {self.where} does not take a message on '{item.topic}' ({reason}): it waits in the outbox, "
+                f"the broker {self.where} does not take a message on '{item.topic}' ({reason}): it waits in the outbox "
                 "and later ones pass it"
             )
         else:

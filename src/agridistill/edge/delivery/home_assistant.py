@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agridistill.edge.delivery.broker import BrokerSettings, plot_level
-from agridistill.edge.delivery.mqtt_session import OFFLINE, ONLINE
+from agridistill.edge.delivery.mqtt_client import OFFLINE, ONLINE
 from agridistill.version import __version__
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import ssl
 import time
 from collections import deque
@@ -13,20 +11,18 @@ from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agridistill.edge.delivery.allowance import Allowance, UnderWay
 from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.delivery.mqtt_client import CONNECT_S, OFFLINE, ONLINE, create_client, hang_up, let_go
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import OutboxError
 
 logger = logging.getLogger(__name__)
 
-ONLINE, OFFLINE = b"online", b"offline"
 _POLL_S = 0.02
-_CONNECT_S = 10.0
 _GOODBYE_S = 5.0
 _TELL_EVERY_S = 1.0
 # For a broker that keeps no retained messages.
@@ -34,7 +30,7 @@ _TELL_ALL_EVERY_S = 600.0
 _LONGEST_ORDER_BYTES = 2_000_000
 _SKIMMED = 200
 # Reason codes of MQTT 5.
-_WITH_WILL, _NO_RETAIN, _NO_QOS = 0x04, 0x9A, 0x9B
+_NO_RETAIN, _NO_QOS = 0x9A, 0x9B
 
 
 class LostError(Exception):
@@ -88,21 +84,7 @@ class Session:
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.is_proven = False
         """Whether the broker took something, or nothing waits for it."""
-        # A clean session: whatever an earlier connection left at the broker is not this one's. The same id: the broker
-        # ends an earlier connection that only seems to be there now, and not, with its last will, after our "online".
-        client = self._client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=settings.client_id,
-            protocol=protocol,
-            clean_session=None if self._is_new else True,
-        )
-        client.max_inflight_messages_set(0)  # the window is ours
-        client.connect_timeout = _CONNECT_S
-        if settings.username is not None:
-            client.username_pw_set(settings.username, settings.password)
-        if tls is not None:
-            client.tls_set_context(tls)
-        client.will_set(settings.status_topic, OFFLINE, qos=self._allowance.qos, retain=self._allowance.retain)
+        client = self._client = create_client(settings, tls, protocol, self._allowance)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -120,7 +102,7 @@ class Session:
             OSError: nobody is there.
         """
         self._client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s)
-        deadline = time.monotonic() + _CONNECT_S
+        deadline = time.monotonic() + CONNECT_S
         # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know, or is silent (amqtt).
         unanswered = OldProtocolError if self._is_new else LostError
         while not self._accepted:
@@ -194,22 +176,8 @@ class Session:
                 logger.info("acknowledged messages will be sent again: %s", error)
             self._acknowledged = []
         if not self._said_goodbye:
-            self._hang_up()
-        self._client.loop(0)
-        # paho closes the pair of sockets that wakes it when the client is let go of. In a circle with its callbacks
-        # that is some day: a broker that refuses for hours would fill the table of open files before.
-        client = self._client
-        client.on_connect = client.on_disconnect = client.on_message = None
-        client.on_publish = client.on_subscribe = client.on_unsubscribe = None
-
-    def _hang_up(self) -> None:
-        """Ends the connection so that the broker publishes the last will: the device is not there any more."""
-        if self._is_new and self._accepted:
-            self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL))
-        elif (connection := self._client.socket()) is not None:
-            # By 3.1.1 every DISCONNECT takes the last will back.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            hang_up(self._client, can_say_why=self._is_new and self._accepted)
+        let_go(self._client)
 
     def _look_what_to_tell(self) -> None:
         """Retained topics that the broker does not know yet as they are."""
