@@ -8,7 +8,7 @@ ENGINES_STAMP := $(VENV)/.engines-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo check test test-bare torture format clean
+.PHONY: help install demo check test test-all peers test-bare torture format clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,7 +42,17 @@ check: $(STAMP) ## Lint, types and architecture.
 	$(BIN)/lint-imports
 
 test: check $(ENGINES_STAMP) ## Run the checks, then all tests with coverage.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) -m "not slow" --cov --cov-fail-under=85
+
+test-all: check $(ENGINES_STAMP) peers ## Run the checks, then all tests, also against other brokers.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --cov --cov-fail-under=85
+
+# RabbitMQ comes from the system: apt-get install rabbitmq-server.
+peers: ## Install amqtt (pip) and aedes (npm) into .peers, for test-all.
+	@test -e .peers/bin/amqtt || { $(PYTHON) -m venv .peers && .peers/bin/pip install --quiet "amqtt==0.12.1"; } || \
+	  echo "warning: amqtt cannot be installed here; its tests are skipped"
+	@test -e .peers/node_modules/aedes || npm install --silent --prefix .peers aedes@1.2.0 || \
+	  echo "warning: aedes cannot be installed here; its tests are skipped"
 
 test-bare: $(ENGINES_STAMP) ## Run all tests as on a machine with Python, pip and make alone.
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

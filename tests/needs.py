@@ -44,6 +44,18 @@ def chromium() -> str | None:
     return program("chromium", "chromium-browser", "google-chrome")
 
 
+def peers() -> Path:
+    """Where `make peers` puts brokers that are no programs of the system."""
+    return Path(os.environ.get("AGRIDISTILL_PEERS", Path(__file__).parents[1] / ".peers"))
+
+
+def _peer(name: str, path: str, *needs: str) -> Need:
+    return Need(
+        f"needs {name}, which is not on this machine: make peers",
+        lambda: (peers() / path).exists() and all(program(each) for each in needs),
+    )
+
+
 def _has_ipv6() -> bool:
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -62,6 +74,9 @@ def _program(name: str, how: str, *, find: Callable[[], str | None] | None = Non
 NEEDS = {
     "mosquitto": _program("mosquitto", "apt-get install mosquitto"),
     "mosquitto_passwd": _program("mosquitto_passwd", "apt-get install mosquitto"),
+    "rabbitmq-server": _program("rabbitmq-server", "apt-get install rabbitmq-server"),
+    "amqtt": _peer("amqtt", "bin/amqtt"),
+    "aedes": _peer("aedes", "node_modules/aedes", "node"),
     "chromium": _program("Chromium", "apt-get install chromium", find=chromium),
     "openssl": _program("openssl", "apt-get install openssl"),
     "cc": _program("cc", "apt-get install gcc"),

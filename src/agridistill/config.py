@@ -74,7 +74,7 @@ def read_recipe(recipe: Path | str) -> Recipe:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = nearest(path.stem, shipped_recipes()).removeprefix("known: ")
+        known = ", ".join(shipped_recipes())
         raise ConfigError(
             "a recipe file or the name of a shipped recipe",
             f"'{recipe}', which does not exist",

@@ -18,6 +18,7 @@ from agridistill.cli.output import next_command
 from agridistill.cli.verdicts import print_verdict
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.evaluation.verdict import Level, ModelVerdict
+from agridistill.exporting.forms import DeviceForm
 from agridistill.progress import ProgressCallback
 from agridistill.training.result import stored_result
 from agridistill.training.run_folder import RunFolder
@@ -166,7 +167,8 @@ def test_a_teacher_is_proposed_for_the_device_only_where_it_is_usable(
     monkeypatch.setattr(
         "agridistill.training.run.distill", lambda *args, **options: stored_result(RunFolder(student_run))
     )
-    monkeypatch.setattr("agridistill.cli.device_forms.propose_form", lambda *args, **options: teacher)
+    forms = (DeviceForm(teacher, "a", 0.9, 100, 9.0, 4_000_000), DeviceForm(student_run, "b", 0.5, 100, 3.0, 3_000_000))
+    monkeypatch.setattr("agridistill.cli.device_forms.measure_forms", lambda *args, **options: forms)
     verdict = ModelVerdict(level, "Not usable: it guesses")
     monkeypatch.setattr("agridistill.cli.verdicts.verdict_on_run", lambda run: verdict)
     code, _, err = run(capsys, "distill", leaves, "--teacher", teacher, "--out", tmp_path / "student", *FAST)

@@ -56,3 +56,14 @@ def test_the_file_lies_in_a_run_or_beside_an_artefact(tmp_path: Path) -> None:
 
 def test_no_photo_is_known_to_a_model_that_learnt_none() -> None:
     assert LearntPhotos(frozenset()).count([1, 2]) == 0
+
+
+def test_photos_of_earlier_models_are_inherited(tmp_path: Path) -> None:
+    earlier, later = tmp_path / "a.learnt", tmp_path / "b.learnt"
+    write_learnt(earlier, DATA, [1, 2])
+    known = read_learnt(earlier, manifest())
+    assert known is not None
+    write_learnt(later, DATA, [3], [known])
+    both = read_learnt(later, manifest())
+    assert both is not None
+    assert both.count([1, 2, 3, 4]) == 3

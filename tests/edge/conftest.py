@@ -107,6 +107,7 @@ class Wire:
     def __init__(self, target: int) -> None:
         self.port, self._target = free_port(), target
         self.silent, self.swallow_acks, self.connections = False, 0, 0
+        self.denied: Callable[[str, bytes], bool] = lambda topic, payload: False  # closes, as RabbitMQ and aedes do
         self.under_way = self.most_under_way = self.publishes = 0
         self._open = True
         self._server = socket.create_server(("127.0.0.1", self.port))
@@ -136,6 +137,8 @@ class Wire:
         try:
             while packet := _packet(source):
                 kind = packet[0] >> 4
+                if from_device and kind == 3 and self.denied(*_published(packet)):
+                    break
                 if from_device and kind == 3 and (packet[0] >> 1) & 3:  # PUBLISH of QoS 1
                     self.publishes += 1
                     self.under_way += 1
@@ -175,6 +178,12 @@ def _packet(source: socket.socket) -> bytes:
             return b""
         head, length = head + part, length - len(part)
     return head
+
+
+def _published(packet: bytes) -> tuple[str, bytes]:
+    start = next(index for index in range(1, 5) if packet[index] < 128) + 1
+    length = int.from_bytes(packet[start : start + 2], "big")
+    return packet[start + 2 : start + 2 + length].decode(), packet[start + 2 + length :]
 
 
 @pytest.fixture

@@ -100,6 +100,10 @@ def test_a_command_that_is_not_there_is_told_at_the_start(
     assert "the command 'no-such-notifier' cannot be run: alerts wait until it can" in caplog.text
 
 
+def states_of(receiver: Receiver) -> list[bytes]:
+    return [payload for topic, payload in list(receiver.got) if topic == "farm/pi/state"]
+
+
 def test_detections_alerts_and_state_reach_the_broker(
     photos: Path, settings: WatchSettings, state: Path, broker: Broker
 ) -> None:
@@ -113,6 +117,8 @@ def test_detections_alerts_and_state_reach_the_broker(
         wait_for(lambda: len(receiver.payloads()) == 4 and heard.alerts, what="detections and an alert")
         wait_for(lambda: any(topic == "farm/pi/plots/north" for topic, _ in receiver.got))
         wait_for(lambda: receiver.payloads("/alerts/"))
+        # At once, and not with the state that is written every 10 s.
+        wait_for(lambda: any(b'"open_alerts": 1' in payload for payload in states_of(receiver)), 5, "the alert's state")
     wait_for(lambda: ("farm/pi/status", b"offline") in receiver.got)
     receiver.close()
     got = dict(receiver.got)
@@ -128,7 +134,10 @@ def test_detections_alerts_and_state_reach_the_broker(
     (alert,) = [json.loads(payload) for payload in receiver.payloads("/alerts/")]
     assert (alert["rule"], alert["change"], alert["state"], alert["plot"]) == ("too red", "opened", "open", "north")
     assert json.loads(got["farm/pi/plots/north"])["label"] == "red"
-    assert json.loads(got["homeassistant/sensor/farm_pi/plot_north/config"])["state_topic"] == "farm/pi/plots/north"
+    plot = json.loads(got["farm/pi/plots/north"])
+    assert (plot["condition"], plot["leaves"], plot["ill_leaves"]) == ("red", 4, 4)
+    sensors = json.loads(got["homeassistant/device/farm_pi/config"])["cmps"]
+    assert sensors["plot_north"]["state_topic"] == "farm/pi/plots/north"
 
 
 def test_alerts_run_a_command(photos: Path, settings: WatchSettings, state: Path, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from agridistill.cli.device_forms import better_teacher_line, form_lines
+import pytest
+
+from agridistill.cli.device_forms import better_form, form_lines, known_forms, measure_forms
 from agridistill.exporting.forms import DeviceForm, _rank, device_forms
 from agridistill.training.run import distill, train
 from agridistill.training.settings import (
@@ -33,7 +33,7 @@ def test_the_more_accurate_form_is_proposed_unless_the_photos_cannot_tell_them_a
 
 def test_the_lines_name_accuracy_latency_and_size_of_each_and_the_reason() -> None:
     lines = form_lines([form("teacher", 0.95, 9.0), form("student", 0.80, 3.0)])
-    assert "95.0%" in lines[0]
+    assert "95 %" in lines[0]
     assert "9.0 ms" in lines[0]
     assert "4.0 MB" in lines[0]
     assert lines[-1] == "For a device: teacher, more accurate."
@@ -56,27 +56,46 @@ def test_a_swin_has_no_int8_form(student_run: Path, teacher_run: Path) -> None:
     assert device_forms(student_run, teacher_run) == ()
 
 
-def test_the_export_of_a_student_names_a_teacher_that_is_clearly_better(
-    leaves: Path, student_run: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def two_runs(student_run: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A teacher that is usable by its evaluation, and a student."""
     teacher, student = (Path(shutil.copytree(student_run, tmp_path / name)) for name in ("teacher", "student"))
-    edit(student / "environment.json", lambda document: document.update(teacher=str(teacher)))
-    edit(student / "manifest.json", lambda document: document["lineage"].update(teacher_sha256="0" * 64))
-    for accuracy, interval, named in ((0.5, [0.4, 0.6], True), (0.5, [0.2, 0.95], False)):
-        edit(teacher / "evaluation.json", lambda document: document.update(accuracy=0.9))
-        edit(
-            student / "evaluation.json",
-            lambda document, accuracy=accuracy, interval=interval: document.update(
-                accuracy=accuracy, accuracy_ci95=interval
-            ),
-        )
-        line = better_teacher_line(student)
-        assert (str(teacher) in line and "90.0% against 50.0%" in line) == named
-        assert bool(line) == named
-    assert better_teacher_line(student_run) == ""
+    return teacher, student
 
 
-def edit(path: Path, how: Callable[[dict[str, Any]], object]) -> None:
-    document = json.loads(path.read_text())
-    how(document)
-    path.write_text(json.dumps(document))
+def test_measured_forms_are_kept_and_named_again(
+    two_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = two_runs
+    monkeypatch.setattr("agridistill.cli.verdicts.verdict_on_run", lambda run: None)
+    measured = (
+        DeviceForm(teacher, "a", 0.9, 100, 9.0, 4_000_000),
+        DeviceForm(student, "b", 0.5, 100, 3.0, 3_000_000),
+    )
+    monkeypatch.setattr("agridistill.exporting.forms.device_forms", lambda *args, **options: measured)
+    assert measure_forms(student, teacher, data=Path("photos")) == measured
+    assert known_forms(student) == measured
+    assert better_form(student, measured) == teacher
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert "90 % of 100 validation photos (95 % interval 83 % to 94 %), 9.0 ms, 4.0 MB" in err
+    assert better_form(student, measured[::-1]) is None
+    assert known_forms(teacher) == ()
+    shutil.rmtree(teacher)
+    assert known_forms(student) == ()
+
+
+def test_a_form_that_misses_its_gate_is_never_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = replace(form("teacher", 0.95, 9.0), misses="same answer on 91 % instead of 95 %")
+    forms = [missing, form("student", 0.80, 3.0)]
+    ranked = sorted(forms, key=_rank(forms))
+    assert [each.model for each in ranked] == ["student", "teacher"]
+    assert better_form(Path("student"), ranked) is None
+    assert "cannot be exported in int8: same answer on 91 %" in capsys.readouterr().err.replace("\n", " ")
+    assert better_form(Path("student"), [missing]) is None
+
+
+def test_the_reason_does_not_deny_a_lower_accuracy() -> None:
+    assert form_lines([form("s", 0.88, 2.5), form("t", 0.92, 7.9)])[-1].endswith(
+        "faster; 100 photos are too few to tell their accuracies apart."
+    )
+    assert form_lines([form("s", 0.9, 2.5), form("t", 0.9, 7.9)])[-1].endswith("s, faster, and as accurate.")

@@ -21,7 +21,7 @@ from tests.edge.looks import state
 
 from agridistill.edge.alerts.defaults import ill_classes
 from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.pooling import PlotView
+from agridistill.edge.alerts.plot_report import PlotReport
 from agridistill.edge.delivery.payloads import alert_payload, detection_payload, plot_payload, state_payload
 from agridistill.edge.events import AgentState, Alert, Detection
 from agridistill.edge.settings import WatchSettings, read_settings
@@ -82,7 +82,10 @@ def test_real_messages_fit_their_schemas(name: str) -> None:
     payloads = {
         "detection": [detection_payload(detection), detection_payload(unusable)],
         "alert": [alert_payload(AlertMessage("opened", alert, 0.0))],
-        "plot": [plot_payload(PlotView("north", 3, "blight", 0.9, {"blight": 0.8, "healthy": 0.2}))],
+        "plot": [
+            plot_payload(PlotReport("north", 1.0, 3, 0.8, "blight", {"blight": 0.8, "healthy": 0.2})),
+            plot_payload(PlotReport("south", 1.0)),
+        ],
         "state": [state_payload(state()), state_payload(without_broker)],
     }
     schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text())

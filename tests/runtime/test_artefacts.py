@@ -76,6 +76,7 @@ def one_byte_changed(model: Path) -> None:
 def of_another_file(model: Path) -> None:
     shutil.copy(model, model.with_name("other.onnx"))
     changed(model, weights_file="other.onnx")
+    model.write_bytes(model.read_bytes() + b" ")
 
 
 def pointing_outside(model: Path) -> None:
@@ -88,7 +89,10 @@ def pointing_outside(model: Path) -> None:
     [
         (without_manifest, r"expected a model manifest; got no file '.*m\.json'; name a finished run or an exported"),
         (one_byte_changed, r"expected weights with sha256 \w{12}…; got \w{12}… in '.*m\.onnx'; the file was changed"),
-        (of_another_file, r"expected the manifest of 'm\.onnx'; got one of 'other\.onnx'; export it again"),
+        (
+            of_another_file,
+            r"expected the manifest of 'm\.onnx'; got one of 'other\.onnx'; copy its own manifest beside it",
+        ),
         (pointing_outside, r"expected a weights file beside its manifest; got '\.\./outside\.onnx'; use another model"),
         (
             lambda model: replaced(model, b"no model"),
@@ -129,3 +133,11 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
         ModelError, match=r"expected a run folder or an exported model \(\.onnx, \.tflite\); got '.*m\.pt'; name one"
     ):
         load(tmp_path / "m.pt")
+
+
+def test_a_model_whose_two_files_were_renamed_alike_is_the_same_model(colour_model: Path, tmp_path: Path) -> None:
+    for suffix in (".onnx", ".json"):
+        shutil.copy(colour_model.with_suffix(suffix), tmp_path / f"other{suffix}")
+    photo = np.zeros((1, 16, 16, 3), np.uint8)
+    found = [open_artefact(file).logits(photo) for file in (colour_model, tmp_path / "other.onnx")]
+    np.testing.assert_array_equal(*found)

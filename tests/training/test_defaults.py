@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from agridistill.config import distill_config, train_config
 from agridistill.training.defaults import (
@@ -111,19 +113,35 @@ def test_weights_of_a_run_bring_its_network_and_photo_size(student_run: Path) ->
     assert choice.recipe["data"]["image_size"] == 64
 
 
-def test_weights_of_a_fine_tuned_run_are_fine_tuned_on(student_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"freeze_norm": True, "lr": 5e-4, "layer_decay": 0.9}, {"freeze_norm": True, "lr": 5e-4, "epochs": 23}),
+        # As the GPU's default trains a Swin.
+        ({"head_first": True, "lr": 2e-4, "layer_decay": 0.8}, {"head_first": True, "lr": 2e-4, "layer_decay": 0.8}),
+        ({}, {}),
+    ],
+)
+def test_weights_of_a_fine_tuned_run_are_fine_tuned_on(
+    settings: dict[str, Any], kept: dict[str, Any], student_run: Path, tmp_path: Path
+) -> None:
     earlier = Path(shutil.copytree(student_run, tmp_path / "earlier"))
-    assert "freeze_norm" not in choose("train", {"train": {"weights": str(earlier)}}, LAPTOP).recipe["train"]
-    recipe = earlier / "recipe.toml"
-    recipe.write_text(recipe.read_text().replace("freeze_norm = false", "freeze_norm = true"))
+    recipe = tomllib.loads((earlier / "recipe.toml").read_text())
+    recipe["train"] |= settings
+    (earlier / "recipe.toml").write_text(tomli_w.dumps(recipe))
     chosen = choose("train", {"train": {"weights": str(earlier)}}, LAPTOP).recipe["train"]
-    assert {key: chosen[key] for key in ("freeze_norm", "lr", "layer_decay")} == {
-        "freeze_norm": True,
-        "lr": 5e-4,
-        "layer_decay": 0.9,
-    }
+    assert {key: chosen[key] for key in kept} == kept
+    if not settings:
+        assert not {"freeze_norm", "head_first", "lr"} & set(chosen)
     rounded = choose("distill", {"distill": {"weights": str(earlier), "int8": True}}, LAPTOP).recipe["distill"]
-    assert "freeze_norm" not in rounded
+    assert not {"freeze_norm", "head_first", "lr"} & set(rounded)
+
+
+def test_the_embedded_network_is_trained_alike_whether_named_or_chosen() -> None:
+    chosen, named = choose("train", {}, LAPTOP).recipe, choose("train", {"train": {"model": EMBEDDED}}, LAPTOP).recipe
+    assert named == chosen
+    scratch = choose("train", {"train": {"model": EMBEDDED, "pretrained": False}}, LAPTOP).recipe["train"]
+    assert "freeze_norm" not in scratch
 
 
 def test_the_situation_counts_the_photos_that_will_be_learnt_from(leaves: Path) -> None:

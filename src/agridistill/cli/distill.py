@@ -106,18 +106,12 @@ def distill(
     verdict = options.show_result(result, json=json, model=config.distill.model, finished=finished)
     if teacher is not None and not config.distill.int8:
         _tell_of_weaker_teacher(result, teacher)
-    if teacher is not None and not finished and is_first_process(config.distill.processes):
-        from agridistill.cli.device_forms import propose_form
-        from agridistill.cli.verdicts import verdict_on_run
+    if teacher is not None and is_first_process(config.distill.processes):
+        from agridistill.cli.device_forms import better_form, known_forms, measure_forms
 
-        best = propose_form(out, teacher, data=data)
-        if best != out:
-            of_teacher = verdict_on_run(teacher)
-            if of_teacher is None or of_teacher.usable:
-                export_teacher = ("--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
-                next_command("export", best, *export_teacher)
-            else:
-                stderr.print(f"  but {of_teacher.headline[0].lower()}{of_teacher.headline[1:]}.", markup=False)
+        best = better_form(out, known_forms(out) if finished else measure_forms(out, teacher, data=data))
+        if best is not None:
+            next_command("export", best, "--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
             return
     if verdict.usable:
         from agridistill.cli.next_steps import export_of

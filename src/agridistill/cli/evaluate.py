@@ -53,7 +53,7 @@ def evaluate(
         result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
     if result.split == "all" != split:
         split = "all"
-        stderr.print("The model has learnt from none of these photos: all of them test it.")
+        stderr.print("No photo that the model has learnt from is recognised here: all of them test it.")
     if result.skipped:
         first = result.skipped_photos[0]
         stderr.print(f"left out: {result.skipped} unreadable photos, the first {first}", markup=False)

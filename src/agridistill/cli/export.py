@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.cli.output import next_command, print_json, progress_bar, sibling, stderr
 
 if TYPE_CHECKING:
     from agridistill.evaluation.selective import AbstentionPoint
@@ -49,7 +49,7 @@ def export(
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
-    from agridistill.cli.device_forms import better_teacher_line
+    from agridistill.cli.device_forms import better_form, known_forms
     from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
 
     with progress_bar("reading photos") as progress:
@@ -79,10 +79,11 @@ def export(
             markup=False,
         )
     print_verdict(verdict, json=True)
-    if precision == "int8" and (better := better_teacher_line(run)):
-        stderr.print(better, markup=False)
     if format == "micro" and not json:
         stderr.print(_micro(out), markup=False)
+    if precision == "int8" and (best := better_form(run, known_forms(run))) is not None:
+        next_command("export", best, "--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
+        return
     if verdict.usable:
         next_command("predict", out, "IMAGE")
 

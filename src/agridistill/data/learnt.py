@@ -1,5 +1,8 @@
 """Which photos a model has learnt from, without their names: a file beside it, by which `evaluate` knows them again.
 
+These are the photos of training and validation (which chose its epoch and threshold), those of the run that it began
+from, and its teacher's.
+
 Each photo has five bytes in it, of a hash of its perceptual hash: nothing of the photo can be seen, and copies under
 other names, in other sizes or of other quality are known as well (of resized and recompressed ones about nine in ten).
 9,000 photos take 45 kB.
@@ -50,15 +53,18 @@ def learnt_path(model: Path) -> Path:
     return model / RUN_NAME if model.is_dir() else model.with_suffix(SUFFIX)
 
 
-def write_learnt(path: Path, data_fingerprint: str, phashes: Iterable[int]) -> None:
+def write_learnt(
+    path: Path, data_fingerprint: str, phashes: Iterable[int], inherited: Iterable[LearntPhotos] = ()
+) -> None:
     """Writes the file, whole or not at all.
 
     Args:
         path: to write.
         data_fingerprint: of the data, as in the model's lineage: it says whose file this is.
-        phashes: 64-bit perceptual hashes of the training photos.
+        phashes: 64-bit perceptual hashes of the photos.
+        inherited: photos of the models that this one learnt from.
     """
-    entries = sorted({_entry(phash) for phash in phashes})
+    entries = sorted({_entry(phash) for phash in phashes}.union(*(each.entries for each in inherited)))
     with replacing(path) as temporary:
         temporary.write_bytes(_MAGIC + _fingerprint(data_fingerprint) + b"".join(entries))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
+from agridistill.edge.alerts.open_alerts import open_alerts_json
 from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.decisions.current_model import CurrentModel
 from agridistill.edge.decisions.deciding import thumbnail
@@ -190,6 +191,7 @@ class Agent:
         # First the history: an alert that goes out must be known by its id after a kill.
         if time.monotonic() < self._warn_again_at or not self._keep_alerts():
             return
+        has_news = False
         for message in self.plots.messages():
             kept = Message(alert_payload(message), "alert", message.alert.plot, message.event_id)
             # One that was handed over may be delivered and gone by the next try: it must not go out twice.
@@ -209,7 +211,10 @@ class Agent:
             del self._handed[message.event_id]
             logger.warning("alert %s: %s", message.change, message.alert.text)
             self._hooks.alert(message)
+            has_news = True
         self._keep_alerts()
+        if has_news:
+            self.beat(now=True)  # the broker reads the state
 
     def _keep_alerts(self) -> bool:
         try:
@@ -276,6 +281,7 @@ class Agent:
             trouble=self._trouble,
             finished=self._finished,
             cannot_warn=self.plots.cannot_warn,
+            alerts=open_alerts_json(self.plots.open_alerts),
         )
 
 

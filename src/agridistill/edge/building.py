@@ -15,6 +15,7 @@ from agridistill.edge.agent import Agent, Hooks, Stores
 from agridistill.edge.alerts.defaults import ill_classes, why_all_is_ill
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.broker_link import BrokerLink
 from agridistill.edge.decisions.current_model import CurrentModel, require_model
 from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
@@ -30,7 +31,7 @@ from agridistill.edge.updates.keys import read_trusted_keys
 from agridistill.edge.updates.settings import UpdateSettings
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater
-from agridistill.edge.workers import BrokerLink, UpdateWorker
+from agridistill.edge.workers import UpdateWorker
 from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.artefacts import open_artefact
@@ -98,7 +99,14 @@ def watch(
         slots = ModelSlots(state / "models", require_model(settings.model or Path()))
         updater = _updater(settings.updates, slots, settings.threads)
         connection = (
-            BrokerLink(settings.broker, settings.device_name, stores.detections)
+            BrokerLink(
+                settings.broker,
+                settings.device_name,
+                stores.detections,
+                plot=settings.plot,
+                photos=Path(settings.source) if "://" not in settings.source else None,
+                page=settings.page,
+            )
             if settings.broker and stores.detections
             else None
         )

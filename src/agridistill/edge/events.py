@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -150,6 +150,8 @@ class AgentState:
         unreadable: photos that could not be read.
         verdicts: how many frames by verdict.
         open_alerts: how many.
+        alerts: the newest of them, at most 50, newest first: plot, rule, level, text, share, leaves, label, disease
+            (the label in words), since_s, since (the same as text).
         model: name, version, sha256 and where it lies.
         broker: None where none is configured, else host, port and whether it is connected.
         outbox: None where none is configured, else waiting, waiting_bytes, oldest_s, delivered, dropped.
@@ -187,6 +189,7 @@ class AgentState:
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: bool = False
     cannot_warn: str | None = None
+    alerts: Sequence[Mapping[str, Any]] = ()
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:

@@ -68,6 +68,16 @@ def number_of(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def leaves_words(number: int) -> str:
+    """A number of leaves.
+
+    Example:
+        >>> leaves_words(1), leaves_words(1200)
+        ('1 leaf', '1,200 leaves')
+    """
+    return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
+
+
 def moment(at_s: float) -> datetime | None:
     """A time in UTC from seconds since 1970; None where no calendar holds it."""
     try:

@@ -1,27 +1,16 @@
-"""What goes on beside the agent in threads of its own: looking for models, and the broker's side."""
+"""What goes on beside the agent in a thread of its own: looking for models."""
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agridistill.edge.agent import Agent
-from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
-from agridistill.edge.delivery.home_assistant import discovery
-from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.payloads import plot_payload, state_payload
-from agridistill.edge.events import AgentState
-from agridistill.edge.settings import BrokerOptions, UpdateOptions, read_secret
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.settings import UpdateOptions
 from agridistill.edge.updates.settings import UpdateResult
 from agridistill.edge.updates.updater import Updater
-
-# A state sent every few seconds would cost a device on a mobile network half a megabyte an hour.
-_TELL_STATE_EVERY_S = 60.0
 
 # A postponed update is tried again after pauses that double, up to these or `every_hours`.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
@@ -95,56 +84,3 @@ class UpdateWorker:
             return False
         look.postpone(self.last.patient)
         return True
-
-
-class BrokerLink:
-    """The broker's side of the agent: what is retained there, and what it may order."""
-
-    def __init__(self, options: BrokerOptions, device: str, outbox: Outbox) -> None:
-        self._options, self._outbox = options, outbox
-        self._settings = _broker_settings(options, device)
-        self._is_connected: Callable[[], bool] = lambda: False
-        self._told: tuple[object, ...] = ()
-        self._told_at, self._payload = 0.0, b""
-
-    def state(self) -> dict[str, object]:
-        """For the agent's state."""
-        return {"host": self._settings.host, "port": self._settings.port, "connected": self._is_connected()}
-
-    def worker(self, agent: Agent, updates: UpdateWorker | None) -> Callable[[threading.Event], None]:
-        """What the broker's thread runs."""
-
-        def retained() -> Mapping[str, bytes]:
-            views = agent.plots.views
-            told = {self._settings.state_topic: self._state_payload(agent.state)}
-            told |= {self._settings.plot_topic(plot): plot_payload(view) for plot, view in views.items()}
-            if updates is not None and updates.last is not None:
-                told[self._settings.update_result_topic] = json.dumps(updates.last.to_json()).encode()
-            if self._options.discovery:
-                told |= discovery(self._settings, views, self._options.discovery_prefix)
-            return told
-
-        commands = {self._settings.update_topic: updates.offer} if updates is not None else {}
-        publisher = MqttPublisher(self._outbox, self._settings, retained, commands)
-        self._is_connected = lambda: publisher.connected
-        return publisher.run
-
-    def _state_payload(self, state: AgentState) -> bytes:
-        """The state as it was told last, until it is old or says something else that matters."""
-        news = (state.open_alerts, state.source_lost_s is None, state.model.get("sha256"))
-        if news != self._told or time.monotonic() - self._told_at >= _TELL_STATE_EVERY_S:
-            self._told, self._told_at, self._payload = news, time.monotonic(), state_payload(state)
-        return self._payload
-
-
-def _broker_settings(options: BrokerOptions, device: str) -> BrokerSettings:
-    return parse_broker(
-        options.url,
-        device=device,
-        password=read_secret(options.password_file, "AGRIDISTILL_MQTT_PASSWORD"),
-        ca_file=options.ca_file,
-        cert_file=options.cert_file,
-        key_file=options.key_file,
-        keepalive_s=options.keepalive_s,
-        inflight=options.inflight,
-    )

@@ -56,8 +56,8 @@ def _weights_advice(learning: Learning) -> list[str]:
     if not learning.from_scratch:
         return []
     return [
-        "Start from trained weights (without --no-pretrained, or with --weights FILE): few photos alone do not teach a "
-        "network to see."
+        "Start from trained weights: agridistill train brings them along, --weights FILE takes others. Few photos "
+        "alone do not teach a network to see."
     ]
 
 

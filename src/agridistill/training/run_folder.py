@@ -145,13 +145,17 @@ class RunFolder:
                     "leave the option away or start a new run",
                 )
 
-    def is_fine_tuned(self) -> bool:
-        """Whether the run kept the batch norm of the weights that it started from; False where no recipe says so."""
+    def fine_tuning(self) -> dict[str, Any]:
+        """The settings of a run that was fine-tuned from weights; empty of any other, or where no recipe says so."""
         try:
             recipe = tomllib.loads(self.recipe.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
-        return any(recipe.get(command, {}).get("freeze_norm") is True for command in ("train", "distill"))
+            return {}
+        fit = recipe.get("train", recipe.get("distill", {}))
+        if not (fit.get("freeze_norm") is True or fit.get("head_first") is True):
+            return {}
+        keys = ("lr", "layer_decay", "head_first", "freeze_norm", "precision")
+        return {key: fit[key] for key in keys if key in fit}
 
     def require_same_teacher(self, sha256: str | None) -> None:
         """Checks that a resume goes on under the teacher that the run started with.

@@ -50,7 +50,7 @@ from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.result import RunResult, read_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.start import starting_normalisation, tell_what_keeping_saves
+from agridistill.training.start import earlier_photos, starting_normalisation, tell_what_keeping_saves
 from agridistill.training.teachers import hint_source, teacher_source
 from agridistill.training.terms import temperature_of, weights_of
 from agridistill.training.trainer import (
@@ -332,8 +332,9 @@ class Session:
             threshold=answering.abstention.threshold,
             familiarity=familiarity.to_json() if familiarity else {},
         )
-        learnt = (self.prepared.phashes[sample.path] for sample in self.prepared.train)
-        write_learnt(self.folder.learnt, self.prepared.fingerprint, learnt)
+        learnt = (self.prepared.phashes[sample.path] for sample in (*self.prepared.train, *self.prepared.val))
+        earlier = earlier_photos(self.teacher, Path(self.fit.weights) if self.fit.weights else None)
+        write_learnt(self.folder.learnt, self.prepared.fingerprint, learnt, earlier)
         manifest.write(self.folder.manifest)
         size = complexity(network, self.preprocessing.image_size)
         result = evaluate(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agridistill.data.kept_views import SPARE_BYTES, KeptViews
+from agridistill.data.learnt import LearntPhotos, read_learnt
 from agridistill.data.samples import Sample
 from agridistill.data.views import view_seed
 from agridistill.errors import ModelError
@@ -46,6 +47,21 @@ def starting_normalisation(fit: FitSettings, folder: RunFolder, *, resume: bool)
     if fit.pretrained and weights is None:
         return pretrained_normalisation(fit.model)
     return IMAGENET_MEAN, IMAGENET_STD
+
+
+def earlier_photos(teacher: Path | None, weights: Path | None) -> list[LearntPhotos]:
+    """The photos that the teacher and the run which the weights are from have learnt from, where their files are there.
+
+    Args:
+        teacher: a run folder.
+        weights: a run folder, its weights, or any other file.
+    """
+    found = []
+    for run in (RunFolder(teacher) if teacher else None, run_of(weights) if weights else None):
+        if run is not None and run.manifest.exists():
+            photos = read_learnt(run.learnt, read_manifest(run.manifest))
+            found += [photos] if photos else []
+    return found
 
 
 def require_weights(weights: Path) -> None:

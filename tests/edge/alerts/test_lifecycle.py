@@ -51,6 +51,12 @@ def changes(messages: list[AlertMessage]) -> list[str]:
     return [message.change for message in messages]
 
 
+def test_one_leaf_is_a_leaf() -> None:
+    field = Field(replace(RULE, least_leaves=1))
+    (opened,) = field.see(0.9)
+    assert opened.alert.text == "blight, north: 90 % of 1 leaf, mostly Late blight"
+
+
 def test_an_alert_opens_once_is_updated_and_ends_as_the_same_one() -> None:
     field = Field()
     assert changes(field.see(0.9, 0.9)) == []

@@ -127,6 +127,40 @@ def test_a_plot_knows_how_many_of_its_leaves_are_ill_and_of_what(path: Path) -> 
     assert (south.plot, south.ill_leaves) == ("south", 0)
 
 
+def test_a_plot_is_named_after_what_its_alert_counts(path: Path) -> None:
+    classes, rule = ("blight", "rust", "healthy"), Rule("ill", ("blight", "rust"), share=0.4, least_leaves=4)
+    with History(path) as history:
+        made = Plots(history, (rule,), classes, window_s=3600, view_s=3600)
+        for number in range(5):
+            shares = {"blight": 0.28, "rust": 0.22, "healthy": 0.5}
+            made.see(detection(number, 0.0, probabilities=shares))
+        (alert,) = made.open_alerts
+        (report,) = made.reports
+    assert (report.label, report.leaves, report.condition) == (alert.label, 5, "blight")
+    assert report.ill_share == pytest.approx(alert.share)
+
+
+def test_a_plot_without_recent_leaves_has_no_label_also_after_a_restart(path: Path) -> None:
+    with History(path) as history:
+        for plot, days in (("north", 20), ("lost", 40)):
+            history.add(detection(days, 0.9, plot=plot, at_s=time.time() - 86_400 * days))
+    with History(path) as history:
+        (report,) = plots(history).reports
+    assert (report.plot, report.leaves, report.label, report.condition) == ("north", 0, None, "No recent leaves")
+
+
+def test_a_plot_loses_its_label_when_its_last_leaf_is_older_than_the_window(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with History(path) as history:
+        made = plots(history)
+        made.see(detection(1, 0.9))
+        assert [report.condition for report in made.reports] == ["blight"]
+        later = time.time() + 3700
+        monkeypatch.setattr(time, "time", lambda: later)
+        assert [report.condition for report in made.reports] == ["No recent leaves"]
+
+
 @pytest.mark.parametrize(("before", "now", "trend"), [(0.1, 0.9, "up"), (0.9, 0.1, "down"), (0.5, 0.55, "steady")])
 def test_the_trend_is_against_the_window_before(path: Path, before: float, now: float, trend: str) -> None:
     with History(path) as history:

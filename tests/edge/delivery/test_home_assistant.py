@@ -1,28 +1,190 @@
+"""What Home Assistant reads: the device with its sensors, alerts with plot and disease, plots that come and go."""
+
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from tests.edge.looks import state
+
+from agridistill.edge import broker_link
+from agridistill.edge.alerts.open_alerts import open_alerts_json
+from agridistill.edge.alerts.plot_report import PlotReport
+from agridistill.edge.broker_link import BrokerLink
 from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.home_assistant import discovery
+from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
+from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.payloads import plot_payload, state_payload
+from agridistill.edge.delivery.published_plots import PublishedPlots, has_folder
+from agridistill.edge.events import Alert
+from agridistill.edge.settings import BrokerOptions, PageOptions
+from agridistill.edge.store.outbox import Outbox
+
+TOPIC = "homeassistant/device/farm_pi/config"
+ALERT = Alert("a" * 32, "ill leaves", "north", "open", 1e9, 1e9, None, "Tomato___Late_blight", 0.5, 8, "text")
+
+
+def described(settings: BrokerSettings, *plots: str, **further: Any) -> dict[str, Any]:
+    ((topic, payload),) = discovery(settings, plots, **further).items()
+    found: dict[str, Any] = json.loads(payload)
+    assert topic == f"homeassistant/device/{found['dev']['identifiers'][0]}/config"
+    return found
 
 
 def test_plots_whose_names_have_to_be_changed_stay_apart() -> None:
     settings = BrokerSettings("host", device="pi", prefix="farm")
     plots = ["北", "南", "a b", "a_b"]
     assert len({settings.plot_topic(plot) for plot in plots}) == 4
-    assert len(discovery(settings, plots)) == len(discovery(settings, [])) + 4
+    assert len(described(settings, *plots)["cmps"]) == len(described(settings)["cmps"]) + 4
 
 
 def test_each_sensor_names_topics_that_the_agent_tells() -> None:
     settings = BrokerSettings("host", device="pi 1", prefix="farm")
-    found = {topic: json.loads(payload) for topic, payload in discovery(settings, ["north", "", "a/b"]).items()}
+    found = described(settings, "north", "", "a/b")
     own = {settings.state_topic, settings.plot_topic("north"), settings.plot_topic(""), settings.plot_topic("a/b")}
-    assert {config["state_topic"] for config in found.values()} == own
-    assert len({config["unique_id"] for config in found.values()}) == len(found)
-    for topic, config in found.items():
-        prefix, component, node, _, last = topic.split("/")
-        assert (prefix, last) == ("homeassistant", "config")
-        assert component in ("sensor", "binary_sensor")
-        assert config["availability_topic"] == settings.status_topic
-        assert config["device"]["identifiers"] == [node]
-        assert not set(node) & set(" /#+")
+    sensors = found["cmps"]
+    assert {config["state_topic"] for config in sensors.values()} == own
+    assert len({config["unique_id"] for config in sensors.values()}) == len(sensors)
+    assert {config["p"] for config in sensors.values()} == {"sensor", "binary_sensor"}
+    assert found["availability_topic"] == settings.status_topic
+    assert found["o"]["name"] == "AgriDistill"
+    assert not set(found["dev"]["identifiers"][0]) & set(" /#+")
+
+
+def test_the_device_has_its_models_name_its_page_and_no_temperature_that_it_cannot_measure() -> None:
+    settings = BrokerSettings("host", device="pi", prefix="farm")
+    bare = described(settings)
+    assert "temperature" not in bare["cmps"]
+    assert not {"model", "configuration_url"} & set(bare["dev"])
+    full = described(settings, facts=DeviceFacts("tomato 7", "http://192.0.2.7:8571/", has_temperature=True))
+    assert "temperature" in full["cmps"]
+    assert (full["dev"]["model"], full["dev"]["configuration_url"]) == ("tomato 7", "http://192.0.2.7:8571/")
+
+
+def test_the_sensor_of_a_plot_that_is_gone_is_removed() -> None:
+    found = described(BrokerSettings("host", device="pi", prefix="farm"), "south", gone=["north"])
+    assert found["cmps"]["plot_north"] == {"p": "sensor"}
+    assert found["cmps"]["plot_south"]["name"] == "Plot south"
+
+
+def test_the_alert_names_plot_disease_and_time() -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    config = described(BrokerSettings("host", device="pi", prefix="farm"))["cmps"]["alert"]
+    older = Alert(**{**vars(ALERT), "plot": "south", "since_s": 9e8})
+
+    def rendered(key: str, *alerts: Alert) -> str:
+        payload = json.loads(state_payload(state(open_alerts=len(alerts), alerts=open_alerts_json(alerts))))
+        text: str = jinja2.Template(config[key]).render(value_json=payload)
+        return text
+
+    assert (rendered("value_template", ALERT), rendered("value_template")) == ("ON", "OFF")
+    found = json.loads(rendered("json_attributes_template", older, ALERT))
+    assert (found["plot"], found["disease"]) == ("north", "Tomato: Late blight")
+    assert found["since"] == "2001-09-09T01:46:40+00:00"
+    assert [alert["plot"] for alert in found["alerts"]] == ["north", "south"]
+    assert json.loads(rendered("json_attributes_template")) == {"alerts": []}
+
+
+def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
+    shares = {"healthy": 0.5, "Late_blight": 0.3, "rust": 0.2}
+    found = json.loads(plot_payload(PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares)))
+    assert (found["condition"], found["leaves"], found["ill_leaves"], found["ill_share"]) == ("Late blight", 10, 5, 0.5)
+    assert (found["label"], found["probability"]) == ("Late_blight", 0.3)
+    idle = json.loads(plot_payload(PlotReport("north", 9.0)))
+    assert (idle["condition"], idle["leaves"], idle["label"], idle["shares"]) == ("No recent leaves", 0, None, {})
+
+
+class Link:
+    """A link whose agent is what a test says; `told` is what the publisher would retain now."""
+
+    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, **further: Any) -> None:
+        self.clock, taken = 1000.0, []
+        monkeypatch.setattr(broker_link.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(MqttPublisher, "__init__", lambda publisher, *given: taken.append(given[2]))
+        self.agent = SimpleNamespace(state=state(), plots=SimpleNamespace(reports=[]))
+        link = BrokerLink(BrokerOptions("mqtt://127.0.0.1/farm"), "pi", outbox, **further)
+        link.worker(self.agent, None)  # type: ignore[arg-type]
+        link._is_connected = lambda: True
+        self._retained = taken[0]
+
+    def told(self, *reports: PlotReport) -> dict[str, Any]:
+        self.agent.plots.reports = list(reports)
+        return {topic: json.loads(payload) if payload else None for topic, payload in self._retained().items()}
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Any:
+    with Outbox(tmp_path / "outbox.db") as box:
+        yield box
+
+
+def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(outbox, monkeypatch)
+    leaves = []
+    for second in range(181):
+        link.clock += 1
+        leaves.append(link.told(PlotReport("north", 1.0, 1 + second, 0.0, "healthy"))["farm/pi/plots/north"]["leaves"])
+    assert leaves[0] == 1
+    assert len(set(leaves)) == 4
+
+
+def test_an_alert_is_told_at_once(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(outbox, monkeypatch)
+    assert link.told()["farm/pi/state"]["alerts"] == []
+    link.agent.state = state(open_alerts=1, alerts=open_alerts_json([ALERT]))
+    assert link.told()["farm/pi/state"]["alerts"][0]["disease"] == "Tomato: Late blight"
+    # Another alert in its place is news, too, although their number is the same.
+    link.agent.state = state(open_alerts=1, alerts=open_alerts_json([Alert(**{**vars(ALERT), "plot": "south"})]))
+    assert link.told()["farm/pi/state"]["alerts"][0]["plot"] == "south"
+
+
+def test_a_plot_that_is_gone_is_cleared_also_after_a_restart(
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    for plot in ("north", "south"):
+        (photos / plot).mkdir(parents=True)
+    link = Link(outbox, monkeypatch, photos=photos)
+    idle = [PlotReport("north", 1.0), PlotReport("south", 1.0)]
+    assert link.told(*idle)["farm/pi/plots/north"]["condition"] == "No recent leaves"
+    (photos / "north").rename(photos / "north-2")
+    again = Link(outbox, monkeypatch, photos=photos)
+    found = again.told(*idle)
+    assert found["farm/pi/plots/north"] is None
+    assert found["farm/pi/plots/south"] is not None
+    assert found[TOPIC]["cmps"]["plot_north"] == {"p": "sensor"}
+
+
+def test_an_empty_or_missing_folder_takes_no_plot_away(tmp_path: Path) -> None:
+    assert has_folder(tmp_path, "north")
+    assert has_folder(tmp_path / "missing", "north")
+    assert has_folder(None, "north")
+    (tmp_path / "south").mkdir()
+    assert not has_folder(tmp_path, "north")
+
+
+def test_what_was_cleared_long_ago_is_forgotten(tmp_path: Path) -> None:
+    file, day = tmp_path / "plots.json", 86_400.0
+    assert PublishedPlots(file).update(["north", "south"], now_s=0.0) == []
+    assert PublishedPlots(file).update(["south"], now_s=day) == ["north"]
+    assert PublishedPlots(file).update(["south"], now_s=9 * day, forget=False) == ["north"]
+    assert PublishedPlots(file).update(["south"], now_s=9 * day) == []
+    assert PublishedPlots(file).update(["north", "south"], now_s=10 * day) == []
+    file.write_text("[1")
+    assert PublishedPlots(file).update([], now_s=0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "address"),
+    [
+        (None, None),
+        (PageOptions(), None),
+        (PageOptions(host="192.0.2.7"), "http://192.0.2.7:8571/"),
+        (PageOptions(host="0.0.0.0", port=80), "http://127.0.0.1:80/"),  # noqa: S104
+    ],
+)
+def test_the_pages_address_is_one_that_others_can_open(page: PageOptions | None, address: str | None) -> None:
+    assert broker_link._page_url(page, BrokerSettings("127.0.0.1"))() == address

@@ -14,7 +14,7 @@ import numpy as np
 from agridistill.edge.alerts.pooling import LeafPool
 from agridistill.edge.alerts.rules import Finding, Rule, find
 from agridistill.edge.events import Alert
-from agridistill.edge.words import plain_label
+from agridistill.edge.words import leaves_words, plain_label
 
 Change = Literal["opened", "updated", "repeated", "resolved"]
 # A smaller change of the share is no news to people; whoever looks sees smaller ones, too.
@@ -103,7 +103,8 @@ class AlertKeeper:
     @property
     def open(self) -> list[Alert]:
         """Alerts that are open now."""
-        return [watched.alert for watched in self._open.values() if watched.alert.state == "open"]
+        # A copy: other threads ask, too.
+        return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
     def look(self, plot: str, *, clock_s: float, now_s: float) -> None:
         """Applies all rules to a plot.
@@ -207,7 +208,7 @@ class AlertKeeper:
             self._update(watched, replace(alert, label=label), found, now_s)
             return
         if found.over:
-            text = f"{rule.name}, {plot or 'all'}: over, {100 * found.share:.0f} % of {found.leaves} leaves"
+            text = f"{rule.name}, {plot or 'all'}: over, {100 * found.share:.0f} % of {leaves_words(found.leaves)}"
             self._resolve(watched, text, now_s, found)
         elif found.leaves and _is_to_be_seen(found, watched.alert):
             # Of leaves that are hardly ill the most probable class is chance.
@@ -217,7 +218,7 @@ class AlertKeeper:
     def _update(self, watched: _Watched, alert: Alert, found: Finding, now_s: float) -> None:
         rising = f", {100 * found.rise:+.0f} points" if found.rise and abs(found.rise) >= _NEWS / 2 else ""
         text = (
-            f"{alert.rule}, {alert.plot or 'all'}: {100 * found.share:.0f} % of {found.leaves} leaves{rising}, "
+            f"{alert.rule}, {alert.plot or 'all'}: {100 * found.share:.0f} % of {leaves_words(found.leaves)}{rising}, "
             f"mostly {plain_label(alert.label)}"
         )
         watched.alert = replace(alert, updated_s=now_s, share=round(found.share, 4), leaves=found.leaves, text=text)

@@ -12,6 +12,7 @@ import numpy as np
 from agridistill.edge.alerts.defaults import DEFAULT_LEAST_LEAVES, ill_classes, why_nothing_warns
 from agridistill.edge.alerts.leaves import Leaves
 from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage, is_end_told
+from agridistill.edge.alerts.plot_report import PlotReport, label_of
 from agridistill.edge.alerts.pooling import LeafPool, PlotView
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.events import Alert, Detection, Verdict
@@ -23,6 +24,8 @@ _COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
 _MOST_LEAVES = 1000
 _RESTORED = 20_000
 _FEW = 1000
+# A plot without leaves for so long is one no more.
+_FORGET_PLOT_S = 31 * 86_400.0
 # Smaller differences between two windows are noise.
 _TREND = 0.1
 
@@ -108,6 +111,7 @@ class Plots:
         )
         self._views: dict[str, PlotView] = {}
         self._health: dict[str, PlotHealth] = {}
+        self._seen = _seen_s(history, history.plots())
         self._restore(window_s)
 
     @property
@@ -124,6 +128,21 @@ class Plots:
     def health(self) -> list[PlotHealth]:
         """Of each plot with leaves, by name; may be asked from another thread."""
         return sorted(self._health.copy().values(), key=lambda one: one.plot)
+
+    @property
+    def reports(self) -> list[PlotReport]:
+        """Of each plot with leaves in the last 31 days, by name; may be asked from another thread."""
+        now_s, health, views = time.time(), self._health.copy(), self._views.copy()
+        warned = {alert.plot: alert.label for alert in self.open_alerts if alert.level != "info"}
+        found = []
+        for plot, seen_s in sorted(self._seen.copy().items()):
+            one, view = health.get(plot), views.get(plot)
+            if one is not None and view is not None and now_s - one.seen_s <= one.window_s:
+                label = label_of(view.shares, one.ill_share, one.label, warned.get(plot))
+                found.append(PlotReport(plot, one.seen_s, one.leaves, one.ill_share, label, view.shares))
+            elif now_s - seen_s <= _FORGET_PLOT_S:
+                found.append(PlotReport(plot, seen_s))
+        return found
 
     def see(self, detection: Detection) -> None:
         """Takes a new detection in, and applies the rules to its plot."""
@@ -159,6 +178,7 @@ class Plots:
         if view is not None:
             self._views[plot] = view
             self._health[plot] = self._assess(plot, clock_s, now_s)
+            self._seen[plot] = self._health[plot].seen_s
 
     def _assess(self, plot: str, clock_s: float, now_s: float) -> PlotHealth:
         remembered = self._pool.leaves(plot, clock_s)

@@ -1,81 +1,124 @@
-"""Tells Home Assistant of the device (MQTT discovery), so that its sensors appear by themselves."""
+"""Describes the device to Home Assistant (MQTT discovery, device-based), so that its sensors appear by themselves."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from agridistill.edge.delivery.broker import BrokerSettings, plot_level
-from agridistill.edge.delivery.mqtt_session import OFFLINE, ONLINE
+from agridistill.edge.delivery.mqtt_client import OFFLINE, ONLINE
 from agridistill.version import __version__
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+# The newest alert's plot, disease, since, text, … as attributes, and all of them as a list.
+_ALERTS = "{% set all = value_json.alerts %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
 
 
-def discovery(settings: BrokerSettings, plots: Iterable[str], prefix: str = "homeassistant") -> dict[str, bytes]:
-    """Retained topics with the configurations of the device's sensors.
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What Home Assistant shows of the device itself.
+
+    Attributes:
+        model: name and version of the leaf model; "" for none.
+        page_url: of the local page, as another machine opens it; None for none.
+        has_temperature: whether the processor's temperature is known.
+    """
+
+    model: str = ""
+    page_url: str | None = None
+    has_temperature: bool = False
+
+
+def discovery(
+    settings: BrokerSettings,
+    plots: Iterable[str],
+    gone: Iterable[str] = (),
+    facts: DeviceFacts | None = None,
+    prefix: str = "homeassistant",
+) -> dict[str, bytes]:
+    """The retained description of the device with all its sensors.
 
     Args:
         settings: of the broker, which name the device's topics.
-        plots: that have been seen; each becomes a sensor.
+        plots: each becomes a sensor.
+        gone: whose sensor Home Assistant removes.
+        facts: of the device.
         prefix: Home Assistant's own.
 
     Returns:
-        Payloads by topic, as described in Home Assistant's "MQTT discovery".
+        The payload by topic, `PREFIX/device/ID/config`, as described in Home Assistant's "MQTT discovery"; Home
+        Assistant takes it from 2024.11 on.
     """
+    facts = facts or DeviceFacts()
     node = _name(settings.base.replace("/", "_"))
-    sensors: list[tuple[str, str, dict[str, Any]]] = [
-        (
-            "binary_sensor",
-            "alert",
-            {
-                "name": "Disease alert",
-                "device_class": "problem",
-                "state_topic": settings.state_topic,
-                "value_template": "{{ 'ON' if value_json.open_alerts > 0 else 'OFF' }}",
-            },
-        ),
-        (
-            "sensor",
-            "open_alerts",
-            {
-                "name": "Open alerts",
-                "state_topic": settings.state_topic,
-                "value_template": "{{ value_json.open_alerts }}",
-                "state_class": "measurement",
-                "icon": "mdi:sprout",
-            },
-        ),
-        ("sensor", "waiting", _diagnostic(settings, "Waiting messages", "value_json.outbox.waiting")),
-        ("sensor", "skipped", _diagnostic(settings, "Skipped frames", "value_json.skipped")),
-        (
-            "sensor",
-            "temperature",
-            _diagnostic(settings, "Processor temperature", "value_json.processor_celsius")
-            | {"device_class": "temperature", "unit_of_measurement": "°C"},
-        ),
-    ]
-    for plot in plots:
-        level = plot_level(plot)
-        sensors.append(
-            (
-                "sensor",
-                f"plot_{_name(level)}",
-                {
-                    "name": f"Plot {plot}" if plot else "Plants",
-                    "state_topic": settings.plot_topic(plot),
-                    "value_template": "{{ value_json.label }}",
-                    "json_attributes_topic": settings.plot_topic(plot),
-                    "icon": "mdi:leaf",
-                },
-            )
-        )
-    return {
-        f"{prefix}/{kind}/{node}/{name}/config": _config(settings, node, name, config) for kind, name, config in sensors
+    sensors = _device_sensors(settings, facts) | {_plot_id(plot): _plot_sensor(settings, plot) for plot in plots}
+    removed: dict[str, dict[str, Any]] = {_plot_id(plot): {"p": "sensor"} for plot in gone}
+    device = {
+        "identifiers": [node],
+        "name": settings.device,
+        "manufacturer": "AgriDistill",
+        "model": facts.model or None,
+        "sw_version": __version__,
+        "configuration_url": facts.page_url,
     }
+    document = {
+        "dev": {key: value for key, value in device.items() if value is not None},
+        "o": {"name": "AgriDistill", "sw_version": __version__},
+        "cmps": removed | {name: config | {"unique_id": f"{node}_{name}"} for name, config in sensors.items()},
+        "availability_topic": settings.status_topic,
+        "payload_available": ONLINE.decode(),
+        "payload_not_available": OFFLINE.decode(),
+    }
+    return {f"{prefix}/device/{node}/config": json.dumps(document, ensure_ascii=False).encode()}
+
+
+def _device_sensors(settings: BrokerSettings, facts: DeviceFacts) -> dict[str, dict[str, Any]]:
+    sensors = {
+        "alert": {
+            "p": "binary_sensor",
+            "name": "Disease alert",
+            "device_class": "problem",
+            "state_topic": settings.state_topic,
+            "value_template": "{{ 'ON' if value_json.open_alerts > 0 else 'OFF' }}",
+            "json_attributes_topic": settings.state_topic,
+            "json_attributes_template": _ALERTS,
+        },
+        "open_alerts": {
+            "p": "sensor",
+            "name": "Open alerts",
+            "state_topic": settings.state_topic,
+            "value_template": "{{ value_json.open_alerts }}",
+            "state_class": "measurement",
+            "icon": "mdi:sprout",
+        },
+        "waiting": _diagnostic(settings, "Waiting messages", "value_json.outbox.waiting"),
+        "skipped": _diagnostic(settings, "Skipped frames", "value_json.skipped"),
+    }
+    if facts.has_temperature:
+        sensors["temperature"] = _diagnostic(settings, "Processor temperature", "value_json.processor_celsius") | {
+            "device_class": "temperature",
+            "unit_of_measurement": "°C",
+        }
+    return sensors
+
+
+def _plot_sensor(settings: BrokerSettings, plot: str) -> dict[str, Any]:
+    return {
+        "p": "sensor",
+        "name": f"Plot {plot}" if plot else "Plants",
+        "state_topic": settings.plot_topic(plot),
+        "value_template": "{{ value_json.condition }}",
+        "json_attributes_topic": settings.plot_topic(plot),
+        "icon": "mdi:leaf",
+    }
+
+
+def _plot_id(plot: str) -> str:
+    return f"plot_{_name(plot_level(plot))}"
 
 
 def _name(text: str) -> str:
@@ -86,26 +129,10 @@ def _name(text: str) -> str:
 
 def _diagnostic(settings: BrokerSettings, name: str, value: str) -> dict[str, Any]:
     return {
+        "p": "sensor",
         "name": name,
         "state_topic": settings.state_topic,
         "value_template": f"{{{{ {value} }}}}",
         "state_class": "measurement",
         "entity_category": "diagnostic",
     }
-
-
-def _config(settings: BrokerSettings, node: str, name: str, config: Mapping[str, Any]) -> bytes:
-    document = {
-        **config,
-        "unique_id": f"{node}_{name}",
-        "availability_topic": settings.status_topic,
-        "payload_available": ONLINE.decode(),
-        "payload_not_available": OFFLINE.decode(),
-        "device": {
-            "identifiers": [node],
-            "name": settings.device,
-            "manufacturer": "AgriDistill",
-            "sw_version": __version__,
-        },
-    }
-    return json.dumps(document, ensure_ascii=False).encode()

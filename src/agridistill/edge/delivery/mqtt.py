@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from agridistill.edge.delivery.allowance import Allowance
 from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.mqtt_session import DeniedError, LostError, OldProtocolError, Session
+from agridistill.edge.delivery.mqtt_session import LostError, OldProtocolError, Session, TermsError
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 
@@ -28,7 +29,8 @@ class MqttPublisher:
 
     Every connection starts with what is not acknowledged yet, oldest first, so that a plot's messages arrive in their
     order; a message may arrive twice, with the same event id. paho's own resending is not used: it knows neither the
-    order nor the limit after a reconnect, and nothing after a new start.
+    order nor the limit after a reconnect, and nothing after a new start. What the broker denies waits, and lets the
+    rest pass (`Allowance`).
 
     Args:
         outbox: of this device.
@@ -52,7 +54,7 @@ class MqttPublisher:
         self._commands = dict(commands or {})
         self._connected = False
         self._told_lost = self._told_old = False
-        self._denied: set[str] = set()
+        self._allowance = Allowance(self._where)
         self._tls = _tls_context(settings)
 
     @property
@@ -62,7 +64,7 @@ class MqttPublisher:
 
     def run(self, stop: threading.Event) -> None:
         """Publishes until `stop`; an outage is told once, and its end once."""
-        pause = _FIRST_PAUSE_S
+        pause, was_at_once = _FIRST_PAUSE_S, False
         while not stop.is_set():
             session: Session | None = None
             try:
@@ -79,23 +81,34 @@ class MqttPublisher:
             except OutboxError as error:
                 self._tell_trouble(f"nothing goes to the broker {self._where}: {error}", stop)
             except (LostError, OSError, UnicodeError) as error:
-                self._tell_trouble(f"the broker {self._where} is away ({error}): messages wait in the outbox", stop)
-            except DeniedError as error:
-                self._tell_trouble(f"the broker {self._where} does not take messages ({error}): they wait", stop)
+                if session is None:
+                    self._allowance.unreachable()
+                if session is not None and session.explain_end():
+                    logger.info("the connection to the broker %s ended (%s)", self._where, error)
+                else:
+                    self._tell_trouble(f"the broker {self._where} is away ({error}): messages wait in the outbox", stop)
             finally:
                 self._connected = False
                 if session is not None:
                     session.close()
+            # Only a broker that is there at once refuses a message; one that starts anew is not.
+            was_at_once = self._allowance.suspects and not was_at_once
+            if was_at_once:
+                continue
             # Hundreds of devices must not come back in one moment.
             stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _opened(self) -> Session:
         """A connection by MQTT 5, else by 3.1.1."""
-        try:
-            return self._opened_by(MQTTProtocolVersion.MQTTv5)
-        except OldProtocolError:
-            session = self._opened_by(MQTTProtocolVersion.MQTTv311)
+        while True:
+            try:
+                return self._opened_by(MQTTProtocolVersion.MQTTv5)
+            except TermsError:
+                continue  # with another last will; a broker has two reasons at most
+            except OldProtocolError:
+                break
+        session = self._opened_by(MQTTProtocolVersion.MQTTv311)
         if not self._told_old:
             logger.warning(
                 "the broker %s speaks MQTT 3.1.1 alone: it acknowledges what its access list denies, too", self._where
@@ -104,7 +117,9 @@ class MqttPublisher:
         return session
 
     def _opened_by(self, protocol: MQTTProtocolVersion) -> Session:
-        session = Session(self.outbox, self.settings, self._tls, self._retained, self._commands, protocol, self._denied)
+        session = Session(
+            self.outbox, self.settings, self._tls, self._retained, self._commands, protocol, self._allowance
+        )
         try:
             session.open()
         except BaseException:

@@ -7,47 +7,42 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from agridistill.edge.delivery.allowance import Allowance, UnderWay
 from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.delivery.mqtt_client import CONNECT_S, OFFLINE, ONLINE, create_client, hang_up, let_go
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import OutboxError
 
 logger = logging.getLogger(__name__)
 
-ONLINE, OFFLINE = b"online", b"offline"
 _POLL_S = 0.02
-_CONNECT_S = 10.0
 _GOODBYE_S = 5.0
 _TELL_EVERY_S = 1.0
+# For a broker that keeps no retained messages.
+_TELL_ALL_EVERY_S = 600.0
 _LONGEST_ORDER_BYTES = 2_000_000
+_SKIMMED = 200
+# Reason codes of MQTT 5.
+_NO_RETAIN, _NO_QOS = 0x9A, 0x9B
 
 
 class LostError(Exception):
     """The connection ended, or never came to be."""
 
 
-class DeniedError(Exception):
-    """The broker is there and refuses a message."""
-
-
 class OldProtocolError(LostError):
     """The broker does not answer in MQTT 5."""
 
 
-@dataclass(frozen=True)
-class _UnderWay:
-    """A message without an acknowledgement; `seq` is None for one that is not of the outbox."""
-
-    topic: str
-    sent: float
-    seq: int | None
+class TermsError(LostError):
+    """The broker refuses the last will for its quality of service or its being retained; the allowance knows now."""
 
 
 class Session:
@@ -57,10 +52,10 @@ class Session:
         outbox: what is to be sent.
         settings: of the broker.
         tls: None for none.
-        retained: what the broker has to know, by topic.
+        retained: what the broker has to know, by topic, in the order of their weight; empty payloads clear a topic.
         commands: what to do with a message on a topic.
         protocol: by MQTT 5 a broker says what it refuses; by 3.1.1 it acknowledges that, too.
-        denied: retained topics that the broker refused before; they are left out, and new ones are added.
+        allowance: what the broker is known to take; it learns more.
     """
 
     def __init__(
@@ -71,41 +66,30 @@ class Session:
         retained: Callable[[], Mapping[str, bytes]],
         commands: Mapping[str, Callable[[bytes], None]],
         protocol: MQTTProtocolVersion,
-        denied: set[str] | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._outbox, self._settings, self._retained, self._commands = outbox, settings, retained, commands
-        self._window, self._denied_topics = settings.inflight, denied if denied is not None else set[str]()
-        self._took_one = False
-        self._to_tell: deque[tuple[str, bytes]] = deque()
+        self._window, self._allowance = settings.inflight, allowance or Allowance()
+        self._took_one = self._has_greeted = False
+        self._to_tell: deque[tuple[str, bytes | None]] = deque()
         self._told: dict[str, bytes] = {}
-        self._tell_at = 0.0
-        self._under_way: dict[int, _UnderWay] = {}
+        self._tell_at, self._tell_all_at = 0.0, time.monotonic() + _TELL_ALL_EVERY_S
+        self._under_way: dict[int, UnderWay] = {}
+        self._barrier: tuple[int, list[int]] | None = None
         self._acknowledged: list[int] = []
-        self._last_sent = 0
-        self._refused = self._denied = ""
+        self._last_sent, self._starts_over = 0, False
+        self._refused: ReasonCode | None = None
         self._ended = ""
-        self._accepted = False
+        self._accepted = self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.is_proven = False
         """Whether the broker took something, or nothing waits for it."""
-        # A clean session: whatever an earlier connection left at the broker is not this one's. The same id: the broker
-        # ends an earlier connection that only seems to be there now, and not, with its last will, after our "online".
-        client = self._client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=settings.client_id,
-            protocol=protocol,
-            clean_session=None if self._is_new else True,
-        )
-        client.max_inflight_messages_set(0)  # the window is ours
-        client.connect_timeout = _CONNECT_S
-        if settings.username is not None:
-            client.username_pw_set(settings.username, settings.password)
-        if tls is not None:
-            client.tls_set_context(tls)
-        client.will_set(settings.status_topic, OFFLINE, qos=1, retain=True)
+        client = self._client = create_client(settings, tls, protocol, self._allowance)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_message = self._on_message
 
     def open(self) -> None:
@@ -113,25 +97,26 @@ class Session:
 
         Raises:
             OldProtocolError: it does not answer in MQTT 5.
+            TermsError: it refuses the last will; another try has another one.
             LostError: it does not answer, or refuses the user.
             OSError: nobody is there.
         """
         self._client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s)
-        deadline = time.monotonic() + _CONNECT_S
+        deadline = time.monotonic() + CONNECT_S
+        # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know, or is silent (amqtt).
+        unanswered = OldProtocolError if self._is_new else LostError
         while not self._accepted:
             try:
                 self._loop()
             except LostError as error:
-                # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know.
-                raise (OldProtocolError if self._is_new else LostError)(str(error)) from None
-            if self._refused:
-                old = self._is_new and "rotocol" in self._refused
-                raise (OldProtocolError if old else LostError)(f"it refuses: {self._refused}")
+                raise unanswered(str(error)) from None
+            if self._refused is not None:
+                raise self._refusal(self._refused)
             if time.monotonic() > deadline:
-                raise LostError("no answer")
-        for topic in self._commands:
-            self._client.subscribe(topic, qos=1)
+                raise unanswered("no answer")
+        # What may be denied comes last: a broker that closes the connection then does so behind what matters.
         self._to_tell.append((self._settings.status_topic, ONLINE))
+        self._to_tell.extend((topic, None) for topic in self._commands if self._allowance.may_send(topic))
         self._look_what_to_tell()
 
     def step(self) -> None:
@@ -139,7 +124,6 @@ class Session:
 
         Raises:
             LostError: the connection ended, or an acknowledgement does not come.
-            DeniedError: the broker refuses a message, which stays in the outbox.
             OutboxError: the disk refuses.
         """
         self._loop()
@@ -147,16 +131,26 @@ class Session:
             seqs, self._acknowledged = self._acknowledged, []
             self._outbox.delivered(seqs)
             self._took_one = self.is_proven = True
-        if self._denied:
-            raise DeniedError(self._denied)
         if time.monotonic() >= self._tell_at:
             self._look_what_to_tell()
         self._send()
+        self._ask_for_proof()
         oldest = min((each.sent for each in self._under_way.values()), default=None)
         if oldest is not None and time.monotonic() - oldest > self._settings.ack_timeout_s:
-            raise LostError(f"no acknowledgement for {self._settings.ack_timeout_s:g} s")
+            self._ended = f"no acknowledgement for {self._settings.ack_timeout_s:g} s"
+            raise LostError(self._ended)
         if not self._under_way and not self._to_tell:
             self.is_proven = True
+
+    def explain_end(self) -> bool:
+        """Whether the lost connection needs no line of its own in the log.
+
+        That is so behind a refusal, and where it was closed with messages under way: either one of them was the cause,
+        which the next time will show, or the broker is away, which the next attempt will show.
+        """
+        under_way = list(self._under_way.values())
+        is_reported = self._allowance.ended(under_way, self._ended or "it closes the connection")
+        return is_reported or self._was_refused or (bool(under_way) and not self._ended)
 
     def say_goodbye(self) -> None:
         """Waits a little for what is under way, and says that the device is off by its own will."""
@@ -164,8 +158,11 @@ class Session:
         self._to_tell.append((self._settings.status_topic, OFFLINE))
         deadline = time.monotonic() + _GOODBYE_S
         while (self._under_way or self._to_tell) and time.monotonic() < deadline:
-            self._tell_next()
+            if not self._under_way:
+                self._tell_next()
+            self._ask_for_proof()
             self._loop()
+        self._said_goodbye = True
         self._client.disconnect()
         for _ in range(5):
             self._client.loop(_POLL_S)
@@ -178,44 +175,87 @@ class Session:
             except OutboxError as error:
                 logger.info("acknowledged messages will be sent again: %s", error)
             self._acknowledged = []
-        self._client.disconnect()
-        self._client.loop(0)
-        # paho closes the pair of sockets that wakes it when the client is let go of. In a circle with its callbacks
-        # that is some day: a broker that refuses for hours would fill the table of open files before.
-        self._client.on_connect = self._client.on_disconnect = None
-        self._client.on_publish = self._client.on_message = None
+        if not self._said_goodbye:
+            hang_up(self._client, can_say_why=self._is_new and self._accepted)
+        let_go(self._client)
 
     def _look_what_to_tell(self) -> None:
         """Retained topics that the broker does not know yet as they are."""
+        now = time.monotonic()
+        self._starts_over |= self._allowance.offers_again()
+        if not self._allowance.retain and now >= self._tell_all_at:
+            self._tell_all_at = now + _TELL_ALL_EVERY_S
+            self._told.clear()
+            self._to_tell.append((self._settings.status_topic, ONLINE))
         for topic, payload in self._retained().items():
-            if self._told.get(topic) != payload and topic not in self._denied_topics:
-                self._to_tell.append((topic, payload))
+            if self._told.get(topic) != payload and self._allowance.may_send(topic):
+                if self._allowance.fits(topic, payload):
+                    self._to_tell.append((topic, payload))
                 self._told[topic] = payload
-        self._tell_at = time.monotonic() + _TELL_EVERY_S
+        self._tell_at = now + _TELL_EVERY_S
 
     def _send(self) -> None:
-        if self._to_tell or any(each.seq is None for each in self._under_way.values()):
-            self._tell_next()
+        if any(each.seq is None for each in self._under_way.values()):
             return
+        # First "online", then the outbox's first message: what may be denied waits until the broker takes that one.
+        if not self._to_tell or (self._has_greeted and not self._took_one):
+            self._send_from_outbox()
+        if self._to_tell and not self._under_way:
+            self._tell_next()
+
+    def _send_from_outbox(self) -> None:
+        if self._starts_over and not self._under_way:
+            self._last_sent, self._starts_over = 0, False
         # The first one alone: Mosquitto 2.0 closes the connection behind a message that it refuses where others follow,
         # and its answer may be lost with it.
-        room = (self._window if self._took_one else 1) - len(self._under_way)
-        if room > 0:
-            for pending in self._outbox.pending(after=self._last_sent, limit=room):
-                self._publish(self._settings.topic_of(pending), pending.message.payload, pending.seq)
-                self._last_sent = pending.seq
+        goes_alone = not self._took_one or self._last_sent < self._allowance.careful_until
+        room = (1 if goes_alone else self._window) - len(self._under_way)
+        if room <= 0:
+            return
+        for pending in self._outbox.pending(after=self._last_sent, limit=_SKIMMED if self._skims else room):
+            self._last_sent = pending.seq
+            topic, payload = self._settings.topic_of(pending), pending.message.payload
+            if self._allowance.may_send(topic, pending.seq) and self._allowance.fits(topic, payload, pending.seq):
+                self._publish(topic, payload, pending.seq)
+                room -= 1
+                if not room:
+                    return
+
+    @property
+    def _skims(self) -> bool:
+        return self._allowance.leaves_out or self._allowance.largest_bytes is not None
 
     def _tell_next(self) -> None:
-        """One retained message, alone under way for the same reason."""
-        if self._to_tell and not self._under_way:
-            topic, payload = self._to_tell.popleft()
+        """One retained message or subscription, alone under way for the same reason."""
+        topic, payload = self._to_tell.popleft()
+        self._has_greeted = True
+        if not self._allowance.may_send(topic):
+            self._told.pop(topic, None)
+        elif payload is None:
+            code, mid = self._client.subscribe(topic, qos=self._allowance.qos)
+            self._require_sent(code)
+            self._under_way[mid or 0] = UnderWay(topic, time.monotonic(), is_subscription=True)
+        else:
             self._publish(topic, payload, None)
 
     def _publish(self, topic: str, payload: bytes, seq: int | None) -> None:
-        info = self._client.publish(topic, payload, qos=1, retain=seq is None)
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise LostError(self._ended or paho.error_string(info.rc))
-        self._under_way[info.mid] = _UnderWay(topic, time.monotonic(), seq)
+        retain = seq is None and self._allowance.retain
+        info = self._client.publish(topic, payload, qos=self._allowance.qos, retain=retain)
+        self._require_sent(info.rc)
+        self._under_way[info.mid] = UnderWay(topic, time.monotonic(), seq)
+
+    def _require_sent(self, code: MQTTErrorCode) -> None:
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise LostError(self._ended or paho.error_string(code))
+
+    def _ask_for_proof(self) -> None:
+        """Of messages without acknowledgement (QoS 0): a broker that answers what came behind them has read them."""
+        if self._allowance.qos == 0 and self._barrier is None:
+            sent = [mid for mid, each in self._under_way.items() if not each.is_subscription]
+            if sent:
+                code, mid = self._client.unsubscribe(self._settings.status_topic)
+                self._require_sent(code)
+                self._barrier = mid or 0, sent
 
     def _loop(self) -> None:
         try:
@@ -223,14 +263,31 @@ class Session:
         except (ValueError, IndexError, MQTTException) as error:
             # What is no MQTT at all; paho has no one error for it.
             raise LostError(f"an answer that cannot be read ({type(error).__name__})") from None
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS and not (self._refused or self._denied):
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._refused is None:
             raise LostError(self._ended or paho.error_string(code))
+
+    def _refusal(self, reason: ReasonCode) -> LostError:
+        words = f"it refuses: {reason}"
+        if self._is_new and "rotocol" in str(reason):
+            return OldProtocolError(words)
+        if reason.value == _NO_RETAIN and self._allowance.retain:
+            self._allowance.announced(retain=False, qos=self._allowance.qos)
+            return TermsError(words)
+        if reason.value == _NO_QOS and self._allowance.qos:
+            self._allowance.announced(retain=self._allowance.retain, qos=0)
+            return TermsError(words)
+        return LostError(words)
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
-            self._refused = str(reason)
+            self._refused = reason
             return
         self._accepted = True
+        self._allowance.announced(
+            retain=bool(getattr(properties, "RetainAvailable", True)),
+            qos=getattr(properties, "MaximumQoS", 1),
+            largest_bytes=getattr(properties, "MaximumPacketSize", None),
+        )
         # More at once would be an offence, for which a broker closes the connection (MQTT 5, 3.2.2.3.3).
         self._window = min(self._window, getattr(properties, "ReceiveMaximum", self._window))
 
@@ -239,26 +296,30 @@ class Session:
             self._ended = f"it ends the connection: {reason}"
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
+        # Without acknowledgements paho calls this when the message is written, which proves nothing.
+        if self._allowance.qos:
+            self._answered(mid, str(reason) if reason.is_failure else "")
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        self._answered(mid, next((str(reason) for reason in reasons if reason.is_failure), ""))
+
+    def _on_unsubscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        if self._barrier is not None and self._barrier[0] == mid:
+            for sent in self._barrier[1]:
+                self._answered(sent, "")
+            self._barrier = None
+
+    def _answered(self, mid: int, refusal: str) -> None:
         found = self._under_way.pop(mid, None)
         if found is None:
             return
-        if not reason.is_failure:
-            if found.seq is not None:
-                self._acknowledged.append(found.seq)
-        elif found.seq is None:
-            # One for a device's own topics, one for Home Assistant's: each further one would say the same.
-            first_level = found.topic.partition("/")[0]
-            told = any(topic.partition("/")[0] == first_level for topic in self._denied_topics)
-            logger.log(
-                logging.INFO if told else logging.WARNING,
-                "the broker refuses '%s' (%s): it and others like it are left out; "
-                "check user name, device name and access list",
-                found.topic,
-                reason,
-            )
-            self._denied_topics.add(found.topic)
-        elif not self._denied:
-            self._denied = f"'{found.topic}': {reason}; check user name, device name and access list"
+        self._was_refused = bool(refusal)
+        if refusal:
+            self._allowance.refused(found, refusal)
+            return
+        self._allowance.taken(found)
+        if found.seq is not None:
+            self._acknowledged.append(found.seq)
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         act = self._commands.get(message.topic)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.pooling import PlotView
+from agridistill.edge.alerts.plot_report import PlotReport
 from agridistill.edge.events import SCHEMA_VERSION, AgentState, Detection
 
 
@@ -26,16 +26,20 @@ def state_payload(state: AgentState) -> bytes:
     return _bytes(state.to_json())
 
 
-def plot_payload(view: PlotView) -> bytes:
+def plot_payload(report: PlotReport) -> bytes:
     """What a plot's leaves say together."""
     return _bytes(
         {
             "schema": SCHEMA_VERSION,
-            "plot": view.plot,
-            "leaves": view.leaves,
-            "label": view.label,
-            "probability": round(view.probability, 4),
-            "shares": {name: round(share, 4) for name, share in view.shares.items()},
+            "plot": report.plot,
+            "seen_s": round(report.seen_s, 1),
+            "condition": report.condition,
+            "leaves": report.leaves,
+            "ill_leaves": report.ill_leaves,
+            "ill_share": round(report.ill_share, 4),
+            "label": report.label,
+            "probability": None if report.probability is None else round(report.probability, 4),
+            "shares": {name: round(share, 4) for name, share in report.shares.items()},
         }
     )
 

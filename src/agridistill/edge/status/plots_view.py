@@ -8,7 +8,7 @@ from html import escape
 from agridistill.edge.alerts.defaults import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import Alert
-from agridistill.edge.words import duration_words, moment, number_of, plain_label
+from agridistill.edge.words import duration_words, leaves_words, moment, plain_label
 
 # Beside the colours, for readers who do not see them; screen readers take the words.
 _ICONS = {"ill": "!", "some": "~", "healthy": "✓", "few": "…"}
@@ -67,7 +67,7 @@ def _card(health: PlotHealth, *, warned: bool) -> str:
         f"<p>Mostly {escape(plain_label(health.label))}</p>" if health.label is not None and health.ill_leaves else ""
     )
     window = _window_words(health.window_s)
-    leaves = number_of(health.leaves, "leaf").replace("leafs", "leaves")
+    leaves = leaves_words(health.leaves)
     return (
         f'<li class="plot {kind}"><h3>{plot_words(health.plot)}</h3>{badge_html(kind, words)}'
         f'<p class="number">{health.ill_leaves:,} of {leaves} ill</p>{condition}<p>{_trend_html(health)}</p>'

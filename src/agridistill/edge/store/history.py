@@ -200,6 +200,11 @@ class History:
             row = database.execute(query, (plot, *verdicts)).fetchone()
         return float(row[0]) if row else None
 
+    def plots(self) -> list[str]:
+        """Of all detections that are kept."""
+        with self._file.reading() as database:
+            return [plot for (plot,) in database.execute("SELECT DISTINCT plot FROM detections").fetchall()]
+
     def thumbnail(self, event_id: str) -> bytes | None:
         """The small JPEG of a detection, where one was kept."""
         with self._file.reading() as database:

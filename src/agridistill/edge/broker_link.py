@@ -1,0 +1,160 @@
+"""The broker's side of the agent: what is retained there, and what it may order."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from agridistill.edge.agent import Agent
+from agridistill.edge.alerts.plot_report import PlotReport
+from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
+from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
+from agridistill.edge.delivery.mqtt import MqttPublisher
+from agridistill.edge.delivery.payloads import plot_payload, state_payload
+from agridistill.edge.delivery.published_plots import PublishedPlots, has_folder
+from agridistill.edge.events import AgentState
+from agridistill.edge.settings import BrokerOptions, PageOptions, read_secret
+from agridistill.edge.status.host import is_loopback
+from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.workers import UpdateWorker
+
+# A state sent every few seconds would cost a device on a mobile network half a megabyte an hour, and each message about
+# a plot becomes a row in Home Assistant's database.
+_TELL_EVERY_S = 60.0
+
+
+class BrokerLink:
+    """Connects an agent with a broker.
+
+    Args:
+        options: of the broker.
+        device: its name.
+        outbox: of detections and alerts.
+        photos: the watched folder; None for a camera.
+        plot: of photos outside the folder's subfolders.
+        page: of the device; None without one.
+    """
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        device: str,
+        outbox: Outbox,
+        *,
+        photos: Path | None = None,
+        plot: str = "",
+        page: PageOptions | None = None,
+    ) -> None:
+        self._options, self._outbox, self._photos, self._plot = options, outbox, photos, plot
+        self._settings = _broker_settings(options, device)
+        self._page_url = _page_url(page, self._settings)
+        self._published = PublishedPlots(outbox.path.with_name("published_plots.json"))
+        self._is_connected: Callable[[], bool] = lambda: False
+        self._told: tuple[object, ...] = ()
+        self._told_at, self._payload = 0.0, b""
+        self._plots: dict[str, tuple[float, bytes]] = {}
+        self._ends = threading.Event()
+
+    def state(self) -> dict[str, object]:
+        """For the agent's state."""
+        return {"host": self._settings.host, "port": self._settings.port, "connected": self._is_connected()}
+
+    def worker(self, agent: Agent, updates: UpdateWorker | None) -> Callable[[threading.Event], None]:
+        """What the broker's thread runs."""
+
+        def retained() -> Mapping[str, bytes]:
+            state = agent.state
+            reports = [one for one in agent.plots.reports if one.leaves or self._is_there(one.plot)]
+            gone = self._published.update({one.plot for one in reports}, forget=self._is_connected())
+            told = {self._settings.state_topic: self._state_payload(state)}
+            told |= self._plot_payloads(reports)
+            told |= {self._settings.plot_topic(plot): b"" for plot in gone}
+            if updates is not None and updates.last is not None:
+                told[self._settings.update_result_topic] = json.dumps(updates.last.to_json()).encode()
+            if self._options.discovery:
+                plots, prefix = [one.plot for one in reports], self._options.discovery_prefix
+                told |= discovery(self._settings, plots, gone, self._facts(state), prefix)
+            return told
+
+        commands = {self._settings.update_topic: updates.offer} if updates is not None else {}
+        publisher = MqttPublisher(self._outbox, self._settings, retained, commands)
+        self._is_connected = lambda: publisher.connected
+
+        def run(stop: threading.Event) -> None:
+            self._ends = stop
+            publisher.run(stop)
+
+        return run
+
+    def _is_there(self, plot: str) -> bool:
+        return plot == self._plot or has_folder(self._photos, plot)
+
+    def _state_payload(self, state: AgentState) -> bytes:
+        """The state as it was told last, until it is old or says something else that matters."""
+        alerts = [(alert["plot"], alert["rule"], alert["label"], alert["since_s"]) for alert in state.alerts]
+        news = (state.open_alerts, alerts, state.source_lost_s is None, state.model.get("sha256"))
+        if news != self._told or self._is_due(self._told_at):
+            self._told, self._told_at, self._payload = news, time.monotonic(), state_payload(state)
+        return self._payload
+
+    def _plot_payloads(self, reports: Sequence[PlotReport]) -> dict[str, bytes]:
+        """Each plot as it was told last, until that is old."""
+        plots: dict[str, tuple[float, bytes]] = {}
+        for one in reports:
+            topic = self._settings.plot_topic(one.plot)
+            told = self._plots.get(topic)
+            if told is None or self._is_due(told[0]):
+                payload = plot_payload(one)
+                # What has not changed may change at once when it does.
+                if told is None or payload != told[1]:
+                    told = time.monotonic(), payload
+            plots[topic] = told
+        self._plots = plots
+        return {topic: payload for topic, (_, payload) in plots.items()}
+
+    def _is_due(self, told_at: float) -> bool:
+        # At its end, too: nobody corrects later what is retained then.
+        return self._ends.is_set() or time.monotonic() - told_at >= _TELL_EVERY_S
+
+    def _facts(self, state: AgentState) -> DeviceFacts:
+        model = " ".join(str(state.model.get(key) or "") for key in ("name", "version")).strip()
+        return DeviceFacts(model, self._page_url(), state.processor_celsius is not None)
+
+
+def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], str | None]:
+    """The page's address for other machines; a page on loopback has none."""
+    if page is None or not page.port or is_loopback(page.host):
+        return lambda: None
+    known: list[str] = [] if page.host in ("0.0.0.0", "::", "") else [page.host]  # noqa: S104 - compared
+
+    def address() -> str | None:
+        if not known:
+            # By which this device reaches the broker; nothing is sent.
+            try:
+                family, kind, proto, _, peer = socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_DGRAM)[0]
+                with socket.socket(family, kind, proto) as probe:
+                    probe.connect(peer)
+                    known.append(str(probe.getsockname()[0]))
+            except OSError:
+                return None
+        host = known[0]
+        return f"http://{f'[{host}]' if ':' in host else host}:{page.port}/"
+
+    return address
+
+
+def _broker_settings(options: BrokerOptions, device: str) -> BrokerSettings:
+    return parse_broker(
+        options.url,
+        device=device,
+        password=read_secret(options.password_file, "AGRIDISTILL_MQTT_PASSWORD"),
+        ca_file=options.ca_file,
+        cert_file=options.cert_file,
+        key_file=options.key_file,
+        keepalive_s=options.keepalive_s,
+        inflight=options.inflight,
+    )

@@ -1,0 +1,183 @@
+"""What a broker takes: what it announces, and what its refusals show. Kept over its connections."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 6 * 3600.0
+_ADVICE = "check user name, device name and access list"
+# Of a PUBLISH beside topic and payload: its header, two lengths, the packet's number, no properties.
+_PACKET_BYTES = 10
+
+_Key = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """Something that the broker has not acknowledged yet.
+
+    Attributes:
+        topic: of the message or the subscription.
+        sent: when, on the monotonic clock.
+        seq: place in the outbox; None for what is not of the outbox.
+        is_subscription: whether the device wants to read the topic.
+    """
+
+    topic: str
+    sent: float
+    seq: int | None = None
+    is_subscription: bool = False
+
+
+class Allowance:
+    """What one broker allows one device.
+
+    Some brokers refuse a message with a reason (MQTT 5); others close the connection (RabbitMQ, aedes), and close it
+    again whenever the same message comes. What is refused is left out, offered again after pauses that double, and
+    reported once.
+
+    Args:
+        where: host and port, for the log.
+
+    Attributes:
+        retain: whether the broker keeps retained messages.
+        qos: 0 where it takes messages without acknowledgement alone.
+        largest_bytes: of a packet; None for no limit.
+        careful_until: messages of the outbox up to this place go one by one, so that a lost connection names its cause.
+    """
+
+    def __init__(self, where: str = "") -> None:
+        self.where = where
+        self.retain, self.qos = True, 1
+        self.largest_bytes: int | None = None
+        self.careful_until = 0
+        self._reported: set[str] = set()
+        self._due: dict[_Key, float] = {}
+        self._pauses: dict[_Key, float] = {}
+        self._suspect: _Key | None = None
+        self._taken: set[str] = set()
+
+    def announced(self, *, retain: bool = True, qos: int = 1, largest_bytes: int | None = None) -> None:
+        """Takes over what the broker announces when it accepts or refuses a connection."""
+        self.retain, self.qos, self.largest_bytes = retain, min(qos, 1), largest_bytes
+        if not self.retain:
+            self._warn_once(
+                "retain",
+                f"the broker {self.where} keeps no retained messages: a later subscriber, such as Home Assistant, gets "
+                "status, state and plots when they are sent again, after 10 minutes at most",
+            )
+        if not self.qos:
+            self._warn_once(
+                "qos",
+                f"the broker {self.where} acknowledges no message (maximum QoS 0): it has read what leaves the outbox, "
+                "but what its access list denies is lost",
+            )
+
+    def fits(self, topic: str, payload: bytes, seq: int | None = None) -> bool:
+        """Whether a message is no larger than the broker allows; reports the first one that is."""
+        size = len(topic.encode()) + len(payload) + _PACKET_BYTES
+        if self.largest_bytes is None or size <= self.largest_bytes:
+            return True
+        rest = "left out" if seq is None else "kept in the outbox"
+        self._warn_once(
+            f"size {seq is None}",
+            f"the broker {self.where} takes packets of up to {self.largest_bytes:,} bytes: a message of {size:,} on "
+            f"'{topic}' and all others that are too large are {rest}; raise the broker's limit",
+        )
+        return False
+
+    def may_send(self, topic: str, seq: int | None = None) -> bool:
+        """Whether a message, or a subscription, was not refused lately."""
+        return (topic, None) not in self._due and (seq is None or (topic, seq) not in self._due)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether anything is left out now."""
+        return bool(self._due)
+
+    def offers_again(self) -> bool:
+        """Whether the pause of something that was refused is over since the last call."""
+        over = [key for key, due in self._due.items() if due <= time.monotonic()]
+        for key in over:
+            del self._due[key]
+        return bool(over)
+
+    def taken(self, item: UnderWay) -> None:
+        """The broker acknowledged something."""
+        key = item.topic, item.seq
+        if self._suspect == key:
+            self._suspect = None
+        if item.seq is not None:
+            self._taken.add(item.topic)
+        known = [each for each in (key, (item.topic, None)) if self._pauses.pop(each, None) is not None]
+        if known:
+            logger.warning("the broker %s takes '%s' again", self.where, item.topic)
+
+    def refused(self, item: UnderWay, reason: str, *, this_alone: bool = False) -> None:
+        """The broker refused something: it is left out for a while.
+
+        Args:
+            item: that was refused.
+            reason: for the log.
+            this_alone: only this message of the outbox, not its topic.
+        """
+        key = item.topic, item.seq if this_alone else None
+        pause = self._pauses.get(key, 0.0)
+        self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_S) if pause else _FIRST_PAUSE_S
+        self._due[key] = time.monotonic() + self._pauses[key]
+        if item.is_subscription:
+            group, told = "read", f"the broker refuses to let the device read '{item.topic}' ({reason}): {_ADVICE}"
+        elif item.seq is None:
+            # One for a device's own topics, one for Home Assistant's: each further one would say the same.
+            group = item.topic.partition("/")[0]
+            told = f"the broker refuses '{item.topic}' ({reason}): it and others like it are left out; {_ADVICE}"
+        elif this_alone:
+            group = "message"
+            told = (
+                f"the broker {self.where} does not take a message on '{item.topic}' ({reason}): it waits in the outbox "
+                "and later ones pass it"
+            )
+        else:
+            group = "messages"
+            told = (
+                f"the broker {self.where} does not take messages ('{item.topic}': {reason}; {_ADVICE}): those of this "
+                "topic wait in the outbox"
+            )
+        self._warn_once(f"refused {group}", told)
+
+    def ended(self, under_way: Collection[UnderWay], reason: str) -> bool:
+        """The connection ended while these were under way; gives whether this was reported as a refusal.
+
+        A connection that ends twice with the same single message under way ends because of it, where the broker could
+        be reached at once in between (`unreachable`).
+        """
+        self.careful_until = max([self.careful_until, *(item.seq for item in under_way if item.seq is not None)])
+        if len(under_way) != 1:
+            return False
+        (item,) = under_way
+        key = item.topic, item.seq
+        this_alone = item.seq is not None and item.topic in self._taken
+        if key != self._suspect and (item.topic, item.seq if this_alone else None) not in self._pauses:
+            self._suspect = key
+            return False
+        self._suspect = None
+        self.refused(item, f"{reason}, each time it is sent", this_alone=this_alone)
+        return True
+
+    @property
+    def suspects(self) -> bool:
+        """Whether the last connection may have ended because of a message."""
+        return self._suspect is not None
+
+    def unreachable(self) -> None:
+        """The broker cannot be reached: then the last connection ended for that, and not because of a message."""
+        self._suspect = None
+
+    def _warn_once(self, group: str, line: str) -> None:
+        logger.log(logging.INFO if group in self._reported else logging.WARNING, "%s", line)
+        self._reported.add(group)
