@@ -5,6 +5,7 @@ This is the one place that decides what kind of model a path is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -79,6 +80,7 @@ def evaluate(
     *,
     split: Literal["train", "val", "test", "all"] = "test",
     split_file: Path | str | None = None,
+    class_names: Mapping[str, str] | Path | str | None = None,
     engine: str | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
@@ -86,9 +88,11 @@ def evaluate(
 
     Args:
         model: a finished run folder, an exported file, or the name of a shipped model.
-        data: a folder of class folders, or of train/val/test folders of them.
+        data: a folder of class folders, or of train/val/test folders of them. Classes of the model that it lacks have
+            no scores and are left out of macro-F1.
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
+        class_names: the model's class for a folder of another name, as a mapping or the path of a TOML file of them.
         engine: as for `load`.
         progress: told twice, while the photos are checked and while they are classified.
 
@@ -105,6 +109,7 @@ def evaluate(
     require_callable("progress", progress)
     try:
         from agridistill.data.learnt import learnt_path
+        from agridistill.evaluation.class_names import to_class_names
         from agridistill.evaluation.held_out import evaluate_folder
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -113,6 +118,7 @@ def evaluate(
             "pip install 'agridistill[train]'",
         ) from None
 
+    names = to_class_names(class_names)
     backend = load(path, engine=engine).backend
     parameters, macs = model_cost(backend)
     return evaluate_folder(
@@ -122,6 +128,7 @@ def evaluate(
         split_file=splits,
         run=path if path.is_dir() else None,
         learnt=learnt_path(path),
+        class_names=names,
         parameters=parameters,
         macs=macs,
         progress=progress,

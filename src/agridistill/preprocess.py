@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from agridistill.colour import to_srgb
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
+from agridistill.pixel_formats import PixelFormatError, StoredForm, stored_form, to_plain
 
 # Pillow refuses more by itself (twice its MAX_IMAGE_PIXELS); above it a file is an attack or an accident.
 MAX_PIXELS = 178_956_970
@@ -42,7 +44,6 @@ _BY_THE_FILE = frozenset({errno.EINVAL, errno.EOVERFLOW})
 # A progressive JPEG is drawn again with each of its scans: 10 in a camera's, thousands in a bomb.
 _MAX_DRAWN_PIXELS = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Pillow's JPEG reader opens the two-photo JPEGs of phones (MPO) as well.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -76,11 +77,18 @@ class PhotoCost(NamedTuple):
     held_pixels: int
 
 
-def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_side: int | None = None) -> Image.Image:
-    """Decodes a photo to upright 8-bit RGB.
+def read_photo(
+    source: Path | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    shorter_side: int | None = None,
+    own_colours: bool = False,
+) -> Image.Image:
+    """Decodes a photo to upright 8-bit sRGB.
 
-    EXIF orientation is applied; grey, palette, CMYK and 16-bit photos are converted; transparent pixels become white.
-    Of several photos in one file the first is read.
+    EXIF orientation is applied; colours with a profile of their own (Display P3, Adobe RGB, CMYK, grey) are converted
+    to sRGB; grey, palette and 16-bit photos are converted; transparent pixels become white, and a fourth band that is
+    no transparency is left out. Of several photos in one file the first is read.
 
     Args:
         source: a file's path, or the file's bytes.
@@ -88,10 +96,13 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_si
         shorter_side: as many pixels are enough: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not below
             this; other photos of more than 4 million pixels are scaled down to no less than twice this. None
             decodes all.
+        own_colours: leaves colours as the file has them, for what looks at shapes alone: converting all pixels of a
+            phone's photo takes longer than decoding them.
 
     Raises:
         UnreachablePhotoError: the system refuses it for now.
-        PhotoError: not an image, damaged, cut off, too large, or made to exhaust memory or time.
+        PhotoError: not an image, damaged, cut off, too large, made to exhaust memory or time, or of values whose range
+            is unknown.
     """
     name = _name(source)
     try:
@@ -99,10 +110,11 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, shorter_si
         with _opened(source) as image:
             _refuse_too_large(image, name, max_pixels)
             _refuse_bomb(image, name, source, size)
+            stored = stored_form(image)
             if shorter_side is not None:
                 image.draft(None, (shorter_side, shorter_side))
             ImageOps.exif_transpose(image, in_place=True)
-            return _scaled_down(_to_rgb(image), shorter_side)
+            return _to_rgb(image, stored, shorter_side, own_colours=own_colours)
     except PhotoError:
         raise
     except Image.DecompressionBombError:
@@ -126,11 +138,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         if not (image.width and image.height):
             raise ValueError("without pixels")
         _refuse_too_large(image, name, MAX_PIXELS)
-        if image.mode.startswith("I;16"):  # a copy has lost the range of its bits
-            return _to_rgb(image)
-        upright = ImageOps.exif_transpose(image)
-        upright.format = image.format  # by which older Pillows' 16-bit PNGs are known; a copy has none
-        return _to_rgb(upright)
+        stored = stored_form(image)
+        return _to_rgb(ImageOps.exif_transpose(image), stored)
     except PhotoError:
         raise
     except Exception as error:
@@ -275,7 +284,8 @@ def _unread(name: str, error: Exception) -> PhotoError:
     by_the_system = isinstance(error, OSError) and error.errno and error.errno not in _BY_THE_FILE
     if by_the_system or isinstance(error, MemoryError):
         return UnreachablePhotoError("a readable photo", got, "check its rights and the disk")
-    return PhotoError("a readable photo", got, "replace or remove the file")
+    remedy = error.remedy if isinstance(error, PixelFormatError) else "replace or remove the file"
+    return PhotoError("a readable photo", got, remedy)
 
 
 def _reason(error: Exception) -> str:
@@ -285,18 +295,15 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # Older Pillows open a 16-bit PNG as "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return _from_16_bits(image)
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit grey, whose range is unknown")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba)
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _to_rgb(
+    image: Image.Image, stored: StoredForm, shorter_side: int | None = None, *, own_colours: bool = False
+) -> Image.Image:
+    # First down: fewer pixels to convert.
+    plain = _scaled_down(to_plain(image, stored), shorter_side)
+    rgb = to_srgb(plain, None if own_colours else image.info.get("icc_profile"))
+    # Whoever converts or saves this picture again must not find the profile of other colours with it.
+    rgb.info.pop("icc_profile", None)
+    return rgb
 
 
 def _scaled_down(image: Image.Image, shorter_side: int | None) -> Image.Image:
@@ -307,16 +314,3 @@ def _scaled_down(image: Image.Image, shorter_side: int | None) -> Image.Image:
     if scale >= 1:
         return image
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Scales grey by the range of its bits; Pillow would clip it at 255, and leave white at 0 where a TIFF has it."""
-    tags = getattr(image, "tag_v2", {})
-    bits = int(tags.get(_TIFF_BITS, (16,))[0])
-    levels = np.rint(np.linspace(0, 255, 1 << bits)).astype(np.uint8)
-    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        levels = levels[::-1].copy()
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        levels[transparent] = 255
-    return Image.fromarray(levels[np.asarray(image)]).convert("RGB")

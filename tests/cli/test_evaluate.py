@@ -108,9 +108,28 @@ def test_data_that_the_model_was_not_trained_on_needs_a_choice(
     assert err.splitlines()[-1].endswith("pass --splits FILE, or --split all for every photo")
 
 
+def test_a_part_of_the_classes_under_other_names_is_scored(
+    teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    classes = sorted(folder.name for folder in leaves.iterdir() if folder.is_dir())
+    farm = tmp_path / "farm"
+    shutil.copytree(leaves / classes[0], farm / classes[0])
+    shutil.copytree(leaves / classes[1], farm / "as we call it")
+    code, out, err = run(capsys, "evaluate", teacher_run, farm, "--split", "all")
+    assert (code, out) == (2, "")
+    assert "got 'as we call it'" in err
+    assert "--map" in err
+    (tmp_path / "names.toml").write_text(f'"as we call it" = "{classes[1]}"\n', encoding="utf-8")
+    code, out, err = run(capsys, "evaluate", teacher_run, farm, "--split", "all", "--map", tmp_path / "names.toml")
+    assert code == 0, err
+    assert "–: no photos of this class; it is left out of macro-F1" in out
+    assert len([line for line in out.splitlines() if line.split()[-4:] == ["–", "–", "–", "0"]]) == len(classes) - 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("RUN", "DATA", "--map", "nowhere.toml"), "expected a file of class names; got 'nowhere.toml', which does"),
         (("nowhere", "DATA"), "got 'nowhere', which does not exist; check the path"),
         (("RUN", "nowhere"), "expected a folder of class folders; got 'nowhere', which does not exist; check the path"),
         (("RUN", "EMPTY"), "expected at least two class folders with photos"),

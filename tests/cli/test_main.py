@@ -21,6 +21,7 @@ import typer
 from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
+from agridistill.errors import DataError
 from agridistill.evaluation.verdict import ModelVerdict
 from agridistill.manifest import read_manifest
 from agridistill.runtime.shipped import model_path
@@ -153,6 +154,26 @@ def test_a_failing_disk_is_one_line(
     assert message in one_line(err)
 
 
+@pytest.mark.parametrize("command", ["train", "distill"])
+@pytest.mark.parametrize(
+    ("option", "expected"), [((), False), (("--balance",), True), (("--set", "balance=true"), True)]
+)
+def test_balance_reaches_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, option: tuple[str, ...], expected: bool
+) -> None:
+    configs = []
+
+    def keep(*args: object, **options: object) -> None:
+        configs.extend(arg for arg in args if hasattr(arg, "augmentation"))
+        raise DataError("photos", "none", "add some")
+
+    monkeypatch.setattr(f"agridistill.training.run.{command}", keep)
+    model = ("--model", "resnet18") if command == "train" else ("--student", "resnet18", "--method", "ce")
+    with pytest.raises(SystemExit):
+        cli.main([command, str(tmp_path), "--out", str(tmp_path / "run"), *model, "--no-pretrained", *option])
+    assert getattr(configs[0], command).balance is expected
+
+
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError
@@ -163,8 +184,6 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
-    from agridistill.errors import DataError
-
     with pytest.raises(DataError):
         cli.main(["train", str(tmp_path), "--out", str(tmp_path / "run"), "--no-pretrained", "--debug"])
 

@@ -146,3 +146,83 @@ def test_a_photo_that_goes_bad_during_a_run_is_named_and_left_out(
 
 def test_a_batch_without_any_readable_photo_is_none() -> None:
     assert collate([None, None]) is None
+
+
+class TestBalance:
+    """Rare classes are seen as often as common ones."""
+
+    COUNTS = (40, 4, 9)
+    RARE = tuple(
+        Sample(f"{label}/{n}.jpg", label, f"{label}/{n}") for label, count in enumerate(COUNTS) for n in range(count)
+    )
+
+    def sampler(self, *, epoch: int = 0, views: int = 50, **changes: int) -> ViewSampler:
+        options = {"seed": 1, "view_seed": 5, "batch_size": 8} | changes
+        made = ViewSampler(self.RARE, views=views, balance=True, **options)
+        made.set_epoch(epoch)
+        return made
+
+    def test_each_class_is_seen_equally_often(self) -> None:
+        for epoch in range(6):
+            labels = [self.RARE[key.position].label for key in self.sampler(epoch=epoch)]
+            assert len(labels) == 48  # as many as without balance
+            assert np.bincount(labels).tolist() == [16, 16, 16]
+
+    def test_what_is_left_over_goes_to_the_classes_in_turn(self) -> None:
+        counts = np.zeros(3, int)
+        for epoch in range(7):
+            labels = [self.RARE[key.position].label for key in self.sampler(epoch=epoch, batch_size=10)]
+            each = np.bincount(labels)
+            assert each.sum() == 50
+            assert sorted(each) == [16, 17, 17]
+            counts += each
+            assert np.ptp(counts) <= 1
+
+    def test_the_frequencies_are_those_of_independent_draws_by_class_weights(self) -> None:
+        # Reference: torch's sampler with replacement; ours has its expectation without its chance.
+        weights = [1 / self.COUNTS[sample.label] for sample in self.RARE]
+        draws = torch.utils.data.WeightedRandomSampler(weights, 480_000, generator=torch.Generator().manual_seed(0))
+        expected = np.bincount(list(draws), minlength=len(self.RARE)) / 1000
+        ours = np.zeros(len(self.RARE))
+        for epoch in range(10):
+            ours += np.bincount([key.position for key in self.sampler(epoch=epoch)], minlength=len(self.RARE))
+        assert np.abs(ours - expected).max() <= 1.5
+        for label in range(3):
+            assert np.ptp(ours[[sample.label == label for sample in self.RARE]]) <= 1
+
+    def test_each_photo_shows_each_of_its_views_once_before_any_again(self) -> None:
+        seen: dict[int, list[int]] = {}
+        for epoch in range(12):
+            for key in self.sampler(epoch=epoch, views=7):
+                seen.setdefault(key.position, []).append(key.view)
+                assert key.seed == view_seed(5, key.view, self.RARE[key.position].path)
+        for views in seen.values():
+            for begin in range(0, len(views) - 6, 7):
+                # Within an epoch the order is free; a photo comes at most 4 times in one.
+                assert len(set(views[begin : begin + 7])) >= 4
+        counts = [np.bincount(views, minlength=7) for views in seen.values()]
+        assert max(np.ptp(each) for each in counts) <= 1
+
+    def test_an_epoch_depends_on_no_other(self) -> None:
+        whole = self.sampler()
+        epochs = []
+        for epoch in range(4):
+            whole.set_epoch(epoch)
+            epochs.append(list(whole))
+        assert list(self.sampler(epoch=3)) == epochs[3]
+        assert epochs[3] != epochs[2]
+        assert list(self.sampler(epoch=3, seed=2)) != epochs[3]
+
+    @pytest.mark.parametrize("world", [2, 4])
+    def test_processes_together_take_what_one_would_take(self, world: int) -> None:
+        whole = list(self.sampler())
+        parts = [list(self.sampler(rank=rank, world=world)) for rank in range(world)]
+        share = 8 // world
+        for step in range(6):
+            together = [key for part in parts for key in part[step * share : (step + 1) * share]]
+            assert sorted(together) == sorted(whole[8 * step : 8 * (step + 1)])
+
+    def test_equal_classes_are_each_seen_whole(self) -> None:
+        samples = [Sample(f"{n % 2}/{n}.jpg", n % 2, str(n)) for n in range(16)]
+        made = ViewSampler(samples, seed=1, view_seed=5, views=3, batch_size=8, balance=True)
+        assert sorted(key.position for key in made) == list(range(16))

@@ -48,6 +48,23 @@ def test_the_classifier_has_the_least_penalised_cross_entropy_of_all(classes: in
     torch.testing.assert_close(found, reference(scaled).softmax(1), atol=2e-3, rtol=0)
 
 
+def test_balance_counts_a_rare_class_as_a_common_one() -> None:
+    # Reference: each row of the rare class ten times, and scikit-learn's own mean and deviation left as they are.
+    rng = np.random.default_rng(1)
+    target = np.repeat([0, 1], [100, 10])
+    features = (rng.normal(size=(110, 3)) + 0.8 * np.eye(2, 3)[target]).astype(np.float32)
+    found = {}
+    for balance in (False, True):
+        head = nn.Linear(3, 2)
+        fit_classifier(head, features, target, balance=balance)
+        found[balance] = head(torch.tensor(features)).argmax(1).numpy()
+    recall = {
+        name: [float((preds[target == label] == label).mean()) for label in (0, 1)] for name, preds in found.items()
+    }
+    assert recall[False][1] < 0.4
+    assert abs(recall[True][0] - recall[True][1]) < 0.25
+
+
 def test_a_network_without_a_linear_classifier_is_refused() -> None:
     with pytest.raises(ConfigError, match="linear classifier"):
         classifier_of(nn.Conv2d(3, 3, 1))

@@ -737,7 +737,8 @@ from agridistill.training.run import distill
 from agridistill.training.settings import *
 model, workers = sys.argv[4:6]
 fit = FitSettings(
-    model=model, epochs=3, batch_size=16, pretrained=False, workers=int(workers), precision="fp32", drop_path=0.2
+    model=model, epochs=3, batch_size=16, pretrained=False, workers=int(workers), precision="fp32", drop_path=0.2,
+    balance=sys.argv[6] == "hybrid",
 )
 objective = ObjectiveSettings(method=sys.argv[6], hint_share=0.5, alignment="learned")
 config = DistillConfig(DataSettings(image_size=64), distill=fit, objective=objective)
@@ -746,7 +747,7 @@ distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=
 
 
 # A network with stochastic depth and loaders of their own: whatever is random must be the same again. The second one is
-# killed while it learns features.
+# killed while it learns features. The first shows each class equally often.
 @pytest.mark.parametrize(
     ("model", "workers", "method"),
     [("mobilenetv3_small_050", "1", "hybrid"), ("swin_nano_patch4_window4_64", "0", "hybrid-hint")],
@@ -768,8 +769,10 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     assert not (killed / "evaluation.json").exists()
     with pytest.raises(RunError, match="continue it with --resume"):
         distill(leaves, teacher_run, killed, student())
+    other_drop = student(method, alignment="learned", hint_share=0.5)
+    other_drop = replace(other_drop, distill=replace(FIT, balance=method == "hybrid"))
     with pytest.raises(RunError, match=r"distill\.drop_path = 0.2 as in the run that is resumed; got None"):
-        distill(leaves, teacher_run, killed, student(method, alignment="learned", hint_share=0.5), resume=True)
+        distill(leaves, teacher_run, killed, other_drop, resume=True)
     subprocess.run([*command, str(killed), model, workers, method, "resume"], env=environment, check=True)
     subprocess.run([*command, str(whole), model, workers, method], env=environment, check=True)
     one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")

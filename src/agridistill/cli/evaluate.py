@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from agridistill.progress import ProgressCallback
 
 
+class _Chosen(TypedDict):
+    split: Literal["test", "val", "train", "all"]
+    split_file: Path | None
+    class_names: Mapping[str, str]
+
+
 def evaluate(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or one that comes along (tomato).")
@@ -23,6 +30,10 @@ def evaluate(
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
     splits: options.Splits = None,
+    map_: Annotated[
+        Path | None,
+        typer.Option("--map", metavar="FILE", help='TOML: lines of "folder name" = "model class".'),
+    ] = None,
     evidence: Annotated[
         Path | None,
         typer.Option(
@@ -36,10 +47,11 @@ def evaluate(
 
     On the data that it was trained on, the run's own split is used. In a folder of new photos alone all of them count.
 
-    Other data needs train/val/test folders, --splits or --split all.
+    Other data needs train/val/test folders, --splits or --split all. It may lack some of the model's classes.
     """
     from agridistill import api
     from agridistill.cli.verdicts import print_verdict, verdict_on
+    from agridistill.evaluation.class_names import read_class_names
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_writable, write_json
 
@@ -48,9 +60,10 @@ def evaluate(
         require_writable(out)
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
+    names = read_class_names(map_) if map_ is not None else {}
     with progress_bar("reading photos") as progress:
         begin(progress, "loading the model")
-        result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
+        result = api.evaluate(model, data, split=split, split_file=splits, class_names=names, progress=progress)
     if result.split == "all" != split:
         split = "all"
         stderr.print("No photo that the model has learnt from is recognised here: all of them test it.")
@@ -71,7 +84,7 @@ def evaluate(
     if evidence is not None:
         # After the scores are told: it takes minutes, and they are there.
         with progress_bar("gathering evidence") as progress:
-            _gather(model, data, split, splits, evidence, result, progress)
+            _gather(model, data, split, splits, names, evidence, result, progress)
     if evidence is not None:
         next_command("report", evidence)
     elif verdict.usable:
@@ -83,6 +96,7 @@ def _gather(
     data: Path,
     split: Literal["test", "val", "train", "all"],
     splits: Path | None,
+    names: Mapping[str, str],
     folder: Path,
     result: EvaluationResult,
     progress: ProgressCallback,
@@ -96,13 +110,14 @@ def _gather(
     backend = api.load(model).backend
     own = model / "splits.json" if model.is_dir() else None
     write_json(folder / "evaluation.json", result.to_json())
-    found = gather_evidence(backend, data, split=split, own_split=own, split_file=splits, progress=progress)
+    chosen: _Chosen = {"split": split, "split_file": splits, "class_names": names}
+    found = gather_evidence(backend, data, own_split=own, progress=progress, **chosen)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
         from agridistill.study.evidence import write_gallery
 
         file = folder / "evidence" / "gallery.json"
-        write_gallery({name: model}, data, file, split=split, split_file=splits, progress=progress)
+        write_gallery({name: model}, data, file, progress=progress, **chosen)
 
 
 def _photos(split: str) -> str:

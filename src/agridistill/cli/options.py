@@ -31,6 +31,10 @@ KeepViews = Annotated[
     bool | None,
     typer.Option("--keep-views/--no-keep-views", help="Draw each view once and keep its pixels (150 kB at 224 px)."),
 ]
+Balance = Annotated[
+    bool | None,
+    typer.Option("--balance/--no-balance", help="Show each class equally often, for classes with few photos."),
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Loader processes; -1 chooses.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="auto measures.")]
 Pretrained = Annotated[

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from agridistill.data.balance import balanced_epoch, members_of_classes
 from agridistill.data.kept_views import KeptViews
 from agridistill.data.samples import Sample
 from agridistill.data.small_copies import SmallCopies
@@ -126,6 +127,9 @@ class ViewSampler(Sampler[ViewKey]):
     Each photo has the views 0 to `views` - 1 and shows them in turn, from a start of its own. In every step all
     processes together take the photos that a single one would take, so that their number changes no result.
 
+    An epoch shows each photo once. With `balance` it shows as many photos, but each class equally often: those of a
+    rare class come several times, in different views, and each of them as often as the others, to one.
+
     Lightning calls `set_epoch` before each epoch, also after a resume.
 
     Args:
@@ -134,6 +138,7 @@ class ViewSampler(Sampler[ViewKey]):
         view_seed: of the views' content; runs with the same one see the same views.
         views: of each photo, at least 1.
         batch_size: photos a step, over all processes; what is left over at the end of an epoch is left out.
+        balance: shows each class equally often.
         rank: of this process.
         world: number of processes; divides the batch size.
     """
@@ -146,6 +151,7 @@ class ViewSampler(Sampler[ViewKey]):
         view_seed: int,
         views: int,
         batch_size: int,
+        balance: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -157,6 +163,7 @@ class ViewSampler(Sampler[ViewKey]):
         # Batch norm needs full batches; but few photos are better than none.
         self.total = count - count % batch_size if count >= batch_size else count - count % world
         self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(views, size=count)
+        self._classes = members_of_classes([sample.label for sample in samples]) if balance else []
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, counted from 0."""
@@ -166,9 +173,16 @@ class ViewSampler(Sampler[ViewKey]):
         return self.total // self.world
 
     def __iter__(self) -> Iterator[ViewKey]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.samples))[: self.total]
-        for position in order[self.rank :: self.world]:
-            view = int(self.epoch + self._first[position]) % self.views
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self._classes:
+            positions, turns = balanced_epoch(self._classes, self.total, epoch=self.epoch, seed=self.seed)
+            order = rng.permutation(self.total)
+            positions, turns = positions[order], turns[order]
+        else:
+            positions = rng.permutation(len(self.samples))[: self.total]
+            turns = np.full(self.total, self.epoch)
+        for position, turn in zip(positions[self.rank :: self.world], turns[self.rank :: self.world], strict=True):
+            view = int(turn + self._first[position]) % self.views
             yield ViewKey(int(position), view, view_seed(self.view_seed, view, self.samples[position].path))
 
 
@@ -209,6 +223,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         views: of each photo.
         workers: loader processes of each process; 0 reads in the training process.
         keep_views: draws each view once and keeps its pixels; see `KeptViews`.
+        balance: shows each class equally often; see `ViewSampler`.
     """
 
     def __init__(
@@ -225,8 +240,10 @@ class PhotoDataModule(lightning.LightningDataModule):
         views: int,
         workers: int,
         keep_views: bool = False,
+        balance: bool = False,
     ) -> None:
         super().__init__()
+        self.balance = balance
         self.root, self.train, self.val = root, train, val
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.batch_size, self.workers = batch_size, workers
@@ -246,6 +263,7 @@ class PhotoDataModule(lightning.LightningDataModule):
             view_seed=self.view_seed,
             views=self.views,
             batch_size=self.batch_size,
+            balance=self.balance,
             rank=rank,
             world=world,
         )

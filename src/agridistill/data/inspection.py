@@ -224,7 +224,8 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
-    image = read_photo(path, max_pixels=max_pixels)
+    # Its look is a matter of shapes, and the same as that of earlier versions, by which learnt photos are recognised.
+    image = read_photo(path, max_pixels=max_pixels, own_colours=True)
     return PhotoRecord(digest, image.width, image.height, perceptual_hash(image), None)
 
 

@@ -20,7 +20,8 @@ from agridistill.storage import user_cache, write_json
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+# Also counts the ways in which a photo is read: looks and errors of another way are not ours.
+FORMAT_VERSION = 2
 # A photo that changed within the clock tick in which it was read would look unchanged.
 _SETTLED_NS = 2_000_000_000
 

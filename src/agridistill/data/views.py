@@ -82,8 +82,8 @@ def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
 
 
 # Counts the ways in which a photo and a seed became a view, by way of a small copy too: a teacher cache or a copy of
-# another way is of other pixels.
-VIEWS_VERSION = 1
+# another way is of other pixels. 2: colour profiles, bits and bands are read (`preprocess.read_photo`).
+VIEWS_VERSION = 2
 
 # Keeps the draws of what spoils a view apart from the others: where nothing spoils, views are as they always were.
 _SPOILING = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def gather_evidence(
     split: SplitChoice = "test",
     own_split: Path | None = None,
     split_file: Path | None = None,
+    class_names: Mapping[str, str] | None = None,
     most_photos: int = MOST_PHOTOS,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def gather_evidence(
         split: that is shown.
         own_split: the model's own, used on the data that it was trained on.
         split_file: the user's.
+        class_names: as for `choose_photos`.
         most_photos: for robustness.
         progress: told how far each part is.
 
@@ -61,7 +63,13 @@ def gather_evidence(
 
     def answered(name: SplitChoice) -> tuple[ChosenPhotos, LabelledLogits]:
         photos = choose_photos(
-            manifest, data, split=name, split_file=split_file, own_split=own_split, progress=progress
+            manifest,
+            data,
+            split=name,
+            split_file=split_file,
+            own_split=own_split,
+            class_names=class_names,
+            progress=progress,
         )
         return photos, predict_logits(backend, photos.samples, photos.root, progress=progress)
 

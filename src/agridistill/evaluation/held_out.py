@@ -14,6 +14,7 @@ from agridistill.data.learnt import LearntPhotos, read_learnt
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
 from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split
 from agridistill.errors import DataError
+from agridistill.evaluation.class_names import labels_in_model, relabelled
 from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
@@ -32,7 +33,7 @@ class ChosenPhotos:
 
     Attributes:
         root: the data folder.
-        classes: the data's class names; `Sample.label` is an index into them.
+        classes: the model's class names; `Sample.label` is an index into them.
         samples: the readable photos of the split.
         skipped: one line for each unreadable photo of the split.
         phashes: 64-bit perceptual hashes of the samples.
@@ -57,6 +58,7 @@ def evaluate_folder(
     split_file: Path | None = None,
     run: Path | None = None,
     learnt: Path | None = None,
+    class_names: Mapping[str, str] | None = None,
     batch_size: int = 64,
     parameters: int | None = None,
     macs: int | None = None,
@@ -72,6 +74,7 @@ def evaluate_folder(
         split_file: made by `data split`, or a run's `splits.json`.
         run: the model's run folder, whose own split is used on the data that it was trained on.
         learnt: file that names the photos which the model has learnt from (`data.learnt`), which are logged.
+        class_names: the model's class for a folder of another name; the data may lack some of the model's classes.
         batch_size: photos at once.
         parameters: of the model, for the result.
         macs: of the model, for the result.
@@ -79,7 +82,7 @@ def evaluate_folder(
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
-        ModelError: the model has other classes, or its output is unusable.
+        ModelError: the model lacks a class of the data, or its output is unusable.
     """
     own_split = run / "splits.json" if run is not None else None
     photos = choose_photos(
@@ -89,6 +92,7 @@ def evaluate_folder(
         split_file=split_file,
         own_split=own_split,
         learnt=learnt,
+        class_names=class_names or {},
         progress=progress,
     )
     return evaluate(
@@ -113,6 +117,7 @@ def choose_photos(
     split_file: Path | None = None,
     own_split: Path | None = None,
     learnt: Path | None = None,
+    class_names: Mapping[str, str] | None = None,
     progress: ProgressCallback = silent,
 ) -> ChosenPhotos:
     """Finds the photos of a split.
@@ -120,6 +125,9 @@ def choose_photos(
     The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
     tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are told in
     the log: by the run's own split, or in any folder by `learnt`, the file that names them.
+
+    The data has the model's classes, all of them; with `class_names`, an empty one too, it may have some of them, also
+    in folders of other names.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
@@ -129,7 +137,9 @@ def choose_photos(
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
     begin(progress, "reading photos")
     folder = scan(data)
-    require_same_classes(manifest.classes, folder.classes)
+    if class_names is None:
+        require_same_classes(manifest.classes, folder.classes)
+    labels = labels_in_model(manifest.classes, folder.classes, class_names or {})
     inspection = inspect_photos(folder, store=InspectionStore(data, MAX_PIXELS), progress=progress)
     readable, unreadable = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
@@ -149,8 +159,8 @@ def choose_photos(
     wanted = tuple(sample for sample in samples if chosen(sample.path))
     photos = ChosenPhotos(
         data,
-        folder.classes,
-        wanted,
+        manifest.classes,
+        relabelled(wanted, labels),
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
         tuple(phashes_of(wanted, inspection).values()),
         trained_here,

@@ -62,6 +62,7 @@ def write_gallery(
     *,
     split: SplitChoice = "test",
     split_file: Path | None = None,
+    class_names: Mapping[str, str] | None = None,
     progress: ProgressCallback = silent,
 ) -> None:
     """Writes the attention of several runs over the same photos.
@@ -72,6 +73,7 @@ def write_gallery(
         file: to write.
         split: of the photos.
         split_file: the user's.
+        class_names: as for `choose_photos`.
         progress: told how far the reading of the photos is.
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
@@ -82,6 +84,7 @@ def write_gallery(
         split=split,
         split_file=split_file,
         own_split=first.splits,
+        class_names=class_names,
         progress=progress,
     )
     begin(progress, "drawing attention maps")

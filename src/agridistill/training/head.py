@@ -48,6 +48,7 @@ class FitHead(Callback):
         augmentation: of the views.
         seed: of the views.
         workers: loader processes.
+        balance: gives each class the same weight.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class FitHead(Callback):
         *,
         seed: int,
         workers: int,
+        balance: bool = False,
         console: Console | None = None,
     ) -> None:
+        self.balance = balance
         self.root, self.photos, self.preprocessing, self.augmentation = root, photos, preprocessing, augmentation
         self.seed, self.workers = seed, workers
         self.console = console or Console(stderr=True, highlight=False)
@@ -82,7 +85,7 @@ class FitHead(Callback):
         module.eval()
         with self.console.status("fitting the classifier to the frozen backbone's features"):
             features, target = self._features(module.model, module.device)
-            fit_classifier(head, features, target)
+            fit_classifier(head, features, target, balance=self.balance)
         module.train(training)
 
     @torch.no_grad()
@@ -153,16 +156,21 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 @torch.no_grad()
-def fit_classifier(head: nn.Linear, features: NDArray[np.float32], target: NDArray[np.int64]) -> None:
+def fit_classifier(
+    head: nn.Linear, features: NDArray[np.float32], target: NDArray[np.int64], *, balance: bool = False
+) -> None:
     """Sets a classifier to the multinomial logistic regression of its input, by scikit-learn.
 
     Args:
         head: of C features and K classes.
         features: `(N, C)`.
         target: `(N,)` class indices; every class at least once.
+        balance: gives each class the same weight, however many rows it has.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
-    model: Any = LogisticRegression(C=_C, max_iter=1000).fit((features - mean) / deviation, target)
+    model: Any = LogisticRegression(C=_C, max_iter=1000, class_weight="balanced" if balance else None).fit(
+        (features - mean) / deviation, target
+    )
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:
         # Of two classes scikit-learn gives the difference of their logits.

@@ -158,6 +158,7 @@ class Session:
                     self.config.augmentation,
                     seed=self.view_seed,
                     workers=datamodule.workers,
+                    balance=self.fit.balance,
                 )
             )
         same = SameEverywhere({"photos": self.prepared.fingerprint, "recipe": asdict(self.config)})
@@ -307,6 +308,7 @@ class Session:
             views=self.views,
             workers=default_workers(accelerator, self.fit.devices) if self.fit.workers < 0 else self.fit.workers,
             keep_views=self.fit.keep_views,
+            balance=self.fit.balance,
         )
 
     def _finish(self, precision: str) -> RunResult:

@@ -72,6 +72,9 @@ class FitSettings:
         layer_decay: factor of the learning rate from each layer to the one before it; 1 trains all layers alike.
         freeze_norm: keeps the statistics of batch norm as the starting weights have them: those of few photos are
             noise.
+        balance: shows each class equally often, photos of rare classes several times in an epoch, in different
+            views. It acts on all terms of an objective, a teacher's too, and the number of processes changes no result;
+            class weights in the cross-entropy would do neither.
         clip_grad: largest gradient norm; 0 does not clip.
         patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
         seed: of initial weights, order, views and dropout.
@@ -102,6 +105,7 @@ class FitSettings:
     head_first: bool = False
     layer_decay: float = 1.0
     freeze_norm: bool = False
+    balance: bool = False
     clip_grad: float = 1.0
     patience: int = 0
     seed: int = 0
