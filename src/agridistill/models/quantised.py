@@ -168,22 +168,42 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges =
         rounding.calibrate(ranges)
 
 
-def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """The network with its logits rounded to 8 bits as well, for engines without float operators.
+def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.GraphModule:
+    """A copy that rounds its logits to 8 bits as well, for engines without float operators.
+
+    Its classifier is a convolution of one position: engines agree to the bit on these, not on fully connected layers
+    with a scale for each output.
 
     Args:
         network: from `quantised`, calibrated.
         batches: as for `calibrate`; their logits are not clipped.
+
+    Raises:
+        ModelError: a network that does not end with a linear classifier.
     """
+    if not isinstance(network, fx.GraphModule):
+        raise ModelError("a network rounded to int8", type(network).__name__, "round it first")
+    graph = copy.deepcopy(network)
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    last = output.all_input_nodes[0]
+    linear = graph.get_submodule(str(last.target)) if last.op == "call_module" else None
+    if not isinstance(linear, RoundedLinear):
+        raise ModelError("a network that ends with a linear classifier", str(last.target), "export it without micro")
+    conv = RoundedConv2d(linear.in_features, linear.out_features, 1, bias=True)
+    bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
+    conv.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": bias})
     rounding = ActivationRounding()
+    one_position = nn.Unflatten(1, (linear.in_features, 1, 1))
+    _replace(graph, str(last.target), nn.Sequential(one_position, conv, rounding, nn.Flatten()))
+    graph.recompile()
     rounding.observe()
-    network.eval()
+    graph.eval()
     with torch.no_grad():
         for batch in batches:
-            rounding(network(batch))
+            graph(batch)
     # The greatest logit is the answer: of all values it is the last to be clipped.
     rounding.calibrate("min_max")
-    return nn.Sequential(network, rounding)
+    return graph
 
 
 def _fold_batch_norm(graph: fx.GraphModule) -> None:
