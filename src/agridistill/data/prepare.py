@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agridistill.data.augmented_names import unknown_originals, without_original
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
@@ -108,6 +109,8 @@ def _prepared(
     check_parts(folder.classes, parts["train"], parts["val"], parts["test"])
     if given is not None or folder.given_split is not None:
         _tell_shared_leaves(parts)
+    if unknown := without_original(samples):
+        logger.warning("%s", unknown_originals(unknown))
     return PreparedData(
         root=root,
         classes=folder.classes,
