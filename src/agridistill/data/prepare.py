@@ -108,7 +108,7 @@ def _prepared(
     }
     check_parts(folder.classes, parts["train"], parts["val"], parts["test"])
     if given is not None or folder.given_split is not None:
-        _tell_shared_leaves(parts)
+        tell_shared_leaves(parts)
     if unknown := without_original(samples):
         logger.warning("%s", unknown_originals(unknown))
     return PreparedData(
@@ -189,7 +189,8 @@ def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[S
             raise DataError(f"photos in {name}", "none", "correct the split or raise its fraction")
 
 
-def _tell_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
+def tell_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
+    """Warns of leaves in several parts of a split that is used as it is."""
     parts_of: dict[str, set[str]] = defaultdict(set)
     for name, samples in parts.items():
         for sample in samples:
