@@ -13,9 +13,9 @@ PhotoWriter = Callable[[Path, int], Path]
 FolderWriter = Callable[[Path, Mapping[str, int]], Path]
 
 
-def _photo(seed: int, side: int = 48) -> Image.Image:
+def _photo(seed: int, side: int = 48, blobs: int = 6) -> Image.Image:
     """Smooth blobs: perceptual hashes of different seeds are far apart, and scaling keeps them."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 256, (blobs, blobs, 3), np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
 
@@ -26,6 +26,18 @@ def write_photo() -> PhotoWriter:
     def write(path: Path, seed: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _photo(seed).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_pose() -> PhotoWriter:
+    """Writes a photo whose perceptual hash is near that of another seed's pose, and which is no copy of it."""
+
+    def write(path: Path, seed: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.blend(_photo(50), _photo(seed, blobs=24), 0.02).save(path)
         return path
 
     return write

@@ -130,13 +130,12 @@ def test_a_leaf_in_two_splits_is_a_problem(tmp_path: Path, write_photo) -> None:
     )
 
 
-def test_duplicates_in_two_given_folders_are_a_problem(tmp_path: Path, write_folder) -> None:
+def test_duplicates_in_two_given_folders_are_a_problem(tmp_path: Path, write_folder, write_photo) -> None:
     root = tmp_path / "data"
-    for seed, part in enumerate(("train", "val", "test")):
+    for number, part in enumerate(("train", "val", "test")):
         write_folder(root / part, {"rust": 4, "scab": 4})
-        for path in sorted((root / part).rglob("*.png")):
-            with Image.open(path) as image:
-                image.rotate(90 * seed).save(path)
+        for seed, path in enumerate(sorted((root / part).rglob("*.png"))):
+            write_photo(path, 10 * number + seed)
     assert check(root).problems == ()
     shutil.copy(root / "train" / "rust" / "00.png", root / "test" / "rust" / "copy.png")
     with Image.open(root / "train" / "scab" / "01.png") as image:
@@ -181,11 +180,10 @@ def test_a_class_that_one_given_folder_lacks_is_a_problem(tmp_path: Path, write_
     assert check(tmp_path).problems == ("'scab' has no photos in val",)
 
 
-def test_look_alikes_of_different_named_leaves_are_only_noted(tmp_path: Path, write_photo, write_folder) -> None:
+def test_look_alikes_of_different_named_leaves_are_only_noted(tmp_path: Path, write_pose, write_folder) -> None:
     root = write_folder(tmp_path / "data", {"rust": 3, "scab": 3})
-    write_photo(root / "rust" / f"{UUID}RS_HL 10.png", 50)
-    with Image.open(root / "rust" / f"{UUID}RS_HL 10.png") as image:
-        image.resize((90, 90)).save(root / "rust" / f"{UUID}RS_HL 900.png")
+    for number in (10, 900):
+        write_pose(root / "rust" / f"{UUID}RS_HL {number}.png", number)
     split = _split_file(
         tmp_path / "s.json",
         ("rust/00.png", "scab/00.png", f"rust/{UUID}RS_HL 10.png"),

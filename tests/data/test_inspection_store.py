@@ -109,7 +109,7 @@ def test_progress_reaches_its_end_also_where_nothing_is_read(photos: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"format": 9, "photos": {}}', '{"format": 1, "photos": {"a/0.png": [1]}}', '{"format": 1}']
+    "content", ["", "[]", '{"format": 1, "photos": {}}', '{"format": 2, "photos": {"a/0.png": [1]}}', '{"format": 2}']
 )
 def test_a_damaged_store_only_costs_time(photos: Path, tmp_path: Path, read: list[str], content: str) -> None:
     first = inspect(photos)

@@ -153,11 +153,9 @@ def test_identical_files_are_one_leaf_also_across_classes_and_names(tmp_path: Pa
     assert group == {"rust:rs_hl 0900"}
 
 
-def test_named_leaves_that_look_alike_stay_apart(tmp_path: Path, write_photo) -> None:
+def test_named_leaves_that_look_alike_stay_apart(tmp_path: Path, write_photo, write_pose) -> None:
     for number in (10, 500):
-        write_photo(tmp_path / "rust" / f"{UUID}RS_HL {number}.png", 1)
-    with Image.open(tmp_path / "rust" / f"{UUID}RS_HL 500.png") as image:
-        image.resize((60, 60)).save(tmp_path / "rust" / f"{UUID}RS_HL 500.png")
+        write_pose(tmp_path / "rust" / f"{UUID}RS_HL {number}.png", number)
     write_photo(tmp_path / "scab" / "x.png", 2)
     assert len(set(_leaves(tmp_path).values())) == 3
 

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from agridistill.data.augmented_names import unknown_originals, without_original
 from agridistill.data.duplicates import exact_groups, near_groups
-from agridistill.data.inspection import Inspection, inspect_photos
+from agridistill.data.grouping import DisjointSets
+from agridistill.data.inspection import Inspection, inspect_photos, looks_of, phashes_of
+from agridistill.data.looks import copy_groups
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
 from agridistill.preprocess import MAX_PIXELS
@@ -63,7 +66,10 @@ class CheckResult:
         without_photos: class folders without a photo -> the files that they do hold.
         exact_duplicates: groups of identical files.
         conflicting_duplicates: groups of identical files that stand in several classes.
-        near_duplicates: groups of photos that look alike, but are no identical files.
+        conflicting_copies: groups of copies of one photo, also flipped, turned, scaled or saved again, that stand in
+            several classes and are no identical files.
+        near_duplicates: groups of photos that look alike, also flipped or turned, but are no identical files.
+        without_original: photos of an augmentation tool whose originals neither names nor looks tell.
         straddling_leaves: leaves in several splits.
         straddling_duplicates: identical files in several splits.
         straddling_lookalikes: look-alikes of different leaves in several splits.
@@ -82,7 +88,9 @@ class CheckResult:
     without_photos: Mapping[str, tuple[str, ...]]
     exact_duplicates: tuple[tuple[str, ...], ...]
     conflicting_duplicates: tuple[tuple[str, ...], ...]
+    conflicting_copies: tuple[tuple[str, ...], ...]
     near_duplicates: tuple[tuple[str, ...], ...]
+    without_original: tuple[str, ...]
     straddling_leaves: tuple[Straddling, ...]
     straddling_duplicates: tuple[Straddling, ...]
     straddling_lookalikes: tuple[Straddling, ...]
@@ -136,7 +144,7 @@ def check(
     label_of = {sample.path: sample.label for sample in samples}
     leaf_of = {sample.path: sample.leaf_id for sample in samples}
     begin(progress, "comparing photos")
-    near = _near_duplicates(samples, inspection, {path for group in exact for path in group[1:]})
+    copies, near = _look_alikes(samples, inspection, {path for group in exact for path in group[1:]})
     smallest = min((one.photos for one in classes), default=0)
     found: dict[str, Any] = {
         "classes": classes,
@@ -146,7 +154,9 @@ def check(
         "without_photos": dict(folder.without_photos),
         "exact_duplicates": exact,
         "conflicting_duplicates": tuple(group for group in exact if len({label_of[path] for path in group}) > 1),
+        "conflicting_copies": tuple(group for group in copies if len({label_of[path] for path in group}) > 1),
         "near_duplicates": near,
+        "without_original": without_original(samples),
         "straddling_leaves": _straddling(_leaves(samples), split_of),
         "straddling_duplicates": _straddling(exact, split_of),
         "straddling_lookalikes": tuple(
@@ -198,16 +208,17 @@ def _bad_photos(
     return tuple(unreadable), tuple(oversize)
 
 
-def _near_duplicates(
-    samples: Iterable[Sample], inspection: Inspection, copies: set[str]
-) -> tuple[tuple[str, ...], ...]:
-    """Look-alikes; of identical files only the first counts."""
-    hashes = {
-        sample.path: value
-        for sample in samples
-        if sample.path not in copies and (value := inspection.records[sample.path].phash) is not None
-    }
-    return tuple(tuple(group) for group in near_groups(hashes))
+def _look_alikes(
+    samples: Iterable[Sample], inspection: Inspection, identical: set[str]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+    """Groups of copies of one photo, and of look-alikes, copies included; of identical files the first counts."""
+    compared = [sample for sample in samples if sample.path not in identical]
+    copies = copy_groups(looks_of(compared, inspection))
+    alike = DisjointSets(sample.path for sample in compared)
+    for group in (*copies, *near_groups(phashes_of(compared, inspection))):
+        alike.join_all(group)
+    near = sorted(sorted(group) for group in alike.groups() if len(group) > 1)
+    return tuple(map(tuple, copies)), tuple(map(tuple, near))
 
 
 def _leaves(samples: Iterable[Sample]) -> list[list[str]]:
@@ -243,6 +254,14 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
             f"{_count(result.conflicting_duplicates, 'group')} of identical files in several classes, "
             f"the first '{group[0]}' and '{group[-1]}'"
         )
+    if result.conflicting_copies:
+        group = result.conflicting_copies[0]
+        yield (
+            f"{_count(result.conflicting_copies, 'group')} of copies of one photo (also flipped, turned or scaled) in "
+            f"several classes, the first '{group[0]}' and '{group[-1]}'"
+        )
+    if result.without_original:
+        yield unknown_originals(result.without_original)
     for one in result.classes:
         if one.leaves < MIN_LEAVES:
             yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test need one each"

@@ -63,20 +63,21 @@ def near_pairs(values: NDArray[np.uint64], *, max_bits: int) -> Iterator[tuple[i
         for mask in probes:
             starts = np.searchsorted(ordered, keys ^ mask, "left")
             ends = np.searchsorted(ordered, keys ^ mask, "right")
-            for first, second in _candidates(order, starts, ends):
-                near = _differing_bits(values[first], values[second]) <= max_bits
+            for first, second in candidates(order, starts, ends):
+                near = (first < second) & (differing_bits(values[first], values[second]) <= max_bits)
                 yield from zip(first[near].tolist(), second[near].tolist(), strict=True)
 
 
-def _differing_bits(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
-    differing = (first ^ second).view(np.uint8).reshape(-1, 8)
-    return np.asarray(_BITS_OF_BYTE[differing].sum(axis=1), np.int64)
+def differing_bits(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """How many bits differ in each word, in the arrays' shape."""
+    differing = np.asarray(first ^ second, order="C").view(np.uint8).reshape(*first.shape, 8)
+    return np.asarray(_BITS_OF_BYTE[differing].sum(axis=-1), np.int64)
 
 
-def _candidates(
+def candidates(
     order: NDArray[np.intp], starts: NDArray[np.intp], ends: NDArray[np.intp]
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs (i, order[j]) for starts[i] <= j < ends[i], each once with the smaller index first, a chunk at a time."""
+    """Pairs (i, order[j]) for starts[i] <= j < ends[i], a chunk at a time: memory does not grow with their number."""
     cumulative = np.cumsum(ends - starts)
     first_row = 0
     while first_row < len(starts):
@@ -85,7 +86,5 @@ def _candidates(
         counts = (ends - starts)[first_row:last_row]
         rows = np.repeat(np.arange(first_row, last_row), counts)
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        partners = order[np.repeat(starts[first_row:last_row], counts) + offsets]
-        wanted = rows < partners
-        yield rows[wanted], partners[wanted]
+        yield rows, order[np.repeat(starts[first_row:last_row], counts) + offsets]
         first_row = last_row

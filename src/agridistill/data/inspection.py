@@ -18,6 +18,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from agridistill.data.looks import look_of
 from agridistill.data.samples import PhotoFolder, Sample
 from agridistill.errors import DataError, PhotoError
 from agridistill.preprocess import MAX_PIXELS, read_photo
@@ -41,6 +42,7 @@ class PhotoRecord:
         height: in pixels, upright; 0 where unknown.
         phash: 64-bit perceptual hash; None for an unreadable photo.
         error: why the photo cannot be used; None for a good one.
+        look: by which flipped and turned copies are found (`data.looks`); None for an unreadable photo or one colour.
     """
 
     digest: str
@@ -48,6 +50,7 @@ class PhotoRecord:
     height: int
     phash: int | None
     error: str | None
+    look: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,12 @@ def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, i
     return {path: phash for path, phash in found.items() if phash is not None}
 
 
+def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
+    """The look of each photo that has one (`data.looks`), by `Sample.path`."""
+    found = {sample.path: inspection.records[sample.path].look for sample in samples}
+    return {path: look for path, look in found.items() if look is not None}
+
+
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
     """Puts `max_pixels` in the place of Pillow's limit, which would hide the size of what is too large."""
@@ -226,15 +235,24 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
 def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
     # Its look is a matter of shapes, and the same as that of earlier versions, by which learnt photos are recognised.
     image = read_photo(path, max_pixels=max_pixels, own_colours=True)
-    return PhotoRecord(digest, image.width, image.height, perceptual_hash(image), None)
+    tiny = _tiny(image)
+    return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny))
 
 
 def perceptual_hash(image: Image.Image) -> int:
     """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median (imagehash.phash)."""
-    # A box filter first: it is quick, and the hash looks at 32x32 pixels anyway.
+    return _phash(_tiny(image))
+
+
+def _tiny(image: Image.Image) -> Image.Image:
+    """Grey, 32 x 32, scaled as imagehash does, which then leaves it as it is."""
+    # A box filter first: it is quick, and a hash looks at 32x32 pixels anyway.
     factor = max(1, min(image.size) // _HASH_SIDE)
-    small = image.convert("L").reduce(factor)
-    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
+    return image.convert("L").reduce(factor).resize((32, 32), Image.Resampling.LANCZOS)
+
+
+def _phash(tiny: Image.Image) -> int:
+    return int.from_bytes(np.packbits(imagehash.phash(tiny).hash).tobytes(), "big")
 
 
 def _reason(error: PhotoError, width: int) -> str:

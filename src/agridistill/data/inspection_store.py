@@ -51,11 +51,11 @@ class InspectionStore:
         except OSError:
             return None
         row = self._known.get(path)
-        # Seven values, or of a damaged store.
-        if isinstance(row, list) and row[:-4] == state:
+        # Eight values, or of a damaged store.
+        if isinstance(row, list) and row[:-5] == state:
             self._seen[path] = row
-            digest, width, height, phash = row[-4:]
-            return PhotoRecord(digest, width, height, phash, None)
+            digest, width, height, phash, look = row[-5:]
+            return PhotoRecord(digest, width, height, phash, None, look)
         self._states[path] = state
         return None
 
@@ -63,7 +63,7 @@ class InspectionStore:
         """Keeps the record of a photo that was read. Bad photos are read every time: their cause may have gone."""
         state = self._states.pop(path, None)
         if record.error is None and state is not None and time.time_ns() - max(state[1:]) > _SETTLED_NS:
-            self._seen[path] = [*state, record.digest, record.width, record.height, record.phash]
+            self._seen[path] = [*state, record.digest, record.width, record.height, record.phash, record.look]
             self._changed = True
 
     def save(self) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agridistill.data.augmented_names import unknown_originals, without_original
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
@@ -107,7 +108,9 @@ def _prepared(
     }
     check_parts(folder.classes, parts["train"], parts["val"], parts["test"])
     if given is not None or folder.given_split is not None:
-        _tell_shared_leaves(parts)
+        tell_shared_leaves(parts)
+    if unknown := without_original(samples):
+        logger.warning("%s", unknown_originals(unknown))
     return PreparedData(
         root=root,
         classes=folder.classes,
@@ -186,7 +189,8 @@ def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[S
             raise DataError(f"photos in {name}", "none", "correct the split or raise its fraction")
 
 
-def _tell_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
+def tell_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
+    """Warns of leaves in several parts of a split that is used as it is."""
     parts_of: dict[str, set[str]] = defaultdict(set)
     for name, samples in parts.items():
         for sample in samples:

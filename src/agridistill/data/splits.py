@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from agridistill.data.augmented_names import sibling_groups
 from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.grouping import DisjointSets
-from agridistill.data.inspection import Inspection
+from agridistill.data.inspection import Inspection, looks_of
+from agridistill.data.looks import copy_groups
 from agridistill.data.placement import leaf_groups, place
 from agridistill.data.plantvillage import leaf_ids, read_leaf_map
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample
@@ -40,7 +42,9 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
     """Gives each sample the id of its leaf.
 
     From `leaf-map.json` or PlantVillage's names where they are understood. The other photos of a class form groups by
-    likeness (`near_groups`). Identical files are one leaf everywhere, also across classes.
+    likeness (`near_groups`), and all photos of a class by the names that augmentation tools write (`sibling_groups`).
+    Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one leaf everywhere,
+    also across classes.
 
     Returns:
         The samples in their order, with new leaf ids.
@@ -62,6 +66,10 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
     for paths in by_leaf.values():
         sets.join_all(paths)
     for paths in exact_groups({sample.path: inspection.records[sample.path].digest for sample in chosen}):
+        sets.join_all(paths)
+    for paths in copy_groups(looks_of(chosen, inspection)):
+        sets.join_all(paths)
+    for paths in sibling_groups(chosen, split_folders=folder.given_split is not None):
         sets.join_all(paths)
     for of_class in hashes.values():
         for paths in near_groups(of_class):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from agridistill.data.prepare import PreparedData, check_parts
+from agridistill.data.prepare import PreparedData, check_parts, tell_shared_leaves
 from agridistill.data.samples import SPLIT_NAMES, Sample
 from agridistill.data.splits import Split, labelled_share, read_split
 from agridistill.errors import DataError
@@ -49,6 +49,8 @@ def parted_beside(earlier: Mapping[str, RunFolder], prepared: PreparedData, sett
             found = _taken_over(prepared, run, named_alone=labelled)
             if found is not None:
                 prepared, taken = found, name
+                # An earlier version may have made it, which did not know turned copies.
+                tell_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
                 break
     for name, run in earlier.items():
         if name != taken:
