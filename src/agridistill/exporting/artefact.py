@@ -211,11 +211,11 @@ def export(
         with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             temporary.write_bytes(file.read_bytes())
             final.write(described)
-    _write_learnt(run, out, manifest, train)
+    _write_learnt(run, out, manifest, (train, val))
     return result
 
 
-def _write_learnt(run: Path, out: Path, manifest: ModelManifest, train: ChosenPhotos) -> None:
+def _write_learnt(run: Path, out: Path, manifest: ModelManifest, photos: Sequence[ChosenPhotos]) -> None:
     """Which photos the run has learnt from, in a file beside the artefact.
 
     A run of an earlier version has no such file; the photos themselves are taken, where they are the run's.
@@ -224,8 +224,9 @@ def _write_learnt(run: Path, out: Path, manifest: ModelManifest, train: ChosenPh
     if stored.exists():
         with replacing(target) as temporary:
             temporary.write_bytes(stored.read_bytes())
-    elif train.trained_here:
-        write_learnt(target, manifest.lineage["data_fingerprint"], train.phashes)
+    elif photos[0].trained_here:
+        phashes = (phash for each in photos for phash in each.phashes)
+        write_learnt(target, manifest.lineage["data_fingerprint"], phashes)
     else:
         target.unlink(missing_ok=True)
 
