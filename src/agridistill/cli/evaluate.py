@@ -12,6 +12,7 @@ from agridistill.cli.output import next_command, print_json, progress_bar, sibli
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
+    from agridistill.data.layout import Layout
     from agridistill.evaluation.result import EvaluationResult
     from agridistill.progress import ProgressCallback
 
@@ -22,6 +23,9 @@ def evaluate(
     ],
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: options.Splits = None,
     evidence: Annotated[
         Path | None,
@@ -40,9 +44,11 @@ def evaluate(
     """
     from agridistill import api
     from agridistill.cli.verdicts import print_verdict, verdict_on
+    from agridistill.data.layout import FOLDERS
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_writable, write_json
 
+    layout = options.layout_of(labels, label_columns, nested)
     model = model_path(model)
     if out is not None:
         require_writable(out)
@@ -50,7 +56,16 @@ def evaluate(
         require_writable(evidence, "--evidence", folder=True)
     with progress_bar("reading photos") as progress:
         begin(progress, "loading the model")
-        result = api.evaluate(model, data, split=split, split_file=splits, progress=progress)
+        result = api.evaluate(
+            model,
+            data,
+            split=split,
+            split_file=splits,
+            label_file=labels,
+            label_columns=layout.label_columns if layout else (),
+            nested=nested,
+            progress=progress,
+        )
     if result.split == "all" != split:
         split = "all"
         stderr.print("The model has learnt from none of these photos: all of them test it.")
@@ -71,7 +86,7 @@ def evaluate(
     if evidence is not None:
         # After the scores are told: it takes minutes, and they are there.
         with progress_bar("gathering evidence") as progress:
-            _gather(model, data, split, splits, evidence, result, progress)
+            _gather(model, data, layout or FOLDERS, split, splits, evidence, result, progress)
     if evidence is not None:
         next_command("report", evidence)
     elif verdict.usable:
@@ -81,6 +96,7 @@ def evaluate(
 def _gather(
     model: Path,
     data: Path,
+    layout: Layout,
     split: Literal["test", "val", "train", "all"],
     splits: Path | None,
     folder: Path,
@@ -96,13 +112,15 @@ def _gather(
     backend = api.load(model).backend
     own = model / "splits.json" if model.is_dir() else None
     write_json(folder / "evaluation.json", result.to_json())
-    found = gather_evidence(backend, data, split=split, own_split=own, split_file=splits, progress=progress)
+    found = gather_evidence(
+        backend, data, layout=layout, split=split, own_split=own, split_file=splits, progress=progress
+    )
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
         from agridistill.study.evidence import write_gallery
 
         file = folder / "evidence" / "gallery.json"
-        write_gallery({name: model}, data, file, split=split, split_file=splits, progress=progress)
+        write_gallery({name: model}, data, file, layout=layout, split=split, split_file=splits, progress=progress)
 
 
 def _photos(split: str) -> str:

@@ -10,8 +10,9 @@ from typing import Literal
 
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
+from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.data.learnt import LearntPhotos, read_learnt
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, left_out
 from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split
 from agridistill.errors import DataError
 from agridistill.evaluation.evaluate import evaluate
@@ -38,6 +39,7 @@ class ChosenPhotos:
         phashes: 64-bit perceptual hashes of the samples.
         trained_here: whether the folder holds the very photos that the model was trained on.
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
+        left_out: photos of the folder that have no label, and rows of a label file without a photo, a sentence each.
     """
 
     root: Path
@@ -47,12 +49,14 @@ class ChosenPhotos:
     phashes: tuple[int, ...] = ()
     trained_here: bool = False
     split: SplitChoice = "test"
+    left_out: tuple[str, ...] = ()
 
 
 def evaluate_folder(
     backend: Backend,
     data: Path,
     *,
+    layout: Layout = FOLDERS,
     split: SplitChoice = "test",
     split_file: Path | None = None,
     run: Path | None = None,
@@ -67,6 +71,7 @@ def evaluate_folder(
     Args:
         backend: the model, ready to run.
         data: folder of class folders, or of train/val/test folders of them.
+        layout: how the labels are found.
         split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
             all of them.
         split_file: made by `data split`, or a run's `splits.json`.
@@ -85,12 +90,15 @@ def evaluate_folder(
     photos = choose_photos(
         backend.manifest,
         data,
+        layout=layout,
         split=split,
         split_file=split_file,
         own_split=own_split,
         learnt=learnt,
         progress=progress,
     )
+    for line in photos.left_out:
+        logger.warning("%s", line)
     return evaluate(
         backend,
         photos.samples,
@@ -109,6 +117,7 @@ def choose_photos(
     manifest: ModelManifest,
     data: Path,
     *,
+    layout: Layout = FOLDERS,
     split: SplitChoice = "test",
     split_file: Path | None = None,
     own_split: Path | None = None,
@@ -128,7 +137,7 @@ def choose_photos(
     given = read_split(split_file) if split_file is not None else None
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
     begin(progress, "reading photos")
-    folder = scan(data)
+    folder = read_layout(data, layout)
     require_same_classes(manifest.classes, folder.classes)
     inspection = inspect_photos(folder, store=InspectionStore(data, MAX_PIXELS), progress=progress)
     readable, unreadable = usable_samples(folder, inspection)
@@ -153,6 +162,7 @@ def choose_photos(
         tuple(phashes_of(wanted, inspection).values()),
         trained_here,
         split,
+        tuple(left_out(folder)),
     )
     if split == "train":
         return photos

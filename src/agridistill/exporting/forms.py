@@ -14,7 +14,7 @@ import numpy as np
 
 from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
-from agridistill.exporting.artefact import export
+from agridistill.exporting.artefact import export, layout_of
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.quantised import quantised
 from agridistill.models.saved import load_network
@@ -79,7 +79,14 @@ def device_forms(
         for number, each in enumerate((run, teacher)):
             out = Path(folder) / f"form-{number}.onnx"
             result = export(
-                each, out, precision="int8", data=data, split_file=split_file, force=True, progress=progress
+                each,
+                out,
+                precision="int8",
+                data=data,
+                layout=layout_of(run) if data is not None else None,
+                split_file=split_file,
+                force=True,
+                progress=progress,
             )
             written.append((each, out, result))
         latencies = _latencies_ms([open_artefact(out, engine="onnxruntime", threads=1) for _, out, _ in written])
