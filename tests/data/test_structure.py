@@ -105,9 +105,8 @@ def test_a_level_above_the_classes_is_refused_with_what_to_pass(tmp_path: Path) 
     make(tmp_path, *holders("color", "grayscale", "segmented"))
     text = refused(tmp_path)
     assert "got 'color', 'grayscale', 'segmented' in 'ROOT', which hold folders such as 'color/rust'" in text
-    assert (
-        "pass 'ROOT/color', or --nested for classes such as 'color/rust', or --flat to make 'color' one class" in text
-    )
+    assert "pass 'ROOT/color', or --nested for classes such as 'color/rust'" in text
+    assert text.endswith("or --flat to make 'color' and every such folder one class")
     assert scan(tmp_path / "color").classes == ("rust", "scab")
 
 
@@ -162,14 +161,14 @@ def test_a_wrapping_folder_is_named(tmp_path: Path) -> None:
 def test_wrapped_splits_beside_test_photos_are_named(tmp_path: Path) -> None:
     top = "New Plant Diseases Dataset(Augmented)"
     make(tmp_path, *holders(f"{top}/{top}/train", f"{top}/{top}/valid"), "test/test/1.jpg")
-    assert f"pass 'ROOT/{top}/{top}', or" in refused(tmp_path)
+    assert refused(tmp_path).endswith(f"pass 'ROOT/{top}/{top}'")
     assert set((scan(tmp_path / top / top).given_split or {}).values()) == {"train", "val"}
 
 
 def test_splits_in_class_folders_are_refused(tmp_path: Path) -> None:
     make(tmp_path, *(f"{name}/{split}/1.jpg" for name in ("rust", "scab") for split in ("Train", "Test")))
     text = refused(tmp_path)
-    assert "move the photos to 'Test/rust' and so on, or pass --flat to make 'rust' one class" in text
+    assert "move the photos to 'Test/rust' and so on, or pass --flat to make 'rust'" in text
     assert "'rust/Test' and 'rust/Train'" in refused(tmp_path, nested=True)
     assert scan(tmp_path, nested=False).classes == ("rust", "scab")
 

@@ -159,20 +159,27 @@ def _refuse_same_beside(root: Path, classes: Sequence[ClassFolder]) -> None:
 def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -> DataError:
     first = losing[0]
     inner = min(folder for folder in first.photos_in if folder)
-    flat = f"--flat to make '{first.name}' one class"
+    flat = f"--flat to make '{first.name}' and every such folder one class"
     if all(split_named(folder) for one in losing for folder in one.photos_in if folder):
         return DataError(
             "train, val and test folders that hold the class folders",
             f"class folders that hold them, such as '{first.name}/{inner}' in '{root}'",
             f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and part its photos anew",
         )
-    # That with a training split in it is the data set; other folders beside it are not.
-    chosen = next((one for one in losing if "train" in split_folders(one.first_level)), first)
-    inside = "" if in_splits else f"'{root / chosen.name / wrapped_in(chosen.photos_in)}', or "
+    inside = root / first.name / wrapped_in(first.photos_in)
+    remedy = f"--nested for classes such as '{first.name}/{inner}', or {flat}"
+    if not in_splits:
+        remedy = f"'{inside}', or {remedy}"
+    for one in losing:
+        folder = wrapped_in(one.photos_in)
+        below = {path[len(folder) :].strip("/").split("/", 1)[0] for path in one.photos_in if path.startswith(folder)}
+        if "train" in split_folders(below) and not in_splits:
+            # The data set itself; what lies beside it is not.
+            remedy = f"'{root / one.name / folder}'"
     return DataError(
         "class folders with photos",
         f"{_named(losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
-        f"pass {inside}--nested for classes such as '{first.name}/{inner}', or {flat}",
+        f"pass {remedy}",
     )
 
 
