@@ -102,8 +102,8 @@ def export(
     *,
     precision: Precision = "fp32",
     data: Path | None = None,
-    layout: Layout | None = None,
     split_file: Path | None = None,
+    layout: Layout | None = None,
     answers: float = 0.95,
     force: bool = False,
     progress: ProgressCallback = silent,
@@ -115,8 +115,8 @@ def export(
         out: `NAME.onnx` or `NAME.tflite`.
         precision: of weights and activations.
         data: the photos that the run learnt from; None takes the folder that it names.
-        layout: how their labels are found; None takes the layout of the run.
         split_file: which of them are for training and validation, where the run does not know them.
+        layout: how their labels are found; None takes the layout of the run.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes an artefact that misses its gate.
         progress: told while photos are read and classified.

@@ -34,9 +34,9 @@ def compare(
     out: Path,
     plan: ComparePlan,
     *,
-    layout: Layout = FOLDERS,
     teacher: Path | None = None,
     split_file: Path | None = None,
+    layout: Layout = FOLDERS,
     jobs: int = 0,
     evidence: bool = True,
     progress: ProgressCallback = silent,
@@ -51,9 +51,9 @@ def compare(
         data: a folder of class folders, or of train/val/test folders of them.
         out: folder of the study: `runs`, `logs`, `teacher` where none is given, and `compare.json`.
         plan: what is compared.
-        layout: how the labels are found.
         teacher: a finished run; None trains one by the plan, where any candidate listens to a teacher.
         split_file: made by `data split`; None takes the teacher's split.
+        layout: how the labels are found.
         jobs: runs at a time, 0 for one on each GPU (one without GPUs).
         evidence: also finds out, for the best method, the baseline and the teacher, what `report` shows beside scores.
         progress: told (epochs done, epochs in all), over all runs.

@@ -32,8 +32,8 @@ def train(
     out: Path,
     config: TrainConfig | None = None,
     *,
-    layout: Layout | None = None,
     split_file: Path | None = None,
+    layout: Layout | None = None,
     resume: bool = False,
     progress: ProgressCallback = silent,
 ) -> RunResult:
@@ -43,8 +43,8 @@ def train(
         data: a folder of class folders, or of train/val/test folders of them.
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: settings; the defaults where None.
-        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
         split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
+        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
         resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         progress: told how far the reading of the photos is.
 
@@ -69,8 +69,8 @@ def distill(
     out: Path,
     config: DistillConfig | None = None,
     *,
-    layout: Layout | None = None,
     split_file: Path | None = None,
+    layout: Layout | None = None,
     resume: bool = False,
     cache: bool = True,
     cache_dir: Path | None = None,
@@ -83,9 +83,9 @@ def distill(
         teacher: a finished run; None only for the method `ce`, the equal baseline without a teacher.
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: settings; the defaults where None.
-        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
             so that no test photo of the student was a training photo of the teacher.
+        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
         resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         cache: asks the teacher once about each view and keeps its logits and attention; otherwise it runs in every
             step. Features (`w_hint`) come from the live teacher in their stage either way.
