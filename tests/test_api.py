@@ -206,4 +206,8 @@ def test_every_option_of_the_inner_functions_can_be_passed(name: str, home: str)
     module = __import__(home, fromlist=[name])
     inner = [one for one in inspect.signature(getattr(module, name)).parameters if one not in ("config", "plan")]
     outer = list(inspect.signature(getattr(agridistill, name)).parameters)
+    # One object inside.
+    start = outer.index("label_file")
+    assert outer[start : start + 3] == ["label_file", "label_columns", "nested"]
+    outer[start : start + 3] = ["layout"]
     assert [one for one in outer if one not in ("config", "recipe", "settings")] == inner

@@ -5,7 +5,7 @@ This is the one place that decides what kind of model a path is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -81,6 +81,9 @@ def evaluate(
     split: Literal["train", "val", "test", "all"] = "test",
     split_file: Path | str | None = None,
     class_names: Mapping[str, str] | Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
     engine: str | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
@@ -93,6 +96,10 @@ def evaluate(
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
         class_names: the model's class for a folder of another name, as a mapping or the path of a TOML file of them.
+        label_file: CSV or TSV with the label of each photo; None takes the folders.
+        label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
+        nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
+            takes it too, where nothing is lost by that.
         engine: as for `load`.
         progress: told twice, while the photos are checked and while they are classified.
 
@@ -108,6 +115,7 @@ def evaluate(
     _require_engine(engine)
     require_callable("progress", progress)
     try:
+        from agridistill.data.layout import FOLDERS, to_layout
         from agridistill.data.learnt import learnt_path
         from agridistill.evaluation.class_names import to_class_names
         from agridistill.evaluation.held_out import evaluate_folder
@@ -119,11 +127,13 @@ def evaluate(
         ) from None
 
     names = to_class_names(class_names)
+    layout = to_layout(label_file, label_columns, nested) or FOLDERS
     backend = load(path, engine=engine).backend
     parameters, macs = model_cost(backend)
     return evaluate_folder(
         backend,
         folder,
+        layout=layout,
         split=split,
         split_file=splits,
         run=path if path.is_dir() else None,
@@ -144,6 +154,9 @@ def export(
     batch: int | None = None,
     data: Path | str | None = None,
     split_file: Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
     answers: float = 0.95,
     force: bool = False,
     progress: ProgressCallback = silent,
@@ -158,6 +171,10 @@ def export(
         batch: 1 fixes the batch of an `.onnx` file; None leaves it open.
         data: the photos that the run learnt from; None takes the folder that it names.
         split_file: which of them are for training and validation, where the run does not know them.
+        label_file: CSV or TSV with the label of each photo; None, with `nested` None, takes what the run started with.
+        label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
+        nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
+            takes it too, where nothing is lost by that.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes a file that misses its gate.
         progress: called with (done, total) while photos are read and classified.
@@ -178,6 +195,7 @@ def export(
         raise ConfigError("batch=1 or None", f"{batch!r}", "leave it out")
     require_callable("progress", progress)
     try:
+        from agridistill.data.layout import to_layout
         from agridistill.exporting.artefact import export as write
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -192,6 +210,7 @@ def export(
         micro=micro,
         batch=batch,
         data=photos,
+        layout=to_layout(label_file, label_columns, nested),
         split_file=splits,
         answers=answers,
         force=force,

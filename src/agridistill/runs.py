@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
 from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
+from agridistill.data.layout import FOLDERS, Layout, to_layout
 from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 
@@ -28,6 +29,9 @@ def train(
     config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
     *,
     split_file: Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
     resume: bool = False,
     progress: ProgressCallback = silent,
     **settings: Any,
@@ -41,6 +45,10 @@ def train(
             the path of a recipe. What None or a dict leave open is chosen by photos and hardware, as by the command;
             on a resume the settings are those of the run.
         split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
+        label_file: CSV or TSV with the label of each photo; None takes the folders.
+        label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
+        nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
+            takes it too, where nothing is lost by that.
         resume: continues an unfinished run.
         progress: called with (done, total) while the photos are read.
         settings: single settings by their key in a recipe, such as `epochs=3, image_size=96`; they go before `config`.
@@ -59,13 +67,14 @@ def train(
         agridistill.errors.ConfigError: expected a known recipe key; got 'epoch' in the settings; did you mean 'epochs'?
     """
     folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
+    layout = to_layout(label_file, label_columns, nested)
     require_flag("resume", resume)
     require_callable("progress", progress)
     recipe = _recipe("train", config, settings, run, resume=resume)
-    chosen = train_config(_completed("train", config, recipe, folder, None, resume=resume))
+    chosen = train_config(_completed("train", config, recipe, folder, None, layout, resume=resume))
     with training_part():
         from agridistill.training import run as runs
-    return runs.train(folder, run, chosen, split_file=splits, resume=resume, progress=progress)
+    return runs.train(folder, run, chosen, layout=layout, split_file=splits, resume=resume, progress=progress)
 
 
 def distill(
@@ -75,6 +84,9 @@ def distill(
     config: DistillConfig | Mapping[str, Any] | Path | str | None = None,
     *,
     split_file: Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
     resume: bool = False,
     cache: bool = True,
     cache_dir: Path | str | None = None,
@@ -90,6 +102,9 @@ def distill(
         config: a `DistillConfig`, a dict of sections such as `{"distill": {"epochs": 3}, "objective": {"method":
             "kd"}}`, or the path of a recipe. None takes the defaults, on a resume the settings of the run.
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data.
+        label_file: as for `train`.
+        label_columns: as for `train`.
+        nested: as for `train`.
         resume: continues an unfinished run.
         cache: stores the teacher's outputs for each view once; otherwise the teacher runs in every step.
         cache_dir: folder of these caches; `cache` in the teacher's run folder where None.
@@ -106,11 +121,12 @@ def distill(
     """
     folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
     teacher_run, caches = to_optional_path("teacher", teacher), to_optional_path("cache_dir", cache_dir)
+    layout = to_layout(label_file, label_columns, nested)
     require_flag("resume", resume)
     require_flag("cache", cache)
     require_callable("progress", progress)
     recipe = _recipe("distill", config, settings, run, resume=resume)
-    chosen = distill_config(_completed("distill", config, recipe, folder, teacher_run, resume=resume))
+    chosen = distill_config(_completed("distill", config, recipe, folder, teacher_run, layout, resume=resume))
     with training_part():
         from agridistill.training import run as runs
     return runs.distill(
@@ -118,6 +134,7 @@ def distill(
         teacher_run,
         run,
         chosen,
+        layout=layout,
         split_file=splits,
         resume=resume,
         cache=cache,
@@ -133,6 +150,9 @@ def compare(
     *,
     teacher: Path | str | None = None,
     split_file: Path | str | None = None,
+    label_file: Path | str | None = None,
+    label_columns: Sequence[str] = (),
+    nested: bool | None = None,
     jobs: int = 0,
     evidence: bool = True,
     progress: ProgressCallback = silent,
@@ -148,6 +168,9 @@ def compare(
         out: folder of the study.
         teacher: run folder of a finished run; None trains one by the recipe where a candidate needs one.
         split_file: made by `data split`; None takes the teacher's split.
+        label_file: as for `train`.
+        label_columns: as for `train`.
+        nested: as for `train`.
         jobs: runs at a time; 0 takes one for each GPU, one without.
         evidence: also gathers, for `report`, robustness, calibration and attention.
         progress: called with (epochs done, epochs in all).
@@ -164,6 +187,7 @@ def compare(
 
     folder, study_folder = to_path("data", data), to_path("out", out)
     teacher_run, splits = to_optional_path("teacher", teacher), to_optional_path("split_file", split_file)
+    layout = to_layout(label_file, label_columns, nested)
     require_whole("jobs", jobs, at_least=0)
     require_flag("evidence", evidence)
     require_callable("progress", progress)
@@ -177,6 +201,7 @@ def compare(
         folder,
         study_folder,
         plan,
+        layout=layout or FOLDERS,
         teacher=teacher_run,
         split_file=splits,
         jobs=jobs,
@@ -201,6 +226,7 @@ def _completed(
     recipe: Recipe,
     data: Path,
     teacher: Path | None,
+    layout: Layout | None,
     *,
     resume: bool,
 ) -> Recipe:
@@ -209,7 +235,7 @@ def _completed(
         return recipe
     with training_part():
         from agridistill.training.defaults import choice_for
-    choice = choice_for(command, recipe, data, teacher)
+    choice = choice_for(command, recipe, data, teacher, layout or FOLDERS)
     if choice.reason:
         logger.info(choice.reason)
     return choice.recipe

@@ -14,6 +14,7 @@ from agridistill.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
+    from agridistill.data.layout import Layout
 
 
 def compare(
@@ -29,6 +30,9 @@ def compare(
         Path | None, typer.Option("--teacher", help="Run folder of the teacher; trained by the recipe otherwise.")
     ] = None,
     set_: options.Set = None,
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: options.Splits = None,
     jobs: Annotated[
         int, typer.Option("--jobs", min=0, help="Runs at a time; 0 takes one for each GPU, one without.")
@@ -51,13 +55,26 @@ def compare(
     Finished runs are kept: after an interruption, or with more in the recipe, the same command goes on.
     """
     from agridistill.config import read_recipe, require_serves
+    from agridistill.data.layout import FOLDERS
     from agridistill.study_config import compare_plan
 
+    layout = options.layout_of(labels, label_columns, nested) or FOLDERS
     chosen = read_recipe(recipe)
     require_serves(chosen, "compare")
     if search:
         _refuse("--search, which tries one after another", {"--jobs": jobs, "--no-evidence": not evidence})
-        _search(data, out, chosen, set_ or [], search, teacher=teacher, storage=storage, splits=splits, json=json)
+        _search(
+            data,
+            out,
+            chosen,
+            set_ or [],
+            search,
+            layout=layout,
+            teacher=teacher,
+            storage=storage,
+            splits=splits,
+            json=json,
+        )
         return
     _refuse("a study without --search", {"--storage": storage})
     plan = compare_plan(chosen, set_ or [])
@@ -68,6 +85,7 @@ def compare(
             data,
             out,
             plan,
+            layout=layout,
             teacher=teacher,
             split_file=splits,
             jobs=jobs,
@@ -98,6 +116,7 @@ def _search(
     overrides: list[str],
     trials: int,
     *,
+    layout: Layout,
     teacher: Path | None,
     storage: str | None,
     splits: Path | None,
@@ -122,6 +141,7 @@ def _search(
             out,
             plan,
             trials,
+            layout=layout,
             teacher=teacher,
             storage=storage,
             split_file=splits,
@@ -136,5 +156,5 @@ def _search(
         accuracy = f"{100 * best['val_accuracy']:.2f} % on the validation split"
         stdout.print(f"best of {len(document['trials'])} trials: {accuracy} with {found}", markup=False)
     # The run's own recipe says everything: budget, candidate and what was found.
-    whole: tuple[str | Path, ...] = ("--splits", splits) if splits is not None else ()
+    whole = (*layout.words(), *(("--splits", splits) if splits is not None else ()))
     next_command("distill", data, "--teacher", teacher, "--recipe", out / best["recipe"], *whole, "--out", "RUN")

@@ -22,33 +22,44 @@ DATASETS = ("plantvillage-tomato",)
 @app.command()
 def check(
     data: options.Data,
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: Annotated[
         Path | None, typer.Option("--splits", help="Split made by `data split`; what straddles it is a problem.")
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Read every photo and tell what is wrong: exit code 1 when something is."""
+    layout = options.layout_of(labels, label_columns, nested)
+    words = layout.words() if layout else ()
     with progress_bar("reading photos") as progress:
         from agridistill.data.checks import check as check_data
+        from agridistill.data.layout import FOLDERS
 
-        result = check_data(data, split_file=splits, progress=progress)
+        result = check_data(data, layout=layout or FOLDERS, split_file=splits, progress=progress)
     if json:
         print_json(result.to_json())
     else:
         _print_check(result)
     if result.problems:
-        next_command("data", "check", data, *(("--splits", splits) if splits else ()), *(() if json else ("--json",)))
+        next_command(
+            "data", "check", data, *words, *(("--splits", splits) if splits else ()), *(() if json else ("--json",))
+        )
         raise typer.Exit(1)
     if splits is None:
-        next_command("data", "split", data, "--out", "splits.json")
+        next_command("data", "split", data, *words, "--out", "splits.json")
     else:
-        next_command("train", data, "--splits", splits, "--out", "model")
+        next_command("train", data, *words, "--splits", splits, "--out", "model")
 
 
 @app.command()
 def split(
     data: options.Data,
     out: Annotated[Path, typer.Option("--out", help="Split file to write (JSON).")],
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of each class in val.")] = 0.15,
     test_fraction: Annotated[float, typer.Option("--test-fraction", help="Share of each class in test.")] = 0.15,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another split.")] = 0,
@@ -56,12 +67,15 @@ def split(
     json: options.Json = False,
 ) -> None:
     """Divide photos into train, val and test; no leaf stands in two of them."""
+    layout = options.layout_of(labels, label_columns, nested)
     with progress_bar("reading photos") as progress:
+        from agridistill.data.layout import FOLDERS
         from agridistill.data.prepare import split_data
 
         prepared = split_data(
             data,
             out,
+            layout=layout or FOLDERS,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=seed,
@@ -77,7 +91,7 @@ def split(
         print_json({"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)})
     else:
         _print_split(prepared, out)
-    next_command("train", data, "--splits", out, "--out", "model")
+    next_command("train", data, *(layout.words() if layout else ()), "--splits", out, "--out", "model")
 
 
 @app.command()

@@ -30,6 +30,9 @@ def distill(
     ] = None,
     recipe: options.RecipeFile = None,
     set_: options.Set = None,
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: options.Splits = None,
     epochs: options.Epochs = None,
     image_size: options.ImageSize = None,
@@ -60,6 +63,7 @@ def distill(
     """Train a student under a teacher (the method ce needs none: it is the equal baseline)."""
     from agridistill.config import distill_config
 
+    layout = options.layout_of(labels, label_columns, nested)
     chosen = options.recipe_for(
         "distill",
         recipe,
@@ -86,7 +90,9 @@ def distill(
         },
         resume=resume,
     )
-    chosen, reason = options.completed("distill", chosen, data, teacher=teacher, recipe_file=recipe, resume=resume)
+    chosen, reason = options.completed(
+        "distill", chosen, data, layout=layout, teacher=teacher, recipe_file=recipe, resume=resume
+    )
     config = distill_config(chosen)
     leave_talking_to_the_first(config.distill.processes)
     finished = options.is_finished(out, resume=resume)
@@ -99,6 +105,7 @@ def distill(
             teacher,
             out,
             config,
+            layout=layout,
             split_file=splits,
             resume=resume,
             cache=cache,

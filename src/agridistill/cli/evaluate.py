@@ -13,11 +13,13 @@ from agridistill.cli.output import next_command, print_json, progress_bar, sibli
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
+    from agridistill.data.layout import Layout
     from agridistill.evaluation.result import EvaluationResult
     from agridistill.progress import ProgressCallback
 
 
 class _Chosen(TypedDict):
+    layout: Layout
     split: Literal["test", "val", "train", "all"]
     split_file: Path | None
     class_names: Mapping[str, str]
@@ -29,6 +31,9 @@ def evaluate(
     ],
     data: options.Data,
     split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: options.Splits = None,
     map_: Annotated[
         Path | None,
@@ -51,10 +56,12 @@ def evaluate(
     """
     from agridistill import api
     from agridistill.cli.verdicts import print_verdict, verdict_on
+    from agridistill.data.layout import FOLDERS
     from agridistill.evaluation.class_names import read_class_names
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_writable, write_json
 
+    layout = options.layout_of(labels, label_columns, nested)
     model = model_path(model)
     if out is not None:
         require_writable(out)
@@ -63,7 +70,17 @@ def evaluate(
     names = read_class_names(map_) if map_ is not None else {}
     with progress_bar("reading photos") as progress:
         begin(progress, "loading the model")
-        result = api.evaluate(model, data, split=split, split_file=splits, class_names=names, progress=progress)
+        result = api.evaluate(
+            model,
+            data,
+            split=split,
+            split_file=splits,
+            class_names=names,
+            label_file=labels,
+            label_columns=layout.label_columns if layout else (),
+            nested=nested,
+            progress=progress,
+        )
     if result.split == "all" != split:
         split = "all"
         stderr.print("No photo that the model has learnt from is recognised here: all of them test it.")
@@ -84,7 +101,7 @@ def evaluate(
     if evidence is not None:
         # After the scores are told: it takes minutes, and they are there.
         with progress_bar("gathering evidence") as progress:
-            _gather(model, data, split, splits, names, evidence, result, progress)
+            _gather(model, data, layout or FOLDERS, split, splits, names, evidence, result, progress)
     if evidence is not None:
         next_command("report", evidence)
     elif verdict.usable:
@@ -94,6 +111,7 @@ def evaluate(
 def _gather(
     model: Path,
     data: Path,
+    layout: Layout,
     split: Literal["test", "val", "train", "all"],
     splits: Path | None,
     names: Mapping[str, str],
@@ -110,7 +128,7 @@ def _gather(
     backend = api.load(model).backend
     own = model / "splits.json" if model.is_dir() else None
     write_json(folder / "evaluation.json", result.to_json())
-    chosen: _Chosen = {"split": split, "split_file": splits, "class_names": names}
+    chosen: _Chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": names}
     found = gather_evidence(backend, data, own_split=own, progress=progress, **chosen)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():

@@ -31,6 +31,9 @@ def export(
     data: Annotated[
         Path | None, typer.Option("--data", help="Photos that the run learnt from; by default where they were.")
     ] = None,
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: options.Splits = None,
     answers: Annotated[
         float, typer.Option("--answers", min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")
@@ -52,6 +55,7 @@ def export(
     from agridistill.cli.device_forms import better_form, known_forms
     from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
 
+    layout = options.layout_of(labels, label_columns, nested)
     with progress_bar("reading photos") as progress:
         from agridistill.exporting.artefact import export as write
 
@@ -62,6 +66,7 @@ def export(
             micro=format == "micro",
             batch=batch,
             data=data,
+            layout=layout,
             split_file=splits,
             answers=answers,
             force=force,

@@ -11,10 +11,33 @@ from agridistill.progress import ProgressCallback, begin
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
+    from agridistill.data.layout import Layout
     from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.result import RunResult
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="CSV or TSV with the label of each photo, in place of class folders."
+    ),
+]
+LabelColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--label-columns",
+        metavar="IMAGE,LABEL",
+        help="Columns of --labels, and as a third one that of the split; by default found by usual names.",
+    ),
+]
+Nested = Annotated[
+    bool | None,
+    typer.Option(
+        "--nested/--flat",
+        help="Folders in class folders are classes of their own (Tomato/Late blight), or all of one class.",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
 RecipeFile = Annotated[
     Path | None,
@@ -45,6 +68,19 @@ Devices = Annotated[int | None, typer.Option("--devices", help="Processes on thi
 Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines that run this command.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run, or show a finished one's result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def layout_of(labels: Path | None, columns: str | None, nested: bool | None) -> Layout | None:
+    """How the labels are found; None where no option says it.
+
+    Raises:
+        ConfigError: options that exclude each other.
+    """
+    from agridistill.data.layout import Layout
+
+    if labels is None and columns is None and nested is None:
+        return None
+    return Layout(nested, labels, tuple(name.strip() for name in columns.split(",")) if columns else ())
 
 
 def recipe_for(
@@ -85,6 +121,7 @@ def completed(
     recipe: Recipe,
     data: Path,
     *,
+    layout: Layout | None = None,
     teacher: Path | None = None,
     recipe_file: Path | None,
     resume: bool,
@@ -95,9 +132,10 @@ def completed(
     """
     if recipe_file is not None or resume:
         return recipe, ""
+    from agridistill.data.layout import FOLDERS
     from agridistill.training.defaults import choice_for
 
-    choice = choice_for(command, recipe, data, teacher)
+    choice = choice_for(command, recipe, data, teacher, layout or FOLDERS)
     return choice.recipe, choice.reason
 
 

@@ -27,6 +27,9 @@ def train(
     ] = None,
     recipe: options.RecipeFile = None,
     set_: options.Set = None,
+    labels: options.Labels = None,
+    label_columns: options.LabelColumns = None,
+    nested: options.Nested = None,
     splits: options.Splits = None,
     epochs: options.Epochs = None,
     image_size: options.ImageSize = None,
@@ -47,6 +50,7 @@ def train(
     """Train a network on labels alone: a teacher, or a baseline to compare with."""
     from agridistill.config import train_config
 
+    layout = options.layout_of(labels, label_columns, nested)
     chosen = options.recipe_for(
         "train",
         recipe,
@@ -70,7 +74,7 @@ def train(
         },
         resume=resume,
     )
-    chosen, reason = options.completed("train", chosen, data, recipe_file=recipe, resume=resume)
+    chosen, reason = options.completed("train", chosen, data, layout=layout, recipe_file=recipe, resume=resume)
     config = train_config(chosen)
     # Now: after hours of training, the recipe may be gone.
     plan = _student_plan(recipe)
@@ -85,12 +89,13 @@ def train(
         from agridistill.training import run
 
         announced = options.Announced(progress, reason)
-        result = run.train(data, out, config, split_file=splits, resume=resume, progress=announced)
+        result = run.train(data, out, config, layout=layout, split_file=splits, resume=resume, progress=announced)
     verdict = options.show_result(result, json=json, model=config.train.model, finished=finished)
     if verdict.usable:
         from agridistill.cli.next_steps import after_training
 
-        next_command(*after_training(data, out, result.evaluation, for_student=for_student, **plan))
+        words = [*(layout.words() if layout else ()), *for_student]
+        next_command(*after_training(data, out, result.evaluation, for_student=words, **plan))
 
 
 def _student_plan(recipe_file: Path | None) -> _StudentPlan:

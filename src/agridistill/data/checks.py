@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from agridistill.data.augmented_names import unknown_originals, without_original
 from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.grouping import DisjointSets
 from agridistill.data.inspection import Inspection, inspect_photos, looks_of, phashes_of
+from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.data.looks import copy_groups
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, left_out
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
@@ -114,6 +115,7 @@ class CheckResult:
 def check(
     root: Path,
     *,
+    layout: Layout = FOLDERS,
     split_file: Path | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: ProgressCallback = silent,
@@ -122,6 +124,7 @@ def check(
 
     Args:
         root: folder of class folders, or of train/val/test folders of them.
+        layout: how the labels are found.
         split_file: from `agridistill data split`; goes before train/val/test folders.
         max_pixels: photos with more are a problem.
         progress: called with (done, total).
@@ -130,7 +133,7 @@ def check(
         DataError: no such folder, fewer than two classes, or the split file is not of this data.
     """
     split = read_split(split_file) if split_file is not None else None
-    folder = scan(root)
+    folder = read_layout(root, layout)
     split_of = match_split(split, folder.samples)[0] if split is not None else folder.given_split
     inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
     records = inspection.records
@@ -167,7 +170,12 @@ def check(
         "imbalance": max(one.photos for one in classes) / smallest if smallest else None,
     }
     draft = CheckResult(root=root, **found, problems=(), notes=())
-    return CheckResult(root=root, **found, problems=tuple(_problems(draft, max_pixels)), notes=tuple(_notes(draft)))
+    return CheckResult(
+        root=root,
+        **found,
+        problems=(*folder.problems, *_problems(draft, max_pixels)),
+        notes=(*folder.notes, *left_out(replace(folder, problems=())), *_notes(draft)),
+    )
 
 
 def _class_checks(

@@ -13,7 +13,15 @@ from pathlib import Path
 from agridistill.data.augmented_names import unknown_originals, without_original
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
+from agridistill.data.layout import FOLDERS, Layout, read_layout
+from agridistill.data.samples import (
+    SPLIT_NAMES,
+    PhotoFolder,
+    Sample,
+    described_without_photos,
+    left_out,
+    require_outside,
+)
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
 from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
@@ -41,6 +49,7 @@ class PreparedData:
         split: the paths of the three parts.
         cut: the parts that were made from the fractions and the seed; none where a file or folders gave the split.
         phashes: 64-bit perceptual hash of each readable photo, by `Sample.path`.
+        layout: how the labels were found.
     """
 
     root: Path
@@ -54,11 +63,13 @@ class PreparedData:
     split: Split
     cut: frozenset[str] = frozenset()
     phashes: Mapping[str, int] = field(default_factory=dict)
+    layout: Layout = FOLDERS
 
 
 def prepare_data(
     root: Path,
     *,
+    layout: Layout = FOLDERS,
     split_file: Path | None = None,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
@@ -68,19 +79,20 @@ def prepare_data(
 ) -> PreparedData:
     """Reads a data folder once and parts it by leaves.
 
-    The split comes from the split file, from train/val/test folders, or is made from the seed. Where the folders lack
-    val or test, it is cut from train, leaf by leaf. Leaves that a given split puts into several parts are told in the
-    log.
+    The split comes from the split file, from train/val/test folders or a column of the label file, or is made from the
+    seed. Where these lack val or test, it is cut from train, leaf by leaf. Leaves that a given split puts into several
+    parts are told in the log.
 
     Raises:
         DataError: the folder, the photos or the split cannot be used.
     """
     with _collector_spared():
-        return _prepared(root, split_file, val_fraction, test_fraction, split_seed, max_pixels, progress)
+        return _prepared(root, layout, split_file, val_fraction, test_fraction, split_seed, max_pixels, progress)
 
 
 def _prepared(
     root: Path,
+    layout: Layout,
     split_file: Path | None,
     val_fraction: float,
     test_fraction: float,
@@ -90,8 +102,10 @@ def _prepared(
 ) -> PreparedData:
     # Before the photos are read, which takes longest.
     given = read_split(split_file) if split_file is not None else None
-    folder = scan(root)
+    folder = read_layout(root, layout)
     _check_folders(folder)
+    for line in left_out(folder):
+        logger.warning("%s", line)
     part_of = match_split(given, folder.samples)[0] if given is not None else None
     inspection = inspect_photos(
         folder, max_pixels=max_pixels, store=InspectionStore(root, max_pixels), progress=progress
@@ -121,6 +135,7 @@ def _prepared(
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
         cut=cut,
         phashes=phashes_of(samples, inspection),
+        layout=layout,
     )
 
 
@@ -161,6 +176,8 @@ def _made_or_given(
         )
     given = folder.given_split
     parts = {name: [sample for sample in samples if given[sample.path] == name] for name in ("train", "val", "test")}
+    if not parts["train"]:
+        raise DataError("photos to train on", f"none in '{folder.root}'", "correct the split")
     lacking = {name for name in ("val", "test") if not parts[name]}
     paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
     if not lacking:
@@ -210,6 +227,7 @@ def split_data(
     root: Path,
     out: Path,
     *,
+    layout: Layout = FOLDERS,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
@@ -228,7 +246,12 @@ def split_data(
     require_writable(out)
     require_outside(out, root)
     prepared = prepare_data(
-        root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
+        root,
+        layout=layout,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        split_seed=seed,
+        progress=progress,
     )
     write_split(
         out,

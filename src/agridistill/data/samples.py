@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from agridistill.data.structure import (
+    ClassFolder,
+    labels_remedy,
+    require_class_folders,
+    require_no_splits_inside,
+    split_folders,
+    wrapped_in,
+)
 from agridistill.errors import DataError
 from agridistill.preprocess import PHOTO_SUFFIXES
 
 SPLIT_NAMES = ("train", "val", "test")
-_SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN_SUFFIXES = 5
 
 
@@ -43,6 +50,9 @@ class PhotoFolder:
         strays: other files among the photos (relative paths); they are never used.
         without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
             folder is none of the classes.
+        unlabelled: photos in no class folder, or that no row of a label file names; they are never used.
+        problems: what is wrong with a label file, a sentence each.
+        notes: how classes were found, where that is not plain, a sentence each.
     """
 
     root: Path
@@ -51,14 +61,37 @@ class PhotoFolder:
     given_split: Mapping[str, str] | None = None
     strays: tuple[str, ...] = field(default=())
     without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unlabelled: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def scan(root: Path) -> PhotoFolder:
+def scan(root: Path, *, nested: bool | None = None) -> PhotoFolder:
     """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
+
+    Args:
+        root: the data folder.
+        nested: True makes each folder with photos a class of its own, named by its path ("Tomato/Late blight"); False
+            makes each folder of the first level a class with all photos below it; None does that too, where nothing is
+            lost by it.
 
     Raises:
         DataError: not a folder, empty, fewer than two classes, classes that differ between the splits, folders of
-            something else beside those of splits, or two folders of one split.
+            something else beside those of splits, two folders of one split, or folders that may be no classes.
+    """
+    require_folder(root)
+    folders = subfolders(root)
+    splits = _split_folders(root, folders)
+    if splits is not None:
+        return _scan_given_split(root, splits, nested)
+    return _scan_classes(root, [(name, name) for name in folders], nested)
+
+
+def require_folder(root: Path) -> None:
+    """Checks that the data folder can be read.
+
+    Raises:
+        DataError: it is not there, a file, or not readable.
     """
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
@@ -67,13 +100,15 @@ def scan(root: Path) -> PhotoFolder:
             "a folder of class folders", f"the file '{root}'", "name the folder that holds the class folders"
         )
     try:
-        folders = _subfolders(root)
+        os.scandir(root).close()
     except PermissionError:
         raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
-    split_folders = _split_folders(root, folders)
-    if split_folders is not None:
-        return _scan_given_split(root, split_folders)
-    return _scan_classes(root, [(name, name) for name in folders])
+
+
+def all_files(root: Path) -> tuple[list[str], list[str]]:
+    """Photos and other files anywhere below the data folder, as paths relative to it."""
+    photos, others = _files(root, ".")
+    return [path.removeprefix("./") for path in photos], [path.removeprefix("./") for path in others]
 
 
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
@@ -104,74 +139,130 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
 
     What is neither the one nor the other is refused: read as classes it would make a model of "train" and "test".
     """
-    splits: dict[str, str] = {}
-    for name in folders:
-        split = _SPLIT_ALIASES.get(name.lower())
-        if split is not None and split in splits:
-            raise DataError(
-                f"one folder of {split} photos", f"'{splits[split]}' and '{name}' in '{root}'", "merge them"
-            )
-        if split is not None:
-            splits[split] = name
-    others = [name for name in folders if name not in splits.values()]
-    if "train" not in splits and len(splits) == 2 and not others:
+    found = split_folders(folders)
+    train, named = found.get("train", []), [name for names in found.values() for name in names]
+    others = [name for name in folders if name not in named]
+    if not found or (others and len(found) == 1 and len(named) == 1):
+        return None
+    if train and all(not subfolders(root / name) and _loose_photos(root, name) for name in train):
+        raise DataError(
+            "class folders in the folder of train photos",
+            f"photos without one in '{root / train[0]}'",
+            labels_remedy(root),
+        )
+    for split, names in found.items():
+        if len(names) > 1:
+            raise DataError(f"one folder of {split} photos", f"'{names[0]}' and '{names[1]}' in '{root}'", "merge them")
+    splits = {split: found[split][0] for split in SPLIT_NAMES if split in found}
+    if not train:
+        if others or len(splits) == 1:
+            return None
         raise DataError(
             "a folder of train photos beside val and test",
             f"'{root}' without one",
             f"add it, or name the folder that holds the class folders, such as '{root / splits['test']}'",
         )
-    if "train" not in splits or (others and len(splits) == 1):
-        return None
     if others:
-        named = " and ".join(f"'{name}'" for name in splits.values())
+        beside = " and ".join(f"'{name}'" for name in sorted(named))
         raise DataError(
             "class folders, or only train, val and test folders of them",
-            f"'{others[0]}' beside {named} in '{root}'",
+            f"'{others[0]}' beside {beside} in '{root}'",
             "move it away, or name the folder that holds the class folders",
         )
     return splits
 
 
-def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFolder:
-    per_split = {split: _subfolders(root / folder) for split, folder in split_folders.items()}
-    for split, names in per_split.items():
-        unknown = sorted(set(names) - set(per_split["train"]))
+def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | None) -> PhotoFolder:
+    names_of = {split: subfolders(root / folder) for split, folder in folder_of.items()}
+    for split, names in names_of.items():
+        unknown = sorted(set(names) - set(names_of["train"]))
         if unknown:
             raise DataError(
                 "the same classes in train, val and test",
-                f"'{unknown[0]}' in {split_folders[split]} but not in train",
+                f"'{unknown[0]}' in {folder_of[split]} but not in train",
                 "correct the folders",
             )
-    pairs = [(f"{folder}/{name}", name) for split, folder in split_folders.items() for name in per_split[split]]
-    scanned = _scan_classes(root, pairs)
-    given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0].lower()] for sample in scanned.samples}
-    return replace(scanned, given_split=given)
+    pairs = [(f"{folder}/{name}", name) for split, folder in folder_of.items() for name in names_of[split]]
+    scanned = _scan_classes(root, pairs, nested, split_of={folder: split for split, folder in folder_of.items()})
+    loose = [path for folder in folder_of.values() for path in _loose_photos(root, folder)]
+    return replace(scanned, unlabelled=tuple(sorted((*scanned.unlabelled, *loose))))
 
 
-def _scan_classes(root: Path, folders: list[tuple[str, str]]) -> PhotoFolder:
-    """`folders` are pairs of a folder (relative to the root) and the class whose photos it holds."""
-    found: dict[str, list[str]] = {}
-    others: dict[str, list[str]] = {}
-    for folder, class_name in folders:
+def _scan_classes(
+    root: Path,
+    folders: Sequence[tuple[str, str]],
+    nested: bool | None,
+    split_of: Mapping[str, str] | None = None,
+) -> PhotoFolder:
+    """The photos of class folders.
+
+    Args:
+        root: the data folder.
+        folders: pairs of a folder (relative to the root) and the class whose photos it holds.
+        nested: as for `scan`.
+        split_of: folder of a split -> split; None where there are none.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    others: defaultdict[str, list[str]] = defaultdict(list)
+    photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for folder, name in folders:
         photos, strays = _files(root, folder)
-        found.setdefault(class_name, []).extend(photos)
-        others.setdefault(class_name, []).extend(strays)
+        photos_in[name].update(path[len(folder) + 1 :].rpartition("/")[0] for path in photos)
+        for paths, of_class in ((photos, found), (strays, others)):
+            if nested:
+                for path in paths:
+                    of_class[_nested_class(folder, name, path)].append(path)
+            else:
+                of_class[name].extend(paths)
     classes = tuple(sorted(name for name, photos in found.items() if photos))
-    without_photos = {name: tuple(sorted(others[name])) for name in sorted(found) if not found[name]}
+    held = [ClassFolder(name, photos_in[name]) for name in sorted(photos_in) if photos_in[name]]
+    # Nested, a folder above classes is none itself.
+    above = {name[:end] for name in classes for end in range(len(name) + 1) if name[end : end + 1] in ("", "/")}
+    without_photos = {name: tuple(sorted(others.get(name, ()))) for name in sorted({*photos_in, *others} - above)}
+    loose = _loose_photos(root, ".")
     if len(classes) < 2:
-        got = f"only '{classes[0]}'" if classes else "no photos in class folders"
-        besides = "".join(f", {described_without_photos(*one)}" for one in list(without_photos.items())[:1])
-        raise DataError(
-            "at least two class folders with photos",
-            f"{got} in '{root}'{besides}",
-            "put the photos of each class in a folder of its own",
-        )
+        raise _too_few_classes(root, held, without_photos, loose=bool(loose))
+    if nested:
+        require_no_splits_inside(root, classes)
+    elif nested is None:
+        require_class_folders(root, held, in_splits=split_of is not None)
     samples = sorted(
         (Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]),
         key=lambda sample: sample.path,
     )
-    strays = sorted(path for paths in others.values() for path in paths)
-    return PhotoFolder(root, classes, tuple(samples), None, tuple(strays), without_photos)
+    return PhotoFolder(
+        root,
+        classes,
+        tuple(samples),
+        {sample.path: split_of[sample.path.split("/", 1)[0]] for sample in samples} if split_of else None,
+        tuple(sorted(path for paths in others.values() for path in paths)),
+        without_photos,
+        unlabelled=tuple(loose),
+        notes=tuple(
+            f"'{one.name}' holds folders ({len(one.first_level)}), whose photos are all of this one class"
+            for one in held
+            if nested is None and one.loses_a_level
+        ),
+    )
+
+
+def _nested_class(folder: str, name: str, path: str) -> str:
+    inner = path[len(folder) + 1 :].rpartition("/")[0]
+    return f"{name}/{inner}" if inner else name
+
+
+def _too_few_classes(
+    root: Path, held: Sequence[ClassFolder], without_photos: Mapping[str, Sequence[str]], *, loose: bool
+) -> DataError:
+    got = f"only '{held[0].name}'" if held else "no photos in class folders"
+    besides = "".join(f", {described_without_photos(*one)}" for one in list(without_photos.items())[:1])
+    remedy = "put the photos of each class in a folder of its own"
+    if held and held[0].loses_a_level:
+        inner = root / held[0].name / wrapped_in(held[0].photos_in)
+        remedy = f"pass the folder that holds the class folders, '{inner}'"
+    elif held or loose:
+        remedy = f"{remedy}, or {labels_remedy(root)}"
+    return DataError("at least two class folders with photos", f"{got} in '{root}'{besides}", remedy)
 
 
 def described_without_photos(name: str, files: Sequence[str]) -> str:
@@ -183,6 +274,15 @@ def described_without_photos(name: str, files: Sequence[str]) -> str:
     """
     held = f"{len(files):,} file{'' if len(files) == 1 else 's'}: {suffixes(files)}" if files else "an empty folder"
     return f"'{name}' without photos ({held})"
+
+
+def left_out(folder: PhotoFolder) -> list[str]:
+    """What a scan has left out that its user may miss, a sentence each."""
+    lines = list(folder.problems)
+    if folder.unlabelled:
+        count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"
+        lines.append(f"left out: {count} without a label, the first '{folder.unlabelled[0]}'")
+    return lines
 
 
 def suffixes(paths: Iterable[str]) -> str:
@@ -197,8 +297,16 @@ def suffixes(paths: Iterable[str]) -> str:
     return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
-def _subfolders(root: Path) -> list[str]:
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _loose_photos(root: Path, folder: str) -> list[str]:
+    """Photos directly in a folder, relative to the root, sorted."""
+    names = (entry.name for entry in os.scandir(root / folder) if not entry.name.startswith(".") and not entry.is_dir())
+    photos = sorted(name for name in names if os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES)  # noqa: PTH122
+    return photos if folder == "." else [f"{folder}/{name}" for name in photos]
 
 
 def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:

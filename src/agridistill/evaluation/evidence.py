@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.samples import Sample
 from agridistill.errors import DataError, RunError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
@@ -34,6 +35,7 @@ def gather_evidence(
     backend: Backend,
     data: Path,
     *,
+    layout: Layout = FOLDERS,
     split: SplitChoice = "test",
     own_split: Path | None = None,
     split_file: Path | None = None,
@@ -46,6 +48,7 @@ def gather_evidence(
     Args:
         backend: the model.
         data: the photos.
+        layout: how their labels are found.
         split: that is shown.
         own_split: the model's own, used on the data that it was trained on.
         split_file: the user's.
@@ -65,6 +68,7 @@ def gather_evidence(
         photos = choose_photos(
             manifest,
             data,
+            layout=layout,
             split=name,
             split_file=split_file,
             own_split=own_split,

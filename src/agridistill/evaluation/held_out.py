@@ -10,8 +10,9 @@ from typing import Literal
 
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
+from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.data.learnt import LearntPhotos, read_learnt
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, scan
+from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, left_out
 from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split
 from agridistill.errors import DataError
 from agridistill.evaluation.class_names import labels_in_model, relabelled
@@ -39,6 +40,7 @@ class ChosenPhotos:
         phashes: 64-bit perceptual hashes of the samples.
         trained_here: whether the folder holds the very photos that the model was trained on.
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
+        left_out: photos of the folder that have no label, and rows of a label file without a photo, a sentence each.
     """
 
     root: Path
@@ -48,12 +50,14 @@ class ChosenPhotos:
     phashes: tuple[int, ...] = ()
     trained_here: bool = False
     split: SplitChoice = "test"
+    left_out: tuple[str, ...] = ()
 
 
 def evaluate_folder(
     backend: Backend,
     data: Path,
     *,
+    layout: Layout = FOLDERS,
     split: SplitChoice = "test",
     split_file: Path | None = None,
     run: Path | None = None,
@@ -69,6 +73,7 @@ def evaluate_folder(
     Args:
         backend: the model, ready to run.
         data: folder of class folders, or of train/val/test folders of them.
+        layout: how the labels are found.
         split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
             all of them.
         split_file: made by `data split`, or a run's `splits.json`.
@@ -88,6 +93,7 @@ def evaluate_folder(
     photos = choose_photos(
         backend.manifest,
         data,
+        layout=layout,
         split=split,
         split_file=split_file,
         own_split=own_split,
@@ -95,6 +101,8 @@ def evaluate_folder(
         class_names=class_names or {},
         progress=progress,
     )
+    for line in photos.left_out:
+        logger.warning("%s", line)
     return evaluate(
         backend,
         photos.samples,
@@ -113,6 +121,7 @@ def choose_photos(
     manifest: ModelManifest,
     data: Path,
     *,
+    layout: Layout = FOLDERS,
     split: SplitChoice = "test",
     split_file: Path | None = None,
     own_split: Path | None = None,
@@ -136,7 +145,7 @@ def choose_photos(
     given = read_split(split_file) if split_file is not None else None
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
     begin(progress, "reading photos")
-    folder = scan(data)
+    folder = read_layout(data, layout)
     if class_names is None:
         require_same_classes(manifest.classes, folder.classes)
     labels = labels_in_model(manifest.classes, folder.classes, class_names or {})
@@ -165,6 +174,7 @@ def choose_photos(
         tuple(phashes_of(wanted, inspection).values()),
         trained_here,
         split,
+        tuple(left_out(folder)),
     )
     if split == "train":
         return photos

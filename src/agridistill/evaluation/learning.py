@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ def read_learning(run: Path, classes: Sequence[str]) -> Learning:
     """
     return Learning(
         _rows(run / "metrics.csv"),
-        _train_photos(run / "splits.json", classes),
+        _train_photos(run, classes),
         _from_scratch(run),
         _val_photos(run / "splits.json"),
     )
@@ -113,10 +114,18 @@ def _rows(file: Path) -> tuple[dict[str, float], ...]:
         return ()
 
 
-def _train_photos(file: Path, classes: Sequence[str]) -> dict[str, int] | None:
+def _train_photos(run: Path, classes: Sequence[str]) -> dict[str, int] | None:
+    try:
+        counted = json.loads((run / "environment.json").read_text(encoding="utf-8"))["train_photos"]
+        return {name: int(counted[name]) for name in classes}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # a run of an earlier version
     try:
         # "rust/1.jpg", or "train/rust/1.jpg" in a folder that was divided before.
-        named = (next(part for part in PurePosixPath(path).parts if part in classes) for path in read_split(file).train)
+        named = (
+            next(part for part in PurePosixPath(path).parts if part in classes)
+            for path in read_split(run / "splits.json").train
+        )
         counts = Counter(named)
     except (DataError, RuntimeError):
         # The latter where a photo is of no class.

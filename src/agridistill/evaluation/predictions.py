@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.errors import RunError
 from agridistill.evaluation.evaluate import predict_logits
 from agridistill.evaluation.held_out import choose_photos
@@ -65,13 +66,20 @@ class Predictions:
 
 
 def predictions_on_test(
-    backend: Backend, data: Path, run: Path, file: Path, *, progress: ProgressCallback = silent
+    backend: Backend,
+    data: Path,
+    run: Path,
+    file: Path,
+    *,
+    layout: Layout = FOLDERS,
+    progress: ProgressCallback = silent,
 ) -> Predictions:
     """The predictions on a run's test split: from `file` where it holds those of these weights, else made and kept.
 
     Args:
         backend: the run's model.
         data: the folder that it was trained on.
+        layout: how the labels are found.
         run: its folder, whose own split is used.
         file: JSON.
         progress: told how far it is.
@@ -85,7 +93,7 @@ def predictions_on_test(
         found = read_predictions(file)
         if found.weights_sha256 == manifest.weights_sha256 and found.temperature == manifest.temperature:
             return found
-    photos = choose_photos(manifest, data, own_split=run / "splits.json", progress=progress)
+    photos = choose_photos(manifest, data, layout=layout, own_split=run / "splits.json", progress=progress)
     answers = predict_logits(backend, photos.samples, photos.root, progress=progress)
     if answers.skipped:
         raise RunError("readable test photos for a comparison", answers.skipped[0], "replace the photo")

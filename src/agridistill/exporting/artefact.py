@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.learnt import learnt_path, write_learnt
 from agridistill.data.samples import Sample
 from agridistill.data.splits import digests_of, read_split
@@ -106,6 +107,7 @@ def export(
     batch: int | None = None,
     data: Path | None = None,
     split_file: Path | None = None,
+    layout: Layout | None = None,
     answers: float = 0.95,
     force: bool = False,
     progress: ProgressCallback = silent,
@@ -121,6 +123,7 @@ def export(
         batch: 1 fixes the batch of an `.onnx` file, for engines that want every shape fixed; None leaves it open.
         data: the photos that the run learnt from; None takes the folder that it names.
         split_file: which of them are for training and validation, where the run does not know them.
+        layout: how their labels are found; None takes the layout of the run.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes an artefact that misses its gate.
         progress: told while photos are read and classified.
@@ -146,7 +149,9 @@ def export(
         raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "pass --precision int8")
     photos = data or _photos_of(run)
     own_split = run / "splits.json"
-    choose = partial(choose_photos, manifest, photos, split_file=split_file, own_split=own_split)
+    choose = partial(
+        choose_photos, manifest, photos, layout=layout or layout_of(run), split_file=split_file, own_split=own_split
+    )
     val = choose(split="val", progress=progress)
     if not val.samples:
         raise DataError("validation photos to measure the artefact on", f"none in '{photos}'", "pass --splits FILE")
@@ -356,6 +361,14 @@ def _require_own_manifest(out: Path) -> None:
             f"'{manifest_path(out).name}', which belongs to '{described}'",
             "choose another name or folder",
         )
+
+
+def layout_of(run: Path) -> Layout:
+    """How the labels of a run's photos were found."""
+    try:
+        return Layout.from_json(json.loads((run / "environment.json").read_text(encoding="utf-8"))["layout"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return FOLDERS  # a run of an earlier version
 
 
 def _photos_of(run: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 
 from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
-from agridistill.exporting.artefact import export
+from agridistill.exporting.artefact import export, layout_of
 from agridistill.exporting.parity import GATES
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.quantised import quantised
@@ -90,7 +90,14 @@ def device_forms(
             out = Path(folder) / f"form-{number}.onnx"
             with _without_warnings():
                 result = export(
-                    each, out, precision="int8", data=data, split_file=split_file, force=True, progress=progress
+                    each,
+                    out,
+                    precision="int8",
+                    data=data,
+                    layout=layout_of(run) if data is not None else None,
+                    split_file=split_file,
+                    force=True,
+                    progress=progress,
                 )
             written.append((each, out, result))
         latencies = _latencies_ms([open_artefact(out, engine="onnxruntime", threads=1) for _, out, _ in written])

@@ -124,9 +124,13 @@ def plain_name(label: str, labels: Sequence[str]) -> str:
     Example:
         >>> plain_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
         'Late blight'
+        >>> plain_name("Tomato/Late_blight", ["Potato/healthy", "Tomato/Late_blight"])
+        'Tomato: Late blight'
     """
     shared = 0
-    if len(labels) > 1 and all("___" in other for other in labels):
-        start = label.split("___", 1)[0] + "___"
-        shared = len(start) if all(other.startswith(start) for other in labels) else 0
-    return label[shared:].replace("_", " ").strip()
+    # Of PlantVillage's names, and of nested class folders.
+    for sign in ("___", "/"):
+        if len(labels) > 1 and all(sign in other for other in labels):
+            start = label.split(sign, 1)[0] + sign
+            shared = len(start) if all(other.startswith(start) for other in labels) else 0
+    return label[shared:].replace("/", ": ").replace("_", " ").strip()

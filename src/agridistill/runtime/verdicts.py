@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,10 +19,12 @@ def plain_label(label: str) -> str:
     Example:
         >>> plain_label("Tomato___Late_blight")
         'Tomato: Late blight'
+        >>> plain_label("Tomato/Late_blight")
+        'Tomato: Late blight'
         >>> plain_label("leaf_mold")
         'leaf mold'
     """
-    parts = [" ".join(part.replace("_", " ").split()) for part in label.split("___")]
+    parts = [" ".join(part.replace("_", " ").split()) for part in re.split("___|/", label)]
     return ": ".join(part for part in parts if part) or label
 
 

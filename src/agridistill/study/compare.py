@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from agridistill.data.samples import require_outside, scan
+from agridistill.data.layout import FOLDERS, Layout, read_layout
+from agridistill.data.samples import require_outside
 from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.manifest import read_manifest
@@ -35,6 +36,7 @@ def compare(
     *,
     teacher: Path | None = None,
     split_file: Path | None = None,
+    layout: Layout = FOLDERS,
     jobs: int = 0,
     evidence: bool = True,
     progress: ProgressCallback = silent,
@@ -51,6 +53,7 @@ def compare(
         plan: what is compared.
         teacher: a finished run; None trains one by the plan, where any candidate listens to a teacher.
         split_file: made by `data split`; None takes the teacher's split.
+        layout: how the labels are found.
         jobs: runs at a time, 0 for one on each GPU (one without GPUs).
         evidence: also finds out, for the best method, the baseline and the teacher, what `report` shows beside scores.
         progress: told (epochs done, epochs in all), over all runs.
@@ -62,7 +65,7 @@ def compare(
     Raises:
         AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
     """
-    scan(data)  # a wrong path is told before anything is written
+    read_layout(data, layout)  # a wrong path is told before anything is written
     require_writable(out, folder=True)
     require_outside(out, data)
     teacher_run = teacher or out / TEACHER_NAME
@@ -74,18 +77,20 @@ def compare(
         watch = _Watch(out, plan, teacher_run if trains_teacher else None, progress, tell)
         watch.tick()
         if trains_teacher and not RunFolder(teacher_run).evaluation.exists():
-            first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split))]
+            first = [(TEACHER_NAME, Order(str(data), str(teacher_run), plan.teacher, split_file=split, layout=layout))]
             _carry_out(first, out, 1, watch, len(plan.jobs))
         asked = str(teacher_run) if teacher is not None or trains_teacher else None
-        students = [(job.name, Order(str(data), str(run_of(out, job)), job.config, asked, split)) for job in todo]
+        students = [
+            (job.name, Order(str(data), str(run_of(out, job)), job.config, asked, split, layout)) for job in todo
+        ]
         _carry_out(students, out, slots, watch, len(plan.jobs))
-        document = summarise(data, out, plan, teacher_run if asked else None, progress=progress)
+        document = summarise(data, out, plan, teacher_run if asked else None, layout=layout, progress=progress)
         shown = _shown(out, document, teacher_run)
         named = {"budget": _richest(document)["name"], "seed": _first_seed(document), "models": list(shown)}
         document["evidence"] = named
         write_json(out / RESULT_NAME, document)
         if evidence:
-            gather_for(shown, data, out / EVIDENCE_NAME, progress=progress)
+            gather_for(shown, data, out / EVIDENCE_NAME, layout=layout, progress=progress)
         return document
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.errors import ModelError
 from agridistill.evaluation.evidence import FORMAT_VERSION, gather_evidence, read_evidence
 from agridistill.evaluation.held_out import SplitChoice, choose_photos
@@ -26,6 +27,7 @@ def gather_for(
     data: Path,
     folder: Path,
     *,
+    layout: Layout = FOLDERS,
     most_photos: int = MOST_PHOTOS,
     progress: ProgressCallback = silent,
 ) -> None:
@@ -35,6 +37,7 @@ def gather_for(
         runs: run folders by name; all of one data folder.
         data: the photos.
         folder: to write to.
+        layout: how the labels are found.
         most_photos: for robustness.
         progress: told how far each part is.
 
@@ -48,11 +51,14 @@ def gather_for(
         if kept is not None and kept["weights_sha256"] == backend.manifest.weights_sha256:
             continue
         splits = RunFolder(run).splits
-        write_json(file, gather_evidence(backend, data, own_split=splits, most_photos=most_photos, progress=progress))
+        write_json(
+            file,
+            gather_evidence(backend, data, layout=layout, own_split=splits, most_photos=most_photos, progress=progress),
+        )
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
     kept = read_evidence(folder / "gallery.json")
     if kept is None or kept["weights_sha256"] != weights:
-        write_gallery(runs, data, folder / "gallery.json", progress=progress)
+        write_gallery(runs, data, folder / "gallery.json", layout=layout, progress=progress)
 
 
 def write_gallery(
@@ -60,6 +66,7 @@ def write_gallery(
     data: Path,
     file: Path,
     *,
+    layout: Layout = FOLDERS,
     split: SplitChoice = "test",
     split_file: Path | None = None,
     class_names: Mapping[str, str] | None = None,
@@ -71,6 +78,7 @@ def write_gallery(
         runs: run folders by name, at least one; all of one data folder.
         data: the photos.
         file: to write.
+        layout: how the labels are found.
         split: of the photos.
         split_file: the user's.
         class_names: as for `choose_photos`.
@@ -81,6 +89,7 @@ def write_gallery(
     photos = choose_photos(
         read_manifest(first.manifest),
         data,
+        layout=layout,
         split=split,
         split_file=split_file,
         own_split=first.splits,

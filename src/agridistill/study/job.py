@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.errors import AgriDistillError
 from agridistill.training.settings import DistillConfig, TrainConfig
 
@@ -34,6 +35,7 @@ class Order:
         config: a student's, or with `TrainConfig` a teacher's.
         teacher: run folder, for students.
         split_file: None makes or takes over a split.
+        layout: how the labels are found.
     """
 
     data: str
@@ -41,11 +43,12 @@ class Order:
     config: DistillConfig | TrainConfig
     teacher: str | None = None
     split_file: str | None = None
+    layout: Layout = FOLDERS
 
     def to_json(self) -> str:
         """One line."""
         kind = "distill" if isinstance(self.config, DistillConfig) else "train"
-        return json.dumps({"kind": kind, **asdict(self)})
+        return json.dumps({"kind": kind, **asdict(replace(self, layout=FOLDERS)), "layout": self.layout.to_json()})
 
     @classmethod
     def from_json(cls, line: str) -> Order:
@@ -53,6 +56,7 @@ class Order:
         document: dict[str, Any] = json.loads(line)
         kind: type[Any] = DistillConfig if document.pop("kind") == "distill" else TrainConfig
         document["config"] = TypeAdapter(kind).validate_json(json.dumps(document["config"]), strict=True)
+        document["layout"] = Layout.from_json(document["layout"])
         return cls(**document)
 
 
@@ -69,10 +73,10 @@ def carry_out(order: Order) -> None:
     resume = RunFolder(out).recipe.exists()
     split_file = Path(order.split_file) if order.split_file and not resume else None
     if isinstance(order.config, TrainConfig):
-        train(Path(order.data), out, order.config, split_file=split_file, resume=resume)
+        train(Path(order.data), out, order.config, layout=order.layout, split_file=split_file, resume=resume)
         return
     teacher = Path(order.teacher) if order.teacher else None
-    distill(Path(order.data), teacher, out, order.config, split_file=split_file, resume=resume)
+    distill(Path(order.data), teacher, out, order.config, layout=order.layout, split_file=split_file, resume=resume)
 
 
 def _end_with_stdin() -> None:

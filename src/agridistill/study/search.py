@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from agridistill.data.samples import require_outside, scan
+from agridistill.data.layout import FOLDERS, Layout, read_layout
+from agridistill.data.samples import require_outside
 from agridistill.data.splits import read_split
 from agridistill.errors import ConfigError, RunError
 from agridistill.progress import ProgressCallback, silent
@@ -52,6 +53,7 @@ def search(
     trials: int,
     *,
     teacher: Path,
+    layout: Layout = FOLDERS,
     storage: str | None = None,
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
@@ -69,6 +71,7 @@ def search(
         plan: what is tried.
         trials: finished ones in all, those of earlier calls too.
         teacher: run folder.
+        layout: how the labels are found.
         storage: any Optuna storage by URL; None keeps SQLite in `out`.
         split_file: made by `data split`.
         progress: told (trials, trials in all).
@@ -81,7 +84,7 @@ def search(
         AgriDistillError: a trial failed, the storage cannot be used, or it holds a search of another recipe.
     """
     settings = plan.settings
-    scan(data)  # before anything is written
+    read_layout(data, layout)  # before anything is written
     require_writable(out, folder=True)
     require_outside(out, data)
     if split_file is not None:
@@ -101,7 +104,7 @@ def search(
         trial.set_user_attr(_FOLDER, run.name)
         trial.set_user_attr(_OWNER, _owner())
         try:
-            value = _carried_out(data, run, plan.config_of(values), teacher, split_file, out / "logs", trials)
+            value = _carried_out(data, run, plan.config_of(values), teacher, layout, split_file, out / "logs", trials)
         except RunError:
             study.tell(trial, state=TrialState.FAIL)
             raise
@@ -146,14 +149,21 @@ def _opened(plan: SearchPlan, url: str) -> optuna.Study:
 
 
 def _carried_out(
-    data: Path, run: Path, config: DistillConfig, teacher: Path, split_file: Path | None, logs: Path, trials: int
+    data: Path,
+    run: Path,
+    config: DistillConfig,
+    teacher: Path,
+    layout: Layout,
+    split_file: Path | None,
+    logs: Path,
+    trials: int,
 ) -> float:
     """The validation accuracy of a trial's run, which is trained where it is not finished."""
     folder = RunFolder(run)
     if folder.recipe.exists():
         folder.require_same_recipe(config)
     if not folder.evaluation.exists():
-        order = Order(str(data), str(run), config, str(teacher), str(split_file) if split_file else None)
+        order = Order(str(data), str(run), config, str(teacher), str(split_file) if split_file else None, layout)
         failures = run_side_by_side(
             [(f"{run.parent.name}-{run.name}", order)],
             slots=1,

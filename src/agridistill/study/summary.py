@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.predictions import Predictions, predictions_on_test
@@ -41,7 +42,13 @@ class FinishedRun:
 
 
 def summarise(
-    data: Path, out: Path, plan: ComparePlan, teacher: Path | None, *, progress: ProgressCallback = silent
+    data: Path,
+    out: Path,
+    plan: ComparePlan,
+    teacher: Path | None,
+    *,
+    layout: Layout = FOLDERS,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """Reads every run of a finished study.
 
@@ -50,6 +57,7 @@ def summarise(
         out: folder of the study.
         plan: of the study.
         teacher: its run folder; None where nobody listens to one.
+        layout: how the labels of the data are found.
         progress: told how far the predictions are, where they have to be made.
 
     Returns:
@@ -61,7 +69,7 @@ def summarise(
         RunError: runs of different test splits.
     """
     runs = [
-        _finished(job, out / "runs" / job.budget / f"{job.candidate}-{job.seed}", out, data, progress)
+        _finished(job, out / "runs" / job.budget / f"{job.candidate}-{job.seed}", out, data, layout, progress)
         for job in plan.jobs
     ]
     _require_one_test(runs)
@@ -145,9 +153,9 @@ def figures_of(run: Path) -> dict[str, Any]:
         raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it anew") from None
 
 
-def _finished(job: Job, run: Path, out: Path, data: Path, progress: ProgressCallback) -> FinishedRun:
+def _finished(job: Job, run: Path, out: Path, data: Path, layout: Layout, progress: ProgressCallback) -> FinishedRun:
     file = out / "predictions" / job.budget / f"{job.candidate}-{job.seed}.json"
-    predictions = predictions_on_test(load_backend(run), data, run, file, progress=progress)
+    predictions = predictions_on_test(load_backend(run), data, run, file, layout=layout, progress=progress)
     return FinishedRun(job, {"seed": job.seed, "run": str(run.relative_to(out)), **figures_of(run)}, predictions)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from agridistill.data.samples import scan
+from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
 from agridistill.models.hub import hub_reachable
@@ -76,14 +76,14 @@ class Choice:
     reason: str
 
 
-def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None) -> Situation:
+def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout: Layout = FOLDERS) -> Situation:
     """Looks at the photos (their names alone), the hardware and the installation.
 
     Raises:
         DataError: no folder of class folders.
         ModelError: no finished teacher.
     """
-    folder = scan(data)
+    folder = read_layout(data, layout)
     settings = recipe.get("data", {})
     defaults = DataSettings()
     held_out = sum(float(settings.get(key, getattr(defaults, key))) for key in ("val_fraction", "test_fraction"))
@@ -103,7 +103,13 @@ def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None) -> Sit
     )
 
 
-def choice_for(command: Literal["train", "distill"], given: Recipe, data: Path, teacher: Path | None = None) -> Choice:
+def choice_for(
+    command: Literal["train", "distill"],
+    given: Recipe,
+    data: Path,
+    teacher: Path | None = None,
+    layout: Layout = FOLDERS,
+) -> Choice:
     """`choose` for a folder of photos; what cannot be read is left to the run, which says why.
 
     Args:
@@ -111,9 +117,10 @@ def choice_for(command: Literal["train", "distill"], given: Recipe, data: Path, 
         given: what the user chose.
         data: the folder of photos.
         teacher: run folder of the teacher, if there is one.
+        layout: how the labels are found.
     """
     try:
-        return choose(command, given, situation_of(data, given, teacher))
+        return choose(command, given, situation_of(data, given, teacher, layout))
     except (AgriDistillError, TypeError, ValueError):
         # The latter two from a setting of a wrong type.
         return Choice(given, "")

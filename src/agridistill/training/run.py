@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, prepare_data
 from agridistill.data.samples import require_outside, suffixes
 from agridistill.distillation.methods import get_method
@@ -32,6 +33,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     split_file: Path | None = None,
+    layout: Layout | None = None,
     resume: bool = False,
     progress: ProgressCallback = silent,
 ) -> RunResult:
@@ -42,6 +44,7 @@ def train(
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: settings; the defaults where None.
         split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
+        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
         resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         progress: told how far the reading of the photos is.
 
@@ -51,12 +54,12 @@ def train(
     folder = RunFolder(out)
     _require_own_split(split_file, resume=resume)
     if resume and folder.evaluation.exists():
-        return _finished(folder, data, config, None, progress)
+        return _finished(folder, data, config, None, layout, progress)
     config = config or TrainConfig()
     fit = config.train
     _require_startable(folder, fit, resume=resume)
     require_known_model(fit.model)
-    prepared = _prepare(data, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
+    prepared = _prepare(data, layout, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
 
 
@@ -67,6 +70,7 @@ def distill(
     config: DistillConfig | None = None,
     *,
     split_file: Path | None = None,
+    layout: Layout | None = None,
     resume: bool = False,
     cache: bool = True,
     cache_dir: Path | None = None,
@@ -81,6 +85,7 @@ def distill(
         config: settings; the defaults where None.
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
             so that no test photo of the student was a training photo of the teacher.
+        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
         resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
         cache: asks the teacher once about each view and keeps its logits and attention; otherwise it runs in every
             step. Features (`w_hint`) come from the live teacher in their stage either way.
@@ -93,7 +98,7 @@ def distill(
     folder = RunFolder(out)
     _require_own_split(split_file, resume=resume)
     if resume and folder.evaluation.exists():
-        return _finished(folder, data, config, teacher, progress)
+        return _finished(folder, data, config, teacher, layout, progress)
     config = config or DistillConfig()
     method = get_method(config.objective.method)
     fit = config.distill
@@ -106,7 +111,7 @@ def distill(
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
     if cache and cache_dir is not None:
         require_writable(cache_dir, "--cache-dir", folder=True)
-    prepared = _prepare(data, config.data, folder, split_file, earlier_runs(teacher, fit), resume, progress)
+    prepared = _prepare(data, layout, config.data, folder, split_file, earlier_runs(teacher, fit), resume, progress)
     if teacher is None or not listens(config.objective):
         # A teacher that no term listens to is not asked.
         return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
@@ -119,6 +124,7 @@ def _finished(
     data: Path,
     config: TrainConfig | DistillConfig | None,
     teacher: Path | None,
+    layout: Layout | None,
     progress: ProgressCallback,
 ) -> RunResult:
     """What a finished run has stored; the photos are read only where they are not at the run's own place.
@@ -131,8 +137,10 @@ def _finished(
     environment = folder.read_environment()
     if teacher is not None and environment.get("teacher_sha256") is not None:
         folder.require_same_teacher(read_manifest(RunFolder(teacher).manifest).weights_sha256)
-    if environment.get("data") != str(data.resolve()):
-        _require_own_data(folder, data, prepare_data(data, split_file=folder.splits, progress=progress))
+    own = folder.read_layout()
+    if environment.get("data") != str(data.resolve()) or (layout or own).to_json() != own.to_json():
+        prepared = prepare_data(data, layout=layout or own, split_file=folder.splits, progress=progress)
+        _require_own_data(folder, data, prepared)
     return stored_result(folder)
 
 
@@ -158,6 +166,7 @@ def _require_own_split(split_file: Path | None, *, resume: bool) -> None:
 
 def _prepare(
     data: Path,
+    layout: Layout | None,
     settings: DataSettings,
     folder: RunFolder,
     split_file: Path | None,
@@ -169,6 +178,7 @@ def _prepare(
         require_outside(folder.path, data)
     prepared = prepare_data(
         data,
+        layout=layout or (folder.read_layout() if resume else FOLDERS),
         split_file=folder.splits if resume else split_file,
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,

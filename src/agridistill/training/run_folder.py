@@ -15,6 +15,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from agridistill.data.layout import Layout
 from agridistill.data.learnt import RUN_NAME as LEARNT_NAME
 from agridistill.errors import RunError
 from agridistill.manifest import MANIFEST_NAME
@@ -217,6 +218,14 @@ class RunFolder:
                 "the environment of a run", f"a damaged '{self.environment}' ({error})", "start a new run"
             ) from None
         return document if isinstance(document, dict) else {}
+
+    def read_layout(self) -> Layout:
+        """How the labels of the run's photos were found.
+
+        Raises:
+            RunError: a damaged environment.
+        """
+        return Layout.from_json(self.read_environment().get("layout"))
 
 
 def run_of(weights: Path) -> RunFolder | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
@@ -280,6 +281,8 @@ class Session:
                 "skipped": [list(item) for item in self.prepared.skipped],
                 "teacher": str(self.teacher.resolve()) if self.teacher else None,
                 "teacher_sha256": self.teacher_sha256,
+                "layout": self.prepared.layout.to_json(),
+                "train_photos": self._train_photos(),
             },
         )
         data, cut = self.config.data, self.prepared.cut
@@ -293,6 +296,10 @@ class Session:
         )
         # Last: a folder with a recipe is a run that can be resumed.
         self.folder.write_recipe(self.config)
+
+    def _train_photos(self) -> dict[str, int]:
+        counts = Counter(sample.label for sample in self.prepared.train)
+        return {name: counts[label] for label, name in enumerate(self.prepared.classes)}
 
     def _datamodule(self) -> PhotoDataModule:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"

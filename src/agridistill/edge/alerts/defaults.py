@@ -27,10 +27,12 @@ def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
     Example:
         >>> [is_healthy(name) for name in ("Tomato___healthy", "HealthyLeaf", "normal", "Unhealthy", "not_healthy")]
         [True, True, True, False, False]
+        >>> is_healthy("Tomato/normal")
+        True
     """
     if any(fnmatchcase(name, pattern) for pattern in healthy):
         return True
-    words = [word.lower() for word in _WORD.findall(name.split("___")[-1])]
+    words = [word.lower() for word in _WORD.findall(re.split("___|/", name)[-1])]
     if words == ["normal"]:
         return True
     return "healthy" in words and not _NEGATIONS & set(words[: words.index("healthy")])

@@ -1,0 +1,167 @@
+"""A table of labels: its separator and encoding, and its columns of photos, labels and splits by their usual names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agridistill.data.structure import resolved_evaluation, split_named
+from agridistill.errors import DataError, nearest
+
+# Names without spaces and signs, the telling ones first.
+_IMAGE_NAMES = (
+    "imagepath", "filepath", "photopath", "path", "filename", "imagename", "imagefile", "photoname", "file", "image",
+    "img", "photo", "picture", "imageid", "imgid", "photoid", "fileid", "imageurl", "id", "name",
+)  # fmt: skip
+_LABEL_NAMES = (
+    "label", "labels", "labelname", "class", "classes", "classname", "classlabel", "category", "categoryname",
+    "disease", "diseasename", "condition", "diagnosis", "target", "labelid", "classid", "categoryid", "labelidx",
+    "classidx",
+)  # fmt: skip
+_SPLIT_NAMES = ("split", "set", "subset", "partition", "datasplit", "fold", "phase", "usage")
+_TRIED_ROWS = 200
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A label file.
+
+    Attributes:
+        path: of the file.
+        header: names of the columns.
+        rows: (line in the file, cells).
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+
+    def values(self, column: int, most: int | None = None) -> list[str]:
+        """The cells of a column, of the first rows or of all."""
+        return [cells[column].strip() for _, cells in self.rows[:most]]
+
+
+def read_table(file: Path) -> LabelTable:
+    """Reads a table; its separator (comma, semicolon, tab or bar) is found by the first line.
+
+    Args:
+        file: in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        DataError: not there, no text, no rows, or a row with more cells than there are columns.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise DataError("a label file", f"no file '{file}'", "check --labels") from None
+    except OSError as error:
+        raise DataError("a label file that can be read", f"'{file}' ({error.strerror})", "check --labels") from None
+    try:
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        first = text.lstrip().partition("\n")[0]
+        separator = max(",;\t|", key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except (UnicodeError, csv.Error) as error:
+        raise DataError("a table in CSV or TSV, in UTF-8", f"'{file}' ({error})", "save it as CSV UTF-8") from None
+    if len(lines) < 2:
+        raise DataError("a line of column names and a row for each photo", f"no rows in '{file}'", "add them")
+    header = [cell.strip() for cell in lines[0][1]]
+    for line, cells in lines[1:]:
+        # Some programs leave empty cells away at the end of a row, or write a separator after the last one.
+        cells += [""] * (len(header) - len(cells))
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"{len(header)} cells in each row", f"{len(cells)} in line {line} of '{file}'", "put quotes around them"
+            )
+    return LabelTable(file, header, lines[1:])
+
+
+def find_columns(
+    table: LabelTable, wanted: Sequence[str], found: Callable[[Sequence[str]], int]
+) -> tuple[int, int, int | None]:
+    """The columns of photos, labels and split (None where there is none).
+
+    Args:
+        table: of the file.
+        wanted: names that the user gave.
+        found: how many of some cells name a photo.
+
+    Raises:
+        DataError: no such column, or several that may hold the labels.
+    """
+    if wanted:
+        image, label, *split = (_named(table, name) for name in wanted)
+        return image, label, split[0] if split else None
+    plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
+    images, labels, splits = (
+        [plain.index(name) for name in names if name in plain] for names in (_IMAGE_NAMES, _LABEL_NAMES, _SPLIT_NAMES)
+    )
+    if not images or not labels:
+        lacking = "labels" if images else "photos" if labels else "photos and labels"
+        names = ", ".join(f"'{name}'" for name in table.header[:8])
+        raise DataError(
+            f"a column of {lacking} with a usual name",
+            f"{names} in '{table.path}'",
+            "name them with --label-columns IMAGE,LABEL",
+        )
+    # The first of several where they do equally well.
+    image = max(images, key=lambda column: found(table.values(column, _TRIED_ROWS)))
+    return image, _label_column(table, labels), splits[0] if splits else None
+
+
+def _named(table: LabelTable, name: str) -> int:
+    if name.strip() not in table.header:
+        raise DataError(f"a column of '{table.path}'", f"'{name}'", nearest(name, table.header))
+    return table.header.index(name.strip())
+
+
+def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
+    """The one column of labels; of a number and a name for the same classes the name."""
+    first, *others = columns
+    for other in others:
+        pairs = set(zip(table.values(first), table.values(other), strict=True))
+        if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
+            raise DataError(
+                "one column of labels",
+                f"'{table.header[first]}' and '{table.header[other]}', which differ, in '{table.path}'",
+                "name the columns with --label-columns IMAGE,LABEL",
+            )
+    return next((column for column in columns if not are_numbers(table.values(column))), first)
+
+
+def are_numbers(values: Iterable[str]) -> bool:
+    """Whether all that are not empty are whole numbers, as text."""
+    return all(re.fullmatch(r"-?\d+(?:\.0*)?", value) for value in values if value)
+
+
+def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | None:
+    """train, val or test of each row; None where the column holds something else, such as numbers of folds.
+
+    Args:
+        table: of the file.
+        column: of the splits.
+        named: whether the user named it, so that it must hold them.
+
+    Raises:
+        DataError: a cell that names no split beside others that do.
+    """
+    values = table.values(column)
+    meant = {value: split_named(value) for value in set(values)}
+    if not named and not any(meant.values()):
+        return None
+    for (line, _), value in zip(table.rows, values, strict=True):
+        if meant[value] is None:
+            raise DataError(
+                f"train, val or test in column '{table.header[column]}'",
+                f"'{value}' in line {line} of '{table.path}'",
+                "correct it, or leave the column out with --label-columns IMAGE,LABEL",
+            )
+    known = [split for split in meant.values() if split is not None]
+    evaluation = resolved_evaluation(known)
+    return [evaluation if meant[value] == "eval" else meant[value] or "" for value in values]

@@ -1,0 +1,246 @@
+"""What folders of photos mean, by their names and by where their photos lie: splits, classes, or what holds classes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agridistill.errors import DataError
+
+_NOUN = "(?:(?:data)?set|data|split|images?|imgs?|photos?|pictures?|pics|samples?)"
+_SPLIT_WORDS = {
+    "train": re.compile(rf"{_NOUN}?train(?:ing)?{_NOUN}?\d*"),
+    "val": re.compile(rf"{_NOUN}?(?:val(?:id(?:ation|ate)?)?|dev(?:elopment)?){_NOUN}?\d*"),
+    "test": re.compile(rf"{_NOUN}?(?:test(?:ing)?|h[eo]ldout){_NOUN}?\d*"),
+    "eval": re.compile(rf"{_NOUN}?eval(?:uation)?{_NOUN}?\d*"),
+}
+# Words of folders that say what kind of file lies in them, not what a photo shows.
+_KIND = re.compile(
+    rf"{_NOUN}|jpe?gs?|pngs?|jpegimages|masks?|annotations?|labels?|segmentations?|segmentation(?:class|object)"
+    r"|gt|groundtruth|rgb|parts?|batch(?:es)?"
+)
+# A class folder has its photos in folders where at most this share lies in itself, as a preview does.
+_MAX_OWN_SHARE = 0.1
+
+
+def split_named(name: str) -> str | None:
+    """The split that a name alone means: "train", "val", "test", or "eval", which is one of the last two.
+
+    Example:
+        >>> [split_named(name) for name in ("Training", "test_images", "dev-set", "evaluation", "trainers", "a test")]
+        ['train', 'test', 'val', 'eval', None, None]
+    """
+    split, rest = _split_and_rest(name)
+    return split if not rest else None
+
+
+def resolved_evaluation(splits: Iterable[str]) -> str:
+    """What "eval" means beside other splits: the validation photos where others are there to test on, else the test."""
+    known = set(splits)
+    return "val" if "test" in known and "val" not in known else "test"
+
+
+def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
+    """The folders of each split, by their names alone; a name may have further words that all of them share.
+
+    Example:
+        >>> split_folders(["train_set", "Val-Set", "rust"])
+        {'train': ['train_set'], 'val': ['Val-Set']}
+        >>> split_folders(["tomato_train", "tomato_test"])
+        {'train': ['tomato_train'], 'test': ['tomato_test']}
+        >>> split_folders(["field test", "greenhouse"])
+        {}
+    """
+    by_rest: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        split, rest = _split_and_rest(name)
+        if split is not None:
+            by_rest.setdefault(rest, {}).setdefault(split, []).append(name)
+    # Further words alone make no split of a class such as "field test": another split has to share them.
+    several = [found for found in by_rest.values() if len(found) > 1]
+    found = by_rest.get("") or (several[0] if len(several) == 1 else {})
+    evaluation = found.pop("eval", [])
+    if evaluation:
+        found.setdefault(resolved_evaluation(found), []).extend(evaluation)
+    return found
+
+
+def _split_and_rest(name: str) -> tuple[str | None, str]:
+    """The split that one word of a name means, and its other words but those that every data set has."""
+    splits, rest = [], []
+    for word in re.findall(r"[^\W_]+", unicodedata.normalize("NFC", name).casefold()):
+        split = next((split for split, pattern in _SPLIT_WORDS.items() if pattern.fullmatch(word)), None)
+        if split is not None:
+            splits.append(split)
+        elif not re.fullmatch(_NOUN, word) and not word.isdigit():
+            rest.append(word)
+    return (splits[0], " ".join(rest)) if len(splits) == 1 else (None, "")
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """Where the photos of one class folder lie.
+
+    Attributes:
+        name: of the folder, and of the class.
+        photos_in: folder below it ("" for itself) -> number of photos directly in there.
+    """
+
+    name: str
+    photos_in: Mapping[str, int]
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether its photos lie in folders below it."""
+        return self.photos_in.get("", 0) <= _MAX_OWN_SHARE * sum(self.photos_in.values())
+
+    @property
+    def loses_a_level(self) -> bool:
+        """Whether its photos lie in several folders below it, which one class for all of them does not tell apart."""
+        return self.is_hollow and len([folder for folder in self.photos_in if folder]) > 1
+
+    @property
+    def first_level(self) -> set[str]:
+        """Names of the folders in it that hold photos at any depth."""
+        return {folder.split("/", 1)[0] for folder in self.photos_in if folder}
+
+
+def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
+    """Checks that the folders that were taken for classes are classes, and not a level above or beside them.
+
+    Args:
+        root: the data folder.
+        classes: those with photos, at least two.
+        in_splits: whether they lie in train, val and test folders.
+
+    Raises:
+        DataError: names the folder or the option to pass instead.
+    """
+    _refuse_kinds(root, classes)
+    _refuse_same_beside(root, classes)
+    losing = [one for one in classes if one.loses_a_level]
+    shared = Counter(name for one in losing for name in one.first_level)
+    if losing and (all(one.is_hollow for one in classes) or any(count > 1 for count in shared.values())):
+        raise _lost_level(root, losing, in_splits=in_splits)
+    if not in_splits:
+        _refuse_splits_among_classes(root, classes)
+
+
+def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
+    """`images` and `masks`, or `images_1` and `images_2`, say nothing of what the photos show."""
+    words = [re.findall(r"[^\W\d_]+", one.name.casefold()) for one in classes]
+    kinds = [[word for word in of_name if _KIND.fullmatch(word)] for of_name in words]
+    all_kinds = all(of_name == kind for of_name, kind in zip(words, kinds, strict=True))
+    if all(kinds) and (all_kinds or all(of_name == words[0] for of_name in words)):
+        raise DataError(
+            "folders that are named after what their photos show",
+            f"{_named(classes)} in '{root}'",
+            f"{labels_remedy(root)}, or --flat if these are the classes",
+        )
+
+
+def _refuse_same_beside(root: Path, classes: Sequence[ClassFolder]) -> None:
+    """`PlantVillage/<classes>` beside the same classes."""
+    names = {one.name.casefold(): one.name for one in classes}
+    for one in classes:
+        same = sorted(name for name in one.first_level if names.get(name.casefold(), one.name) != one.name)
+        if same:
+            raise DataError(
+                "class folders that do not hold each other",
+                f"'{one.name}', which holds '{same[0]}', beside '{names[same[0].casefold()]}' in '{root}'",
+                f"move one of them away or pass '{root / one.name}', or --flat if '{one.name}' is a class of its own",
+            )
+
+
+def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -> DataError:
+    first = losing[0]
+    inner = min(folder for folder in first.photos_in if folder)
+    flat = f"--flat to make '{first.name}' and every such folder one class"
+    if all(split_named(folder) for one in losing for folder in one.photos_in if folder):
+        return DataError(
+            "train, val and test folders that hold the class folders",
+            f"class folders that hold them, such as '{first.name}/{inner}' in '{root}'",
+            f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and part its photos anew",
+        )
+    inside = root / first.name / wrapped_in(first.photos_in)
+    remedy = f"--nested for classes such as '{first.name}/{inner}', or {flat}"
+    if not in_splits:
+        remedy = f"'{inside}', or {remedy}"
+    for one in losing:
+        folder = wrapped_in(one.photos_in)
+        below = {path[len(folder) :].strip("/").split("/", 1)[0] for path in one.photos_in if path.startswith(folder)}
+        if "train" in split_folders(below) and not in_splits:
+            # The data set itself; what lies beside it is not.
+            remedy = f"'{root / one.name / folder}'"
+    return DataError(
+        "class folders with photos",
+        f"{_named(losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
+        f"pass {remedy}",
+    )
+
+
+def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
+    """Beside class folders, photos to test on that lie in a folder of their own; "train" and "valid" may be classes."""
+    for one in classes:
+        split = split_named(one.name)
+        if split is not None and (one.loses_a_level or (split != "train" and one.name.casefold() != "valid")):
+            other = next(other.name for other in classes if other is not one)
+            raise DataError(
+                "class folders, or only train, val and test folders of them",
+                f"'{one.name}' beside '{other}' in '{root}'",
+                f"move '{one.name}' away, or pass --flat if it is a class",
+            )
+
+
+def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
+    """Checks the names of nested classes: "Tomato/train/rust" and "Tomato/test/rust" would be two.
+
+    Raises:
+        DataError: there are splits in them.
+    """
+    found: dict[str, str] = {}
+    for name in classes:
+        for part in name.split("/"):
+            if (split := split_named(part)) is not None:
+                found.setdefault(split, name)
+    if len(found) > 1:
+        first, second = list(found.values())[:2]
+        raise DataError(
+            "train, val and test folders only on top of nested classes",
+            f"'{first}' and '{second}' in '{root}'",
+            "move the folders, or pass one that holds train, val and test",
+        )
+
+
+def wrapped_in(photos_in: Mapping[str, int]) -> str:
+    """The folder below which the others part: "" where they do so at once.
+
+    Example:
+        >>> wrapped_in({"a/b/rust": 1, "a/b/scab": 1}), wrapped_in({"rust": 1, "scab": 1}), wrapped_in({"": 3})
+        ('a/b', '', '')
+    """
+    parts = [folder.split("/") for folder in photos_in if folder]
+    common: list[str] = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1 or any(len(one) <= len(common) + 1 for one in parts):
+            break
+        common.append(level[0])
+    return "/".join(common)
+
+
+def labels_remedy(root: Path) -> str:
+    """Which label file to pass: one that lies in the data folder, where there is one."""
+    files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    # A Kaggle folder holds a sample of what to hand in besides.
+    files = [path for path in files if "submission" not in path.name.lower()] or files
+    chosen = next((path for path in files if split_named(path.stem) == "train"), files[0] if files else None)
+    return f"pass --labels '{chosen}'" if chosen else "pass --labels FILE with the label of each photo"
+
+
+def _named(classes: Sequence[ClassFolder]) -> str:
+    names = [f"'{one.name}'" for one in classes[:3]]
+    return ", ".join(names) + (f" and {len(classes) - 3} more" if len(classes) > 3 else "")

@@ -1,0 +1,216 @@
+"""Folders as people have them: what is a split, what is a class, and what is refused with what to pass instead."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from agridistill.data.checks import check
+from agridistill.data.prepare import prepare_data
+from agridistill.data.samples import scan
+from agridistill.data.structure import split_named
+from agridistill.errors import DataError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def holders(*tops: str, classes: tuple[str, ...] = ("rust", "scab")) -> list[str]:
+    """Photos of the classes in each of some folders."""
+    return [f"{top}/{name}/{number}.jpg" for top in tops for name in classes for number in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(
+            (name, "train")
+            for name in ("train", "Training", "TRAIN", "train_set", "train-set", "trainset", "Train Images")
+        ),
+        *((name, "train") for name in ("train_images", "images_train", "training_data", "train2017", "TrainImages")),
+        *((name, "val") for name in ("val", "valid", "Validation", "dev", "val_set", "dev-set", "validation_images")),
+        *((name, "test") for name in ("test", "Testing", "test set", "testset", "test_images", "test1", "holdout")),
+        *((name, "eval") for name in ("eval", "Evaluation", "eval_set")),
+        *((name, None) for name in ("trains", "rain", "attest", "valida", "device", "invalid", "latest", "train_test")),
+        *((name, None) for name in ("field test", "train_augmented", "healthy", "évaluer")),
+    ],
+)
+def test_split_names_are_known_in_all_usual_spellings(name: str, split: str | None) -> None:
+    assert split_named(name) == split
+
+
+@pytest.mark.parametrize(
+    ("tops", "splits"),
+    [
+        (("Training", "Test"), {"Training": "train", "Test": "test"}),
+        (("train_set", "val_set"), {"train_set": "train", "val_set": "val"}),
+        (("train", "dev"), {"train": "train", "dev": "val"}),
+        (("train_images", "test_images"), {"train_images": "train", "test_images": "test"}),
+        (("TRAIN", "Valid-Set", "Testing"), {"TRAIN": "train", "Valid-Set": "val", "Testing": "test"}),
+        (("tomato_train", "tomato_test"), {"tomato_train": "train", "tomato_test": "test"}),
+        # "eval" is the test where there is none, and for validation where there is one.
+        (("train", "eval"), {"train": "train", "eval": "test"}),
+        (("training", "validation", "evaluation"), {"training": "train", "validation": "val", "evaluation": "test"}),
+        (("train", "eval", "test"), {"train": "train", "eval": "val", "test": "test"}),
+    ],
+)
+def test_split_folders_with_class_folders_give_the_split(
+    tmp_path: Path, tops: tuple[str, ...], splits: dict[str, str]
+) -> None:
+    folder = scan(make(tmp_path, *holders(*tops)))
+    assert folder.classes == ("rust", "scab")
+    assert folder.given_split is not None
+    assert {path.split("/")[0]: split for path, split in folder.given_split.items()} == splits
+
+
+@pytest.mark.parametrize("names", [("train", "bus"), ("valid", "invalid"), ("train", "bus", "tram")])
+def test_classes_that_are_called_like_a_split_stay_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = scan(make(tmp_path, *(f"{name}/{number}.jpg" for name in names for number in range(2))))
+    assert (folder.classes, folder.given_split) == (tuple(sorted(names)), None)
+
+
+def refused(root: Path, *, nested: bool | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        scan(root, nested=nested)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.replace(str(root), "ROOT")
+
+
+def test_flat_split_folders_beside_a_table_name_the_table(tmp_path: Path) -> None:
+    make(
+        tmp_path, "train_images/1.jpg", "train_images/2.jpg", "test_images/3.jpg", "train.csv", "sample_submission.csv"
+    )
+    assert refused(tmp_path).endswith("got photos without one in 'ROOT/train_images'; pass --labels 'ROOT/train.csv'")
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "sample_submission.csv").unlink()
+    assert refused(tmp_path).endswith("pass --labels FILE with the label of each photo")
+
+
+@pytest.mark.parametrize(
+    "photos",
+    [("images/1.jpg",), ("1.jpg", "2.jpg"), ("images/1.jpg", "masks/1.png"), ("images_1/1.jpg", "images_2/2.jpg")],
+)
+def test_folders_that_say_nothing_of_their_photos_ask_for_labels(tmp_path: Path, photos: tuple[str, ...]) -> None:
+    assert "pass --labels 'ROOT/labels.csv'" in refused(make(tmp_path, *photos, "labels.csv"))
+
+
+def test_a_level_above_the_classes_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    make(tmp_path, *holders("color", "grayscale", "segmented"))
+    text = refused(tmp_path)
+    assert "got 'color', 'grayscale', 'segmented' in 'ROOT', which hold folders such as 'color/rust'" in text
+    assert "pass 'ROOT/color', or --nested for classes such as 'color/rust'" in text
+    assert text.endswith("or --flat to make 'color' and every such folder one class")
+    assert scan(tmp_path / "color").classes == ("rust", "scab")
+
+
+def test_nested_classes_are_named_by_their_path(tmp_path: Path) -> None:
+    make(tmp_path, *holders("Tomato", classes=("healthy", "Late blight")), *holders("Potato", classes=("healthy",)))
+    make(tmp_path, "Potato/readme.txt", "Tomato/svg/1.svg")
+    assert "--nested for classes such as 'Tomato/Late blight'" in refused(tmp_path)
+    folder = scan(tmp_path, nested=True)
+    assert folder.classes == ("Potato/healthy", "Tomato/Late blight", "Tomato/healthy")
+    assert {sample.path: folder.classes[sample.label] for sample in folder.samples} == {
+        sample.path: sample.path.rsplit("/", 1)[0] for sample in folder.samples
+    }
+    # A folder that holds other files alone would be a class that is missing; one above classes is none.
+    assert folder.without_photos == {"Tomato/svg": ("Tomato/svg/1.svg",)}
+    assert scan(tmp_path, nested=False).classes == ("Potato", "Tomato")
+
+
+def test_nested_classes_in_split_folders(tmp_path: Path) -> None:
+    make(tmp_path, *holders("train/Tomato", "train/Potato", "test/Tomato", "test/Potato"))
+    assert "; pass --nested for classes such as 'Potato/rust', or --flat" in refused(tmp_path)
+    folder = scan(tmp_path, nested=True)
+    assert folder.classes == ("Potato/rust", "Potato/scab", "Tomato/rust", "Tomato/scab")
+    assert folder.given_split is not None
+    assert folder.given_split["test/Tomato/rust/0.jpg"] == "test"
+
+
+def test_the_same_classes_beside_and_in_a_folder_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, *holders("PlantVillage"), "rust/9.jpg", "scab/9.jpg")
+    text = refused(tmp_path)
+    assert "got 'PlantVillage', which holds 'rust', beside 'rust' in 'ROOT'" in text
+    assert "pass 'ROOT/PlantVillage'" in text
+
+
+def test_some_classes_that_hold_the_same_folders_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, *holders("Tomato", "Potato"), "Pepper/1.jpg")
+    assert "--nested for classes such as 'Potato/rust'" in refused(tmp_path)
+
+
+def test_a_preview_beside_the_folders_changes_nothing(tmp_path: Path) -> None:
+    names = tuple("abcdef")
+    make(tmp_path, *holders("Tomato", "Potato", classes=names), "Tomato/preview.jpg", "Potato/preview.jpg")
+    assert "--nested" in refused(tmp_path)
+
+
+def test_a_wrapping_folder_is_named(tmp_path: Path) -> None:
+    make(tmp_path, *holders("a/PlantVillage"))
+    assert refused(tmp_path).endswith("pass the folder that holds the class folders, 'ROOT/a/PlantVillage'")
+    make(tmp_path, "__results__/x/1.jpg", "__results__/y/1.jpg")
+    assert "pass 'ROOT/__results__', or" in refused(tmp_path)
+
+
+def test_wrapped_splits_beside_test_photos_are_named(tmp_path: Path) -> None:
+    top = "New Plant Diseases Dataset(Augmented)"
+    make(tmp_path, *holders(f"{top}/{top}/train", f"{top}/{top}/valid"), "test/test/1.jpg")
+    assert refused(tmp_path).endswith(f"pass 'ROOT/{top}/{top}'")
+    assert set((scan(tmp_path / top / top).given_split or {}).values()) == {"train", "val"}
+
+
+def test_splits_in_class_folders_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{name}/{split}/1.jpg" for name in ("rust", "scab") for split in ("Train", "Test")))
+    text = refused(tmp_path)
+    assert "move the photos to 'Test/rust' and so on, or pass --flat to make 'rust'" in text
+    assert "'rust/Test' and 'rust/Train'" in refused(tmp_path, nested=True)
+    assert scan(tmp_path, nested=False).classes == ("rust", "scab")
+
+
+def test_photos_to_test_on_beside_class_folders_are_no_class(tmp_path: Path) -> None:
+    make(tmp_path, "healthy/1.jpg", "rust/1.jpg", "Test/1.jpg")
+    assert "got 'Test' beside 'healthy' in 'ROOT'; move 'Test' away, or pass --flat" in refused(tmp_path)
+    assert scan(tmp_path, nested=False).classes == ("Test", "healthy", "rust")
+
+
+@pytest.mark.parametrize(
+    "photos",
+    [
+        ("rust/2024-05-01/1.jpg", "scab/2024-06-01/1.jpg"),
+        ("rust/images/1.jpg", "scab/images/1.jpg", "mold/images/1.jpg"),
+        ("rust/1.jpg", "rust/more/2.jpg", "scab/1.jpg", "scab/more/2.jpg"),
+    ],
+)
+def test_folders_in_classes_that_lose_nothing_are_taken(tmp_path: Path, photos: tuple[str, ...]) -> None:
+    folder = scan(make(tmp_path, *photos))
+    assert folder.classes == tuple(sorted({path.split("/")[0] for path in photos}))
+    assert folder.notes == ()
+
+
+def test_one_class_of_several_folders_is_noted(tmp_path: Path) -> None:
+    folder = scan(make(tmp_path, "rust/a/1.jpg", "rust/b/2.jpg", "scab/1.jpg"))
+    assert folder.classes == ("rust", "scab")
+    assert folder.notes == ("'rust' holds folders (2), whose photos are all of this one class",)
+
+
+def test_photos_in_no_class_folder_are_reported(
+    tmp_path: Path,
+    write_folder,
+    write_photo,
+    caplog: pytest.LogCaptureFixture,  # type: ignore[no-untyped-def]
+) -> None:
+    write_folder(tmp_path / "train", {"rust": 8, "scab": 8})
+    write_photo(tmp_path / "test" / "1.png", 91)
+    write_photo(tmp_path / "loose.png", 92)
+    sentence = "left out: 2 photos without a label, the first 'loose.png'"
+    assert sentence in check(tmp_path).notes
+    with caplog.at_level(logging.WARNING):
+        prepared = prepare_data(tmp_path)
+    assert sentence in caplog.text
+    assert len(prepared.test) > 0
