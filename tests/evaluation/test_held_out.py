@@ -302,3 +302,14 @@ def test_photos_of_one_leaf_widen_the_interval(
     result = evaluate_folder(colour_backend(), colour_folder, split="all")
     assert (result.photos, result.leaves) == (40, 20)
     assert result.accuracy_ci95.low == pytest.approx(20 / (20 + 1.959964**2))
+
+
+def test_files_that_are_no_photos_are_told_once(
+    trained: Any, colour_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("red/a.dng", "red/b.dng", "green/Thumbs.db", "green/@eaDir/1.jpg/SYNOFILE_THUMB_M.jpg"):
+        (colour_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (colour_folder / name).write_bytes(b"x")
+    evaluate_folder(trained, colour_folder, split="all")
+    told = [record.getMessage() for record in caplog.records if "no photo" in record.getMessage()]
+    assert told == ["left out: 2 files that are no photos (2 .dng), the first 'red/a.dng'"]

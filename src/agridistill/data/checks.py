@@ -12,6 +12,7 @@ from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.inspection import Inspection, inspect_photos
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
+from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
 
@@ -234,7 +235,7 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
     if result.strays:
-        yield f"{_count(result.strays, 'file')} among the photos that are no photos, the first '{result.strays[0]}'"
+        yield passed_over(result.strays)
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
     if result.conflicting_duplicates:

@@ -15,13 +15,12 @@ from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
-from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
+from agridistill.photo_files import how_to_read, passed_over
+from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
 
 logger = logging.getLogger(__name__)
-
-_TAKEN = ", ".join(sorted(PHOTO_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _check_folders(folder: PhotoFolder) -> None:
         raise DataError(
             "photos in every class folder",
             described_without_photos(*first) + (f" and {more} more such folders" if more else ""),
-            f"save the photos as {_TAKEN} or move the folder away",
+            how_to_read(first[1], otherwise="save the photos as JPEG or move the folder away"),
         )
 
 
@@ -226,6 +225,8 @@ def split_data(
     prepared = prepare_data(
         root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
     )
+    if prepared.strays:
+        logger.warning("left out: %s", passed_over(prepared.strays))
     write_split(
         out,
         prepared.split,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from agridistill.errors import DataError
-from agridistill.preprocess import PHOTO_SUFFIXES
+from agridistill.photo_files import files_below, how_to_read, is_photo, subfolders
 
 SPLIT_NAMES = ("train", "val", "test")
 _SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -67,7 +66,7 @@ def scan(root: Path) -> PhotoFolder:
             "a folder of class folders", f"the file '{root}'", "name the folder that holds the class folders"
         )
     try:
-        folders = _subfolders(root)
+        folders = subfolders(root)
     except PermissionError:
         raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
     split_folders = _split_folders(root, folders)
@@ -133,7 +132,7 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
 
 
 def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFolder:
-    per_split = {split: _subfolders(root / folder) for split, folder in split_folders.items()}
+    per_split = {split: subfolders(root / folder) for split, folder in split_folders.items()}
     for split, names in per_split.items():
         unknown = sorted(set(names) - set(per_split["train"]))
         if unknown:
@@ -164,7 +163,10 @@ def _scan_classes(root: Path, folders: list[tuple[str, str]]) -> PhotoFolder:
         raise DataError(
             "at least two class folders with photos",
             f"{got} in '{root}'{besides}",
-            "put the photos of each class in a folder of its own",
+            how_to_read(
+                (path for paths in others.values() for path in paths),
+                otherwise="put the photos of each class in a folder of its own",
+            ),
         )
     samples = sorted(
         (Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]),
@@ -197,10 +199,6 @@ def suffixes(paths: Iterable[str]) -> str:
     return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
-def _subfolders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-
-
 def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
     """Photos and other files anywhere below a class folder, as paths relative to the root."""
     photos: list[str] = []
@@ -209,13 +207,8 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
     def refuse(error: OSError) -> None:
         raise DataError("readable class folders", f"'{error.filename}' ({error.strerror})", "change its permissions")
 
-    for directory, subfolders, names in os.walk(root / folder, onerror=refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        # Plain strings: a Path for each file takes longer than everything else here.
-        relative = Path(directory).relative_to(root).as_posix()
+    for inside, names in files_below(root / folder, refuse):
         for name in names:
-            if name.startswith("."):
-                continue
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path is slow
-            (photos if suffix in PHOTO_SUFFIXES else others).append(f"{relative}/{name}")
+            # Plain strings: a Path for each file takes longer than everything else here.
+            (photos if is_photo(name) else others).append(f"{folder}/{inside}{name}")
     return photos, others

@@ -17,6 +17,7 @@ from agridistill.errors import DataError
 from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend
@@ -38,6 +39,7 @@ class ChosenPhotos:
         phashes: 64-bit perceptual hashes of the samples.
         trained_here: whether the folder holds the very photos that the model was trained on.
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
+        strays: files in the folder that are no photos.
     """
 
     root: Path
@@ -47,6 +49,7 @@ class ChosenPhotos:
     phashes: tuple[int, ...] = ()
     trained_here: bool = False
     split: SplitChoice = "test"
+    strays: tuple[str, ...] = ()
 
 
 def evaluate_folder(
@@ -91,6 +94,8 @@ def evaluate_folder(
         learnt=learnt,
         progress=progress,
     )
+    if photos.strays:
+        logger.warning("left out: %s", passed_over(photos.strays))
     return evaluate(
         backend,
         photos.samples,
@@ -153,6 +158,7 @@ def choose_photos(
         tuple(phashes_of(wanted, inspection).values()),
         trained_here,
         split,
+        folder.strays,
     )
     if split == "train":
         return photos

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.data.samples import require_outside, suffixes
+from agridistill.data.samples import require_outside
 from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
+from agridistill.photo_files import passed_over
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
@@ -178,12 +179,7 @@ def _prepare(
     for path, reason in prepared.skipped:
         logger.warning("left out: %s (%s)", path, reason)
     if prepared.strays:
-        logger.warning(
-            "left out: files among the photos that are no photos: %d (%s), the first '%s'",
-            len(prepared.strays),
-            suffixes(prepared.strays),
-            prepared.strays[0],
-        )
+        logger.warning("left out: %s", passed_over(prepared.strays))
     if resume:
         _require_own_data(folder, data, prepared)
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
