@@ -313,3 +313,24 @@ def test_files_that_are_no_photos_are_told_once(
     evaluate_folder(trained, colour_folder, split="all")
     told = [record.getMessage() for record in caplog.records if "no photo" in record.getMessage()]
     assert told == ["left out: 2 files that are no photos (2 .dng), the first 'red/a.dng'"]
+
+
+def test_a_model_is_scored_on_a_folder_whose_names_differ_in_normal_form_alone(
+    colour_backend: MakeBackend, colour_folder: Path
+) -> None:
+    folder = colour_folder.with_name("mac")
+    shutil.copytree(colour_folder / "green", folder / "z-vert")
+    shutil.copytree(colour_folder / "red", folder / "e\u0301carlate")
+    result = evaluate_folder(colour_backend(classes=("z-vert", "\u00e9carlate")), folder, split="all")
+    assert (result.accuracy, result.classes) == (1, ("z-vert", "\u00e9carlate"))
+
+
+def test_classes_come_in_the_order_of_a_model_whose_names_are_decomposed(
+    colour_backend: MakeBackend, colour_folder: Path
+) -> None:
+    folder = colour_folder.with_name("other")
+    shutil.copytree(colour_folder / "green", folder / "e\u0301meraude")
+    shutil.copytree(colour_folder / "red", folder / "rouge")
+    assert scan(folder).classes == ("rouge", "\u00e9meraude")
+    result = evaluate_folder(colour_backend(classes=("e\u0301meraude", "rouge")), folder, split="all")
+    assert (result.accuracy, result.classes) == (1, ("e\u0301meraude", "rouge"))

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from agridistill.data.class_names import alike_in_words
+from agridistill.data.conflicts import conflicting_groups
 from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.inspection import Inspection, inspect_photos
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, scan
@@ -62,6 +64,7 @@ class CheckResult:
         oversize: (path, reason): photos above the pixel limit.
         strays: files among the photos that are no photos.
         without_photos: class folders without a photo -> the files that they do hold.
+        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
         exact_duplicates: groups of identical files.
         conflicting_duplicates: groups of identical files that stand in several classes.
         near_duplicates: groups of photos that look alike, but are no identical files.
@@ -81,6 +84,7 @@ class CheckResult:
     oversize: tuple[tuple[str, str], ...]
     strays: tuple[str, ...]
     without_photos: Mapping[str, tuple[str, ...]]
+    alike_names: tuple[tuple[str, ...], ...]
     exact_duplicates: tuple[tuple[str, ...], ...]
     conflicting_duplicates: tuple[tuple[str, ...], ...]
     near_duplicates: tuple[tuple[str, ...], ...]
@@ -145,8 +149,9 @@ def check(
         "oversize": oversize,
         "strays": folder.strays,
         "without_photos": dict(folder.without_photos),
+        "alike_names": folder.alike_names,
         "exact_duplicates": exact,
-        "conflicting_duplicates": tuple(group for group in exact if len({label_of[path] for path in group}) > 1),
+        "conflicting_duplicates": conflicting_groups(exact, label_of),
         "near_duplicates": near,
         "straddling_leaves": _straddling(_leaves(samples), split_of),
         "straddling_duplicates": _straddling(exact, split_of),
@@ -238,6 +243,7 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
         yield passed_over(result.strays)
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
+    yield from map(alike_in_words, result.alike_names)
     if result.conflicting_duplicates:
         group = result.conflicting_duplicates[0]
         yield (

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
+from agridistill.data.class_names import alike_in_words
+from agridistill.data.conflicts import MAX_CONFLICT_SHARE, conflicting_groups, require_few_conflicts
+from agridistill.data.duplicates import exact_groups
+from agridistill.data.inspection import Inspection, fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, require_outside, scan
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
@@ -39,6 +42,8 @@ class PreparedData:
         split: the paths of the three parts.
         cut: the parts that were made from the fractions and the seed; none where a file or folders gave the split.
         phashes: 64-bit perceptual hash of each readable photo, by `Sample.path`.
+        conflicting: groups of identical files that stand under several labels.
+        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
     """
 
     root: Path
@@ -52,6 +57,25 @@ class PreparedData:
     split: Split
     cut: frozenset[str] = frozenset()
     phashes: Mapping[str, int] = field(default_factory=dict)
+    conflicting: tuple[tuple[str, ...], ...] = ()
+    alike_names: tuple[tuple[str, ...], ...] = ()
+
+    def report(self, *, conflicts: float, option: str) -> None:
+        """Warns of what makes the photos doubtful: to be called before anything is made of them.
+
+        Args:
+            conflicts: share of the photos that may stand under several labels, 0 to 1.
+            option: that raises it, for the error.
+
+        Raises:
+            DataError: more of them do.
+        """
+        if self.strays:
+            logger.warning("left out: %s", passed_over(self.strays))
+        for group in self.alike_names:
+            logger.warning("%s", alike_in_words(group))
+        label_of = {sample.path: sample.label for sample in (*self.train, *self.val, *self.test)}
+        require_few_conflicts(self.conflicting, label_of, self.root, most=conflicts, option=option)
 
 
 def prepare_data(
@@ -117,7 +141,14 @@ def _prepared(
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
         cut=cut,
         phashes=phashes_of(samples, inspection),
+        conflicting=_conflicting([sample for part in parts.values() for sample in part], inspection),
+        alike_names=folder.alike_names,
     )
+
+
+def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tuple[str, ...], ...]:
+    digests = {sample.path: inspection.records[sample.path].digest for sample in samples}
+    return conflicting_groups(exact_groups(digests), {sample.path: sample.label for sample in samples})
 
 
 @contextmanager
@@ -208,12 +239,14 @@ def split_data(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
+    conflicts: float = MAX_CONFLICT_SHARE,
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
     """Makes the leaf-disjoint split of a folder and writes it to a file, which every compared run then reads.
 
-    Train/val/test folders are written down as they are.
+    Train/val/test folders are written down as they are. `conflicts` is the share of the photos that may stand under
+    several labels as identical files.
 
     Raises:
         DataError: the file exists (and not `force`), or the folder or its photos cannot be used.
@@ -225,8 +258,7 @@ def split_data(
     prepared = prepare_data(
         root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
     )
-    if prepared.strays:
-        logger.warning("left out: %s", passed_over(prepared.strays))
+    prepared.report(conflicts=conflicts, option="--conflicts SHARE")
     write_split(
         out,
         prepared.split,

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from agridistill.data.class_names import alike_names
 from agridistill.errors import DataError
+from agridistill.manifest import composed
 from agridistill.photo_files import files_below, how_to_read, is_photo, subfolders
 
 SPLIT_NAMES = ("train", "val", "test")
@@ -36,12 +38,13 @@ class PhotoFolder:
 
     Attributes:
         root: the data folder.
-        classes: class names, sorted; a label is an index into them.
+        classes: class names in Unicode's normal form C, sorted; a label is an index into them.
         samples: all files with a photo's suffix, sorted by path.
         given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
         strays: other files among the photos (relative paths); they are never used.
         without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
             folder is none of the classes.
+        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
     """
 
     root: Path
@@ -50,6 +53,7 @@ class PhotoFolder:
     given_split: Mapping[str, str] | None = None
     strays: tuple[str, ...] = field(default=())
     without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    alike_names: tuple[tuple[str, ...], ...] = ()
 
 
 def scan(root: Path) -> PhotoFolder:
@@ -72,7 +76,8 @@ def scan(root: Path) -> PhotoFolder:
     split_folders = _split_folders(root, folders)
     if split_folders is not None:
         return _scan_given_split(root, split_folders)
-    return _scan_classes(root, [(name, name) for name in folders])
+    scanned = _scan_classes(root, [(name, composed(name)) for name in folders])
+    return replace(scanned, alike_names=alike_names(folders))
 
 
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
@@ -134,17 +139,20 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
 def _scan_given_split(root: Path, split_folders: Mapping[str, str]) -> PhotoFolder:
     per_split = {split: subfolders(root / folder) for split, folder in split_folders.items()}
     for split, names in per_split.items():
-        unknown = sorted(set(names) - set(per_split["train"]))
+        unknown = sorted(set(map(composed, names)) - set(map(composed, per_split["train"])))
         if unknown:
             raise DataError(
                 "the same classes in train, val and test",
                 f"'{unknown[0]}' in {split_folders[split]} but not in train",
                 "correct the folders",
             )
-    pairs = [(f"{folder}/{name}", name) for split, folder in split_folders.items() for name in per_split[split]]
+    pairs = [
+        (f"{folder}/{name}", composed(name)) for split, folder in split_folders.items() for name in per_split[split]
+    ]
     scanned = _scan_classes(root, pairs)
     given = {sample.path: _SPLIT_ALIASES[sample.path.split("/", 1)[0].lower()] for sample in scanned.samples}
-    return replace(scanned, given_split=given)
+    alike = {group: None for names in per_split.values() for group in alike_names(names)}
+    return replace(scanned, given_split=given, alike_names=tuple(alike))
 
 
 def _scan_classes(root: Path, folders: list[tuple[str, str]]) -> PhotoFolder:

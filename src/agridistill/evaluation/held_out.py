@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from agridistill.data.class_names import in_order_of
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.learnt import LearntPhotos, read_learnt
@@ -133,7 +134,7 @@ def choose_photos(
     given = read_split(split_file) if split_file is not None else None
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
     begin(progress, "reading photos")
-    folder = scan(data)
+    folder = in_order_of(manifest.classes, scan(data))
     require_same_classes(manifest.classes, folder.classes)
     inspection = inspect_photos(folder, store=InspectionStore(data, MAX_PIXELS), progress=progress)
     readable, unreadable = usable_samples(folder, inspection)

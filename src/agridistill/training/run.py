@@ -12,7 +12,6 @@ from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
-from agridistill.photo_files import passed_over
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
@@ -178,8 +177,8 @@ def _prepare(
     )
     for path, reason in prepared.skipped:
         logger.warning("left out: %s (%s)", path, reason)
-    if prepared.strays:
-        logger.warning("left out: %s", passed_over(prepared.strays))
+    # What a run has begun with is not refused on its way.
+    prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         _require_own_data(folder, data, prepared)
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
