@@ -21,7 +21,7 @@ from typing import Any
 from reporting import machine, publish
 
 import agridistill
-from agridistill.preprocess import PHOTO_SUFFIXES
+from agridistill.photo_files import PHOTO_SUFFIXES
 
 LIMIT_MB, FLAT_MB, SETTLED_AFTER = 150.0, 2.0, 1000
 ABSENT = ("torch", "torchvision", "timm", "lightning", "onnx", "sklearn")

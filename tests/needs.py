@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from agridistill.heic import READS_HEIC
+
 # What a machine with Python, pip and make has: the shell and the small programs that make's rules call.
 _BARE = (
     *("python3", "pip", "pip3", "make", "sh", "bash", "env", "awk", "basename", "cat", "chmod", "cp", "cut", "date"),
@@ -91,6 +93,7 @@ NEEDS = {
         lambda: os.name == "posix" and os.geteuid() != 0,
     ),
     "IPv6": Need("needs IPv6 on the loopback device, which this machine has not: enable IPv6", _has_ipv6),
+    "heic": Need("needs pi-heif, which is not installed: pip install 'agridistill[heic]'", lambda: READS_HEIC),
     "photos": Need(
         "needs real photos: set AGRIDISTILL_DATA to the folder of PlantVillage's tomatoes",
         lambda: bool(os.environ.get("AGRIDISTILL_DATA")),

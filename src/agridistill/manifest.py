@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -183,7 +184,7 @@ def read_manifest(path: Path) -> ModelManifest:
 
 
 def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: str = "model") -> None:
-    """Checks that logit k of a model means the data's label k.
+    """Checks that logit k of a model means the data's label k, whatever the normal form of the names.
 
     Args:
         model: the model's classes, in the order of its logits.
@@ -193,7 +194,8 @@ def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: st
     Raises:
         ModelError: names the classes that differ, or says that their order does.
     """
-    if tuple(model) == tuple(data):
+    model, data = list(map(composed, model)), list(map(composed, data))
+    if model == data:
         return
     only_model = [name for name in model if name not in data]
     only_data = [name for name in data if name not in model]
@@ -207,6 +209,16 @@ def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: st
         " and ".join(parts) or "the same classes in another order",
         f"correct the class folders' names or use a {owner} of this data",
     )
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's normal form C: macOS and its archives write "é" as two characters, keyboards as one.
+
+    Example:
+        >>> composed("Rouille brule\\u0301e") == "Rouille brul\\u00e9e"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def sha256_of(path: Path) -> str:

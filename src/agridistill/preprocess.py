@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agridistill.colour import to_srgb
 from agridistill.errors import PhotoError
+from agridistill.heic import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 from agridistill.manifest import Preprocessing
 from agridistill.pixel_formats import PixelFormatError, StoredForm, stored_form, to_plain
 
@@ -44,9 +45,8 @@ _BY_THE_FILE = frozenset({errno.EINVAL, errno.EOVERFLOW})
 # A progressive JPEG is drawn again with each of its scans: 10 in a camera's, thousands in a bomb.
 _MAX_DRAWN_PIXELS = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Pillow's JPEG reader opens the two-photo JPEGs of phones (MPO) as well.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
 
 # Odd metadata says nothing about the pixels, and the size is checked here. Not `catch_warnings` around each photo:
 # it swaps the filters of the whole process, and threads that read photos would leave them switched off.
@@ -61,6 +61,10 @@ Pixels = NDArray[np.uint8]
 
 class UnreachablePhotoError(PhotoError):
     """The system does not give a photo now: rights, a disk, a network, memory. It may give it later."""
+
+
+class HeicPhotoError(PhotoError):
+    """A photo in HEIC, which this installation cannot read."""
 
 
 class PhotoCost(NamedTuple):
@@ -111,6 +115,8 @@ def read_photo(
             _refuse_too_large(image, name, max_pixels)
             _refuse_bomb(image, name, source, size)
             stored = stored_form(image)
+            if image.format == "HEIF":
+                _refuse_hidden_pixels(name, source, size, max_pixels)
             if shorter_side is not None:
                 image.draft(None, (shorter_side, shorter_side))
             ImageOps.exif_transpose(image, in_place=True)
@@ -173,7 +179,12 @@ def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> Phot
             if shorter_side is not None and not image.info.get("progressive"):
                 image.draft(None, (shorter_side, shorter_side))
             copies = _WEBP_COPIES if image.format == "WEBP" else 1
-            return PhotoCost(width, height, copies * image.width * image.height)
+            pixels = image.width * image.height
+            if image.format == "HEIF":
+                pixels = max(pixels, heic_pixels(source))
+            return PhotoCost(width, height, copies * pixels)
+    except PhotoError:
+        raise
     except Exception as error:
         raise _unread(name, error) from None
 
@@ -235,7 +246,16 @@ def _name(source: Path | bytes) -> str:
 
 
 def _opened(source: Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+    except UnidentifiedImageError:
+        if READS_HEIC or not is_heic(source):
+            raise
+        raise HeicPhotoError(
+            "a JPEG, PNG, WebP, BMP or TIFF photo",
+            f"{_name(source)} (a HEIC photo, which is read after {INSTALL_HEIC})",
+            "install this, or save the photo as JPEG",
+        ) from None
 
 
 def _file_size(source: Path | bytes) -> int:
@@ -277,6 +297,15 @@ def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int)
             raise PhotoError("a photo", got, "replace or remove the file")
 
 
+def _refuse_hidden_pixels(name: str, source: Path | bytes, size: int, max_pixels: int) -> None:
+    pixels = heic_pixels(source)
+    if pixels > max_pixels:
+        raise _too_many_pixels(f"{name} with {pixels:,}", max_pixels)
+    if pixels > LARGE_PIXELS and pixels > size * _MAX_PIXELS_A_BYTE:
+        got = f"{name} with {pixels:,} pixels in {size:,} bytes, a decompression bomb"
+        raise PhotoError("a photo", got, "replace or remove the file")
+
+
 def _unread(name: str, error: Exception) -> PhotoError:
     if isinstance(error, FileNotFoundError):
         return PhotoError("a photo", f"{name}, which does not exist", "check the path")
@@ -291,7 +320,7 @@ def _unread(name: str, error: Exception) -> PhotoError:
 def _reason(error: Exception) -> str:
     """Why, without the file's name, which Pillow and the system repeat."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, BMP or TIFF image"
+        return f"not a JPEG, PNG, WebP, BMP{', TIFF or HEIC' if READS_HEIC else ' or TIFF'} image"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 

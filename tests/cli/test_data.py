@@ -49,7 +49,7 @@ def test_check_exits_1_and_names_what_is_wrong(leaves: Path) -> None:
     (leaves / "rust" / "svn-r6Yb5c").write_bytes(b"")
     result = runner.invoke(app, ["check", str(leaves)])
     assert result.exit_code == 1
-    assert "problem: 1 file among the photos that are no photos, the first 'rust/svn-r6Yb5c'" in result.stdout
+    assert "problem: 1 file that is no photo (1 without suffix), the first 'rust/svn-r6Yb5c'" in result.stdout
     assert f"Next: agridistill data check {leaves} --json" in result.stderr
 
 

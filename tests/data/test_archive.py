@@ -70,7 +70,18 @@ def test_chosen_files_are_unpacked_where_they_are_wanted(tmp_path: Path, target:
 
 @pytest.mark.parametrize("pack", [_zip, _tar])
 @pytest.mark.parametrize(
-    "name", ["../evil.jpg", "a/../../evil.jpg", "/etc/evil.jpg", "a\\..\\..\\evil.jpg", "C:/evil.jpg"]
+    "name",
+    [
+        *("../evil.jpg", "a/../../evil.jpg", "/etc/evil.jpg", "C:/evil.jpg"),
+        *(
+            "a\\..\\..\\evil.jpg",
+            "..\\evil.jpg",
+            "\\evil.jpg",
+            "C:\\evil.jpg",
+            "\\\\host\\share\\evil.jpg",
+            "a/..\\../evil.jpg",
+        ),
+    ],
 )
 def test_an_archive_with_a_path_that_leads_out_is_refused(tmp_path: Path, target: Path, pack, name: str) -> None:
     archive = pack(tmp_path / "evil.archive", {"good.jpg": b"x", name: b"evil"})
@@ -175,3 +186,19 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     archive.write_bytes(bytes(raw))
     with pytest.raises(FetchError, match="an archive without a password"):
         list_files(archive)
+
+
+def test_a_zip_with_backslashes_is_unpacked_into_folders(tmp_path: Path, target: Path) -> None:
+    archive = _zip(
+        tmp_path / "windows.zip", {"top\\": b"", "top\\rust\\": b"", "top\\rust\\1.jpg": b"x", "top/2.jpg": b"y"}
+    )
+    assert list_files(archive) == ["top/rust/1.jpg", "top/2.jpg"]
+    _unpack_all(archive, target)
+    assert (target / "top" / "rust" / "1.jpg").read_bytes() == b"x"
+    assert (target / "top" / "2.jpg").read_bytes() == b"y"
+
+
+def test_one_file_by_slashes_and_by_backslashes_is_refused(tmp_path: Path, target: Path) -> None:
+    archive = _zip(tmp_path / "twice.zip", {"a/1.jpg": b"x", "a\\1.jpg": b"y"})
+    with pytest.raises(FetchError, match=r"'a/1.jpg' twice"):
+        _unpack_all(archive, target)

@@ -52,21 +52,21 @@ def test_a_stray_file_is_a_problem(tmp_path: Path, write_folder) -> None:
     (tmp_path / "scab" / "svn-r6Yb5c").write_bytes(b"")
     result = check(tmp_path)
     assert result.strays == ("scab/svn-r6Yb5c",)
-    assert result.problems == ("1 file among the photos that are no photos, the first 'scab/svn-r6Yb5c'",)
+    assert result.problems == ("1 file that is no photo (1 without suffix), the first 'scab/svn-r6Yb5c'",)
 
 
 def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     (tmp_path / "mosaic").mkdir()
     (tmp_path / "wilt").mkdir()
-    (tmp_path / "wilt" / "1.heic").write_bytes(b"x")
+    (tmp_path / "wilt" / "1.dng").write_bytes(b"x")
     result = check(tmp_path)
     assert result.problems == (
-        "1 file among the photos that are no photos, the first 'wilt/1.heic'",
+        "1 file that is no photo (1 .dng), the first 'wilt/1.dng'",
         "class folder 'mosaic' without photos (an empty folder)",
-        "class folder 'wilt' without photos (1 file: .heic)",
+        "class folder 'wilt' without photos (1 file: .dng)",
     )
-    assert result.to_json()["without_photos"] == {"mosaic": (), "wilt": ("wilt/1.heic",)}
+    assert result.to_json()["without_photos"] == {"mosaic": (), "wilt": ("wilt/1.dng",)}
 
 
 def test_a_photo_above_the_pixel_limit_is_a_problem(tmp_path: Path, write_folder) -> None:

@@ -109,23 +109,23 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_only_class_is_told_beside_what_the_other_folders_hold(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'b' without photos \(2 files: .heic\); put the photos"):
-        scan(make(tmp_path, "a/1.jpg", "b/1.heic", "b/2.HEIC"))
+    with pytest.raises(DataError, match=r"'b' without photos \(2 files: .dng\); put the photos"):
+        scan(make(tmp_path, "a/1.jpg", "b/1.dng", "b/2.DNG"))
 
 
 def test_class_folders_without_photos_are_recorded_with_what_they_hold(tmp_path: Path) -> None:
-    make(tmp_path, "a/1.jpg", "b/1.png", "c/2.heic", "c/1.heic")
+    make(tmp_path, "a/1.jpg", "b/1.png", "c/2.dng", "c/1.dng")
     (tmp_path / "d").mkdir()
     folder = scan(tmp_path)
     assert folder.classes == ("a", "b")
-    assert folder.without_photos == {"c": ("c/1.heic", "c/2.heic"), "d": ()}
-    assert folder.strays == ("c/1.heic", "c/2.heic")
+    assert folder.without_photos == {"c": ("c/1.dng", "c/2.dng"), "d": ()}
+    assert folder.strays == ("c/1.dng", "c/2.dng")
 
 
 def test_a_class_with_photos_in_one_split_only_is_not_without_photos(tmp_path: Path) -> None:
-    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "train/c/3.heic", "test/a/3.jpg", "test/b/4.heic", "test/c/5.heic")
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "train/c/3.dng", "test/a/3.jpg", "test/b/4.dng", "test/c/5.dng")
     folder = scan(tmp_path)
-    assert folder.without_photos == {"c": ("test/c/5.heic", "train/c/3.heic")}
+    assert folder.without_photos == {"c": ("test/c/5.dng", "train/c/3.dng")}
     assert folder.given_split == {"train/a/1.jpg": "train", "train/b/2.jpg": "train", "test/a/3.jpg": "test"}
 
 

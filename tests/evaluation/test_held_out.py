@@ -305,3 +305,35 @@ def test_photos_of_one_leaf_widen_the_interval(
     result = evaluate_folder(colour_backend(), colour_folder, split="all")
     assert (result.photos, result.leaves) == (40, 20)
     assert result.accuracy_ci95.low == pytest.approx(20 / (20 + 1.959964**2))
+
+
+def test_files_that_are_no_photos_are_told_once(
+    trained: Any, colour_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("red/a.dng", "red/b.dng", "green/Thumbs.db", "green/@eaDir/1.jpg/SYNOFILE_THUMB_M.jpg"):
+        (colour_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (colour_folder / name).write_bytes(b"x")
+    evaluate_folder(trained, colour_folder, split="all")
+    told = [record.getMessage() for record in caplog.records if "no photo" in record.getMessage()]
+    assert told == ["left out: 2 files that are no photos (2 .dng), the first 'red/a.dng'"]
+
+
+def test_a_model_is_scored_on_a_folder_whose_names_differ_in_normal_form_alone(
+    colour_backend: MakeBackend, colour_folder: Path
+) -> None:
+    folder = colour_folder.with_name("mac")
+    shutil.copytree(colour_folder / "green", folder / "z-vert")
+    shutil.copytree(colour_folder / "red", folder / "e\u0301carlate")
+    result = evaluate_folder(colour_backend(classes=("z-vert", "\u00e9carlate")), folder, split="all")
+    assert (result.accuracy, result.classes) == (1, ("z-vert", "\u00e9carlate"))
+
+
+def test_classes_come_in_the_order_of_a_model_whose_names_are_decomposed(
+    colour_backend: MakeBackend, colour_folder: Path
+) -> None:
+    folder = colour_folder.with_name("other")
+    shutil.copytree(colour_folder / "green", folder / "e\u0301meraude")
+    shutil.copytree(colour_folder / "red", folder / "rouge")
+    assert scan(folder).classes == ("rouge", "\u00e9meraude")
+    result = evaluate_folder(colour_backend(classes=("e\u0301meraude", "rouge")), folder, split="all")
+    assert (result.accuracy, result.classes) == (1, ("e\u0301meraude", "rouge"))

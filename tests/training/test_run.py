@@ -86,7 +86,7 @@ def test_files_that_are_no_photos_are_counted_and_named(
     leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(leaves, tmp_path / "leaves"))
-    for name in ("empty", "1.heic", "2.HEIC"):
+    for name in ("empty", "1.dng", "2.DNG"):
         (folder / "mosaic" / name).write_bytes(b"")
 
     def stop(*args: object) -> None:
@@ -96,7 +96,7 @@ def test_files_that_are_no_photos_are_counted_and_named(
     with pytest.raises(KeyboardInterrupt):
         train(folder, tmp_path / "run", TrainConfig(data=DATA, train=FIT))
     assert [record.getMessage() for record in caplog.records] == [
-        "left out: files among the photos that are no photos: 3 (.heic, no suffix), the first 'mosaic/1.heic'"
+        "left out: 3 files that are no photos (2 .dng, 1 without suffix), the first 'mosaic/1.dng'"
     ]
 
 

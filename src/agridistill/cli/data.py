@@ -63,6 +63,10 @@ def split(
     val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of each class in val.")] = 0.15,
     test_fraction: Annotated[float, typer.Option("--test-fraction", help="Share of each class in test.")] = 0.15,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another split.")] = 0,
+    conflicts: Annotated[
+        float,
+        typer.Option("--conflicts", min=0, max=1, help="Share of photos that may have several labels."),
+    ] = 0.05,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing split file.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -79,6 +83,7 @@ def split(
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=seed,
+            conflicts=conflicts,
             force=force,
             progress=progress,
         )

@@ -60,7 +60,7 @@ class _Member:
 
 
 def list_files(archive: Path, *, limits: ArchiveLimits | None = None) -> list[str]:
-    """The names of all files in an archive.
+    """The names of all files in an archive, with slashes.
 
     Raises:
         FetchError: no archive, damaged, above the limits, or with a path that leads out of it.
@@ -168,13 +168,15 @@ def _checked(archive: Path, members: Iterator[_Member], limits: ArchiveLimits) -
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
-        if info.is_dir():
+        # Against the format, programs on Windows write backslashes; no file of a data set has one in its name.
+        name = info.filename.replace("\\", "/")
+        if name.endswith("/"):
             continue
         if info.flag_bits & 1:
             raise FetchError("an archive without a password", f"'{archive.name}'", "unpack and pack it again")
         kind = stat.S_IFMT(info.external_attr >> 16)
         is_regular = kind in (0, stat.S_IFREG)
-        yield _Member(info.filename, info.file_size, is_regular, partial(opened.open, info))
+        yield _Member(name, info.file_size, is_regular, partial(opened.open, info))
 
 
 def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.data.augmented_names import unknown_originals, without_original
+from agridistill.data.class_names import alike_in_words
+from agridistill.data.conflicts import conflicting_groups
 from agridistill.data.duplicates import exact_groups, near_groups
 from agridistill.data.grouping import DisjointSets
 from agridistill.data.inspection import Inspection, inspect_photos, looks_of, phashes_of
@@ -16,6 +18,7 @@ from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.data.looks import copy_groups
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, left_out
 from agridistill.data.splits import assign_leaf_ids, match_split, read_split
+from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
 
@@ -65,6 +68,7 @@ class CheckResult:
         oversize: (path, reason): photos above the pixel limit.
         strays: files among the photos that are no photos.
         without_photos: class folders without a photo -> the files that they do hold.
+        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
         exact_duplicates: groups of identical files.
         conflicting_duplicates: groups of identical files that stand in several classes.
         conflicting_copies: groups of copies of one photo, also flipped, turned, scaled or saved again, that stand in
@@ -87,6 +91,7 @@ class CheckResult:
     oversize: tuple[tuple[str, str], ...]
     strays: tuple[str, ...]
     without_photos: Mapping[str, tuple[str, ...]]
+    alike_names: tuple[tuple[str, ...], ...]
     exact_duplicates: tuple[tuple[str, ...], ...]
     conflicting_duplicates: tuple[tuple[str, ...], ...]
     conflicting_copies: tuple[tuple[str, ...], ...]
@@ -155,9 +160,10 @@ def check(
         "oversize": oversize,
         "strays": folder.strays,
         "without_photos": dict(folder.without_photos),
+        "alike_names": folder.alike_names,
         "exact_duplicates": exact,
-        "conflicting_duplicates": tuple(group for group in exact if len({label_of[path] for path in group}) > 1),
-        "conflicting_copies": tuple(group for group in copies if len({label_of[path] for path in group}) > 1),
+        "conflicting_duplicates": conflicting_groups(exact, label_of),
+        "conflicting_copies": conflicting_groups(copies, label_of),
         "near_duplicates": near,
         "without_original": without_original(samples),
         "straddling_leaves": _straddling(_leaves(samples), split_of),
@@ -253,9 +259,10 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
     if result.strays:
-        yield f"{_count(result.strays, 'file')} among the photos that are no photos, the first '{result.strays[0]}'"
+        yield passed_over(result.strays)
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
+    yield from map(alike_in_words, result.alike_names)
     if result.conflicting_duplicates:
         group = result.conflicting_duplicates[0]
         yield (

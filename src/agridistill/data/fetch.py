@@ -18,7 +18,7 @@ from agridistill.data.plantvillage import LEAF_MAP_NAME, read_leaf_map
 from agridistill.data.samples import scan
 from agridistill.errors import DataError, FetchError
 from agridistill.manifest import sha256_of
-from agridistill.preprocess import PHOTO_SUFFIXES
+from agridistill.photo_files import is_of_machine, is_photo
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import require_writable
 
@@ -35,7 +35,7 @@ TOMATO_CLASSES = (
     "Tomato___Tomato_mosaic_virus",
     "Tomato___healthy",
 )
-_OTHER_RENDERINGS = frozenset({"grayscale", "segmented", "__MACOSX"})
+_OTHER_RENDERINGS = frozenset({"grayscale", "segmented"})
 _SHA256 = re.compile(r"(?P<source>.*)#sha256=(?P<sha256>[0-9a-fA-F]*)", re.DOTALL)
 
 
@@ -162,7 +162,7 @@ def _places(archive: Path, names: Iterable[str]) -> dict[str, PurePosixPath]:
             leaf_maps.append(name)
         if len(path.parts) < 2 or path.parts[-2] not in TOMATO_CLASSES or _OTHER_RENDERINGS & set(path.parts[:-2]):
             continue
-        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."):
+        if is_photo(path.name) and not any(is_of_machine(part) for part in path.parts[:-1]):
             found.setdefault(path.parent.parent, {})[name] = PurePosixPath(path.parts[-2], path.name)
     places = _one_root(archive, found)
     _check_classes(archive, places)

@@ -21,7 +21,7 @@ from PIL import Image
 from agridistill.data.looks import look_of
 from agridistill.data.samples import PhotoFolder, Sample
 from agridistill.errors import DataError, PhotoError
-from agridistill.preprocess import MAX_PIXELS, read_photo
+from agridistill.preprocess import MAX_PIXELS, HeicPhotoError, read_photo
 from agridistill.progress import ProgressCallback, silent
 
 MAX_BAD_SHARE = 0.05
@@ -256,7 +256,7 @@ def _phash(tiny: Image.Image) -> int:
 
 
 def _reason(error: PhotoError, width: int) -> str:
-    if width == 0:
+    if width == 0 and not isinstance(error, HeicPhotoError):
         return "not a photo"
     # "'path' (reason)": the path stands beside the reason already.
     _, found, reason = error.got.partition("' (")

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agridistill.data.augmented_names import unknown_originals, without_original
-from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
+from agridistill.data.class_names import alike_in_words
+from agridistill.data.conflicts import MAX_CONFLICT_SHARE, conflicting_groups, require_few_conflicts
+from agridistill.data.duplicates import exact_groups
+from agridistill.data.inspection import Inspection, fingerprint, inspect_photos, phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.data.samples import (
@@ -24,13 +27,12 @@ from agridistill.data.samples import (
 )
 from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
 from agridistill.errors import DataError
-from agridistill.preprocess import MAX_PIXELS, PHOTO_SUFFIXES
+from agridistill.photo_files import how_to_read, passed_over
+from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
 
 logger = logging.getLogger(__name__)
-
-_TAKEN = ", ".join(sorted(PHOTO_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class PreparedData:
         cut: the parts that were made from the fractions and the seed; none where a file or folders gave the split.
         phashes: 64-bit perceptual hash of each readable photo, by `Sample.path`.
         layout: how the labels were found.
+        conflicting: groups of identical files that stand under several labels.
+        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
     """
 
     root: Path
@@ -64,6 +68,25 @@ class PreparedData:
     cut: frozenset[str] = frozenset()
     phashes: Mapping[str, int] = field(default_factory=dict)
     layout: Layout = FOLDERS
+    conflicting: tuple[tuple[str, ...], ...] = ()
+    alike_names: tuple[tuple[str, ...], ...] = ()
+
+    def report(self, *, conflicts: float, option: str) -> None:
+        """Warns of what makes the photos doubtful: to be called before anything is made of them.
+
+        Args:
+            conflicts: share of the photos that may stand under several labels, 0 to 1.
+            option: that raises it, for the error.
+
+        Raises:
+            DataError: more of them do.
+        """
+        if self.strays:
+            logger.warning("left out: %s", passed_over(self.strays))
+        for group in self.alike_names:
+            logger.warning("%s", alike_in_words(group))
+        label_of = {sample.path: sample.label for sample in (*self.train, *self.val, *self.test)}
+        require_few_conflicts(self.conflicting, label_of, self.root, most=conflicts, option=option)
 
 
 def prepare_data(
@@ -136,7 +159,14 @@ def _prepared(
         cut=cut,
         phashes=phashes_of(samples, inspection),
         layout=layout,
+        conflicting=_conflicting([sample for part in parts.values() for sample in part], inspection),
+        alike_names=folder.alike_names,
     )
+
+
+def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tuple[str, ...], ...]:
+    digests = {sample.path: inspection.records[sample.path].digest for sample in samples}
+    return conflicting_groups(exact_groups(digests), {sample.path: sample.label for sample in samples})
 
 
 @contextmanager
@@ -163,7 +193,7 @@ def _check_folders(folder: PhotoFolder) -> None:
         raise DataError(
             "photos in every class folder",
             described_without_photos(*first) + (f" and {more} more such folders" if more else ""),
-            f"save the photos as {_TAKEN} or move the folder away",
+            how_to_read(first[1], otherwise="save the photos as JPEG or move the folder away"),
         )
 
 
@@ -231,12 +261,14 @@ def split_data(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
+    conflicts: float = MAX_CONFLICT_SHARE,
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
     """Makes the leaf-disjoint split of a folder and writes it to a file, which every compared run then reads.
 
-    Train/val/test folders are written down as they are.
+    Train/val/test folders are written down as they are. `conflicts` is the share of the photos that may stand under
+    several labels as identical files.
 
     Raises:
         DataError: the file exists (and not `force`), or the folder or its photos cannot be used.
@@ -253,6 +285,7 @@ def split_data(
         split_seed=seed,
         progress=progress,
     )
+    prepared.report(conflicts=conflicts, option="--conflicts SHARE")
     write_split(
         out,
         prepared.split,

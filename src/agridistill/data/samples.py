@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from agridistill.data.class_names import alike_names
 from agridistill.data.structure import (
     ClassFolder,
     labels_remedy,
@@ -17,7 +18,8 @@ from agridistill.data.structure import (
     wrapped_in,
 )
 from agridistill.errors import DataError
-from agridistill.preprocess import PHOTO_SUFFIXES
+from agridistill.manifest import composed
+from agridistill.photo_files import files_below, how_to_read, is_folder, is_photo, subfolders
 
 SPLIT_NAMES = ("train", "val", "test")
 _SHOWN_SUFFIXES = 5
@@ -44,7 +46,7 @@ class PhotoFolder:
 
     Attributes:
         root: the data folder.
-        classes: class names, sorted; a label is an index into them.
+        classes: class names in Unicode's normal form C, sorted; a label is an index into them.
         samples: all files with a photo's suffix, sorted by path.
         given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
         strays: other files among the photos (relative paths); they are never used.
@@ -53,6 +55,7 @@ class PhotoFolder:
         unlabelled: photos in no class folder, or that no row of a label file names; they are never used.
         problems: what is wrong with a label file, a sentence each.
         notes: how classes were found, where that is not plain, a sentence each.
+        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
     """
 
     root: Path
@@ -64,6 +67,7 @@ class PhotoFolder:
     unlabelled: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    alike_names: tuple[tuple[str, ...], ...] = ()
 
 
 def scan(root: Path, *, nested: bool | None = None) -> PhotoFolder:
@@ -84,7 +88,8 @@ def scan(root: Path, *, nested: bool | None = None) -> PhotoFolder:
     splits = _split_folders(root, folders)
     if splits is not None:
         return _scan_given_split(root, splits, nested)
-    return _scan_classes(root, [(name, name) for name in folders], nested)
+    scanned = _scan_classes(root, [(name, composed(name)) for name in folders], nested)
+    return replace(scanned, alike_names=alike_names(folders))
 
 
 def require_folder(root: Path) -> None:
@@ -175,17 +180,19 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
 def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | None) -> PhotoFolder:
     names_of = {split: subfolders(root / folder) for split, folder in folder_of.items()}
     for split, names in names_of.items():
-        unknown = sorted(set(names) - set(names_of["train"]))
+        unknown = sorted(set(map(composed, names)) - set(map(composed, names_of["train"])))
         if unknown:
             raise DataError(
                 "the same classes in train, val and test",
                 f"'{unknown[0]}' in {folder_of[split]} but not in train",
                 "correct the folders",
             )
-    pairs = [(f"{folder}/{name}", name) for split, folder in folder_of.items() for name in names_of[split]]
+    pairs = [(f"{folder}/{name}", composed(name)) for split, folder in folder_of.items() for name in names_of[split]]
     scanned = _scan_classes(root, pairs, nested, split_of={folder: split for split, folder in folder_of.items()})
     loose = [path for folder in folder_of.values() for path in _loose_photos(root, folder)]
-    return replace(scanned, unlabelled=tuple(sorted((*scanned.unlabelled, *loose))))
+    alike = {group: None for names in names_of.values() for group in alike_names(names)}
+    unlabelled = tuple(sorted((*scanned.unlabelled, *loose)))
+    return replace(scanned, unlabelled=unlabelled, alike_names=tuple(alike))
 
 
 def _scan_classes(
@@ -247,7 +254,7 @@ def _scan_classes(
 
 
 def _nested_class(folder: str, name: str, path: str) -> str:
-    inner = path[len(folder) + 1 :].rpartition("/")[0]
+    inner = composed(path[len(folder) + 1 :].rpartition("/")[0])
     return f"{name}/{inner}" if inner else name
 
 
@@ -262,6 +269,7 @@ def _too_few_classes(
         remedy = f"pass the folder that holds the class folders, '{inner}'"
     elif held or loose:
         remedy = f"{remedy}, or {labels_remedy(root)}"
+    remedy = how_to_read((path for paths in without_photos.values() for path in paths), otherwise=remedy)
     return DataError("at least two class folders with photos", f"{got} in '{root}'{besides}", remedy)
 
 
@@ -297,15 +305,10 @@ def suffixes(paths: Iterable[str]) -> str:
     return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
-def subfolders(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-
-
 def _loose_photos(root: Path, folder: str) -> list[str]:
     """Photos directly in a folder, relative to the root, sorted."""
-    names = (entry.name for entry in os.scandir(root / folder) if not entry.name.startswith(".") and not entry.is_dir())
-    photos = sorted(name for name in names if os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES)  # noqa: PTH122
+    with os.scandir(root / folder) as entries:
+        photos = sorted(entry.name for entry in entries if is_photo(entry.name) and not is_folder(entry))
     return photos if folder == "." else [f"{folder}/{name}" for name in photos]
 
 
@@ -317,13 +320,8 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
     def refuse(error: OSError) -> None:
         raise DataError("readable class folders", f"'{error.filename}' ({error.strerror})", "change its permissions")
 
-    for directory, subfolders, names in os.walk(root / folder, onerror=refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        # Plain strings: a Path for each file takes longer than everything else here.
-        relative = Path(directory).relative_to(root).as_posix()
+    for inside, names in files_below(root / folder, refuse):
         for name in names:
-            if name.startswith("."):
-                continue
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path is slow
-            (photos if suffix in PHOTO_SUFFIXES else others).append(f"{relative}/{name}")
+            # Plain strings: a Path for each file takes longer than everything else here.
+            (photos if is_photo(name) else others).append(f"{folder}/{inside}{name}")
     return photos, others

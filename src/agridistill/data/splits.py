@@ -19,6 +19,7 @@ from agridistill.data.placement import leaf_groups, place
 from agridistill.data.plantvillage import leaf_ids, read_leaf_map
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample
 from agridistill.errors import DataError
+from agridistill.manifest import composed
 from agridistill.storage import write_json
 
 FORMAT_VERSION = 1
@@ -214,7 +215,13 @@ def match_split(split: Split, samples: Iterable[Sample]) -> tuple[dict[str, str]
         DataError: the split names a photo that the data does not hold.
     """
     paths = {sample.path for sample in samples}
-    wanted = {path: name for name, part in split.parts().items() for path in part}
+    # The same names on another system may have another normal form.
+    by_name = {composed(path): path for path in sorted(paths)}
+    wanted = {
+        path if path in paths else by_name.get(composed(path), path): name
+        for name, part in split.parts().items()
+        for path in part
+    }
     absent = sorted(set(wanted) - paths)
     if absent:
         raise DataError(

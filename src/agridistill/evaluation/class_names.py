@@ -10,6 +10,7 @@ from pathlib import Path
 from agridistill.arguments import described, to_path
 from agridistill.data.samples import Sample
 from agridistill.errors import DataError, ModelError, nearest
+from agridistill.manifest import composed
 
 
 def read_class_names(file: Path) -> dict[str, str]:
@@ -62,10 +63,11 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
     Raises:
         ModelError: names each class of the data that the model lacks, or a name that it has none of.
     """
+    place = {composed(name): label for label, name in enumerate(model)}
     for folder, name in names.items():
-        if name not in model:
+        if composed(name) not in place:
             raise ModelError(f"a class of the model for '{folder}'", f"'{name}'", nearest(name, model))
-    lacking = [name for name in data if names.get(name, name) not in model]
+    lacking = [name for name in data if composed(names.get(name, name)) not in place]
     if lacking:
         first, more = lacking[:5], ", …" if len(lacking) > 5 else ""
         raise ModelError(
@@ -74,8 +76,7 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
             f"{nearest(lacking[0], model, count=3)}; write its class into a file for --map, one line a folder, as "
             f'"{lacking[0]}" = "{model[0]}", or take the folder out',
         )
-    place = {name: label for label, name in enumerate(model)}
-    return [place[names.get(name, name)] for name in data]
+    return [place[composed(names.get(name, name))] for name in data]
 
 
 def relabelled(samples: Sequence[Sample], labels: Sequence[int]) -> tuple[Sample, ...]:

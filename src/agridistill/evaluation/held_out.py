@@ -19,6 +19,7 @@ from agridistill.evaluation.class_names import labels_in_model, relabelled
 from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend
@@ -41,6 +42,7 @@ class ChosenPhotos:
         trained_here: whether the folder holds the very photos that the model was trained on.
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
         left_out: photos of the folder that have no label, and rows of a label file without a photo, a sentence each.
+        strays: files in the folder that are no photos.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class ChosenPhotos:
     trained_here: bool = False
     split: SplitChoice = "test"
     left_out: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
 
 
 def evaluate_folder(
@@ -103,6 +106,8 @@ def evaluate_folder(
     )
     for line in photos.left_out:
         logger.warning("%s", line)
+    if photos.strays:
+        logger.warning("left out: %s", passed_over(photos.strays))
     return evaluate(
         backend,
         photos.samples,
@@ -175,6 +180,7 @@ def choose_photos(
         trained_here,
         split,
         tuple(left_out(folder)),
+        folder.strays,
     )
     if split == "train":
         return photos

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import threading
 from collections import deque
@@ -19,9 +20,9 @@ from PIL import Image
 from agridistill.arguments import described
 from agridistill.errors import DataError, PhotoError
 from agridistill.manifest import Preprocessing
+from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_photo, passed_over
 from agridistill.preprocess import (
     LARGE_PIXELS,
-    PHOTO_SUFFIXES,
     Pixels,
     enough_pixels,
     photo_size,
@@ -29,6 +30,8 @@ from agridistill.preprocess import (
     to_pixels,
     upright_rgb,
 )
+
+logger = logging.getLogger(__name__)
 
 PhotoSource = Path | str | bytes | NDArray[Any] | Image.Image
 """A file's path, a file's bytes, an upright RGB photo `(H, W, 3)` uint8, or a Pillow image of any mode."""
@@ -41,17 +44,22 @@ MAX_READERS = 4
 def expand(paths: Iterable[Path]) -> list[Path]:
     """Files as they are named, folders as the photos anywhere below them, sorted.
 
+    Other files in the folders are counted in the log.
+
     Raises:
         DataError: a path that does not exist, a folder without photos, or one that cannot be read.
     """
     photos: list[Path] = []
+    others: list[str] = []
     for path in paths:
         if path.is_dir():
-            photos += _photos_below(path)
+            photos += _photos_below(path, others)
         elif path.exists():
             photos.append(path)
         else:
             raise DataError("photos or folders of photos", f"'{path}', which does not exist", "check the path")
+    if others:
+        logger.warning("passed over: %s", passed_over(sorted(others)))
     return photos
 
 
@@ -164,18 +172,26 @@ def _map_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _photos_below(folder: Path) -> list[Path]:
+def _photos_below(folder: Path, others: list[str]) -> list[Path]:
+    """The photos, sorted; the paths of other files are added to `others`."""
+
     def refuse(error: OSError) -> None:
         raise DataError("a readable folder", f"'{error.filename}' ({error.strerror})", "change its permissions")
 
     found: list[Path] = []
-    for directory, subfolders, names in os.walk(folder, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [
-            Path(directory) / name
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES
-        ]
+    passed: list[str] = []
+    for inside, names in files_below(folder, refuse):
+        for name in names:
+            if is_photo(name):
+                found.append(folder / f"{inside}{name}")
+            else:
+                passed.append(str(folder / f"{inside}{name}"))
     if not found:
-        raise DataError("a folder with photos", f"'{folder}', which holds none", "name another folder or the files")
+        held = f", but {counts_by_suffix(passed)}" if passed else ""
+        raise DataError(
+            "a folder with photos",
+            f"'{folder}', which holds none{held}",
+            how_to_read(passed, otherwise="name another folder or the files"),
+        )
+    others += passed
     return sorted(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.data.samples import require_outside, suffixes
+from agridistill.data.samples import require_outside
 from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import read_manifest
@@ -187,13 +187,8 @@ def _prepare(
     )
     for path, reason in prepared.skipped:
         logger.warning("left out: %s (%s)", path, reason)
-    if prepared.strays:
-        logger.warning(
-            "left out: files among the photos that are no photos: %d (%s), the first '%s'",
-            len(prepared.strays),
-            suffixes(prepared.strays),
-            prepared.strays[0],
-        )
+    # What a run has begun with is not refused on its way.
+    prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         _require_own_data(folder, data, prepared)
         # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.

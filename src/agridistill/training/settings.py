@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from agridistill.data.conflicts import MAX_CONFLICT_SHARE
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import ResizeRule
@@ -33,6 +34,8 @@ class DataSettings:
         split_seed: of the leaf-disjoint split. Not the run's seed: runs that are compared share one test split.
         labels: share of each class's training and validation photos that are used, as where labels are scarce; a
             smaller share is part of a larger one. The test split stays whole.
+        conflicts: share of the photos that may stand under several labels as identical files; above it the folder is
+            refused.
     """
 
     image_size: int = 224
@@ -41,6 +44,7 @@ class DataSettings:
     test_fraction: float = 0.15
     split_seed: int = 0
     labels: float = 1.0
+    conflicts: float = MAX_CONFLICT_SHARE
 
     def __post_init__(self) -> None:
         _require(16 <= self.image_size <= 4096, "data.image_size from 16 to 4096 px", self.image_size)
@@ -50,6 +54,7 @@ class DataSettings:
         _require(total < 1, "data.val_fraction + data.test_fraction below 1", total)
         _require(self.split_seed >= 0, "data.split_seed of at least 0", self.split_seed)
         _require(0 < self.labels <= 1, "data.labels above 0 and up to 1", self.labels)
+        _require(0 <= self.conflicts <= 1, "data.conflicts from 0 to 1", self.conflicts)
 
 
 @dataclass(frozen=True)

@@ -587,3 +587,60 @@ def test_hashes_agree_with_a_set_and_forget_what_is_gone() -> None:
     assert kept.tolist() == [4000 <= place < 4500 for place in range(5000)]
     hashes.keep(array("q"))
     assert numbers[4200] not in hashes
+
+
+def test_thumbnails_and_other_files_of_machines_are_no_photos_and_no_plots(opened: Opener, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in (
+        *("@eaDir/leaf.jpg/SYNOFILE_THUMB_M.jpg", "row 1/@eaDir/leaf.jpg/SYNOFILE_THUMB_XL.jpg", "#recycle/old.jpg"),
+        *("$RECYCLE.BIN/x.jpg", "System Volume Information/x.jpg", "lost+found/x.jpg", "__MACOSX/._leaf.jpg"),
+        "row 1/leaf.jpg",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(photo_bytes())
+    source = opened()
+    frame = given(source)
+    assert (frame.name, frame.plot) == ("row 1/leaf.jpg", "row 1")
+    (root / "row 1" / "@eaDir" / "late").mkdir()
+    (root / "row 1" / "@eaDir" / "late" / "SYNOFILE_THUMB_M.jpg").write_bytes(photo_bytes())
+    assert names(source) == []
+
+
+def test_linked_folders_are_watched_each_once(opened: Opener, tmp_path: Path) -> None:
+    root, card = tmp_path / "in", tmp_path / "card"
+    card.mkdir()
+    (card / "a.jpg").write_bytes(photo_bytes())
+    (card / "back").symlink_to(root, target_is_directory=True)
+    (root / "row 1").symlink_to(card, target_is_directory=True)
+    (root / "row 2").symlink_to(card, target_is_directory=True)
+    source = opened()
+    assert names(source) == ["row 1/a.jpg"]
+    (card / "b.jpg").write_bytes(photo_bytes(1))
+    frame = given(source)
+    assert (frame.name, frame.plot) == ("row 1/b.jpg", "row 1")
+    late = tmp_path / "late"
+    late.mkdir()
+    (late / "c.jpg").write_bytes(photo_bytes(2))
+    (root / "row 3").symlink_to(late, target_is_directory=True)
+    assert given(source).name == "row 3/c.jpg"
+    assert names(source) == []
+
+
+def test_what_is_passed_over_is_told_once_for_each_suffix(
+    opened: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "in"
+    for name in ("a.dng", "b.DNG", "notes.txt", "c.jpg.part", "Thumbs.db", "leaf.jpg"):
+        (root / name).write_bytes(photo_bytes())
+    source = opened()
+    assert names(source) == ["leaf.jpg"]
+    (root / "d.dng").write_bytes(b"")
+    (root / "e.avif").write_bytes(b"")
+    deadline = time.monotonic() + 10
+    while "avif" not in caplog.text and time.monotonic() < deadline:
+        assert names(source) == []
+    told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert told == [
+        "files are passed over that are no photos: 2 .dng, 1 .txt",
+        "files are passed over that are no photos: 1 .avif",
+    ]

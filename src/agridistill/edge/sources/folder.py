@@ -36,7 +36,8 @@ class FolderSource:
     What the system refuses (rights, a disk, a network) is tried again after pauses of up to a minute.
 
     Args:
-        root: the folder. Hidden names, `.part` and `.tmp` are passed over; links to folders are not followed.
+        root: the folder. Hidden names, what machines keep for themselves (`@eaDir`, …), `.part` and `.tmp` are passed
+            over; links to folders are followed, each folder once.
         settings: how photos are taken.
         seen: whether a photo was decided on in an earlier life of the agent; asked once for each.
         bad: called with a key for each photo that can never be decoded; `seen` is asked for it later.

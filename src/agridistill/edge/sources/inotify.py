@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 _CREATE, _CLOSE_WRITE, _MOVED_TO, _MOVED_FROM = 0x100, 0x8, 0x80, 0x40
-_DELETE_SELF, _MOVE_SELF, _ONLY_DIRECTORIES, _DO_NOT_FOLLOW = 0x400, 0x800, 0x0100_0000, 0x0200_0000
+_DELETE_SELF, _MOVE_SELF, _ONLY_DIRECTORIES = 0x400, 0x800, 0x0100_0000
 _WANTED = _CREATE | _CLOSE_WRITE | _MOVED_TO | _MOVED_FROM | _DELETE_SELF | _MOVE_SELF
 _IS_DIRECTORY, _OVERFLOW, _IGNORED, _UNMOUNTED = 0x4000_0000, 0x4000, 0x8000, 0x2000
 _NEWS_OF_FOLDERS = _OVERFLOW | _IGNORED | _UNMOUNTED | _DELETE_SELF | _MOVE_SELF | _IS_DIRECTORY
@@ -47,7 +47,7 @@ class Inotify:
         Raises:
             OSError: it is gone, or the system has no more watches.
         """
-        flags = _WANTED | _ONLY_DIRECTORIES | (_DO_NOT_FOLLOW if name else 0)
+        flags = _WANTED | _ONLY_DIRECTORIES
         watch = int(self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), flags))
         if watch < 0:
             raise OSError(ctypes.get_errno(), "no watch")

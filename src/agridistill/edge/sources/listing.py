@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,15 @@ import numpy as np
 from agridistill.edge.sources.hashes import Hashes
 from agridistill.edge.sources.inotify import Inotify
 from agridistill.edge.sources.source import SourceLostError
-from agridistill.preprocess import PHOTO_SUFFIXES
+from agridistill.photo_files import (
+    FolderWalk,
+    counts_in_words,
+    how_to_read,
+    is_folder,
+    is_of_machine,
+    is_photo,
+    suffix_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +45,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 # A folder's time may stand still for this long while files come.
 _TIME_GRAIN_NS = 100_000_000
 _UNFINISHED = (".part", ".tmp")
+_MOST_TOLD_SUFFIXES = 20
 # On these the system tells nothing of what other hosts do.
 _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "virtiofs")
 
@@ -82,6 +92,8 @@ class Listing:
         self._inotify: Inotify | None = None
         self._folder_times: dict[str, int | None] = {}
         self._unreadable: set[str] = set()
+        self._passed: Counter[str] = Counter()
+        self._told_suffixes: set[str] = set()
         self._asked = self._more = False
         self._soon_at = self._surely_at = 0.0
 
@@ -141,7 +153,10 @@ class Listing:
             return []
         names, search = self._inotify.news()
         self._asked = self._asked or search
-        return [name for name in names if _is_photo(name.rpartition("/")[2])]
+        photos = [name for name in names if is_photo(name.rpartition("/")[2])]
+        # The system reports a new link to a folder as it does a file.
+        self._asked = self._asked or any((self.root / name).is_dir() for name in set(names).difference(photos))
+        return photos
 
     def ask_again(self) -> None:
         """A search has to give again what was left aside."""
@@ -174,11 +189,13 @@ class Listing:
         self._asked = False
         self._folder_times = {}
         present = array("q")
+        self._passed.clear()
         unreadable_before = self._unreadable
         self._unreadable = set()
         watches: set[int] = set()
         found = heapq.nsmallest(MOST, self._undecided(present, watches, unreadable_before))
         self._more = len(found) == MOST
+        self._tell_passed_over()
         if self._inotify is not None:
             self._inotify.keep(watches)
         if not self._unreadable:
@@ -212,20 +229,11 @@ class Listing:
             yield from itertools.compress(chunk, ~(self._decided.include(hashes) | self._aside.include(hashes)))
 
     def _photos(self, watches: set[int], told: set[str]) -> Iterator[Photo]:
-        folders = [""]
-        while folders:
-            inside = folders.pop()
+        folders = FolderWalk(self.root)
+        for inside in folders:
             try:
                 self._watch(inside, watches)
-                with os.scandir(self.root / inside) as entries:
-                    for entry in entries:
-                        if entry.name.startswith("."):
-                            continue
-                        if entry.is_dir(follow_symlinks=False):
-                            if not entry.name.endswith(_UNFINISHED):
-                                folders.append(f"{inside}{entry.name}/")
-                        elif _is_photo(entry.name) and (photo := _entry_photo(inside, entry)):
-                            yield photo
+                yield from self._photos_in(inside, folders)
             except FileNotFoundError as error:
                 if not inside:
                     raise self._lost(error) from None
@@ -235,6 +243,29 @@ class Listing:
                 self._unreadable.add(inside)
                 if inside not in told:
                     logger.warning("the folder %r cannot be read: %s", inside, error.strerror)
+
+    def _photos_in(self, inside: str, folders: FolderWalk) -> Iterator[Photo]:
+        with os.scandir(self.root / inside) as entries:
+            for entry in entries:
+                if is_of_machine(entry.name):
+                    continue
+                if is_folder(entry):
+                    if not entry.name.endswith(_UNFINISHED):
+                        folders.add(entry)
+                elif not is_photo(entry.name):
+                    self._passed[suffix_of(entry.name)] += not entry.name.endswith(_UNFINISHED)
+                elif photo := _entry_photo(inside, entry):
+                    yield photo
+
+    def _tell_passed_over(self) -> None:
+        """Once for each suffix, and not for ever: programs that upload may give each file a suffix of its own."""
+        new = {suffix: count for suffix, count in self._passed.items() if count and suffix not in self._told_suffixes}
+        if new and len(self._told_suffixes) < _MOST_TOLD_SUFFIXES:
+            self._told_suffixes.update(new)
+            remedy = how_to_read(f"photo{suffix}" for suffix in new)
+            logger.warning(
+                "files are passed over that are no photos: %s%s", counts_in_words(new), remedy and f"; {remedy}"
+            )
 
     def _watch(self, inside: str, watches: set[int]) -> None:
         """Before the folder is listed: what comes meanwhile is told, or changes its time."""
@@ -277,10 +308,6 @@ def _entry_photo(inside: str, entry: os.DirEntry[str]) -> Photo | None:
 def _photo(name: str, found: os.stat_result) -> Photo | None:
     # Opening a pipe or a device may never end.
     return Photo(found.st_mtime_ns, name, found.st_size) if stat.S_ISREG(found.st_mode) else None
-
-
-def _is_photo(file: str) -> bool:
-    return not file.startswith(".") and os.path.splitext(file)[1].lower() in PHOTO_SUFFIXES  # noqa: PTH122 # 4x as fast
 
 
 def _is_on_network(folder: Path) -> bool:

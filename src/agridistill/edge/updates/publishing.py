@@ -26,7 +26,7 @@ from agridistill.edge.updates.release import (
     stored_release,
 )
 from agridistill.errors import EdgeError, ModelError
-from agridistill.manifest import sha256_of
+from agridistill.manifest import composed, sha256_of
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.artefacts import manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -147,7 +147,8 @@ def _golden(
         progress(len(answers), len(photos))
     if all(photo.parent == folder for photo in photos):
         return photos, answers, 1.0
-    labels = [photo.parent.name for photo in photos]
+    label_of = {composed(label): label for label in predictor.manifest.classes}
+    labels = [label_of.get(composed(photo.parent.name), photo.parent.name) for photo in photos]
     for photo, label in zip(photos, labels, strict=True):
         if label not in predictor.manifest.classes:
             known = ", ".join(predictor.manifest.classes[:10])
