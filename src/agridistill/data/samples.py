@@ -111,9 +111,9 @@ def require_folder(root: Path) -> None:
 
 
 def all_files(root: Path) -> tuple[list[str], list[str]]:
-    """Photos and other files anywhere below the data folder, as paths relative to it."""
+    """Photos and other files anywhere below the data folder, as paths relative to it, sorted."""
     photos, others = _files(root, ".")
-    return [path.removeprefix("./") for path in photos], [path.removeprefix("./") for path in others]
+    return sorted(path.removeprefix("./") for path in photos), sorted(path.removeprefix("./") for path in others)
 
 
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
