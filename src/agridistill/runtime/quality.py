@@ -28,7 +28,7 @@ class QualitySettings:
         brightest: share of the photo that may be burnt out to white, 0 to 1.
         blurriest: least ratio of the fine steps in the photo to its contrast.
         least_leaf: share of the photo that has to have a leaf's colours, 0 to 1; 0 for plants of other colours.
-        smeared: share of the photo's height whose rows may repeat the row above, 0 to 1: what a decoder makes of lost data.
+        smeared: share of the height whose rows may repeat the row above, 0 to 1: what decoders make of lost data.
     """
 
     darkest: float = 50.0

@@ -71,7 +71,7 @@ def test_a_jpeg_that_lost_some_of_its_data_on_the_way_is_no_photo(
     read(whole)
     for share in (0.2, 0.5, 0.8):
         cut = begin + int(share * (length - begin))
-        # Without an end, with an end but nothing before it, and with a gap in the middle: Pillow reports the first alone.
+        # No end, an end too early, a gap in the middle: Pillow reports the first alone.
         for damaged in (whole[:cut], whole[:cut] + b"\xff\xd9", whole[:cut] + whole[cut + 700 :]):
             with pytest.raises(PhotoError):
                 read(damaged)

@@ -235,6 +235,8 @@ def _opencv() -> Any:
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise MissingExtraError("OpenCV", f"{error}", "pip install 'agridistill[camera]'") from None
-    with contextlib.suppress(AttributeError):  # old ones do not have it
-        cv2.setLogLevel(0)
+    # OpenCV 5 has it in a module of its own alone, OpenCV 4.10 at the top alone.
+    for place in (getattr(getattr(cv2, "utils", None), "logging", None), cv2):
+        with contextlib.suppress(AttributeError):
+            place.setLogLevel(0)  # type: ignore[union-attr]
     return cv2
