@@ -200,6 +200,7 @@ def _agent(
             after=settings.after,
             username=os.environ.get("AGRIDISTILL_SOURCE_USERNAME") or None,
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
+            ca_file=settings.ca_file,
         ),
         seen=history.knows,
         bad=history.mark,

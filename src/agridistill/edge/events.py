@@ -160,6 +160,7 @@ class AgentState:
         trouble: why detections cannot be committed; None where they can.
         outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
         cannot_warn: why no alert can open, and what to do; None where there are rules.
+        source_trouble: what is wrong with a source that answers, such as a wrong password; None where nothing is.
         finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
     """
 
@@ -187,6 +188,7 @@ class AgentState:
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: bool = False
     cannot_warn: str | None = None
+    source_trouble: str | None = None
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:

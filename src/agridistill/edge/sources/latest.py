@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources.source import Source, SourceEndedError, SourceLostError
+from agridistill.edge.sources.source import Source, SourceEndedError, SourceLostError, SourceRefusedError
 from agridistill.errors import PhotoError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class LatestFrame:
         self._waiting: Frame | PhotoError | None = None
         self._end: BaseException | None = None
         self._lost_at: float | None = None
+        self._refusal: str | None = None
         self._stop = threading.Event()
         # A camera's driver may block for good: the process must be able to end all the same.
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
@@ -100,6 +101,11 @@ class LatestFrame:
         lost_at = self._lost_at
         return None if lost_at is None else time.monotonic() - lost_at
 
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with a source that answers; None where nothing is, and while it is away."""
+        return self._refusal
+
     def _run(self) -> None:
         try:
             pause, longest = self._pauses
@@ -110,8 +116,10 @@ class LatestFrame:
                     if self._lost_at is None:
                         # It was there since the last loss, so the pauses begin anew.
                         pause = self._pauses[0]
-                        self._lost_at = time.monotonic()
-                        logger.warning("the source %s is away (%s)", self.source.name, error)
+                    self._report_loss(error)
+                    if self._refusal is not None:
+                        # Cameras lock an account after some wrong passwords.
+                        pause = longest
                 # Many agents must not come back to one camera in one moment.
                 self._stop.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, longest)
@@ -119,6 +127,15 @@ class LatestFrame:
             with self._changed:
                 self._end = error
                 self._changed.notify_all()
+
+    def _report_loss(self, error: SourceLostError) -> None:
+        """Once, and again where a source that was away refuses, or the other way round."""
+        refusal = error.got if isinstance(error, SourceRefusedError) else None
+        if self._lost_at is None or (refusal is None) != (self._refusal is None):
+            logger.warning("the source %s %s (%s)", self.source.name, "refuses" if refusal else "is away", error)
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+        self._refusal = refusal
 
     def _read_until_lost(self) -> None:
         try:
@@ -132,7 +149,7 @@ class LatestFrame:
                     found = error
                 if self._lost_at is not None:
                     logger.warning("the source %s is back", self.source.name)
-                    self._lost_at = None
+                    self._lost_at = self._refusal = None
                 if found is not None:
                     self._offer(found)
                     idle_since = time.monotonic()

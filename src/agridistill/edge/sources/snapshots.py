@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
 from typing import IO, Any
 
 from agridistill.edge.events import Frame
-from agridistill.edge.http_exchange import HttpClient
+from agridistill.edge.http_exchange import HttpClient, tls_context
+from agridistill.edge.sources.http_login import Login
 from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import SourceLostError, SourceSettings, credentials, public_name, split_url
+from agridistill.edge.sources.source import (
+    SourceLostError,
+    SourceRefusedError,
+    SourceSettings,
+    credentials,
+    public_name,
+    refused,
+    split_url,
+)
 from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0
@@ -48,7 +58,12 @@ class SnapshotSource:
         self._reader = PhotoReader(settings)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
         self._url = bare.geturl()
-        self._client = _client(bare._replace(path="/", query="").geturl(), *credentials(parts, settings))
+        self._user, password = credentials(parts, settings)
+        self._client = HttpClient(
+            _StaysSafe(),
+            Login(bare._replace(path="/", query="").geturl(), self._user, password),
+            context=tls_context(settings.ca_file),
+        )
         self._due = 0.0
         self._number = self._unreadable = 0
         self._last = b""
@@ -61,6 +76,7 @@ class SnapshotSource:
         """The picture, where it is due and has changed.
 
         Raises:
+            SourceRefusedError: user and password, or the camera's certificate, are wrong.
             SourceLostError: no answer, an error, something other than a picture, or three in a row that cannot be read.
             PhotoError: a picture that is damaged, or too large.
         """
@@ -107,8 +123,12 @@ class SnapshotSource:
             raise
         except urllib.error.HTTPError as error:
             error.close()
+            if error.code in (401, 403):
+                raise refused(self.name, error.code, self._user) from None
             raise self._lost(f"HTTP status {error.code}") from None
         except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise self._distrusted(error.reason) from None
             raise self._lost(str(error.reason)) from None
         except OSError as error:
             raise self._lost(error.strerror or str(error) or type(error).__name__) from None
@@ -130,6 +150,11 @@ class SnapshotSource:
             raise self._lost(f"{len(data):,} of {int(expected):,} bytes")
         return bytes(data)
 
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> SourceRefusedError:
+        return SourceRefusedError(
+            f"a certificate of {self.name} that is trusted", error.verify_message, "name its authority's in ca_file"
+        )
+
     def _lost(self, got: str) -> SourceLostError:
         return SourceLostError(f"a picture from {self.name}", got, "it will be tried again")
 
@@ -143,25 +168,3 @@ class _StaysSafe(urllib.request.HTTPRedirectHandler):
         if req.type == "https" and not newurl.lower().startswith("https:"):
             raise urllib.error.URLError("a redirect from https to something else")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _ClosesRefusals(urllib.request.BaseHandler):
-    """The handlers of passwords ask again, but leave the refused answer open."""
-
-    handler_order = 400  # before theirs
-
-    def http_error_401(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> None:
-        fp.close()
-
-
-def _client(host: str, user: str | None, password: str) -> HttpClient:
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    if user is not None:
-        # For this host alone: a redirect elsewhere goes without.
-        passwords.add_password(None, host, user, password)
-    return HttpClient(
-        _StaysSafe(),
-        _ClosesRefusals(),
-        urllib.request.HTTPDigestAuthHandler(passwords),
-        urllib.request.HTTPBasicAuthHandler(passwords),
-    )

@@ -23,6 +23,10 @@ class SourceLostError(EdgeError):
     """A source is away for now; it may come back."""
 
 
+class SourceRefusedError(SourceLostError):
+    """A source is there, and refuses: a wrong user or password, a certificate that is not trusted."""
+
+
 class SourceEndedError(EdgeError):
     """A video file is through: no frame will come any more."""
 
@@ -40,6 +44,7 @@ class SourceSettings:
         after: what becomes of a folder's photo once it is decided on.
         username: of a camera that asks for one; one in the address goes before it.
         password: never shown.
+        ca_file: certificates of the authorities to trust for https; None takes the system's.
     """
 
     plot: str = ""
@@ -49,6 +54,7 @@ class SourceSettings:
     after: Literal["keep", "delete"] = "keep"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.every_s < float("inf"):
@@ -129,6 +135,8 @@ def open_source(
         EdgeError: none of these.
         MissingExtraError: OpenCV is needed and not installed.
     """
+    if settings.ca_file is not None and not text.lower().startswith("https://"):
+        raise EdgeError("an https:// source where there is a ca_file", "another source", "remove ca_file")
     # Each kind is imported where it is asked for: they build on this module.
     if "://" in text:
         return _from_url(text, settings)
@@ -189,6 +197,21 @@ def credentials(parts: SplitResult, settings: SourceSettings) -> tuple[str | Non
     if parts.username is not None:
         return unquote(parts.username), unquote(parts.password or "") or settings.password or ""
     return settings.username, settings.password or ""
+
+
+def refused(name: str, status: int, user: str | None) -> SourceRefusedError:
+    """What a 401 or 403 of a camera means.
+
+    Args:
+        name: of the source.
+        status: that the camera answered with.
+        user: that it was given; None for none.
+    """
+    got = f"status {status} from {name}" + (", and no user is set" if user is None else "")
+    variables = "AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD"
+    return SourceRefusedError(
+        "a user and password that the camera accepts", got, f"correct them ({variables}, or in the address)"
+    )
 
 
 def with_credentials(parts: SplitResult, settings: SourceSettings) -> str:
