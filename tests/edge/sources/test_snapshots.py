@@ -207,7 +207,6 @@ def test_a_secure_camera_does_not_send_its_password_on_to_a_plain_address() -> N
             "application/json",
         ),
         (lambda handler: handler.give(b"<error/>", kind="Application/Problem+XML"), "application/problem+xml"),
-        (lambda handler: handler.give(b"--x", kind="multipart/x-mixed-replace"), "multipart"),
         (lambda handler: handler.give(photo_bytes()[:500], Content_Length="9000", Connection="close"), "9,000"),
         (lambda handler: handler.wfile.write(b"what?\r\n\r\n"), "BadStatusLine"),
         (lambda handler: handler.give(b"", 302, Location="/snap.jpg"), "302"),

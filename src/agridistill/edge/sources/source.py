@@ -123,7 +123,7 @@ def open_source(
     """The source that a text names; it is opened later, by whoever reads it.
 
     Args:
-        text: a folder, an `http(s)://` snapshot, an `rtsp://` stream, `/dev/videoN` or a camera's number, or a video
+        text: a folder, an `http(s)://` snapshot or MJPEG stream, an `rtsp://` stream, `/dev/videoN` or a camera's number, or a video
             file.
         settings: how frames are taken.
         seen: whether a frame of this identity was decided on in an earlier life of the agent.
