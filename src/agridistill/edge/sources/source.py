@@ -123,8 +123,8 @@ def open_source(
     """The source that a text names; it is opened later, by whoever reads it.
 
     Args:
-        text: a folder, an `http(s)://` snapshot or MJPEG stream, an `rtsp://` stream, `/dev/videoN` or a camera's number, or a video
-            file.
+        text: a folder, an `http(s)://` snapshot or MJPEG stream, an `rtsp://` stream, `/dev/videoN` or a camera's
+            number, or a video file.
         settings: how frames are taken.
         seen: whether a frame of this identity was decided on in an earlier life of the agent.
         bad: called with a key for each photo of a folder that can never be decoded; `seen` has to be true of it
