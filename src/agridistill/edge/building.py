@@ -200,6 +200,7 @@ def _agent(
             shorter_side=size,
             every_s=settings.every_s,
             after=settings.after,
+            time=settings.time,
             username=os.environ.get("AGRIDISTILL_SOURCE_USERNAME") or None,
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
             ca_file=settings.ca_file,

@@ -42,6 +42,7 @@ class SourceSettings:
             progressive counts with what is left of it at `shorter_side`. 25 million take 250 MB at most.
         every_s: pause from one frame to the next of a camera or a snapshot, and within a video file.
         after: what becomes of a folder's photo once it is decided on.
+        time: by which a folder's photo counts: when it comes, or its own EXIF time (`photo_time`).
         username: of a camera that asks for one; one in the address goes before it.
         password: never shown.
         ca_file: certificates of the authorities to trust for https; None takes the system's.
@@ -52,6 +53,7 @@ class SourceSettings:
     max_pixels: int = 25_000_000
     every_s: float = 1.0
     after: Literal["keep", "delete"] = "keep"
+    time: Literal["arrival", "photo"] = "arrival"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
@@ -137,6 +139,8 @@ def open_source(
     """
     if settings.ca_file is not None and not text.lower().startswith("https://"):
         raise EdgeError("an https:// source where there is a ca_file", "another source", "remove ca_file")
+    if settings.time == "photo" and ("://" in text or not Path(text).is_dir()):
+        raise EdgeError('a folder of photos where time = "photo"', "another source", "remove time")
     # Each kind is imported where it is asked for: they build on this module.
     if "://" in text:
         return _from_url(text, settings)
