@@ -40,6 +40,12 @@ detections = 1000
 """
 
 
+def test_the_authority_of_a_camera_lies_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "camera.crt").write_text("")
+    (tmp_path / "watch.toml").write_text('source = "https://camera/a.jpg"\nca_file = "camera.crt"\n')
+    assert read_settings(tmp_path / "watch.toml").ca_file == tmp_path / "camera.crt"
+
+
 def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path) -> None:
     file = tmp_path / "watch.toml"
     file.write_text(WHOLE)

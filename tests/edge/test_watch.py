@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from PIL import Image
 from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.watched import RED, once, put, settings_for, watching
 
@@ -64,6 +67,30 @@ def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, setting
     end = read_state(state)
     assert (end.frames, end.unreadable, end.broker, end.outbox) == (2, 1, None, None)
     assert not (state / "outbox.sqlite").exists()
+
+
+def test_six_photos_of_six_days_on_one_card_are_not_one_hour(
+    photos: Path, settings: WatchSettings, state: Path
+) -> None:
+    rules = (Rule("red", ("red",), share=0.5, least_leaves=5),)
+    settings = replace(settings, rules=rules, time="photo")
+    now_s = time.time()
+
+    def card(name: str, pause_s: float) -> None:
+        for number in range(6):
+            exif = Image.Exif()
+            taken = datetime.fromtimestamp(now_s - 3 * 86_400 - number * pause_s, UTC)
+            exif.get_ifd(0x8769).update({0x9003: taken.strftime("%Y:%m:%d %H:%M:%S"), 0x9011: "+00:00"})
+            path = put(photos, f"{name}/{number}.jpg", RED)
+            Image.open(path).save(path.with_suffix(".part"), "JPEG", exif=exif)
+            path.with_suffix(".part").rename(path)
+
+    card("days", 86_400)
+    assert once(settings, state).alerts == []
+    card("minutes", 60)
+    heard = once(settings, state)
+    assert [(message.change, message.alert.plot) for message in heard.alerts] == [("opened", "minutes")]
+    assert all(item.taken_s is not None and item.taken_s < now_s - 2 * 86_400 for item in heard.detections)
 
 
 def test_what_was_decided_on_is_not_decided_on_again(photos: Path, settings: WatchSettings, state: Path) -> None:

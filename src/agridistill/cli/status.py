@@ -107,7 +107,9 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     if not running:
         return [f"the agent has not run since {_local(state.at_s)}"]
     problems = [state.trouble] if state.trouble else []
-    if state.source_lost_s is not None and state.source_lost_s >= _LONG_S:
+    if state.source_trouble is not None:
+        problems.append(f"the source: {state.source_trouble}")
+    elif state.source_lost_s is not None and state.source_lost_s >= _LONG_S:
         problems.append(f"the source has been away for {duration_words(state.source_lost_s)}")
     if state.broker is not None and not state.broker.get("connected"):
         # Without a message that waits, nobody misses the broker.
@@ -149,19 +151,19 @@ def _state_table(state: AgentState, running: bool) -> Table:
     from agridistill.edge.words import (
         broker_words,
         bytes_words,
-        duration_words,
         model_words,
         queue_words,
+        source_trouble_words,
         waiting_words,
     )
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    lost = state.source_lost_s
+    trouble = source_trouble_words(state)
     verdicts = ", ".join(f"{name} {number:,}" for name, number in state.verdicts.items() if number)
     rows = [
-        ("source", state.source + ("" if lost is None else f" (away for {duration_words(lost)})")),
+        ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
         ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
         ("model", model_words(state)),

@@ -27,7 +27,7 @@ def watch(
         str | None,
         typer.Argument(
             metavar="[SOURCE]",
-            help="A folder of photos, http(s)://… (a camera's snapshot), rtsp://…, /dev/videoN or a video file.",
+            help="A folder of photos, http(s)://… (snapshots or MJPEG), rtsp://…, /dev/videoN or a video file.",
         ),
     ] = None,
     model: Annotated[

@@ -263,6 +263,7 @@ class Agent:
             uptime_s=time.monotonic() - self._started,
             source=source.name,
             source_lost_s=self._frames.lost_for_s,
+            source_trouble=self._frames.trouble,
             frames=sum(self._verdicts.values()),
             skipped=self._frames.skipped,
             unreadable=self._frames.unreadable,

@@ -21,7 +21,7 @@ from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
-from agridistill.edge.sources.latest import LatestFrame
+from agridistill.edge.sources.latest import STILL_AFTER_S, LatestFrame
 from agridistill.edge.sources.source import SourceSettings, open_source, public_name, split_url
 from agridistill.edge.status.page import PageServer
 from agridistill.edge.status.state_file import HISTORY_FILE
@@ -45,6 +45,8 @@ _TELL_STATE_EVERY_S = 60.0
 _JOIN_S = 10.0
 # Longer than a photo that may still be written is waited for.
 _IDLE_S = 3.0
+# So many pictures without a change are a stuck camera, also where they come once an hour.
+_STILL_PICTURES = 3.5
 # Of `once`: a receiver that is away must not keep it for ever; what it waits for is on the disk.
 _GIVE_UP_S = 30.0
 _PHOTOS_WHERE_DELETED = 10_000
@@ -206,8 +208,10 @@ def _agent(
             shorter_side=size,
             every_s=settings.every_s,
             after=settings.after,
+            time=settings.time,
             username=os.environ.get("AGRIDISTILL_SOURCE_USERNAME") or None,
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
+            ca_file=settings.ca_file,
         ),
         seen=history.knows,
         bad=history.mark,
@@ -218,7 +222,11 @@ def _agent(
     hooks = Hooks(listeners.detection, listeners.alert, connection.state if connection else lambda: None)
     return Agent(
         settings.device_name,
-        LatestFrame(source, end_after_s=_IDLE_S if once else None),
+        LatestFrame(
+            source,
+            still_after_s=max(STILL_AFTER_S, _STILL_PICTURES * settings.every_s),
+            end_after_s=_IDLE_S if once else None,
+        ),
         model,
         plots,
         stores,

@@ -28,6 +28,7 @@ class Frame:
         plot: where the plant stands; "" where nobody said.
         at_s: when it was seen, seconds since 1970 by the device's clock.
         identity: the same when the same photo is read again after a restart; "" for live frames, which cannot be.
+        taken_s: when it was taken, by the photo itself, where that is what counts; else None.
     """
 
     pixels: NDArray[np.uint8]
@@ -35,6 +36,7 @@ class Frame:
     plot: str
     at_s: float
     identity: str = ""
+    taken_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Detection:
         label: the most probable class; None where the model was not asked.
         probability: of it, 0 to 1, calibrated; None where the model was not asked.
         probabilities: of all classes; empty where the model was not asked.
+        taken_s: when the photo was taken, by itself, where it counts by that; None where it counts by `at_s`.
     """
 
     event_id: str
@@ -68,6 +71,7 @@ class Detection:
     label: str | None = None
     probability: float | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    taken_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is published; see docs/mqtt.md."""
@@ -81,7 +85,8 @@ class Detection:
             ValueError: another version, or wrong fields.
         """
         detection = _read(cls, document)
-        if detection.verdict not in get_args(Verdict) or not math.isfinite(detection.at_s):
+        times = detection.at_s, detection.at_s if detection.taken_s is None else detection.taken_s
+        if detection.verdict not in get_args(Verdict) or not all(map(math.isfinite, times)):
             raise ValueError("a detection expected")
         return detection
 
@@ -162,6 +167,7 @@ class AgentState:
         trouble: why detections cannot be committed; None where they can.
         outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
         cannot_warn: why no alert can open, and what to do; None where there are rules.
+        source_trouble: what is wrong with a source that answers, such as a wrong password; None where nothing is.
         finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
     """
 
@@ -190,6 +196,7 @@ class AgentState:
     finished: bool = False
     cannot_warn: str | None = None
     alerts: Sequence[Mapping[str, Any]] = ()
+    source_trouble: str | None = None
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:

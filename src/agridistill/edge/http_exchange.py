@@ -14,8 +14,26 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from agridistill.errors import EdgeError
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """TLS that checks certificates.
+
+    Args:
+        ca_file: certificates of the authorities to trust; None takes the system's.
+
+    Raises:
+        EdgeError: the file cannot be read, or holds none.
+    """
+    try:
+        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise EdgeError("certificates that can be read", f"'{ca_file}' ({error})", "check the file") from None
 
 
 class LateError(OSError):

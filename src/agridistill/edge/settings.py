@@ -127,6 +127,8 @@ class WatchSettings:
         plot: where the plants stand; in a folder, of the photos outside its subfolders.
         every_s: pause from one frame to the next of a camera, and within a video file.
         after: what becomes of a folder's photo once it is decided on.
+        time: by which a folder's photo counts: when it comes, or when it was taken by its own EXIF.
+        ca_file: certificates of the authorities to trust for an https camera; None takes the system's.
         threads: of one prediction.
         thumbnails: keeps small pictures for the page, on the device alone; None keeps them where the page is local.
         window_minutes: how long a leaf counts for what a plot's leaves say together, and for the default rules.
@@ -141,6 +143,8 @@ class WatchSettings:
     plot: str = ""
     every_s: float = 1.0
     after: Literal["keep", "delete"] = "keep"
+    time: Literal["arrival", "photo"] = "arrival"
+    ca_file: Path | None = None
     threads: int = 1
     thumbnails: bool | None = None
     window_minutes: float = 1440.0

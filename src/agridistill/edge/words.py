@@ -97,6 +97,12 @@ def model_words(state: AgentState) -> str:
     return " ".join(part for part in (name or "unknown", version, f"({sha256[:12]})" if sha256 else "") if part)
 
 
+def source_trouble_words(state: AgentState) -> str:
+    """What is wrong with the agent's source; "" where nothing is."""
+    away = "" if state.source_lost_s is None else f"away for {duration_words(state.source_lost_s)}"
+    return state.source_trouble or away
+
+
 def broker_words(state: AgentState) -> str:
     """Where the agent's broker is, and whether it is connected."""
     if state.broker is None:

@@ -14,6 +14,9 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _WHITE = 250
 # Of a leaf's pixel: so much more green or yellow than blue, as a share of its light; grounds of grey have none.
 _COLOURED, _DARK = 0.08, 60.0
+# A decoder that misses data repeats the last row it has, or fills with one colour, over nearly the whole width. Cut-out
+# leaves lie on exact black or white as well, and a picture of rows alone is no damaged photo.
+_SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class QualitySettings:
         brightest: share of the photo that may be burnt out to white, 0 to 1.
         blurriest: least ratio of the fine steps in the photo to its contrast.
         least_leaf: share of the photo that has to have a leaf's colours, 0 to 1; 0 for plants of other colours.
+        smeared: share of the height whose rows may repeat the row above, 0 to 1: what decoders make of lost data.
     """
 
     darkest: float = 50.0
     brightest: float = 0.35
     blurriest: float = 0.06
     least_leaf: float = 0.01
+    smeared: float = 0.15
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -38,6 +43,7 @@ class QualitySettings:
             ("brightest", self.brightest, 1.0),
             ("blurriest", self.blurriest, 10.0),
             ("least_leaf", self.least_leaf, 1.0),
+            ("smeared", self.smeared, 1.0),
         ):
             if not 0 <= value <= most:
                 raise ConfigError(f"quality.{name} from 0 to {most:g}", f"{value:g}", "correct it")
@@ -63,7 +69,18 @@ def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
         return "no leaf to be seen"
     if _sharpness(light) < settings.blurriest:
         return "blurred"
+    if settings.smeared < _repeated_share(pixels) < _WHOLE_HEIGHT:
+        return "smeared or cut off"
     return ""
+
+
+def _repeated_share(pixels: Pixels) -> float:
+    """The longest run of rows that repeat the row above them, as a share of the height."""
+    rows = pixels[1:]
+    steps = np.abs(rows.astype(np.int16) - pixels[:-1]).max(axis=-1)
+    told = (rows.max(axis=-1) > _BLACK) & (rows.min(axis=-1) < _WHITE)
+    ends = np.flatnonzero(((steps <= _SAME) & told).mean(axis=1) < _WHOLE_WIDTH)
+    return float(np.diff(ends, prepend=-1, append=len(rows)).max() - 1) / len(pixels)
 
 
 def _sharpness(light: NDArray[np.float32]) -> float:

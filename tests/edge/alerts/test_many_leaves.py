@@ -47,6 +47,20 @@ def test_a_rule_holds_on_a_camera_at_documented_settings(every_s: float, rule: R
     assert [alert.rule for alert in keeper.open] == [rule.name]
 
 
+def test_leaves_that_come_late_lie_where_they_would_have_come_in_time() -> None:
+    times = np.sort(np.random.default_rng(0).uniform(0, 86_400, 300))
+    rows = rising(300)
+    order = np.random.default_rng(1).permutation(300)
+    in_time = filled(times, rows, most=1000).leaves("north", 86_400.0)
+    late = filled(times[order], rows[order], most=1000).leaves("north", 86_400.0)
+    for one, other in zip(vars(in_time).values(), vars(late).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    few = filled(times[order], rows[order], most=50).leaves("north", 86_400.0)
+    assert few.counts.sum() == 300
+    assert (np.diff(few.at_s) >= 0).all()
+    np.testing.assert_allclose(few.sums.sum(axis=0), rows.sum(axis=0))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_windows_of_an_hour_and_of_days_see_the_leaves_that_are_in_them(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,50 @@ def test_leaves_say_something_together_and_open_an_alert_that_is_kept(path: Path
         assert made.views["north"].label == "blight"
         assert made.views["north"].probability > 0.99
         assert [alert.state for alert in history.alerts()] == ["open"]
+
+
+DAY_S = 86_400.0
+
+
+def late(number: int, blight: float, days: float, **changes: object) -> Detection:
+    return detection(number, blight, taken_s=time.time() - days * DAY_S, **changes)
+
+
+def test_photos_of_several_days_that_come_at_once_are_not_one_hour(path: Path) -> None:
+    with History(path) as history:
+        made = plots(history)
+        assert see(made, history, *[late(number, 0.9, 6 - number) for number in range(6)]) == []
+        assert made.views["north"].leaves == 1
+        assert made.health[0].seen_s == pytest.approx(time.time() - DAY_S, abs=5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 3, 1)])
+def test_photos_of_one_hour_of_last_week_warn_when_they_come_in_any_order(path: Path, order: tuple[int, ...]) -> None:
+    def mixed() -> Iterator[Detection]:
+        for number in order:
+            yield late(number, 0.9, 7 + number / 100)
+            # Another plot is watched meanwhile, by photos that come at once and by older ones.
+            yield detection(100 + number, 0.1, plot="south")
+            yield late(200 + number, 0.1, 30, plot=f"field {number}")
+
+    with History(path) as history:
+        made = plots(history)
+        assert see(made, history, *mixed()) == ["opened"]
+        assert made.views["north"].leaves == 5
+        assert [alert.plot for alert in made.open_alerts] == ["north"]
+    with History(path) as history:
+        made = plots(history)
+        assert made.views["north"].leaves == 5
+        assert made.messages() == []
+        assert see(made, history, *[late(300 + number, 0.01, 6.9) for number in range(40)])[-1] == "resolved"
+
+
+def test_a_photo_of_now_ends_the_window_now(path: Path) -> None:
+    with History(path) as history:
+        made = plots(history)
+        see(made, history, *[late(number, 0.9, 2) for number in range(3)], detection(9, 0.9))
+        assert made.views["north"].leaves == 1
+        assert made.open_alerts == []
 
 
 def test_verdicts_without_calibrated_probabilities_do_not_count(path: Path) -> None:

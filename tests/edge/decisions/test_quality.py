@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image, ImageFilter
 from agridistill.data.synthetic import draw_leaf
 from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.errors import ConfigError
+from agridistill.manifest import Preprocessing
+from agridistill.preprocess import to_pixels
 
 
 def leaf(seed: int = 0) -> np.ndarray:
@@ -45,8 +48,46 @@ def test_what_is_wrong_is_named(problem: str, spoilt: Callable[[np.ndarray], np.
         assert quality_problem(spoilt(leaf(seed)), QualitySettings()) == problem
 
 
+def as_left_by_a_decoder(photo: np.ndarray, kind: str) -> np.ndarray:
+    """What libjpeg and FFmpeg show where the data of the rows from the middle on is missing."""
+    middle, damaged = len(photo) // 2, photo.copy()
+    if kind == "streaks":
+        damaged[middle : middle + 60] = photo[middle]
+    elif kind == "fill":
+        damaged[middle:] = (0, 135, 0)
+    else:
+        stream = io.BytesIO()
+        Image.fromarray(photo).resize((640, 480)).save(stream, "JPEG")
+        data = stream.getvalue()
+        cut = Image.open(io.BytesIO(data[: len(data) // 2] + b"\xff\xd9"))
+        damaged = np.array(cut.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+    return damaged
+
+
+@pytest.mark.parametrize("kind", ["streaks", "fill", "cut"])
+def test_a_frame_that_lost_rows_is_unusable(kind: str) -> None:
+    for seed in range(5):
+        damaged = as_left_by_a_decoder(leaf(seed), kind)
+        assert quality_problem(damaged, QualitySettings()) == "smeared or cut off"
+        assert quality_problem(damaged, QualitySettings(smeared=1)) != "smeared or cut off"
+
+
+def test_leaves_cut_out_on_black_or_white_are_not_smeared() -> None:
+    for ground in (0, 255):
+        photo = leaf(3)
+        photo[:70] = photo[180:] = ground
+        assert quality_problem(photo, QualitySettings(brightest=1)) == ""
+
+
+def test_hardly_any_real_photo_counts_as_smeared(real_photos: Path) -> None:
+    paths = sorted(real_photos.glob("*/*.[jJ][pP][gG]"))[::10]
+    only = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
+    smeared = sum(bool(quality_problem(to_pixels(Image.open(path), Preprocessing(224)), only)) for path in paths)
+    assert smeared / len(paths) < 0.001
+
+
 def test_limits_can_be_taken_away() -> None:
-    anything = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
+    anything = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0, smeared=1)
     for photo in (
         np.zeros((32, 32, 3), np.uint8),
         np.full((32, 32, 3), 255, np.uint8),

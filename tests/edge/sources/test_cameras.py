@@ -138,6 +138,18 @@ def test_a_stream_that_is_not_there_is_lost_without_its_password_being_told() ->
     assert "hidden" not in answer.stdout + answer.stderr
 
 
+@pytest.mark.parametrize("text", ["/dev/video97", "97"])
+def test_opencv_does_not_write_into_the_log_by_itself(text: str) -> None:
+    code = (
+        "import sys\n"
+        "from agridistill.edge.sources.source import *\n"
+        "try: open_source(sys.argv[1], settings=SourceSettings(), seen=lambda identity: False).open()\n"
+        "except SourceLostError: print('lost')\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, text], capture_output=True, text=True, check=True)
+    assert (answer.stdout, answer.stderr) == ("lost\n", "")
+
+
 def test_a_camera_gives_frames_at_its_pace_and_drains_those_between(video: Path) -> None:
     source = CameraSource(str(video), SourceSettings(every_s=3600.0, plot="roof"))
     source.open()

@@ -13,7 +13,7 @@ from tests.edge.conftest import wait_for
 
 from agridistill.edge.events import Frame
 from agridistill.edge.sources.latest import LatestFrame
-from agridistill.edge.sources.source import SourceEndedError, SourceLostError
+from agridistill.edge.sources.source import SourceEndedError, SourceLostError, SourceRefusedError
 from agridistill.errors import PhotoError
 
 LOST = SourceLostError("frames", "nothing", "wait")
@@ -103,6 +103,26 @@ def test_a_bad_live_frame_does_not_take_the_place_of_a_good_one() -> None:
         wait_for(lambda: latest.unreadable == 1)
         assert taken(latest) == "0"
         assert latest.skipped == 0
+
+
+def test_a_refusal_is_no_absence_and_is_not_tried_again_soon(caplog: pytest.LogCaptureFixture) -> None:
+    refused = SourceRefusedError("a right password", "status 401", "correct it")
+    source = Script(frame(0), live=True)
+    source.at_opening = [LOST, refused, refused]
+    with LatestFrame(source, first_pause_s=0.001, longest_pause_s=0.2) as latest:
+        wait_for(lambda: latest.trouble is not None)
+        assert latest.trouble == "status 401"
+        assert latest.lost_for_s is not None
+        assert taken(latest) == "0"
+        assert latest.trouble is None
+    first, second, third = told(caplog)
+    assert "is away" in first
+    assert "refuses" in second
+    assert "status 401" in second
+    assert "away" not in second
+    assert "is back" in third
+    pauses = np.diff(source.opened_at)
+    assert (pauses[-2:] >= 0.1).all()
 
 
 def test_the_end_is_told_behind_the_last_frame_and_again() -> None:

@@ -54,6 +54,33 @@ def test_the_largest_photos_fit_into_the_memory_that_the_unit_allows() -> None:
         SourceSettings(max_pixels=0)
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("shorter_side", [None, 100])
+def test_a_jpeg_that_lost_some_of_its_data_on_the_way_is_no_photo(
+    tmp_path: Path, shorter_side: int | None, from_file: bool
+) -> None:
+    reader = PhotoReader(SourceSettings(shorter_side=shorter_side))
+
+    def read(data: bytes) -> None:
+        path = tmp_path / "photo.jpg"
+        path.write_bytes(data)
+        reader.read(path if from_file else data)
+
+    whole = encoded("JPEG", 640, 480)
+    begin, length = whole.index(b"\xff\xda") + 14, len(whole)
+    read(whole)
+    for share in (0.2, 0.5, 0.8):
+        cut = begin + int(share * (length - begin))
+        # No end, an end too early, a gap in the middle: Pillow reports the first alone.
+        for damaged in (whole[:cut], whole[:cut] + b"\xff\xd9", whole[:cut] + whole[cut + 700 :]):
+            with pytest.raises(PhotoError):
+                read(damaged)
+    read(encoded("PNG", 640, 480))
+    grey = io.BytesIO()
+    Image.new("RGB", (64, 48), (128, 128, 128)).save(grey, "JPEG")
+    read(grey.getvalue())
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems count memory in other units")
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),

@@ -6,9 +6,12 @@ import base64
 import hashlib
 import http.server
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from tests.edge.dripping import dripping, soon
 from agridistill.edge.sources import snapshots
 from agridistill.edge.sources.latest import LatestFrame
 from agridistill.edge.sources.snapshots import SnapshotSource
-from agridistill.edge.sources.source import SourceLostError, SourceSettings
+from agridistill.edge.sources.source import SourceLostError, SourceRefusedError, SourceSettings, open_source
 from agridistill.errors import EdgeError, PhotoError
 
 from .test_folder import photo_bytes
@@ -204,7 +207,6 @@ def test_a_secure_camera_does_not_send_its_password_on_to_a_plain_address() -> N
             "application/json",
         ),
         (lambda handler: handler.give(b"<error/>", kind="Application/Problem+XML"), "application/problem+xml"),
-        (lambda handler: handler.give(b"--x", kind="multipart/x-mixed-replace"), "multipart"),
         (lambda handler: handler.give(photo_bytes()[:500], Content_Length="9000", Connection="close"), "9,000"),
         (lambda handler: handler.wfile.write(b"what?\r\n\r\n"), "BadStatusLine"),
         (lambda handler: handler.give(b"", 302, Location="/snap.jpg"), "302"),
@@ -389,6 +391,48 @@ def test_a_large_picture_is_decoded_at_the_size_that_is_wanted(camera: Camera) -
     frame = SnapshotSource(camera.url(), SourceSettings(shorter_side=100)).read(1)
     assert frame is not None
     assert frame.pixels.shape == (120, 160, 3)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Self-signed, of 127.0.0.1, and its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=camera")
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "camera.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "camera.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "camera.crt", folder / "camera.key"
+
+
+def test_a_camera_with_a_certificate_of_its_own_is_trusted_by_ca_file(
+    camera: Camera, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    camera.socket = context.wrap_socket(camera.socket, server_side=True)
+    url = camera.url().replace("http:", "https:")
+    settings = SourceSettings(every_s=0.0, ca_file=certificate[0])
+    frame = open_source(url, settings=settings, seen=lambda identity: False).read(1)
+    assert frame is not None
+    source = SnapshotSource(url, SourceSettings(every_s=0.0))
+    with pytest.raises(SourceRefusedError, match="self-signed certificate; name its authority's in ca_file"):
+        source.read(1)
+    with pytest.raises(EdgeError, match="https:// source where there is a ca_file"):
+        open_source(camera.url(), settings=settings, seen=lambda identity: False)
+    (tmp_path / "empty.crt").write_text("")
+    with pytest.raises(EdgeError, match="certificates that can be read"):
+        SnapshotSource(url, SourceSettings(ca_file=tmp_path / "empty.crt"))
 
 
 def test_an_address_without_a_host_is_refused() -> None:

@@ -171,7 +171,7 @@ def test_a_loss_of_source_and_broker_stands_out(history: History) -> None:
     lost = state(source_lost_s=125.0, broker={"host": "b", "port": 1883, "connected": False})
     with PageServer(history, lambda: lost, port=0) as server:
         body = Asker(server).ask("/content")[2]
-    assert b'<dd class="bad">/photos/inbox: lost for 2 min 5 s</dd>' in body
+    assert b'<dd class="bad">/photos/inbox: away for 2 min 5 s</dd>' in body
     assert b'<dd class="bad">b:1883: away</dd>' in body
 
 

@@ -64,12 +64,18 @@ class LeafRows:
         self._used = 0
 
     def add(self, probabilities: NDArray[np.float64], at_s: float) -> None:
-        """Remembers a leaf; `at_s` is never before that of the one added last."""
+        """Remembers a leaf in its place by time; as a rule that is behind all others."""
         if self._used == len(self._sums):
-            self._make_room(at_s)
-        row = self._sums[self._used]
+            self._make_room(max(at_s, self.newest_s) if self._used else at_s)
+        place = self._used
+        if place and at_s < self.newest_s:
+            times = self._sums[:place, _TIME] / self._sums[:place, _COUNT]
+            place = int(np.searchsorted(times, at_s, side="right"))
+            for rows in (self._sums, self._logarithms):
+                rows[place + 1 : self._used + 1] = rows[place : self._used].copy()
+        row = self._sums[place]
         row[_COUNT], row[_TIME], row[_CLASSES:] = 1.0, at_s, probabilities
-        self._logarithms[self._used] = logarithms(probabilities)
+        self._logarithms[place] = logarithms(probabilities)
         self._used += 1
 
     @property

@@ -106,22 +106,24 @@ class AlertKeeper:
         # A copy: other threads ask, too.
         return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
-    def look(self, plot: str, *, clock_s: float, now_s: float) -> None:
+    def look(self, plot: str, *, clock_s: float, now_s: float, until_s: float | None = None) -> None:
         """Applies all rules to a plot.
 
         Args:
             plot: its name.
             clock_s: of the pool, never set back.
             now_s: of people: seconds since 1970 by the device's clock.
+            until_s: where the rules' windows end, by the pool's clock; None ends them now.
         """
         rules = [rule for rule in self._rules.values() if rule.concerns(plot)]
         if not rules:
             return
-        remembered = self._pool.leaves(plot, clock_s)
+        until_s = clock_s if until_s is None else until_s
+        remembered = self._pool.leaves(plot, until_s)
         for rule in rules:
-            leaves = remembered.since(clock_s - rule.window_s)
+            leaves = remembered.since(until_s - rule.window_s)
             shares = leaves.sums[:, self._indices[rule.name]].sum(axis=1) / leaves.counts
-            found = find(rule, leaves.at_s, shares, clock_s, leaves.counts)
+            found = find(rule, leaves.at_s, shares, until_s, leaves.counts)
             self._apply(rule, plot, found, self._worst(rule, leaves.sums.sum(axis=0)), clock_s, now_s)
 
     def messages(self, *, clock_s: float, now_s: float) -> list[AlertMessage]:

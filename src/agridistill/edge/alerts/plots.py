@@ -109,6 +109,7 @@ class Plots:
             now_s=time.time(),
             seen_s=_seen_s(history, {alert.plot for alert, _ in known}),
         )
+        self._late: set[str] = set()  # plots with photos that count by their own time
         self._views: dict[str, PlotView] = {}
         self._health: dict[str, PlotHealth] = {}
         self._seen = _seen_s(history, history.plots())
@@ -146,9 +147,9 @@ class Plots:
 
     def see(self, detection: Detection) -> None:
         """Takes a new detection in, and applies the rules to its plot."""
-        clock_s = time.monotonic()
-        if self._add(detection, clock_s):
-            self._look(detection.plot, clock_s, time.time())
+        clock_s, now_s = time.monotonic(), time.time()
+        if self._add(detection, clock_s, now_s):
+            self._look(detection.plot, clock_s, now_s)
 
     def messages(self) -> list[AlertMessage]:
         """What people have to be told now; given again until `told`."""
@@ -173,11 +174,14 @@ class Plots:
             self._keeper.kept(changed)
 
     def _look(self, plot: str, clock_s: float, now_s: float) -> None:
-        self._keeper.look(plot, clock_s=clock_s, now_s=now_s)
-        view = self._pool.view(plot, clock_s, within_s=self._view_s)
+        # Photos of last week say how the plot was then: a window that ends now would hold none of them.
+        late_s = clock_s - self._pool.newest_s(plot) if plot in self._late else 0.0
+        until_s = clock_s - late_s
+        self._keeper.look(plot, clock_s=clock_s, now_s=now_s, until_s=until_s)
+        view = self._pool.view(plot, until_s, within_s=self._view_s)
         if view is not None:
             self._views[plot] = view
-            self._health[plot] = self._assess(plot, clock_s, now_s)
+            self._health[plot] = self._assess(plot, until_s, now_s - late_s)
             self._seen[plot] = self._health[plot].seen_s
 
     def _assess(self, plot: str, clock_s: float, now_s: float) -> PlotHealth:
@@ -203,11 +207,16 @@ class Plots:
         number = float(leaves.counts.sum())
         return float(leaves.sums[:, self._ill].sum()) / number if number else 0.0
 
-    def _add(self, detection: Detection, clock_s: float) -> bool:
+    def _add(self, detection: Detection, came_s: float, came_at_s: float) -> bool:
+        """Adds a leaf that came at a time, by the pool's clock and by the device's; whether it counts."""
         if detection.verdict not in _COUNTED or set(detection.probabilities) != set(self.classes):
             return False
         row = np.array([detection.probabilities[name] for name in self.classes])
-        self._pool.add(detection.plot, row, clock_s)
+        late_s = 0.0
+        if detection.taken_s is not None:
+            self._late.add(detection.plot)
+            late_s = max(0.0, came_at_s - detection.taken_s)
+        self._pool.add(detection.plot, row, came_s - late_s, came_s=came_s)
         return True
 
     def _restore(self, window_s: float) -> None:
@@ -216,7 +225,7 @@ class Plots:
         # A clock that was set back makes detections of the future: they count as of now.
         aged = sorted(((max(0.0, now_s - item.at_s), item) for item in found), key=lambda pair: -pair[0])
         for age_s, item in aged:
-            self._add(item, clock_s - age_s)
+            self._add(item, clock_s - age_s, now_s - age_s)
         for plot in self._pool.plots:
             self._look(plot, clock_s, now_s)
 

@@ -71,19 +71,27 @@ class LeafPool:
     def __init__(self, classes: Sequence[str], *, window_s: float, most_leaves: int = 200) -> None:
         self._classes, self._window_s, self._most = tuple(classes), window_s, most_leaves
         self._rows: dict[str, LeafRows] = {}
+        self._came_s: dict[str, float] = {}
 
-    def add(self, plot: str, probabilities: NDArray[np.float64], at_s: float) -> None:
+    def add(self, plot: str, probabilities: NDArray[np.float64], at_s: float, *, came_s: float | None = None) -> None:
         """Remembers one leaf.
 
         Args:
             plot: its name.
             probabilities: `(K,)`, calibrated.
             at_s: when it was seen, by a clock that is never set back.
+            came_s: when it was known of, where that was later.
         """
+        came_s = at_s if came_s is None else came_s
         if plot not in self._rows:
-            self._forget_plots(at_s)
+            self._forget_plots(came_s)
             self._rows[plot] = self._no_rows()
         self._rows[plot].add(probabilities, at_s)
+        self._came_s[plot] = came_s
+
+    def newest_s(self, plot: str) -> float:
+        """When the last leaf of a plot with leaves was seen."""
+        return self._rows[plot].newest_s
 
     @property
     def plots(self) -> list[str]:
@@ -117,5 +125,5 @@ class LeafPool:
         return LeafRows(len(self._classes), window_s=self._window_s, most=self._most)
 
     def _forget_plots(self, now_s: float) -> None:
-        for plot in [plot for plot, rows in self._rows.items() if rows.newest_s < now_s - self._window_s]:
-            del self._rows[plot]
+        for plot in [plot for plot, came_s in self._came_s.items() if came_s < now_s - self._window_s]:
+            del self._rows[plot], self._came_s[plot]

@@ -78,6 +78,7 @@ class Decider:
             label=prediction.label if prediction else None,
             probability=round(prediction.probability, 4) if prediction else None,
             probabilities={name: round(value, 4) for name, value in zip(self.manifest.classes, told, strict=False)},
+            taken_s=frame.taken_s,
         )
 
 

@@ -16,17 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.events import Frame
+from agridistill.edge.sources.rtsp_status import rtsp_status
 from agridistill.edge.sources.source import (
     SourceEndedError,
     SourceLostError,
     SourceSettings,
+    credentials,
     public_name,
+    refused,
     split_url,
     with_credentials,
 )
 from agridistill.errors import EdgeError, MissingExtraError, PhotoError
 
 _TIMEOUT_MS = 10_000
+_RTSP_PORT = 554
 _USUAL_FPS = 25.0
 _GRAIN_S = 1e-6
 
@@ -74,7 +78,7 @@ class CameraSource:
             self._capture = cv2.VideoCapture(self._target, backend)
         if not self._capture.isOpened():
             self.close()
-            raise self._lost("no answer")
+            raise self._not_opened()
         # Not every driver has it: reading without a pause keeps its queue empty as well.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         self._due = 0.0
@@ -112,6 +116,17 @@ class CameraSource:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
+
+    def _not_opened(self) -> SourceLostError:
+        if self._is_stream and (parts := split_url(str(self._target))).scheme == "rtsp":
+            user, password = credentials(parts, self._settings)
+            bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+            status = rtsp_status(parts.hostname or "", parts.port or _RTSP_PORT, bare, user, password)
+            if status in (401, 403):
+                return refused(self.name, status, user)
+            if status is not None and status >= 300:
+                return self._lost(f"RTSP status {status}")
+        return self._lost("no answer")
 
     def _lost(self, got: str) -> SourceLostError:
         return SourceLostError(f"frames from {self.name}", got, "it will be tried again")
@@ -235,6 +250,8 @@ def _opencv() -> Any:
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise MissingExtraError("OpenCV", f"{error}", "pip install 'agridistill[camera]'") from None
-    with contextlib.suppress(AttributeError):  # old ones do not have it
-        cv2.setLogLevel(0)
+    # OpenCV 5 has it in a module of its own alone, OpenCV 4.10 at the top alone.
+    for place in (getattr(getattr(cv2, "utils", None), "logging", None), cv2):
+        with contextlib.suppress(AttributeError):
+            place.setLogLevel(0)  # type: ignore[union-attr]
     return cv2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agridistill.edge.events import Frame
 from agridistill.edge.sources.listing import MOST, Listing, Photo
+from agridistill.edge.sources.photo_time import photo_time
 from agridistill.edge.sources.reading import PhotoReader
 from agridistill.edge.sources.source import Attempts, SourceSettings
 from agridistill.edge.words import sendable
@@ -69,6 +70,7 @@ class FolderSource:
         self._lately: dict[str, tuple[Photo, bytes]] = {}
         self._told_undeletable = False
         self._told_unreachable: Photo | None = None
+        self._told_untimed: set[str] = set()
 
     def open(self) -> None:
         """Begins to watch.
@@ -184,13 +186,14 @@ class FolderSource:
                 return None
             except PhotoError as found:
                 error = found
+            taken_s = self._taken_s(photo, at_s) if error is None else None
             if self._listing.now(photo.name) == photo:
                 if error is None:
                     self._forget(photo)
                     self._note(photo, digest)
                     if self._settings.after == "delete":
                         self._handed[photo.identity] = photo
-                    return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity)
+                    return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
                 if has_settled:
                     self._forget(photo)
                     # Without it the photo is only told again after a restart.
@@ -199,6 +202,16 @@ class FolderSource:
                     raise error
         self._growing[photo.name] = (photo, time.monotonic())
         return None
+
+    def _taken_s(self, photo: Photo, at_s: float) -> float | None:
+        """The photo's own time, where that is wanted; each kind of photo without a usable one is reported once."""
+        if self._settings.time != "photo":
+            return None
+        taken_s, problem = photo_time(self._listing.root / photo.name, at_s)
+        if problem and problem not in self._told_untimed:
+            self._told_untimed.add(problem)
+            logger.warning("%s: %s; such photos count by when they come", sendable(photo.name), problem)
+        return taken_s
 
     def _note(self, photo: Photo, digest: bytes) -> None:
         self._lately.pop(photo.name, None)

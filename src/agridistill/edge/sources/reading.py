@@ -14,6 +14,8 @@ from agridistill.preprocess import PhotoCost, photo_cost, read_photo
 # To write down each attempt would cost every photo two commits: only what may end the agent is worth them.
 _LARGE_PIXELS, _LARGE_BYTES = 4_000_000, 3_000_000
 _MOST_ENDS = 2
+# Where a JPEG's data ends too early, its decoder paints the rest in exactly this grey, and Pillow does not report it.
+_JPEG, _GREY, _REST = b"\xff\xd8", 128, (slice(-2, None), slice(-8, None))
 
 
 class PhotoReader:
@@ -53,7 +55,13 @@ class PhotoReader:
             self._end(identity)
 
     def _decoded(self, source: Path | bytes) -> NDArray[np.uint8]:
-        return np.asarray(read_photo(source, shorter_side=self._settings.shorter_side))
+        pixels = np.asarray(read_photo(source, shorter_side=self._settings.shorter_side))
+        if _lacks_data(pixels) and _is_jpeg(source):
+            name = f"'{source}'" if isinstance(source, Path) else f"{len(source):,} bytes"
+            raise PhotoError(
+                "a whole photo", f"{name}, which lost some of its data", "check the camera and the way here"
+            )
+        return pixels
 
     # What the disk refuses to remember is no reason to leave a photo out.
 
@@ -69,6 +77,22 @@ class PhotoReader:
                 self._attempts.end(identity)
         except OutboxError:
             pass
+
+
+def _lacks_data(pixels: NDArray[np.uint8]) -> bool:
+    """Whether the end is the grey of a decoder that ran out of data, also when what is missing lay before the end.
+
+    None of 13,707 photos of two data sets ends so (docs/field.md).
+    """
+    end = pixels[_REST].astype(np.int16)
+    return bool((np.abs(end - _GREY) <= 1).all()) and bool(np.ptp(pixels) > 2)
+
+
+def _is_jpeg(source: Path | bytes) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(_JPEG)
+    with source.open("rb") as file:
+        return file.read(len(_JPEG)) == _JPEG
 
 
 def _is_large(source: Path | bytes, cost: PhotoCost) -> bool:

@@ -1,19 +1,32 @@
-"""A camera that gives its newest picture at an address: HTTP snapshots."""
+"""A camera that gives its pictures at an address: HTTP snapshots one by one, or an endless stream of them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import IO, Any
 
 from agridistill.edge.events import Frame
-from agridistill.edge.http_exchange import HttpClient
+from agridistill.edge.http_exchange import HttpClient, tls_context
+from agridistill.edge.sources.http_login import Login
+from agridistill.edge.sources.mjpeg import MjpegStream
 from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import SourceLostError, SourceSettings, credentials, public_name, split_url
+from agridistill.edge.sources.source import (
+    SourceLostError,
+    SourceRefusedError,
+    SourceSettings,
+    credentials,
+    public_name,
+    refused,
+    split_url,
+)
 from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0
@@ -23,12 +36,15 @@ _CHUNK_BYTES = 65_536
 _MOST_UNREADABLE = 3
 # With `every_s` 0 a picture that does not change would be fetched, for nothing, as fast as the network allows.
 _UNCHANGED_PAUSE_S = 0.1
+_STREAM = "multipart/"
 # What can be no picture, whatever is in it. Cameras also say application/octet-stream, nothing at all, or nonsense.
-_NO_PICTURE = re.compile(r"(text|multipart|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
+_NO_PICTURE = re.compile(r"(text|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
 
 
 class SnapshotSource:
     """Fetches a picture every `every_s`; one that did not change is no new frame.
+
+    Where the answer is a stream (`multipart/x-mixed-replace`, MJPEG), it stays open, and its newest picture is taken.
 
     Args:
         url: `http(s)://[USER:PASSWORD@]HOST[:PORT]/…`.
@@ -48,10 +64,17 @@ class SnapshotSource:
         self._reader = PhotoReader(settings)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
         self._url = bare.geturl()
-        self._client = _client(bare._replace(path="/", query="").geturl(), *credentials(parts, settings))
+        self._user, password = credentials(parts, settings)
+        self._client = HttpClient(
+            _StaysSafe(),
+            Login(bare._replace(path="/", query="").geturl(), self._user, password),
+            context=tls_context(settings.ca_file),
+        )
         self._due = 0.0
         self._number = self._unreadable = 0
         self._last = b""
+        self._is_stream = False
+        self._stream: MjpegStream | None = None
 
     def open(self) -> None:
         """The first picture is fetched at once: it shows whether the camera is there."""
@@ -61,16 +84,33 @@ class SnapshotSource:
         """The picture, where it is due and has changed.
 
         Raises:
+            SourceRefusedError: user and password, or the camera's certificate, are wrong.
             SourceLostError: no answer, an error, something other than a picture, or three in a row that cannot be read.
             PhotoError: a picture that is damaged, or too large.
         """
-        pause = self._due - time.monotonic()
-        if pause > 0:
-            time.sleep(min(pause, wait_s))
-        if time.monotonic() < self._due:
+        if self._is_stream:
+            data = self._streamed(wait_s)
+        else:
+            pause = self._due - time.monotonic()
+            if pause > 0:
+                time.sleep(min(pause, wait_s))
+            if time.monotonic() < self._due:
+                return None
+            data = self._fetched()
+        if data is None:
             return None
-        self._due = time.monotonic() + self._settings.every_s
-        data, at_s = self._fetched(), time.time()
+        return self._frame(data, time.time())
+
+    def done(self, frame_identity: str) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Ends a stream; nothing stays open from one snapshot to the next."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _frame(self, data: bytes, at_s: float) -> Frame | None:
         digest = hashlib.sha256(data).digest()
         if digest == self._last:
             self._due = max(self._due, time.monotonic() + _UNCHANGED_PAUSE_S)
@@ -87,28 +127,50 @@ class SnapshotSource:
         self._number += 1
         return Frame(pixels, str(self._number), self._settings.plot, at_s)
 
-    def done(self, frame_identity: str) -> None:
-        """Nothing is kept."""
-
-    def close(self) -> None:
-        """Nothing stays open from one picture to the next."""
-
     def _count_unreadable(self, got: str) -> None:
         # Once lost it stays so until a picture can be read: each further one that cannot is no return.
         self._unreadable += 1
         if self._unreadable >= _MOST_UNREADABLE:
             raise self._lost(f"{self._unreadable} answers in a row that cannot be read, the last: {got}") from None
 
-    def _fetched(self) -> bytes:
+    def _fetched(self) -> bytes | None:
+        """A snapshot; None where the camera turns out to send a stream, which is read from the next call on."""
+        self._due = time.monotonic() + self._settings.every_s
+        with self._losses(), self._client.whole(self._url, self._timeout_s) as answer:
+            if _kind(answer).startswith(_STREAM):
+                self._is_stream, self._due = True, 0.0
+                return None
+            return self._read(answer)
+
+    def _streamed(self, wait_s: float) -> bytes | None:
+        """The stream's newest picture, where one is due; None as well where it is a snapshot now."""
+        with self._losses():
+            if self._stream is None:
+                answer = self._client.header(self._url, self._timeout_s)
+                self._stream = MjpegStream(answer, timeout_s=self._timeout_s, most_bytes=MAX_BYTES)
+                if not _kind(answer).startswith(_STREAM):
+                    self._is_stream = False
+                    self.close()
+                    return None
+            data = self._stream.newest(self._due, wait_s)
+        if data is not None:
+            self._due = time.monotonic() + self._settings.every_s
+        return data
+
+    @contextlib.contextmanager
+    def _losses(self) -> Iterator[None]:
         try:
-            with self._client.whole(self._url, self._timeout_s) as answer:
-                return self._read(answer)
+            yield
         except SourceLostError:
             raise
         except urllib.error.HTTPError as error:
             error.close()
+            if error.code in (401, 403):
+                raise refused(self.name, error.code, self._user) from None
             raise self._lost(f"HTTP status {error.code}") from None
         except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise self._distrusted(error.reason) from None
             raise self._lost(str(error.reason)) from None
         except OSError as error:
             raise self._lost(error.strerror or str(error) or type(error).__name__) from None
@@ -117,7 +179,7 @@ class SnapshotSource:
             raise self._lost(type(error).__name__) from None
 
     def _read(self, answer: http.client.HTTPResponse) -> bytes:
-        kind = str(answer.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+        kind = _kind(answer)
         if _NO_PICTURE.fullmatch(kind):
             raise self._lost(f"{kind[:100]} in a picture's place")
         data = bytearray()
@@ -130,8 +192,17 @@ class SnapshotSource:
             raise self._lost(f"{len(data):,} of {int(expected):,} bytes")
         return bytes(data)
 
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> SourceRefusedError:
+        return SourceRefusedError(
+            f"a certificate of {self.name} that is trusted", error.verify_message, "name its authority's in ca_file"
+        )
+
     def _lost(self, got: str) -> SourceLostError:
         return SourceLostError(f"a picture from {self.name}", got, "it will be tried again")
+
+
+def _kind(answer: http.client.HTTPResponse) -> str:
+    return str(answer.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
 
 
 class _StaysSafe(urllib.request.HTTPRedirectHandler):
@@ -143,25 +214,3 @@ class _StaysSafe(urllib.request.HTTPRedirectHandler):
         if req.type == "https" and not newurl.lower().startswith("https:"):
             raise urllib.error.URLError("a redirect from https to something else")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _ClosesRefusals(urllib.request.BaseHandler):
-    """The handlers of passwords ask again, but leave the refused answer open."""
-
-    handler_order = 400  # before theirs
-
-    def http_error_401(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> None:
-        fp.close()
-
-
-def _client(host: str, user: str | None, password: str) -> HttpClient:
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    if user is not None:
-        # For this host alone: a redirect elsewhere goes without.
-        passwords.add_password(None, host, user, password)
-    return HttpClient(
-        _StaysSafe(),
-        _ClosesRefusals(),
-        urllib.request.HTTPDigestAuthHandler(passwords),
-        urllib.request.HTTPBasicAuthHandler(passwords),
-    )

@@ -23,6 +23,10 @@ class SourceLostError(EdgeError):
     """A source is away for now; it may come back."""
 
 
+class SourceRefusedError(SourceLostError):
+    """A source is there, and refuses: a wrong user or password, a certificate that is not trusted."""
+
+
 class SourceEndedError(EdgeError):
     """A video file is through: no frame will come any more."""
 
@@ -38,8 +42,10 @@ class SourceSettings:
             progressive counts with what is left of it at `shorter_side`. 25 million take 250 MB at most.
         every_s: pause from one frame to the next of a camera or a snapshot, and within a video file.
         after: what becomes of a folder's photo once it is decided on.
+        time: by which a folder's photo counts: when it comes, or its own EXIF time (`photo_time`).
         username: of a camera that asks for one; one in the address goes before it.
         password: never shown.
+        ca_file: certificates of the authorities to trust for https; None takes the system's.
     """
 
     plot: str = ""
@@ -47,8 +53,10 @@ class SourceSettings:
     max_pixels: int = 25_000_000
     every_s: float = 1.0
     after: Literal["keep", "delete"] = "keep"
+    time: Literal["arrival", "photo"] = "arrival"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.every_s < float("inf"):
@@ -117,8 +125,8 @@ def open_source(
     """The source that a text names; it is opened later, by whoever reads it.
 
     Args:
-        text: a folder, an `http(s)://` snapshot, an `rtsp://` stream, `/dev/videoN` or a camera's number, or a video
-            file.
+        text: a folder, an `http(s)://` snapshot or MJPEG stream, an `rtsp://` stream, `/dev/videoN` or a camera's
+            number, or a video file.
         settings: how frames are taken.
         seen: whether a frame of this identity was decided on in an earlier life of the agent.
         bad: called with a key for each photo of a folder that can never be decoded; `seen` has to be true of it
@@ -129,6 +137,10 @@ def open_source(
         EdgeError: none of these.
         MissingExtraError: OpenCV is needed and not installed.
     """
+    if settings.ca_file is not None and not text.lower().startswith("https://"):
+        raise EdgeError("an https:// source where there is a ca_file", "another source", "remove ca_file")
+    if settings.time == "photo" and ("://" in text or not Path(text).is_dir()):
+        raise EdgeError('a folder of photos where time = "photo"', "another source", "remove time")
     # Each kind is imported where it is asked for: they build on this module.
     if "://" in text:
         return _from_url(text, settings)
@@ -189,6 +201,21 @@ def credentials(parts: SplitResult, settings: SourceSettings) -> tuple[str | Non
     if parts.username is not None:
         return unquote(parts.username), unquote(parts.password or "") or settings.password or ""
     return settings.username, settings.password or ""
+
+
+def refused(name: str, status: int, user: str | None) -> SourceRefusedError:
+    """What a 401 or 403 of a camera means.
+
+    Args:
+        name: of the source.
+        status: that the camera answered with.
+        user: that it was given; None for none.
+    """
+    got = f"status {status} from {name}" + (", and no user is set" if user is None else "")
+    variables = "AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD"
+    return SourceRefusedError(
+        "a user and password that the camera accepts", got, f"correct them ({variables}, or in the address)"
+    )
 
 
 def with_credentials(parts: SplitResult, settings: SourceSettings) -> str:

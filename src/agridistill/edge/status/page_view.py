@@ -22,6 +22,7 @@ from agridistill.edge.words import (
     model_words,
     plain_label,
     queue_words,
+    source_trouble_words,
     waiting_words,
 )
 
@@ -167,10 +168,9 @@ def _resolved_html(alerts: Sequence[Alert]) -> str:
 
 
 def _state_html(state: AgentState) -> str:
-    lost = state.source_lost_s
-    source = f"{state.source}: " + ("there" if lost is None else f"lost for {duration_words(lost)}")
+    trouble = source_trouble_words(state)
     rows = [
-        ("Source", source, lost is not None),
+        ("Source", f"{state.source}: {trouble or 'there'}", bool(trouble)),
         ("Model", model_words(state), False),
         ("Running for", duration_words(state.uptime_s), False),
         ("Frames", f"{state.frames:,}", False),

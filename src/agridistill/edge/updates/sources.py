@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ssl
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +13,7 @@ from typing import IO, Protocol
 from urllib.parse import urljoin, urlsplit
 from urllib.request import Request, url2pathname
 
-from agridistill.edge.http_exchange import HttpClient
+from agridistill.edge.http_exchange import HttpClient, tls_context
 from agridistill.edge.updates.release import MAX_RELEASE_BYTES, RELEASE_NAME, RefusedError, Release
 from agridistill.edge.updates.settings import UpdateSettings
 from agridistill.errors import EdgeError
@@ -131,7 +130,7 @@ class HttpSource:
         _check_address(url)
         self._url = urljoin(url, RELEASE_NAME) if urlsplit(url).path.endswith("/") else url
         self._timeout_s, self._patience_s = settings.timeout_s, settings.patience_s
-        self._client = _client(settings.ca_file)
+        self._client = HttpClient(_Redirects(), context=tls_context(settings.ca_file))
 
     @property
     def where(self) -> str:
@@ -206,14 +205,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if scheme != "https" and (scheme != "http" or req.type == "https"):
             raise urllib.error.HTTPError(req.full_url, code, f"redirected to {scheme}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _client(ca_file: Path | None) -> HttpClient:
-    try:
-        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise EdgeError("certificates that can be read", f"'{ca_file}' ({error})", "check the file") from None
-    return HttpClient(_Redirects(), context=context)
 
 
 def _check_address(url: str) -> None:
