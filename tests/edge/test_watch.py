@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 from tests.edge.conftest import Broker, Receiver, wait_for
+from tests.edge.updates.conftest import model_like
 from tests.edge.watched import RED, once, put, settings_for, watching
 
 from agridistill.edge import agent as agent_module
@@ -75,6 +76,39 @@ def test_what_was_decided_on_is_not_decided_on_again(photos: Path, settings: Wat
     assert read_state(state).frames == 2
 
 
+def test_leaves_and_alerts_belong_to_the_source_that_they_were_seen_in(
+    tmp_path: Path, settings: WatchSettings, state: Path
+) -> None:
+    rule = Rule("too red", ("red",), share=0.6, least_leaves=3)
+    farms = [replace(settings, source=str(tmp_path / name), rules=(rule,)) for name in ("b", "c")]
+    for number in range(3):
+        put(tmp_path / "b", f"north/{number}.jpg", RED)
+    put(tmp_path / "c", "north/9.jpg", RED)
+    assert [message.change for message in once(farms[0], state).alerts] == ["opened"]
+    (end,) = once(farms[1], state).alerts
+    assert (end.change, end.alert.text) == ("resolved", "too red, north: another source is watched now")
+    with History.reading(state / "history.sqlite") as history:
+        assert history.alerts(state="open") == []
+    for number in range(2):
+        put(tmp_path / "c", f"north/{number}.jpg", RED)
+    assert [message.change for message in once(farms[1], state).alerts] == ["opened"]
+
+
+def test_photos_that_another_model_decided_on_are_reported(
+    photos: Path, settings: WatchSettings, tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        put(photos, name)
+    model = once(settings, state).detections[0].model
+    once(settings, state)
+    assert "another model" not in caplog.text
+    assert settings.model is not None
+    other = model_like(settings.model, tmp_path / "other" / "colour.onnx", padding=9)
+    assert once(replace(settings, model=other), state).detections == []
+    assert caplog.text.count(f"2 photos here decided on by another model before ({model}): those answers stand") == 1
+    assert len(once(replace(settings, model=other), tmp_path / "new state").detections) == 2
+
+
 def test_only_an_agent_that_came_to_its_end_says_so(photos: Path, settings: WatchSettings, state: Path) -> None:
     put(photos, "a.jpg")
     with watching(settings, state) as heard:
@@ -88,6 +122,13 @@ def test_a_file_in_place_of_the_state_folder_is_refused(settings: WatchSettings,
     state.touch()
     with pytest.raises(ConfigError, match=r"expected a folder for the state; got the file '.*state'; choose another"):
         once(settings, state)
+
+
+@pytest.mark.parametrize("wrong", [{"source": "no-such-folder"}, {"model": Path("no-such.onnx")}])
+def test_a_mistyped_name_leaves_no_state_folder(settings: WatchSettings, state: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(EdgeError, match=r"'no-such.*', which does not exist"):
+        once(replace(settings, **wrong), state)
+    assert not state.exists()
 
 
 def test_a_command_that_is_not_there_is_told_at_the_start(

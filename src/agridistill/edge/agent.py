@@ -49,11 +49,13 @@ class Hooks:
         detection: called with each detection that is committed.
         alert: called with each message about an alert that is on its way.
         broker: gives host, port and whether it is connected; None without a broker.
+        idle: called where no frame waits.
     """
 
     detection: Callable[[Detection], None] = lambda detection: None
     alert: Callable[[AlertMessage], None] = lambda message: None
     broker: Callable[[], dict[str, object] | None] = lambda: None
+    idle: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Agent:
                     break
                 if frame is not None:
                     self._take(frame, stop)
+                else:
+                    self._hooks.idle()
                 if self.model_changed.is_set():
                     self.model_changed.clear()
                     self._follow_model()
