@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from agridistill.errors import DataError
+from agridistill.heatmaps import is_explanation
 from agridistill.preprocess import PHOTO_SUFFIXES
 
 SPLIT_NAMES = ("train", "val", "test")
@@ -40,7 +41,7 @@ class PhotoFolder:
         classes: class names, sorted; a label is an index into them.
         samples: all files with a photo's suffix, sorted by path.
         given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
-        strays: other files among the photos (relative paths); they are never used.
+        strays: other files among the photos (relative paths), pictures of `predict --explain` too; they are never used.
         without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
             folder is none of the classes.
     """
@@ -217,5 +218,6 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
             if name.startswith("."):
                 continue
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path is slow
-            (photos if suffix in PHOTO_SUFFIXES else others).append(f"{relative}/{name}")
+            is_photo = suffix in PHOTO_SUFFIXES and not is_explanation(f"{directory}/{name}")
+            (photos if is_photo else others).append(f"{relative}/{name}")
     return photos, others

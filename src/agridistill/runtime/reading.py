@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from PIL import Image
 
 from agridistill.arguments import described
 from agridistill.errors import DataError, PhotoError
+from agridistill.heatmaps import is_explanation
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import (
     LARGE_PIXELS,
@@ -29,6 +31,8 @@ from agridistill.preprocess import (
     to_pixels,
     upright_rgb,
 )
+
+logger = logging.getLogger(__name__)
 
 PhotoSource = Path | str | bytes | NDArray[Any] | Image.Image
 """A file's path, a file's bytes, an upright RGB photo `(H, W, 3)` uint8, or a Pillow image of any mode."""
@@ -82,6 +86,8 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
     if isinstance(source, Image.Image):
         return upright_rgb(source)
     if isinstance(source, bytes | str | Path):
+        if source == "":
+            raise PhotoError("a photo's path", "an empty text", "pass the path of a file")
         return read_photo(source if isinstance(source, bytes) else Path(source), shorter_side=shorter_side)
     several = isinstance(source, list | tuple | set)
     raise PhotoError(
@@ -176,6 +182,13 @@ def _photos_below(folder: Path) -> list[Path]:
             for name in names
             if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES
         ]
+    explanations = {path for path in found if is_explanation(path)}
+    if explanations:
+        logger.warning(
+            "left out in '%s': pictures that --explain wrote: %d, the first '%s'",
+            *(folder, len(explanations), min(explanations).name),
+        )
+        found = [path for path in found if path not in explanations]
     if not found:
         raise DataError("a folder with photos", f"'{folder}', which holds none", "name another folder or the files")
     return sorted(found)

@@ -28,6 +28,7 @@ from agridistill.edge.sources.hashes import Hashes
 from agridistill.edge.sources.source import SourceLostError, SourceSettings
 from agridistill.edge.store.history import History
 from agridistill.errors import OutboxError, PhotoError
+from agridistill.heatmaps import explanation_mark
 from agridistill.preprocess import UnreachablePhotoError, read_photo
 
 
@@ -587,3 +588,17 @@ def test_hashes_agree_with_a_set_and_forget_what_is_gone() -> None:
     assert kept.tolist() == [4000 <= place < 4500 for place in range(5000)]
     hashes.keep(array("q"))
     assert numbers[4200] not in hashes
+
+
+def test_pictures_of_where_a_model_looked_are_no_photos(
+    opened: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = opened()
+    folder = tmp_path / "in"
+    for number in (1, 2):
+        marked = folder / f"a-explained-{number}.png"
+        Image.new("RGB", (20, 20)).save(marked, pnginfo=explanation_mark())
+    Image.new("RGB", (20, 20)).save(folder / "b-explained.png")
+    assert names(source) == ["b-explained.png"]
+    assert len(caplog.messages) == 1
+    assert "pictures that predict --explain wrote are left out, the first 'a-explained-" in caplog.text
