@@ -41,11 +41,11 @@ def evaluate(
     from agridistill import api
     from agridistill.cli.verdicts import print_verdict, verdict_on
     from agridistill.runtime.shipped import model_path
-    from agridistill.storage import require_writable, write_json
+    from agridistill.storage import require_result_file, require_writable, write_json
 
     model = model_path(model)
     if out is not None:
-        require_writable(out)
+        require_result_file(out, keys=("model", "split", "confusion_matrix"))
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
     with progress_bar("reading photos") as progress:
