@@ -118,6 +118,14 @@ def test_only_an_agent_that_came_to_its_end_says_so(photos: Path, settings: Watc
     assert read_state(state).finished
 
 
+@pytest.mark.parametrize("by_user", [True, False])
+def test_an_agent_that_its_user_ends_says_so(settings: WatchSettings, state: Path, by_user: bool) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert watch(settings, state, stop, by_user=lambda: by_user).stopped is by_user
+    assert read_state(state).stopped is by_user
+
+
 def test_a_file_in_place_of_the_state_folder_is_refused(settings: WatchSettings, state: Path) -> None:
     state.touch()
     with pytest.raises(ConfigError, match=r"expected a folder for the state; got the file '.*state'; choose another"):

@@ -114,7 +114,7 @@ class Agent:
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._next_state = self._next_tidy = 0.0
         self._trouble: str | None = None
-        self._finished = False
+        self._finished = self.stopped = False
         self._alerts_refused, self._warn_again_at = False, 0.0
         self._handed: dict[str, set[int]] = {}
         self.state = self._state()
@@ -279,6 +279,7 @@ class Agent:
             disk_free_bytes=disk_free_bytes(self._stores.folder),
             trouble=self._trouble,
             finished=self._finished,
+            stopped=self.stopped,
             cannot_warn=self.plots.cannot_warn,
         )
 

@@ -79,6 +79,7 @@ def watch(
     listeners: Listeners | None = None,
     *,
     once: bool = False,
+    by_user: Callable[[], bool] = lambda: False,
 ) -> AgentState:
     """Runs the agent until `stop`.
 
@@ -89,6 +90,7 @@ def watch(
         listeners: who wants to hear.
         once: ends when a source that waits has nothing more, and what waits has been delivered, or nothing could be
             for half a minute.
+        by_user: whether the user at the keyboard set `stop`: the state then says so.
 
     Returns:
         The state at the end.
@@ -121,6 +123,7 @@ def watch(
             agent.run(stop)
             if once:
                 _deliver_the_rest(stores.outboxes, stop, agent.beat)
+            agent.stopped = by_user() and not failures
             agent.beat(now=True)
         if failures:
             raise failures[0]

@@ -161,6 +161,7 @@ class AgentState:
         outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
         cannot_warn: why no alert can open, and what to do; None where there are rules.
         finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
+        stopped: whether the user ended the agent with Ctrl-C.
     """
 
     device: str
@@ -186,6 +187,7 @@ class AgentState:
     trouble: str | None = None
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: bool = False
+    stopped: bool = False
     cannot_warn: str | None = None
 
     @property
