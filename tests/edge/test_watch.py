@@ -328,8 +328,9 @@ def test_settings_that_cannot_be_used_are_told_at_once(
         watch(replace(settings, **changes), state, threading.Event())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_in_an_orderly_way_and_prints_what_it_saw(
-    photos: Path, settings: WatchSettings, state: Path, tmp_path: Path
+    photos: Path, settings: WatchSettings, state: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     config = tmp_path / "watch.toml"
     config.write_text("[quality]\ndarkest = 0\nbrightest = 1\nblurriest = 0\nleast_leaf = 0\n")
@@ -343,12 +344,13 @@ def test_the_command_ends_in_an_orderly_way_and_prints_what_it_saw(
     put(photos, "a.jpg")
     assert process.stdout is not None
     line = json.loads(process.stdout.readline())
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     rest, told = process.communicate(timeout=30)
     assert (line["event"], line["photo"], line["label"]) == ("detection", "a.jpg", "green")
     assert process.returncode == 0, told
     assert rest == b""
     assert b"Traceback" not in told
+    assert read_state(state).stopped is (number == signal.SIGINT)
 
 
 def test_alerts_are_logged_where_nobody_else_hears_of_them(
