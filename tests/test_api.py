@@ -141,6 +141,13 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
         ("load", (None,), {}, PATHS.format("model", "None")),
         ("load", (np.zeros((2, 2)),), {}, PATHS.format("model", "an array of shape (2, 2) and dtype float64")),
         ("load", ("tomato",), {"threads": -1}, "expected a whole number of at least 0 for 'threads'; got -1 (int)"),
+        (
+            "load",
+            ("tomato",),
+            {"threads": 3000},
+            "4 on each core here, or 0 for one on each core; got 3000 (int); lower",
+        ),
+        ("load", ("x" * 5000,), {}, "which does not exist; check the path"),
         ("load", ("tomato",), {"engine": 3}, "expected the name of an engine, or None; got 3 (int)"),
         ("load", ("tomato",), {"photos": "x"}, "a whole number of at least 0 for 'photos'; got 'x' (str)"),
         ("evaluate", ("tomato", None), {}, PATHS.format("data", "None")),

@@ -5,6 +5,7 @@ This is the one place that decides what kind of model a path is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from agridistill.arguments import (
     require_choice,
     require_flag,
     require_share,
+    require_threads,
     require_whole,
     to_optional_path,
     to_path,
@@ -50,10 +52,11 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
 
     path = model_path(to_path("model", model))
     _require_engine(engine)
-    require_whole("threads", threads, at_least=0)
+    require_threads(threads)
     if photos is not None:
         require_whole("photos", photos, at_least=0)
-    if not path.exists():
+    # Not Path.exists(): it raises where the name is too long.
+    if not os.path.exists(path):  # noqa: PTH110
         raise missing_model(path)
     if path.is_dir() and engine is not None:
         from agridistill.runtime.artefacts import engines_for

@@ -10,6 +10,7 @@ from typing import Any
 from agridistill.errors import ConfigError, nearest
 
 _LONGEST = 60
+_THREADS_ON_A_CORE = 4
 
 
 def described(value: object) -> str:
@@ -62,6 +63,22 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
     # numpy's whole numbers have __index__ as well.
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < at_least:
         raise ConfigError(f"a whole number of at least {at_least} for '{name}'", described(value), "correct it")
+
+
+def require_threads(value: object) -> None:
+    """Checks a number of threads; the system may hang with hundreds on each core.
+
+    Raises:
+        ConfigError: no whole number, below 0, or more than 4 on each core.
+    """
+    require_whole("threads", value, at_least=0)
+    cores = os.cpu_count() or 1
+    if int(value) > _THREADS_ON_A_CORE * cores:  # type: ignore[call-overload]
+        raise ConfigError(
+            f"threads up to {_THREADS_ON_A_CORE * cores}, 4 on each core here, or 0 for one on each core",
+            described(value),
+            "lower them",
+        )
 
 
 def require_share(name: str, value: object) -> None:

@@ -14,7 +14,15 @@ from typing import Literal
 import numpy as np
 
 from agridistill.api import SPLITS, evaluate
-from agridistill.arguments import described, require_callable, require_choice, require_whole, to_optional_path, to_path
+from agridistill.arguments import (
+    described,
+    require_callable,
+    require_choice,
+    require_threads,
+    require_whole,
+    to_optional_path,
+    to_path,
+)
 from agridistill.data.synthetic import CLASSES, draw_leaf
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
@@ -70,7 +78,7 @@ def benchmark(
     named = [model_path(path) for path in _paths_of(models)]
     wanted = (engines,) if isinstance(engines, str) else engines
     photo_path, split_file = to_optional_path("photos", photos), to_optional_path("split_file", split_file)
-    require_whole("threads", threads, at_least=0)
+    require_threads(threads)
     require_choice("split", split, SPLITS)
     require_callable("progress", progress)
     plan = _checked_plan(plan)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 _STRENGTH = 0.55
 # Cividis (Nunez, Anderton and Renslow 2018), which colour-blind readers see as others do, at 17 even steps.
@@ -15,6 +18,27 @@ _COLOURS = (
     *((111, 112, 115), (125, 124, 120), (140, 136, 120), (155, 148, 118), (171, 160, 114), (188, 174, 108)),
     *((205, 187, 99), (222, 201, 88), (240, 216, 70), (254, 232, 56)),
 )
+
+_NAMED_SO = re.compile(r"-explained(-\d+)?\.png", re.IGNORECASE)
+_MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
+
+
+def explanation_mark() -> PngInfo:
+    """What a PNG of where a model looked carries, so that it is never taken for a photo."""
+    mark = PngInfo()
+    mark.add_text(_MARK_KEY, _MARK)
+    return mark
+
+
+def is_explanation(path: str | PathLike[str]) -> bool:
+    """Whether a file is a picture that `predict --explain` wrote; only files of such names are looked into."""
+    if not _NAMED_SO.search(str(path)):
+        return False
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_MARK_KEY) == _MARK
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # whoever reads it as a photo says why
 
 
 def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:

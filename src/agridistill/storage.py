@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,6 +129,41 @@ def require_writable(path: Path, option: str = "--out", *, folder: bool = False)
         raise RunError(
             f"a place for {option} that may be written", f"'{place}', which may not", f"choose another {option}"
         )
+
+
+def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str] = (), header: str = "") -> None:
+    """Checks that a result can be written, and that a file that it would replace is an earlier result of the kind.
+
+    Args:
+        path: of the file.
+        option: that named it, for the error.
+        keys: of the JSON document; for other text none.
+        header: how other text begins.
+
+    Raises:
+        RunError: as `require_writable`, or a file that holds something else.
+    """
+    require_writable(path, option)
+    if path.exists() and path.stat().st_size and not _is_result(path, keys, header):
+        raise RunError(
+            f"a new file or an earlier result for {option}",
+            f"'{path}', which is another file",
+            f"choose another {option}",
+        )
+
+
+def _is_result(path: Path, keys: Sequence[str], header: str) -> bool:
+    with path.open("rb") as file:
+        start = file.read(max(1, len(header.encode())))
+        if not keys:
+            return start == header.encode()
+        if start != b"{":
+            return False  # a model may be too large to be read in vain
+        try:
+            document = json.loads(start + file.read())
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(document, dict) and set(keys) <= set(document)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -104,7 +104,16 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
     ("command", "message"),
     [
         (["evaluate", "{model}", "{data}", "--evidence", "file"], "expected a folder for --evidence; got the file"),
+        (["evaluate", "{model}", "{data}", "--out", "{model}"], "a new file or an earlier result for --out; got '"),
+        (["benchmark", "{model}", "--out", "file"], "got 'file', which is another file; choose another --out"),
+        (["benchmark", "{model}", "--csv", "file"], "got 'file', which is another file; choose another --csv"),
+        (["benchmark", "{model}", "--out", "a", "--csv", "./a"], "expected two files for --out and --csv; got 'a' for"),
         (["benchmark", "{model}", "--csv", "folder"], "expected a file for --csv; got the folder 'folder'"),
+        (
+            ["predict", "{model}", "{data}", "--explain-out", "file/x"],
+            "expected a folder to write 'x' in; got the file",
+        ),
+        (["watch", "{data}", "--model", "{model}", "--plot", " "], "expected a plot's name for --plot; got ' '"),
         (["report", "folder"], "expected a folder with compare.json or evaluation.json"),
         (["train", "{data}", "--weights", "none.safetensors", "--out", "run"], "'none.safetensors', which is neither"),
         (["train", "{data}", "--weights", "folder", "--out", "run"], "name a finished run"),
@@ -120,6 +129,11 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
             ["distill", "{data}", "--teacher", "{run}", "--cache-dir", "file", "--out", "run"],
             "expected a folder for --cache-dir; got the file 'file'",
         ),
+        (
+            ["distill", "{data}", "--teacher", "{run}", "--out", "{run}/student"],
+            "expected --out outside the teacher's run folder; got '",
+        ),
+        (["train", "{data}", "--weights", "{run}", "--out", "{run}/again"], "--out outside the --weights run folder;"),
         (["export", "{run}", "--splits", "none.json", "--out", "a.onnx"], "expected a split file; got no file"),
         (["compare", "{data}", "--recipe", "compare", "--splits", "none.json", "--out", "s"], "expected a split file"),
         (["data", "fetch", "plantvillage-tomato", "--out", "file/x"], "expected a folder to write 'x' in; got the"),

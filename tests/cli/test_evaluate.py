@@ -165,6 +165,8 @@ def test_the_table_shows_each_figure_with_its_unit(capsys: Capture) -> None:
     ):
         assert figure in out
     assert "left out of macro-F1" not in out
+    print_evaluation(result(leaves=1234), title="x")
+    assert "1,234; 1 unreadable left out" in capsys.readouterr().out
 
 
 def test_a_class_without_photos_has_dashes_and_a_word_why(capsys: Capture) -> None:

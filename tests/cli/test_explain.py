@@ -10,6 +10,7 @@ from PIL import Image
 from tests.colour_backend import colour_photo
 
 from agridistill.cli.main import main
+from agridistill.data.samples import scan
 
 Capture = pytest.CaptureFixture[str]
 
@@ -71,7 +72,7 @@ def test_a_file_in_the_folders_place_is_one_line_before_any_answer(
     photo = colour_photo(here / "leaf.jpg", "red")
     code, out, err = run(capsys, "predict", colour_model, photo, "--explain-out", photo)
     assert (code, out) == (2, "")
-    assert err == f"error: expected a folder for --explain-out; got the file '{photo}'; name another one\n"
+    assert err == f"error: expected a folder for --explain-out; got the file '{photo}'; choose another --explain-out\n"
 
 
 def test_a_run_folder_is_explained_as_well(teacher_run: Path, leaves: Path, here: Path, capsys: Capture) -> None:
@@ -80,3 +81,18 @@ def test_a_run_folder_is_explained_as_well(teacher_run: Path, leaves: Path, here
     assert code == 0
     assert (here / f"{photo.stem}-explained.png").is_file()
     assert "where the model looked" in err
+
+
+def test_pictures_beside_the_photos_are_left_out_afterwards(colour_model: Path, here: Path, capsys: Capture) -> None:
+    for name in ("red/x.jpg", "green/y.jpg"):
+        colour_photo(here / name, "red")
+    colour_photo(here / "green/z-explained.png", "green")
+    photos = here / "red"
+    run(capsys, "predict", colour_model, photos, "--explain", "--explain-out", photos)
+    assert (photos / "x-explained.png").exists()
+    code, out, err = run(capsys, "predict", colour_model, photos)
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "pictures that --explain wrote: 1, the first 'x-explained.png'" in err
+    scanned = scan(here)
+    assert [sample.path for sample in scanned.samples] == ["green/y.jpg", "green/z-explained.png", "red/x.jpg"]
+    assert scanned.strays == ("red/x-explained.png",)

@@ -307,7 +307,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
     assert process.returncode == 130
     assert out_text == ""
     told = [line for line in err.splitlines() if "epoch" not in line]
-    assert told == ["interrupted: a started run goes on with the same command and --resume"]
+    assert told == ["interrupted: the run goes on with the same command and --resume"]
     assert not list(out.glob("*.part"))
 
 
@@ -324,7 +324,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
         (
             ("--debug", "train", "photos", "--out"),
             "training.run.train",
-            "interrupted: a started run goes on with the same command and --resume",
+            "interrupted: nothing was written",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from agridistill.api import load
 from agridistill.cli.main import main
 from agridistill.data.samples import scan
+from agridistill.errors import PhotoError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -143,3 +144,18 @@ def test_unusable_input_ends_in_one_line(
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_one_mistyped_photo_does_not_cost_the_others(colour_model: Path, photos: Path, capsys: Capture) -> None:
+    code, out, err = run(capsys, "predict", colour_model, "nowhere.jpg", photos)
+    assert (code, len(out.splitlines())) == (2, 3)
+    line = "expected a photo or a folder of photos; got 'nowhere.jpg', which does not exist; check the path"
+    assert err.splitlines() == [f"error: {line}"]
+    code, out, err = run(capsys, "predict", colour_model, "nowhere.jpg", photos, "--json")
+    document = json.loads(out)
+    assert (code, len(document["photos"]), document["errors"]) == (2, 3, [{"photo": "nowhere.jpg", "error": line}])
+
+
+def test_an_empty_text_is_no_photo(colour_model: Path) -> None:
+    with pytest.raises(PhotoError, match="expected a photo's path; got an empty text"):
+        load(colour_model).predict("")

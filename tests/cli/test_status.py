@@ -46,7 +46,7 @@ def test_a_running_agent_is_shown_with_its_state_its_alerts_and_its_last_detecti
     assert out.startswith(f"field-7: running for 2 h 3 min (process {os.getpid()})")
     for told in (
         "/photos/inbox",
-        "121 (answer 100, unsure 21)",
+        "121 (100 answers, 21 unsure)",
         "mobilenetv3_large_100 7 (abababababab)",
         "farm.example:8883: connected",
         "5 messages, the oldest for 1 min 5 s; 2 dropped",
@@ -58,7 +58,7 @@ def test_a_running_agent_is_shown_with_its_state_its_alerts_and_its_last_detecti
     rows = [line for line in out.splitlines() if "north/leaf-" in line]
     assert len(rows) == 3
     assert "unusable: too dark" in rows[0]
-    assert "unsure: 52 % is below the threshold of 80 %" in rows[2]
+    assert "unsure (Tomato: Late blight 52 %)" in rows[2]
     assert err == ""
 
 
@@ -69,7 +69,7 @@ def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, ca
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
     assert code == 1
     assert out.startswith(f"field-7: not running since {when} (1 h 1 min ago)")
-    assert "agridistill watch SOURCE --model MODEL" in err
+    assert "agridistill watch /photos/inbox --model models/ab" in err
     assert f"there is a process {os.getpid()}: if it is the agent, its disk may be full" in " ".join(out.split())
     write_state(folder, state(pid=2**22 + 1, at_s=at_s))  # above what Linux gives
     assert f"Problem: the agent has not run since {when}" in run(capsys, "--state", folder)[1]
@@ -92,6 +92,21 @@ def test_an_agent_that_came_to_the_end_of_its_source_is_no_problem_but_what_it_c
         "Problem: not sent to the broker yet, but by the next run: 5 messages",
         "Problem: not sent to the webhook yet, but by the next run: 1 message",
     ]
+
+
+def test_an_agent_that_its_user_stopped_is_no_problem(folder: Path, capsys: Capture) -> None:
+    write_state(folder, state(pid=2**22 + 1, at_s=time.time() - 3700, stopped=True, broker=None, outbox=None))
+    code, out, err = run(capsys, "--state", folder)
+    assert (code, "Problem" in out) == (0, False)
+    assert out.startswith("field-7: stopped by Ctrl-C at ")
+    assert f"Next: agridistill watch /photos/inbox --model models/ab --state {folder}" in err.replace("\n", " ")
+
+
+def test_detections_of_another_model_than_the_present_one_name_it(folder: Path, capsys: Capture) -> None:
+    assert "abababababab" not in run(capsys, "--state", folder)[1].split("Last 8")[1]
+    with filled_history(folder / HISTORY_FILE) as history:
+        history.add(detection(9, model="0123456789ab"))
+    assert "0123456789ab" in run(capsys, "--state", folder)[1].split("Last 9")[1]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 from tests.edge.conftest import Broker, Receiver, wait_for
+from tests.edge.updates.conftest import model_like
 from tests.edge.watched import RED, once, put, settings_for, watching
 
 from agridistill.edge import agent as agent_module
@@ -102,6 +103,39 @@ def test_what_was_decided_on_is_not_decided_on_again(photos: Path, settings: Wat
     assert read_state(state).frames == 2
 
 
+def test_leaves_and_alerts_belong_to_the_source_that_they_were_seen_in(
+    tmp_path: Path, settings: WatchSettings, state: Path
+) -> None:
+    rule = Rule("too red", ("red",), share=0.6, least_leaves=3)
+    farms = [replace(settings, source=str(tmp_path / name), rules=(rule,)) for name in ("b", "c")]
+    for number in range(3):
+        put(tmp_path / "b", f"north/{number}.jpg", RED)
+    put(tmp_path / "c", "north/9.jpg", RED)
+    assert [message.change for message in once(farms[0], state).alerts] == ["opened"]
+    (end,) = once(farms[1], state).alerts
+    assert (end.change, end.alert.text) == ("resolved", "too red, north: another source is watched now")
+    with History.reading(state / "history.sqlite") as history:
+        assert history.alerts(state="open") == []
+    for number in range(2):
+        put(tmp_path / "c", f"north/{number}.jpg", RED)
+    assert [message.change for message in once(farms[1], state).alerts] == ["opened"]
+
+
+def test_photos_that_another_model_decided_on_are_reported(
+    photos: Path, settings: WatchSettings, tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        put(photos, name)
+    model = once(settings, state).detections[0].model
+    once(settings, state)
+    assert "another model" not in caplog.text
+    assert settings.model is not None
+    other = model_like(settings.model, tmp_path / "other" / "colour.onnx", padding=9)
+    assert once(replace(settings, model=other), state).detections == []
+    assert caplog.text.count(f"2 photos here decided on by another model before ({model}): those answers stand") == 1
+    assert len(once(replace(settings, model=other), tmp_path / "new state").detections) == 2
+
+
 def test_only_an_agent_that_came_to_its_end_says_so(photos: Path, settings: WatchSettings, state: Path) -> None:
     put(photos, "a.jpg")
     with watching(settings, state) as heard:
@@ -111,10 +145,25 @@ def test_only_an_agent_that_came_to_its_end_says_so(photos: Path, settings: Watc
     assert read_state(state).finished
 
 
+@pytest.mark.parametrize("by_user", [True, False])
+def test_an_agent_that_its_user_ends_says_so(settings: WatchSettings, state: Path, by_user: bool) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert watch(settings, state, stop, by_user=lambda: by_user).stopped is by_user
+    assert read_state(state).stopped is by_user
+
+
 def test_a_file_in_place_of_the_state_folder_is_refused(settings: WatchSettings, state: Path) -> None:
     state.touch()
     with pytest.raises(ConfigError, match=r"expected a folder for the state; got the file '.*state'; choose another"):
         once(settings, state)
+
+
+@pytest.mark.parametrize("wrong", [{"source": "no-such-folder"}, {"model": Path("no-such.onnx")}])
+def test_a_mistyped_name_leaves_no_state_folder(settings: WatchSettings, state: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(EdgeError, match=r"'no-such.*', which does not exist"):
+        once(replace(settings, **wrong), state)
+    assert not state.exists()
 
 
 def test_a_command_that_is_not_there_is_told_at_the_start(
@@ -315,8 +364,9 @@ def test_settings_that_cannot_be_used_are_told_at_once(
         watch(replace(settings, **changes), state, threading.Event())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_in_an_orderly_way_and_prints_what_it_saw(
-    photos: Path, settings: WatchSettings, state: Path, tmp_path: Path
+    photos: Path, settings: WatchSettings, state: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     config = tmp_path / "watch.toml"
     config.write_text("[quality]\ndarkest = 0\nbrightest = 1\nblurriest = 0\nleast_leaf = 0\n")
@@ -330,12 +380,13 @@ def test_the_command_ends_in_an_orderly_way_and_prints_what_it_saw(
     put(photos, "a.jpg")
     assert process.stdout is not None
     line = json.loads(process.stdout.readline())
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     rest, told = process.communicate(timeout=30)
     assert (line["event"], line["photo"], line["label"]) == ("detection", "a.jpg", "green")
     assert process.returncode == 0, told
     assert rest == b""
     assert b"Traceback" not in told
+    assert read_state(state).stopped is (number == signal.SIGINT)
 
 
 def test_alerts_are_logged_where_nobody_else_hears_of_them(

@@ -48,11 +48,16 @@ def benchmark(
 
     Each model and engine runs in a process of its own, on the processor; they take turns, so that noise hits all.
     """
-    from agridistill.storage import require_writable
+    from agridistill.errors import ConfigError
+    from agridistill.runtime.benchmark_result import CSV_COLUMNS
+    from agridistill.storage import require_result_file
 
-    for option, file in (("--out", out), ("--csv", csv)):
-        if file is not None:
-            require_writable(file, option)
+    if out is not None:
+        require_result_file(out, keys=("host", "queries", "models"))
+    if csv is not None:
+        require_result_file(csv, "--csv", header=",".join(CSV_COLUMNS[:4]))
+    if out is not None and csv is not None and out.resolve() == csv.resolve():
+        raise ConfigError("two files for --out and --csv", f"'{out}' for both", "choose another --csv")
     with progress_bar("measuring") as progress:
         from agridistill.benchmarking import benchmark as measure
         from agridistill.runtime.benchmark import PUBLISHABLE_QUERIES, BenchmarkPlan

@@ -59,12 +59,12 @@ def evaluate(
     from agridistill.data.layout import FOLDERS
     from agridistill.evaluation.class_names import read_class_names
     from agridistill.runtime.shipped import model_path
-    from agridistill.storage import require_writable, write_json
+    from agridistill.storage import require_result_file, require_writable, write_json
 
     layout = options.layout_of(labels, label_columns, nested)
     model = model_path(model)
     if out is not None:
-        require_writable(out)
+        require_result_file(out, keys=("model", "split", "confusion_matrix"))
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
     names = read_class_names(map_) if map_ is not None else {}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agridistill.cli.output import shown, stderr
-from agridistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
@@ -28,22 +27,8 @@ def with_pictures(
         results: to pass on.
         folder: to write to; made where it is missing. None takes the current one.
         verdict: the title of a picture.
-
-    Raises:
-        ConfigError: at the call: the folder is a file.
     """
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError("a folder for --explain-out", f"the file '{folder}'", "name another one")
-    return _with_pictures(predictor, photos, results, folder or Path(), verdict)
-
-
-def _with_pictures(
-    predictor: Predictor,
-    photos: Sequence[Path],
-    results: Iterator[PhotoResult],
-    folder: Path,
-    verdict: Callable[[Prediction], str],
-) -> Iterator[PhotoResult]:
+    folder = folder or Path()
     # No picture may replace a photo, or one of this command's own.
     taken = {photo.resolve() for photo in photos}
     for photo, result in zip(photos, results, strict=True):

@@ -56,6 +56,8 @@ def export(
     from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
 
     layout = options.layout_of(labels, label_columns, nested)
+    if earlier := _replaced_run(out, run):
+        stderr.print(f"{out} replaces the artefact of the run '{earlier}'", markup=False)
     with progress_bar("reading photos") as progress:
         from agridistill.exporting.artefact import export as write
 
@@ -91,6 +93,22 @@ def export(
         return
     if verdict.usable:
         next_command("predict", out, "IMAGE")
+
+
+def _replaced_run(out: Path, run: Path) -> str | None:
+    """Name of the run whose artefact is at `out`; None where there is none, or it is of the same weights."""
+    from agridistill.errors import ModelError
+    from agridistill.manifest import MANIFEST_NAME, read_manifest
+    from agridistill.runtime.artefacts import manifest_path
+
+    if not out.is_file():
+        return None
+    try:
+        lineage = read_manifest(manifest_path(out)).lineage
+        weights = read_manifest(run / MANIFEST_NAME).weights_sha256
+    except ModelError:
+        return None  # the export says why, where it matters
+    return str(lineage.get("run", "unknown")) if lineage.get("run_weights_sha256") != weights else None
 
 
 def _answers(abstention: AbstentionPoint) -> str:

@@ -6,6 +6,7 @@ import errno
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,9 +75,8 @@ def _root(
         root.addHandler(LogLines())
 
 
+_RUNS = ("train", "distill")
 _GOES_ON = {
-    "train": "a started run goes on with the same command and --resume",
-    "distill": "a started run goes on with the same command and --resume",
     "demo": "the same command goes on where it stopped",
     "compare": "the same command goes on where it stopped",
     "watch": "the same command goes on where it stopped",
@@ -108,9 +108,18 @@ def _run(arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         result = INTERRUPTED
     if result == INTERRUPTED:
-        told = f"interrupted: {_GOES_ON[command]}" if command in _GOES_ON else "interrupted"
-        stderr.print(told, style="yellow")
+        goes_on = _run_goes_on(arguments) if command in _RUNS else _GOES_ON.get(command)
+        stderr.print(f"interrupted: {goes_on}" if goes_on else "interrupted", style="yellow")
     return result if isinstance(result, int) else OK
+
+
+def _run_goes_on(arguments: Sequence[str]) -> str:
+    """Whether the run's folder holds anything yet."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    out = words[words.index("--out") + 1] if "--out" in words[:-1] else ""
+    if out and (Path(out) / "recipe.toml").exists():
+        return "the run goes on with the same command and --resume"
+    return "nothing was written"
 
 
 def _command(arguments: Sequence[str]) -> str:

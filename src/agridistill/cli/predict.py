@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,13 +34,22 @@ def predict(
     """Tell what photos show, one line a photo: an answer with its probability, or that the model is unsure, that the
     photo is unlike those that it learnt from, or that the photo is unusable and why.
 
-    A photo that cannot be read is told on stderr, the rest goes on, and the exit code is 1.
+    A photo that cannot be read or is not there is told on stderr, and the rest goes on; the exit code is then 1, or 2
+    where one is not there.
     """
+    if explain or explain_out is not None:
+        from agridistill.storage import require_writable
+
+        require_writable(explain_out or Path(), "--explain-out", folder=True)
+    # Not Path.exists(), which raises where a name is too long. Where nothing is there, `expand` tells why.
+    missing = [image for image in images if not os.path.exists(image)]  # noqa: PTH110
+    if len(missing) == len(images):
+        missing = []
     with progress_bar("loading the model") as progress:
         from agridistill.api import load
         from agridistill.runtime.reading import expand
 
-        photos = expand(images)
+        photos = expand(image for image in images if image not in missing)
         begin(progress, "loading the model")
         predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
@@ -50,7 +60,7 @@ def predict(
     if json:
         told = list(_with_progress(results, len(photos)))
         failed = sum(result.prediction is None for result in told)
-        print_json(_document(model, told))
+        print_json(_document(model, told, missing))
     else:
         failed = 0
         # On a screen the lines themselves show how far it is.
@@ -62,7 +72,10 @@ def predict(
                 stderr.print(f"error: {shown(str(result.error))}", markup=False, style="red")
     if failed:
         stderr.print(f"{failed} of {len(photos)} photos could not be read", markup=False)
-        raise typer.Exit(1)
+    for image in missing:
+        stderr.print(f"error: {shown(_missing(image))}", markup=False, style="red")
+    if failed or missing:
+        raise typer.Exit(2 if missing else 1)
     # A device has no part that evaluates.
     next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
 
@@ -74,7 +87,11 @@ def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[Photo
             progress(done, total)
 
 
-def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
+def _missing(image: Path) -> str:
+    return f"expected a photo or a folder of photos; got '{image}', which does not exist; check the path"
+
+
+def _document(model: Path, results: list[PhotoResult], missing: Sequence[Path]) -> dict[str, Any]:
     photos = [
         {
             "photo": shown(result.name),
@@ -91,5 +108,5 @@ def _document(model: Path, results: list[PhotoResult]) -> dict[str, Any]:
     ]
     errors = [
         {"photo": shown(result.name), "error": shown(result.error)} for result in results if result.error is not None
-    ]
+    ] + [{"photo": shown(str(image)), "error": shown(_missing(image))} for image in missing]
     return {"model": shown(str(model)), "photos": photos, "errors": errors}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agridistill.cli import options
-from agridistill.cli.cells import UNDEFINED, new_table, percent, plain, show_table
+from agridistill.cli.cells import UNDEFINED, new_table, plain, show_table
 from agridistill.cli.output import next_command, print_json, shown, stdout
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def status(
         }
         print_json(document)
     else:
-        style = "bold green" if running else "bold" if found.finished else "bold red"
+        style = "bold green" if running else "bold" if found.finished or found.stopped else "bold red"
         stdout.print(shown(_headline(found, running, now_s)), markup=False, style=style)
         show_table(_state_table(found, running))
-        _print_history(seen, last, now_s)
+        _print_history(seen, last, now_s, str(found.model.get("sha256", ""))[:12])
         for problem in problems:
             stdout.print(f"Problem: {problem}", markup=False, style="red")
     if not running:
-        next_command("watch", "SOURCE", "--model", "MODEL", *(() if state is None else ("--state", state)))
+        next_command("watch", *_source_and_model(found), *(() if state is None else ("--state", state)))
     if problems:
         raise typer.Exit(1)
 
@@ -97,7 +97,7 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     from agridistill.edge.status.state_file import process_lives
     from agridistill.edge.words import duration_words
 
-    if not running and state.finished:
+    if not running and (state.finished or state.stopped):
         return _left_behind(state)
     if not running and process_lives(state.pid):
         return [
@@ -142,7 +142,15 @@ def _headline(state: AgentState, running: bool, now_s: float) -> str:
     ago = duration_words(now_s - state.at_s)
     if state.finished:
         return f"{state.device}: all was decided on by {_local(state.at_s)} ({ago} ago); what follows is from then"
+    if state.stopped:
+        return f"{state.device}: stopped by Ctrl-C at {_local(state.at_s)} ({ago} ago); what follows is from then"
     return f"{state.device}: not running since {_local(state.at_s)} ({ago} ago); what follows is from then"
+
+
+def _source_and_model(state: AgentState) -> tuple[str, ...]:
+    """For the command that goes on; an address whose secrets are left out cannot be given again."""
+    path = str(state.model.get("path") or "MODEL")
+    return state.source if "…" not in state.source else "SOURCE", "--model", path
 
 
 def _state_table(state: AgentState, running: bool) -> Table:
@@ -154,6 +162,7 @@ def _state_table(state: AgentState, running: bool) -> Table:
         model_words,
         queue_words,
         source_trouble_words,
+        verdict_counts_words,
         waiting_words,
     )
 
@@ -161,7 +170,7 @@ def _state_table(state: AgentState, running: bool) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     trouble = source_trouble_words(state)
-    verdicts = ", ".join(f"{name} {number:,}" for name, number in state.verdicts.items() if number)
+    verdicts = verdict_counts_words(state.verdicts) if state.frames else ""
     rows = [
         ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
@@ -179,13 +188,13 @@ def _state_table(state: AgentState, running: bool) -> Table:
     return table
 
 
-def _print_history(seen: _Seen, last: int, now_s: float) -> None:
+def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
     if seen.error:
         stdout.print(f"Alerts and detections cannot be told: {plain(seen.error)}", style="yellow")
         return
     _print_alerts(seen.alerts, now_s)
     if seen.detections:
-        show_table(_detections_table(seen.detections))
+        show_table(_detections_table(seen.detections, model))
     elif last:
         stdout.print("Nothing was seen yet.")
 
@@ -201,21 +210,21 @@ def _print_alerts(alerts: list[Alert], now_s: float) -> None:
         stdout.print(told, style="yellow")
 
 
-def _detections_table(detections: list[Detection]) -> FigureTable:
-    from agridistill.edge.words import number_of, plain_label
+def _detections_table(detections: list[Detection], model: str) -> FigureTable:
+    from agridistill.edge.words import detection_words, number_of
 
     table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
-    for name in ("plot", "says", "probability", "photo"):
-        table.add_column(name, justify="right" if name == "probability" else "left")
+    # By whom, where another model than the present one decided.
+    several = any(one.model != model for one in detections)
+    for name in ("plot", "answer", "photo", *(("model",) if several else ())):
+        table.add_column(name, justify="left")
     for one in detections:
-        label = UNDEFINED if one.label is None else plain_label(one.label)
-        says = label if one.verdict == "answer" else f"{one.verdict}: {one.reason}" if one.reason else one.verdict
         table.add_row(
             _local(one.at_s),
             plain(one.plot or UNDEFINED),
-            plain(says),
-            percent(one.probability),
+            plain(detection_words(one)),
             plain(one.photo),
+            *((one.model,) if several else ()),
             style="" if one.verdict == "answer" else "yellow",
         )
     return table

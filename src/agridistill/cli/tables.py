@@ -103,7 +103,8 @@ def summary_table(result: EvaluationResult) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    photos = f"{result.photos:,} of {result.leaves:,} leaves"
+    # Where no leaf is known, each photo counts as one.
+    photos = f"{result.photos:,}" + (f" of {result.leaves:,} leaves" if result.leaves < result.photos else "")
     rows = {
         "accuracy (95 % CI)": _accuracy(result),
         "macro-F1": f"{result.macro_f1:.3f}",

@@ -98,7 +98,7 @@ def watch(
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
         from agridistill.edge.status.state_file import state_folder
-        from agridistill.edge.words import number_of
+        from agridistill.edge.words import number_of, verdict_counts_words
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "the field part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[edge]'"
@@ -117,10 +117,11 @@ def watch(
     settings = replace(settings, model=model_path(settings.model))
     folder = state if state is not None else state_folder()
     teller = _Teller(json=json, quiet=quiet)
-    with _stopping() as stop:
-        end = run(settings, folder, stop, Listeners(teller.detection, teller.alert, teller.page), once=once)
+    with _stopping() as (stop, by_user):
+        listeners = Listeners(teller.detection, teller.alert, teller.page)
+        end = run(settings, folder, stop, listeners, once=once, by_user=by_user.is_set)
     if not json:
-        told = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(end.verdicts.items())) or "none"
+        told = verdict_counts_words(end.verdicts)
         news = f"{teller.detections:,} new" if teller.detections else "nothing new"
         stderr.print(f"ended: {news}; {number_of(end.frames, 'frame')} decided on in all ({told})", markup=False)
     next_command("status", *(("--state", folder) if state is not None else ()))
@@ -154,13 +155,12 @@ class _Teller:
 
 
 def _detection_line(detection: Detection) -> str:
-    from agridistill.runtime.verdicts import verdict_words
+    from agridistill.edge.words import detection_words
 
     at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - people's own time
-    label, probability = detection.label, detection.probability
-    top = [(label, probability)] if label is not None and probability is not None else []
-    answer = verdict_words(detection.verdict, detection.reason, top)
-    return shown(f"{at} {detection.plot + ' ' if detection.plot else ''}{detection.photo}: {answer}")
+    # In a folder the plot is the subfolder, with which the photo's name begins.
+    named = not detection.plot or detection.photo.startswith(f"{detection.plot}/")
+    return shown(f"{at} {'' if named else detection.plot + ' '}{detection.photo}: {detection_words(detection)}")
 
 
 def _with_options(
@@ -179,6 +179,7 @@ def _with_options(
     from dataclasses import replace
 
     from agridistill.edge.settings import BrokerOptions, PageOptions
+    from agridistill.errors import ConfigError
 
     plain = {
         "source": source,
@@ -189,6 +190,8 @@ def _with_options(
         "after": after,
         "thumbnails": thumbnails,
     }
+    if plot is not None and not plot.strip():
+        raise ConfigError("a plot's name for --plot", f"'{plot}'", "for example --plot north, or leave it out")
     changes: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
     if broker is not None:
         changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerOptions(broker)
@@ -209,18 +212,20 @@ def _address(text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends at once."""
-    stop = threading.Event()
+def _stopping() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """An event that Ctrl-C and SIGTERM set, and one that Ctrl-C alone sets; a second one ends at once."""
+    stop, by_user = threading.Event(), threading.Event()
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            by_user.set()
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield stop, by_user
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

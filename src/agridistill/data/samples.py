@@ -18,6 +18,7 @@ from agridistill.data.structure import (
     wrapped_in,
 )
 from agridistill.errors import DataError
+from agridistill.heatmaps import is_explanation
 from agridistill.manifest import composed
 from agridistill.photo_files import files_below, how_to_read, is_folder, is_photo, subfolders
 
@@ -49,7 +50,7 @@ class PhotoFolder:
         classes: class names in Unicode's normal form C, sorted; a label is an index into them.
         samples: all files with a photo's suffix, sorted by path.
         given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
-        strays: other files among the photos (relative paths); they are never used.
+        strays: other files among the photos (relative paths), pictures of `predict --explain` too; they are never used.
         without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
             folder is none of the classes.
         unlabelled: photos in no class folder, or that no row of a label file names; they are never used.
@@ -323,5 +324,6 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
     for inside, names in files_below(root / folder, refuse):
         for name in names:
             # Plain strings: a Path for each file takes longer than everything else here.
-            (photos if is_photo(name) else others).append(f"{folder}/{inside}{name}")
+            path = f"{folder}/{inside}{name}"
+            (photos if is_photo(name) and not is_explanation(f"{root}/{path}") else others).append(path)
     return photos, others

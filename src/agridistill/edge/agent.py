@@ -50,11 +50,13 @@ class Hooks:
         detection: called with each detection that is committed.
         alert: called with each message about an alert that is on its way.
         broker: gives host, port and whether it is connected; None without a broker.
+        idle: called where no frame waits.
     """
 
     detection: Callable[[Detection], None] = lambda detection: None
     alert: Callable[[AlertMessage], None] = lambda message: None
     broker: Callable[[], dict[str, object] | None] = lambda: None
+    idle: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Agent:
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._next_state = self._next_tidy = 0.0
         self._trouble: str | None = None
-        self._finished = False
+        self._finished = self.stopped = False
         self._alerts_refused, self._warn_again_at = False, 0.0
         self._handed: dict[str, set[int]] = {}
         self.state = self._state()
@@ -139,6 +141,8 @@ class Agent:
                     break
                 if frame is not None:
                     self._take(frame, stop)
+                else:
+                    self._hooks.idle()
                 if self.model_changed.is_set():
                     self.model_changed.clear()
                     self._follow_model()
@@ -281,6 +285,7 @@ class Agent:
             disk_free_bytes=disk_free_bytes(self._stores.folder),
             trouble=self._trouble,
             finished=self._finished,
+            stopped=self.stopped,
             cannot_warn=self.plots.cannot_warn,
             alerts=open_alerts_json(self.plots.open_alerts),
         )

@@ -18,11 +18,19 @@ from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.broker_link import BrokerLink
 from agridistill.edge.decisions.current_model import CurrentModel, require_model
 from agridistill.edge.decisions.deciding import Decider, Origin
+from agridistill.edge.decisions.earlier_models import EarlierModels
 from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
 from agridistill.edge.sources.latest import STILL_AFTER_S, LatestFrame
-from agridistill.edge.sources.source import SourceSettings, open_source, public_name, split_url
+from agridistill.edge.sources.source import (
+    SourceSettings,
+    open_source,
+    public_name,
+    require_source,
+    source_identity,
+    split_url,
+)
 from agridistill.edge.status.page import PageServer
 from agridistill.edge.status.state_file import HISTORY_FILE
 from agridistill.edge.store.history import History
@@ -74,6 +82,7 @@ def watch(
     listeners: Listeners | None = None,
     *,
     once: bool = False,
+    by_user: Callable[[], bool] = lambda: False,
 ) -> AgentState:
     """Runs the agent until `stop`.
 
@@ -84,6 +93,7 @@ def watch(
         listeners: who wants to hear.
         once: ends when a source that waits has nothing more, and what waits has been delivered, or nothing could be
             for half a minute.
+        by_user: whether the user at the keyboard set `stop`: the state then says so.
 
     Returns:
         The state at the end.
@@ -92,13 +102,16 @@ def watch(
         AgriDistillError: something in the settings cannot be used.
     """
     listeners = listeners or Listeners()
+    # Before anything is made: a mistyped name leaves no state folder.
+    require_source(settings.source)
+    model = require_model(settings.model or Path())
     _keep_apart(settings.source, state)
     if state.exists() and not state.is_dir():
         raise ConfigError("a folder for the state", f"the file '{state}'", "choose another --state")
     state.mkdir(parents=True, exist_ok=True)
     with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
         stores = _stores(settings, state, stack)
-        slots = ModelSlots(state / "models", require_model(settings.model or Path()))
+        slots = ModelSlots(state / "models", model)
         updater = _updater(settings.updates, slots, settings.threads)
         connection = (
             BrokerLink(
@@ -120,6 +133,7 @@ def watch(
             agent.run(stop)
             if once:
                 _deliver_the_rest(stores.outboxes, stop, agent.beat)
+            agent.stopped = by_user() and not failures
             agent.beat(now=True)
         if failures:
             raise failures[0]
@@ -146,7 +160,7 @@ def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -
         limits = replace(limits, photos=min(limits.photos, _PHOTOS_WHERE_DELETED))
     return Stores(
         folder=state,
-        history=stack.enter_context(History(state / HISTORY_FILE, limits)),
+        history=stack.enter_context(History(state / HISTORY_FILE, limits, source_identity(settings.source))),
         detections=outbox("outbox") if settings.broker else None,
         alerts=[
             outbox(name) for name, wanted in (("webhook", settings.webhook), ("command", settings.command)) if wanted
@@ -200,6 +214,7 @@ def _agent(
         return False
 
     stack.push(close)
+    earlier = EarlierModels(history.decided_by, lambda: model.decider.model_id)
     size = enough_pixels(model.decider.manifest.preprocessing)
     source = open_source(
         settings.source,
@@ -213,13 +228,13 @@ def _agent(
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
             ca_file=settings.ca_file,
         ),
-        seen=history.knows,
+        seen=earlier.seen,
         bad=history.mark,
         attempts=history,
     )
     if once and source.live:
         raise ConfigError("a folder or a video file for --once", f"'{source.name}', which never ends", "leave it away")
-    hooks = Hooks(listeners.detection, listeners.alert, connection.state if connection else lambda: None)
+    hooks = Hooks(listeners.detection, listeners.alert, connection.state if connection else lambda: None, earlier.idle)
     return Agent(
         settings.device_name,
         LatestFrame(

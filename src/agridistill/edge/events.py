@@ -169,6 +169,7 @@ class AgentState:
         cannot_warn: why no alert can open, and what to do; None where there are rules.
         source_trouble: what is wrong with a source that answers, such as a wrong password; None where nothing is.
         finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
+        stopped: whether the user ended the agent with Ctrl-C.
     """
 
     device: str
@@ -194,6 +195,7 @@ class AgentState:
     trouble: str | None = None
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: bool = False
+    stopped: bool = False
     cannot_warn: str | None = None
     alerts: Sequence[Mapping[str, Any]] = ()
     source_trouble: str | None = None

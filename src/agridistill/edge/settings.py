@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from agridistill.arguments import require_threads
 from agridistill.edge.alerts.defaults import default_rules
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.decisions.quality import QualitySettings
@@ -171,8 +172,12 @@ class WatchSettings:
             raise ConfigError("rules with names of their own", f"'{twice}' twice", "rename one")
         if not 0 < self.window_minutes <= 60 * 24 * 31:
             raise ConfigError("window_minutes above 0, up to 31 days", f"{self.window_minutes:g}", "correct it")
-        if self.threads < 0:
-            raise ConfigError("threads, 0 for one on each core", str(self.threads), "correct them")
+        require_threads(self.threads)
+        if any(not sign.isprintable() or sign in "/#+" for sign in self.plot):
+            remedy = f"for example '{_usable_name(self.plot) or 'north'}'"
+            raise ConfigError("a plot's name without '/', '#', '+' and control characters", repr(self.plot), remedy)
+        if self.model == Path():
+            raise ConfigError("a model's file, or a shipped model's name", "an empty text or '.'", "correct the model")
 
     @property
     def device_name(self) -> str:

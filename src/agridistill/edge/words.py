@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from agridistill.edge.events import AgentState
+from agridistill.edge.events import AgentState, Detection
 from agridistill.runtime.verdicts import plain_label as plain_label
-
-VERDICT_WORDS = {
-    "answer": "Answer",
-    "unsure": "Unsure",
-    "unfamiliar": "Unfamiliar",
-    "unusable": "Unusable",
-}
+from agridistill.runtime.verdicts import verdict_words
 
 
 def sendable(name: str) -> str:
@@ -25,6 +19,28 @@ def sendable(name: str) -> str:
         leaf\\udce9.jpg
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def detection_words(detection: Detection) -> str:
+    """What the agent says of a photo, in the words of `predict`: "Late blight 93 %", "unusable: too dark"."""
+    label, probability = detection.label, detection.probability
+    top = [(label, probability)] if label is not None and probability is not None else []
+    return verdict_words(detection.verdict, detection.reason, top)
+
+
+def verdict_counts_words(verdicts: Mapping[str, int]) -> str:
+    """How many frames got which verdict; "none" where there were none.
+
+    Example:
+        >>> verdict_counts_words({"unsure": 2, "answer": 12, "unusable": 0})
+        '12 answers, 2 unsure'
+    """
+    counts = (
+        number_of(count, verdict) if verdict == "answer" else f"{count:,} {verdict}"
+        for verdict, count in sorted(verdicts.items())
+        if count
+    )
+    return ", ".join(counts) or "none"
 
 
 def duration_words(seconds: float) -> str:

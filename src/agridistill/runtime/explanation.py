@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from agridistill.arguments import to_path
 from agridistill.errors import ConfigError, ModelError
-from agridistill.heatmaps import overlaid
+from agridistill.heatmaps import explanation_mark, overlaid
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.backends import AttentiveBackend, Backend, checked_logits
@@ -76,7 +76,8 @@ class Explanation:
             raise ConfigError("another file than the photo", f"'{file}'", "choose another name")
         with replacing(file, durable=False) as temporary:
             kind = Image.registered_extensions()[file.suffix.lower()]
-            self.picture(title=title).save(temporary, kind)
+            marked = {"pnginfo": explanation_mark()} if kind == "PNG" else {}
+            self.picture(title=title).save(temporary, kind, **marked)
         return file
 
     def picture(self, *, title: str | None = None) -> Image.Image:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from agridistill.arguments import described
 from agridistill.errors import DataError, PhotoError
+from agridistill.heatmaps import is_explanation
 from agridistill.manifest import Preprocessing
 from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_photo, passed_over
 from agridistill.preprocess import (
@@ -90,6 +91,8 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
     if isinstance(source, Image.Image):
         return upright_rgb(source)
     if isinstance(source, bytes | str | Path):
+        if source == "":
+            raise PhotoError("a photo's path", "an empty text", "pass the path of a file")
         return read_photo(source if isinstance(source, bytes) else Path(source), shorter_side=shorter_side)
     several = isinstance(source, list | tuple | set)
     raise PhotoError(
@@ -180,12 +183,21 @@ def _photos_below(folder: Path, others: list[str]) -> list[Path]:
 
     found: list[Path] = []
     passed: list[str] = []
+    explanations: list[str] = []
     for inside, names in files_below(folder, refuse):
         for name in names:
-            if is_photo(name):
-                found.append(folder / f"{inside}{name}")
+            path = folder / f"{inside}{name}"
+            if not is_photo(name):
+                passed.append(str(path))
+            elif is_explanation(path):
+                explanations.append(name)
             else:
-                passed.append(str(folder / f"{inside}{name}"))
+                found.append(path)
+    if explanations:
+        logger.warning(
+            "left out in '%s': pictures that --explain wrote: %d, the first '%s'",
+            *(folder, len(explanations), min(explanations)),
+        )
     if not found:
         held = f", but {counts_by_suffix(passed)}" if passed else ""
         raise DataError(

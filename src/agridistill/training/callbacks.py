@@ -24,6 +24,7 @@ from rich.progress import (
 
 from agridistill import terminal
 from agridistill.errors import RunError
+from agridistill.evaluation.words import count
 from agridistill.manifest import sha256_of
 from agridistill.models.factory import save_weights
 from agridistill.progress import ProgressCallback, silent
@@ -236,8 +237,9 @@ class ProgressLine(Callback):
         if not trainer.is_global_zero:
             return
         if not self.console.is_terminal:
-            epochs, steps = trainer.max_epochs, trainer.num_training_batches
-            self.console.print(f"{self.label}  {epochs} epochs of {steps} steps", markup=False, soft_wrap=True)
+            epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
+            told = f"{count(epochs, 'epoch')} of {count(steps, 'step')}"
+            self.console.print(f"{self.label}  {told}", markup=False, soft_wrap=True)
             return
         self._open.enter_context(terminal.alone(then="evaluating"))
         self._progress = self._open.enter_context(_step_bar(self.console))

@@ -58,6 +58,7 @@ def train(
     config = config or TrainConfig()
     fit = config.train
     _require_startable(folder, fit, resume=resume)
+    _require_outside_runs(out, None, fit, resume=resume)
     require_known_model(fit.model)
     prepared = _prepare(data, layout, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
     return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
@@ -103,6 +104,7 @@ def distill(
     method = get_method(config.objective.method)
     fit = config.distill
     _require_startable(folder, fit, resume=resume)
+    _require_outside_runs(out, teacher, fit, resume=resume)
     require_known_model(fit.model)
     if method.uses_teacher and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
@@ -157,6 +159,14 @@ def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> 
         require_writable(folder.path, folder=True)
     if fit.weights and not resume:
         require_weights(Path(fit.weights))
+
+
+def _require_outside_runs(out: Path, teacher: Path | None, fit: FitSettings, *, resume: bool) -> None:
+    """A run within the run that it learns from is lost with it, and no one finds it there."""
+    weights = Path(fit.weights) if fit.weights else None
+    for name, run in (("teacher's", teacher), ("--weights", weights)):
+        if not resume and run is not None and run.is_dir() and out.resolve().is_relative_to(run.resolve()):
+            raise RunError(f"--out outside the {name} run folder", f"'{out}' in '{run}'", "choose another --out")
 
 
 def _require_own_split(split_file: Path | None, *, resume: bool) -> None:

@@ -28,6 +28,7 @@ from agridistill.edge.sources.hashes import Hashes
 from agridistill.edge.sources.source import SourceLostError, SourceSettings
 from agridistill.edge.store.history import History
 from agridistill.errors import OutboxError, PhotoError
+from agridistill.heatmaps import explanation_mark
 from agridistill.preprocess import UnreachablePhotoError, read_photo
 
 
@@ -644,3 +645,17 @@ def test_what_is_passed_over_is_told_once_for_each_suffix(
         "files are passed over that are no photos: 2 .dng, 1 .txt",
         "files are passed over that are no photos: 1 .avif",
     ]
+
+
+def test_pictures_of_where_a_model_looked_are_no_photos(
+    opened: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = opened()
+    folder = tmp_path / "in"
+    for number in (1, 2):
+        marked = folder / f"a-explained-{number}.png"
+        Image.new("RGB", (20, 20)).save(marked, pnginfo=explanation_mark())
+    Image.new("RGB", (20, 20)).save(folder / "b-explained.png")
+    assert names(source) == ["b-explained.png"]
+    assert len(caplog.messages) == 1
+    assert "pictures that predict --explain wrote are left out, the first 'a-explained-" in caplog.text

@@ -16,6 +16,7 @@ from agridistill.edge.sources.source import (
     credentials,
     open_source,
     public_name,
+    source_identity,
     split_url,
     with_credentials,
 )
@@ -108,3 +109,15 @@ def test_without_opencv_a_camera_is_refused_with_what_to_install() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines() == ["pip install 'agridistill[camera]'"] * 3
+
+
+def test_a_source_is_known_again_by_each_of_its_paths_and_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    assert source_identity("b") == source_identity(str(tmp_path / "b")) == source_identity("c/../b")
+    assert source_identity("b") != source_identity("c")
+    assert source_identity("rtsp://me:secret@camera/1") == source_identity("rtsp://camera/1")
+    assert source_identity("rtsp://camera/1") != source_identity("rtsp://camera/2")

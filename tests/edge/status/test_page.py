@@ -85,11 +85,11 @@ def test_the_page_tells_alerts_state_and_detections_in_words(open_page: Asker) -
         "2 h 3 min",
         "farm.example:8883: connected",
         "mobilenetv3_large_100 7 (abababababab)",
-        "Perhaps Tomato: Late blight",
+        "unsure (Tomato: Late blight 52 %)",
         "52 % is below the threshold of 80 %",
-        "Unfamiliar",
-        "too dark",
-        "98.8 %",
+        "unfamiliar: unlike the photos",
+        "unusable: too dark",
+        "Tomato: healthy 99 %",
     ):
         assert told in text, told
     assert text.index("Open alerts") < text.index("State") < text.index("Last photos") < text.index("Resolved")

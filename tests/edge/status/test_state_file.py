@@ -84,3 +84,9 @@ def test_the_state_folder_is_systemds_then_xdgs_then_the_users_own(monkeypatch: 
     assert state_folder() == Path("/state/agridistill")
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/agridistill:/var/lib/other")
     assert state_folder() == Path("/var/lib/agridistill")
+
+
+def test_a_file_in_place_of_the_state_folder_is_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgeError, match=r"expected an agent's state folder; got the file .*; name the folder with"):
+        read_state(tmp_path / "file")

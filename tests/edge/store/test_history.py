@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,34 @@ def test_detections_come_back_newest_first_and_as_they_were(path: Path) -> None:
         assert history.recent(3) == [detection(4), detection(3), detection(2)]
         assert history.recent(plot="north") == [detection(3), detection(1)]
         assert history.recent(since_s=detection(3).at_s) == [detection(4), detection(3)]
+
+
+def test_detections_and_alerts_are_known_by_their_source(path: Path) -> None:
+    for number, source in enumerate(("one farm", "another")):
+        with History(path, source=source) as history:
+            history.add(detection(number, plot="north"))
+            history.put_alert(alert(number))
+    with History(path, source="one farm") as history:
+        assert history.recent(own=True) == [detection(0, plot="north")]
+        assert history.last_s("north", {"answer"}) == detection(0).at_s
+        assert [found for found, _ in history.alerts_told(own=True)] == [alert(0)]
+        history.put_alert(alert(1, state="resolved"))
+        assert [found for found, _ in history.alerts_told(own=False)] == [alert(1, state="resolved")]
+        assert len(history.recent()) == len(history.alerts()) == 2
+
+
+def test_a_history_of_before_sources_were_kept_goes_on(path: Path) -> None:
+    with History(path) as history:
+        history.add(detection(1))
+        history.put_alert(alert(1))
+    with sqlite3.connect(path) as database:
+        for table in ("detections", "alerts"):
+            database.execute(f"ALTER TABLE {table} DROP COLUMN source")
+    database.close()
+    with History.reading(path) as history:
+        assert (len(history.recent()), len(history.alerts())) == (1, 1)
+    with History(path, source="farm") as history:
+        assert (history.recent(own=True), history.alerts_told(own=True)) == ([detection(1)], [(alert(1), 0.0)])
 
 
 def test_when_the_last_leaf_of_a_plot_was_seen(path: Path) -> None:

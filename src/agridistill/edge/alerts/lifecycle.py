@@ -73,6 +73,7 @@ class AlertKeeper:
             when people were last told of it (0: not yet). Of several of one rule and plot an open one goes on, of
             several such the first; the others are over.
         seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
+        elsewhere: the same as `known`, of sources that are watched no more: they end.
 
     Raises:
         ConfigError: a rule's class is none of the model's.
@@ -88,12 +89,17 @@ class AlertKeeper:
         clock_s: float = 0.0,
         now_s: float = 0.0,
         seen_s: Mapping[str, float] | None = None,
+        elsewhere: Iterable[tuple[Alert, float]] = (),
     ) -> None:
         self._rules = {rule.name: rule for rule in rules}
         self._indices = {rule.name: rule.indices(classes) for rule in rules}
         self._classes, self._pool = tuple(classes), pool
         self._open: dict[tuple[str, str], _Watched] = {}
+        # By id: another source may have a plot of the same name.
+        self._ending: dict[str, _Watched] = {}
         self._changed: dict[str, tuple[Alert, float]] = {}
+        for alert, told_s in elsewhere:
+            self._end(_Watched(alert, told_s), now_s)
         for alert, told_s in sorted(known, key=lambda pair: pair[0].state != "open"):
             if (alert.rule, alert.plot) in self._open:
                 self._supersede(alert, told_s, now_s)
@@ -134,7 +140,7 @@ class AlertKeeper:
             now_s: seconds since 1970 by the device's clock.
         """
         found = []
-        for watched in self._open.values():
+        for watched in (*self._ending.values(), *self._open.values()):
             rule = self._rules.get(watched.alert.rule)
             if rule is not None and rule.is_quiet(now_s):
                 continue
@@ -146,12 +152,12 @@ class AlertKeeper:
     def told(self, message: AlertMessage, *, clock_s: float, now_s: float) -> None:
         """People have been told, or the message is on its way for good."""
         key = message.alert.rule, message.alert.plot
-        watched = self._open[key]
+        watched = self._ending.pop(message.alert.alert_id, None) or self._open[key]
         # Never before its end, also where the clock was set back since: `is_end_told` compares the two.
         watched.told_s = max(now_s, 1.0, watched.alert.resolved_s or 0.0)
         watched.told_clock, watched.told_share = clock_s, message.alert.share
         self._changed[watched.alert.alert_id] = watched.alert, watched.told_s
-        if watched.alert.state == "resolved":
+        if self._open.get(key) is watched and watched.alert.state == "resolved":
             del self._open[key]
 
     def tidy(self, *, clock_s: float, now_s: float) -> None:
@@ -184,6 +190,12 @@ class AlertKeeper:
         # What a clock that was set back since calls the future was just now.
         told_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (told_s, max(alert.updated_s, seen_s)))
         self._open[alert.rule, alert.plot] = _Watched(alert, told_s, share, clock_s - told_ago, clock_s - seen_ago)
+
+    def _end(self, watched: _Watched, now_s: float) -> None:
+        self._ending[watched.alert.alert_id] = watched
+        if watched.alert.state == "open":
+            text = f"{watched.alert.rule}, {watched.alert.plot or 'all'}: another source is watched now"
+            self._resolve(watched, text, now_s)
 
     def _supersede(self, alert: Alert, told_s: float, now_s: float) -> None:
         # Nobody is told: people would take it for the end of the one that goes on.

@@ -69,7 +69,9 @@ class PlotHealth:
 
 
 class Plots:
-    """The leaves and alerts of all plots; goes on after a restart from what the history holds.
+    """The leaves and alerts of all plots; goes on after a restart from what the history holds of the same source.
+
+    Alerts of another source end: plots of one name in two folders are two plots.
 
     Args:
         history: of the device.
@@ -99,7 +101,7 @@ class Plots:
         self.cannot_warn = why_nothing_warns(rules, ill)
         self._history, self._view_s = history, view_s
         self._pool = LeafPool(classes, window_s=window_s, most_leaves=_MOST_LEAVES)
-        known = _known(history)
+        known = _known(history, own=True)
         self._keeper = AlertKeeper(
             rules,
             classes,
@@ -108,6 +110,7 @@ class Plots:
             clock_s=time.monotonic(),
             now_s=time.time(),
             seen_s=_seen_s(history, {alert.plot for alert, _ in known}),
+            elsewhere=_known(history, own=False),
         )
         self._late: set[str] = set()  # plots with photos that count by their own time
         self._views: dict[str, PlotView] = {}
@@ -221,7 +224,7 @@ class Plots:
 
     def _restore(self, window_s: float) -> None:
         now_s, clock_s = time.time(), time.monotonic()
-        found = self._history.recent(_RESTORED, since_s=now_s - window_s)
+        found = self._history.recent(_RESTORED, since_s=now_s - window_s, own=True)
         # A clock that was set back makes detections of the future: they count as of now.
         aged = sorted(((max(0.0, now_s - item.at_s), item) for item in found), key=lambda pair: -pair[0])
         for age_s, item in aged:
@@ -230,9 +233,10 @@ class Plots:
             self._look(plot, clock_s, now_s)
 
 
-def _known(history: History) -> list[tuple[Alert, float]]:
-    ended = [pair for pair in history.alerts_told(state="resolved", limit=_FEW) if not is_end_told(*pair)]
-    return history.alerts_told(state="open", limit=_RESTORED) + ended
+def _known(history: History, *, own: bool) -> list[tuple[Alert, float]]:
+    resolved = history.alerts_told(state="resolved", limit=_FEW, own=own)
+    ended = [pair for pair in resolved if not is_end_told(*pair)]
+    return history.alerts_told(state="open", limit=_RESTORED, own=own) + ended
 
 
 def _seen_s(history: History, plots: Iterable[str]) -> dict[str, float]:

@@ -49,6 +49,11 @@ class Decider:
         """Of the model."""
         return self._predictor.manifest
 
+    @property
+    def model_id(self) -> str:
+        """First 12 digits of the model file's sha256, as in its detections."""
+        return self.manifest.weights_sha256[:12]
+
     def decide(self, frame: Frame) -> Detection:
         """What there is to say about a frame.
 
@@ -72,7 +77,7 @@ class Decider:
             source=self._origin.source,
             photo=sendable(frame.name),
             plot=sendable(frame.plot),
-            model=self.manifest.weights_sha256[:12],
+            model=self.model_id,
             verdict=verdict,
             reason=reason,
             label=prediction.label if prediction else None,

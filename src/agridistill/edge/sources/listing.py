@@ -21,6 +21,7 @@ import numpy as np
 from agridistill.edge.sources.hashes import Hashes
 from agridistill.edge.sources.inotify import Inotify
 from agridistill.edge.sources.source import SourceLostError
+from agridistill.heatmaps import is_explanation
 from agridistill.photo_files import (
     FolderWalk,
     counts_in_words,
@@ -90,6 +91,7 @@ class Listing:
         self._aside_until: float | None = None
         self._aside_pause_s, self._aside_ended = _FIRST_PAUSE_S, -math.inf
         self._inotify: Inotify | None = None
+        self._told_explanation = False
         self._folder_times: dict[str, int | None] = {}
         self._unreadable: set[str] = set()
         self._passed: Counter[str] = Counter()
@@ -140,12 +142,12 @@ class Listing:
         self._aside.add(photo.number)
 
     def now(self, name: str) -> Photo | None:
-        """A file as it is now; None where it is gone or no ordinary file."""
+        """A file as it is now; None where it is gone, no ordinary file or a picture of `predict --explain`."""
         try:
             found = (self.root / name).stat()
         except OSError:
             return None
-        return _photo(name, found)
+        return None if self._is_explanation(name) else _photo(name, found)
 
     def news(self) -> list[str]:
         """Names of photos that were written or came since the last call, where the system tells it."""
@@ -254,7 +256,7 @@ class Listing:
                         folders.add(entry)
                 elif not is_photo(entry.name):
                     self._passed[suffix_of(entry.name)] += not entry.name.endswith(_UNFINISHED)
-                elif photo := _entry_photo(inside, entry):
+                elif photo := self._entry_photo(inside, entry):
                     yield photo
 
     def _tell_passed_over(self) -> None:
@@ -266,6 +268,21 @@ class Listing:
             logger.warning(
                 "files are passed over that are no photos: %s%s", counts_in_words(new), remedy and f"; {remedy}"
             )
+
+    def _entry_photo(self, inside: str, entry: os.DirEntry[str]) -> Photo | None:
+        name = inside + entry.name
+        try:
+            return None if self._is_explanation(name) else _photo(name, entry.stat())
+        except OSError:  # a broken link, or gone meanwhile
+            return None
+
+    def _is_explanation(self, name: str) -> bool:
+        if not is_explanation(self.root / name):
+            return False
+        if not self._told_explanation:
+            self._told_explanation = True
+            logger.warning("pictures that predict --explain wrote are left out, the first %r", name)
+        return True
 
     def _watch(self, inside: str, watches: set[int]) -> None:
         """Before the folder is listed: what comes meanwhile is told, or changes its time."""
@@ -296,13 +313,6 @@ class Listing:
         return SourceLostError(
             f"the folder of photos '{self.root}'", error.strerror or "an error", "it will be tried again"
         )
-
-
-def _entry_photo(inside: str, entry: os.DirEntry[str]) -> Photo | None:
-    try:
-        return _photo(inside + entry.name, entry.stat())
-    except OSError:  # a broken link, or gone meanwhile
-        return None
 
 
 def _photo(name: str, found: os.stat_result) -> Photo | None:

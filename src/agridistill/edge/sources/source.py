@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -158,8 +160,38 @@ def open_source(
         from agridistill.edge.sources.cameras import VideoSource
 
         return VideoSource(path, settings, seen)
-    missing = "" if path.exists() else ", which does not exist"
-    raise EdgeError(_CHOICES, f"'{text}'{missing}", "check the source")
+    raise _no_source(text)
+
+
+def require_source(text: str) -> None:
+    """Checks that a text names a source, as `open_source` does, before anything is made for it.
+
+    Raises:
+        EdgeError: it names none.
+    """
+    path = Path(text)
+    is_folder, is_video = bool(text) and path.is_dir(), path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+    if not ("://" in text or is_folder or is_video or _CAMERA.fullmatch(text) or _DEVICE.fullmatch(text)):
+        raise _no_source(text)
+
+
+def _no_source(text: str) -> EdgeError:
+    missing = "" if Path(text).exists() else ", which does not exist"
+    return EdgeError(_CHOICES, f"'{text}'{missing}", "check the source")
+
+
+def source_identity(text: str) -> str:
+    """16 hexadecimal digits by which a source is known again; no secret can be read from them.
+
+    Args:
+        text: as for `open_source`. A folder is the same one by each of its paths, an address with each user's name.
+    """
+    if "://" in text:
+        parts = split_url(text)
+        text = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    elif Path(text).exists():
+        text = str(Path(text).resolve())
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
 
 
 def split_url(url: str) -> SplitResult:

@@ -15,9 +15,9 @@ from agridistill.edge.events import AgentState, Alert, Detection
 from agridistill.edge.status.plots_view import badge_html, plot_words, plots_html, time_html
 from agridistill.edge.status.state_file import FRESH_S
 from agridistill.edge.words import (
-    VERDICT_WORDS,
     broker_words,
     bytes_words,
+    detection_words,
     duration_words,
     model_words,
     plain_label,
@@ -208,22 +208,20 @@ def _detections_html(content: PageContent) -> str:
 
 def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> str:
     sure = detection.verdict == "answer"
-    label = "Not asked" if detection.label is None else plain_label(detection.label)
     if has_picture:
         source = f"/detections/{escape(detection.event_id)}.jpg"
         picture = f'<div class="picture"><img src="{source}" alt="{escape(detection.photo)}" loading="lazy"></div>'
     else:
         picture = '<div class="picture">No picture</div>'
-    words = f"<h3>{escape(label if sure or detection.label is None else f'Perhaps {label}')}</h3>"
+    words = f"<h3>{escape(detection_words(detection))}</h3>"
     health = ""
     if sure and detection.label is not None:
         health = "healthy" if is_healthy(detection.label, healthy) else "ill"
         words = badge_html(health, health.capitalize()) + words
-    if not sure:
-        tag = f'<p class="tag">{VERDICT_WORDS[detection.verdict]}</p>'
-        words = tag + words + (f"<p>{escape(detection.reason)}</p>" if detection.reason else "")
+    if detection.verdict == "unsure":  # the others' words hold the reason
+        words += f"<p>{escape(detection.reason)}</p>"
     if detection.probability is not None:
-        words += _probability_html(detection.probability)
+        words += _bar_html(detection.probability)
     return (
         f'<li class="card {"" if sure else "doubt "}{detection.verdict} {health}">{picture}<div class="words">{words}'
         f'<p class="soft">{plot_words(detection.plot)}, {time_html(detection.at_s)}</p>'
@@ -231,10 +229,8 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
     )
 
 
-def _probability_html(probability: float) -> str:
-    # Never 100 % or 0 %: no model is certain.
-    told = min(max(100 * probability, 0.1), 99.9)
+def _bar_html(probability: float) -> str:
     return (
-        '<div class="share"><svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect width="{told:.1f}" height="1"/></svg><span>{told:.1f} %</span></div>'
+        '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="{100 * probability:.1f}" height="1"/></svg>'
     )

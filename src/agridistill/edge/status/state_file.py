@@ -63,6 +63,8 @@ def read_state(folder: Path) -> AgentState:
             f"no file '{file}'",
             "start one with agridistill watch, or name its state folder with --state",
         ) from None
+    except NotADirectoryError:
+        raise EdgeError("an agent's state folder", f"the file '{folder}'", "name the folder with --state") from None
     except OSError as error:
         raise EdgeError(
             "a state that can be read", f"'{file}' ({error.strerror or error})", "read it as the agent's user"

@@ -22,7 +22,8 @@ CREATE TABLE IF NOT EXISTS detections (
     verdict TEXT NOT NULL,
     label TEXT,
     document TEXT NOT NULL,
-    thumbnail BLOB
+    thumbnail BLOB,
+    source TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS detections_by_plot ON detections (plot, seq);
 CREATE TABLE IF NOT EXISTS alerts (
@@ -30,16 +31,29 @@ CREATE TABLE IF NOT EXISTS alerts (
     state TEXT NOT NULL,
     updated_s REAL NOT NULL,
     told_s REAL NOT NULL,
-    document TEXT NOT NULL
+    document TEXT NOT NULL,
+    source TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS alerts_by_change ON alerts (state, updated_s);
 -- Photos of a folder that were decided on: their detections may be gone by age, they must not come anew.
-CREATE TABLE IF NOT EXISTS photos (seq INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, begun INTEGER) STRICT;
+CREATE TABLE IF NOT EXISTS photos (
+    seq INTEGER PRIMARY KEY,
+    identity TEXT NOT NULL UNIQUE,
+    begun INTEGER,
+    model TEXT NOT NULL DEFAULT ''
+) STRICT;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
+_ADDED = tuple(
+    (table, column, "TEXT NOT NULL DEFAULT ''")
+    for table, column in (("detections", "source"), ("alerts", "source"), ("photos", "model"))
+)
 # Trimming one by one would cost every detection a delete of its own.
 _TRIM_EVERY = 200
-_MARK = "INSERT INTO photos (identity) VALUES (?) ON CONFLICT (identity) DO UPDATE SET begun = NULL"
+_MARK = (
+    "INSERT INTO photos (identity, model) VALUES (?, ?) "
+    "ON CONFLICT (identity) DO UPDATE SET begun = NULL, model = excluded.model"
+)
 
 
 @dataclass(frozen=True)
@@ -69,14 +83,17 @@ class History:
     Args:
         path: of the file; its folder is made.
         limits: how much is kept.
+        source: identity of what is watched now (see `source_identity`): new detections and alerts are kept under it.
+            Those of an older AgriDistill, which kept none, count as its own.
 
     Raises:
         OutboxError: the file cannot be opened, or is of a newer version.
     """
 
-    def __init__(self, path: Path, limits: HistoryLimits | None = None) -> None:
+    def __init__(self, path: Path, limits: HistoryLimits | None = None, source: str = "") -> None:
         self.limits = limits or HistoryLimits()
-        self._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION)
+        self._source = source
+        self._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION, added=_ADDED)
         self._until_trim = 0
 
     @classmethod
@@ -87,7 +104,7 @@ class History:
             OutboxError: it is not there, or cannot be read.
         """
         history = cls.__new__(cls)
-        history.limits = HistoryLimits()
+        history.limits, history._source = HistoryLimits(), ""
         history._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION, read_only=True)
         return history
 
@@ -110,16 +127,17 @@ class History:
             detection.label,
             json.dumps(detection.to_json(), ensure_ascii=False),
             thumbnail,
+            self._source,
         )
         with self._file.writing() as database:
             cursor = database.execute(
-                "INSERT INTO detections (event_id, at_s, plot, verdict, label, document, thumbnail) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                "INSERT INTO detections (event_id, at_s, plot, verdict, label, document, thumbnail, source) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
                 row,
             )
             add_to_counter(database, f"verdict:{detection.verdict}", cursor.rowcount)
             if identity:
-                database.execute(_MARK, (identity,))
+                database.execute(_MARK, (identity, detection.model))
             if self._until_trim <= 0:
                 self._trim(database)
                 self._until_trim = _TRIM_EVERY
@@ -127,11 +145,14 @@ class History:
 
     def knows(self, identity: str) -> bool:
         """Whether a photo of this identity was decided on."""
+        return self.decided_by(identity) is not None
+
+    def decided_by(self, identity: str) -> str | None:
+        """The model that decided on a photo: first 12 digits of its sha256, "" where unknown, None where none has."""
         with self._file.reading() as database:
-            return (
-                database.execute("SELECT 1 FROM photos WHERE identity = ? AND begun IS NULL", (identity,)).fetchone()
-                is not None
-            )
+            query = "SELECT model FROM photos WHERE identity = ? AND begun IS NULL"
+            row = database.execute(query, (identity,)).fetchone()
+        return None if row is None else str(row[0])
 
     def mark(self, identity: str) -> None:
         """Remembers a photo that cannot be decided on.
@@ -140,7 +161,7 @@ class History:
             OutboxError: the disk is full or refuses.
         """
         with self._file.writing() as database:
-            database.execute(_MARK, (identity,))
+            database.execute(_MARK, (identity, ""))
 
     def begin(self, identity: str) -> int:
         """Notes that a photo is about to be read; gives how often that was noted before without an `end`.
@@ -166,13 +187,16 @@ class History:
         with self._file.writing() as database:
             database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
-    def recent(self, limit: int = 50, *, plot: str | None = None, since_s: float | None = None) -> list[Detection]:
+    def recent(
+        self, limit: int = 50, *, plot: str | None = None, since_s: float | None = None, own: bool = False
+    ) -> list[Detection]:
         """The newest detections, newest first.
 
         Args:
             limit: of their number.
             plot: of this one alone.
             since_s: not older than this, seconds since 1970.
+            own: of the source that is watched now alone.
         """
         wheres, values = ["1"], list[Any]()
         if plot is not None:
@@ -181,23 +205,26 @@ class History:
         if since_s is not None:
             wheres.append("at_s >= ?")
             values.append(since_s)
+        if own:
+            wheres.append("source IN ('', ?)")
+            values.append(self._source)
         query = f"SELECT document FROM detections WHERE {' AND '.join(wheres)} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - our own words
         with self._file.reading() as database:
             rows = database.execute(query, (*values, limit)).fetchall()
         return [Detection.from_json(json.loads(document)) for (document,) in rows]
 
     def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """When the last detection of a plot that has one of the verdicts was seen, in seconds since 1970.
+        """When the last detection of a plot of this source that has one of the verdicts was seen, seconds since 1970.
 
         Returns:
             None where none is kept.
         """
         query = (
             f"SELECT at_s FROM detections WHERE plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) "  # noqa: S608 - our own words
-            "ORDER BY seq DESC LIMIT 1"
+            "AND source IN ('', ?) ORDER BY seq DESC LIMIT 1"
         )
         with self._file.reading() as database:
-            row = database.execute(query, (plot, *verdicts)).fetchone()
+            row = database.execute(query, (plot, *verdicts, self._source)).fetchone()
         return float(row[0]) if row else None
 
     def plots(self) -> list[str]:
@@ -225,10 +252,12 @@ class History:
             for alert, told in zip(alerts, told_s, strict=True):
                 document = json.dumps(alert.to_json(), ensure_ascii=False)
                 database.execute(
-                    "INSERT INTO alerts (alert_id, state, updated_s, told_s, document) VALUES (?, ?, ?, ?, ?) "
+                    "INSERT INTO alerts (alert_id, state, updated_s, told_s, document, source) "
+                    "VALUES (?, ?, ?, ?, ?, ?) "
                     "ON CONFLICT (alert_id) DO UPDATE SET state = excluded.state, updated_s = excluded.updated_s, "
-                    "told_s = excluded.told_s, document = excluded.document",
-                    (alert.alert_id, alert.state, alert.updated_s, told, document),
+                    "told_s = excluded.told_s, document = excluded.document, "
+                    "source = CASE alerts.source WHEN '' THEN excluded.source ELSE alerts.source END",
+                    (alert.alert_id, alert.state, alert.updated_s, told, document, self._source),
                 )
             database.execute(
                 "DELETE FROM alerts WHERE state = 'resolved' AND alert_id NOT IN "
@@ -244,10 +273,24 @@ class History:
         """Alerts, the newest change first."""
         return [alert for alert, _ in self.alerts_told(state=state, limit=limit)]
 
-    def alerts_told(self, *, state: AlertState | None = None, limit: int = 50) -> list[tuple[Alert, float]]:
-        """Alerts, the newest change first, each with when people were last told of it."""
-        where, values = ("WHERE state = ?", (state,)) if state else ("", ())
-        query = f"SELECT document, told_s FROM alerts {where} ORDER BY updated_s DESC LIMIT ?"  # noqa: S608 - our own words
+    def alerts_told(
+        self, *, state: AlertState | None = None, limit: int = 50, own: bool | None = None
+    ) -> list[tuple[Alert, float]]:
+        """Alerts, the newest change first, each with when people were last told of it.
+
+        Args:
+            state: in this one alone.
+            limit: of their number.
+            own: True for those of the source that is watched now, False for those of others, None for all.
+        """
+        wheres, values = ["1"], list[Any]()
+        if state is not None:
+            wheres.append("state = ?")
+            values.append(state)
+        if own is not None:
+            wheres.append("source IN ('', ?)" if own else "source NOT IN ('', ?)")
+            values.append(self._source)
+        query = f"SELECT document, told_s FROM alerts WHERE {' AND '.join(wheres)} ORDER BY updated_s DESC LIMIT ?"  # noqa: S608 - our own words
         with self._file.reading() as database:
             rows = database.execute(query, (*values, limit)).fetchall()
         return [(Alert.from_json(json.loads(document)), told) for document, told in rows]

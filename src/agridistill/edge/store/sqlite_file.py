@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agridistill.errors import OutboxError
@@ -28,14 +28,25 @@ class SqliteFile:
         what: is kept there, for messages: "outbox".
         schema: statements that make what is not there yet.
         version: of the schema; files of a newer one are refused.
+        added: columns that older files lack, as (table, column, definition); both versions can read the file.
         read_only: for another process that only looks; nothing is made then.
 
     Raises:
         OutboxError: the file cannot be opened, or is of a newer version.
     """
 
-    def __init__(self, path: Path, *, what: str, schema: str, version: int, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str,
+        schema: str,
+        version: int,
+        added: Sequence[tuple[str, str, str]] = (),
+        read_only: bool = False,
+    ) -> None:
         self.path = path
+        self._added = added
         self._what, self._schema, self._version = what, schema, version
         self._lock = threading.Lock()
         self._read_only = read_only
@@ -170,6 +181,9 @@ class SqliteFile:
                 raise sqlite3.DatabaseError(sound)
             self._refuse_newer(database)
             database.executescript(self._schema)
+            for table, column, definition in self._added:
+                if column not in {row[1] for row in database.execute(f"PRAGMA table_info({table})")}:
+                    database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
             database.execute(f"PRAGMA user_version = {self._version}")
             self._identity = _identity(self.path)
         except BaseException:
