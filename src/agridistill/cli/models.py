@@ -20,9 +20,10 @@ def models(json: options.Json = False) -> None:
     for model in found:
         manifest = model.manifest
         size, pixels = f"{model.size_bytes / 1e6:.1f} MB", f"{manifest.preprocessing.image_size} px"
-        table.add_row(plain(model.name), size, pixels, str(len(manifest.classes)), percent(model.accuracy))
+        accuracy = percent(model.evaluation["accuracy"])
+        table.add_row(plain(model.name), size, pixels, str(len(manifest.classes)), accuracy)
     show_table(table)
-    stdout.print("accuracy: share of right answers on validation photos of the data set that the model learnt from")
+    stdout.print("accuracy: share of right answers on unseen leaves of the data set that the model learnt from")
     for model in found:
         stdout.print(f"{model.name}: {model.file}", markup=False)
         stdout.print(f"  classes: {', '.join(model.manifest.classes)}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,18 +45,15 @@ class ShippedModel:
         name: as commands and `load` take it.
         file: the exported model.
         size_bytes: of the file.
-        manifest: of the file; its accuracy is that on validation photos like those that it learnt from.
+        manifest: of the file.
+        evaluation: on leaves that it never saw, as `evaluate` wrote it.
     """
 
     name: str
     file: Path
     size_bytes: int
     manifest: ModelManifest
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of right answers on the validation photos, 0 to 1; None where it was not measured."""
-        return self.manifest.measured.get("accuracy")
+    evaluation: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Every figure that a table shows, and more."""
@@ -68,7 +66,10 @@ class ShippedModel:
             "precision": self.manifest.precision,
             "image_size": self.manifest.preprocessing.image_size,
             "classes": list(self.manifest.classes),
-            "val_accuracy": self.accuracy,
+            "test_accuracy": self.evaluation["accuracy"],
+            "test_accuracy_ci95": self.evaluation["accuracy_ci95"],
+            "test_photos": self.evaluation["photos"],
+            "val_accuracy": measured.get("accuracy"),
             "val_photos": measured.get("photos"),
             "threshold": self.manifest.threshold,
         }
@@ -86,7 +87,9 @@ def shipped_models() -> list[ShippedModel]:
         file = next((one for one in files if one.is_file()), None)
         if file is None:
             raise missing_model(Path(name))
-        found.append(ShippedModel(name, file, file.stat().st_size, read_manifest(file.with_suffix(".json"))))
+        manifest = read_manifest(file.with_suffix(".json"))
+        evaluation = json.loads(file.with_name(f"evaluation-{manifest.precision}.json").read_text(encoding="utf-8"))
+        found.append(ShippedModel(name, file, file.stat().st_size, manifest, evaluation))
     return found
 
 
