@@ -75,6 +75,8 @@ def read_recipe(recipe: Path | str) -> Recipe:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(shipped_recipes())
+        alike = nearest(path.stem, shipped_recipes())
+        known += f"; {alike}" if alike.startswith("did you mean") else ""
         raise ConfigError(
             "a recipe file or the name of a shipped recipe",
             f"'{recipe}', which does not exist",

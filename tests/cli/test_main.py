@@ -107,7 +107,7 @@ def test_a_recipe_is_named(
     assert lacking[command] in one_line(err)
     code, _, err = run(capsys, command, "nowhere", "--recipe", "cpuu", "--out", "run")
     assert code == 2
-    assert "got 'cpuu', which does not exist; check the path; shipped recipes: did you mean 'cpu'?" in one_line(err)
+    assert "got 'cpuu', which does not exist; check the path; shipped recipes: ablations, compare," in one_line(err)
 
 
 def test_a_recipe_of_another_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ class Agent:
             finished=self._finished,
             stopped=self.stopped,
             cannot_warn=self.plots.cannot_warn,
-            alerts=open_alerts_json(self.plots.open_alerts),
+            alerts=tuple(open_alerts_json(self.plots.open_alerts)),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -197,7 +197,7 @@ class AgentState:
     finished: bool = False
     stopped: bool = False
     cannot_warn: str | None = None
-    alerts: Sequence[Mapping[str, Any]] = ()
+    alerts: tuple[Mapping[str, Any], ...] = ()
     source_trouble: str | None = None
 
     @property

@@ -72,6 +72,7 @@ def _for_export(network: nn.Module) -> nn.Module:
 def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
     """A copy whose roundings are pairs of quantise and dequantise."""
     model = _for_export(network)
+    _part_equal_biases(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PhotoLevels):
@@ -86,6 +87,17 @@ def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
             elif isinstance(child, RoundedLinear):
                 setattr(parent, name, _Linear(child))
     return model
+
+
+@torch.no_grad()
+def _part_equal_biases(model: nn.Module) -> None:
+    """Moves a bias that equals another layer's to the next number: LiteRT's converter stores equal ones at one scale."""
+    met: set[bytes] = set()
+    for module in model.modules():
+        if isinstance(module, RoundedConv2d | RoundedLinear) and module.bias is not None:
+            while (content := module.bias.cpu().numpy().tobytes()) in met:
+                module.bias.copy_(torch.nextafter(module.bias, torch.tensor(torch.inf)))
+            met.add(content)
 
 
 class _Pixels(nn.Module):

@@ -180,6 +180,8 @@ def test_a_broker_that_is_silent_to_mqtt_5_is_asked_by_3(
                 try:
                     device, _ = server.accept()
                 except OSError:
+                    for device in silent:
+                        device.close()
                     return
                 hello = device.recv(1000)
                 if hello[8] == 5:  # the protocol's level, behind the lengths and "MQTT"
