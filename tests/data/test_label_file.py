@@ -220,3 +220,16 @@ def test_only_test_photos_cannot_be_trained_on(drawn: Path) -> None:
     (drawn / "labels.csv").write_text(text)
     with pytest.raises(DataError, match="photos to train on; got none"):
         prepare_data(drawn, layout=Layout(label_file=drawn / "labels.csv"))
+
+
+def test_a_row_of_another_farm_is_absent_and_alike_labels_are_named(tmp_path: Path) -> None:
+    for name in ("farm1/day1/1.jpg", "farm1/day2/1.jpg", "farm1/day2/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    file = tmp_path / "labels.csv"
+    rows = ("farm2/day1/1.jpg,scab", "farm1/day1/1.jpg,Rust", "farm1/day2/1.jpg,rust", "farm1/day2/2.jpg,a")
+    file.write_text("\n".join(("path,label", *rows)))
+    folder = read_layout(tmp_path, Layout(label_file=file))
+    assert [sample.path for sample in folder.samples] == ["farm1/day1/1.jpg", "farm1/day2/1.jpg", "farm1/day2/2.jpg"]
+    assert folder.classes == ("Rust", "a", "rust")
+    assert folder.alike_names == (("Rust", "rust"),)

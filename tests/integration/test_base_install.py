@@ -129,6 +129,7 @@ def test_the_wheel_brings_the_tomato_model(device: Device, tmp_path: Path) -> No
     (package,) = device.bin.parent.glob("lib/python*/site-packages/agridistill")
     assert sorted(path.name for path in (package / "shipped" / "tomato").iterdir()) == [
         "README.md",
+        "evaluation-int8.json",
         "tomato-int8.json",
         "tomato-int8.learnt",
         "tomato-int8.onnx",

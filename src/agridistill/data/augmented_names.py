@@ -42,13 +42,17 @@ _PERHAPS = (
     r"(?:copy|zoom(?:ed)?\d*|crop(?:ped)?\d*|shift(?:ed)?\d*|translated?|scaled?\d*|resized?\d*|noisy|gaussian"
     r"|bright(?:er|ness|ened)?\d*|dark(?:er|ened)?\d*|contrast\d*|(?:newpixel|noise|blur)\d*|blurred|saltpepper"
     r"|sharp(?:en|ened)?|hue|saturation|gamma\d*|colou?r|jitter|clahe|equali[sz]ed?|elastic|distort(?:ed|ion)?|cutout"
-    r"|gr[ae]y(?:scale)?)"
+    r"|gr[ae]y(?:scale)?|rot(?:ate|ated|ation)?(?:left|right)|perspective|affine)"
 )
 _GAP = r"[\W_]+"
+_UNIT = r"(?:by|deg(?:rees?)?)"
 # A number follows a word: one before it belongs to the name of the original.
-_MARKS = re.compile(rf"(?:{_WAY}{_GAP})*(?:{_DONE}|{_PERHAPS})(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}|\d{{1,7}}))*[\W_]*")
+_MARKS = re.compile(
+    rf"(?:{_WAY}{_GAP})*(?:{_DONE}|{_PERHAPS})(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}|{_UNIT}|\d{{1,7}}))*[\W_]*"
+)
 _SURE_MARKS = re.compile(
-    rf"(?:{_WAY}{_GAP})*{_DONE}(?:{_GAP}\d{{1,7}}){{0,2}}(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}))*[\W_]*"
+    rf"(?:{_WAY}{_GAP})*{_DONE}(?:{_GAP}(?:{_UNIT}{_GAP})?\d{{1,7}}){{0,2}}"
+    rf"(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}|{_UNIT}))*[\W_]*"
 )
 _HINT = re.compile(r"flip|mirror|rot|deg|transpos|shear|aug")
 _AUGUST = re.compile(r"aug[\W_]*(?:19|20)\d\d(?!\d)|(?<!\d)(?:19|20)\d\d[\W_]*aug")

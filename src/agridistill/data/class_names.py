@@ -30,9 +30,9 @@ def alike_in_words(group: Sequence[str]) -> str:
 
     Example:
         >>> alike_in_words(("Rust", "rust"))
-        "class folders whose names differ in capitals, spaces or normal form alone: 'Rust' and 'rust'"
+        "classes whose names differ in capitals, spaces or normal form alone: 'Rust' and 'rust'"
     """
     written = [f"'{name}'" for name in dict.fromkeys(map(composed, group))]
     if len(written) == 1:
         return f"{len(group)} class folders {written[0]} in different Unicode normal forms, which are one class"
-    return f"class folders whose names differ in capitals, spaces or normal form alone: {' and '.join(written)}"
+    return f"classes whose names differ in capitals, spaces or normal form alone: {' and '.join(written)}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from agridistill.data.class_names import alike_names
 from agridistill.data.label_table import LabelTable, are_numbers, find_columns, read_table, split_values
 from agridistill.data.photo_names import PhotoFinder, name_one_folder
 from agridistill.data.samples import PhotoFolder, Sample, all_files, require_folder
@@ -59,6 +60,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = ()) -> PhotoF
         tuple(sorted(unread)),
         unlabelled=tuple(sorted(path for path in photos if path not in labelled)),
         problems=tuple(_problems(table, absent)),
+        alike_names=alike_names(classes),
         notes=tuple(_notes(table, (image, label, split), len(rows) - len(labelled), classes, used=splits is not None)),
     )
 

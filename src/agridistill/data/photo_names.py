@@ -83,7 +83,9 @@ class PhotoFinder:
         most = max(alike.values(), default=0)
         if folder and not most and not one_folder:
             return []
-        return [path for path in named if alike[path] == most]
+        found = [path for path in named if alike[path] == most]
+        # Folders that contradict the cell's: the photo of another farm or day may have the same name.
+        return [path for path in found if one_folder or most >= min(len(folder), len(self._keys[path]) - 1)]
 
 
 def name_one_folder(cells: Iterable[str]) -> bool:

@@ -127,7 +127,8 @@ def _prepared(
     given = read_split(split_file) if split_file is not None else None
     folder = read_layout(root, layout)
     _check_folders(folder)
-    for line in left_out(folder):
+    # A label file's notes say how it was read; a folder's, that a level of folders is lost.
+    for line in (*left_out(folder), *(folder.notes if layout.label_file is None else ())):
         logger.warning("%s", line)
     part_of = match_split(given, folder.samples)[0] if given is not None else None
     inspection = inspect_photos(

@@ -90,7 +90,8 @@ def scan(root: Path, *, nested: bool | None = None) -> PhotoFolder:
     if splits is not None:
         return _scan_given_split(root, splits, nested)
     scanned = _scan_classes(root, [(name, composed(name)) for name in folders], nested)
-    return replace(scanned, alike_names=alike_names(folders))
+    alike = {group: None for names in (folders, scanned.classes if nested else ()) for group in alike_names(names)}
+    return replace(scanned, alike_names=tuple(alike))
 
 
 def require_folder(root: Path) -> None:

@@ -64,6 +64,7 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
         ModelError: names each class of the data that the model lacks, or a name that it has none of.
     """
     place = {composed(name): label for label, name in enumerate(model)}
+    names = {composed(folder): name for folder, name in names.items()}
     for folder, name in names.items():
         if composed(name) not in place:
             raise ModelError(f"a class of the model for '{folder}'", f"'{name}'", nearest(name, model))
