@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,10 @@ def test_a_bare_machine_skips_with_reasons_and_fails_nothing(tmp_path: Path) -> 
 def test_a_bare_path_holds_what_make_calls_and_no_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = bare_path(tmp_path / "bin")
     assert bare_path(folder) == folder  # a second time over the first
+    present = [name for name in ("python3", "sh", "grep", "sed", "touch", "rm") if shutil.which(name)]
+    assert {"python3", "sh"} <= set(present)
     monkeypatch.setenv("PATH", str(folder))
-    for name in ("python3", "sh", "grep", "sed", "touch", "rm"):
+    for name in present:
         assert subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, check=False).returncode == 0
     for name in ("mosquitto", "chromium", "openssl", "mount", "systemd-analyze"):
         assert NEEDS[name].reason in missing([name])

@@ -100,6 +100,21 @@ def test_a_column_of_splits_is_taken(photos: Path) -> None:
         read(photos, "image,label,split\n1.jpg,a,train\n2.jpg,b,tarin\n3.jpg,a,test\n")
 
 
+def test_a_column_of_splits_says_nothing_of_folders(tmp_path: Path, write_photo: PhotoWriter) -> None:
+    root, lines = tmp_path / "data", ["image,label,split"]
+    for number, farm in enumerate(("north", "south", "east")):
+        for name in ("IMG_1", "IMG_1_flip"):
+            write_photo(root / farm / f"{name}.png", seed=10 * number + len(name))
+            lines.append(f"{farm}/{name}.png,rust,{('train', 'val', 'test')[number]}")
+        write_photo(root / farm / "other.png", seed=100 + number)
+        lines.append(f"{farm}/other.png,healthy,{('train', 'val', 'test')[number]}")
+    (root / "train.csv").write_text("\n".join(lines))
+    data = prepare_data(root, layout=Layout(label_file=root / "train.csv"))
+    leaves = [{sample.leaf_id for sample in part} for part in (data.train, data.val, data.test)]
+    assert [len(part) for part in leaves] == [2, 2, 2]
+    assert len(set().union(*leaves)) == sum(map(len, leaves))
+
+
 def test_split_folders_of_labelled_photos_are_obeyed(photos: Path) -> None:
     folder = read(photos, CASSAVA + "9.jpg,3\n")
     assert folder.given_split is not None

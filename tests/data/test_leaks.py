@@ -107,6 +107,7 @@ def test_copies_without_telling_names_stay_with_their_leaf(originals: Path, tmp_
         ["{stem}_aug_0.jpg", "{stem}_aug_1.jpg"],
         ["{stem}.jpg", "augmented_3_{stem}.jpg"],
         ["{stem}_new30degFlipLR.jpg", "{stem}_rot_15.jpg"],
+        ["é{stem}.jpg", "e\u0301{stem}_rot15.jpg", "e\u0301{stem}_rot30.jpg"],
         ["{stem}.jpg", "{stem}_rotation_15_degrees.jpg", "{stem}_rotated_by_15.jpg", "{stem}_rotleft.jpg"],
     ],
     ids=lambda names: names[-1],

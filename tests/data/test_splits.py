@@ -17,6 +17,7 @@ from agridistill.data.splits import (
     make_split,
     match_split,
     read_split,
+    unnamed_photos,
     write_split,
 )
 from agridistill.errors import DataError
@@ -209,9 +210,14 @@ def test_a_split_of_other_data_is_an_error() -> None:
         match_split(split, _samples([2]))
 
 
-def test_photos_that_the_split_does_not_name_are_counted_and_left_out() -> None:
-    split = Split(("c0/000_000.jpg",), (), ("c0/001_000.jpg",))
-    assert match_split(split, _samples([1, 1, 1])) == ({"c0/000_000.jpg": "train", "c0/001_000.jpg": "test"}, 1)
+def test_photos_that_the_split_does_not_name_are_left_out_and_reported() -> None:
+    split, samples = Split(("c0/000_000.jpg",), (), ("c0/001_000.jpg",)), _samples([1, 1, 1])
+    part_of = match_split(split, samples)
+    assert part_of == {"c0/000_000.jpg": "train", "c0/001_000.jpg": "test"}
+    assert unnamed_photos(samples, part_of) == [
+        "left out: 1 photo that the split file does not name, the first 'c0/002_000.jpg'"
+    ]
+    assert unnamed_photos(samples[:2], part_of) == []
 
 
 def test_real_photos_are_split_by_leaves(real_photos: Path) -> None:

@@ -122,9 +122,32 @@ class TestPhotosThatAModelLearnt:
             shutil.copy(colour_folder / path, copy)
         chosen(trained, tmp_path / "part", split="all", learnt=learnt)
         assert caplog.messages == [
-            "the model has learnt from at least 6 of these 10 photos (the same pictures, also under other names and in "
-            "other sizes): the result will be too high; leave them out, or pass its run's splits.json as --splits"
+            "the model has learnt from at least 6 of these 10 photos (the same pictures, also under other names, "
+            "flipped, turned or in other sizes): the result will be too high; leave them out, or pass its run's "
+            "splits.json as --splits"
         ]
+
+    def test_flipped_and_turned_copies_are_known(
+        self, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        learnt, copies = tmp_path / "model.learnt", tmp_path / "copies"
+        for number in range(14):
+            leaf = np.random.default_rng((number, 0))
+            copy = copies / ("green", "red")[number % 2] / f"{number}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            draw_leaf("ringed_lesions", leaf, leaf, 128).save(copy)
+        scanned = scan(copies)
+        phashes = phashes_of(scanned.samples, inspect_photos(scanned))
+        write_learnt(learnt, trained.manifest.lineage["data_fingerprint"], phashes.values())
+        for path, turn in zip(sorted(phashes), 2 * list(Image.Transpose), strict=True):
+            with Image.open(copies / path) as photo:
+                turned = photo.transpose(turn)
+            turned.save(copies / path)
+        chosen(trained, copies, split="all", learnt=learnt)
+        found = re.search(r"has learnt from at least (\d+) of these 14 photos", caplog.text)
+        assert found is not None
+        # Scaling rounds rows and columns in turn: a photo near a hash's limit may get another one.
+        assert int(found[1]) >= 12
 
     def test_other_sizes_and_qualities_are_known(
         self, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -190,6 +213,23 @@ class TestPhotosThatAModelLearnt:
         assert caplog.messages == []
         chosen(trained, colour_folder, split="all", learnt=learnt)
         assert "has learnt from at least 12 of these 20 photos" in caplog.text
+
+
+def test_photos_that_a_split_file_does_not_name_are_reported(
+    trained: Any, colour_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fewer = save_split(tmp_path / "fewer.json", Split(OWN.train, OWN.val, OWN.test[1:]))
+    assert evaluate_folder(trained, colour_folder, split="all", split_file=fewer).photos == 19
+    assert f"left out: 1 photo that the split file does not name, the first '{OWN.test[0]}'" in caplog.messages
+
+
+def test_the_photos_of_one_class_alone_are_scored(
+    colour_backend: MakeBackend, colour_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(colour_folder / "red")
+    result = evaluate_folder(colour_backend(), colour_folder, split="all", class_names={"rot": "red"})
+    assert (result.photos, result.accuracy) == (10, 1.0)
+    assert caplog.messages == ["not used: --map names folders that are not there: 'rot'"]
 
 
 def test_a_photo_that_nobody_can_read_makes_no_other_split(

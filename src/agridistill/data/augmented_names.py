@@ -21,6 +21,7 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from agridistill.data.samples import Sample
+from agridistill.manifest import composed
 
 _SUFFIX = r"(?:jpe?g|jfif|jpe|png|bmp|webp|tiff?)"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -215,11 +216,13 @@ def _has_digit(text: str) -> bool:
 
 
 def _photo(sample: Sample, split_folders: bool) -> _Photo:
-    folder = sample.path.rpartition("/")[0]
+    # File systems keep one name in several normal forms.
+    path = composed(sample.path)
+    folder = path.rpartition("/")[0]
     names = folder.split("/")[1 if split_folders else 0 :]
     made = [name for name in names if _MADE_FOLDER.fullmatch(name.lower())]
     kept = tuple(name for name in names if name not in made and not _ORIGINALS_FOLDER.fullmatch(name.lower()))
-    stem = _stem(sample.path)
+    stem = _stem(path)
     return _Photo(sample.path, (sample.label, kept), folder, stem, bool(made), _named_original(stem))
 
 

@@ -139,7 +139,7 @@ def check(
     """
     split = read_split(split_file) if split_file is not None else None
     folder = read_layout(root, layout)
-    split_of = match_split(split, folder.samples)[0] if split is not None else folder.given_split
+    split_of = match_split(split, folder.samples) if split is not None else folder.given_split
     inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
     records = inspection.records
     readable = [sample for sample in folder.samples if records[sample.path].error is None]

@@ -18,10 +18,10 @@ Groups = Sequence[Sequence[str]]
 
 
 def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """Those groups of equal photos that stand under several labels.
+    """Those groups of copies of one photo that stand under several labels.
 
     Args:
-        groups: paths of equal photos.
+        groups: paths of copies of one photo.
         label_of: of each path.
     """
     return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
@@ -53,7 +53,10 @@ def require_few_conflicts(
     photos = sum(len(group) for group in conflicting)
     share = photos / len(label_of)
     first, second = first_pair(conflicting[0], label_of)
-    found = f"{photos:,} of {len(label_of):,} photos are identical files under several labels"
+    found = (
+        f"{photos:,} of {len(label_of):,} photos have copies under other labels (also flipped, turned, scaled or "
+        "saved again)"
+    )
     if share > most:
         raise DataError(
             f"each photo under one label, or at most {most:.0%} of them under several",

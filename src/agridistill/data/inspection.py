@@ -43,6 +43,7 @@ class PhotoRecord:
         phash: 64-bit perceptual hash; None for an unreadable photo.
         error: why the photo cannot be used; None for a good one.
         look: by which flipped and turned copies are found (`data.looks`); None for an unreadable photo or one colour.
+        turned_phashes: 64-bit perceptual hashes of its seven other turns and flips; empty for an unreadable photo.
     """
 
     digest: str
@@ -51,6 +52,7 @@ class PhotoRecord:
     phash: int | None
     error: str | None
     look: str | None = None
+    turned_phashes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,12 @@ def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, i
     return {path: phash for path, phash in found.items() if phash is not None}
 
 
+def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, tuple[int, ...]]:
+    """The 64-bit perceptual hashes of each readable photo, first as it is, then turned; by `Sample.path`."""
+    records = inspection.records
+    return {path: (phash, *records[path].turned_phashes) for path, phash in phashes_of(samples, inspection).items()}
+
+
 def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
     """The look of each photo that has one (`data.looks`), by `Sample.path`."""
     found = {sample.path: inspection.records[sample.path].look for sample in samples}
@@ -236,7 +244,8 @@ def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
     # Its look is a matter of shapes, and the same as that of earlier versions, by which learnt photos are recognised.
     image = read_photo(path, max_pixels=max_pixels, own_colours=True)
     tiny = _tiny(image)
-    return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny))
+    turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
+    return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny), turned)
 
 
 def perceptual_hash(image: Image.Image) -> int:

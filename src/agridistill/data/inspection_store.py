@@ -21,7 +21,7 @@ from agridistill.storage import user_cache, write_json
 logger = logging.getLogger(__name__)
 
 # Also counts the ways in which a photo is read: looks and errors of another way are not ours.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # A photo that changed within the clock tick in which it was read would look unchanged.
 _SETTLED_NS = 2_000_000_000
 
@@ -51,11 +51,11 @@ class InspectionStore:
         except OSError:
             return None
         row = self._known.get(path)
-        # Eight values, or of a damaged store.
-        if isinstance(row, list) and row[:-5] == state:
+        # Nine values, or of a damaged store.
+        if isinstance(row, list) and row[:-6] == state:
             self._seen[path] = row
-            digest, width, height, phash, look = row[-5:]
-            return PhotoRecord(digest, width, height, phash, None, look)
+            digest, width, height, phash, look, turned = row[-6:]
+            return PhotoRecord(digest, width, height, phash, None, look, tuple(turned))
         self._states[path] = state
         return None
 
@@ -63,7 +63,8 @@ class InspectionStore:
         """Keeps the record of a photo that was read. Bad photos are read every time: their cause may have gone."""
         state = self._states.pop(path, None)
         if record.error is None and state is not None and time.time_ns() - max(state[1:]) > _SETTLED_NS:
-            self._seen[path] = [*state, record.digest, record.width, record.height, record.phash, record.look]
+            found = (record.digest, record.width, record.height, record.phash, record.look, record.turned_phashes)
+            self._seen[path] = [*state, *found]
             self._changed = True
 
     def save(self) -> None:

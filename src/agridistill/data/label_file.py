@@ -18,7 +18,7 @@ from agridistill.errors import DataError
 _MAX_ABSENT_SHARE = 0.5
 
 
-def scan_labelled(root: Path, file: Path, columns: Sequence[str] = ()) -> PhotoFolder:
+def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_classes: int = 2) -> PhotoFolder:
     """Lists the photos of a folder with the labels of a table; the folders mean nothing but where a photo lies.
 
     A cell names its photo by the path from the data folder or from the table, by a path that ends like the photo's,
@@ -28,9 +28,10 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = ()) -> PhotoF
         root: the data folder.
         file: CSV or TSV whose first line names the columns; in UTF-8, or in UTF-16 with a byte order mark.
         columns: names of the columns of photos and labels, and of the split; found by usual names where empty.
+        min_classes: fewer are an error.
 
     Raises:
-        DataError: the folder or the file cannot be used, a photo with two labels or splits, fewer than two classes, a
+        DataError: the folder or the file cannot be used, a photo with two labels or splits, too few classes, a
             cell that fits several photos, or more than half of the photos are not there.
     """
     require_folder(root)
@@ -43,25 +44,27 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = ()) -> PhotoF
     _require_photos(root, table, image, absent)
     labelled = _labelled(table, rows)
     classes = tuple(sorted({row.label for row in labelled.values()}))
-    if len(classes) < 2:
+    if len(classes) < min_classes:
         raise DataError(
-            "at least two classes",
+            "at least two classes" if min_classes > 1 else "labels",
             f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'",
             "name the columns with --label-columns IMAGE,LABEL",
         )
     index_of = {name: index for index, name in enumerate(classes)}
-    given = {path: row.split for path, row in labelled.items() if row.split is not None} or _by_folders(labelled)
+    in_column = {path: row.split for path, row in labelled.items() if row.split is not None}
+    by_folders = _by_folders(labelled) if not in_column else {}
     unread = {path for _, cell in absent for path in find_other.candidates(cell)[:1]}
     return PhotoFolder(
         root,
         classes,
         tuple(Sample(path, index_of[row.label], path) for path, row in sorted(labelled.items())),
-        given or None,
+        in_column or by_folders or None,
         tuple(sorted(unread)),
         unlabelled=tuple(sorted(path for path in photos if path not in labelled)),
         problems=tuple(_problems(table, absent)),
         alike_names=alike_names(classes),
         notes=tuple(_notes(table, (image, label, split), len(rows) - len(labelled), classes, used=splits is not None)),
+        in_split_folders=bool(by_folders),
     )
 
 

@@ -83,12 +83,12 @@ def to_layout(label_file: object, label_columns: object, nested: object) -> Layo
     return Layout(nested, file, tuple(str(name) for name in label_columns))
 
 
-def read_layout(root: Path, layout: Layout = FOLDERS) -> PhotoFolder:
+def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -> PhotoFolder:
     """Lists the photos of a data folder with their labels.
 
     Raises:
         DataError: the folder or the label file cannot be used.
     """
     if layout.label_file is not None:
-        return scan_labelled(root, layout.label_file, layout.label_columns)
-    return scan(root, nested=layout.nested)
+        return scan_labelled(root, layout.label_file, layout.label_columns, min_classes=min_classes)
+    return scan(root, nested=layout.nested, min_classes=min_classes)

@@ -14,9 +14,18 @@ from agridistill.data.augmented_names import unknown_originals, without_original
 from agridistill.data.class_names import alike_in_words
 from agridistill.data.conflicts import MAX_CONFLICT_SHARE, conflicting_groups, require_few_conflicts
 from agridistill.data.duplicates import exact_groups
-from agridistill.data.inspection import Inspection, fingerprint, inspect_photos, phashes_of, usable_samples
+from agridistill.data.grouping import DisjointSets
+from agridistill.data.inspection import (
+    Inspection,
+    fingerprint,
+    inspect_photos,
+    looks_of,
+    phashes_of,
+    usable_samples,
+)
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.layout import FOLDERS, Layout, read_layout
+from agridistill.data.looks import copy_groups
 from agridistill.data.samples import (
     SPLIT_NAMES,
     PhotoFolder,
@@ -25,7 +34,15 @@ from agridistill.data.samples import (
     left_out,
     require_outside,
 )
-from agridistill.data.splits import Split, assign_leaf_ids, make_split, match_split, read_split, write_split
+from agridistill.data.splits import (
+    Split,
+    assign_leaf_ids,
+    make_split,
+    match_split,
+    read_split,
+    unnamed_photos,
+    write_split,
+)
 from agridistill.errors import DataError
 from agridistill.photo_files import how_to_read, passed_over
 from agridistill.preprocess import MAX_PIXELS
@@ -52,7 +69,7 @@ class PreparedData:
         cut: the parts that were made from the fractions and the seed; none where a file or folders gave the split.
         phashes: 64-bit perceptual hash of each readable photo, by `Sample.path`.
         layout: how the labels were found.
-        conflicting: groups of identical files that stand under several labels.
+        conflicting: groups of copies of one photo that stand under several labels.
         alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
     """
 
@@ -130,7 +147,9 @@ def _prepared(
     # A label file's notes say how it was read; a folder's, that a level of folders is lost.
     for line in (*left_out(folder), *(folder.notes if layout.label_file is None else ())):
         logger.warning("%s", line)
-    part_of = match_split(given, folder.samples)[0] if given is not None else None
+    part_of = match_split(given, folder.samples) if given is not None else None
+    for line in unnamed_photos(folder.samples, part_of) if part_of is not None else ():
+        logger.warning("%s", line)
     inspection = inspect_photos(
         folder, max_pixels=max_pixels, store=InspectionStore(root, max_pixels), progress=progress
     )
@@ -166,8 +185,17 @@ def _prepared(
 
 
 def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tuple[str, ...], ...]:
-    digests = {sample.path: inspection.records[sample.path].digest for sample in samples}
-    return conflicting_groups(exact_groups(digests), {sample.path: sample.label for sample in samples})
+    """Groups of copies of one photo, also flipped, turned, scaled or saved again, that stand under several labels."""
+    labels_of: dict[str, set[int]] = defaultdict(set)
+    for sample in samples:
+        labels_of[sample.leaf_id].add(sample.label)
+    # Copies are one leaf: where that has one label, nothing needs to be compared.
+    mixed = [sample for sample in samples if len(labels_of[sample.leaf_id]) > 1]
+    copies = DisjointSets(sample.path for sample in mixed)
+    digests = {sample.path: inspection.records[sample.path].digest for sample in mixed}
+    for group in (*exact_groups(digests), *copy_groups(looks_of(mixed, inspection))):
+        copies.join_all(group)
+    return conflicting_groups(map(sorted, copies.groups()), {sample.path: sample.label for sample in mixed})
 
 
 @contextmanager
@@ -268,8 +296,8 @@ def split_data(
 ) -> PreparedData:
     """Makes the leaf-disjoint split of a folder and writes it to a file, which every compared run then reads.
 
-    Train/val/test folders are written down as they are. `conflicts` is the share of the photos that may stand under
-    several labels as identical files.
+    Train/val/test folders are written down as they are. `conflicts` is the share of the photos of which copies may
+    stand under several labels.
 
     Raises:
         DataError: the file exists (and not `force`), or the folder or its photos cannot be used.

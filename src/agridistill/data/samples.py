@@ -49,7 +49,8 @@ class PhotoFolder:
         root: the data folder.
         classes: class names in Unicode's normal form C, sorted; a label is an index into them.
         samples: all files with a photo's suffix, sorted by path.
-        given_split: for folders of train/val/test: the split of each sample's path; None elsewhere.
+        given_split: the split of each sample's path, from train/val/test folders or a label file; None elsewhere.
+        in_split_folders: whether the first folder of each path is that of its split.
         strays: other files among the photos (relative paths), pictures of `predict --explain` too; they are never used.
         without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
             folder is none of the classes.
@@ -69,9 +70,10 @@ class PhotoFolder:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     alike_names: tuple[tuple[str, ...], ...] = ()
+    in_split_folders: bool = False
 
 
-def scan(root: Path, *, nested: bool | None = None) -> PhotoFolder:
+def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> PhotoFolder:
     """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
 
     Args:
@@ -79,17 +81,18 @@ def scan(root: Path, *, nested: bool | None = None) -> PhotoFolder:
         nested: True makes each folder with photos a class of its own, named by its path ("Tomato/Late blight"); False
             makes each folder of the first level a class with all photos below it; None does that too, where nothing is
             lost by it.
+        min_classes: fewer are an error.
 
     Raises:
-        DataError: not a folder, empty, fewer than two classes, classes that differ between the splits, folders of
+        DataError: not a folder, empty, too few classes, classes that differ between the splits, folders of
             something else beside those of splits, two folders of one split, or folders that may be no classes.
     """
     require_folder(root)
     folders = subfolders(root)
     splits = _split_folders(root, folders)
     if splits is not None:
-        return _scan_given_split(root, splits, nested)
-    scanned = _scan_classes(root, [(name, composed(name)) for name in folders], nested)
+        return _scan_given_split(root, splits, nested, min_classes)
+    scanned = _scan_classes(root, [(name, composed(name)) for name in folders], nested, min_classes)
     alike = {group: None for names in (folders, scanned.classes if nested else ()) for group in alike_names(names)}
     return replace(scanned, alike_names=tuple(alike))
 
@@ -179,7 +182,7 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     return splits
 
 
-def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | None) -> PhotoFolder:
+def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | None, min_classes: int) -> PhotoFolder:
     names_of = {split: subfolders(root / folder) for split, folder in folder_of.items()}
     for split, names in names_of.items():
         unknown = sorted(set(map(composed, names)) - set(map(composed, names_of["train"])))
@@ -190,7 +193,8 @@ def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | N
                 "correct the folders",
             )
     pairs = [(f"{folder}/{name}", composed(name)) for split, folder in folder_of.items() for name in names_of[split]]
-    scanned = _scan_classes(root, pairs, nested, split_of={folder: split for split, folder in folder_of.items()})
+    split_of = {folder: split for split, folder in folder_of.items()}
+    scanned = _scan_classes(root, pairs, nested, min_classes, split_of=split_of)
     loose = [path for folder in folder_of.values() for path in _loose_photos(root, folder)]
     alike = {group: None for names in names_of.values() for group in alike_names(names)}
     unlabelled = tuple(sorted((*scanned.unlabelled, *loose)))
@@ -201,6 +205,7 @@ def _scan_classes(
     root: Path,
     folders: Sequence[tuple[str, str]],
     nested: bool | None,
+    min_classes: int,
     split_of: Mapping[str, str] | None = None,
 ) -> PhotoFolder:
     """The photos of class folders.
@@ -209,6 +214,7 @@ def _scan_classes(
         root: the data folder.
         folders: pairs of a folder (relative to the root) and the class whose photos it holds.
         nested: as for `scan`.
+        min_classes: as for `scan`.
         split_of: folder of a split -> split; None where there are none.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
@@ -229,7 +235,7 @@ def _scan_classes(
     above = {name[:end] for name in classes for end in range(len(name) + 1) if name[end : end + 1] in ("", "/")}
     without_photos = {name: tuple(sorted(others.get(name, ()))) for name in sorted({*photos_in, *others} - above)}
     loose = _loose_photos(root, ".")
-    if len(classes) < 2:
+    if len(classes) < min_classes:
         raise _too_few_classes(root, held, without_photos, loose=bool(loose))
     if nested:
         require_no_splits_inside(root, classes)
@@ -252,6 +258,7 @@ def _scan_classes(
             for one in held
             if nested is None and one.loses_a_level
         ),
+        in_split_folders=bool(split_of),
     )
 
 

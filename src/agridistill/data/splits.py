@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -70,7 +70,7 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
         sets.join_all(paths)
     for paths in copy_groups(looks_of(chosen, inspection)):
         sets.join_all(paths)
-    for paths in sibling_groups(chosen, split_folders=folder.given_split is not None):
+    for paths in sibling_groups(chosen, split_folders=folder.in_split_folders):
         sets.join_all(paths)
     for of_class in hashes.values():
         for paths in near_groups(of_class):
@@ -205,11 +205,11 @@ def digests_of(split: Split) -> dict[str, str]:
     }
 
 
-def match_split(split: Split, samples: Iterable[Sample]) -> tuple[dict[str, str], int]:
+def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
     """Looks the photos of a split up in the data.
 
     Returns:
-        Sample path -> "train", "val" or "test", and how many samples the split does not name (they are left out).
+        Sample path -> "train", "val" or "test"; samples that the split does not name are absent.
 
     Raises:
         DataError: the split names a photo that the data does not hold.
@@ -229,7 +229,16 @@ def match_split(split: Split, samples: Iterable[Sample]) -> tuple[dict[str, str]
             f"{len(absent)} of its {len(wanted)} photos are not there, the first '{absent[0]}'",
             "use the data that the split was made from, or make another with 'agridistill data split'",
         )
-    return wanted, len(paths) - len(wanted)
+    return wanted
+
+
+def unnamed_photos(samples: Iterable[Sample], part_of: Mapping[str, str]) -> list[str]:
+    """One sentence on the photos that a split file does not name; none where it names all."""
+    paths = sorted(sample.path for sample in samples if sample.path not in part_of)
+    if not paths:
+        return []
+    count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
+    return [f"left out: {count} that the split file does not name, the first '{paths[0]}'"]
 
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:

@@ -80,6 +80,16 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
     return [place[composed(names.get(name, name))] for name in data]
 
 
+def unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """One sentence on the renamed folders that the data does not hold; none where it holds all."""
+    present = {composed(name) for name in data}
+    unused = [folder for folder in names if composed(folder) not in present]
+    if not unused:
+        return []
+    first, more = unused[:3], ", …" if len(unused) > 3 else ""
+    return [f"not used: --map names folders that are not there: {', '.join(map(repr, first))}{more}"]
+
+
 def relabelled(samples: Sequence[Sample], labels: Sequence[int]) -> tuple[Sample, ...]:
     """The samples with the model's labels, see `labels_in_model`."""
     return tuple(replace(sample, label=labels[sample.label]) for sample in samples)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of, usable_samples
+from agridistill.data.inspection import fingerprint, inspect_photos, turned_phashes_of, usable_samples
 from agridistill.data.inspection_store import InspectionStore
 from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.data.learnt import LearntPhotos, read_learnt
 from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, left_out
-from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split
+from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError
-from agridistill.evaluation.class_names import labels_in_model, relabelled
+from agridistill.evaluation.class_names import labels_in_model, relabelled, unused_names
 from agridistill.evaluation.evaluate import evaluate
 from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
@@ -38,10 +38,11 @@ class ChosenPhotos:
         classes: the model's class names; `Sample.label` is an index into them.
         samples: the readable photos of the split.
         skipped: one line for each unreadable photo of the split.
-        phashes: 64-bit perceptual hashes of the samples.
+        phashes: 64-bit perceptual hashes of each sample, first as it is, then turned.
         trained_here: whether the folder holds the very photos that the model was trained on.
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
-        left_out: photos of the folder that have no label, and rows of a label file without a photo, a sentence each.
+        left_out: photos without a label or a split, rows of a label file without a photo and renamed classes without
+            a folder, a sentence each.
         strays: files in the folder that are no photos.
     """
 
@@ -49,7 +50,7 @@ class ChosenPhotos:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...]
-    phashes: tuple[int, ...] = ()
+    phashes: tuple[tuple[int, ...], ...] = ()
     trained_here: bool = False
     split: SplitChoice = "test"
     left_out: tuple[str, ...] = ()
@@ -150,7 +151,7 @@ def choose_photos(
     given = read_split(split_file) if split_file is not None else None
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
     begin(progress, "reading photos")
-    folder = read_layout(data, layout)
+    folder = read_layout(data, layout, min_classes=1)
     if class_names is None:
         require_same_classes(manifest.classes, folder.classes)
     labels = labels_in_model(manifest.classes, folder.classes, class_names or {})
@@ -161,7 +162,7 @@ def choose_photos(
     parts = _parts(folder, given, own if trained_here else None)
     known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
     if parts is None and split != "all":
-        met = known.count(phashes_of(samples, inspection).values()) if known is not None else 0
+        met = known.count(turned_phashes_of(samples, inspection).values()) if known is not None else 0
         if split != "test" or known is None or met:
             of_them = f"{met} of whose {len(samples)} photos the model has learnt from" if met else ""
             raise _no_split(data, split, trained_here, of_them, scored=split == "test")
@@ -176,10 +177,14 @@ def choose_photos(
         manifest.classes,
         relabelled(wanted, labels),
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
-        tuple(phashes_of(wanted, inspection).values()),
+        tuple(turned_phashes_of(wanted, inspection).values()),
         trained_here,
         split,
-        tuple(left_out(folder)),
+        (
+            *left_out(folder),
+            *(unnamed_photos(samples, parts or {}) if given is not None else ()),
+            *unused_names(folder.classes, class_names or {}),
+        ),
         folder.strays,
     )
     if split == "train":
@@ -197,7 +202,7 @@ def choose_photos(
 def _parts(folder: PhotoFolder, given: Split | None, own: Split | None) -> Mapping[str, str] | None:
     """The split of each photo by its path; None where there is no split."""
     split = given or own
-    return match_split(split, folder.samples)[0] if split is not None else folder.given_split
+    return match_split(split, folder.samples) if split is not None else folder.given_split
 
 
 def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
@@ -242,8 +247,9 @@ def _tell_known(photos: ChosenPhotos, known: LearntPhotos) -> None:
     met = known.count(photos.phashes)
     if met:
         logger.warning(
-            "the model has learnt from at least %d of these %d photos (the same pictures, also under other names and "
-            "in other sizes): the result will be too high; leave them out, or pass its run's splits.json as --splits",
+            "the model has learnt from at least %d of these %d photos (the same pictures, also under other names, "
+            "flipped, turned or in other sizes): the result will be too high; leave them out, or pass its run's "
+            "splits.json as --splits",
             met,
             len(photos.samples),
         )

@@ -230,7 +230,7 @@ def _write_learnt(run: Path, out: Path, manifest: ModelManifest, photos: Sequenc
         with replacing(target) as temporary:
             temporary.write_bytes(stored.read_bytes())
     elif photos[0].trained_here:
-        phashes = (phash for each in photos for phash in each.phashes)
+        phashes = (upright for each in photos for upright, *_ in each.phashes)
         write_learnt(target, manifest.lineage["data_fingerprint"], phashes)
     else:
         target.unlink(missing_ok=True)
