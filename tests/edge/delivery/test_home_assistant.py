@@ -93,6 +93,7 @@ def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
     found = json.loads(plot_payload(PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares)))
     assert (found["condition"], found["leaves"], found["ill_leaves"], found["ill_share"]) == ("Late blight", 10, 5, 0.5)
     assert (found["label"], found["probability"]) == ("Late_blight", 0.3)
+    assert found["schema"] == 2, "readers of version 1 take the label for the pooled one, which is never null"
     idle = json.loads(plot_payload(PlotReport("north", 9.0)))
     assert (idle["condition"], idle["leaves"], idle["label"], idle["shares"]) == ("No recent leaves", 0, None, {})
 
