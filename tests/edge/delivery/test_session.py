@@ -8,9 +8,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.delivery.test_refusals import DISCOVERY, STATUS, fill, numbers, publishing, warnings
 
@@ -79,6 +82,21 @@ def test_what_a_broker_denied_is_offered_again_on_the_same_connection(
     session._look_what_to_tell()
     assert session._to_tell == {ORDER: None, DISCOVERY: b"{}"}
     session.close()
+
+
+@pytest.mark.parametrize(("reason", "is_denied"), [(0x87, True), (0x8E, False), (0x8B, False)])
+def test_only_an_end_for_a_message_counts_against_it(outbox: Outbox, reason: int, is_denied: bool) -> None:
+    found, topic = allowance.Allowance("farm:1883"), "agridistill/pi/detections/north"
+    for _ in range(2):
+        settings = BrokerSettings("127.0.0.1", 1, device="pi")
+        session = Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5, found)
+        session._under_way[1] = allowance.UnderWay(topic, 0.0, 1)
+        # DISCONNECT: not authorized, another device of this name, the server shuts down.
+        code = ReasonCode(PacketTypes.DISCONNECT, identifier=reason)
+        session._on_disconnect(None, None, SimpleNamespace(is_disconnect_packet_from_server=True), code, None)
+        session.explain_end()
+        session.close()
+    assert found.may_send(topic) != is_denied
 
 
 def test_a_device_without_time_for_its_goodbye_is_offline_by_its_last_will(

@@ -33,6 +33,8 @@ _SKIMMED = 200
 _NO_RETAIN, _NO_QOS = 0x9A, 0x9B
 # Client id, user or password, rights, a ban, the way to log in: all others are about the broker.
 _ABOUT_THE_DEVICE = (0x85, 0x86, 0x87, 0x8A, 0x8C)
+# Busy, shutting down, silence, another device of this name, an operator, another server, too many connections.
+_ABOUT_NO_MESSAGE = (0x89, 0x8B, 0x8D, 0x8E, 0x98, 0x9C, 0x9D, 0x9F, 0xA0)
 
 
 class Session:
@@ -70,6 +72,7 @@ class Session:
         self._last_sent, self._starts_over = 0, False
         self._refused: ReasonCode | None = None
         self._ended = ""
+        self._ends_for_a_message = True
         self._accepted = self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.is_proven = False
@@ -138,7 +141,7 @@ class Session:
         That is so behind a refusal, and where it was closed with messages under way: either one of them was the cause,
         which the next time will show, or the broker is away, which the next attempt will show.
         """
-        under_way = list(self._under_way.values())
+        under_way = list(self._under_way.values()) if self._ends_for_a_message else []
         is_reported = self._allowance.ended(under_way, self._ended or "it closes the connection")
         return is_reported or self._was_refused or (bool(under_way) and not self._ended)
 
@@ -297,6 +300,7 @@ class Session:
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if flags.is_disconnect_packet_from_server:
             self._ended = f"it ends the connection: {reason}"
+            self._ends_for_a_message = reason.value not in _ABOUT_NO_MESSAGE
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         # Without acknowledgements paho calls this when the message is written, which proves nothing.
