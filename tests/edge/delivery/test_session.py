@@ -66,6 +66,19 @@ def test_the_state_of_many_plots_on_a_slow_line_does_not_hold_back_detections(
     assert numbers(receiver) == list(range(60))
 
 
+def test_the_state_of_an_alert_does_not_wait_behind_the_plots(outbox: Outbox) -> None:
+    told = {"state": b"0"} | {f"plots/{plot}": b"0" for plot in range(3)}
+    settings = BrokerSettings("127.0.0.1", 1, device="pi")
+    session = Session(outbox, settings, None, lambda: told, {}, MQTTProtocolVersion.MQTTv5)
+    session._look_what_to_tell()
+    del session._to_tell["state"]  # sent
+    told["state"] = b"an alert"
+    session._look_what_to_tell()
+    assert session._to_tell == {"state": b"an alert"} | {f"plots/{plot}": b"0" for plot in range(3)}
+    assert next(iter(session._to_tell)) == "state"
+    session.close()
+
+
 def test_what_a_broker_denied_is_offered_again_on_the_same_connection(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,11 +189,16 @@ class Session:
         for topic in self._commands:
             if topic not in self._told and self._allowance.may_send(topic):
                 self._to_tell[topic], self._told[topic] = None, b""
-        for topic, payload in self._retained().items():
+        retained = self._retained()
+        for topic, payload in retained.items():
             if self._told.get(topic) != payload and self._allowance.may_send(topic):
                 if self._allowance.fits(topic, payload):
                     self._to_tell[topic] = payload
                 self._told[topic] = payload
+        # An alert's state does not wait behind the plots that wait already.
+        order = (self._settings.status_topic, *self._commands, *retained)
+        first = {topic: self._to_tell[topic] for topic in order if topic in self._to_tell}
+        self._to_tell = first | self._to_tell
         self._tell_at = now + _TELL_EVERY_S
 
     def _send(self) -> None:
