@@ -14,7 +14,7 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
-from tests.edge.conftest import Broker, Receiver, wait_for
+from tests.edge.conftest import Broker, Receiver, Wire, wait_for
 from tests.edge.delivery.test_refusals import DISCOVERY, STATUS, fill, numbers, publishing, warnings
 
 from agridistill.edge.delivery import allowance, mqtt, mqtt_session
@@ -64,6 +64,53 @@ def test_the_state_of_many_plots_on_a_slow_line_does_not_hold_back_detections(
         thread.join(20)
         receiver.close()
     assert numbers(receiver) == list(range(60))
+
+
+def test_plots_that_are_all_denied_by_closing_do_not_cost_a_connection_each(
+    broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.start()
+    receiver, wire = Receiver(broker.port), Wire(broker.port)
+    wire.denied = lambda topic, payload: "/plots/" in topic
+    told = {f"agridistill/pi/plots/{plot}": b"{}" for plot in range(20)} | {DISCOVERY: b"{}"}
+    with publishing(outbox, wire.port, told):
+        wait_for(lambda: (DISCOVERY, b"{}") in receiver.got, what="the discovery behind the plots")
+    receiver.close()
+    wire.close()
+    assert wire.connections <= 6
+    assert len([line for line in warnings(caplog) if "refuses" in line]) == 1
+
+
+def test_one_denied_plot_of_several_does_not_leave_out_the_others() -> None:
+    found = allowance.Allowance("farm:1883")
+    north, south, west = (
+        allowance.UnderWay(f"agridistill/pi/plots/{plot}", 0.0) for plot in ("north", "south", "west")
+    )
+    found.taken(south)
+    for denied in (north, west):
+        assert [found.ended([denied], "it closes the connection") for _ in range(2)] == [False, True]
+        assert not found.may_send(denied.topic)
+    assert found.may_send(south.topic)
+
+
+def test_a_level_that_was_denied_is_offered_again_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, clock = allowance.Allowance("farm:1883"), [0.0]
+    monkeypatch.setattr(allowance.time, "monotonic", lambda: clock[0])
+    plots = [allowance.UnderWay(f"agridistill/pi/plots/{plot}", 0.0) for plot in range(4)]
+    for denied in plots[:2]:
+        assert [found.ended([denied], "it closes the connection") for _ in range(2)] == [False, True]
+    assert not any(found.may_send(plot.topic) for plot in plots)
+    assert found.may_send(STATUS)
+    clock[0] = 61.0
+    assert found.offers_again()
+    assert all(found.may_send(plot.topic) for plot in plots)
+    # One connection shows that it is still so.
+    assert found.ended([plots[3]], "it closes the connection")
+    assert not any(found.may_send(plot.topic) for plot in plots)
+    clock[0] = 200.0
+    found.offers_again()
+    found.taken(plots[0])
+    assert all(found.may_send(plot.topic) for plot in plots)
 
 
 def test_the_state_of_an_alert_does_not_wait_behind_the_plots(outbox: Outbox) -> None:
