@@ -62,6 +62,7 @@ class BrokerLink:
         self._plots: dict[str, tuple[float, bytes]] = {}
         self._folders: frozenset[str] | None = None
         self._folders_at = -_TELL_EVERY_S
+        self._has_temperature = False
         self._ends = threading.Event()
 
     def state(self) -> dict[str, object]:
@@ -134,7 +135,9 @@ class BrokerLink:
 
     def _facts(self, state: AgentState) -> DeviceFacts:
         model = " ".join(str(state.model.get(key) or "") for key in ("name", "version")).strip()
-        return DeviceFacts(model, self._page_url(), state.processor_celsius is not None)
+        # A sensor that sleeps for a moment is there: Home Assistant shows its value as unknown.
+        self._has_temperature |= state.processor_celsius is not None
+        return DeviceFacts(model, self._page_url(), self._has_temperature)
 
 
 def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], str | None]:

@@ -132,6 +132,15 @@ def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypat
     assert len(set(leaves)) == 4
 
 
+def test_a_thermometer_that_sleeps_for_a_moment_is_not_described_anew(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(outbox, monkeypatch)
+    for celsius, is_there in ((None, False), (54.0, True), (None, True)):
+        link.agent.state = state(processor_celsius=celsius)
+        assert ("temperature" in link.told()[TOPIC]["cmps"]) == is_there
+
+
 def test_an_alert_is_told_at_once(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(outbox, monkeypatch)
     assert link.told()["farm/pi/state"]["alerts"] == []
