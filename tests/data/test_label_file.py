@@ -68,6 +68,8 @@ def test_a_table_gives_the_labels(photos: Path) -> None:
         # Numbers of rows that are names of other photos as well.
         b"id,fname,label\n3,1.jpg,0\n1,2.jpg,3\n2,3.jpg,0\n",
         b"id,fname,label\n3,1.jpg,0\n1,2.jpg,3\n2,3.jpg,0\n9,8.jpg,0\n",
+        b"image_id,mask,label\n./1,9.jpg,0\n./2,9.jpg,3\n./3,9.jpg,0\n",
+        b"id,photo_url,name,label\n1,a.com/m.jpg,x,0\n2,a.com/m.jpg,x,3\n3,a.com/m.jpg,y,0\n",
         b'image, label, note\n"1.jpg", "0", "a, b"\n2.jpg, "3"\n3.jpg, 0\n',
         CASSAVA.replace("\n", "\r").encode(),
         b"sep=;\r\nimage;label\r\n1.jpg;0\r\n2.jpg;3\r\n3.jpg;0\r\n",

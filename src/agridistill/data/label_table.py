@@ -131,13 +131,12 @@ def find_columns(
         return image, label, split[0] if split else None
     labels, splits = _columns(table, _LABEL_NAMES), _columns(table, _SPLIT_NAMES)
     usual = _columns(table, _IMAGE_NAMES)
-    # Names of files tell more than a name such as "id", whose numbers may fit the names of other photos.
-    files = [
-        column
-        for column in dict.fromkeys((*usual, *range(len(table.header))))
-        if any(map(is_photo, table.values(column, _TRIED_ROWS)))
-    ]
-    images = [column for column in files if found(table.values(column, _TRIED_ROWS))] or usual
+    tried = [table.values(column, _TRIED_ROWS) for column in range(len(table.header))]
+    files = [column for column, cells in enumerate(tried) if any(map(is_photo, cells))]
+    fitting = {column: found(tried[column]) for column in (*usual, *files)}
+    # Numbers last: those of rows, under a name such as "id", may fit the names of other photos.
+    tiers = [column for column in usual if not are_numbers(tried[column])], files, usual
+    images = next((columns for columns in tiers if any(map(fitting.__getitem__, columns))), usual)
     if not images or not labels:
         lacking = "labels" if images else "photos" if labels else "photos and labels"
         names = ", ".join(f"'{name}'" for name in table.header[:8])
@@ -147,7 +146,7 @@ def find_columns(
             "name them with --label-columns IMAGE,LABEL",
         )
     # The first of several where they do equally well.
-    image = max(images, key=lambda column: found(table.values(column, _TRIED_ROWS)))
+    image = max(images, key=fitting.__getitem__)
     return image, _label_column(table, labels), splits[0] if splits else None
 
 
