@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 from agridistill.data.splits import read_split
 from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.preprocess import read_photo, softmax, to_pixels
-from agridistill.runtime.artefacts import open_artefact
+from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.familiarity import Familiarity
 from agridistill.storage import write_json
 

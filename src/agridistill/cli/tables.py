@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from agridistill.benchmark.published import PAPER
 from agridistill.cli.cells import (
     UNDEFINED,
     FigureTable,
@@ -20,12 +21,11 @@ from agridistill.cli.cells import (
     show_table,
 )
 from agridistill.cli.output import shown, stdout
-from agridistill.runtime.published import PAPER
 
 if TYPE_CHECKING:
+    from agridistill.benchmark.published import PublishedResult
+    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles
     from agridistill.evaluation.result import EvaluationResult
-    from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
-    from agridistill.runtime.published import PublishedResult
 
 # A larger matrix does not fit a page.
 _MAX_MATRIX = 15

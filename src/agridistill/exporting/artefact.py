@@ -35,8 +35,8 @@ from agridistill.models.complexity import complexity
 from agridistill.models.quantised import calibrate, folded, quantised, with_rounded_logits
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
-from agridistill.runtime.litert import LiteRtBackend
+from agridistill.runtime.backends import ENGINES, manifest_path, open_artefact
+from agridistill.runtime.backends.litert import LiteRtBackend
 from agridistill.storage import replacing, require_writable
 
 Precision = Literal["fp32", "int8"]

@@ -26,7 +26,7 @@ from agridistill.runtime.explanation import (
 from agridistill.runtime.familiarity import Familiarity
 from agridistill.runtime.quality import QualitySettings, quality_problem
 from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels, read_source
-from agridistill.runtime.verdicts import UNFAMILIAR, Verdict, unsure_reason, verdict_of, verdict_words
+from agridistill.runtime.verdict import UNFAMILIAR, Verdict, unsure_reason, verdict_of, verdict_words
 
 # Some milliseconds of a processor, every few seconds of a stream.
 _PHOTOS_BETWEEN_CLEARINGS = 500

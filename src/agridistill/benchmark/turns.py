@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from agridistill.benchmark.result import ModelResult, Percentiles
+from agridistill.benchmark.worker import Worker
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.artefacts import ONE_PHOTO_ENGINES
-from agridistill.runtime.benchmark_result import ModelResult, Percentiles
-from agridistill.runtime.worker_process import Worker
+from agridistill.runtime.backends import ONE_PHOTO_ENGINES
 
 # Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
 PUBLISHABLE_QUERIES = 1024

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agridistill.benchmark.result import ModelResult, Percentiles
+from agridistill.benchmark.turns import BenchmarkPlan, Target, measure
 from agridistill.errors import ModelError
-from agridistill.runtime.benchmark import BenchmarkPlan, Target, measure
-from agridistill.runtime.benchmark_result import ModelResult, Percentiles
 
 
 class MadeUpWorker:

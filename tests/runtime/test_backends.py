@@ -10,8 +10,7 @@ import pytest
 from agridistill.api import load
 from agridistill.errors import ModelError
 from agridistill.manifest import sha256_of
-from agridistill.runtime import onnx_runtime
-from agridistill.runtime.artefacts import manifest_path, open_artefact
+from agridistill.runtime.backends import manifest_path, onnx_runtime, open_artefact
 
 
 @pytest.fixture

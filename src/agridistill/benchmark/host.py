@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from agridistill.benchmark import memory
 from agridistill.errors import ModelError
-from agridistill.runtime import memory
 
 _CPUINFO = Path("/proc/cpuinfo")
 # What makes a network faster, fp32 or int8, where an engine uses it: x86's names, then Arm's.

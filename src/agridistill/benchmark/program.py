@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from agridistill.api import load, model_cost
-from agridistill.runtime.artefacts import TORCH
-from agridistill.runtime.latency_worker import MeasuredModel, serve
+from agridistill.benchmark.measured import MeasuredModel, serve
+from agridistill.runtime.backends import TORCH
 from agridistill.runtime.predictor import Predictor
 
 

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from agridistill import benchmark
-from agridistill.benchmarking import worker_command
+from agridistill.benchmark.result import CSV_COLUMNS, BenchmarkResult
+from agridistill.benchmark.run import worker_command
+from agridistill.benchmark.turns import BenchmarkPlan, Target
+from agridistill.benchmark.worker import WorkerProcess
 from agridistill.errors import ModelError, PhotoError
 from agridistill.manifest import read_manifest
-from agridistill.runtime.artefacts import default_engine, engines_for
-from agridistill.runtime.benchmark import BenchmarkPlan, Target
-from agridistill.runtime.benchmark_result import CSV_COLUMNS, BenchmarkResult
-from agridistill.runtime.worker_process import WorkerProcess
+from agridistill.runtime.backends import default_engine, engines_for
 
 # Read by every Python that starts, the workers too: the training libraries are absent, as on a device.
 WITHOUT = """
@@ -77,7 +77,7 @@ def test_every_figure_of_an_exported_model_is_there(result: BenchmarkResult, col
 
 
 def test_the_papers_rows_are_marked_and_are_the_papers() -> None:
-    from agridistill.runtime.published import PUBLISHED
+    from agridistill.benchmark.published import PUBLISHED
 
     teacher, pc, phone = (row.to_json() for row in PUBLISHED)
     assert (teacher["accuracy"], teacher["macs"]) == (0.959, 34_100_000_000)
@@ -159,7 +159,7 @@ def test_the_default_engine_is_the_fastest_that_is_there(
     manifest = json.loads(colour_model.with_suffix(".json").read_text())
     model.with_suffix(".json").write_text(json.dumps(manifest | {"precision": precision}))
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("agridistill.runtime.artefacts.find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr("agridistill.runtime.backends.find_spec", lambda name: name if installed else None)
     assert engines_for(model) == (expected,)
     found = read_manifest(model.with_suffix(".json"))
     assert default_engine(model, found, photos=100_000) == expected
@@ -240,7 +240,7 @@ def test_what_an_engine_prints_does_not_disturb_the_answers(colour_model: Path, 
     photo = leaf(tmp_path / "a.png", (60, 160, 60))
     command = worker_command(Target(colour_model, "onnxruntime"), 1, [photo])
     loud = (
-        "import os; import agridistill.benchmark_worker as worker; load = worker.load; "
+        "import os; import agridistill.benchmark.program as worker; load = worker.load; "
         "worker.load = lambda *a, **k: (os.system('echo from a library'), print('and more'), load(*a, **k))[2]; "
     )
     command[3] = command[3].replace("main(sys.argv[1])", loud + "main(sys.argv[1])")
@@ -250,16 +250,16 @@ def test_what_an_engine_prints_does_not_disturb_the_answers(colour_model: Path, 
 
 ENDLESS = """
 import sys
-from agridistill import benchmarking
-from agridistill.runtime.benchmark import BenchmarkPlan
-from agridistill.runtime.worker_process import WorkerProcess
+from agridistill.benchmark import run
+from agridistill.benchmark.turns import BenchmarkPlan
+from agridistill.benchmark.worker import WorkerProcess
 class Told(WorkerProcess):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         print(self.process_id, flush=True)
-benchmarking.WorkerProcess = Told
+run.WorkerProcess = Told
 told = lambda done, total: print("turn", flush=True)
-benchmarking.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=told)
+run.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=told)
 """
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.runtime.host import bare_interpreter_bytes, describe_host, instructions, processor_name
+from agridistill.benchmark.host import bare_interpreter_bytes, describe_host, instructions, processor_name
 
 XEON = """processor\t: 0
 model name\t: Some(R) Xeon(R)
@@ -52,7 +52,7 @@ def test_versions_are_of_what_is_installed() -> None:
 def test_peak_memory_counts_what_was_freed_and_not_the_parents() -> None:
     kept = b"x" * 150_000_000  # the child must not be told of these
     code = """
-from agridistill.runtime.memory import peak_memory_bytes
+from agridistill.benchmark.memory import peak_memory_bytes
 before = peak_memory_bytes()
 held = b"x" * 50_000_000
 del held

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.benchmark.worker import WorkerProcess
 from agridistill.errors import MissingExtraError, ModelError
-from agridistill.runtime.worker_process import WorkerProcess
 
 ANSWERING = """
 import json, sys

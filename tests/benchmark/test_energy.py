@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.runtime.energy import EnergyCounter
+from agridistill.benchmark.energy import EnergyCounter
 
 
 def zone(root: Path, folder: str, name: str, energy_uj: int, range_uj: int = 1_000_000) -> Path:

@@ -17,11 +17,11 @@ from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
+from agridistill.benchmark.energy import EnergyCounter
+from agridistill.benchmark.memory import peak_memory_bytes
 from agridistill.errors import AgriDistillError
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import Backend, checked_logits
-from agridistill.runtime.energy import EnergyCounter
-from agridistill.runtime.memory import peak_memory_bytes
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.reading import read_pixels
 

@@ -15,7 +15,7 @@ from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.events import Frame
 from agridistill.exporting.artefact import export
 from agridistill.runtime.quality import QualitySettings
-from agridistill.runtime.verdicts import verdict_of, verdict_words
+from agridistill.runtime.verdict import verdict_of, verdict_words
 
 
 def test_the_four_verdicts_in_words() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from agridistill.runtime.host import Host
-from agridistill.runtime.published import PublishedResult
+from agridistill.benchmark.host import Host
+from agridistill.benchmark.published import PublishedResult
 
 UNMEASURED = "unmeasured"
 

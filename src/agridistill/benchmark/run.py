@@ -23,18 +23,18 @@ from agridistill.arguments import (
     to_optional_path,
     to_path,
 )
+from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
+from agridistill.benchmark.published import PUBLISHED
+from agridistill.benchmark.result import Accuracy, BenchmarkResult, PhotoSet
+from agridistill.benchmark.turns import BenchmarkPlan, Target, measure
+from agridistill.benchmark.worker import WorkerProcess
 from agridistill.data.synthetic import CLASSES, draw_leaf
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.artefacts import PACKAGES, TORCH, engines_for
-from agridistill.runtime.benchmark import BenchmarkPlan, Target, measure
-from agridistill.runtime.benchmark_result import Accuracy, BenchmarkResult, PhotoSet
-from agridistill.runtime.host import bare_interpreter_bytes, describe_host
-from agridistill.runtime.published import PUBLISHED
+from agridistill.runtime.backends import PACKAGES, TORCH, engines_for
 from agridistill.runtime.reading import expand
 from agridistill.runtime.shipped import model_path
-from agridistill.runtime.worker_process import WorkerProcess
 
 SplitChoice = Literal["train", "val", "test", "all"]
 
@@ -147,7 +147,7 @@ def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list
         "photos": [str(photo) for photo in photos],
     }
     program = (
-        f"import sys; sys.path[:] = {sys.path!r}; from agridistill.benchmark_worker import main; main(sys.argv[1])"
+        f"import sys; sys.path[:] = {sys.path!r}; from agridistill.benchmark.program import main; main(sys.argv[1])"
     )
     return [sys.executable, "-P", "-c", program, json.dumps(job)]
 

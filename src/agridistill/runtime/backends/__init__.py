@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agridistill.errors import MissingExtraError, ModelError, nearest
 from agridistill.manifest import ModelManifest, read_manifest, sha256_of
+from agridistill.preprocess import Pixels
 from agridistill.runtime.allocator import return_freed_memory
-from agridistill.runtime.backends import Backend
 from agridistill.runtime.shipped import missing_model
 
 ENGINES: Mapping[str, tuple[str, ...]] = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("litert",)}
@@ -124,14 +128,14 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
 def _backend(engine: str, file: Path, manifest: ModelManifest, threads: int) -> Backend:
     # Each import loads an engine; a device has only its own.
     if engine == "onnxruntime":
-        from agridistill.runtime.onnx_runtime import OnnxRuntimeBackend
+        from agridistill.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(file, manifest, threads=threads)
     if engine == "openvino":
-        from agridistill.runtime.openvino import OpenVinoBackend
+        from agridistill.runtime.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(file, manifest, threads=threads)
-    from agridistill.runtime.litert import LiteRtBackend
+    from agridistill.runtime.backends.litert import LiteRtBackend
 
     return LiteRtBackend(file, manifest, threads=threads)
 
@@ -146,3 +150,63 @@ def _engines_of_file(path: Path) -> tuple[str, ...]:
         known = ", ".join(ENGINES)
         raise ModelError(f"a run folder or an exported model ({known})", f"'{path}'", "name one of these")
     return engines
+
+
+class Backend(Protocol):
+    """A model that is ready to run."""
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The contract that the model ships with."""
+        ...
+
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Class scores; mean and standard deviation are applied inside.
+
+        Args:
+            pixels: `(N, S, S, 3)` uint8, RGB, as `preprocess.to_pixels` makes them.
+
+        Returns:
+            `(N, K)` float32 in the order of `manifest.classes`.
+        """
+        ...
+
+
+@runtime_checkable
+class AttentiveBackend(Protocol):
+    """A model that gives maps of where it looks, as a run folder's network does; exported files give logits alone."""
+
+    def attention(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Attention maps.
+
+        Args:
+            pixels: as for `Backend.logits`.
+
+        Returns:
+            `(N, H, W)` float32, at least 0.
+
+        Raises:
+            ModelError: the network has no stage that keeps height and width.
+        """
+        ...
+
+
+def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
+    """The backend's logits, after their shape and values were checked.
+
+    Args:
+        pixels: `(N, S, S, 3)` uint8.
+
+    Returns:
+        `(N, K)` float32, finite.
+
+    Raises:
+        ModelError: another number of classes than the manifest's, or NaN or infinity.
+    """
+    logits = np.asarray(backend.logits(pixels), np.float32)
+    shape = (len(pixels), len(backend.manifest.classes))
+    if logits.shape != shape:
+        raise ModelError(f"logits of shape {shape}", str(logits.shape), "check that manifest and model belong together")
+    if not np.isfinite(logits).all():
+        raise ModelError("finite logits", "NaN or infinity from the model", "train or export it again")
+    return logits
