@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from agridistill.report.page import ReportResult
     from agridistill.runs import compare, distill, train
     from agridistill.runtime.explanation import Explanation
-    from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
+    from agridistill.runtime.predictor import PhotoResult, Predictor
+    from agridistill.runtime.verdict import Prediction
     from agridistill.training.result import RunResult
     from agridistill.training.settings import (
         DataSettings,
@@ -109,7 +110,8 @@ _NAMES_OF = {
     "agridistill.benchmark.turns": ("BenchmarkPlan",),
     "agridistill.benchmark.result": ("BenchmarkResult",),
     "agridistill.runtime.explanation": ("Explanation",),
-    "agridistill.runtime.predictor": ("PhotoResult", "Prediction", "Predictor"),
+    "agridistill.runtime.predictor": ("PhotoResult", "Predictor"),
+    "agridistill.runtime.verdict": ("Prediction",),
     "agridistill.training.result": ("RunResult",),
     "agridistill.training.settings": (
         "DataSettings",

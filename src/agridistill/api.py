@@ -228,9 +228,9 @@ def _require_engine(engine: str | None) -> None:
 
 def model_cost(backend: Backend) -> tuple[int | None, int | None]:
     """Parameters and MACs: as the artefact's manifest says, or counted where torch runs the network."""
-    from agridistill.runtime.backends import ENGINES
+    from agridistill.runtime.backends import SUFFIXES
 
-    if Path(backend.manifest.weights_file).suffix in ENGINES:
+    if Path(backend.manifest.weights_file).suffix in SUFFIXES:
         measured = backend.manifest.measured
         return measured.get("parameters"), measured.get("macs")
     from agridistill.models.complexity import complexity

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agridistill.errors import ModelError
-from agridistill.runtime.familiarity import FIGURES, Familiarity, figures, fit_familiarity
+from agridistill.runtime.verdict import FIGURES, Familiarity, figures, fit_familiarity
 
 SIZE = 64
 
@@ -27,7 +27,7 @@ def known() -> Familiarity:
 
 def test_photos_of_the_same_kind_are_familiar(known: Familiarity) -> None:
     rng = np.random.default_rng(1)
-    strange = [known.strangeness(leaf(rng)) > 1 for _ in range(200)]
+    strange = [known.ood_score(leaf(rng)) > 1 for _ in range(200)]
     assert 0.005 < np.mean(strange) < 0.1
 
 
@@ -43,7 +43,7 @@ def test_other_pictures_are_strange(known: Familiarity, kind: str) -> None:
         "leaf at the rim": np.roll(photo, SIZE // 2, axis=1),
         "blue": photo[:, :, [2, 0, 1]],
     }[kind]
-    assert known.strangeness(other) > 1
+    assert known.ood_score(other) > 1
 
 
 def test_the_distance_is_mahalanobis(known: Familiarity) -> None:
@@ -51,7 +51,7 @@ def test_the_distance_is_mahalanobis(known: Familiarity) -> None:
     photo = leaf(np.random.default_rng(3))
     deviation = figures(photo) - known.mean
     expected = deviation @ np.linalg.solve(covariance, deviation) / known.limit
-    assert known.strangeness(photo) == pytest.approx(expected, rel=1e-6)
+    assert known.ood_score(photo) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_figures_are_what_they_are_called() -> None:
@@ -68,7 +68,7 @@ def test_the_figures_are_what_they_are_called() -> None:
 def test_a_manifest_keeps_it(known: Familiarity) -> None:
     again = Familiarity.from_json(json.loads(json.dumps(known.to_json())))
     photo = leaf(np.random.default_rng(4))
-    assert again.strangeness(photo) == pytest.approx(known.strangeness(photo), rel=1e-3)
+    assert again.ood_score(photo) == pytest.approx(known.ood_score(photo), rel=1e-3)
     assert len(json.dumps(known.to_json())) < 40_000
 
 

@@ -14,9 +14,9 @@ from tests.colour_backend import colour_backend, colour_photo
 
 from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.runtime.familiarity import figures, fit_familiarity
 from agridistill.runtime.predictor import PhotoResult, Predictor
 from agridistill.runtime.reading import expand, read_source
+from agridistill.runtime.verdict import figures, fit_familiarity
 
 
 def plain(red: int, green: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_a_photo_unlike_the_training_photos_is_told(tmp_path: Path) -> None:
     assert knowing.predict(np.zeros((8, 8, 3), np.uint8)).unfamiliar
     strange = sum(knowing.predict(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).unfamiliar for _ in range(40))
     assert strange < 20
-    assert Predictor(colour_backend()).predict(noise[0]).strangeness is None
+    assert Predictor(colour_backend()).predict(noise[0]).ood_score is None
 
 
 def test_top_names_as_many_classes_as_there_are() -> None:

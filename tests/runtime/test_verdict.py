@@ -14,8 +14,7 @@ from agridistill.data.samples import scan
 from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.events import Frame
 from agridistill.exporting.artefact import export
-from agridistill.runtime.quality import QualitySettings
-from agridistill.runtime.verdict import verdict_of, verdict_words
+from agridistill.runtime.verdict import Prediction, QualitySettings, verdict_words
 
 
 def test_the_four_verdicts_in_words() -> None:
@@ -27,10 +26,13 @@ def test_the_four_verdicts_in_words() -> None:
 
 
 def test_what_is_wrong_with_the_photo_comes_before_doubts_of_the_model() -> None:
-    assert verdict_of("too dark", unfamiliar=True, abstained=True) == "unusable"
-    assert verdict_of("", unfamiliar=True, abstained=True) == "unfamiliar"
-    assert verdict_of("", unfamiliar=False, abstained=True) == "unsure"
-    assert verdict_of("", unfamiliar=False, abstained=False) == "answer"
+    def verdict(problem: str, ood_score: float, *, abstained: bool) -> str:
+        return Prediction("a", 0.5, (("a", 0.5),), abstained, ood_score, problem=problem).verdict
+
+    assert verdict("too dark", 2.0, abstained=True) == "unusable"
+    assert verdict("", 2.0, abstained=True) == "unfamiliar"
+    assert verdict("", 1.0, abstained=True) == "unsure"
+    assert verdict("", 1.0, abstained=False) == "answer"
 
 
 def test_run_artefact_and_agent_give_one_verdict_in_the_same_words(

@@ -32,7 +32,7 @@ from agridistill.data.synthetic import CLASSES, draw_leaf
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.backends import PACKAGES, TORCH, engines_for
+from agridistill.runtime.backends import TORCH, engines_for, package_of
 from agridistill.runtime.reading import expand
 from agridistill.runtime.shipped import model_path
 
@@ -101,7 +101,7 @@ def benchmark(
     return BenchmarkResult(
         models=tuple(replace(result, accuracy=score) for result, score in zip(measured, scores, strict=True)),
         published=PUBLISHED,
-        host=describe_host(PACKAGES[target.engine][1] for target in targets),
+        host=describe_host(package_of(target.engine) for target in targets),
         threads=threads,
         queries=plan.queries,
         turns=len(plan.turn_sizes()),

@@ -17,7 +17,7 @@ from typing import Any
 from agridistill.benchmark.result import ModelResult, Percentiles
 from agridistill.benchmark.worker import Worker
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import ONE_PHOTO_ENGINES
+from agridistill.runtime.backends import ENGINES
 
 # Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
 PUBLISHABLE_QUERIES = 1024
@@ -114,7 +114,8 @@ class _Measured:
 
     @property
     def batched(self) -> bool:
-        return self.target.engine not in ONE_PHOTO_ENGINES
+        engine = ENGINES.get(self.target.engine)
+        return engine is None or engine.batches
 
     def infer(self, queries: int) -> None:
         answer = self._ask("inference", queries)

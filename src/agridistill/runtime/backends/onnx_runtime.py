@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the Backend interface."""
+"""ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from agridistill.errors import ModelError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
+from agridistill.runtime.backends import cannot_run, require_input
 
 # More at once is no faster on a CPU, and each takes memory for its activations: 3 MB at 128 px, 9 MB at 224 px.
 PHOTOS_AT_ONCE = 4
 
 
 class OnnxRuntimeBackend:
-    """Runs an exported `.onnx` file.
-
-    Args:
-        path: of the file, whose sha256 has been checked.
-        manifest: of the file.
-        threads: of one prediction; 0 takes one for each core.
+    """Runs an exported `.onnx` file, whose sha256 has been checked; 0 threads takes one for each core.
 
     Raises:
         ModelError: the engine cannot run the file.
@@ -33,14 +28,18 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Errors are raised; what remains to be logged speaks to the engine's own developers.
+        # Errors are raised; the rest of the log is for the engine's developers.
         options.log_severity_level = 4
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the engine's exceptions share no public base
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError("a model that ONNX Runtime can run", f"'{path}' ({reason})", "export it again") from None
-        self._input, self._at_once = _require_pixels(self._session, path, manifest.preprocessing.image_size)
+            raise cannot_run("ONNX Runtime", path, error) from None
+        inputs = self._session.get_inputs()
+        size = manifest.preprocessing.image_size
+        fits = [(each.type, list(each.shape)[1:]) for each in inputs] == [("tensor(uint8)", [size, size, 3])]
+        found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
+        require_input(path, found, manifest, fits=fits)
+        self._input, self._at_once = str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else PHOTOS_AT_ONCE
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
@@ -48,13 +47,3 @@ class OnnxRuntimeBackend:
         for start in range(0, len(pixels), self._at_once):
             parts += self._session.run(None, {self._input: pixels[start : start + self._at_once]})
         return np.concatenate(parts).astype(np.float32, copy=False)
-
-
-def _require_pixels(session: onnxruntime.InferenceSession, path: Path, size: int) -> tuple[str, int]:
-    """The input's name, and how many photos it is given at once."""
-    inputs = session.get_inputs()
-    shape = list(inputs[0].shape)[1:] if inputs else []
-    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shape != [size, size, 3]:
-        told = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
-        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", f"{told} in '{path}'", "export it again")
-    return str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else PHOTOS_AT_ONCE
