@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agridistill.api import evaluate, export, load
     from agridistill.benchmark import benchmark
     from agridistill.benchmark.result import BenchmarkResult
-    from agridistill.benchmark.turns import BenchmarkPlan
+    from agridistill.benchmark.run import BenchmarkPlan
     from agridistill.data.views import Augmentation
     from agridistill.errors import (
         AgriDistillError,
@@ -93,6 +93,8 @@ __all__ = [
 
 _NAMES_OF = {
     "agridistill.api": ("evaluate", "export", "load"),
+    "agridistill.benchmark.result": ("BenchmarkResult",),
+    "agridistill.benchmark.run": ("BenchmarkPlan",),
     "agridistill.data.views": ("Augmentation",),
     "agridistill.errors": (
         "AgriDistillError",
@@ -107,8 +109,6 @@ _NAMES_OF = {
     "agridistill.exporting.artefact": ("ExportResult",),
     "agridistill.report.page": ("ReportResult",),
     "agridistill.runs": ("compare", "distill", "train"),
-    "agridistill.benchmark.turns": ("BenchmarkPlan",),
-    "agridistill.benchmark.result": ("BenchmarkResult",),
     "agridistill.runtime.explanation": ("Explanation",),
     "agridistill.runtime.predictor": ("PhotoResult", "Predictor"),
     "agridistill.runtime.verdict": ("Prediction",),

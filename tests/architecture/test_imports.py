@@ -55,7 +55,7 @@ def test_help_and_version_work_without_the_training_libraries(command: str) -> N
         "agridistill.runs",
         "agridistill.report",
         "agridistill.benchmark.run",
-        "agridistill.benchmark.program",
+        "agridistill.benchmark.worker",
     ],
 )
 def test_light_modules_import_without_the_training_libraries(module: str) -> None:

@@ -17,9 +17,8 @@ from PIL import Image
 
 from agridistill import benchmark
 from agridistill.benchmark.result import CSV_COLUMNS, BenchmarkResult
-from agridistill.benchmark.run import worker_command
-from agridistill.benchmark.turns import BenchmarkPlan, Target
-from agridistill.benchmark.worker import WorkerProcess
+from agridistill.benchmark.run import BenchmarkPlan, Target, worker_command
+from agridistill.benchmark.worker import Worker
 from agridistill.errors import ModelError, PhotoError
 from agridistill.manifest import read_manifest
 from agridistill.runtime.backends import default_engine, engines_for
@@ -77,7 +76,7 @@ def test_every_figure_of_an_exported_model_is_there(result: BenchmarkResult, col
 
 
 def test_the_papers_rows_are_marked_and_are_the_papers() -> None:
-    from agridistill.benchmark.published import PUBLISHED
+    from agridistill.benchmark.result import PUBLISHED
 
     teacher, pc, phone = (row.to_json() for row in PUBLISHED)
     assert (teacher["accuracy"], teacher["macs"]) == (0.959, 34_100_000_000)
@@ -240,24 +239,24 @@ def test_what_an_engine_prints_does_not_disturb_the_answers(colour_model: Path, 
     photo = leaf(tmp_path / "a.png", (60, 160, 60))
     command = worker_command(Target(colour_model, "onnxruntime"), 1, [photo])
     loud = (
-        "import os; import agridistill.benchmark.program as worker; load = worker.load; "
+        "import os; from agridistill.benchmark import worker; load = worker.load; "
         "worker.load = lambda *a, **k: (os.system('echo from a library'), print('and more'), load(*a, **k))[2]; "
     )
     command[3] = command[3].replace("main(sys.argv[1])", loud + "main(sys.argv[1])")
-    with WorkerProcess(command, "a loud one") as worker:
+    with Worker(command, "a loud one") as worker:
         assert worker.ask("load")["load_s"] > 0
 
 
 ENDLESS = """
 import sys
 from agridistill.benchmark import run
-from agridistill.benchmark.turns import BenchmarkPlan
-from agridistill.benchmark.worker import WorkerProcess
-class Told(WorkerProcess):
+from agridistill.benchmark.run import BenchmarkPlan
+from agridistill.benchmark.worker import Worker
+class Printing(Worker):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         print(self.process_id, flush=True)
-run.WorkerProcess = Told
+run.Worker = Printing
 told = lambda done, total: print("turn", flush=True)
 run.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=told)
 """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.benchmark.worker import WorkerProcess
+from agridistill.benchmark.worker import Worker
 from agridistill.errors import MissingExtraError, ModelError
 
 ANSWERING = """
@@ -32,14 +32,13 @@ time.sleep(600)
 REFUSING = """
 import json, sys
 sys.stdin.readline()
-told = {"kind": "MissingExtraError", "expected": "an engine", "got": "none", "remedy": "install it"}
-print(json.dumps({"error": told}), flush=True)
+print(json.dumps({"error": ["MissingExtraError", "an engine", "none", "install it"]}), flush=True)
 sys.stdin.readline()
 """
 
 
-def worker(code: str, patience_s: float = 60) -> WorkerProcess:
-    return WorkerProcess([sys.executable, "-c", code], "'a.onnx' with some engine", patience_s=patience_s)
+def worker(code: str, patience_s: float = 60) -> Worker:
+    return Worker([sys.executable, "-c", code], "'a.onnx' with some engine", patience_s=patience_s)
 
 
 def assert_ended(process_id: int) -> None:
@@ -98,4 +97,4 @@ def test_no_process_is_left_after_an_interrupt() -> None:
 
 def test_a_program_that_is_not_there_is_the_systems_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        WorkerProcess([str(tmp_path / "python")], "a model")
+        Worker([str(tmp_path / "python")], "a model")

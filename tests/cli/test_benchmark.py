@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.benchmark.host import Host
-from agridistill.benchmark.published import PUBLISHED
-from agridistill.benchmark.result import Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
 from agridistill.cli.main import main
 from agridistill.cli.tables import print_benchmark
 

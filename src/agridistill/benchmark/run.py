@@ -1,15 +1,20 @@
-"""`benchmark`: what models cost on this machine, and what they give for it, in one result."""
+"""`benchmark`: models take turns, so that whatever disturbs the machine disturbs them all.
+
+Latency is that of one photo at a time, as in MLPerf's "single stream": the next query starts when the last is answered,
+and the figures are percentiles over at least 1,024 queries.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,24 +29,44 @@ from agridistill.arguments import (
     to_path,
 )
 from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
-from agridistill.benchmark.published import PUBLISHED
-from agridistill.benchmark.result import Accuracy, BenchmarkResult, PhotoSet
-from agridistill.benchmark.turns import BenchmarkPlan, Target, measure
-from agridistill.benchmark.worker import WorkerProcess
-from agridistill.data.synthetic import CLASSES, draw_leaf
+from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.benchmark.worker import Target, Worker, worker_command
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
-from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.backends import TORCH, engines_for, package_of
+from agridistill.progress import ProgressCallback, begin, silent
+from agridistill.runtime.backends import ENGINES, TORCH, engines_for, package_of
 from agridistill.runtime.reading import expand
 from agridistill.runtime.shipped import model_path
 
 SplitChoice = Literal["train", "val", "test", "all"]
 
-# Enough for a query's pixels to differ from the last one's; more would only fill memory.
+# Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
+PUBLISHABLE_QUERIES = 1024
+# Enough for a query's pixels to differ from those of the last one; more would only fill memory.
 _PHOTOS = 16
 # As PlantVillage's photos are.
 _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """How much is measured; each at least 1, `warm_up` at least 0."""
+
+    queries: int = PUBLISHABLE_QUERIES  # of each kind (inference, end to end) for each model
+    turns: int = 16  # of each model; at most one a query
+    warm_up: int = 8  # untimed queries at the start of each turn: another model has filled the caches
+    batch_size: int = 32  # photos at once for throughput, where the engine takes several
+
+    def turn_sizes(self) -> tuple[int, ...]:
+        """Queries of each turn; they differ by at most 1.
+
+        Example:
+            >>> BenchmarkPlan(queries=10, turns=4).turn_sizes()
+            (2, 3, 2, 3)
+        """
+        turns = min(self.turns, self.queries)
+        ends = [self.queries * turn // turns for turn in range(turns + 1)]
+        return tuple(end - start for start, end in pairwise(ends))
 
 
 def benchmark(
@@ -60,8 +85,8 @@ def benchmark(
 
     Args:
         models: finished run folders, exported files or names of shipped models, at least one; one may stand alone.
-        engines: to run them; each model is measured with those that can run it. "all" takes every one that is
-            installed, none given takes each model's default.
+        engines: each model is measured with those of them that can run it. "all" takes every installed one, empty
+            each model's default.
         threads: of one prediction; 0 takes one for each core.
         data: a folder of class folders to measure the accuracy on; None leaves it out.
         split: of `data`, as for `evaluate`.
@@ -69,13 +94,13 @@ def benchmark(
         photos: a photo or a folder of photos for the time from file to label; None draws some of 256 px.
         plan: how much is measured, as a `BenchmarkPlan` or a dict of its fields; None takes what published figures
             need.
-        progress: told several times: while photos are checked and classified, and while the models take their turns.
+        progress: called while photos are checked and classified, and while the models take their turns.
 
     Raises:
         ConfigError: an argument of a wrong type or range.
         AgriDistillError: a model, an engine, the data or a photo cannot be used; no process is left.
     """
-    named = [model_path(path) for path in _paths_of(models)]
+    paths = [model_path(path) for path in _paths_of(models)]
     wanted = (engines,) if isinstance(engines, str) else engines
     photo_path, split_file = to_optional_path("photos", photos), to_optional_path("split_file", split_file)
     require_threads(threads)
@@ -83,17 +108,23 @@ def benchmark(
     require_callable("progress", progress)
     plan = _checked_plan(plan)
     threads = threads or os.cpu_count() or 1
-    targets = [Target(path, engine) for path in dict.fromkeys(named) for engine in engines_for(path, wanted)]
+    targets = [Target(path, engine) for path in dict.fromkeys(paths) for engine in engines_for(path, wanted)]
     with tempfile.TemporaryDirectory(prefix="agridistill-") as folder:
         files = _draw(Path(folder)) if photo_path is None else _some_of(expand([photo_path]))
-        photo_set = _described(files, "drawn" if photos is None else str(photos))
+        sizes = [photo_size(file) for file in files]
+        photo_set = PhotoSet(
+            source="drawn" if photos is None else str(photos),
+            photos=len(files),
+            mean_pixels=sum(width * height for width, height in sizes) / len(files),
+            mean_bytes=sum(file.stat().st_size for file in files) / len(files),
+        )
         scores: list[Accuracy | None] = [None] * len(targets)
         if data is not None:
             scores = [_accuracy(target, data, split, split_file, progress) for target in targets]
         interpreter_bytes = bare_interpreter_bytes()
         measured = measure(
             targets,
-            lambda target: WorkerProcess(worker_command(target, threads, files), str(target)),
+            lambda target: Worker(worker_command(target, threads, files), str(target)),
             plan,
             interpreter_bytes=interpreter_bytes,
             progress=progress,
@@ -110,6 +141,126 @@ def benchmark(
         interpreter_memory_bytes=interpreter_bytes,
         data=None if data is None else f"{split} of {data}",
     )
+
+
+def measure(
+    targets: Sequence[Target],
+    start: Callable[[Target], AbstractContextManager[Worker]],
+    plan: BenchmarkPlan,
+    *,
+    interpreter_bytes: int | None,
+    progress: ProgressCallback = silent,
+) -> list[ModelResult]:
+    """Measures every target, each in its own worker; only one of them works at a time.
+
+    Args:
+        targets: at least one.
+        start: starts the worker of a target.
+        plan: how much is measured.
+        interpreter_bytes: peak memory of a bare interpreter, which is subtracted.
+        progress: called with turns done and in total.
+
+    Raises:
+        AgriDistillError: a model cannot be loaded or measured; no worker is left.
+    """
+    with ExitStack() as workers:
+        begin(progress, "loading models")
+        running = []
+        for target in targets:
+            worker = workers.enter_context(start(target))
+            running.append(_Measured(target, worker, plan, **worker.ask("load")))
+        begin(progress, "measuring")
+        sizes = plan.turn_sizes()
+        batched = [each for each in running if each.batched]
+        total = len(sizes) * (2 * len(running) + len(batched))
+        done = 0
+        for each, queries in _turns(running, sizes):
+            for kind in (each.infer, each.predict_files):
+                kind(queries)
+                done += 1
+                progress(done, total)
+        # Before the batches: a device that answers one photo at a time needs no room for 32.
+        for each in running:
+            each.peak_bytes = each.worker.ask("memory")["peak_memory_bytes"]
+        for each, queries in _turns(batched, sizes):
+            each.infer_batches(queries)
+            done += 1
+            progress(done, total)
+        return [each.result(interpreter_bytes) for each in running]
+
+
+@dataclass
+class _Measured:
+    """A model while it is measured, with the figures of its turns so far."""
+
+    target: Target
+    worker: Worker
+    plan: BenchmarkPlan
+    load_s: float
+    first_query_s: float
+    latencies_ns: list[list[int]] = field(default_factory=list)
+    end_to_end_ns: list[int] = field(default_factory=list)
+    energies_j: list[float | None] = field(default_factory=list)
+    peak_bytes: int | None = None
+    batch_photos: int = 0
+    batch_s: float = 0.0
+
+    @property
+    def batched(self) -> bool:
+        return self.target.engine == TORCH or ENGINES[self.target.engine].batches
+
+    def infer(self, queries: int) -> None:
+        answer = self._ask("inference", queries)
+        self.latencies_ns.append(answer["latencies_ns"])
+        self.energies_j.append(answer["energy_j"])
+
+    def predict_files(self, queries: int) -> None:
+        self.end_to_end_ns += self._ask("end_to_end", queries)["latencies_ns"]
+
+    def infer_batches(self, queries: int) -> None:
+        size = self.plan.batch_size
+        batches = math.ceil(queries / size)
+        expected_s = self.first_query_s * size * (batches + 1)
+        answer = self.worker.ask("batches", batches=batches, batch_size=size, expected_s=expected_s)
+        self.batch_photos += batches * size
+        self.batch_s += answer["seconds"]
+
+    def _ask(self, question: str, queries: int) -> dict[str, Any]:
+        expected_s = self.first_query_s * (queries + self.plan.warm_up)
+        return self.worker.ask(question, queries=queries, warm_up=self.plan.warm_up, expected_s=expected_s)
+
+    def result(self, interpreter_bytes: int | None) -> ModelResult:
+        about = self.worker.ask("describe")
+        weights_file = about.pop("weights_file")
+        every = [latency for turn in self.latencies_ns for latency in turn]
+        weights = self.target.model / weights_file if self.target.model.is_dir() else self.target.model
+        per_second = self.batch_photos / self.batch_s if self.batched else 1e9 * len(every) / sum(every)
+        known = self.peak_bytes is not None and interpreter_bytes is not None
+        energies_j = [energy for energy in self.energies_j if energy is not None]
+        # A counter that stands still (in a virtual machine) has measured nothing.
+        complete = len(energies_j) == len(self.energies_j) and sum(energies_j) > 0
+        return ModelResult(
+            **about,
+            model=str(self.target.model),
+            engine=self.target.engine,
+            size_bytes=weights.stat().st_size,
+            latency=Percentiles.of(every),
+            latency_ms_p50_of_turns=tuple(Percentiles.of(turn).p50 for turn in self.latencies_ns),
+            end_to_end=Percentiles.of(self.end_to_end_ns),
+            throughput_photos_per_s=per_second,
+            throughput_batch_size=self.plan.batch_size if self.batched else 1,
+            peak_memory_bytes=(self.peak_bytes or 0) - (interpreter_bytes or 0) if known else None,
+            energy_j=sum(energies_j) / len(every) if complete else None,
+            load_s=self.load_s,
+        )
+
+
+def _turns(running: Sequence[_Measured], sizes: Sequence[int]) -> Iterator[tuple[_Measured, int]]:
+    """Each model once a round; every round starts with another, so that none always follows the same one."""
+    for number, queries in enumerate(sizes):
+        first = number % len(running) if running else 0
+        for each in (*running[first:], *running[:first]):
+            yield each, queries
 
 
 def _paths_of(models: object) -> list[Path]:
@@ -135,23 +286,6 @@ def _checked_plan(plan: object) -> BenchmarkPlan:
     return BenchmarkPlan(**given)
 
 
-def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:
-    """The command line of the process that measures a target.
-
-    It finds the modules that this process finds, also those on a path that only this process knows.
-    """
-    job = {
-        "model": str(target.model),
-        "engine": target.engine,
-        "threads": threads,
-        "photos": [str(photo) for photo in photos],
-    }
-    program = (
-        f"import sys; sys.path[:] = {sys.path!r}; from agridistill.benchmark.program import main; main(sys.argv[1])"
-    )
-    return [sys.executable, "-P", "-c", program, json.dumps(job)]
-
-
 def _accuracy(
     target: Target, data: Path | str, split: SplitChoice, split_file: Path | None, progress: ProgressCallback
 ) -> Accuracy:
@@ -163,12 +297,12 @@ def _accuracy(
 
 def _draw(folder: Path) -> list[Path]:
     """A drawn leaf of each class as a JPEG file."""
-    files = []
-    for number, name in enumerate(CLASSES):
+    from agridistill.data.synthetic import CLASSES, draw_leaf
+
+    files = [folder / f"{name}.jpg" for name in CLASSES]
+    for number, (name, file) in enumerate(zip(CLASSES, files, strict=True)):
         leaf, shot = np.random.default_rng((number, 0)), np.random.default_rng((number, 1))
-        file = folder / f"{name}.jpg"
         draw_leaf(name, leaf, shot, _DRAWN_SIDE).save(file, quality=_DRAWN_QUALITY)
-        files.append(file)
     return files
 
 
@@ -176,13 +310,3 @@ def _some_of(files: Sequence[Path]) -> list[Path]:
     """At most `_PHOTOS`, spread over all."""
     wanted = min(_PHOTOS, len(files))
     return [files[len(files) * number // wanted] for number in range(wanted)]
-
-
-def _described(files: Sequence[Path], source: str) -> PhotoSet:
-    sizes = [photo_size(file) for file in files]
-    return PhotoSet(
-        source=source,
-        photos=len(files),
-        mean_pixels=sum(width * height for width, height in sizes) / len(files),
-        mean_bytes=sum(file.stat().st_size for file in files) / len(files),
-    )

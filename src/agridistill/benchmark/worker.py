@@ -1,157 +1,272 @@
-"""The asking side of a benchmark: starts a worker, asks it, and leaves none behind."""
+"""One model, measured in a process of its own: `Worker` starts it and asks, `main` is the program that answers.
+
+Questions and answers are lines of JSON on the process's pipes. Not multiprocessing: its spawned process imports the
+caller's main module, whose libraries would count as the model's memory (docs/decisions/0006).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import queue
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
 
 from agridistill import errors
+from agridistill.api import load, model_cost
+from agridistill.benchmark.host import EnergyCounter, peak_memory_bytes
 from agridistill.errors import AgriDistillError, ModelError
+from agridistill.preprocess import Pixels
+from agridistill.runtime.backends import TORCH, checked_logits
+from agridistill.runtime.reading import read_pixels
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # Longer than a large network takes to load from a slow disk.
-PATIENCE_S = 300.0
+_PATIENCE_S = 300.0
 # Of an estimate made from one query, on a machine that may be busy.
 _SLACK = 20
-_GOODBYE_S = 5.0
 
 
-class Worker(Protocol):
-    """Whoever answers questions about one model."""
+@dataclass(frozen=True)
+class Target:
+    """A model and the engine that runs it."""
 
-    def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
-        """One answer of `latency_worker.MeasuredModel`.
+    model: Path
+    engine: str
 
-        Args:
-            question: the method's name.
-            expected_s: a guess at how long the answer takes.
-            details: the method's arguments.
-        """
-        ...
+    def __str__(self) -> str:
+        return f"'{self.model}' with {self.engine}"
 
 
-class WorkerProcess:
-    """A worker in a process of its own; a context manager, at whose end the process has ended.
+def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:
+    """The command line of the process that measures a target; it has this process's module search path."""
+    job = {"model": str(target.model), "engine": target.engine, "threads": threads, "photos": [str(p) for p in photos]}
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from agridistill.benchmark.worker import main; main(sys.argv[1])"
+    )
+    return [sys.executable, "-P", "-c", program, json.dumps(job)]
+
+
+class Worker:
+    """The process that measures a model; a context manager, at whose end the process has ended.
 
     Args:
-        command: starts the worker.
-        name: of the model that it measures, for errors.
-        patience_s: a worker that is silent for so long, and much longer than expected, hangs.
+        command: starts the process, see `worker_command`.
+        name: of the model, for errors.
+        patience_s: the process is killed after this time without an answer, plus 20 times the expected time.
     """
 
-    def __init__(self, command: Sequence[str], name: str, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, command: Sequence[str], name: str, *, patience_s: float = _PATIENCE_S) -> None:
         self._name, self._patience_s, self._hung = name, patience_s, False
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        try:
+        with contextlib.ExitStack() as resources:
+            self._stderr = resources.enter_context(tempfile.TemporaryFile())
             self._process = subprocess.Popen(  # noqa: S603 - this very Python
                 list(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 encoding="utf-8",
-                # A device comparison is one of processors: torch would take a GPU that it sees.
+                # A comparison for devices is one of processors: torch would take a GPU that it finds.
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
             )
-        except OSError:
-            self._stderr.close()
-            raise
+            resources.callback(self._process.communicate)
+            resources.callback(self._process.kill)
+            self._resources = resources.pop_all()
+        self.process_id = self._process.pid
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._process.kill()
-        # The worker ends when nobody can ask any more.
-        _close(self._process.stdin)
-        try:
-            self._process.wait(_GOODBYE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        _close(self._process.stdout)
-        self._stderr.close()
-
-    @property
-    def process_id(self) -> int:
-        """The system's number of the process."""
-        return self._process.pid
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
 
     def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
-        """One answer.
+        """Calls a method of `MeasuredModel` in the process.
+
+        Args:
+            question: the method's name.
+            expected_s: an estimate of the time of the answer.
+            details: the method's arguments.
 
         Raises:
-            AgriDistillError: what the worker raised.
-            ModelError: it ended or hangs; it is killed then.
+            AgriDistillError: what the method raised.
+            ModelError: the process ended, or was killed because it did not answer.
         """
         assert self._process.stdin is not None  # noqa: S101 - both are pipes
         assert self._process.stdout is not None  # noqa: S101
-        watch = threading.Timer(self._patience_s + _SLACK * expected_s, self._end_silence)
-        # An interrupt may come before it can be cancelled; it must not keep this process from ending.
-        watch.daemon = True
+        watchdog = threading.Timer(self._patience_s + _SLACK * expected_s, self._kill_hung)
+        # An interrupt may come before it is cancelled; it must not keep this process from ending.
+        watchdog.daemon = True
+        line = ""
         try:
-            watch.start()
+            watchdog.start()
             self._process.stdin.write(json.dumps({"ask": question, **details}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except OSError:
-            line = ""
+            pass
         finally:
-            watch.cancel()
+            watchdog.cancel()
         if not line.endswith("\n"):
             raise self._failure(question)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _told_error(**answer["error"])
+            kind, *words = answer["error"]
+            error: AgriDistillError = getattr(errors, kind, ModelError)(*words)
+            raise error
         return answer
 
-    def _end_silence(self) -> None:
+    def _kill_hung(self) -> None:
         self._hung = True
         self._process.kill()
 
     def _failure(self, question: str) -> ModelError:
         code = self._process.wait()
-        last = self._last_words()
-        if self._hung:
-            ended = f"no answer to '{question}' for {self._patience_s:.0f} s or more"
-        elif code < 0:
-            ended = f"a process that was ended by {signal.Signals(-code).name} during '{question}'"
-        else:
-            ended = f"a process that ended with code {code} during '{question}'"
-        return ModelError(
-            f"a model that can be measured: {self._name}",
-            ended + (f" ({last})" if last else ""),
-            "try `agridistill predict` with it; it may need more memory than there is",
-        )
-
-    def _last_words(self) -> str:
         self._stderr.seek(0)
         written = self._stderr.read().decode("utf-8", "replace").strip()
         if written:
-            logger.info("the worker of %s wrote: %s", self._name, written)
-        return written.splitlines()[-1][:200] if written else ""
+            logger.info("the process that measures %s wrote: %s", self._name, written)
+        if self._hung:
+            got = f"no answer to '{question}' for {self._patience_s:.0f} s or more"
+        elif code < 0:
+            got = f"a process that was ended by {signal.Signals(-code).name} during '{question}'"
+        else:
+            got = f"a process that ended with code {code} during '{question}'"
+        last_line = f" ({written.splitlines()[-1][:200]})" if written else ""
+        remedy = "try `agridistill predict` with it; it may need more memory than there is"
+        return ModelError(f"a model that can be measured: {self._name}", got + last_line, remedy)
 
 
-def _told_error(kind: str, expected: str, got: str, remedy: str) -> AgriDistillError:
-    raised = getattr(errors, kind, ModelError)
-    error: AgriDistillError = raised(expected, got, remedy)
-    return error
+class MeasuredModel:
+    """One model under measurement, in the worker's process.
+
+    Args:
+        model: path of a run folder or an exported file.
+        engine: that runs it.
+        threads: of one prediction.
+        photos: files of the queries, in turn.
+    """
+
+    def __init__(self, model: str, engine: str, threads: int, photos: Sequence[str]) -> None:
+        self._model, self._engine, self._threads = Path(model), engine, threads
+        self._photos = [Path(photo) for photo in photos]
+        self._energy = EnergyCounter()
+
+    def load(self) -> dict[str, Any]:
+        """Loads the model and queries it once.
+
+        Returns:
+            `load_s`, until the model is ready, the engine's import included; `first_query_s`.
+        """
+        start = time.perf_counter()
+        if self._engine == TORCH:
+            self._predictor = load(self._model)
+            import torch
+
+            torch.set_num_threads(self._threads)
+        else:
+            self._predictor = load(self._model, engine=self._engine, threads=self._threads)
+        load_s = time.perf_counter() - start
+        preprocessing = self._predictor.manifest.preprocessing
+        pixels = [read_pixels(photo, preprocessing)[None] for photo in self._photos]
+        start = time.perf_counter()
+        checked_logits(self._predictor.backend, pixels[0])
+        first_query_s = time.perf_counter() - start
+        self._prepared: Iterator[Pixels] = cycle(pixels)
+        self._files: Iterator[Path] = cycle(self._photos)
+        return {"load_s": load_s, "first_query_s": first_query_s}
+
+    def inference(self, queries: int, warm_up: int) -> dict[str, Any]:
+        """One prepared photo to logits, `queries` times after `warm_up` untimed ones."""
+        return self._timed(self._predictor.backend.logits, self._prepared, queries, warm_up)
+
+    def end_to_end(self, queries: int, warm_up: int) -> dict[str, Any]:
+        """One file to a label, `queries` times after `warm_up` untimed ones."""
+        return self._timed(self._predictor.predict, self._files, queries, warm_up)
+
+    def _timed(self, query: Callable[[T], object], inputs: Iterator[T], queries: int, warm_up: int) -> dict[str, Any]:
+        for each in islice(inputs, warm_up):
+            query(each)
+        energy = self._energy.read()
+        latencies_ns = []
+        for each in islice(inputs, queries):
+            start = time.perf_counter_ns()
+            query(each)
+            latencies_ns.append(time.perf_counter_ns() - start)
+        return {"latencies_ns": latencies_ns, "energy_j": self._energy.joules_since(energy)}
+
+    def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
+        """Prepared photos in batches, after an untimed one: `seconds` for all of them."""
+        pixels = np.concatenate(list(islice(self._prepared, batch_size)))
+        self._predictor.backend.logits(pixels)
+        start = time.perf_counter()
+        for _ in range(batches):
+            self._predictor.backend.logits(pixels)
+        return {"seconds": time.perf_counter() - start}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak of this process so far."""
+        return {"peak_memory_bytes": peak_memory_bytes()}
+
+    def describe(self) -> dict[str, Any]:
+        """Properties of the model. Counting MACs may take memory: call `memory` first."""
+        manifest = self._predictor.manifest
+        parameters, macs = model_cost(self._predictor.backend)
+        return {
+            "architecture": manifest.model,
+            "precision": manifest.precision,
+            "image_size": manifest.preprocessing.image_size,
+            "weights_file": manifest.weights_file,
+            "parameters": parameters,
+            "macs": macs,
+        }
 
 
-def _close(stream: Any) -> None:
-    # What a dead worker has not read cannot be flushed.
-    try:
-        stream.close()
-    except OSError:
-        return
+def main(job: str) -> None:
+    """Answers questions on stdin about one model, on stdout, until stdin ends; then the process exits at once.
+
+    A question is `{"ask": METHOD, ...}`, its answer what the method of `MeasuredModel` returns, or `{"error": [...]}`
+    for an AgriDistillError.
+
+    Args:
+        job: JSON with the arguments of `MeasuredModel`.
+    """
+    # Ctrl-C reaches every process of the terminal; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An engine may print; stdout is for answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    model = MeasuredModel(**json.loads(job))
+    questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_questions, args=(questions,), daemon=True).start()
+    while True:
+        question = questions.get()
+        try:
+            answer = getattr(model, question.pop("ask"))(**question)
+        except AgriDistillError as error:
+            answer = {"error": [type(error).__name__, error.expected, error.got, error.remedy]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _read_questions(questions: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        questions.put(json.loads(line))
+    # The parent is done, or was killed in the middle of a turn.
+    os._exit(0)

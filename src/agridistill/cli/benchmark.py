@@ -59,8 +59,8 @@ def benchmark(
     if out is not None and csv is not None and out.resolve() == csv.resolve():
         raise ConfigError("two files for --out and --csv", f"'{out}' for both", "choose another --csv")
     with progress_bar("measuring") as progress:
+        from agridistill.benchmark.run import PUBLISHABLE_QUERIES, BenchmarkPlan
         from agridistill.benchmark.run import benchmark as measure
-        from agridistill.benchmark.turns import PUBLISHABLE_QUERIES, BenchmarkPlan
         from agridistill.storage import write_json, write_text
 
         result = measure(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from agridistill.benchmark.published import PAPER
 from agridistill.cli.cells import (
     UNDEFINED,
     FigureTable,
@@ -23,8 +22,7 @@ from agridistill.cli.cells import (
 from agridistill.cli.output import shown, stdout
 
 if TYPE_CHECKING:
-    from agridistill.benchmark.published import PublishedResult
-    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles
+    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles, PublishedResult
     from agridistill.evaluation.result import EvaluationResult
 
 # A larger matrix does not fit a page.
@@ -244,6 +242,8 @@ def _benchmark_notes(result: BenchmarkResult) -> list[str]:
     if result.data is not None:
         notes.insert(0, f"accuracy (95 % interval): {shown(result.data)}")
     if result.published:
+        from agridistill.benchmark.result import PAPER
+
         notes.append(
             f"published: {PAPER}, on PlantVillage's tomato leaves and other machines; it names no percentile, calls "
             "its MACs FLOPs and its size memory"

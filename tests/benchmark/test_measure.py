@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agridistill.benchmark.result import ModelResult, Percentiles
-from agridistill.benchmark.turns import BenchmarkPlan, Target, measure
+from agridistill.benchmark.run import BenchmarkPlan, Target, measure
 from agridistill.errors import ModelError
 
 
