@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from agridistill.errors import ModelError
@@ -38,6 +37,9 @@ class Host:
 
 def describe_host(libraries: Iterable[str] = ()) -> Host:
     """The machine at hand, now, with the versions of AgriDistill's own and other `libraries` (distributions)."""
+    # Not at the top: the worker imports this module, and 2 MB would count as the model's memory.
+    from importlib import metadata
+
     versions: dict[str, str | None] = {}
     for name in (*_LIBRARIES, *libraries):
         try:
