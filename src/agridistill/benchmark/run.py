@@ -43,7 +43,7 @@ SplitChoice = Literal["train", "val", "test", "all"]
 # Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
 PUBLISHABLE_QUERIES = 1024
 # Enough for a query's pixels to differ from those of the last one; more would only fill memory.
-_PHOTOS = 16
+_MOST_PHOTOS = 16
 # As PlantVillage's photos are.
 _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
 
@@ -110,7 +110,8 @@ def benchmark(
     threads = threads or os.cpu_count() or 1
     targets = [Target(path, engine) for path in dict.fromkeys(paths) for engine in engines_for(path, wanted)]
     with tempfile.TemporaryDirectory(prefix="agridistill-") as folder:
-        files = _draw(Path(folder)) if photo_path is None else _some_of(expand([photo_path]))
+        files = _draw(Path(folder)) if photo_path is None else expand([photo_path])
+        files = files[:: math.ceil(len(files) / _MOST_PHOTOS)]
         sizes = [photo_size(file) for file in files]
         photo_set = PhotoSet(
             source="drawn" if photos is None else str(photos),
@@ -151,7 +152,7 @@ def measure(
     interpreter_bytes: int | None,
     progress: ProgressCallback = silent,
 ) -> list[ModelResult]:
-    """Measures every target, each in its own worker; only one of them works at a time.
+    """Measures every target, each in a worker that `start` gives; only one of them works at a time.
 
     Args:
         targets: at least one.
@@ -171,37 +172,25 @@ def measure(
             running.append(_Measured(target, worker, plan, **worker.ask("load")))
         begin(progress, "measuring")
         sizes = plan.turn_sizes()
-        batched = [each for each in running if each.batched]
-        total = len(sizes) * (2 * len(running) + len(batched))
-        done = 0
-        for each, queries in _turns(running, sizes):
-            for kind in (each.infer, each.predict_files):
-                kind(queries)
-                done += 1
-                progress(done, total)
-        # Before the batches: a device that answers one photo at a time needs no room for 32.
-        for each in running:
-            each.peak_bytes = each.worker.ask("memory")["peak_memory_bytes"]
-        for each, queries in _turns(batched, sizes):
-            each.infer_batches(queries)
-            done += 1
-            progress(done, total)
+        # Single photos first: a device that answers one photo at a time needs no memory for a batch.
+        turns = [(each.turn, queries) for each, queries in _turns(running, sizes)]
+        turns += [(each.batches, queries) for each, queries in _turns([one for one in running if one.batched], sizes)]
+        for done, (turn, queries) in enumerate(turns, start=1):
+            turn(queries)
+            progress(done, len(turns))
         return [each.result(interpreter_bytes) for each in running]
 
 
 @dataclass
 class _Measured:
-    """A model while it is measured, with the figures of its turns so far."""
+    """A model while it is measured, with the answers of its turns so far."""
 
     target: Target
     worker: Worker
     plan: BenchmarkPlan
     load_s: float
     first_query_s: float
-    latencies_ns: list[list[int]] = field(default_factory=list)
-    end_to_end_ns: list[int] = field(default_factory=list)
-    energies_j: list[float | None] = field(default_factory=list)
-    peak_bytes: int | None = None
+    turns: list[dict[str, Any]] = field(default_factory=list)
     batch_photos: int = 0
     batch_s: float = 0.0
 
@@ -209,15 +198,12 @@ class _Measured:
     def batched(self) -> bool:
         return self.target.engine == TORCH or ENGINES[self.target.engine].batches
 
-    def infer(self, queries: int) -> None:
-        answer = self._ask("inference", queries)
-        self.latencies_ns.append(answer["latencies_ns"])
-        self.energies_j.append(answer["energy_j"])
+    def turn(self, queries: int) -> None:
+        expected_s = 2 * self.first_query_s * (queries + self.plan.warm_up)
+        answer = self.worker.ask("turn", queries=queries, warm_up=self.plan.warm_up, expected_s=expected_s)
+        self.turns.append(answer)
 
-    def predict_files(self, queries: int) -> None:
-        self.end_to_end_ns += self._ask("end_to_end", queries)["latencies_ns"]
-
-    def infer_batches(self, queries: int) -> None:
+    def batches(self, queries: int) -> None:
         size = self.plan.batch_size
         batches = math.ceil(queries / size)
         expected_s = self.first_query_s * size * (batches + 1)
@@ -225,32 +211,28 @@ class _Measured:
         self.batch_photos += batches * size
         self.batch_s += answer["seconds"]
 
-    def _ask(self, question: str, queries: int) -> dict[str, Any]:
-        expected_s = self.first_query_s * (queries + self.plan.warm_up)
-        return self.worker.ask(question, queries=queries, warm_up=self.plan.warm_up, expected_s=expected_s)
-
     def result(self, interpreter_bytes: int | None) -> ModelResult:
         about = self.worker.ask("describe")
         weights_file = about.pop("weights_file")
-        every = [latency for turn in self.latencies_ns for latency in turn]
         weights = self.target.model / weights_file if self.target.model.is_dir() else self.target.model
-        per_second = self.batch_photos / self.batch_s if self.batched else 1e9 * len(every) / sum(every)
-        known = self.peak_bytes is not None and interpreter_bytes is not None
-        energies_j = [energy for energy in self.energies_j if energy is not None]
+        latencies_ns = [latency for turn in self.turns for latency in turn["latencies_ns"]]
+        photos, photos_s = len(latencies_ns), sum(latencies_ns) / 1e9
+        peak = self.turns[-1]["peak_memory_bytes"]
+        energies_j = [turn["energy_j"] for turn in self.turns]
         # A counter that stands still (in a virtual machine) has measured nothing.
-        complete = len(energies_j) == len(self.energies_j) and sum(energies_j) > 0
+        metered = None not in energies_j and sum(energies_j) > 0
         return ModelResult(
             **about,
             model=str(self.target.model),
             engine=self.target.engine,
             size_bytes=weights.stat().st_size,
-            latency=Percentiles.of(every),
-            latency_ms_p50_of_turns=tuple(Percentiles.of(turn).p50 for turn in self.latencies_ns),
-            end_to_end=Percentiles.of(self.end_to_end_ns),
-            throughput_photos_per_s=per_second,
+            latency=Percentiles.of(latencies_ns),
+            latency_ms_p50_of_turns=tuple(Percentiles.of(turn["latencies_ns"]).p50 for turn in self.turns),
+            end_to_end=Percentiles.of([latency for turn in self.turns for latency in turn["end_to_end_ns"]]),
+            throughput_photos_per_s=self.batch_photos / self.batch_s if self.batched else photos / photos_s,
             throughput_batch_size=self.plan.batch_size if self.batched else 1,
-            peak_memory_bytes=(self.peak_bytes or 0) - (interpreter_bytes or 0) if known else None,
-            energy_j=sum(energies_j) / len(every) if complete else None,
+            peak_memory_bytes=None if peak is None or interpreter_bytes is None else peak - interpreter_bytes,
+            energy_j=sum(energies_j) / photos if metered else None,
             load_s=self.load_s,
         )
 
@@ -304,9 +286,3 @@ def _draw(folder: Path) -> list[Path]:
         leaf, shot = np.random.default_rng((number, 0)), np.random.default_rng((number, 1))
         draw_leaf(name, leaf, shot, _DRAWN_SIDE).save(file, quality=_DRAWN_QUALITY)
     return files
-
-
-def _some_of(files: Sequence[Path]) -> list[Path]:
-    """At most `_PHOTOS`, spread over all."""
-    wanted = min(_PHOTOS, len(files))
-    return [files[len(files) * number // wanted] for number in range(wanted)]

@@ -97,12 +97,7 @@ class Worker:
         self._resources.close()
 
     def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
-        """Calls a method of `MeasuredModel` in the process.
-
-        Args:
-            question: the method's name.
-            expected_s: an estimate of the time of the answer.
-            details: the method's arguments.
+        """Calls a method of `MeasuredModel` in the process; `expected_s` is an estimate of its time.
 
         Raises:
             AgriDistillError: what the method raised.
@@ -154,14 +149,7 @@ class Worker:
 
 
 class MeasuredModel:
-    """One model under measurement, in the worker's process.
-
-    Args:
-        model: path of a run folder or an exported file.
-        engine: that runs it.
-        threads: of one prediction.
-        photos: files of the queries, in turn.
-    """
+    """One model under measurement, in the worker's process; `photos` are the files of the queries, in turn."""
 
     def __init__(self, model: str, engine: str, threads: int, photos: Sequence[str]) -> None:
         self._model, self._engine, self._threads = Path(model), engine, threads
@@ -169,11 +157,7 @@ class MeasuredModel:
         self._energy = EnergyCounter()
 
     def load(self) -> dict[str, Any]:
-        """Loads the model and queries it once.
-
-        Returns:
-            `load_s`, until the model is ready, the engine's import included; `first_query_s`.
-        """
+        """Loads the model (`load_s` until it is ready, with the engine's import) and queries it (`first_query_s`)."""
         start = time.perf_counter()
         if self._engine == TORCH:
             self._predictor = load(self._model)
@@ -192,24 +176,25 @@ class MeasuredModel:
         self._files: Iterator[Path] = cycle(self._photos)
         return {"load_s": load_s, "first_query_s": first_query_s}
 
-    def inference(self, queries: int, warm_up: int) -> dict[str, Any]:
-        """One prepared photo to logits, `queries` times after `warm_up` untimed ones."""
-        return self._timed(self._predictor.backend.logits, self._prepared, queries, warm_up)
+    def turn(self, queries: int, warm_up: int) -> dict[str, Any]:
+        """Single photos, `queries` times of each kind after `warm_up` untimed ones.
 
-    def end_to_end(self, queries: int, warm_up: int) -> dict[str, Any]:
-        """One file to a label, `queries` times after `warm_up` untimed ones."""
-        return self._timed(self._predictor.predict, self._files, queries, warm_up)
-
-    def _timed(self, query: Callable[[T], object], inputs: Iterator[T], queries: int, warm_up: int) -> dict[str, Any]:
-        for each in islice(inputs, warm_up):
-            query(each)
+        Returns:
+            `latencies_ns` of inference (a prepared photo to logits) and its `energy_j`, `end_to_end_ns` (a file to its
+            label), and `peak_memory_bytes` of this process so far.
+        """
+        _latencies_ns(self._predictor.backend.logits, self._prepared, warm_up)
         energy = self._energy.read()
-        latencies_ns = []
-        for each in islice(inputs, queries):
-            start = time.perf_counter_ns()
-            query(each)
-            latencies_ns.append(time.perf_counter_ns() - start)
-        return {"latencies_ns": latencies_ns, "energy_j": self._energy.joules_since(energy)}
+        latencies_ns = _latencies_ns(self._predictor.backend.logits, self._prepared, queries)
+        energy_j = self._energy.joules_since(energy)
+        _latencies_ns(self._predictor.predict, self._files, warm_up)
+        end_to_end_ns = _latencies_ns(self._predictor.predict, self._files, queries)
+        return {
+            "latencies_ns": latencies_ns,
+            "energy_j": energy_j,
+            "end_to_end_ns": end_to_end_ns,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
 
     def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
         """Prepared photos in batches, after an untimed one: `seconds` for all of them."""
@@ -220,12 +205,8 @@ class MeasuredModel:
             self._predictor.backend.logits(pixels)
         return {"seconds": time.perf_counter() - start}
 
-    def memory(self) -> dict[str, Any]:
-        """Peak of this process so far."""
-        return {"peak_memory_bytes": peak_memory_bytes()}
-
     def describe(self) -> dict[str, Any]:
-        """Properties of the model. Counting MACs may take memory: call `memory` first."""
+        """Properties of the model. Counting MACs may take memory: ask after the last turn."""
         manifest = self._predictor.manifest
         parameters, macs = model_cost(self._predictor.backend)
         return {
@@ -238,14 +219,20 @@ class MeasuredModel:
         }
 
 
+def _latencies_ns(query: Callable[[T], object], inputs: Iterator[T], queries: int) -> list[int]:
+    latencies_ns = []
+    for each in islice(inputs, queries):
+        start = time.perf_counter_ns()
+        query(each)
+        latencies_ns.append(time.perf_counter_ns() - start)
+    return latencies_ns
+
+
 def main(job: str) -> None:
     """Answers questions on stdin about one model, on stdout, until stdin ends; then the process exits at once.
 
     A question is `{"ask": METHOD, ...}`, its answer what the method of `MeasuredModel` returns, or `{"error": [...]}`
-    for an AgriDistillError.
-
-    Args:
-        job: JSON with the arguments of `MeasuredModel`.
+    for an AgriDistillError. `job` is JSON with the arguments of `MeasuredModel`.
     """
     # Ctrl-C reaches every process of the terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
