@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,6 @@ _CELLS, _PATCHES, _BATCH = 14, (5, 8), 10
 # Below this change of the probability no part counts, however it compares with the others.
 _FAINT = 0.05
 _PANEL_PX, _MARGIN = 440, 16
-_TITLE_PX, _TEXT_PX = 22, 15
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -79,16 +79,15 @@ class Explanation:
         width, height = (max(1, round(side * scale)) for side in self.photo.size)
         plain = self.photo.resize((width, height), Image.Resampling.BICUBIC)
         canvas_width = max(2 * width + 3 * _MARGIN, 2 * _PANEL_PX // 3)
-        title_lines = _wrapped(title, _TITLE_PX, canvas_width - 2 * _MARGIN)
-        caption_lines = _wrapped(self.caption, _TEXT_PX, canvas_width - 2 * _MARGIN)
-        panels_top = _MARGIN + len(title_lines) * _line_height(_TITLE_PX)
-        caption_top = panels_top + height + _MARGIN
-        canvas_height = caption_top + _MARGIN + len(caption_lines) * _line_height(_TEXT_PX)
-        canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
+        above, below = (
+            _text(text, size, canvas_width - 2 * _MARGIN) for text, size in ((title, 22), (self.caption, 15))
+        )
+        panels_top = _MARGIN + above.height
+        canvas = Image.new("RGB", (canvas_width, panels_top + height + 2 * _MARGIN + below.height), "white")
+        canvas.paste(above, (_MARGIN, _MARGIN))
         canvas.paste(plain, (_MARGIN, panels_top))
         canvas.paste(self._with_map(plain, scale), (width + 2 * _MARGIN, panels_top))
-        _write(canvas, title_lines, _TITLE_PX, _MARGIN)
-        _write(canvas, caption_lines, _TEXT_PX, caption_top)
+        canvas.paste(below, (_MARGIN, panels_top + height + _MARGIN))
         return canvas
 
     def _with_map(self, plain: Image.Image, scale: float) -> Image.Image:
@@ -198,24 +197,12 @@ def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int,
     return left, top, left + side, top + side
 
 
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """Lines of words that are no wider than `width` pixels; a word that is wider stands alone."""
-    font = ImageFont.load_default(size)
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def _line_height(size: int) -> int:
-    return round(1.4 * size)
-
-
-def _write(canvas: Image.Image, lines: list[str], size: int, top: int) -> None:
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+def _text(text: str, size: int, width: int) -> Image.Image:
+    """Black text on white, wrapped to about `width` pixels by the mean width of a letter."""
+    lines = textwrap.wrap(text, max(1, int(width / (0.52 * size)))) or [""]
+    line_height = round(1.4 * size)
+    image = Image.new("RGB", (width, len(lines) * line_height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
     for number, line in enumerate(lines):
-        draw.text((_MARGIN, top + number * _line_height(size)), line, fill="black", font=font)
+        draw.text((0, number * line_height), line, fill="black", font=font)
+    return image
