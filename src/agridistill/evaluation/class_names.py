@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from agridistill.arguments import described, to_path
 from agridistill.data.samples import Sample
 from agridistill.errors import DataError, ModelError, nearest
 from agridistill.manifest import composed
+from agridistill.settings_file import read_toml
 
 
 def read_class_names(file: Path) -> dict[str, str]:
@@ -19,13 +19,8 @@ def read_class_names(file: Path) -> dict[str, str]:
     Raises:
         DataError: not there, not TOML, or with a value that is no text.
     """
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError("a file of class names", f"'{file}', which does not exist", "check the path") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        remedy = 'write a line for each folder: "folder name" = "model class"'
-        raise DataError("a file of class names in TOML", f"'{file}' ({error})", remedy) from None
+    remedy = 'write a line for each folder: "folder name" = "model class"'
+    document = read_toml(file, "a file of class names", damaged=remedy, error_type=DataError)
     for folder, name in document.items():
         if not isinstance(name, str):
             remedy = 'write "folder name" = "model class", with quotes around both'

@@ -214,20 +214,22 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
     return backend
 
 
+def missing_engine(needed: str, error: ImportError, remedy: str) -> MissingExtraError:
+    """The error for an engine that is not installed, or does not load on this machine."""
+    got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
+    return MissingExtraError(needed, got, remedy)
+
+
 def cannot_run(engine: str, path: Path, error: Exception) -> ModelError:
     """The error for a file that an engine refuses."""
     return ModelError(f"a model that {engine} can run", f"'{path}' ({str(error)[:200]})", "export it again")
 
 
-def require_input(path: Path, found: str, manifest: ModelManifest, *, fits: bool) -> None:
-    """Checks the input that an engine found in a file.
-
-    Raises:
-        ModelError: it does not fit the manifest's preprocessing.
-    """
+def require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
+    """Raises a ModelError if the inputs that an engine `found` in a file do not fit the manifest's preprocessing."""
     if not fits:
-        size = manifest.preprocessing.image_size
-        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", f"{found} in '{path}'", "export it again")
+        size, got = manifest.preprocessing.image_size, f"{', '.join(found)} in '{path}'"
+        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", got, "export it again")
 
 
 def return_freed_memory() -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.errors import MissingExtraError
 from agridistill.manifest import ModelManifest
 from agridistill.native_output import without_lines
 from agridistill.preprocess import Pixels
-from agridistill.runtime.backends import cannot_run, require_input
+from agridistill.runtime.backends import cannot_run, missing_engine, require_input
 
 
 class LiteRtBackend:
@@ -30,9 +29,8 @@ class LiteRtBackend:
         self.manifest = manifest
         try:
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
-        except ModuleNotFoundError as error:
-            needed, got = "LiteRT, to run a .tflite file", f"no module '{error.name}'"
-            raise MissingExtraError(needed, got, "pip install ai-edge-litert") from None
+        except ImportError as error:
+            raise missing_engine("LiteRT, to run a .tflite file", error, "pip install ai-edge-litert") from None
         kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
         cores = threads or os.cpu_count() or 1
         try:
@@ -45,7 +43,7 @@ class LiteRtBackend:
         inputs, output = self._interpreter.get_input_details(), self._interpreter.get_output_details()[0]
         size = manifest.preprocessing.image_size
         fits = [(each["dtype"], each["shape"].tolist()) for each in inputs] == [(np.uint8, [1, size, size, 3])]
-        found = ", ".join(f"{each['dtype'].__name__} {each['shape'].tolist()}" for each in inputs)
+        found = [f"{each['dtype'].__name__} {each['shape'].tolist()}" for each in inputs]
         require_input(path, found, manifest, fits=fits)
         self._input, self._output = inputs[0]["index"], output["index"]
         # Our files give float logits; those of other tools may give levels.

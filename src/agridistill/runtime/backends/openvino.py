@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.errors import MissingExtraError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
-from agridistill.runtime.backends import cannot_run, require_input
+from agridistill.runtime.backends import cannot_run, missing_engine, require_input
 
 
 class OpenVinoBackend:
@@ -27,8 +26,8 @@ class OpenVinoBackend:
         self.manifest = manifest
         try:
             import openvino
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("OpenVINO", f"no module '{error.name}'", "pip install openvino") from None
+        except ImportError as error:
+            raise missing_engine("OpenVINO", error, "pip install openvino") from None
         options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
@@ -41,7 +40,7 @@ class OpenVinoBackend:
         size = manifest.preprocessing.image_size
         inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
         fits = inputs in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"])
-        require_input(path, ", ".join(inputs), manifest, fits=fits)
+        require_input(path, inputs, manifest, fits=fits)
         self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
         self._request = compiled.create_infer_request()
 
