@@ -122,11 +122,7 @@ def bare_interpreter_bytes() -> int | None:
 
 
 class EnergyCounter:
-    """Joules of all processor packages (cores, caches and memory controller) over all processes, by Linux's RAPL files.
-
-    Args:
-        root: folder of the system's counters.
-    """
+    """Joules of all processor packages (cores, caches and memory controller) over all processes, by Linux's RAPL."""
 
     def __init__(self, root: Path = _POWERCAP) -> None:
         self._counters: list[tuple[Path, int]] = []
@@ -146,10 +142,7 @@ class EnergyCounter:
             return None
 
     def joules_since(self, start: tuple[int, ...] | None) -> float | None:
-        """Energy since `start`, which `read` gave; None where there is none to read.
-
-        A counter may wrap around once since then: at 100 W that takes more than half an hour.
-        """
+        """Energy since `start`, which `read` gave; a counter may wrap around once, at 100 W in half an hour or more."""
         now = self.read()
         if start is None or now is None:
             return None

@@ -154,12 +154,7 @@ def measure(
 ) -> list[ModelResult]:
     """Measures every target, each in a worker that `start` gives; only one of them works at a time.
 
-    Args:
-        targets: at least one.
-        start: starts the worker of a target.
-        plan: how much is measured.
-        interpreter_bytes: peak memory of a bare interpreter, which is subtracted.
-        progress: called with turns done and in total.
+    The peak memory of a bare interpreter is subtracted; `progress` is called with turns done and in total.
 
     Raises:
         AgriDistillError: a model cannot be loaded or measured; no worker is left.

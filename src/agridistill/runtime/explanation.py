@@ -49,14 +49,11 @@ class Explanation:
     source: Path | None = None  # path of the photo; None where it came as bytes, an array or a Pillow image
 
     def save(self, path: Path | str, *, title: str | None = None) -> Path:
-        """Writes a picture: the photo, and beside it the photo with the map over it.
+        """Writes a picture: the photo, and beside it the photo with the map over it; returns its path.
 
         Args:
             path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but never the photo itself.
             title: over the photo; class and probability where None.
-
-        Returns:
-            The path that was written.
 
         Raises:
             ConfigError: no path, another suffix, or the photo's own path.
@@ -121,11 +118,9 @@ class Explanation:
 
 
 def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | None:
-    """The network's own attention over one photo `(S, S, 3)` uint8.
+    """The network's own attention over one photo `(S, S, 3)` uint8, as `(H, W)` float32 with largest value 1.
 
-    Returns:
-        `(H, W)` float32, its largest value 1; None where the model gives no maps: an exported file, or a network
-        without stages.
+    None where the model gives no maps: an exported file, or a network without stages.
     """
     if not isinstance(backend, AttentiveBackend):
         return None
@@ -149,7 +144,7 @@ def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.fl
         label: index of the class.
 
     Returns:
-        `(H, W)` float32, one value for each cell, 0 to 1; where covering raises the probability, 0.
+        One float32 for each cell, 0 to 1; where covering raises the probability, 0.
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
     """

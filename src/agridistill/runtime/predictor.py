@@ -34,11 +34,7 @@ class PhotoResult:
 
 
 class Predictor:
-    """Predicts photos with any backend.
-
-    Args:
-        backend: the model, ready to run.
-    """
+    """Predicts photos with any backend."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -98,13 +94,10 @@ class Predictor:
         return self._results(sources, top, batch_size, quality)
 
     def explain(self, source: PhotoSource) -> Explanation:
-        """Finds where the model looked on a photo: a map, and a picture of it.
+        """Finds where the model looked on a photo (as for `predict`): a map, and a picture of it.
 
         The network of a run folder gives its attention map. For an exported file, parts of the photo are covered in
         turn: about 100 predictions.
-
-        Args:
-            source: as for `predict`.
 
         Raises:
             PhotoError: the photo cannot be read.

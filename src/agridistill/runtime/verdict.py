@@ -1,11 +1,4 @@
-"""How far a label may be believed: quality gate, familiarity, and the four verdicts with their words.
-
-Familiarity: a classifier's own scores say little about a picture of something else. On our tomato model energy (Liu et
-al. 2020) and the greatest probability separate leaves from other pictures with an AUROC of 0.7 to 0.8; the spread of
-light, colour and texture over the photo reaches 0.97 (docs/results.md). The measure is the Mahalanobis distance (Lee et
-al. 2018, equation 2, of one class) of 54 such figures from those of the training photos. It takes a few tenths of a
-millisecond and nothing of the network.
-"""
+"""How far a label may be believed: quality gate, familiarity, and the four verdicts with their words."""
 
 from __future__ import annotations
 
@@ -43,7 +36,6 @@ _PIXELS_A_SIDE = 75
 FIGURES = 6 * _CELLS * _CELLS
 # A correlation of 1 between two figures would make any deviation infinitely far.
 _SHRINKAGE = 0.03
-_DIGITS = 7
 # Two in a hundred of our tomato photos are odd themselves and lie further out than most other pictures: a limit that
 # accepts them accepts those as well (docs/results.md).
 _FAMILIAR_SHARE = 0.96
@@ -66,11 +58,7 @@ class QualitySettings:
 
 
 def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
-    """What is wrong with a photo, in words; "" where nothing is.
-
-    Args:
-        pixels: `(S, S, 3)` uint8, as the model gets them: blur that it cannot see does no harm.
-        settings: limits.
+    """What is wrong with a photo `(S, S, 3)` uint8 as the model gets it, in words; "" where nothing is.
 
     Example:
         >>> quality_problem(np.zeros((64, 64, 3), np.uint8), QualitySettings())
@@ -92,7 +80,12 @@ def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """The distribution of the training photos' `figures`."""
+    """The distribution of the training photos' `figures`.
+
+    Source: Lee et al. 2018, equation 2, of one class, on 54 figures of light, colour and texture. They separate leaves
+    from other pictures with an AUROC of 0.97, energy (Liu et al. 2020) and the greatest probability with 0.7 to 0.8
+    (docs/results.md).
+    """
 
     mean: NDArray[np.float64]  # (54,)
     whitening: NDArray[np.float64]  # (54, 54), lower triangular: turns a deviation into one of unit covariance
@@ -106,11 +99,8 @@ class Familiarity:
     def to_json(self) -> dict[str, Any]:
         """The object of the manifest: the lower triangle row by row."""
         rows = np.tril_indices(FIGURES)
-        return {
-            "mean": [float(f"{value:.{_DIGITS}g}") for value in self.mean],
-            "whitening": [float(f"{value:.{_DIGITS}g}") for value in self.whitening[rows]],
-            "limit": self.limit,
-        }
+        mean, whitening = ([float(f"{one:.7g}") for one in each] for each in (self.mean, self.whitening[rows]))
+        return {"mean": mean, "whitening": whitening, "limit": self.limit}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Familiarity:
@@ -133,11 +123,7 @@ class Familiarity:
 
 
 def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[NDArray[np.float64]]) -> Familiarity:
-    """Fits the distribution to the `figures` of photos.
-
-    Args:
-        training: of photos that the model learnt from, at least 2.
-        held_out: of others of the same kind, at least 1, for the limit: photos that were learnt lie nearer.
+    """Fits the distribution to the `figures` of at least 2 training photos, the limit to at least 1 held-out photo.
 
     Raises:
         ValueError: too few.
@@ -154,16 +140,10 @@ def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[
 
 
 def figures(pixels: Pixels) -> NDArray[np.float64]:
-    """Light, colour and texture over a photo, as 54 numbers.
+    """Light, colour and texture over a photo `(S, S, 3)` uint8, as `(54,)`.
 
     For each of 3 x 3 cells: light, two shares of colour, and the logarithms of the spread of light, of the spread of
     colour and of the mean step between neighbouring pixels.
-
-    Args:
-        pixels: `(S, S, 3)` uint8.
-
-    Returns:
-        `(54,)`.
 
     Raises:
         ModelError: a photo of less than 3 px.
@@ -237,12 +217,7 @@ class Prediction:
 
 
 def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]]) -> str:
-    """A verdict in words.
-
-    Args:
-        verdict: on the photo.
-        reason: in words, why it is no answer.
-        top: the most probable classes with their probabilities, best first.
+    """A verdict in words, with its reason and the most probable classes, best first.
 
     Example:
         >>> verdict_words("answer", "", [("Late_blight", 0.931)])
@@ -253,13 +228,13 @@ def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]
         'unusable: too dark'
     """
     classes = ", ".join(f"{plain_label(label)} {percent_words(probability)}" for label, probability in top)
-    if verdict == "answer":
-        return classes
-    if verdict == "unsure":
-        return f"unsure ({classes})"
-    if verdict == "unusable":
-        return f"unusable: {reason}"
-    return f"unfamiliar: {reason} ({classes})"
+    words: dict[Verdict, str] = {
+        "answer": classes,
+        "unsure": f"unsure ({classes})",
+        "unusable": f"unusable: {reason}",
+        "unfamiliar": f"unfamiliar: {reason} ({classes})",
+    }
+    return words[verdict]
 
 
 def plain_label(label: str) -> str:

@@ -153,12 +153,9 @@ def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | Non
 
 
 def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names the engines to run a model with.
+    """The engines to run a run folder or an exported file with.
 
-    Args:
-        model: a run folder or an exported file.
-        wanted: engines, of which those that can run this kind of model are taken; "all" takes each that is installed.
-            Empty takes the default of the kind of model.
+    Those of `wanted` that can run this kind of model; "all" takes each that is installed, empty the default.
 
     Raises:
         ModelError: no such model or engine, or none that runs this kind of model.
