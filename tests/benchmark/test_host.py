@@ -28,16 +28,16 @@ Model\t\t: Raspberry Pi 5 Model B Rev 1.0
 
 
 @pytest.mark.parametrize(
-    ("told", "name", "known"),
+    ("cpuinfo", "name", "known"),
     [
         (XEON, "Some(R) Xeon(R)", ("avx2", "avx512f", "avx512_vnni", "amx_int8")),
         (RASPBERRY, "Raspberry Pi 5 Model B Rev 1.0", ("asimd", "asimddp")),
     ],
 )
 def test_the_processor_and_its_instructions_are_read(
-    tmp_path: Path, told: str, name: str, known: tuple[str, ...]
+    tmp_path: Path, cpuinfo: str, name: str, known: tuple[str, ...]
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(told)
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert processor_name(tmp_path / "cpuinfo") == name
     assert instructions(tmp_path / "cpuinfo") == known
 
@@ -56,7 +56,7 @@ def test_versions_are_of_what_is_installed() -> None:
 
 
 def test_peak_memory_counts_what_was_freed_and_not_the_parents() -> None:
-    kept = b"x" * 150_000_000  # the child must not be told of these
+    kept = b"x" * 150_000_000  # these must not count for the child
     code = """
 from agridistill.benchmark.host import peak_memory_bytes
 before = peak_memory_bytes()

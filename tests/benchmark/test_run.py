@@ -18,7 +18,7 @@ from PIL import Image
 from agridistill import benchmark
 from agridistill.benchmark.result import CSV_COLUMNS, BenchmarkResult
 from agridistill.benchmark.run import BenchmarkPlan, Target, worker_command
-from agridistill.benchmark.worker import Worker
+from agridistill.benchmark.worker import start_worker
 from agridistill.errors import ModelError, PhotoError
 from agridistill.manifest import read_manifest
 from agridistill.runtime.backends import default_engine, engines_for
@@ -179,21 +179,21 @@ def test_the_default_engine_is_the_fastest_that_is_there(
         ("gone.onnx", [], "got '.*gone.onnx', which does not exist; check the path"),
     ],
 )
-def test_a_model_without_its_engine_is_told_before_anything_runs(
+def test_a_model_without_its_engine_is_reported_before_anything_runs(
     colour_model: Path, named: str, engines: list[str], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         benchmark([colour_model, colour_model.parent / named], engines=engines, plan=FEW)
 
 
-def test_a_damaged_model_is_the_workers_error_told_here(colour_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_is_the_workers_error_reported_here(colour_model: Path, tmp_path: Path) -> None:
     shutil.copy(colour_model.with_suffix(".json"), tmp_path / "colour.json")
     (tmp_path / "colour.onnx").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="the file was changed or damaged"):
         benchmark([tmp_path / "colour.onnx"], photos=leaf(tmp_path / "a.png", (60, 160, 60)), plan=FEW)
 
 
-def test_a_photo_that_cannot_be_read_is_told(colour_model: Path, tmp_path: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_reported(colour_model: Path, tmp_path: Path) -> None:
     leaf(tmp_path / "a.png", (60, 160, 60))
     (tmp_path / "b.jpg").write_bytes(b"no photo")
     with pytest.raises(PhotoError, match=r"b\.jpg"):
@@ -243,27 +243,28 @@ def test_what_an_engine_prints_does_not_disturb_the_answers(colour_model: Path, 
         "worker.load = lambda *a, **k: (os.system('echo from a library'), print('and more'), load(*a, **k))[2]; "
     )
     command[3] = command[3].replace("main(sys.argv[1])", loud + "main(sys.argv[1])")
-    with Worker(command, "a loud one") as worker:
+    with start_worker(command, "a loud one") as worker:
         assert worker.ask("load")["load_s"] > 0
 
 
 ENDLESS = """
-import sys
+import contextlib, sys
 from agridistill.benchmark import run
 from agridistill.benchmark.run import BenchmarkPlan
-from agridistill.benchmark.worker import Worker
-class Printing(Worker):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        print(self.process_id, flush=True)
-run.Worker = Printing
-told = lambda done, total: print("turn", flush=True)
-run.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=told)
+from agridistill.benchmark.worker import start_worker
+@contextlib.contextmanager
+def printing(*arguments):
+    with start_worker(*arguments) as worker:
+        print(worker.process_id, flush=True)
+        yield worker
+run.start_worker = printing
+turn = lambda done, total: print("turn", flush=True)
+run.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=turn)
 """
 
 
 def ended(process_id: int) -> bool:
-    """Whether a process is gone, or only waits for somebody to take note of its end."""
+    """Whether a process is gone, or only waits for its parent to collect it."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -30,7 +30,7 @@ from agridistill.arguments import (
 )
 from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
 from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
-from agridistill.benchmark.worker import Target, Worker, worker_command
+from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
@@ -125,7 +125,7 @@ def benchmark(
         interpreter_bytes = bare_interpreter_bytes()
         measured = measure(
             targets,
-            lambda target: Worker(worker_command(target, threads, files), str(target)),
+            lambda target: start_worker(worker_command(target, threads, files), str(target)),
             plan,
             interpreter_bytes=interpreter_bytes,
             progress=progress,

@@ -1,4 +1,4 @@
-"""One model, measured in a process of its own: `Worker` starts it and asks, `main` is the program that answers.
+"""One model, measured in a process of its own: `start_worker` starts it, `Worker` asks it, `main` answers.
 
 Questions and answers are lines of JSON on the process's pipes. Not multiprocessing: its spawned process imports the
 caller's main module, whose libraries would count as the model's memory (docs/decisions/0006).
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -63,38 +63,38 @@ def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list
     return [sys.executable, "-P", "-c", program, json.dumps(job)]
 
 
-class Worker:
-    """The process that measures a model; a context manager, at whose end the process has ended.
+@contextlib.contextmanager
+def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATIENCE_S) -> Iterator[Worker]:
+    """Starts a process that measures a model; at the end of the context it has ended.
 
     Args:
-        command: starts the process, see `worker_command`.
+        command: of the process, see `worker_command`.
         name: of the model, for errors.
         patience_s: the process is killed after this time without an answer, plus 20 times the expected time.
     """
+    # A comparison for devices is one of processors: torch would take a GPU that it finds.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(  # noqa: S603 - this very Python
+            list(command), stdin=pipe, stdout=pipe, stderr=stderr, encoding="utf-8", env=environment
+        ) as process,
+    ):
+        try:
+            yield Worker(process, stderr, name, patience_s)
+        finally:
+            process.kill()
+            process.communicate()
 
-    def __init__(self, command: Sequence[str], name: str, *, patience_s: float = _PATIENCE_S) -> None:
-        self._name, self._patience_s, self._hung = name, patience_s, False
-        with contextlib.ExitStack() as resources:
-            self._stderr = resources.enter_context(tempfile.TemporaryFile())
-            self._process = subprocess.Popen(  # noqa: S603 - this very Python
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                encoding="utf-8",
-                # A comparison for devices is one of processors: torch would take a GPU that it finds.
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            )
-            resources.callback(self._process.communicate)
-            resources.callback(self._process.kill)
-            self._resources = resources.pop_all()
-        self.process_id = self._process.pid
 
-    def __enter__(self) -> Self:
-        return self
+class Worker:
+    """The asking side of a process that `start_worker` started."""
 
-    def __exit__(self, *exception: object) -> None:
-        self._resources.close()
+    def __init__(self, process: subprocess.Popen[str], stderr: IO[bytes], name: str, patience_s: float) -> None:
+        self._process, self._stderr, self._name, self._patience_s = process, stderr, name, patience_s
+        self._hung = False
+        self.process_id = process.pid
 
     def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
         """Calls a method of `MeasuredModel` in the process; `expected_s` is an estimate of its time.

@@ -178,7 +178,7 @@ def figures(pixels: Pixels) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one photo."""
+    """The model's answer for one photo."""
 
     label: str  # the most probable class
     probability: float  # of the label, 0 to 1, calibrated by the manifest's temperature

@@ -106,7 +106,7 @@ def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
     logits = np.asarray(backend.logits(pixels), np.float32)
     shape = (len(pixels), len(backend.manifest.classes))
     if logits.shape != shape:
-        raise ModelError(f"logits of shape {shape}", str(logits.shape), "check that manifest and model belong together")
+        raise ModelError(f"logits of shape {shape}", str(logits.shape), "check that the manifest is the model's own")
     if not np.isfinite(logits).all():
         raise ModelError("finite logits", "NaN or infinity from the model", "train or export it again")
     return logits
