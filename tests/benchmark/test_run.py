@@ -1,6 +1,7 @@
 """Real workers with a tiny exported model: few queries, no figure is judged by its size."""
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -41,6 +42,10 @@ def leaf(path: Path, colour: tuple[int, int, int], seed: int = 0) -> Path:
     noise = np.random.default_rng(seed).integers(-50, 50, (32, 40, 1))
     Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
     return path
+
+
+def test_the_package_has_the_signature_of_its_function() -> None:
+    assert list(inspect.signature(benchmark).parameters)[:2] == ["models", "engines"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ only one of the two under a name, so the package itself can be called.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import ModuleType
 
@@ -18,6 +19,7 @@ class _CallablePackage(ModuleType):
     """This package, called like the function that it is named after."""
 
     __call__ = staticmethod(benchmark)
+    __signature__ = inspect.signature(benchmark)
 
 
 sys.modules[__name__].__class__ = _CallablePackage
