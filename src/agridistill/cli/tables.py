@@ -23,7 +23,7 @@ from agridistill.cli.output import shown, stdout
 
 if TYPE_CHECKING:
     from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles, PublishedResult
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
 
 # A larger matrix does not fit a page.
 _MAX_MATRIX = 15
