@@ -35,7 +35,7 @@ from agridistill.models.quantised import calibrate, folded, quantised
 from agridistill.models.rounding import Ranges
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.preprocess import Pixels
-from agridistill.runtime.artefacts import manifest_path
+from agridistill.runtime.backends import manifest_path
 from agridistill.runtime.reading import read_batches
 
 TURNS, QUERIES, WARM_UP = 10, 30, 5

@@ -9,8 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agridistill.runtime.host import processor_name
-from agridistill.runtime.memory import peak_memory_bytes
+from agridistill.benchmark.host import peak_memory_bytes, processor_name
 from agridistill.storage import write_json
 
 

@@ -5,7 +5,7 @@
 
 The leaves are the test split's. Photos of other things come with scikit-learn (2) and scikit-image (16), where these
 are installed; each gives 16 crops. Scores: the greatest probability (Hendrycks & Gimpel 2017), energy (Liu et al.
-2020), and how far the photo is from the training photos (`agridistill.runtime.familiarity`).
+2020), and how far the photo is from the training photos (`agridistill.runtime.verdict`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sklearn.metrics import roc_auc_score
 from agridistill.data.splits import read_split
 from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.preprocess import read_photo, softmax, to_pixels
-from agridistill.runtime.artefacts import open_artefact
-from agridistill.runtime.familiarity import Familiarity
+from agridistill.runtime.backends import open_artefact
+from agridistill.runtime.verdict import Familiarity
 from agridistill.storage import write_json
 
 SIZE, CROPS = 256, 16
@@ -135,9 +135,9 @@ def main() -> None:
         return {
             "greatest_probability": -softmax(logits, manifest.temperature).max(axis=1),
             "energy": -(top + np.log(np.exp(logits - top[:, None]).sum(axis=1))),
-            "strangeness": np.array([known.strangeness(one) for one in pixels]),
+            "strangeness": np.array([known.ood_score(one) for one in pixels]),
             "refused": np.array(
-                [bool(quality_problem(one, QualitySettings())) or known.strangeness(one) > 1 for one in pixels], float
+                [bool(quality_problem(one, QualitySettings())) or known.ood_score(one) > 1 for one in pixels], float
             ),
             "poor": np.array([bool(quality_problem(one, QualitySettings())) for one in pixels], float),
         }

@@ -24,7 +24,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from agridistill.api import evaluate, export, load
-    from agridistill.benchmarking import benchmark
+    from agridistill.benchmark import benchmark
+    from agridistill.benchmark.result import BenchmarkResult
+    from agridistill.benchmark.run import BenchmarkPlan
     from agridistill.data.views import Augmentation
     from agridistill.errors import (
         AgriDistillError,
@@ -40,10 +42,9 @@ if TYPE_CHECKING:
     from agridistill.report import write_report as report
     from agridistill.report.page import ReportResult
     from agridistill.runs import compare, distill, train
-    from agridistill.runtime.benchmark import BenchmarkPlan
-    from agridistill.runtime.benchmark_result import BenchmarkResult
     from agridistill.runtime.explanation import Explanation
-    from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
+    from agridistill.runtime.predictor import PhotoResult, Predictor
+    from agridistill.runtime.verdict import Prediction
     from agridistill.training.result import RunResult
     from agridistill.training.settings import (
         DataSettings,
@@ -92,7 +93,8 @@ __all__ = [
 
 _NAMES_OF = {
     "agridistill.api": ("evaluate", "export", "load"),
-    "agridistill.benchmarking": ("benchmark",),
+    "agridistill.benchmark.result": ("BenchmarkResult",),
+    "agridistill.benchmark.run": ("BenchmarkPlan",),
     "agridistill.data.views": ("Augmentation",),
     "agridistill.errors": (
         "AgriDistillError",
@@ -107,10 +109,9 @@ _NAMES_OF = {
     "agridistill.exporting.artefact": ("ExportResult",),
     "agridistill.report.page": ("ReportResult",),
     "agridistill.runs": ("compare", "distill", "train"),
-    "agridistill.runtime.benchmark": ("BenchmarkPlan",),
-    "agridistill.runtime.benchmark_result": ("BenchmarkResult",),
     "agridistill.runtime.explanation": ("Explanation",),
-    "agridistill.runtime.predictor": ("PhotoResult", "Prediction", "Predictor"),
+    "agridistill.runtime.predictor": ("PhotoResult", "Predictor"),
+    "agridistill.runtime.verdict": ("Prediction",),
     "agridistill.training.result": ("RunResult",),
     "agridistill.training.settings": (
         "DataSettings",
@@ -125,9 +126,9 @@ _HOMES = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "report":
-        # A package that can be called, see there.
-        return importlib.import_module("agridistill.report")
+    if name in ("benchmark", "report"):
+        # Packages that can be called, see there.
+        return importlib.import_module(f"agridistill.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'agridistill' has no attribute '{name}'")
     try:

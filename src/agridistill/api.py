@@ -59,11 +59,11 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
     if not os.path.exists(path):  # noqa: PTH110
         raise missing_model(path)
     if path.is_dir() and engine is not None:
-        from agridistill.runtime.artefacts import engines_for
+        from agridistill.runtime.backends import engines_for
 
         engines_for(path, (engine,))
     if not path.is_dir():
-        from agridistill.runtime.artefacts import open_artefact
+        from agridistill.runtime.backends import open_artefact
 
         return Predictor(open_artefact(path, engine=engine, threads=threads, photos=photos))
     try:
@@ -227,9 +227,9 @@ def _require_engine(engine: str | None) -> None:
 
 def model_cost(backend: Backend) -> tuple[int | None, int | None]:
     """Parameters and MACs: as the artefact's manifest says, or counted where torch runs the network."""
-    from agridistill.runtime.artefacts import ENGINES
+    from agridistill.runtime.backends import SUFFIXES
 
-    if Path(backend.manifest.weights_file).suffix in ENGINES:
+    if Path(backend.manifest.weights_file).suffix in SUFFIXES:
         measured = backend.manifest.measured
         return measured.get("parameters"), measured.get("macs")
     from agridistill.models.complexity import complexity

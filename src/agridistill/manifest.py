@@ -68,7 +68,7 @@ class ModelManifest:
         lineage: where the model comes from: method, teacher, data fingerprint, seed.
         precision: of the weights in the file: "fp32" or "int8".
         measured: an artefact's own figures on the validation split: accuracy, parity with its network, size, MACs.
-        familiarity: what photos like the training photos look like; see `runtime.familiarity`. Empty where not known.
+        familiarity: what photos like the training photos look like; see `runtime.verdict`. Empty where not known.
     """
 
     model: str

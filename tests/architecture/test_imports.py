@@ -54,8 +54,8 @@ def test_help_and_version_work_without_the_training_libraries(command: str) -> N
         "agridistill.api",
         "agridistill.runs",
         "agridistill.report",
-        "agridistill.benchmarking",
-        "agridistill.benchmark_worker",
+        "agridistill.benchmark.run",
+        "agridistill.benchmark.worker",
     ],
 )
 def test_light_modules_import_without_the_training_libraries(module: str) -> None:

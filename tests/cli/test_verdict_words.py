@@ -15,7 +15,7 @@ from agridistill.cli.watch import _detection_line
 from agridistill.edge.status.page_view import PageContent, page_html
 from agridistill.edge.status.state_file import HISTORY_FILE, write_state
 from agridistill.edge.store.history import History
-from agridistill.runtime.predictor import Prediction
+from agridistill.runtime.verdict import Prediction
 
 BLIGHT = "Tomato___Late_blight"
 
@@ -28,7 +28,7 @@ BLIGHT = "Tomato___Late_blight"
         (0.41, {"abstained": True}, "unsure (Tomato: Late blight 41 %)"),
         (
             0.41,
-            {"strangeness": 2.0},
+            {"ood_score": 2.0},
             "unfamiliar: unlike the photos that the model learnt from (Tomato: Late blight 41 %)",
         ),
         (0.41, {"problem": "too dark"}, "unusable: too dark"),
@@ -37,7 +37,7 @@ BLIGHT = "Tomato___Late_blight"
 def test_a_verdict_has_the_same_words_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], probability: float, changes: dict[str, Any], words: str
 ) -> None:
-    fields: dict[str, Any] = {"abstained": False, "strangeness": None, "threshold": 0.6} | changes
+    fields: dict[str, Any] = {"abstained": False, "ood_score": None, "threshold": 0.6} | changes
     prediction = Prediction(BLIGHT, probability, ((BLIGHT, probability),), **fields)
     asked = prediction.verdict != "unusable"
     seen = detection(

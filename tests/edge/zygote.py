@@ -15,8 +15,8 @@ from typing import TextIO
 import onnxruntime  # noqa: F401 - what takes the time
 
 import agridistill.edge.building
-import agridistill.runtime.artefacts
-import agridistill.runtime.onnx_runtime  # noqa: F401
+import agridistill.runtime.backends
+import agridistill.runtime.backends.onnx_runtime  # noqa: F401
 from agridistill.cli.main import main
 
 

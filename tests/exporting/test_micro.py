@@ -24,7 +24,7 @@ from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
 from agridistill.models.factory import create_model
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.quantised import calibrate, quantised, with_rounded_logits
-from agridistill.runtime.litert import LiteRtBackend
+from agridistill.runtime.backends.litert import LiteRtBackend
 
 NEEDS = MicroNeeds(("ADD", "CONV_2D"), 1024, 0.5, -3)
 

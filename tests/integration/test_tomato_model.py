@@ -73,7 +73,7 @@ def test_it_knows_which_real_photos_it_learnt_from(
 def test_it_is_as_accurate_on_the_test_photos_as_its_card_says(precision: str, real_photos: Path) -> None:
     from agridistill.data.prepare import prepare_data
     from agridistill.evaluation.evaluate import evaluate
-    from agridistill.runtime.artefacts import open_artefact
+    from agridistill.runtime.backends import open_artefact
 
     backend = open_artefact(MODELS / f"tomato-{precision}.onnx")
     prepared = prepare_data(real_photos)

@@ -71,13 +71,13 @@ def test_where_no_small_patch_matters_larger_ones_are_tried() -> None:
     found = Predictor(sure).explain(spotted())
     assert sure.photos == 1 + (1 + 100) + (1 + 49)
     assert found.map.max() > 0.98
-    assert "by 99 percentage points on average" in found._caption()
+    assert "by 99 percentage points on average" in found.caption
 
 
 def test_a_model_that_misses_nothing_is_not_given_a_place() -> None:
     found = spotting(temperature=1000.0).explain(spotted())
     assert found.map.max() < 0.01
-    assert found._caption().startswith("Right: no single part decides.")
+    assert found.caption.startswith("Right: no single part decides.")
 
 
 def test_photos_go_to_the_model_in_batches() -> None:
@@ -140,8 +140,8 @@ def test_the_picture_has_the_photo_and_beside_it_the_map(tmp_path: Path) -> None
 def test_what_the_model_does_not_see_is_dark() -> None:
     found = spotting().explain(np.full((40, 120, 3), 200, np.uint8))
     picture = np.asarray(found.picture())
-    assert "does not see the dark part" in found._caption()
-    assert "dark" not in spotting().explain(spotted())._caption()
+    assert "does not see the dark part" in found.caption
+    assert "dark" not in spotting().explain(spotted()).caption
     row = picture[picture.shape[0] // 2]
     assert row[16 + 10].min() > 190
     assert row[16 + 440 + 16 + 10].max() < 90

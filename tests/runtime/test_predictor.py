@@ -14,9 +14,9 @@ from tests.colour_backend import colour_backend, colour_photo
 
 from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.runtime.familiarity import figures, fit_familiarity
 from agridistill.runtime.predictor import PhotoResult, Predictor
 from agridistill.runtime.reading import expand, read_source
+from agridistill.runtime.verdict import figures, fit_familiarity
 
 
 def plain(red: int, green: int) -> np.ndarray:
@@ -53,15 +53,15 @@ def test_a_threshold_of_1_answers_nothing_however_sure_the_model_is() -> None:
     assert Predictor(colour_backend(temperature=0.01, threshold=1.0)).predict(certain).abstained
 
 
-def test_a_photo_unlike_the_training_photos_is_told(tmp_path: Path) -> None:
+def test_a_photo_unlike_the_training_photos_is_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(80)]
     known = fit_familiarity([figures(photo) for photo in noise[:60]], [figures(photo) for photo in noise[60:]])
     knowing = Predictor(colour_backend(familiarity=known.to_json()))
     assert knowing.predict(np.zeros((8, 8, 3), np.uint8)).unfamiliar
-    strange = sum(knowing.predict(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).unfamiliar for _ in range(40))
-    assert strange < 20
-    assert Predictor(colour_backend()).predict(noise[0]).strangeness is None
+    unfamiliar = sum(knowing.predict(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).unfamiliar for _ in range(40))
+    assert unfamiliar < 20
+    assert Predictor(colour_backend()).predict(noise[0]).ood_score is None
 
 
 def test_top_names_as_many_classes_as_there_are() -> None:
@@ -111,8 +111,8 @@ def test_a_pillow_image_that_cannot_be_decoded_is_a_photo_error(tmp_path: Path) 
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    told = "expected a readable photo; got a Pillow image of mode RGB"
-    with Image.open(path) as damaged, pytest.raises(PhotoError, match=told):
+    message = "expected a readable photo; got a Pillow image of mode RGB"
+    with Image.open(path) as damaged, pytest.raises(PhotoError, match=message):
         Predictor(colour_backend()).predict(damaged)
     with pytest.raises(PhotoError, match=r"got a Pillow image of mode F \(32-bit grey, whose range is unknown\)"):
         Predictor(colour_backend()).predict(Image.new("F", (4, 4)))
@@ -133,8 +133,8 @@ def test_a_pillow_image_that_cannot_be_decoded_is_a_photo_error(tmp_path: Path) 
     ],
 )
 def test_an_array_that_is_no_rgb_photo_is_refused_with_what_makes_it_one(array: np.ndarray, remedy: str) -> None:
-    told = r"expected an RGB array of shape \(H, W, 3\) and dtype uint8; got \(\d, 4.*" + re.escape(remedy)
-    with pytest.raises(PhotoError, match=told):
+    message = r"expected an RGB array of shape \(H, W, 3\) and dtype uint8; got \(\d, 4.*" + re.escape(remedy)
+    with pytest.raises(PhotoError, match=message):
         Predictor(colour_backend()).predict(array)
 
 
@@ -263,7 +263,7 @@ class BrokenBackend:
     [
         (
             [[1.0, 2.0, 3.0]],
-            r"expected logits of shape \(1, 2\); got \(1, 3\); check that manifest and model belong together",
+            r"expected logits of shape \(1, 2\); got \(1, 3\); check that the manifest is the model's own",
         ),
         ([[math.nan, 1.0]], "expected finite logits; got NaN or infinity from the model; train or export it again"),
         ([[math.inf, 1.0]], "expected finite logits"),

@@ -44,7 +44,7 @@ def test_a_model_in_the_current_folder_comes_first(models: Path, colour_model: P
     assert model_path(colour_model) == colour_model
 
 
-def test_an_unknown_name_is_told_as_a_path(models: Path) -> None:
+def test_an_unknown_name_is_reported_as_a_path(models: Path) -> None:
     with pytest.raises(ModelError, match="'leavy', which does not exist"):
         agridistill.load("leavy")
 

@@ -12,7 +12,7 @@ from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
 
 if TYPE_CHECKING:
-    from agridistill.runtime.benchmark_result import BenchmarkResult
+    from agridistill.benchmark.result import BenchmarkResult
 
 # Turns of one model that differ by more say that something else used the machine.
 _STEADY = 1.5
@@ -48,8 +48,8 @@ def benchmark(
 
     Each model and engine runs in a process of its own, on the processor; they take turns, so that noise hits all.
     """
+    from agridistill.benchmark.result import CSV_COLUMNS
     from agridistill.errors import ConfigError
-    from agridistill.runtime.benchmark_result import CSV_COLUMNS
     from agridistill.storage import require_result_file
 
     if out is not None:
@@ -59,8 +59,8 @@ def benchmark(
     if out is not None and csv is not None and out.resolve() == csv.resolve():
         raise ConfigError("two files for --out and --csv", f"'{out}' for both", "choose another --csv")
     with progress_bar("measuring") as progress:
-        from agridistill.benchmarking import benchmark as measure
-        from agridistill.runtime.benchmark import PUBLISHABLE_QUERIES, BenchmarkPlan
+        from agridistill.benchmark.run import PUBLISHABLE_QUERIES, BenchmarkPlan
+        from agridistill.benchmark.run import benchmark as measure
         from agridistill.storage import write_json, write_text
 
         result = measure(

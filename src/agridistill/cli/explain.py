@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from agridistill.cli.output import shown, stderr
 
 if TYPE_CHECKING:
-    from agridistill.runtime.predictor import PhotoResult, Prediction, Predictor
+    from agridistill.runtime.predictor import PhotoResult, Predictor
+    from agridistill.runtime.verdict import Prediction
 
 
 def with_pictures(

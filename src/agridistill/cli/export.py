@@ -99,7 +99,7 @@ def _replaced_run(out: Path, run: Path) -> str | None:
     """Name of the run whose artefact is at `out`; None where there is none, or it is of the same weights."""
     from agridistill.errors import ModelError
     from agridistill.manifest import MANIFEST_NAME, read_manifest
-    from agridistill.runtime.artefacts import manifest_path
+    from agridistill.runtime.backends import manifest_path
 
     if not out.is_file():
         return None
@@ -120,7 +120,7 @@ def _answers(abstention: AbstentionPoint) -> str:
 
 def _micro(out: Path) -> str:
     from agridistill.manifest import read_manifest
-    from agridistill.runtime.artefacts import manifest_path
+    from agridistill.runtime.backends import manifest_path
 
     needs = read_manifest(manifest_path(out)).measured["micro"]
     arena = needs["arena_bytes"]

@@ -20,12 +20,10 @@ from agridistill.cli.cells import (
     show_table,
 )
 from agridistill.cli.output import shown, stdout
-from agridistill.runtime.published import PAPER
 
 if TYPE_CHECKING:
+    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles, PublishedResult
     from agridistill.evaluation.evaluate import EvaluationResult
-    from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
-    from agridistill.runtime.published import PublishedResult
 
 # A larger matrix does not fit a page.
 _MAX_MATRIX = 15
@@ -244,6 +242,8 @@ def _benchmark_notes(result: BenchmarkResult) -> list[str]:
     if result.data is not None:
         notes.insert(0, f"accuracy (95 % interval): {shown(result.data)}")
     if result.published:
+        from agridistill.benchmark.result import PAPER
+
         notes.append(
             f"published: {PAPER}, on PlantVillage's tomato leaves and other machines; it names no percentile, calls "
             "its MACs FLOPs and its size memory"

@@ -41,7 +41,7 @@ def verdict_on_artefact(result: ExportResult, run: Path) -> ModelVerdict:
     """The verdict about an artefact that was just written."""
     from agridistill.evaluation.verdict import judge_artefact
     from agridistill.manifest import read_manifest
-    from agridistill.runtime.artefacts import manifest_path
+    from agridistill.runtime.backends import manifest_path
 
     return judge_artefact(
         photos=result.parity.photos,

@@ -29,7 +29,7 @@ from agridistill.edge.store.messages import Message
 from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.systemd import notify
 from agridistill.errors import EdgeError, OutboxError, PhotoError
-from agridistill.runtime.allocator import return_freed_memory
+from agridistill.runtime.backends import return_freed_memory
 from agridistill.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -42,7 +42,7 @@ from agridistill.edge.updates.updater import Updater
 from agridistill.edge.workers import UpdateWorker
 from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.preprocess import enough_pixels
-from agridistill.runtime.artefacts import open_artefact
+from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
 from agridistill.storage import only_one
 

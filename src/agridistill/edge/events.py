@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.runtime.verdicts import Verdict as Verdict
+from agridistill.runtime.verdict import Verdict as Verdict
 
 SCHEMA_VERSION = 1
 """Of the JSON of detections, alerts and states; it grows where a reader of the old one would be misled."""

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agridistill.edge.events import AgentState, Detection
-from agridistill.runtime.verdicts import plain_label as plain_label
-from agridistill.runtime.verdicts import verdict_words
+from agridistill.runtime.verdict import plain_label as plain_label
+from agridistill.runtime.verdict import verdict_words
 
 
 def sendable(name: str) -> str:

@@ -12,8 +12,8 @@ from agridistill.data.samples import Sample
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.familiarity import Familiarity, figures, fit_familiarity
 from agridistill.runtime.reading import read_batches
+from agridistill.runtime.verdict import Familiarity, figures, fit_familiarity
 
 # 54 figures and their correlations are known well from as many.
 _MOST_PHOTOS = 2000

@@ -34,8 +34,8 @@ from agridistill.models.complexity import complexity
 from agridistill.models.quantised import calibrate, folded, quantised, with_rounded_logits
 from agridistill.models.saved import TorchBackend, load_network
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.artefacts import ENGINES, manifest_path, open_artefact
-from agridistill.runtime.litert import LiteRtBackend
+from agridistill.runtime.backends import engines_of_file, manifest_path, open_artefact
+from agridistill.runtime.backends.litert import LiteRtBackend
 from agridistill.storage import replacing, require_writable
 
 Precision = Literal["fp32", "int8"]
@@ -176,7 +176,7 @@ def export(
         file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8", batch=batch))
         draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
         draft.write(manifest_path(file))
-        engine = ENGINES[file.suffix][0]
+        engine = engines_of_file(file)[0]
         opened = LiteRtBackend(file, draft, reference=True) if micro else open_artefact(file, engine=engine)
         found = [predict_logits(opened, samples, val.root, progress=progress) for samples in (val.samples, more)]
         result = _measured(out, precision, file.stat().st_size, expected, found, answers)

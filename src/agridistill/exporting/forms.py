@@ -22,8 +22,7 @@ from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.quantised import quantised
 from agridistill.models.saved import load_network
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.artefacts import open_artefact
-from agridistill.runtime.backends import Backend, checked_logits
+from agridistill.runtime.backends import Backend, checked_logits, open_artefact
 
 _WARM_UP, _TURNS, _QUERIES = 3, 5, 8
 

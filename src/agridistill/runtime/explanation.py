@@ -1,11 +1,11 @@
-"""Where a model looked on a photo: its own attention, or what happens to its answer where parts are covered."""
+"""Where a model looked on a photo: its own attention, or the change of its answer where parts are covered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +17,17 @@ from agridistill.heatmaps import explanation_mark, overlaid
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.backends import AttentiveBackend, Backend, checked_logits
+from agridistill.runtime.verdict import Prediction
 from agridistill.storage import replacing
-
-if TYPE_CHECKING:
-    from agridistill.runtime.predictor import Prediction
 
 ExplanationMethod = Literal["attention", "occlusion"]
 
-# Of 14 cells a side: an eighth of the photo on 100 places, and where a network that is sure misses none of these, a
-# third of it on 49. Together they are a second for a small network.
+# Of 14 cells a side: an eighth of the photo in 100 places, and where a confident network misses none of these, a third
+# of it in 49. Both take a second for a small network.
 _CELLS, _PATCHES, _BATCH = 14, (5, 8), 10
 # Below this change of the probability no part counts, however it compares with the others.
 _FAINT = 0.05
 _PANEL_PX, _MARGIN = 440, 16
-_TITLE_PX, _TEXT_PX = 22, 15
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -38,33 +35,25 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 class Explanation:
     """Where a model looked on one photo.
 
-    Attributes:
-        prediction: the answer that is explained.
-        map: `(H, W)` float32, at least 0, over the part of the photo that the model sees. "attention": strength of the
-            features, 1 at the strongest place, one value for each 16 px of the input. "occlusion": by how much the
-            probability of the answer drops where that cell of 14 x 14 is covered, 0 to 1.
-        method: "attention" for run folders, "occlusion" for exported files and for networks without stages of maps.
-        photo: whole, upright, RGB.
-        seen: left, top, right and bottom of the part that the model sees, in pixels of `photo`.
-        source: path of the photo; None where it came as bytes, an array or a Pillow image.
+    `map` is `(H, W)` float32, at least 0, over the part of the photo that the model sees. "attention" (run folders):
+    strength of the features, 1 at the strongest place, one value for each 16 px of the input. "occlusion" (exported
+    files, networks without stages of maps): the drop of the answer's probability where that cell of 14 x 14 is covered,
+    0 to 1.
     """
 
     prediction: Prediction
     map: NDArray[np.float32]
     method: ExplanationMethod
-    photo: Image.Image
-    seen: tuple[int, int, int, int]
-    source: Path | None = None
+    photo: Image.Image  # whole, upright, RGB
+    seen: tuple[int, int, int, int]  # left, top, right, bottom of the part that the model sees, in pixels of `photo`
+    source: Path | None = None  # path of the photo; None where it came as bytes, an array or a Pillow image
 
     def save(self, path: Path | str, *, title: str | None = None) -> Path:
-        """Writes a picture: the photo, and beside it the photo with the map over it.
+        """Writes a picture: the photo, and beside it the photo with the map over it; returns its path.
 
         Args:
             path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but never the photo itself.
             title: over the photo; class and probability where None.
-
-        Returns:
-            The path that was written.
 
         Raises:
             ConfigError: no path, another suffix, or the photo's own path.
@@ -82,25 +71,24 @@ class Explanation:
 
     def picture(self, *, title: str | None = None) -> Image.Image:
         """The picture that `save` writes."""
-        prediction = self.prediction
-        title = title or f"{prediction.label} {100 * prediction.probability:.0f} %"
+        title = title or f"{self.prediction.label} {100 * self.prediction.probability:.0f} %"
         scale = _PANEL_PX / max(self.photo.size)
-        size = tuple(max(1, round(side * scale)) for side in self.photo.size)
-        plain = self.photo.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-        panels = [plain, self._with_map(plain, scale)]
-        width = max(2 * size[0] + 3 * _MARGIN, 2 * _PANEL_PX // 3)
-        lines = [(line, _TITLE_PX) for line in _wrapped(title, _TITLE_PX, width - 2 * _MARGIN)]
-        notes = [(line, _TEXT_PX) for line in _wrapped(self._caption(), _TEXT_PX, width - 2 * _MARGIN)]
-        top = _MARGIN + _height(lines)
-        canvas = Image.new("RGB", (width, top + size[1] + 2 * _MARGIN + _height(notes)), "white")
-        _write(canvas, lines, _MARGIN)
-        for number, panel in enumerate(panels):
-            canvas.paste(panel, (_MARGIN + number * (size[0] + _MARGIN), top))
-        _write(canvas, notes, top + size[1] + _MARGIN)
+        width, height = (max(1, round(side * scale)) for side in self.photo.size)
+        plain = self.photo.resize((width, height), Image.Resampling.BICUBIC)
+        canvas_width = max(2 * width + 3 * _MARGIN, 2 * _PANEL_PX // 3)
+        above, below = (
+            _text(text, size, canvas_width - 2 * _MARGIN) for text, size in ((title, 22), (self.caption, 15))
+        )
+        panels_top = _MARGIN + above.height
+        canvas = Image.new("RGB", (canvas_width, panels_top + height + 2 * _MARGIN + below.height), "white")
+        canvas.paste(above, (_MARGIN, _MARGIN))
+        canvas.paste(plain, (_MARGIN, panels_top))
+        canvas.paste(self._with_map(plain, scale), (width + 2 * _MARGIN, panels_top))
+        canvas.paste(below, (_MARGIN, panels_top + height + _MARGIN))
         return canvas
 
     def _with_map(self, plain: Image.Image, scale: float) -> Image.Image:
-        """The map over the part that the model sees; what it does not see is dark."""
+        """The map over the part that the model sees; the rest is dark."""
         left, top, right, bottom = (round(edge * scale) for edge in self.seen)
         seen = plain.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
         # A peak that changes nothing must not look like one that decides.
@@ -109,34 +97,30 @@ class Explanation:
         drawn.paste(overlaid(seen, self.map, low=0.0 if high else None, high=high), (left, top))
         return drawn
 
-    def _caption(self) -> str:
-        outside = self.seen != (0, 0, *self.photo.size)
-        return self._what_is_yellow() + (" The model does not see the dark part." if outside else "")
-
-    def _what_is_yellow(self) -> str:
+    @property
+    def caption(self) -> str:
+        """What the colours of the picture mean."""
+        outside = "" if self.seen == (0, 0, *self.photo.size) else " The model does not see the dark part."
+        peak = 100 * float(self.map.max())
         if self.method == "attention":
-            return "Right: yellow where the network finds most to see, blue where it finds least (its attention map)."
-        peak = float(self.map.max())
-        if peak < _FAINT:
-            return (
-                "Right: no single part decides. Covering a part of the photo with grey lowers the probability by at "
-                f"most {100 * peak:.1f} percentage points on average (occlusion test)."
+            colours = "yellow where the network finds most to see, blue where it finds least (its attention map)"
+        elif peak < 100 * _FAINT:
+            colours = (
+                "no single part decides. Covering a part of the photo with grey lowers the probability by at most "
+                f"{peak:.1f} percentage points on average (occlusion test)"
             )
-        return (
-            "Right: yellow where the answer comes from. Covering the yellowest part with grey lowers the probability "
-            f"by {100 * peak:.0f} percentage points on average (occlusion test)."
-        )
+        else:
+            colours = (
+                "yellow where the answer comes from. Covering the yellowest part with grey lowers the probability by "
+                f"{peak:.0f} percentage points on average (occlusion test)"
+            )
+        return f"Right: {colours}.{outside}"
 
 
 def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | None:
-    """The network's own attention over one photo, its largest value 1.
+    """The network's own attention over one photo `(S, S, 3)` uint8, as `(H, W)` float32 with largest value 1.
 
-    Args:
-        backend: the model.
-        pixels: `(S, S, 3)` uint8.
-
-    Returns:
-        `(H, W)` float32, or None where the model gives no maps: an exported file, or a network without stages.
+    None where the model gives no maps: an exported file, or a network without stages.
     """
     if not isinstance(backend, AttentiveBackend):
         return None
@@ -149,7 +133,7 @@ def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | Non
 
 
 def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.float32]:
-    """By how much the probability of a class drops where a part of the photo is covered with grey.
+    """The drop of a class's probability where a part of the photo is covered with grey.
 
     The photo is divided into 14 x 14 cells. A grey patch of 5 x 5 cells is laid on every place; each cell has the mean
     of the patches that cover it. Where no patch matters, patches of 8 x 8 cells are laid instead.
@@ -160,7 +144,7 @@ def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.fl
         label: index of the class.
 
     Returns:
-        `(H, W)` float32, one value for each cell, 0 to 1; where covering raises the probability, 0.
+        One float32 for each cell, 0 to 1; where covering raises the probability, 0.
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
     """
@@ -183,7 +167,7 @@ def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[
     edges = np.linspace(0, side, cells + 1).round().astype(int)
     starts = range(cells - patch + 1)
     places = [(row, column) for row in starts for column in starts]
-    # The mean of the photos that the network knows: what tells it least.
+    # The mean of the photos that the network knows holds the least information for it.
     grey = (255 * np.array(manifest.preprocessing.mean)).round().clip(0, 255).astype(np.uint8)
     whole = float(probability(pixels[None])[0])
     drops, covers = np.zeros((cells, cells)), np.zeros((cells, cells))
@@ -199,12 +183,7 @@ def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[
 
 
 def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """Which part of a photo `to_pixels` takes: left, top, right and bottom in pixels.
-
-    Args:
-        size: width and height of the photo.
-        preprocessing: the model's.
-    """
+    """The part that `to_pixels` takes of a photo of `size` (width, height): left, top, right and bottom in pixels."""
     width, height = size
     if preprocessing.resize != "crop":
         return 0, 0, width, height
@@ -213,29 +192,12 @@ def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int,
     return left, top, left + side, top + side
 
 
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """Lines of words that are no wider than `width` pixels; a word that is wider stands alone."""
-    font = _font(size)
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def _height(lines: Sequence[tuple[str, int]]) -> int:
-    return sum(round(1.4 * size) for _, size in lines)
-
-
-def _write(canvas: Image.Image, lines: Sequence[tuple[str, int]], top: int) -> None:
-    draw = ImageDraw.Draw(canvas)
-    for text, size in lines:
-        draw.text((_MARGIN, top), text, fill="black", font=_font(size))
-        top += round(1.4 * size)
+def _text(text: str, size: int, width: int) -> Image.Image:
+    """Black text on white, wrapped to about `width` pixels by the mean width of a letter."""
+    lines = textwrap.wrap(text, max(1, int(width / (0.52 * size)))) or [""]
+    line_height = round(1.4 * size)
+    image = Image.new("RGB", (width, len(lines) * line_height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    for number, line in enumerate(lines):
+        draw.text((0, number * line_height), line, fill="black", font=font)
+    return image

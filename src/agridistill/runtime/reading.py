@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,7 @@ from agridistill.errors import DataError, PhotoError
 from agridistill.heatmaps import is_explanation
 from agridistill.manifest import Preprocessing
 from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_photo, passed_over
-from agridistill.preprocess import (
-    LARGE_PIXELS,
-    Pixels,
-    enough_pixels,
-    photo_size,
-    read_photo,
-    to_pixels,
-    upright_rgb,
-)
+from agridistill.preprocess import LARGE_PIXELS, Pixels, enough_pixels, photo_size, read_photo, to_pixels, upright_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +31,7 @@ PhotoSource = Path | str | bytes | NDArray[Any] | Image.Image
 ReadPhoto = tuple[PhotoSource, Pixels | PhotoError]
 
 # More threads gain little beside the model and each holds a whole decoded photo.
-MAX_READERS = 4
+_MAX_READERS = 4
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
@@ -64,14 +56,34 @@ def expand(paths: Iterable[Path]) -> list[Path]:
     return photos
 
 
-def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
-    """One photo as the model's input.
+def _photos_below(folder: Path, others: list[str]) -> list[Path]:
+    """The photos, sorted; the paths of other files are added to `others`."""
 
-    Returns:
-        `(S, S, 3)` uint8, RGB.
+    def refuse(error: OSError) -> None:
+        raise DataError("a readable folder", f"'{error.filename}' ({error.strerror})", "change its permissions")
+
+    files = [folder / f"{inside}{name}" for inside, names in files_below(folder, refuse) for name in names]
+    non_photos = [str(file) for file in files if not is_photo(file.name)]
+    images = [file for file in files if is_photo(file.name)]
+    explanations = {file for file in images if is_explanation(file)}
+    if explanations:
+        first = min(file.name for file in explanations)
+        text = "left out in '%s': pictures that --explain wrote: %d, the first '%s'"
+        logger.warning(text, folder, len(explanations), first)
+    photos = sorted(file for file in images if file not in explanations)
+    if not photos:
+        held = f", but {counts_by_suffix(non_photos)}" if non_photos else ""
+        remedy = how_to_read(non_photos, otherwise="name another folder or the files")
+        raise DataError("a folder with photos", f"'{folder}', which holds none{held}", remedy)
+    others += non_photos
+    return photos
+
+
+def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
+    """One photo as the model's input, `(S, S, 3)` uint8, RGB.
 
     Raises:
-        PhotoError: unreadable, an array that is not `(H, W, 3)` uint8, or of another type.
+        PhotoError: as for `read_source`.
     """
     return to_pixels(read_source(source, shorter_side=enough_pixels(preprocessing)), preprocessing)
 
@@ -87,7 +99,10 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
         PhotoError: unreadable, an array that is not `(H, W, 3)` uint8, or of another type.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        if source.ndim == 3 and source.shape[2] == 3 and source.dtype == np.uint8 and source.size:
+            return Image.fromarray(source)
+        got = f"{source.shape} {source.dtype}"
+        raise PhotoError("an RGB array of shape (H, W, 3) and dtype uint8", got, _conversion(source))
     if isinstance(source, Image.Image):
         return upright_rgb(source)
     if isinstance(source, bytes | str | Path):
@@ -102,16 +117,8 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
     )
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
-        return Image.fromarray(array)
-    raise PhotoError(
-        "an RGB array of shape (H, W, 3) and dtype uint8", f"{array.shape} {array.dtype}", _conversion(array)
-    )
-
-
 def _conversion(array: NDArray[Any]) -> str:
-    """What makes an RGB photo of an array, where its shape shows what it holds."""
+    """The code that makes an RGB photo of an array, where its shape shows what it holds."""
     if not array.size:
         return "pass an array with pixels"
     if array.ndim == 4:
@@ -144,7 +151,20 @@ def read_batches(
         except PhotoError as error:
             return source, error
 
-    photos = _map_ahead(read, sources, ahead=batch_size)
+    def read_ahead() -> Iterator[ReadPhoto]:
+        waiting: deque[Future[ReadPhoto]] = deque()
+        pool = ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1), thread_name_prefix="photo-reader")
+        try:
+            for source in sources:
+                waiting.append(pool.submit(read, source))
+                if len(waiting) > batch_size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    photos = read_ahead()
     while batch := list(itertools.islice(photos, batch_size)):
         yield batch
 
@@ -155,55 +175,5 @@ def _is_large(source: PhotoSource) -> bool:
     try:
         width, height = photo_size(source if isinstance(source, bytes) else Path(source))
     except PhotoError:
-        return False  # reading it tells why
+        return False  # reading it raises the error
     return width * height > LARGE_PIXELS
-
-
-def _map_ahead(
-    function: Callable[[PhotoSource], ReadPhoto], sources: Iterable[PhotoSource], *, ahead: int
-) -> Iterator[ReadPhoto]:
-    waiting: deque[Future[ReadPhoto]] = deque()
-    pool = ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1), thread_name_prefix="photo-reader")
-    try:
-        for source in sources:
-            waiting.append(pool.submit(function, source))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _photos_below(folder: Path, others: list[str]) -> list[Path]:
-    """The photos, sorted; the paths of other files are added to `others`."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError("a readable folder", f"'{error.filename}' ({error.strerror})", "change its permissions")
-
-    found: list[Path] = []
-    passed: list[str] = []
-    explanations: list[str] = []
-    for inside, names in files_below(folder, refuse):
-        for name in names:
-            path = folder / f"{inside}{name}"
-            if not is_photo(name):
-                passed.append(str(path))
-            elif is_explanation(path):
-                explanations.append(name)
-            else:
-                found.append(path)
-    if explanations:
-        logger.warning(
-            "left out in '%s': pictures that --explain wrote: %d, the first '%s'",
-            *(folder, len(explanations), min(explanations)),
-        )
-    if not found:
-        held = f", but {counts_by_suffix(passed)}" if passed else ""
-        raise DataError(
-            "a folder with photos",
-            f"'{folder}', which holds none{held}",
-            how_to_read(passed, otherwise="name another folder or the files"),
-        )
-    others += passed
-    return sorted(found)

@@ -19,7 +19,7 @@ from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.events import Frame
 from agridistill.errors import AgriDistillError
-from agridistill.runtime.artefacts import open_artefact
+from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
 
 DARK = (0, 0, 0)

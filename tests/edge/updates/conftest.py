@@ -22,7 +22,7 @@ from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.stored import ActiveModel
 from agridistill.edge.updates.updater import Updater
 from agridistill.manifest import read_manifest
-from agridistill.runtime.artefacts import manifest_path, open_artefact
+from agridistill.runtime.backends import manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor
 
 QUICK = UpdateSettings(pause_s=0, timeout_s=5, golden_limit_s=60, threads=1)

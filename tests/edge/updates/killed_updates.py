@@ -19,7 +19,7 @@ from agridistill.edge.updates import updater
 from agridistill.edge.updates.keys import read_trusted_keys
 from agridistill.edge.updates.settings import UpdateSettings
 from agridistill.edge.updates.slots import ModelSlots
-from agridistill.runtime.artefacts import open_artefact
+from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")

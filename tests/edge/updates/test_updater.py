@@ -20,7 +20,7 @@ from agridistill.edge.updates.keys import create_key, key_id, read_private_key, 
 from agridistill.edge.updates.publishing import PublishSettings, publish
 from agridistill.errors import EdgeError
 from agridistill.manifest import read_manifest
-from agridistill.runtime.artefacts import manifest_path
+from agridistill.runtime.backends import manifest_path
 from agridistill.storage import only_one
 
 from .conftest import QUICK, Device, Publisher, Server, model_like

@@ -13,8 +13,8 @@ from agridistill.edge.events import Detection, Frame, Verdict
 from agridistill.edge.words import sendable
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import to_pixels
-from agridistill.runtime.predictor import Prediction, Predictor
-from agridistill.runtime.quality import QualitySettings, quality_problem
+from agridistill.runtime.predictor import Predictor
+from agridistill.runtime.verdict import Prediction, QualitySettings, quality_problem
 
 _THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
 

@@ -136,7 +136,7 @@ def _be_modest(limit_s: float) -> None:
 
 
 def _answered(question: dict[str, Any]) -> dict[str, Any]:
-    from agridistill.runtime.artefacts import open_artefact
+    from agridistill.runtime.backends import open_artefact
     from agridistill.runtime.predictor import Predictor
 
     try:

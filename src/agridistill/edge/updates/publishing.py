@@ -28,7 +28,7 @@ from agridistill.edge.updates.release import (
 from agridistill.errors import EdgeError, ModelError
 from agridistill.manifest import composed, sha256_of
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.artefacts import manifest_path, open_artefact
+from agridistill.runtime.backends import manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.reading import expand
 from agridistill.storage import replacing

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,7 @@ import pytest
 from agridistill.api import load
 from agridistill.errors import ModelError
 from agridistill.manifest import sha256_of
-from agridistill.runtime import onnx_runtime
-from agridistill.runtime.artefacts import manifest_path, open_artefact
+from agridistill.runtime.backends import manifest_path, onnx_runtime, open_artefact
 
 
 @pytest.fixture
@@ -114,7 +116,9 @@ def test_an_unusable_artefact_is_one_clear_error(model: Path, spoil: Callable[[P
 
 def test_a_model_with_other_classes_than_its_manifest_gives_no_answer(model: Path) -> None:
     changed(model, classes=["green", "red", "blue"])
-    with pytest.raises(ModelError, match=r"expected logits of shape \(1, 3\); got \(1, 2\); check that manifest and m"):
+    with pytest.raises(
+        ModelError, match=r"expected logits of shape \(1, 3\); got \(1, 2\); check that the manifest is the m"
+    ):
         load(model).predict(np.zeros((20, 20, 3), np.uint8))
 
 
@@ -141,3 +145,15 @@ def test_a_model_whose_two_files_were_renamed_alike_is_the_same_model(colour_mod
     photo = np.zeros((1, 16, 16, 3), np.uint8)
     found = [open_artefact(file).logits(photo) for file in (colour_model, tmp_path / "other.onnx")]
     np.testing.assert_array_equal(*found)
+
+
+def test_a_prediction_leaves_nothing_of_an_engines_maker(colour_model: Path, tmp_path: Path) -> None:
+    # What could hide the id is left out.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
+    script = "import sys, agridistill; agridistill.load(sys.argv[1], engine='onnxruntime')"
+    subprocess.run(
+        [sys.executable, "-c", script, str(colour_model)],
+        env=environment | {"HOME": str(tmp_path)},
+        check=True,
+    )
+    assert not list(tmp_path.rglob("*onnxruntime*"))

@@ -1,6 +1,7 @@
 """Real workers with a tiny exported model: few queries, no figure is judged by its size."""
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -16,13 +17,12 @@ import pytest
 from PIL import Image
 
 from agridistill import benchmark
-from agridistill.benchmarking import worker_command
+from agridistill.benchmark.result import CSV_COLUMNS, BenchmarkResult
+from agridistill.benchmark.run import BenchmarkPlan, Target, worker_command
+from agridistill.benchmark.worker import start_worker
 from agridistill.errors import ModelError, PhotoError
 from agridistill.manifest import read_manifest
-from agridistill.runtime.artefacts import default_engine, engines_for
-from agridistill.runtime.benchmark import BenchmarkPlan, Target
-from agridistill.runtime.benchmark_result import CSV_COLUMNS, BenchmarkResult
-from agridistill.runtime.worker_process import WorkerProcess
+from agridistill.runtime.backends import default_engine, engines_for
 
 # Read by every Python that starts, the workers too: the training libraries are absent, as on a device.
 WITHOUT = """
@@ -42,6 +42,10 @@ def leaf(path: Path, colour: tuple[int, int, int], seed: int = 0) -> Path:
     noise = np.random.default_rng(seed).integers(-50, 50, (32, 40, 1))
     Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
     return path
+
+
+def test_the_package_has_the_signature_of_its_function() -> None:
+    assert list(inspect.signature(benchmark).parameters)[:2] == ["models", "engines"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_every_figure_of_an_exported_model_is_there(result: BenchmarkResult, col
 
 
 def test_the_papers_rows_are_marked_and_are_the_papers() -> None:
-    from agridistill.runtime.published import PUBLISHED
+    from agridistill.benchmark.result import PUBLISHED
 
     teacher, pc, phone = (row.to_json() for row in PUBLISHED)
     assert (teacher["accuracy"], teacher["macs"]) == (0.959, 34_100_000_000)
@@ -159,7 +163,7 @@ def test_the_default_engine_is_the_fastest_that_is_there(
     manifest = json.loads(colour_model.with_suffix(".json").read_text())
     model.with_suffix(".json").write_text(json.dumps(manifest | {"precision": precision}))
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("agridistill.runtime.artefacts.find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr("agridistill.runtime.backends.find_spec", lambda name: name if installed else None)
     assert engines_for(model) == (expected,)
     found = read_manifest(model.with_suffix(".json"))
     assert default_engine(model, found, photos=100_000) == expected
@@ -180,21 +184,21 @@ def test_the_default_engine_is_the_fastest_that_is_there(
         ("gone.onnx", [], "got '.*gone.onnx', which does not exist; check the path"),
     ],
 )
-def test_a_model_without_its_engine_is_told_before_anything_runs(
+def test_a_model_without_its_engine_is_reported_before_anything_runs(
     colour_model: Path, named: str, engines: list[str], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         benchmark([colour_model, colour_model.parent / named], engines=engines, plan=FEW)
 
 
-def test_a_damaged_model_is_the_workers_error_told_here(colour_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_is_the_workers_error_reported_here(colour_model: Path, tmp_path: Path) -> None:
     shutil.copy(colour_model.with_suffix(".json"), tmp_path / "colour.json")
     (tmp_path / "colour.onnx").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="the file was changed or damaged"):
         benchmark([tmp_path / "colour.onnx"], photos=leaf(tmp_path / "a.png", (60, 160, 60)), plan=FEW)
 
 
-def test_a_photo_that_cannot_be_read_is_told(colour_model: Path, tmp_path: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_reported(colour_model: Path, tmp_path: Path) -> None:
     leaf(tmp_path / "a.png", (60, 160, 60))
     (tmp_path / "b.jpg").write_bytes(b"no photo")
     with pytest.raises(PhotoError, match=r"b\.jpg"):
@@ -240,31 +244,32 @@ def test_what_an_engine_prints_does_not_disturb_the_answers(colour_model: Path, 
     photo = leaf(tmp_path / "a.png", (60, 160, 60))
     command = worker_command(Target(colour_model, "onnxruntime"), 1, [photo])
     loud = (
-        "import os; import agridistill.benchmark_worker as worker; load = worker.load; "
+        "import os; from agridistill.benchmark import worker; load = worker.load; "
         "worker.load = lambda *a, **k: (os.system('echo from a library'), print('and more'), load(*a, **k))[2]; "
     )
     command[3] = command[3].replace("main(sys.argv[1])", loud + "main(sys.argv[1])")
-    with WorkerProcess(command, "a loud one") as worker:
+    with start_worker(command, "a loud one") as worker:
         assert worker.ask("load")["load_s"] > 0
 
 
 ENDLESS = """
-import sys
-from agridistill import benchmarking
-from agridistill.runtime.benchmark import BenchmarkPlan
-from agridistill.runtime.worker_process import WorkerProcess
-class Told(WorkerProcess):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        print(self.process_id, flush=True)
-benchmarking.WorkerProcess = Told
-told = lambda done, total: print("turn", flush=True)
-benchmarking.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=told)
+import contextlib, sys
+from agridistill.benchmark import run
+from agridistill.benchmark.run import BenchmarkPlan
+from agridistill.benchmark.worker import start_worker
+@contextlib.contextmanager
+def printing(*arguments):
+    with start_worker(*arguments) as worker:
+        print(worker.process_id, flush=True)
+        yield worker
+run.start_worker = printing
+turn = lambda done, total: print("turn", flush=True)
+run.benchmark([sys.argv[1]], plan=BenchmarkPlan(10**7, turns=10**5), progress=turn)
 """
 
 
 def ended(process_id: int) -> bool:
-    """Whether a process is gone, or only waits for somebody to take note of its end."""
+    """Whether a process is gone, or only waits for its parent to collect it."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,12 +1,71 @@
+"""One verdict and one wording of a photo, wherever a model is asked."""
+
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from agridistill.api import load
+from agridistill.cli.watch import _detection_line
+from agridistill.data.samples import scan
+from agridistill.edge.decisions.deciding import Decider, Origin
+from agridistill.edge.events import Frame
 from agridistill.errors import ModelError
-from agridistill.runtime.familiarity import FIGURES, Familiarity, figures, fit_familiarity
+from agridistill.exporting.artefact import export
+from agridistill.runtime.verdict import (
+    FIGURES,
+    Familiarity,
+    Prediction,
+    QualitySettings,
+    figures,
+    fit_familiarity,
+    verdict_words,
+)
+
+
+def test_the_four_verdicts_in_words() -> None:
+    top = [("Tomato___Late_blight", 0.93), ("healthy", 0.02)]
+    assert verdict_words("answer", "", top[:1]) == "Tomato: Late blight 93 %"
+    assert verdict_words("unsure", "any", top) == "unsure (Tomato: Late blight 93 %, healthy 2 %)"
+    assert verdict_words("unfamiliar", "odd", top[:1]) == "unfamiliar: odd (Tomato: Late blight 93 %)"
+    assert verdict_words("unusable", "too dark", top) == "unusable: too dark"
+
+
+def test_what_is_wrong_with_the_photo_comes_before_doubts_of_the_model() -> None:
+    def verdict(problem: str, ood_score: float, *, abstained: bool) -> str:
+        return Prediction("a", 0.5, (("a", 0.5),), abstained, ood_score, problem=problem).verdict
+
+    assert verdict("too dark", 2.0, abstained=True) == "unusable"
+    assert verdict("", 2.0, abstained=True) == "unfamiliar"
+    assert verdict("", 1.0, abstained=True) == "unsure"
+    assert verdict("", 1.0, abstained=False) == "answer"
+
+
+def test_run_artefact_and_agent_give_one_verdict_in_the_same_words(
+    student_run: Path, leaves: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    file = tmp_path / "leaf.onnx"
+    export(student_run, file, force=True)
+    photos = [np.array(Image.open(leaves / sample.path).convert("RGB")) for sample in scan(leaves).samples[::8]]
+    photos += [photos[0] // 12, np.full((64, 64, 3), 255, np.uint8), 255 - photos[0]]
+    run, exported = load(student_run), load(file)
+    agent = Decider(exported, QualitySettings(), Origin("pi", "photos"))
+    seen = set()
+    for photo in photos:
+        answer, other = run.predict(photo), exported.predict(photo)
+        detection = agent.decide(Frame(photo, "leaf.jpg", "", 0.0))
+        assert answer.verdict == other.verdict == detection.verdict
+        assert answer.words == other.words
+        assert _detection_line(detection).endswith(f"leaf.jpg: {answer.words}")
+        seen.add(answer.verdict)
+    assert "unusable" in seen
+    assert len(seen) > 1
+
 
 SIZE = 64
 
@@ -27,8 +86,8 @@ def known() -> Familiarity:
 
 def test_photos_of_the_same_kind_are_familiar(known: Familiarity) -> None:
     rng = np.random.default_rng(1)
-    strange = [known.strangeness(leaf(rng)) > 1 for _ in range(200)]
-    assert 0.005 < np.mean(strange) < 0.1
+    unfamiliar = [known.ood_score(leaf(rng)) > 1 for _ in range(200)]
+    assert 0.005 < np.mean(unfamiliar) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["noise", "black", "stripes", "leaf at the rim", "blue"])
@@ -43,7 +102,7 @@ def test_other_pictures_are_strange(known: Familiarity, kind: str) -> None:
         "leaf at the rim": np.roll(photo, SIZE // 2, axis=1),
         "blue": photo[:, :, [2, 0, 1]],
     }[kind]
-    assert known.strangeness(other) > 1
+    assert known.ood_score(other) > 1
 
 
 def test_the_distance_is_mahalanobis(known: Familiarity) -> None:
@@ -51,7 +110,7 @@ def test_the_distance_is_mahalanobis(known: Familiarity) -> None:
     photo = leaf(np.random.default_rng(3))
     deviation = figures(photo) - known.mean
     expected = deviation @ np.linalg.solve(covariance, deviation) / known.limit
-    assert known.strangeness(photo) == pytest.approx(expected, rel=1e-6)
+    assert known.ood_score(photo) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_figures_are_what_they_are_called() -> None:
@@ -68,7 +127,7 @@ def test_the_figures_are_what_they_are_called() -> None:
 def test_a_manifest_keeps_it(known: Familiarity) -> None:
     again = Familiarity.from_json(json.loads(json.dumps(known.to_json())))
     photo = leaf(np.random.default_rng(4))
-    assert again.strangeness(photo) == pytest.approx(known.strangeness(photo), rel=1e-3)
+    assert again.ood_score(photo) == pytest.approx(known.ood_score(photo), rel=1e-3)
     assert len(json.dumps(known.to_json())) < 40_000
 
 

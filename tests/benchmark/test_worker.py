@@ -1,11 +1,12 @@
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from agridistill.benchmark.worker import Worker, start_worker
 from agridistill.errors import MissingExtraError, ModelError
-from agridistill.runtime.worker_process import WorkerProcess
 
 ANSWERING = """
 import json, sys
@@ -32,14 +33,13 @@ time.sleep(600)
 REFUSING = """
 import json, sys
 sys.stdin.readline()
-told = {"kind": "MissingExtraError", "expected": "an engine", "got": "none", "remedy": "install it"}
-print(json.dumps({"error": told}), flush=True)
+print(json.dumps({"error": ["MissingExtraError", "an engine", "none", "install it"]}), flush=True)
 sys.stdin.readline()
 """
 
 
-def worker(code: str, patience_s: float = 60) -> WorkerProcess:
-    return WorkerProcess([sys.executable, "-c", code], "'a.onnx' with some engine", patience_s=patience_s)
+def worker(code: str, patience_s: float = 60) -> AbstractContextManager[Worker]:
+    return start_worker([sys.executable, "-c", code], "'a.onnx' with some engine", patience_s=patience_s)
 
 
 def assert_ended(process_id: int) -> None:
@@ -57,26 +57,26 @@ def test_each_question_gets_its_answer_and_the_process_ends_with_the_block() -> 
 
 
 def test_a_worker_that_dies_is_one_line_with_its_last_words() -> None:
-    with pytest.raises(ModelError) as told, worker(DYING) as dying:
+    with pytest.raises(ModelError) as caught, worker(DYING) as dying:
         dying.ask("load")
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "expected a model that can be measured: 'a.onnx' with some engine; got a process that ended with code 3 during "
         "'load' (no room for the weights); try `agridistill predict` with it; it may need more memory than there is"
     )
     assert_ended(dying.process_id)
 
 
-def test_a_worker_that_the_system_kills_is_told_with_the_signal() -> None:
+def test_a_worker_that_the_system_kills_is_reported_with_the_signal() -> None:
     with pytest.raises(ModelError, match="a process that was ended by SIGKILL during 'load'"), worker(KILLED) as killed:
         killed.ask("load")
 
 
-def test_a_worker_that_is_dead_before_it_is_asked_is_told() -> None:
+def test_a_worker_that_is_dead_before_it_is_asked_is_reported() -> None:
     with worker("") as dead, pytest.raises(ModelError, match="ended with code 0 during"):
         dead.ask("load")
 
 
-def test_a_worker_that_hangs_is_killed_and_told() -> None:
+def test_a_worker_that_hangs_is_killed_and_reported() -> None:
     with (
         pytest.raises(ModelError, match="got no answer to 'load' for 0 s or more"),
         worker(HANGING, patience_s=0.3) as hanging,
@@ -97,5 +97,5 @@ def test_no_process_is_left_after_an_interrupt() -> None:
 
 
 def test_a_program_that_is_not_there_is_the_systems_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        WorkerProcess([str(tmp_path / "python")], "a model")
+    with pytest.raises(FileNotFoundError), start_worker([str(tmp_path / "python")], "a model"):
+        pass

@@ -1,4 +1,4 @@
-"""OpenVINO behind the Backend interface: runs the same `.onnx` files, faster on many Intel processors."""
+"""OpenVINO: runs the same `.onnx` files, faster on many Intel processors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.errors import MissingExtraError, ModelError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
+from agridistill.runtime.backends import cannot_run, missing_engine, require_input
 
 
 class OpenVinoBackend:
-    """Runs an exported `.onnx` file.
+    """Runs an exported `.onnx` file, whose sha256 has been checked; 0 threads takes one for each core.
 
-    Args:
-        path: of the file, whose sha256 has been checked.
-        manifest: of the file.
-        threads: of one prediction; 0 takes one for each core.
-        exact: computes in fp32 what the file has in fp32; otherwise OpenVINO may take bf16, where that is faster.
+    `exact` computes in fp32 what the file has in fp32; otherwise OpenVINO may take bf16, where that is faster.
 
     Raises:
         MissingExtraError: the engine is not installed.
@@ -30,8 +26,8 @@ class OpenVinoBackend:
         self.manifest = manifest
         try:
             import openvino
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("OpenVINO", f"no module '{error.name}'", "pip install openvino") from None
+        except ImportError as error:
+            raise missing_engine("OpenVINO", error, "pip install openvino") from None
         options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
@@ -40,15 +36,11 @@ class OpenVinoBackend:
         try:
             compiled = openvino.Core().compile_model(str(path), "CPU", options)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError("a model that OpenVINO can run", f"'{path}' ({reason})", "export it again") from None
+            raise cannot_run("OpenVINO", path, error) from None
         size = manifest.preprocessing.image_size
         inputs = [f"{each.element_type.get_type_name()} {each.partial_shape}" for each in compiled.inputs]
-        if inputs not in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"]):
-            told = ", ".join(inputs)
-            raise ModelError(
-                f"one input of uint8 photos (N, {size}, {size}, 3)", f"{told} in '{path}'", "export it again"
-            )
+        fits = inputs in ([f"u8 [?,{size},{size},3]"], [f"u8 [1,{size},{size},3]"])
+        require_input(path, inputs, manifest, fits=fits)
         self._one_by_one = compiled.inputs[0].partial_shape[0].is_static
         self._request = compiled.create_infer_request()
 

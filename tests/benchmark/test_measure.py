@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agridistill.benchmark.result import ModelResult, Percentiles
+from agridistill.benchmark.run import BenchmarkPlan, Target, measure
 from agridistill.errors import ModelError
-from agridistill.runtime.benchmark import BenchmarkPlan, Target, measure
-from agridistill.runtime.benchmark_result import ModelResult, Percentiles
 
 
 class MadeUpWorker:
@@ -25,13 +25,14 @@ class MadeUpWorker:
         self._log.append((self._target.engine, question, details))
         if question == "load":
             return {"load_s": 0.5, "first_query_s": 0.001}
-        if question in ("inference", "end_to_end"):
-            latencies = [next(self._latencies) for _ in range(details["queries"])]
-            return {"latencies_ns": latencies, "energy_j": self._answers.get("energy_j")}
+        if question == "turn":
+            inference, end_to_end = ([next(self._latencies) for _ in range(details["queries"])] for _ in range(2))
+            peak = self._answers.get("peak_memory_bytes", 30_000_000)
+            energy_j = self._answers.get("energy_j")
+            answer = {"latencies_ns": inference, "energy_j": energy_j, "end_to_end_ns": end_to_end}
+            return answer | {"peak_memory_bytes": peak}
         if question == "batches":
             return {"seconds": 0.25}
-        if question == "memory":
-            return {"peak_memory_bytes": self._answers.get("peak_memory_bytes", 30_000_000)}
         return {
             "architecture": "mean_colour",
             "precision": "fp32",
@@ -100,18 +101,16 @@ def test_the_turns_together_have_all_queries(queries: int, turns: int) -> None:
 def test_models_take_turns_and_each_round_starts_with_another(bench: Bench) -> None:
     bench.measure("onnxruntime", "openvino", "torch", plan=BenchmarkPlan(queries=6, turns=3, warm_up=2))
     asked = [(engine, question) for engine, question, _ in bench.log]
-    turn = [(engine, kind) for engine in ("onnxruntime", "openvino", "torch") for kind in ("inference", "end_to_end")]
+    turn = [(engine, "turn") for engine in ("onnxruntime", "openvino", "torch")]
     assert asked[:3] == [(engine, "load") for engine in ("onnxruntime", "openvino", "torch")]
-    assert asked[3:21] == turn + turn[2:] + turn[:2] + turn[4:] + turn[:4]
-    assert all(details == {"queries": 2, "warm_up": 2} for _, _, details in bench.log[3:21])
+    assert asked[3:12] == turn + turn[1:] + turn[:1] + turn[2:] + turn[:2]
+    assert all(details == {"queries": 2, "warm_up": 2} for _, _, details in bench.log[3:12])
 
 
-def test_memory_is_asked_for_after_single_photos_and_before_anything_larger(bench: Bench) -> None:
+def test_single_photos_come_first_so_that_their_peak_memory_holds_nothing_larger(bench: Bench) -> None:
     bench.measure("onnxruntime", "openvino", plan=BenchmarkPlan(queries=4, turns=2))
     questions = [question for _, question, _ in bench.log]
-    first, last = questions.index("memory"), len(questions) - questions[::-1].index("memory")
-    assert set(questions[:first]) == {"load", "inference", "end_to_end"}
-    assert set(questions[last:]) == {"batches", "describe"}
+    assert questions == ["load"] * 2 + ["turn"] * 4 + ["batches"] * 4 + ["describe"] * 2
 
 
 def test_every_query_of_every_turn_counts(bench: Bench) -> None:
@@ -159,7 +158,7 @@ def test_size_is_of_the_file_or_of_the_runs_weights(bench: Bench, tmp_path: Path
 
 def test_progress_ends_with_all_turns(bench: Bench) -> None:
     bench.measure("onnxruntime", "litert", plan=BenchmarkPlan(queries=5, turns=5))
-    total = 5 * (2 + 2 + 1)
+    total = 5 * (1 + 1 + 1)
     assert bench.progress == [(done, total) for done in range(1, total + 1)]
 
 
@@ -167,7 +166,7 @@ def test_a_model_that_fails_ends_the_workers_of_all(bench: Bench, monkeypatch: p
     answer = MadeUpWorker.ask
 
     def fail(worker: MadeUpWorker, question: str, **details: Any) -> dict[str, Any]:
-        if worker._target.engine == "openvino" and question == "end_to_end":
+        if worker._target.engine == "openvino" and question == "turn":
             raise ModelError("a model", "none", "export it again")
         return answer(worker, question, **details)
 

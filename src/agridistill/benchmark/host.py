@@ -1,0 +1,153 @@
+"""The machine of a benchmark: its description, and the counters of memory and energy."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agridistill.errors import ModelError
+
+_CPUINFO = Path("/proc/cpuinfo")
+_POWERCAP = Path("/sys/class/powercap")
+# Instructions that make a network faster, fp32 or int8, where an engine uses them: x86's names, then Arm's.
+_X86_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_ARM_INSTRUCTIONS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
+_LIBRARIES = ("agridistill", "numpy", "Pillow")
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine and what runs on it."""
+
+    processor: str
+    cores: int  # hyper-threads included
+    instructions: tuple[str, ...] | None  # that speed a network up; None where unknown
+    system: str
+    python: str
+    versions: dict[str, str | None]  # of the libraries in use; None where one is not installed
+    date_utc: str  # ISO 8601
+
+
+def describe_host(libraries: Iterable[str] = ()) -> Host:
+    """The machine at hand, now, with the versions of AgriDistill's own and other `libraries` (distributions)."""
+    # Not at the top: the worker imports this module, and 2 MB would count as the model's memory.
+    from importlib import metadata
+
+    versions: dict[str, str | None] = {}
+    for name in (*_LIBRARIES, *libraries):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return Host(
+        processor=processor_name(),
+        cores=os.cpu_count() or 1,
+        instructions=instructions(),
+        system=platform.platform(),
+        python=platform.python_version(),
+        versions=versions,
+        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def processor_name(cpuinfo: Path = _CPUINFO) -> str:
+    """The processor's name: "model name" of x86, the board's "Model" of a single-board computer."""
+    fields = _first_fields(cpuinfo)
+    name = fields.get("model name") or fields.get("Model") or fields.get("Hardware")
+    if name is None and sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    return name or platform.processor() or platform.machine()
+
+
+def instructions(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
+    """The processor's instruction sets that speed a network up; None where the system does not list them."""
+    fields = _first_fields(cpuinfo)
+    listed = fields.get("flags") or fields.get("Features")
+    known = (*_X86_INSTRUCTIONS, *_ARM_INSTRUCTIONS)
+    return None if listed is None else tuple(name for name in known if name in listed.split())
+
+
+def _first_fields(cpuinfo: Path) -> dict[str, str]:
+    """The fields of the first core, and those of the board, which stand at the end."""
+    fields: dict[str, str] = {}
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return fields
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory that this process has held in RAM so far; None where the system has no such counter."""
+    # Not resource.getrusage where there is /proc: ru_maxrss of a child is at least its parent's. bare_interpreter_bytes
+    # runs this function alone: it needs nothing but sys, and pathlib would count as the bare interpreter's own.
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bare_interpreter_bytes() -> int | None:
+    """Peak memory of a Python that does nothing; None where the system has no such counter.
+
+    Raises:
+        ModelError: no Python can be started.
+    """
+    code = f"import sys\n{inspect.getsource(peak_memory_bytes)}\nprint(peak_memory_bytes() or '')"
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ModelError("a Python that can be started", str(error), "check the installation") from None
+    return int(done.stdout) if done.stdout.strip() else None
+
+
+class EnergyCounter:
+    """Joules of all processor packages (cores, caches and memory controller) over all processes, by Linux's RAPL."""
+
+    def __init__(self, root: Path = _POWERCAP) -> None:
+        self._counters: list[tuple[Path, int]] = []
+        # Whole packages only: cores and memory are parts of them, "psys" and "intel-rapl-mmio" the same energy again.
+        for zone in sorted(root.glob("intel-rapl:*")):
+            try:
+                if (zone / "name").read_text().startswith("package"):
+                    self._counters.append((zone / "energy_uj", int((zone / "max_energy_range_uj").read_text())))
+            except (OSError, ValueError):
+                continue
+
+    def read(self) -> tuple[int, ...] | None:
+        """The counters in microjoules; None where there are none that this user may read."""
+        try:
+            return tuple(int(counter.read_text()) for counter, _ in self._counters) or None
+        except (OSError, ValueError):
+            return None
+
+    def joules_since(self, start: tuple[int, ...] | None) -> float | None:
+        """Energy since `start`, which `read` gave; a counter may wrap around once, at 100 W in half an hour or more."""
+        now = self.read()
+        if start is None or now is None:
+            return None
+        used = (
+            after - before if after >= before else after - before + range_uj
+            for before, after, (_, range_uj) in zip(start, now, self._counters, strict=True)
+        )
+        return sum(used) / 1e6

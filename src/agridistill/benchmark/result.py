@@ -1,0 +1,184 @@
+"""BenchmarkResult: every number of a benchmark, as JSON and CSV, and the paper's figures beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from agridistill.benchmark.host import Host
+
+UNMEASURED = "unmeasured"
+PAPER = "arXiv 2504.16128"
+
+# fmt: off
+CSV_COLUMNS = (
+    "source", "model", "engine", "device", "architecture", "precision", "image_size_px",
+    "accuracy", "accuracy_ci95_low", "accuracy_ci95_high", "accuracy_photos",
+    "size_bytes", "parameters", "macs", "flops",
+    "latency_ms", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99",
+    "end_to_end_ms_p50", "end_to_end_ms_p90", "end_to_end_ms_p99",
+    "throughput_photos_per_s", "throughput_batch_size", "peak_memory_bytes", "energy_j", "load_s",
+    "threads", "queries", "processor", "date_utc",
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Latencies below which 50, 90 and 99 % of the queries stay, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, latencies_ns: Sequence[int]) -> Percentiles:
+        """Percentiles of latencies in nanoseconds, at least one; each is an observed latency (nearest rank).
+
+        Example:
+            >>> Percentiles.of([4_000_000, 1_000_000, 2_000_000, 3_000_000])
+            Percentiles(p50=2.0, p90=4.0, p99=4.0)
+        """
+        p50, p90, p99 = np.quantile(latencies_ns, (0.5, 0.9, 0.99), method="inverted_cdf") / 1e6
+        return cls(float(p50), float(p90), float(p99))
+
+    def to_json(self, name: str) -> dict[str, float]:
+        """Three keys that start with `name`."""
+        return {f"{name}_ms_p50": self.p50, f"{name}_ms_p90": self.p90, f"{name}_ms_p99": self.p99}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of labelled photos that a model classifies correctly."""
+
+    share: float  # 0 to 1
+    ci95: tuple[float, float]
+    photos: int
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model with one engine; figures that are unknown or unmeasured are None."""
+
+    model: str  # the path as given
+    engine: str
+    architecture: str  # timm's name
+    precision: str  # of the weights, "fp32" or "int8"
+    image_size: int  # side of the input in pixels
+    size_bytes: int  # of the file with the weights
+    parameters: int | None
+    macs: int | None  # multiply-accumulates for one photo
+    latency: Percentiles  # of inference alone, from one prepared photo to logits
+    latency_ms_p50_of_turns: tuple[float, ...]  # the median of each turn: how steady the machine was
+    end_to_end: Percentiles  # from one file to its label: read, decoded, resized, classified
+    throughput_photos_per_s: float  # of inference on prepared photos
+    throughput_batch_size: int  # photos at once; 1 where the engine takes no more
+    peak_memory_bytes: int | None  # while single photos were classified, above a bare interpreter's
+    energy_j: float | None  # of all processor packages for one inference
+    load_s: float  # in a fresh process until the model is ready, the engine's import included
+    accuracy: Accuracy | None = None  # on the benchmark's data
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations for one photo: 1 MAC is 2 FLOPs."""
+        return None if self.macs is None else 2 * self.macs
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure; what is unknown or unmeasured is null."""
+        document = {"source": "measured", **asdict(self), "flops": self.flops}
+        document["image_size_px"] = document.pop("image_size")
+        del document["latency"], document["end_to_end"]
+        accuracy = self.accuracy
+        return document | {
+            "accuracy": accuracy and accuracy.share,
+            "accuracy_ci95": accuracy and list(accuracy.ci95),
+            "accuracy_photos": accuracy and accuracy.photos,
+            **self.latency.to_json("latency"),
+            **self.end_to_end.to_json("end_to_end"),
+        }
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One model as the paper reports it; never measured here."""
+
+    model: str  # the paper's name for it
+    device: str | None  # on which its time was taken; None where no time is given
+    accuracy: float  # on PlantVillage's tomato leaves (18,160 photos), 0 to 1
+    macs: int  # for one photo; the paper calls them FLOPs
+    size_bytes: int | None = None  # the paper calls it memory
+    latency_ms: float | None = None  # of one photo; the paper does not say whether mean or median
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations for one photo: 1 MAC is 2 FLOPs."""
+        return 2 * self.macs
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, marked as published."""
+        return {"source": "published", "paper": PAPER, **asdict(self), "flops": self.flops}
+
+
+_STUDENT = "distilled MobileNetV3"
+PUBLISHED = (
+    PublishedResult("Swin-L", None, accuracy=0.959, macs=34_100_000_000),
+    PublishedResult(_STUDENT, "PC", accuracy=0.924, macs=220_000_000, size_bytes=13_000_000, latency_ms=23),
+    PublishedResult(_STUDENT, "smartphone", accuracy=0.924, macs=220_000_000, size_bytes=13_000_000, latency_ms=86),
+)
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """The photos of the queries."""
+
+    source: str  # "drawn", or the path as given
+    photos: int  # queries go through them in turn
+    mean_pixels: float  # of the files as they are stored
+    mean_bytes: float  # of the files
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """All models, measured in turns on one machine."""
+
+    models: tuple[ModelResult, ...]  # in the order of the arguments
+    published: tuple[PublishedResult, ...]
+    host: Host
+    threads: int  # of each model
+    queries: int  # of each kind (inference, end to end) for each model
+    turns: int  # into which they are divided
+    warm_up_queries: int  # untimed ones before each turn
+    photos: PhotoSet
+    interpreter_memory_bytes: int | None  # of a bare Python, which no model's peak contains; None where unknown
+    data: str | None = None  # source of the accuracy, "test of photos"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document; what is unknown or unmeasured is null."""
+        models, published = [[row.to_json() for row in rows] for rows in (self.models, self.published)]
+        return asdict(self) | {"models": models, "published": published}
+
+    def to_csv(self) -> str:
+        """One line a model, with the machine in each, so that files of several machines can be joined."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        run = {
+            "threads": self.threads,
+            "queries": self.queries,
+            "processor": self.host.processor,
+            "date_utc": self.host.date_utc,
+        }
+        for model in self.models:
+            row = model.to_json() | run
+            if model.accuracy is not None:
+                row["accuracy_ci95_low"], row["accuracy_ci95_high"] = model.accuracy.ci95
+            if model.energy_j is None:
+                row["energy_j"] = UNMEASURED
+            writer.writerow(row)
+        writer.writerows(paper.to_json() for paper in self.published)
+        return text.getvalue()

@@ -1,0 +1,283 @@
+"""`benchmark`: models take turns, so that whatever disturbs the machine disturbs them all.
+
+Latency is that of one photo at a time, as in MLPerf's "single stream": the next query starts when the last is answered,
+and the figures are percentiles over at least 1,024 queries.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from agridistill.api import SPLITS, evaluate
+from agridistill.arguments import (
+    described,
+    require_callable,
+    require_choice,
+    require_threads,
+    require_whole,
+    to_optional_path,
+    to_path,
+)
+from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
+from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
+from agridistill.errors import ConfigError, ModelError, nearest
+from agridistill.preprocess import photo_size
+from agridistill.progress import ProgressCallback, begin, silent
+from agridistill.runtime.backends import ENGINES, TORCH, engines_for, package_of
+from agridistill.runtime.reading import expand
+from agridistill.runtime.shipped import model_path
+
+SplitChoice = Literal["train", "val", "test", "all"]
+
+# Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
+PUBLISHABLE_QUERIES = 1024
+# Enough for a query's pixels to differ from those of the last one; more would only fill memory.
+_MOST_PHOTOS = 16
+# As PlantVillage's photos are.
+_DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """How much is measured; each at least 1, `warm_up` at least 0."""
+
+    queries: int = PUBLISHABLE_QUERIES  # of each kind (inference, end to end) for each model
+    turns: int = 16  # of each model; at most one a query
+    warm_up: int = 8  # untimed queries at the start of each turn: another model has filled the caches
+    batch_size: int = 32  # photos at once for throughput, where the engine takes several
+
+    def turn_sizes(self) -> tuple[int, ...]:
+        """Queries of each turn; they differ by at most 1.
+
+        Example:
+            >>> BenchmarkPlan(queries=10, turns=4).turn_sizes()
+            (2, 3, 2, 3)
+        """
+        turns = min(self.turns, self.queries)
+        ends = [self.queries * turn // turns for turn in range(turns + 1)]
+        return tuple(end - start for start, end in pairwise(ends))
+
+
+def benchmark(
+    models: Sequence[Path | str] | Path | str,
+    *,
+    engines: Sequence[str] | str = (),
+    threads: int = 1,
+    data: Path | str | None = None,
+    split: SplitChoice = "test",
+    split_file: Path | str | None = None,
+    photos: Path | str | None = None,
+    plan: BenchmarkPlan | Mapping[str, int] | None = None,
+    progress: ProgressCallback = silent,
+) -> BenchmarkResult:
+    """Measures models against one another on this machine's processor, each in a process of its own, in turns.
+
+    Args:
+        models: finished run folders, exported files or names of shipped models, at least one; one may stand alone.
+        engines: each model is measured with those of them that can run it. "all" takes every installed one, empty
+            each model's default.
+        threads: of one prediction; 0 takes one for each core.
+        data: a folder of class folders to measure the accuracy on; None leaves it out.
+        split: of `data`, as for `evaluate`.
+        split_file: as for `evaluate`.
+        photos: a photo or a folder of photos for the time from file to label; None draws some of 256 px.
+        plan: how much is measured, as a `BenchmarkPlan` or a dict of its fields; None takes what published figures
+            need.
+        progress: called while photos are checked and classified, and while the models take their turns.
+
+    Raises:
+        ConfigError: an argument of a wrong type or range.
+        AgriDistillError: a model, an engine, the data or a photo cannot be used; no process is left.
+    """
+    paths = [model_path(path) for path in _paths_of(models)]
+    wanted = (engines,) if isinstance(engines, str) else engines
+    photo_path, split_file = to_optional_path("photos", photos), to_optional_path("split_file", split_file)
+    require_threads(threads)
+    require_choice("split", split, SPLITS)
+    require_callable("progress", progress)
+    plan = _checked_plan(plan)
+    threads = threads or os.cpu_count() or 1
+    targets = [Target(path, engine) for path in dict.fromkeys(paths) for engine in engines_for(path, wanted)]
+    with tempfile.TemporaryDirectory(prefix="agridistill-") as folder:
+        files = _draw(Path(folder)) if photo_path is None else expand([photo_path])
+        files = files[:: math.ceil(len(files) / _MOST_PHOTOS)]
+        sizes = [photo_size(file) for file in files]
+        photo_set = PhotoSet(
+            source="drawn" if photos is None else str(photos),
+            photos=len(files),
+            mean_pixels=sum(width * height for width, height in sizes) / len(files),
+            mean_bytes=sum(file.stat().st_size for file in files) / len(files),
+        )
+        scores: list[Accuracy | None] = [None] * len(targets)
+        if data is not None:
+            scores = [_accuracy(target, data, split, split_file, progress) for target in targets]
+        interpreter_bytes = bare_interpreter_bytes()
+        measured = measure(
+            targets,
+            lambda target: start_worker(worker_command(target, threads, files), str(target)),
+            plan,
+            interpreter_bytes=interpreter_bytes,
+            progress=progress,
+        )
+    return BenchmarkResult(
+        models=tuple(replace(result, accuracy=score) for result, score in zip(measured, scores, strict=True)),
+        published=PUBLISHED,
+        host=describe_host(package_of(target.engine) for target in targets),
+        threads=threads,
+        queries=plan.queries,
+        turns=len(plan.turn_sizes()),
+        warm_up_queries=plan.warm_up,
+        photos=photo_set,
+        interpreter_memory_bytes=interpreter_bytes,
+        data=None if data is None else f"{split} of {data}",
+    )
+
+
+def measure(
+    targets: Sequence[Target],
+    start: Callable[[Target], AbstractContextManager[Worker]],
+    plan: BenchmarkPlan,
+    *,
+    interpreter_bytes: int | None,
+    progress: ProgressCallback = silent,
+) -> list[ModelResult]:
+    """Measures every target, each in a worker that `start` gives; only one of them works at a time.
+
+    The peak memory of a bare interpreter is subtracted; `progress` is called with turns done and in total.
+
+    Raises:
+        AgriDistillError: a model cannot be loaded or measured; no worker is left.
+    """
+    with ExitStack() as workers:
+        begin(progress, "loading models")
+        running = []
+        for target in targets:
+            worker = workers.enter_context(start(target))
+            running.append(_Measured(target, worker, plan, **worker.ask("load")))
+        begin(progress, "measuring")
+        sizes = plan.turn_sizes()
+        # Single photos first: a device that answers one photo at a time needs no memory for a batch.
+        turns = [(each.turn, queries) for each, queries in _turns(running, sizes)]
+        turns += [(each.batches, queries) for each, queries in _turns([one for one in running if one.batched], sizes)]
+        for done, (turn, queries) in enumerate(turns, start=1):
+            turn(queries)
+            progress(done, len(turns))
+        return [each.result(interpreter_bytes) for each in running]
+
+
+@dataclass
+class _Measured:
+    """A model while it is measured, with the answers of its turns so far."""
+
+    target: Target
+    worker: Worker
+    plan: BenchmarkPlan
+    load_s: float
+    first_query_s: float
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    batch_photos: int = 0
+    batch_s: float = 0.0
+
+    @property
+    def batched(self) -> bool:
+        return self.target.engine == TORCH or ENGINES[self.target.engine].batches
+
+    def turn(self, queries: int) -> None:
+        expected_s = 2 * self.first_query_s * (queries + self.plan.warm_up)
+        answer = self.worker.ask("turn", queries=queries, warm_up=self.plan.warm_up, expected_s=expected_s)
+        self.turns.append(answer)
+
+    def batches(self, queries: int) -> None:
+        size = self.plan.batch_size
+        batches = math.ceil(queries / size)
+        expected_s = self.first_query_s * size * (batches + 1)
+        answer = self.worker.ask("batches", batches=batches, batch_size=size, expected_s=expected_s)
+        self.batch_photos += batches * size
+        self.batch_s += answer["seconds"]
+
+    def result(self, interpreter_bytes: int | None) -> ModelResult:
+        about = self.worker.ask("describe")
+        weights_file = about.pop("weights_file")
+        weights = self.target.model / weights_file if self.target.model.is_dir() else self.target.model
+        latencies_ns = [latency for turn in self.turns for latency in turn["latencies_ns"]]
+        photos, photos_s = len(latencies_ns), sum(latencies_ns) / 1e9
+        peak = self.turns[-1]["peak_memory_bytes"]
+        energies_j = [turn["energy_j"] for turn in self.turns]
+        # A counter that stands still (in a virtual machine) has measured nothing.
+        metered = None not in energies_j and sum(energies_j) > 0
+        return ModelResult(
+            **about,
+            model=str(self.target.model),
+            engine=self.target.engine,
+            size_bytes=weights.stat().st_size,
+            latency=Percentiles.of(latencies_ns),
+            latency_ms_p50_of_turns=tuple(Percentiles.of(turn["latencies_ns"]).p50 for turn in self.turns),
+            end_to_end=Percentiles.of([latency for turn in self.turns for latency in turn["end_to_end_ns"]]),
+            throughput_photos_per_s=self.batch_photos / self.batch_s if self.batched else photos / photos_s,
+            throughput_batch_size=self.plan.batch_size if self.batched else 1,
+            peak_memory_bytes=None if peak is None or interpreter_bytes is None else peak - interpreter_bytes,
+            energy_j=sum(energies_j) / photos if metered else None,
+            load_s=self.load_s,
+        )
+
+
+def _turns(running: Sequence[_Measured], sizes: Sequence[int]) -> Iterator[tuple[_Measured, int]]:
+    """Each model once a round; every round starts with another, so that none always follows the same one."""
+    for number, queries in enumerate(sizes):
+        first = number % len(running) if running else 0
+        for each in (*running[first:], *running[:first]):
+            yield each, queries
+
+
+def _paths_of(models: object) -> list[Path]:
+    if isinstance(models, str | Path):
+        return [to_path("models", models)]
+    if not isinstance(models, Iterable):
+        raise ConfigError("a list of models for 'models'", described(models), "pass paths or names in a list")
+    paths = [to_path("models", model) for model in models]
+    if not paths:
+        raise ModelError("at least one model", "none", "name a run folder or an exported model")
+    return paths
+
+
+def _checked_plan(plan: object) -> BenchmarkPlan:
+    given = asdict(plan) if isinstance(plan, BenchmarkPlan) else {} if plan is None else plan
+    if not isinstance(given, Mapping):
+        raise ConfigError("a BenchmarkPlan or a dict of its fields for 'plan'", described(plan), "pass one of these")
+    known = [field.name for field in fields(BenchmarkPlan)]
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError("a known field of 'plan'", described(name), nearest(str(name), known))
+        require_whole(f"plan.{name}", value, at_least=0 if name == "warm_up" else 1)
+    return BenchmarkPlan(**given)
+
+
+def _accuracy(
+    target: Target, data: Path | str, split: SplitChoice, split_file: Path | None, progress: ProgressCallback
+) -> Accuracy:
+    engine = None if target.engine == TORCH else target.engine
+    result = evaluate(target.model, data, split=split, split_file=split_file, engine=engine, progress=progress)
+    low, high = result.accuracy_ci95
+    return Accuracy(result.accuracy, (low, high), result.photos)
+
+
+def _draw(folder: Path) -> list[Path]:
+    """A drawn leaf of each class as a JPEG file."""
+    from agridistill.data.synthetic import CLASSES, draw_leaf
+
+    files = [folder / f"{name}.jpg" for name in CLASSES]
+    for number, (name, file) in enumerate(zip(CLASSES, files, strict=True)):
+        leaf, shot = np.random.default_rng((number, 0)), np.random.default_rng((number, 1))
+        draw_leaf(name, leaf, shot, _DRAWN_SIDE).save(file, quality=_DRAWN_QUALITY)
+    return files

@@ -1,0 +1,284 @@
+"""How far a label may be believed: quality gate, familiarity, and the four verdicts with their words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    # preprocess loads Pillow, which `agridistill status` does not need.
+    from agridistill.preprocess import Pixels
+
+Verdict = Literal["answer", "unsure", "unfamiliar", "unusable"]
+"""answer: above the threshold. unsure: below it. unfamiliar: unlike the training photos. unusable: failed the quality
+gate."""
+
+_UNFAMILIAR = "unlike the photos that the model learnt from"
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_WHITE = 250
+# A pixel has a leaf's colour if green or yellow exceeds blue by this share of its light; grey ground has none.
+_COLOURED, _DARK = 0.08, 60.0
+# A decoder that misses data repeats its last row, or fills with one colour, over nearly the whole width. Cut-out leaves
+# lie on exact black or white as well, and a picture of equal rows alone is no damaged photo.
+_SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
+_MOST = {"darkest": 255.0, "brightest": 1.0, "blurriest": 10.0, "least_leaf": 1.0, "smeared": 1.0}
+
+_CELLS = 3
+_PIXELS_A_SIDE = 75
+FIGURES = 6 * _CELLS * _CELLS
+# A correlation of 1 between two figures would make any deviation infinitely far.
+_SHRINKAGE = 0.03
+# Two in a hundred of our tomato photos are odd themselves and lie further out than most other pictures: a limit that
+# accepts them accepts those as well (docs/results.md).
+_FAMILIAR_SHARE = 0.96
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """Limits of the quality gate; the defaults refuse hardly any of our tomato photos (docs/field.md)."""
+
+    darkest: float = 50.0  # the brightest twentieth of the photo reaches this level, 0 to 255
+    brightest: float = 0.35  # share of the photo that may be burnt out to white, 0 to 1
+    blurriest: float = 0.06  # least ratio of the fine steps in the photo to its contrast
+    least_leaf: float = 0.01  # least share of the photo with a leaf's colours, 0 to 1; 0 for plants of other colours
+    smeared: float = 0.15  # share of the height whose rows may repeat the row above, 0 to 1: decoders' lost data
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value <= _MOST[name]:
+                raise ConfigError(f"quality.{name} from 0 to {_MOST[name]:g}", f"{value:g}", "correct it")
+
+
+def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
+    """What is wrong with a photo `(S, S, 3)` uint8 as the model gets it, in words; "" where nothing is.
+
+    Example:
+        >>> quality_problem(np.zeros((64, 64, 3), np.uint8), QualitySettings())
+        'too dark'
+    """
+    light = pixels @ _LUMA
+    if float(np.quantile(light[::2, ::2], 0.95)) < settings.darkest:
+        return "too dark"
+    if float((pixels[::2, ::2].min(axis=-1) > _WHITE).mean()) > settings.brightest:
+        return "too bright"
+    if _leaf_share(pixels) < settings.least_leaf:
+        return "no leaf to be seen"
+    if _sharpness(light) < settings.blurriest:
+        return "blurred"
+    if settings.smeared < _repeated_share(pixels) < _WHOLE_HEIGHT:
+        return "smeared or cut off"
+    return ""
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """The distribution of the training photos' `figures`.
+
+    Source: Lee et al. 2018, equation 2, of one class, on 54 figures of light, colour and texture. They separate leaves
+    from other pictures with an AUROC of 0.97, energy (Liu et al. 2020) and the greatest probability with 0.7 to 0.8
+    (docs/results.md).
+    """
+
+    mean: NDArray[np.float64]  # (54,)
+    whitening: NDArray[np.float64]  # (54, 54), lower triangular: turns a deviation into one of unit covariance
+    limit: float  # squared distance that one in 25 validation photos exceeds
+
+    def ood_score(self, pixels: Pixels) -> float:
+        """Distance of a photo `(S, S, 3)` uint8 from the training photos: up to 1 familiar, above 1 unfamiliar."""
+        deviation = self.whitening @ (figures(pixels) - self.mean)
+        return float(deviation @ deviation) / self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of the manifest: the lower triangle row by row."""
+        rows = np.tril_indices(FIGURES)
+        mean, whitening = ([float(f"{one:.7g}") for one in each] for each in (self.mean, self.whitening[rows]))
+        return {"mean": mean, "whitening": whitening, "limit": self.limit}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Familiarity:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ModelError: wrong fields, or figures of another number.
+        """
+        try:
+            mean = np.asarray(document["mean"], np.float64)
+            lower = np.asarray(document["whitening"], np.float64)
+            limit = float(document["limit"])
+            whitening = np.zeros((FIGURES, FIGURES))
+            whitening[np.tril_indices(FIGURES)] = lower
+            if mean.shape != (FIGURES,) or not (np.isfinite(mean).all() and np.isfinite(lower).all() and limit > 0):
+                raise ValueError(f"{FIGURES} finite means and a limit above 0")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError("the figures of familiar photos in the manifest", str(error), "export again") from None
+        return cls(mean, whitening, limit)
+
+
+def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[NDArray[np.float64]]) -> Familiarity:
+    """Fits the distribution to the `figures` of at least 2 training photos, the limit to at least 1 held-out photo.
+
+    Raises:
+        ValueError: too few.
+    """
+    if len(training) < 2 or not held_out:
+        raise ValueError(f"expected 2 training photos and 1 other, got {len(training)} and {len(held_out)}")
+    rows = np.stack(training)
+    mean, deviation = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
+    scaled = (rows - mean) / deviation
+    correlation = (1 - _SHRINKAGE) * (scaled.T @ scaled) / len(rows) + _SHRINKAGE * np.eye(FIGURES)
+    whitening = np.linalg.inv(np.linalg.cholesky(correlation)) / deviation
+    distances = (((np.stack(held_out) - mean) @ whitening.T) ** 2).sum(axis=1)
+    return Familiarity(mean, whitening, float(max(np.quantile(distances, _FAMILIAR_SHARE), 1e-9)))
+
+
+def figures(pixels: Pixels) -> NDArray[np.float64]:
+    """Light, colour and texture over a photo `(S, S, 3)` uint8, as `(54,)`.
+
+    For each of 3 x 3 cells: light, two shares of colour, and the logarithms of the spread of light, of the spread of
+    colour and of the mean step between neighbouring pixels.
+
+    Raises:
+        ModelError: a photo of less than 3 px.
+    """
+    if len(pixels) < _CELLS:
+        raise ModelError(f"photos of {_CELLS} px and more", f"{len(pixels)} px", "correct the manifest's image_size")
+    step = max(1, len(pixels) // _PIXELS_A_SIDE)
+    photo = pixels[::step, ::step].astype(np.float32) * np.float32(1 / 255)
+    side = len(photo) // _CELLS
+    planes = photo[: _CELLS * side, : _CELLS * side].transpose(2, 0, 1)
+    light = planes.mean(axis=0)
+    steps = np.zeros_like(light)
+    steps[:, 1:] += np.abs(light[:, 1:] - light[:, :-1])
+    steps[1:] += np.abs(light[1:] - light[:-1])
+    # The mean of each cell of each plane, by two products.
+    pick = np.kron(np.eye(_CELLS, dtype=np.float32), np.full(side, 1 / side, np.float32))
+    means = pick @ np.concatenate([planes, (light**2)[None], (planes - light) ** 2, steps[None]]) @ pick.T
+    rgb, square, colour_squares, step_mean = means[:3], means[3], means[4:7], means[7]
+    total = rgb.sum(axis=0)
+    share = 3 * rgb[:2] / (total + 0.2)
+    light_spread = np.sqrt(np.maximum(square - (total / 3) ** 2, 0))
+    colour_spread = np.sqrt(np.maximum(colour_squares - (rgb - total / 3) ** 2, 0)).mean(axis=0)
+    parts = (
+        share.transpose(1, 2, 0),
+        total,
+        np.log(light_spread + 0.01),
+        np.log(step_mean + 0.003),
+        np.log(colour_spread + 0.005),
+    )
+    return np.concatenate([part.ravel() for part in parts]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer for one photo."""
+
+    label: str  # the most probable class
+    probability: float  # of the label, 0 to 1, calibrated by the manifest's temperature
+    top: tuple[tuple[str, float], ...]  # the most probable classes with their probabilities, best first
+    abstained: bool  # the probability is below the manifest's threshold: the label is a guess, not an answer
+    ood_score: float | None = None  # above 1 the photo is unlike the training photos; None where these are unknown
+    probabilities: tuple[float, ...] = ()  # of all classes, in the manifest's order
+    problem: str = ""  # what the quality gate found, such as "too dark"; "" for nothing
+    threshold: float = 0.0  # of the manifest
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Whether the photo is unlike those that the model learnt from, so that the label means nothing."""
+        return self.ood_score is not None and self.ood_score > 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """How far the label may be believed: "answer", "unsure", "unfamiliar" or "unusable"."""
+        if self.problem:
+            return "unusable"
+        if self.unfamiliar:
+            return "unfamiliar"
+        return "unsure" if self.abstained else "answer"
+
+    @property
+    def reason(self) -> str:
+        """Why it is no answer, in words; "" for an answer."""
+        unsure = f"probability {self.probability:.2f}, answers need {self.threshold:.2f}"
+        reasons = {"unusable": self.problem, "unfamiliar": _UNFAMILIAR, "unsure": unsure, "answer": ""}
+        return reasons[self.verdict]
+
+    @property
+    def words(self) -> str:
+        """The verdict in words: "Late blight 93 %", "unsure (Late blight 41 %)", "unusable: too dark"."""
+        return verdict_words(self.verdict, self.reason, self.top)
+
+
+def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]]) -> str:
+    """A verdict in words, with its reason and the most probable classes, best first.
+
+    Example:
+        >>> verdict_words("answer", "", [("Late_blight", 0.931)])
+        'Late blight 93 %'
+        >>> verdict_words("unsure", "probability 0.41, answers need 0.60", [("Late_blight", 0.41), ("healthy", 0.3)])
+        'unsure (Late blight 41 %, healthy 30 %)'
+        >>> verdict_words("unusable", "too dark", [])
+        'unusable: too dark'
+    """
+    classes = ", ".join(f"{plain_label(label)} {percent_words(probability)}" for label, probability in top)
+    words: dict[Verdict, str] = {
+        "answer": classes,
+        "unsure": f"unsure ({classes})",
+        "unusable": f"unusable: {reason}",
+        "unfamiliar": f"unfamiliar: {reason} ({classes})",
+    }
+    return words[verdict]
+
+
+def plain_label(label: str) -> str:
+    """A class name in words.
+
+    Example:
+        >>> plain_label("Tomato___Late_blight"), plain_label("Tomato/Late_blight"), plain_label("leaf_mold")
+        ('Tomato: Late blight', 'Tomato: Late blight', 'leaf mold')
+    """
+    parts = [" ".join(part.replace("_", " ").split()) for part in re.split("___|/", label)]
+    return ": ".join(part for part in parts if part) or label
+
+
+def percent_words(probability: float) -> str:
+    """A probability in whole per cent; never 0 % or 100 %, because no model is certain.
+
+    Example:
+        >>> percent_words(0.931), percent_words(0.9999), percent_words(0.001)
+        ('93 %', 'over 99 %', 'under 1 %')
+    """
+    if probability >= 0.995:
+        return "over 99 %"
+    return "under 1 %" if probability < 0.005 else f"{100 * probability:.0f} %"
+
+
+def _repeated_share(pixels: Pixels) -> float:
+    """The longest run of rows that repeat the row above them, as a share of the height."""
+    rows = pixels[1:]
+    steps = np.abs(rows.astype(np.int16) - pixels[:-1]).max(axis=-1)
+    informative = (rows.max(axis=-1) > _BLACK) & (rows.min(axis=-1) < _WHITE)
+    ends = np.flatnonzero(((steps <= _SAME) & informative).mean(axis=1) < _WHOLE_WIDTH)
+    return float(np.diff(ends, prepend=-1, append=len(rows)).max() - 1) / len(pixels)
+
+
+def _sharpness(light: NDArray[np.float32]) -> float:
+    """Root mean square of the Laplacian, relative to the standard deviation (after Pech-Pacheco et al. 2000)."""
+    if min(light.shape) < 3:
+        return 0.0
+    inner = light[1:-1, 1:-1]
+    laplacian = light[1:-1, 2:] + light[1:-1, :-2] + light[2:, 1:-1] + light[:-2, 1:-1] - 4 * inner
+    return float(np.sqrt((laplacian**2).mean()) / (light.std() + 4))
+
+
+def _leaf_share(pixels: Pixels) -> float:
+    red, green, blue = np.moveaxis(pixels[::2, ::2].astype(np.float32), -1, 0)
+    coloured = np.maximum((red + green) / 2 - blue, (2 * green - red - blue) / 2)
+    return float((coloured > _COLOURED * (red + green + blue + _DARK)).mean())
