@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agridistill.config import distill_config, read_recipe
 from agridistill.data.datamodule import Batch
-from agridistill.distillation.objective import DistillationObjective
+from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.teacher import LiveTeacher
 from agridistill.training.module import DistillationModule

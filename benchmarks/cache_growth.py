@@ -24,11 +24,11 @@ from scaling import IMAGE_SIZE, linked, teacher_of
 
 from agridistill.data.samples import scan
 from agridistill.data.views import Augmentation
-from agridistill.distillation.cache_layout import Block, CacheLayout, Outputs
-from agridistill.distillation.teacher_cache import TeacherCache
 from agridistill.manifest import Preprocessing
-from agridistill.training.agreement import gather_all
-from agridistill.training.cached_teacher import CachedTeacher, Viewing
+from agridistill.teacher_cache.agreement import gather_all
+from agridistill.teacher_cache.build import CachedTeacher, Viewing
+from agridistill.teacher_cache.layout import Block, CacheLayout, Outputs
+from agridistill.teacher_cache.store import TeacherCache
 from agridistill.training.settings import ObjectiveSettings
 from agridistill.training.teachers import teacher_source
 

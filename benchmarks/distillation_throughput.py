@@ -30,12 +30,12 @@ from torch.nn.functional import cross_entropy
 from agridistill.data.datamodule import Batch, PhotoDataset, collate
 from agridistill.data.samples import scan
 from agridistill.data.views import Augmentation
-from agridistill.distillation.objective import DistillationObjective, StagePair
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.factory import create_model
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.teacher import LiveTeacher
-from agridistill.training.cached_teacher import CachedTeacher, Viewing, cache_key
+from agridistill.teacher_cache.build import CachedTeacher, Viewing, cache_key
 from agridistill.training.hardware import keep_freed_memory
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.teachers import UncachedTeacher

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.errors import DataError, PeerError, RunError
-from agridistill.training.agreement import all_or_none
+from agridistill.teacher_cache.agreement import all_or_none
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
@@ -23,7 +23,8 @@ from pathlib import Path
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
-from agridistill.training import cached_teacher, module
+from agridistill.teacher_cache import build
+from agridistill.training import module
 
 rank = os.environ.get("LOCAL_RANK", "0")
 
@@ -42,9 +43,9 @@ def unreadable(self, batch, number, step=module.DistillationModule.validation_st
 
 if rank == os.environ["FAIL_RANK"]:
     if os.environ["FAIL_AT"] == "write":
-        cached_teacher.TeacherCache.write = full
+        build.TeacherCache.write = full
     elif os.environ["FAIL_AT"] == "open":
-        cached_teacher.CachedTeacher._open = full
+        build.CachedTeacher._open = full
     elif os.environ["FAIL_AT"] == "validation":
         module.DistillationModule.validation_step = unreadable
     else:

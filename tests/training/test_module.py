@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from agridistill.data.datamodule import Batch
-from agridistill.distillation.objective import DistillationObjective, StagePair
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import Preprocessing
 from agridistill.models.factory import create_model
 from agridistill.models.teacher import LiveTeacher

@@ -26,18 +26,18 @@ from agridistill.api import load
 from agridistill.data import datamodule
 from agridistill.data.kept_views import KeptViews
 from agridistill.data.splits import read_split
-from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.result import EvaluationResult
+from agridistill.losses.methods import METHODS
 from agridistill.manifest import Preprocessing, read_manifest
 from agridistill.models.factory import create_model, save_weights
 from agridistill.models.teacher import LiveTeacher
 from agridistill.storage import only_one
 from agridistill.training.callbacks import BestWeights
+from agridistill.training.fit import Session
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.session import Session
 from agridistill.training.settings import (
     DataSettings,
     DistillConfig,
@@ -587,13 +587,13 @@ def test_a_start_that_comes_second_changes_nothing(
     first = TrainConfig(DATA, train=replace(FIT, epochs=2))
 
     def other_starts(*args: object, **options: object) -> torch.nn.Module:
-        monkeypatch.setattr("agridistill.training.session.create_model", create_model)
+        monkeypatch.setattr("agridistill.training.fit.create_model", create_model)
         (tmp_path / "run").mkdir()
         RunFolder(tmp_path / "run").write_recipe(first)
         return create_model(*args, **options)  # type: ignore[arg-type]
 
     # Another one starts while this one is at work on its photos and network.
-    monkeypatch.setattr("agridistill.training.session.create_model", other_starts)
+    monkeypatch.setattr("agridistill.training.fit.create_model", other_starts)
     with pytest.raises(RunError, match="which holds an unfinished run"):
         train(leaves, tmp_path / "run", TrainConfig(DATA, train=replace(FIT, epochs=9)))
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]["epochs"] == 2

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from agridistill.distillation.methods import get_method
 from agridistill.errors import ConfigError, nearest
+from agridistill.losses.methods import get_method
 from agridistill.training.settings import DistillConfig, TrainConfig
 
 # Names become folders, on whatever system.

@@ -29,8 +29,8 @@ from agridistill.manifest import sha256_of
 from agridistill.models.factory import save_weights
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_text
-from agridistill.training.agreement import gather_all
-from agridistill.training.cached_teacher import CachedTeacher
+from agridistill.teacher_cache.agreement import gather_all
+from agridistill.teacher_cache.build import CachedTeacher
 from agridistill.training.module import DistillationModule
 
 # Columns of a screen that holds the scores beside the bar, and of one that holds words beside the figures.

@@ -14,8 +14,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from agridistill.data.datamodule import Batch
-from agridistill.distillation.objective import DistillationObjective
 from agridistill.errors import RunError
+from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import Preprocessing
 from agridistill.models.attention import StageTap
 from agridistill.models.normalisation import normalise_batch

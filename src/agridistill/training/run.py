@@ -9,17 +9,17 @@ from pathlib import Path
 from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, prepare_data
 from agridistill.data.samples import require_outside
-from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
+from agridistill.losses.methods import get_method
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
-from agridistill.training.earlier import earlier_runs, parted_beside
+from agridistill.training.fit import Session
+from agridistill.training.inherited_split import earlier_runs, parted_beside
 from agridistill.training.result import RunResult, stored_result
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.session import Session
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.start import require_weights
 from agridistill.training.terms import listens

@@ -173,7 +173,7 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """The distillation objective. What is None is the method's own (`distillation.methods.METHODS`).
+    """The distillation objective. What is None is the method's own (`losses.methods.METHODS`).
 
     Attributes:
         method: name in the method table. "auto" takes `hybrid-hint`, level with the best of our study; for a student

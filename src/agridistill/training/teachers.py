@@ -10,7 +10,7 @@ from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.saved import load_network
 from agridistill.models.teacher import HasPixels, LiveTeacher, TeacherKind
-from agridistill.training.cached_teacher import CachedTeacher, Viewing, as_kept, cache_key
+from agridistill.teacher_cache.build import CachedTeacher, Viewing, as_kept, cache_key
 from agridistill.training.module import TeacherSource
 from agridistill.training.settings import ObjectiveSettings
 from agridistill.training.terms import weights_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agridistill.distillation.methods import get_method
+from agridistill.losses.methods import get_method
 from agridistill.training.settings import ObjectiveSettings
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.distillation.matching import ChannelProjection, channel_mean_square, match_resolution
 from agridistill.errors import ModelError
+from agridistill.losses.matching import ChannelProjection, channel_mean_square, match_resolution
 from agridistill.models.attention import feature_attention
 
 

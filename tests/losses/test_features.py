@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.distillation.hint_losses import HintRegressor, hint_loss
-from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError, ModelError
+from agridistill.losses.features import HintRegressor, hint_loss
+from agridistill.losses.objective import DistillationObjective, StagePair
 
 
 @pytest.fixture

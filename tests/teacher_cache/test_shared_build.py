@@ -13,7 +13,7 @@ import torch
 from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing
-from agridistill.training.cached_teacher import CachedTeacher, Viewing
+from agridistill.teacher_cache.build import CachedTeacher, Viewing
 from agridistill.training.settings import ObjectiveSettings
 from agridistill.training.teachers import teacher_source
 

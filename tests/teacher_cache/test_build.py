@@ -16,13 +16,14 @@ import torch
 from agridistill.data.datamodule import Batch
 from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation
-from agridistill.distillation.cache_layout import differences, digest_of
-from agridistill.distillation.teacher_cache import TeacherCache, read_key, read_layout
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.teacher import LiveTeacher
-from agridistill.training import cached_teacher, teachers
-from agridistill.training.cached_teacher import Viewing, cache_key
+from agridistill.teacher_cache import build
+from agridistill.teacher_cache.build import Viewing, cache_key
+from agridistill.teacher_cache.layout import differences, digest_of
+from agridistill.teacher_cache.store import TeacherCache, read_key, read_layout
+from agridistill.training import teachers
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill
 from agridistill.training.settings import (
@@ -186,7 +187,7 @@ def test_another_version_of_a_library_changes_the_key(library: str, monkeypatch:
 @pytest.mark.parametrize("name", ["VIEWS_VERSION", "OUTPUTS_VERSION", "FORMAT_VERSION", "DISTILLATION_VIEWS"])
 def test_another_version_of_ours_changes_the_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key = cache_key(VIEWING, MANIFEST, **ATTENTION)
-    monkeypatch.setattr(cached_teacher, name, 99)
+    monkeypatch.setattr(build, name, 99)
     assert len(differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))) == 1
 
 

@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader
 from agridistill.data.datamodule import Batch, PhotoDataset, ViewKey, collate
 from agridistill.data.samples import Sample
 from agridistill.data.views import VIEWS_VERSION, Augmentation, plain_settings, view_seed
-from agridistill.distillation.attention_losses import unit_peak
-from agridistill.distillation.cache_layout import Block, CacheLayout, Key, Outputs, differences, digest_of
-from agridistill.distillation.teacher_cache import FORMAT_VERSION, TeacherCache, building, read_key, read_layout
 from agridistill.errors import RunError
+from agridistill.losses.attention import unit_peak
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.teacher import OUTPUTS_VERSION, LiveTeacher
 from agridistill.progress import ProgressCallback, silent
-from agridistill.training.agreement import Gather, all_or_none, alone
+from agridistill.teacher_cache.agreement import Gather, all_or_none, alone
+from agridistill.teacher_cache.layout import Block, CacheLayout, Key, Outputs, differences, digest_of
+from agridistill.teacher_cache.store import FORMAT_VERSION, TeacherCache, building, read_key, read_layout
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.distillation.logit_losses import (
+from agridistill.losses.logits import (
     cross_entropy_loss,
     dist_loss,
     dkd_loss,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.distillation.attention_losses import attention_distance
-from agridistill.distillation.logit_losses import logit_distance
-from agridistill.distillation.matching import match_resolution
-from agridistill.distillation.methods import METHODS, get_method
-from agridistill.distillation.objective import DistillationObjective, StagePair, attention_schedule
 from agridistill.errors import ConfigError, ModelError
+from agridistill.losses.attention import attention_distance
+from agridistill.losses.logits import logit_distance
+from agridistill.losses.matching import match_resolution
+from agridistill.losses.methods import METHODS, get_method
+from agridistill.losses.objective import DistillationObjective, StagePair, attention_schedule
 
 PAIRS = (StagePair(16, 16), StagePair(32, 32, weight=0.5))
 CHANNELS = {16: 6, 32: 12}

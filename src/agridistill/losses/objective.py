@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from agridistill.distillation.attention_losses import Distance, attention_distance
-from agridistill.distillation.hint_losses import HintRegressor, hint_loss
-from agridistill.distillation.logit_losses import LogitDistance, cross_entropy_loss, logit_distance
-from agridistill.distillation.matching import ChannelProjection, Grid, NamedGrid, channel_mean_square, match_resolution
 from agridistill.errors import ConfigError, ModelError, nearest
+from agridistill.losses.attention import Distance, attention_distance
+from agridistill.losses.features import HintRegressor, hint_loss
+from agridistill.losses.logits import LogitDistance, cross_entropy_loss, logit_distance
+from agridistill.losses.matching import ChannelProjection, Grid, NamedGrid, channel_mean_square, match_resolution
 
 Alignment = Literal["fixed", "learned"]
 StageWeights = Literal["fixed", "learned"]

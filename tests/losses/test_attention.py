@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.distillation.attention_losses import attention_distance
 from agridistill.errors import ConfigError, ModelError
+from agridistill.losses.attention import attention_distance
 
 DISTANCES = ["l2", "kl", "cosine"]
 

@@ -19,14 +19,14 @@ from agridistill.data.kept_views import KeptViews
 from agridistill.data.learnt import write_learnt
 from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import write_split
-from agridistill.distillation.methods import get_method
-from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError
 from agridistill.evaluation.answering import fit_answering
 from agridistill.evaluation.evaluate import evaluate, predict_logits
 from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.learning import read_learning
 from agridistill.evaluation.verdict import judge
+from agridistill.losses.methods import get_method
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import (
     ModelManifest,
     Preprocessing,
@@ -42,7 +42,7 @@ from agridistill.models.teacher import LiveTeacher
 from agridistill.models.weights import describe_start
 from agridistill.processes import is_first_process
 from agridistill.storage import only_one, write_json
-from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing
+from agridistill.teacher_cache.build import DISTILLATION_VIEWS, CachedTeacher, Viewing
 from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere
 from agridistill.training.hardware import choose_precision, keep_freed_memory
 from agridistill.training.head import FitHead, classifier_of

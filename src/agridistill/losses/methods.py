@@ -11,7 +11,7 @@ from agridistill.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     # Recipes are read without torch.
-    from agridistill.distillation.logit_losses import LogitDistance
+    from agridistill.losses.logits import LogitDistance
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agridistill.distillation import teacher_cache
-from agridistill.distillation.cache_layout import BLOCK_PHOTOS, Block, CacheLayout, Outputs, digest_of
-from agridistill.distillation.teacher_cache import TeacherCache, building, read_key, read_layout
 from agridistill.errors import RunError
+from agridistill.teacher_cache import store
+from agridistill.teacher_cache.layout import BLOCK_PHOTOS, Block, CacheLayout, Outputs, digest_of
+from agridistill.teacher_cache.store import TeacherCache, building, read_key, read_layout
 
 KEY = {"teacher weights": "aa", "augmentation.min_scale": 0.5}
 LAYOUT = CacheLayout(photos=BLOCK_PHOTOS + 10, num_classes=3, maps={32: (2, 2), 16: (4, 4)})
@@ -233,7 +233,7 @@ def test_a_disk_that_fills_up_keeps_what_is_built(tmp_path: Path, monkeypatch: p
         first, second, *_ = cache.missing()
         cache.write(first, outputs_of(first))
         with monkeypatch.context() as patch:
-            patch.setattr(teacher_cache, "_write_at", full)
+            patch.setattr(store, "_write_at", full)
             with pytest.raises(RunError, match="No space left"):
                 cache.write(second, outputs_of(second))
         assert [block.number for block in cache.missing()] == [1, 2, 3]
@@ -261,7 +261,7 @@ BUILDER = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 print("begun", flush=True)
-import test_teacher_cache as test
+import test_store as test
 from pathlib import Path
 folder = Path(sys.argv[1])
 with test.building(folder), test.TeacherCache(folder, test.KEY, test.LARGE, views=test.VIEWS) as cache:

@@ -30,7 +30,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.distillation.cache_layout import (
+from agridistill.errors import RunError
+from agridistill.storage import write_json
+from agridistill.teacher_cache.layout import (
     BLOCK_PHOTOS,
     Block,
     CacheLayout,
@@ -39,8 +41,6 @@ from agridistill.distillation.cache_layout import (
     differences,
     field_of,
 )
-from agridistill.errors import RunError
-from agridistill.storage import write_json
 
 try:
     import fcntl
