@@ -53,7 +53,6 @@ from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.start import earlier_photos, starting_normalisation, tell_what_keeping_saves
 from agridistill.training.teachers import hint_source, teacher_source
-from agridistill.training.terms import temperature_of, weights_of
 from agridistill.training.trainer import (
     create_trainer,
     interruptible,
@@ -183,21 +182,20 @@ class Session:
     def _module(
         self, model: torch.nn.Module, source: TeacherSource | None, hints: LiveTeacher | None, total_steps: int
     ) -> DistillationModule:
-        settings, weights = self.objective, weights_of(self.objective)
-        logits = get_method(settings.method).logits
-        if logits == "standardised" and weights["w_kd"] and len(self.prepared.classes) < 3:
-            # Two logits, standardised, are always 1 and -1: nothing is left of what the teacher says.
+        settings, weights = self.objective, self.objective.weights()
+        method, classes = get_method(settings.method), len(self.prepared.classes)
+        if weights["w_kd"] and classes < method.min_classes:
             raise ConfigError(
-                f"at least 3 classes for {settings.method}", str(len(self.prepared.classes)), "pass --method kd"
+                f"at least {method.min_classes} classes for {method.name}", str(classes), "pass --method kd"
             )
         pairs = tuple(StagePair(pair.student, pair.teacher, pair.weight) for pair in settings.pairs)
         pairs = pairs if weights["w_att"] or weights["w_hint"] else ()
         strides = tuple(sorted({pair.student for pair in pairs}))
         objective = DistillationObjective(
+            method,
             **weights,
             hint_share=settings.hint_share,
-            logits=logits,
-            temperature=temperature_of(settings),
+            temperature=settings.temperature,
             label_smoothing=self.fit.label_smoothing,
             pairs=pairs,
             student_channels=_channels(model, strides),

@@ -12,7 +12,6 @@ from agridistill.evaluation.representative import representative_batches
 from agridistill.manifest import MANIFEST_NAME, Preprocessing, read_manifest
 from agridistill.models.quantised import calibrate, quantised
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.terms import weights_of
 
 
 def as_int8(
@@ -37,7 +36,7 @@ def as_int8(
             photos of another size than the student learnt.
         ModelError: a network that cannot be rounded.
     """
-    if weights_of(objective)["w_att"] or weights_of(objective)["w_hint"]:
+    if objective.weights()["w_att"] or objective.weights()["w_hint"]:
         raise ConfigError("a method of labels and logits alone for int8", f"'{objective.method}'", "pass --method kd")
     if weights is not None and (weights / MANIFEST_NAME).exists():
         learnt = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size

@@ -22,7 +22,6 @@ from agridistill.training.result import RunResult, stored_result
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 from agridistill.training.start import require_weights
-from agridistill.training.terms import listens
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def distill(
     _require_startable(folder, fit, resume=resume)
     _require_outside_runs(out, teacher, fit, resume=resume)
     require_known_model(fit.model)
-    if method.uses_teacher and teacher is None:
+    if method.needs and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if teacher is not None:
         # Says now, before the photos are read, whether the teacher can be used.
@@ -114,7 +113,7 @@ def distill(
     if cache and cache_dir is not None:
         require_writable(cache_dir, "--cache-dir", folder=True)
     prepared = _prepare(data, layout, config.data, folder, split_file, earlier_runs(teacher, fit), resume, progress)
-    if teacher is None or not listens(config.objective):
+    if teacher is None or not any(weight for name, weight in config.objective.weights().items() if name != "w_ce"):
         # A teacher that no term listens to is not asked.
         return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
     caches = (cache_dir or RunFolder(teacher).caches) if cache else None

@@ -221,6 +221,14 @@ class ObjectiveSettings:
             value = getattr(self, name)
             _require(value is None or 0 <= value < math.inf, f"a finite objective.{name} of at least 0", value)
 
+    def weights(self) -> dict[str, float]:
+        """The weights of the objective's terms, the method's own where a setting is None; see `Method.weights`."""
+        from agridistill.losses.methods import get_method  # recipes are read without torch
+
+        return get_method(self.method).weights(
+            {name: getattr(self, name) for name in ("w_ce", "w_kd", "w_att", "w_hint")}
+        )
+
 
 @dataclass(frozen=True)
 class TrainConfig:

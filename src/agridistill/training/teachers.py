@@ -13,7 +13,6 @@ from agridistill.models.teacher import HasPixels, LiveTeacher, TeacherKind
 from agridistill.teacher_cache.build import CachedTeacher, Viewing, as_kept, cache_key
 from agridistill.training.module import TeacherSource
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.terms import weights_of
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
@@ -28,7 +27,7 @@ def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, setting
     manifest = read_manifest(teacher / MANIFEST_NAME)
     strides = tuple(sorted({pair.teacher for pair in settings.pairs}))
     per_head = settings.attention == "window" and settings.alignment == "learned"
-    attends = weights_of(settings)["w_att"] > 0
+    attends = settings.weights()["w_att"] > 0
     if caches is None:
         return UncachedTeacher(load_teacher(teacher, strides if attends else (), settings.attention, per_head=per_head))
 
@@ -51,7 +50,7 @@ def hint_source(teacher: Path, settings: ObjectiveSettings) -> LiveTeacher | Non
     It is never cached: features of all channels are a hundred times an attention map, and a stage that takes a quarter
     of the steps asks for few views twice.
     """
-    if not weights_of(settings)["w_hint"]:
+    if not settings.weights()["w_hint"]:
         return None
     strides = tuple(sorted({pair.teacher for pair in settings.pairs}))
     return load_teacher(teacher, strides, "features", per_head=False)
