@@ -23,7 +23,7 @@ from reporting import machine, peak_memory_mb, publish
 
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, read_split, write_split
-from agridistill.teacher_cache.store import read_layout
+from agridistill.teacher_cache import read_document
 
 SIZES = (1_000, 5_000, 50_000)
 TEACHER, STUDENT, IMAGE_SIZE = "swin_nano_patch4_window4_64", "mobilenetv3_small_050", 64
@@ -111,8 +111,8 @@ def measure(photos: Path, work: Path, count: int, teacher: Path) -> dict[str, An
         done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True, env=environment)  # noqa: S603
         row[name] = json.loads(done.stdout.splitlines()[-1])
     training = len(read_split(split).train)
-    layouts = {folder: read_layout(folder) for folder in (teacher / "cache").iterdir()}
-    (cache,) = [folder for folder, layout in layouts.items() if layout is not None and layout.photos == training]
+    documents = {folder: read_document(folder) for folder in (teacher / "cache").iterdir()}
+    (cache,) = [folder for folder, document in documents.items() if document and document[1].photos == training]
     row["cache_bytes"] = (cache / "records.bin").stat().st_size
     return row
 

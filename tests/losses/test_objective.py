@@ -94,7 +94,7 @@ class TestSum:
         assert torch.equal(kd["total"], objective_of("ce")(**alone)["total"])
         assert torch.equal(kd["total"], kd["ce"])
 
-    def test_cross_entropy_without_weight_is_told_but_not_taught(self, batch):
+    def test_cross_entropy_without_weight_is_reported_but_not_taught(self, batch):
         terms = objective_of("kd", w_ce=0.0)(**batch)
         assert terms["ce"] > 0
         assert not terms["ce"].requires_grad
@@ -224,32 +224,32 @@ class TestAlignment:
 
 
 class TestWrongTeacher:
-    def test_other_classes_are_told(self, batch):
+    def test_other_classes_are_reported(self, batch):
         with pytest.raises(
             ModelError, match="a teacher with the student's 5 classes; got one with 7; train the teacher"
         ):
             objective_of("kd")(**batch | {"teacher_logits": torch.randn(4, 7)})
 
-    def test_missing_logits_are_told(self, batch):
+    def test_missing_logits_are_reported(self, batch):
         with pytest.raises(ModelError, match="the teacher's logits for w_kd > 0; got none"):
             objective_of("kd")(**batch | {"teacher_logits": None})
 
     @pytest.mark.parametrize(("maps", "got"), [(None, "none"), ({32: torch.rand(4, 4, 4)}, r"strides \[32\]")])
-    def test_missing_maps_are_told(self, batch, maps, got):
+    def test_missing_maps_are_reported(self, batch, maps, got):
         with pytest.raises(ModelError, match=rf"the teacher's attention maps at stride 16; got {got}"):
             objective_of("at")(**batch | {"teacher_maps": maps})
 
-    def test_missing_features_are_told(self, batch):
+    def test_missing_features_are_reported(self, batch):
         with pytest.raises(ModelError, match="the student's features at stride 16"):
             objective_of("at")(**batch | {"student_features": {}})
 
-    def test_another_batch_is_told(self, batch):
+    def test_another_batch_is_reported(self, batch):
         with pytest.raises(ModelError, match="teacher's maps for the student's 4 photos; got maps for 3"):
             objective_of("at")(**batch | {"teacher_maps": {16: torch.rand(3, 4, 4), 32: torch.rand(4, 4, 4)}})
         with pytest.raises(ModelError, match=r"teacher's logits of shape \(4, 5\); got \(1, 5\)"):
             objective_of("kd")(**batch | {"teacher_logits": torch.randn(1, 5)})
 
-    def test_another_number_of_heads_is_told(self, batch):
+    def test_another_number_of_heads_is_reported(self, batch):
         objective = objective_of(
             "at", pairs=PAIRS[:1], alignment="learned", student_channels=CHANNELS, teacher_maps={16: 3}
         )
@@ -282,6 +282,6 @@ class TestWrongTeacher:
         ({"decay": "cos"}, "a known decay; got 'cos'; did you mean 'cosine'"),
     ],
 )
-def test_a_setting_out_of_range_is_told(settings, message):
+def test_a_setting_out_of_range_is_reported(settings, message):
     with pytest.raises(ConfigError, match=message):
         objective_of("hybrid", **settings)

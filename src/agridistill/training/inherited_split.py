@@ -1,9 +1,8 @@
-"""The runs that a run goes on from: none of the photos that its teacher or its weights have learnt may test it."""
+"""The split of a parent run (the teacher, or the run of --weights), so that no photo it learnt from tests this run."""
 
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,127 +17,93 @@ from agridistill.training.settings import DataSettings, FitSettings
 logger = logging.getLogger(__name__)
 
 
-def earlier_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
-    """The runs whose photos this one must not be tested on, by what they are to it.
+def parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
+    """The runs whose training photos must not test this run, by their role in messages."""
+    runs = {"the teacher": RunFolder(teacher) if teacher else None}
+    runs["the run of --weights"] = run_of(Path(fit.weights)) if fit.weights else None
+    return {name: run for name, run in runs.items() if run is not None and run.splits.exists()}
 
-    The split of the first is taken over on its own data (also where it learnt from a share of the labels and its split
-    names only those photos), and where most photos stand in it, so that a photo more or less does not matter; other
-    photos that happen to have its names keep a split of their own. Wherever one of them learnt photos of the test, a
-    warning says so.
+
+def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
+    """Takes the first parent's split that fits, and warns where a test photo was a training photo of a parent.
+
+    A split fits on the parent's own data, and on data most of whose photos it names; other photos with the same names
+    keep their own split, as does a test that the user chose by a file or by folders.
     """
-    found = {} if teacher is None else {"the teacher": RunFolder(teacher)}
-    if fit.weights:
-        run = run_of(Path(fit.weights))
-        found |= {} if run is None else {"the run of --weights": run}
-    return {name: run for name, run in found.items() if run.splits.exists()}
+    inherited, labelled = "", False
+    for name, run in parents.items() if "test" in prepared.cut else ():
+        labelled = _has_same_labels(run, settings, prepared)
+        found = _with_split_of(run, prepared, named_only=labelled)
+        if found is not None:
+            prepared, inherited = found, name
+            # An earlier version, which did not recognise turned copies, may have made it.
+            tell_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
+            break
+    for name, run in parents.items():
+        if name != inherited:
+            _warn_about_overlap(prepared, read_split(run.splits), name)
+    if settings.labels == 1 or (inherited and labelled):
+        return prepared
+    train, val = (
+        labelled_share(part, settings.labels, seed=settings.split_seed) for part in (prepared.train, prepared.val)
+    )
+    split = replace(prepared.split, train=_paths(train), val=_paths(val))
+    return replace(prepared, train=train, val=val, split=split)
 
 
-def parted_beside(earlier: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
-    """The photos, parted so that none which an earlier run has learnt is in the test, or told to be there.
-
-    Args:
-        earlier: of `earlier_runs`.
-        prepared: with a split of its own.
-        settings: of which the share of labels is drawn.
-    """
-    taken, labelled = "", False
-    # A test that the user chose, by a file or by folders, is obeyed.
-    if "test" in prepared.cut:
-        for name, run in earlier.items():
-            labelled = _labelled_alike(run, settings, prepared)
-            found = _taken_over(prepared, run, named_alone=labelled)
-            if found is not None:
-                prepared, taken = found, name
-                # An earlier version may have made it, which did not know turned copies.
-                tell_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
-                break
-    for name, run in earlier.items():
-        if name != taken:
-            _tell_what_was_learnt(prepared, read_split(run.splits), name)
-    return prepared if taken and labelled else _with_labels(prepared, settings.labels, settings.split_seed)
-
-
-def _labelled_alike(run: RunFolder, settings: DataSettings, prepared: PreparedData) -> bool:
-    """Whether the run's split names the very share of labels that is wanted now."""
-    if settings.labels == 1 or not _learnt_on(run, prepared):
+def _has_same_labels(run: RunFolder, settings: DataSettings, prepared: PreparedData) -> bool:
+    """Whether the run's split names exactly the share of labels of these settings."""
+    if settings.labels == 1 or not _is_same_data(run, prepared):
         return False
-    try:
-        data = tomllib.loads(run.recipe.read_text(encoding="utf-8")).get("data", {})
-    except (OSError, ValueError):
-        return False
+    data = run.read_recipe().get("data", {})
     return (data.get("labels", 1.0), data.get("split_seed", 0)) == (settings.labels, settings.split_seed)
 
 
-def _learnt_on(run: RunFolder, prepared: PreparedData) -> bool:
-    return run.read_environment().get("data_fingerprint") == prepared.fingerprint
+def _is_same_data(run: RunFolder, prepared: PreparedData) -> bool:
+    return bool(run.read_environment().get("data_fingerprint") == prepared.fingerprint)
 
 
-def _taken_over(prepared: PreparedData, run: RunFolder, *, named_alone: bool) -> PreparedData | None:
-    """The photos, parted by an earlier run's split; None where that one is of other photos."""
-    split, learnt_here = read_split(run.splits), _learnt_on(run, prepared)
-    if not learnt_here and not _names_most_of(prepared, split):
-        return None
-    try:
-        found = _with_split(prepared, split, named_alone=named_alone)
-    except DataError:
-        # A few photos of the earlier run, which fill no validation or no test.
-        return None
-    parts = (found.train, found.val, found.test)
-    leaves = [{sample.leaf_id for sample in part} for part in parts]
-    torn = len(set().union(*leaves)) < sum(len(part) for part in leaves)
-    # Other photos of the same names, whose leaves that split knows nothing of.
-    return None if torn and not learnt_here else found
+def _with_split_of(run: RunFolder, prepared: PreparedData, *, named_only: bool) -> PreparedData | None:
+    """The same photos in the run's split; None where that split does not fit.
 
-
-def _with_split(prepared: PreparedData, split: Split, *, named_alone: bool) -> PreparedData:
-    """The same photos, parted by another split.
-
-    A photo that it does not name goes where its leaf is, else to train, or stays away where the named ones alone count.
-
-    Raises:
-        DataError: a part without photos, or a class without any to learn from.
+    A photo that the split does not name follows its leaf, else goes to train; it is left out with `named_only`.
     """
+    split, same_data = read_split(run.splits), _is_same_data(run, prepared)
     samples = sorted((*prepared.train, *prepared.val, *prepared.test), key=lambda sample: sample.path)
     part_of = {path: name for name, paths in split.parts().items() for path in paths}
-    part_of_leaf = {sample.leaf_id: part_of[sample.path] for sample in samples if sample.path in part_of}
+    named = [sample for sample in samples if sample.path in part_of]
+    if not same_data and 2 * len(named) <= len(samples):
+        return None
+    part_of_leaf = {sample.leaf_id: part_of[sample.path] for sample in named}
     parts: dict[str, list[Sample]] = {name: [] for name in SPLIT_NAMES}
-    for sample in samples:
-        if sample.path in part_of or not named_alone:
-            parts[part_of.get(sample.path) or part_of_leaf.get(sample.leaf_id, "train")].append(sample)
+    for sample in named if named_only else samples:
+        parts[part_of.get(sample.path) or part_of_leaf.get(sample.leaf_id, "train")].append(sample)
     train, val, test = (tuple(parts[name]) for name in SPLIT_NAMES)
-    paths = Split(*(tuple(sample.path for sample in part) for part in (train, val, test)))
-    check_parts(prepared.classes, train, val, test)
+    try:
+        check_parts(prepared.classes, train, val, test)
+    except DataError:
+        return None  # a few photos of the parent's, too few for a validation or a test
+    leaves = [{sample.leaf_id for sample in part} for part in (train, val, test)]
+    torn = len(set().union(*leaves)) < sum(len(part) for part in leaves)
+    if torn and not same_data:
+        return None  # other photos of the same names, whose leaves the split does not know
+    paths = Split(_paths(train), _paths(val), _paths(test))
     return replace(prepared, train=train, val=val, test=test, split=paths, cut=frozenset())
 
 
-def _names_most_of(prepared: PreparedData, split: Split) -> bool:
-    known = {path for paths in split.parts().values() for path in paths}
-    samples = (*prepared.train, *prepared.val, *prepared.test)
-    return 2 * sum(sample.path in known for sample in samples) > len(samples)
+def _paths(samples: tuple[Sample, ...]) -> tuple[str, ...]:
+    return tuple(sample.path for sample in samples)
 
 
-def _tell_what_was_learnt(prepared: PreparedData, split: Split, name: str) -> None:
+def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None:
     # By class and file name: the same photos may have been moved into train, val and test.
-    learnt = {_name_of(path) for path in split.train}
-    met = sum(_name_of(sample.path) in learnt for sample in prepared.test)
-    if met:
+    learnt = {Path(path).parts[-2:] for path in split.train}
+    overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
+    if overlap:
         logger.warning(
             "%s was trained on %d of the %d test photos of this split (or on photos of the same names): "
             "the result will be too high",
             name,
-            met,
+            overlap,
             len(prepared.test),
         )
-
-
-def _name_of(path: str) -> str:
-    return "/".join(Path(path).parts[-2:])
-
-
-def _with_labels(prepared: PreparedData, share: float, seed: int) -> PreparedData:
-    """The same photos, of which only a share is learnt from and chosen by."""
-    if share == 1:
-        return prepared
-    train, val = (labelled_share(part, share, seed=seed) for part in (prepared.train, prepared.val))
-    train_paths, val_paths = (tuple(sample.path for sample in part) for part in (train, val))
-    return replace(prepared, train=train, val=val, split=replace(prepared.split, train=train_paths, val=val_paths))
