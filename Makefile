@@ -8,7 +8,7 @@ ENGINES_STAMP := $(VENV)/.engines-installed
 DEMO_DIR ?= demo
 PYTEST_WORKERS ?= 2
 
-.PHONY: help install demo check test test-all peers test-bare torture format clean
+.PHONY: help install demo check test test-all peers test-bare torture docs format clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ test-bare: $(ENGINES_STAMP) ## Run all tests as on a machine with Python, pip an
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	  env -u AGRIDISTILL_DATA PATH="$$($(BIN)/python -m tests.needs "$$folder")" OMP_NUM_THREADS=1 \
 	  $(abspath $(BIN))/python -m pytest --numprocesses $(PYTEST_WORKERS) $(TESTS)
+
+docs: $(STAMP) ## Build the documentation with the API reference into site/.
+	$(BIN)/python -m pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 torture: $(STAMP) ## Kill the field agent 1,000 times over 20,000 detections; needs Mosquitto, about 10 minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.edge.torture

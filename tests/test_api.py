@@ -110,7 +110,7 @@ def test_settings_leave_what_was_passed_as_it_was() -> None:
         (
             "none.toml",
             {},
-            "expected a recipe file or the name of a shipped recipe; got 'none.toml', which does not exist;",
+            "expected a recipe; got 'none.toml', which does not exist; check the path; shipped recipes: ",
         ),
     ],
 )

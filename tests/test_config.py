@@ -157,7 +157,7 @@ def test_a_mistyped_name_of_a_recipe_names_the_nearest() -> None:
         ("objective", "temperature", 0, "a finite objective.temperature above 0; got 0"),
         ("objective", "w_att", -2, "a finite objective.w_att of at least 0; got -2"),
         ("objective", "pairs", [], "at least one pair; got none"),
-        ("objective", "pairs", [{"studnt": 16}], "'studnt' in the recipe; did you mean 'student'"),
+        ("objective", "pairs", [{"studnt": 16}], "'studnt'; did you mean 'student'"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(section: str, key: str, value: object, message: str) -> None:

@@ -6,34 +6,20 @@ the command `distill`), and `compare`, so one file describes a teacher, its stud
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from agridistill.arguments import described, to_path
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError, nearest
-from agridistill.study.plan import (
-    BudgetSettings,
-    CandidateSettings,
-    CompareSettings,
-    SearchSettings,
-    SpaceSettings,
-)
-from agridistill.training.settings import (
-    DataSettings,
-    DistillConfig,
-    FitSettings,
-    ObjectiveSettings,
-    PairSettings,
-    TrainConfig,
-)
+from agridistill.settings_file import build_settings, read_toml, require_known_key, require_known_keys, setting_names
+from agridistill.study.plan import CompareSettings
+from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 
 SECTIONS: Mapping[str, type[Any]] = {
     "data": DataSettings,
@@ -47,13 +33,6 @@ _SECTIONS_OF = {
     "train": ("train", "data", "augmentation"),
     "distill": ("distill", "objective", "data", "augmentation"),
     "compare": ("compare", "data", "augmentation"),
-}
-# Tables within a section, whose keys are checked like a section's own.
-_TABLES: Mapping[tuple[str, str], type[Any]] = {
-    ("objective", "pairs"): PairSettings,
-    ("compare", "budgets"): BudgetSettings,
-    ("compare", "candidates"): CandidateSettings,
-    ("compare", "search"): SearchSettings,
 }
 # In a wheel beside this package's modules, in a checkout at its root.
 _RECIPE_FOLDERS = (Path(__file__).parent / "shipped" / "recipes", Path(__file__).parents[2] / "recipes")
@@ -71,19 +50,9 @@ def read_recipe(recipe: Path | str) -> Recipe:
         ConfigError: not there, no TOML, or an unknown section or key.
     """
     path = _recipe_path(Path(recipe))
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(shipped_recipes())
-        alike = nearest(path.stem, shipped_recipes())
-        known += f"; {alike}" if alike.startswith("did you mean") else ""
-        raise ConfigError(
-            "a recipe file or the name of a shipped recipe",
-            f"'{recipe}', which does not exist",
-            f"check the path; shipped recipes: {known}",
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError("a recipe in TOML", f"'{path}' ({error})", "correct the file") from None
+    alike = nearest(path.stem, shipped_recipes())
+    absent = f"check the path; shipped recipes: {', '.join(shipped_recipes())}"
+    document = read_toml(path, "a recipe", absent=absent + (f"; {alike}" if alike.startswith("did you mean") else ""))
     _check_document(document, f"in '{path}'")
     return document
 
@@ -94,13 +63,12 @@ def _check_document(document: Mapping[str, Any], where: str) -> None:
             raise ConfigError("a known recipe section", f"[{section}] {where}", _section_remedy(str(section)))
         if not isinstance(content, dict):
             raise ConfigError(f"a section [{section}]", f"a single value {where}", "write it as a table")
-        for key in content:
-            _require_key(section, key, where)
+        require_known_keys(SECTIONS[section], content, where, section)
 
 
 def _section_remedy(name: str) -> str:
     """Where a key stands in place of a section, the section that it belongs to."""
-    owner = next((section for section, kind in SECTIONS.items() if name in _keys(kind)), None)
+    owner = next((section for section, kind in SECTIONS.items() if name in setting_names(kind)), None)
     return f"write '{name}' into the section [{owner}]" if owner else nearest(name, SECTIONS)
 
 
@@ -256,41 +224,8 @@ def build_section(kind: type[Any], section: str, recipe: Recipe) -> Any:
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown key.
     """
-    content = recipe.get(section, {})
-    for (owner, name), row in _TABLES.items():
-        given = content.get(name) if owner == section else None
-        _require_tables(row, given, f"{section}.{name}")
-    search = content.get("search") if section == "compare" else None
-    for name, space in (search or {}).get("space", {}).items() if isinstance(search, dict) else ():
-        _require_tables(SpaceSettings, space, f"compare.search.space.{name}")
-    try:
-        # Strict JSON takes no text for a number or a flag, but a list for a tuple and a whole number for a float.
-        return TypeAdapter(kind).validate_json(_as_json(section, content), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in (section, *first["loc"]))
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise ConfigError(f"{key}: {message}", repr(first["input"]), "correct the recipe or the option") from None
-
-
-def _require_tables(kind: type[Any], given: Any, where: str) -> None:
-    """Checks the keys of a table, or of a list of tables; what is neither is told when it is built."""
-    for table in given if isinstance(given, list | tuple) else (given,):
-        for key in table if isinstance(table, dict) else ():
-            _require_known(key, kind, where, "in the recipe")
-
-
-def _as_json(section: str, content: Mapping[str, Any]) -> str:
-    for key, value in content.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"{section}.{key}: text, a finite number, true, false or a list of these",
-                str(value),
-                "correct the recipe or the option",
-            ) from None
-    return json.dumps(content)
+    remedy = "correct the recipe or the option"
+    return build_settings(kind, recipe.get(section, {}), section=section, remedy=remedy)
 
 
 def _locate(command: str, name: str, where: str) -> tuple[str, str]:
@@ -301,12 +236,12 @@ def _locate(command: str, name: str, where: str) -> tuple[str, str]:
         if section not in _SECTIONS_OF[command]:
             used = ", ".join(_SECTIONS_OF[command])
             raise ConfigError(f"a section that {command} uses ({used})", f"'{name}' {where}", "leave it away")
-        _require_key(section, key, where)
+        require_known_key(SECTIONS[section], key, where, section)
         return section, key
     sections = _SECTIONS_OF[command]
-    owners = [section for section in sections if name in _keys(SECTIONS[section])]
+    owners = [section for section in sections if name in setting_names(SECTIONS[section])]
     if not owners:
-        known = [key for section in sections for key in _keys(SECTIONS[section])]
+        known = [key for section in sections for key in setting_names(SECTIONS[section])]
         raise ConfigError("a known recipe key", f"'{name}' {where}", nearest(name, known))
     return owners[0], name
 
@@ -317,16 +252,3 @@ def _value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         # A bare word: names need no quotes on the command line.
         return text
-
-
-def _require_key(section: str, key: str, where: str) -> None:
-    _require_known(key, SECTIONS[section], section, where)
-
-
-def _require_known(key: str, kind: type[Any], section: str, where: str) -> None:
-    if key not in _keys(kind):
-        raise ConfigError(f"a known key of [{section}]", f"'{key}' {where}", nearest(key, _keys(kind)))
-
-
-def _keys(kind: type[Any]) -> list[str]:
-    return [field.name for field in fields(kind)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agridistill.edge.settings import WatchSettings, build_settings, read_secret, read_settings
+from agridistill.edge.settings import WatchSettings, read_secret, read_settings, watch_settings
 from agridistill.errors import ConfigError
 
 WHOLE = """
@@ -102,7 +102,7 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("window_minutes = 0", "window_minutes"),
         ("rules = 3", "rules"),
         ("broker = 'mqtt://x'", "broker"),
-        ("not toml", "settings in TOML"),
+        ("not toml", "a settings file in TOML"),
         ("[webhook]\nurl=['https://hooks.example/SECRET']", r"^(?!.*SECRET).*webhook.url"),
         ("source = ['rtsp://pi:SECRET@camera']", r"^(?!.*SECRET).*source"),
         ("[updates]\nkeys='k'\nevery_hours=0", "every_hours from"),
@@ -124,7 +124,7 @@ def test_a_missing_file_is_told() -> None:
 def test_a_device_without_a_name_takes_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "pi 4.fields/#1")
     assert WatchSettings().device_name == "pi-4-fields-1"
-    assert build_settings({"device": "x"}, where="here").device_name == "x"
+    assert watch_settings({"device": "x"}, where="here").device_name == "x"
 
 
 def test_a_secret_comes_from_its_file_else_from_the_environment(
@@ -144,10 +144,10 @@ def test_a_secret_comes_from_its_file_else_from_the_environment(
 
 
 def test_without_rules_all_ill_classes_are_warned_of_unless_a_setting_turns_that_off() -> None:
-    settings = build_settings({"window_minutes": 90}, where="here")
+    settings = watch_settings({"window_minutes": 90}, where="here")
     (rule,) = settings.rules_for(["rust", "blight"])
     assert (rule.indices(["healthy", "rust", "blight"]), rule.window_minutes) == ([1, 2], 90)
-    assert build_settings({"default_rules": False}, where="here").rules_for(["rust"]) == ()
+    assert watch_settings({"default_rules": False}, where="here").rules_for(["rust"]) == ()
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_without_rules_all_ill_classes_are_warned_of_unless_a_setting_turns_that
     ],
 )
 def test_pictures_are_kept_for_a_page_on_this_device_alone_unless_set(document: dict[str, Any], keeps: bool) -> None:
-    assert build_settings(document, where="here").keeps_thumbnails is keeps
+    assert watch_settings(document, where="here").keeps_thumbnails is keeps
 
 
 def test_a_device_name_that_topics_cannot_hold_is_refused_with_one_that_they_can() -> None:
     with pytest.raises(ConfigError, match=r"got 'Field 1'; for example 'Field-1'"):
-        build_settings({"device": "Field 1"}, where="here")
+        watch_settings({"device": "Field 1"}, where="here")
     with pytest.raises(ConfigError, match="choose another"):
-        build_settings({"device": "///"}, where="here")
+        watch_settings({"device": "///"}, where="here")

@@ -14,9 +14,8 @@ from agridistill.data.inspection import fingerprint, inspect_photos
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, write_split
 from agridistill.errors import ConfigError, DataError, ModelError
-from agridistill.evaluation.class_names import labels_in_model, read_class_names, to_class_names
 from agridistill.evaluation.evidence import gather_evidence
-from agridistill.evaluation.held_out import evaluate_folder
+from agridistill.evaluation.held_out import evaluate_folder, labels_in_model, read_class_names, to_class_names
 from agridistill.evaluation.verdict import judge
 
 MakeBackend = Callable[..., Any]

@@ -19,7 +19,7 @@ from agridistill.errors import ModelError
 from agridistill.exporting.artefact import export
 from agridistill.exporting.flatbuffer import operator_names, output_levels, with_pixel_levels
 from agridistill.exporting.litert import to_litert
-from agridistill.exporting.micro import MicroNeeds, c_sources, micro_needs
+from agridistill.exporting.micro import MicroNeeds, c_sources, micro_needs, require_micro_target, write_sources
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
 from agridistill.models.factory import create_model
 from agridistill.models.normalisation import normalise_batch
@@ -39,6 +39,25 @@ def test_c_sources_hold_the_bytes_and_labels_of_any_name() -> None:
     assert r'"F\303\244ule"' in sources[".c"]
     assert "#define MODEL_2_LEAF_INT8_ARENA_BYTES 1024" in sources[".h"]
     assert "Operators: ADD, CONV_2D" in sources[".h"]
+
+
+def test_names_in_the_c_sources_are_ascii() -> None:
+    sources = c_sources(b"TFL3", NEEDS, "modèle-größe", ("a",))
+    assert "const unsigned char mod_le_gr__e[]" in sources[".c"]
+    assert "#define MOD_LE_GR__E_CLASSES 1" in sources[".h"]
+
+
+def test_a_projects_own_source_is_not_replaced_and_an_earlier_export_is(tmp_path: Path) -> None:
+    out = tmp_path / "main.tflite"
+    write_sources(out, c_sources(b"TFL3", NEEDS, "main", ("a",)))
+    require_micro_target(out, "int8")
+    (tmp_path / "main.c").write_text("int main(void) { return 0; }\n")
+    with pytest.raises(
+        ModelError, match=r"expected 'main.c' free for the model's C source; got another file at .*main.c"
+    ):
+        require_micro_target(out, "int8")
+    with pytest.raises(ModelError, match="another file at"):
+        export(tmp_path / "run", out, precision="int8", micro=True)
 
 
 @pytest.mark.needs("cc")

@@ -62,7 +62,7 @@ def test_it_is_scored_on_its_own_test_split(run: Path, flat: Path, capsys: pytes
     code, out, err = command(capsys, "evaluate", run, flat, "--labels", flat / "labels.csv", "--json")
     assert (code, json.loads(out)["accuracy"]) == (0, stored["accuracy"])
     assert "left out: 1 photo without a label" in err
-    with pytest.raises(DataError, match=r"pass --labels '.*labels.csv'$"):
+    with pytest.raises(DataError, match=r"pass --labels '.*labels.csv', or --flat"):
         agridistill.evaluate(run, flat)
 
 

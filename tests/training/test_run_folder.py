@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from agridistill.errors import RunError
-from agridistill.evaluation.result import EvaluationResult
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.manifest import read_manifest
 from agridistill.training.run import train
 from agridistill.training.run_folder import RunFolder

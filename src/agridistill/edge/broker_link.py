@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 import threading
@@ -15,7 +16,7 @@ from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
 from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.payloads import plot_payload, state_payload
-from agridistill.edge.delivery.published_plots import PublishedPlots, has_folder
+from agridistill.edge.delivery.published_plots import PublishedPlots, plot_folders
 from agridistill.edge.events import AgentState
 from agridistill.edge.settings import BrokerOptions, PageOptions, read_secret
 from agridistill.edge.status.host import is_loopback
@@ -25,6 +26,8 @@ from agridistill.edge.workers import UpdateWorker
 # A state sent every few seconds would cost a device on a mobile network half a megabyte an hour, and each message about
 # a plot becomes a row in Home Assistant's database.
 _TELL_EVERY_S = 60.0
+# Of a network for documentation (RFC 5737): the way there is the way to all others.
+_ELSEWHERE = ("192.0.2.1", 9)
 
 
 class BrokerLink:
@@ -57,6 +60,9 @@ class BrokerLink:
         self._told: tuple[object, ...] = ()
         self._told_at, self._payload = 0.0, b""
         self._plots: dict[str, tuple[float, bytes]] = {}
+        self._folders: frozenset[str] | None = None
+        self._folders_at = -_TELL_EVERY_S
+        self._has_temperature = False
         self._ends = threading.Event()
 
     def state(self) -> dict[str, object]:
@@ -67,8 +73,12 @@ class BrokerLink:
         """What the broker's thread runs."""
 
         def retained() -> Mapping[str, bytes]:
-            state = agent.state
-            reports = [one for one in agent.plots.reports if one.leaves or self._is_there(one.plot)]
+            state, folders = agent.state, self._plot_folders()
+            reports = [
+                one
+                for one in agent.plots.reports
+                if one.leaves or folders is None or one.plot in folders or one.plot in ("", self._plot)
+            ]
             gone = self._published.update({one.plot for one in reports}, forget=self._is_connected())
             told = {self._settings.state_topic: self._state_payload(state)}
             told |= self._plot_payloads(reports)
@@ -90,8 +100,11 @@ class BrokerLink:
 
         return run
 
-    def _is_there(self, plot: str) -> bool:
-        return plot == self._plot or has_folder(self._photos, plot)
+    def _plot_folders(self) -> frozenset[str] | None:
+        # Not every second: that would keep a network drive awake.
+        if time.monotonic() - self._folders_at >= _TELL_EVERY_S:
+            self._folders, self._folders_at = plot_folders(self._photos), time.monotonic()
+        return self._folders
 
     def _state_payload(self, state: AgentState) -> bytes:
         """The state as it was told last, until it is old or says something else that matters."""
@@ -122,7 +135,9 @@ class BrokerLink:
 
     def _facts(self, state: AgentState) -> DeviceFacts:
         model = " ".join(str(state.model.get(key) or "") for key in ("name", "version")).strip()
-        return DeviceFacts(model, self._page_url(), state.processor_celsius is not None)
+        # A sensor that sleeps for a moment is there: Home Assistant shows its value as unknown.
+        self._has_temperature |= state.processor_celsius is not None
+        return DeviceFacts(model, self._page_url(), self._has_temperature)
 
 
 def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], str | None]:
@@ -133,18 +148,34 @@ def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], 
 
     def address() -> str | None:
         if not known:
-            # By which this device reaches the broker; nothing is sent.
-            try:
-                family, kind, proto, _, peer = socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_DGRAM)[0]
-                with socket.socket(family, kind, proto) as probe:
-                    probe.connect(peer)
-                    known.append(str(probe.getsockname()[0]))
-            except OSError:
+            # A broker on this very machine is reached by an address that no other machine can open.
+            for peer in ((broker.host, broker.port), _ELSEWHERE):
+                found = _own_address(*peer)
+                if found is not None and not _is_for_us_alone(found):
+                    known.append(found)
+                    break
+            else:
                 return None
         host = known[0]
         return f"http://{f'[{host}]' if ':' in host else host}:{page.port}/"
 
     return address
+
+
+def _own_address(host: str, port: int) -> str | None:
+    """By which this device reaches another one; nothing is sent."""
+    try:
+        family, kind, proto, _, peer = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(peer)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _is_for_us_alone(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return found.is_loopback or found.is_link_local
 
 
 def _broker_settings(options: BrokerOptions, device: str) -> BrokerSettings:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Literal
 
 from agridistill.arguments import require_threads
 from agridistill.edge.alerts.defaults import default_rules
@@ -21,7 +17,8 @@ from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.status.host import is_loopback
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.messages import OutboxLimits
-from agridistill.errors import ConfigError, nearest
+from agridistill.errors import ConfigError
+from agridistill.settings_file import build_settings, read_toml
 
 _DAY_S = 86_400.0
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -215,16 +212,11 @@ def read_settings(path: Path) -> WatchSettings:
     Raises:
         ConfigError: not there, no TOML, an unknown key (the nearest known one is named) or a wrong value.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("a settings file", f"'{path}', which does not exist", "check the path") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError("settings in TOML", f"'{path}' ({error})", "correct the file") from None
-    return build_settings(document, where=f"'{path}'", folder=path.parent)
+    document = read_toml(path, "a settings file")
+    return watch_settings(document, where=f"'{path}'", folder=path.parent)
 
 
-def build_settings(document: Mapping[str, Any], *, where: str, folder: Path | None = None) -> WatchSettings:
+def watch_settings(document: Mapping[str, Any], *, where: str, folder: Path | None = None) -> WatchSettings:
     """Settings from what a TOML file holds.
 
     Args:
@@ -235,22 +227,8 @@ def build_settings(document: Mapping[str, Any], *, where: str, folder: Path | No
     Raises:
         ConfigError: an unknown key or a wrong value.
     """
-    _require_keys(WatchSettings, document, where, "")
-    try:
-        text = json.dumps(document, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("text, finite numbers, true and false", f"{error} in {where}", "correct it") from None
-    try:
-        # Strict JSON takes no text for a number or a flag, but a list for a tuple and a whole number for a float.
-        settings = TypeAdapter(WatchSettings).validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        # Addresses often hold a token or a password.
-        is_hidden = bool(set(first["loc"]) & _ADDRESSES) or isinstance(first["input"], dict)
-        got = "something else" if is_hidden else repr(first["input"])
-        raise ConfigError(f"{key}: {message}", f"{got} in {where}", "correct it") from None
+    # Addresses often hold a token or a password.
+    settings = build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
     return _from_folder(settings, folder) if folder is not None else settings
 
 
@@ -271,21 +249,6 @@ def read_secret(file: Path | None, variable: str) -> str | None:
     if not secret:
         raise ConfigError("a file with a secret", f"'{file}', which is empty", "write the secret into it")
     return secret
-
-
-def _require_keys(kind: type[Any], table: Any, where: str, section: str) -> None:
-    if not isinstance(table, dict):
-        return  # told when it is built
-    hints = get_type_hints(kind)
-    known = [item.name for item in fields(kind)]
-    for key, value in table.items():
-        if key not in known:
-            told = f"a known key of [{section}]" if section else "a known key"
-            raise ConfigError(told, f"'{key}' in {where}", nearest(key, known))
-        inner = next((part for part in (hints[key], *get_args(hints[key])) if is_dataclass(part)), None)
-        for row in value if isinstance(value, list) else [value]:
-            if isinstance(inner, type):
-                _require_keys(inner, row, where, f"{section}.{key}" if section else key)
 
 
 def _from_folder(value: Any, folder: Path) -> Any:

@@ -25,10 +25,9 @@ from agridistill.evaluation.answering import FEW_PHOTOS, Answering, fit_answerin
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
-from agridistill.evaluation.metrics import accuracy_interval
+from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
 from agridistill.evaluation.representative import representative_batches
-from agridistill.evaluation.selective import AbstentionPoint
-from agridistill.exporting.micro import c_sources, micro_needs, write_sources
+from agridistill.exporting.micro import c_sources, micro_needs, require_micro_target, write_sources
 from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models.complexity import complexity
@@ -137,8 +136,8 @@ def export(
         raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
     require_writable(out)
     _require_own_manifest(out)
-    if micro and (out.suffix, precision) != (".tflite", "int8"):
-        raise ModelError("an int8 .tflite file for micro", f"{precision} '{out.name}'", "pass --precision int8")
+    if micro:
+        require_micro_target(out, precision)
     if batch is not None and (batch != 1 or out.suffix != ".onnx"):
         raise ModelError("a batch of 1, of an .onnx file", f"{batch} for '{out.name}'", "leave --batch out")
     _require_converter(out.suffix)

@@ -17,6 +17,7 @@ from agridistill.storage import write_text
 
 _BYTES_A_LINE = 12
 _ALIGNMENT = 16
+_MARK = "/* Written by agridistill export. */\n"
 _MOST_ARENA = 256 << 20
 _ASK = (
     "import sys; from tflite_micro.python.tflite_micro import runtime; "
@@ -71,14 +72,15 @@ def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, 
     Returns:
         The texts of `NAME.h` and `NAME.c` by their suffix.
     """
-    symbol = re.sub(r"\W", "_", name)
+    # Letters of other languages are no part of a name for most compilers of microcontrollers.
+    symbol = re.sub(r"\W", "_", name, flags=re.ASCII)
     symbol = f"model_{symbol}" if symbol[:1].isdigit() else symbol
     rows = (content[at : at + _BYTES_A_LINE] for at in range(0, len(content), _BYTES_A_LINE))
     numbers = "\n".join("    " + " ".join(f"0x{byte:02x}," for byte in row) for row in rows)
     labels = "\n".join(f"    {_c_text(each)}," for each in classes)
     arena = "" if needs.arena_bytes is None else f"#define {symbol.upper()}_ARENA_BYTES {needs.arena_bytes}\n"
     header = (
-        "#pragma once\n#include <stddef.h>\n#include <stdint.h>\n\n"
+        f"{_MARK}#pragma once\n#include <stddef.h>\n#include <stdint.h>\n\n"
         f"/* Input uint8 pixels (1, height, width, 3), RGB. Operators: {', '.join(needs.operators)}. */\n"
         f"#define {symbol.upper()}_CLASSES {len(classes)}\n{arena}"
         f"/* logit = (level - zero point) * scale */\n"
@@ -90,7 +92,7 @@ def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, 
         "#ifdef __cplusplus\n}\n#endif\n"
     )
     source = (
-        f'#include "{name}.h"\n\n'
+        f'{_MARK}#include "{name}.h"\n\n'
         f"#ifdef __cplusplus\nalignas({_ALIGNMENT})\n#else\n_Alignas({_ALIGNMENT})\n#endif\n"
         f"const unsigned char {symbol}[] = {{\n{numbers}\n}};\n"
         f"const size_t {symbol}_bytes = sizeof({symbol});\n"
@@ -122,6 +124,27 @@ def _arena_bytes(content: bytes) -> int | None:
         reason = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
         raise ModelError("a model that TensorFlow Lite Micro can allocate", reason, "report it with the versions")
     return -(-int(found[1]) // _ALIGNMENT) * _ALIGNMENT
+
+
+def require_micro_target(out: Path, precision: str) -> None:
+    """Checks what is to be written, before anything is made for it.
+
+    Args:
+        out: `NAME.tflite`, beside which `NAME.c` and `NAME.h` will stand.
+        precision: of the file.
+
+    Raises:
+        ModelError: no int8 `.tflite` file, or a source of that name that no export has written.
+    """
+    if (out.suffix, precision) != (".tflite", "int8"):
+        raise ModelError("an int8 .tflite file for micro", f"{precision} '{out.name}'", "pass --precision int8")
+    for path in (out.with_suffix(suffix) for suffix in (".c", ".h")):
+        if path.exists() and not (path.is_file() and path.read_bytes().startswith(_MARK.encode())):
+            raise ModelError(
+                f"'{path.name}' free for the model's C source",
+                f"another file at '{path}'",
+                "choose another name or folder",
+            )
 
 
 def write_sources(out: Path, sources: dict[str, str]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from agridistill.errors import ModelError
+from agridistill.errors import MissingExtraError, ModelError
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
 
@@ -25,11 +25,13 @@ class OnnxRuntimeBackend:
         threads: of one prediction; 0 takes one for each core.
 
     Raises:
+        MissingExtraError: the engine is not installed, or does not load on this machine.
         ModelError: the engine cannot run the file.
     """
 
     def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0) -> None:
         self.manifest = manifest
+        onnxruntime = _engine()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -50,7 +52,20 @@ class OnnxRuntimeBackend:
         return np.concatenate(parts).astype(np.float32, copy=False)
 
 
-def _require_pixels(session: onnxruntime.InferenceSession, path: Path, size: int) -> tuple[str, int]:
+def _engine() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:  # also of a library that needs a newer system
+        got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
+        raise MissingExtraError(
+            "ONNX Runtime, to run an .onnx file",
+            got,
+            "pip install onnxruntime, on 64-bit Linux with glibc, macOS or Windows",
+        ) from None
+    return onnxruntime
+
+
+def _require_pixels(session: Any, path: Path, size: int) -> tuple[str, int]:
     """The input's name, and how many photos it is given at once."""
     inputs = session.get_inputs()
     shape = list(inputs[0].shape)[1:] if inputs else []

@@ -12,10 +12,9 @@ from agridistill.data.prepare import PreparedData
 from agridistill.data.splits import read_split
 from agridistill.errors import AgriDistillError, RunError
 from agridistill.evaluation.answering import fit_answering
-from agridistill.evaluation.evaluate import evaluate, predict_logits
+from agridistill.evaluation.evaluate import EvaluationResult, evaluate, predict_logits
 from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.learning import read_learning
-from agridistill.evaluation.result import EvaluationResult
 from agridistill.evaluation.verdict import judge
 from agridistill.manifest import ModelManifest, read_manifest
 from agridistill.models.complexity import complexity

@@ -79,6 +79,20 @@ def test_photos_of_several_days_that_come_at_once_are_not_one_hour(path: Path) -
         assert made.health[0].seen_s == pytest.approx(time.time() - DAY_S, abs=5)
 
 
+def test_a_plot_of_old_photos_has_the_same_age_after_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrival_s = time.time()
+    with History(path) as history:
+        made = plots(history)
+        see(made, history, late(1, 0.9, 20), late(2, 0.9, 10), late(3, 0.9, 12), late(4, 0.9, 40, plot="archive"))
+        before = [(report.plot, report.seen_s) for report in made.reports]
+    assert before == [("north", pytest.approx(arrival_s - 10 * DAY_S, abs=5))]
+    monkeypatch.setattr(time, "time", lambda: arrival_s + DAY_S)
+    with History(path) as history:
+        assert [(report.plot, report.seen_s) for report in plots(history).reports] == [
+            ("north", pytest.approx(arrival_s - 10 * DAY_S, abs=5))
+        ]
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 3, 1)])
 def test_photos_of_one_hour_of_last_week_warn_when_they_come_in_any_order(path: Path, order: tuple[int, ...]) -> None:
     def mixed() -> Iterator[Detection]:

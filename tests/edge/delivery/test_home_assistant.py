@@ -18,7 +18,7 @@ from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.payloads import plot_payload, state_payload
-from agridistill.edge.delivery.published_plots import PublishedPlots, has_folder
+from agridistill.edge.delivery.published_plots import PublishedPlots, plot_folders
 from agridistill.edge.events import Alert
 from agridistill.edge.settings import BrokerOptions, PageOptions
 from agridistill.edge.store.outbox import Outbox
@@ -93,6 +93,7 @@ def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
     found = json.loads(plot_payload(PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares)))
     assert (found["condition"], found["leaves"], found["ill_leaves"], found["ill_share"]) == ("Late blight", 10, 5, 0.5)
     assert (found["label"], found["probability"]) == ("Late_blight", 0.3)
+    assert found["schema"] == 2, "readers of version 1 take the label for the pooled one, which is never null"
     idle = json.loads(plot_payload(PlotReport("north", 9.0)))
     assert (idle["condition"], idle["leaves"], idle["label"], idle["shares"]) == ("No recent leaves", 0, None, {})
 
@@ -131,6 +132,15 @@ def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypat
     assert len(set(leaves)) == 4
 
 
+def test_a_thermometer_that_sleeps_for_a_moment_is_not_described_anew(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(outbox, monkeypatch)
+    for celsius, is_there in ((None, False), (54.0, True), (None, True)):
+        link.agent.state = state(processor_celsius=celsius)
+        assert ("temperature" in link.told()[TOPIC]["cmps"]) == is_there
+
+
 def test_an_alert_is_told_at_once(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(outbox, monkeypatch)
     assert link.told()["farm/pi/state"]["alerts"] == []
@@ -159,11 +169,23 @@ def test_a_plot_that_is_gone_is_cleared_also_after_a_restart(
 
 
 def test_an_empty_or_missing_folder_takes_no_plot_away(tmp_path: Path) -> None:
-    assert has_folder(tmp_path, "north")
-    assert has_folder(tmp_path / "missing", "north")
-    assert has_folder(None, "north")
+    assert plot_folders(tmp_path) is None
+    assert plot_folders(tmp_path / "missing") is None
+    assert plot_folders(None) is None
     (tmp_path / "south").mkdir()
-    assert not has_folder(tmp_path, "north")
+    assert plot_folders(tmp_path) == {"south"}
+
+
+def test_the_photos_folder_is_looked_into_once_a_minute(
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path | None] = []
+    monkeypatch.setattr(broker_link, "plot_folders", lambda photos: looks.append(photos))
+    link = Link(outbox, monkeypatch, photos=tmp_path)
+    for _ in range(121):
+        link.told(*(PlotReport(f"plot {number}", 1.0) for number in range(5)))
+        link.clock += 1
+    assert len(looks) == 3
 
 
 def test_what_was_cleared_long_ago_is_forgotten(tmp_path: Path) -> None:
@@ -183,8 +205,20 @@ def test_what_was_cleared_long_ago_is_forgotten(tmp_path: Path) -> None:
         (None, None),
         (PageOptions(), None),
         (PageOptions(host="192.0.2.7"), "http://192.0.2.7:8571/"),
-        (PageOptions(host="0.0.0.0", port=80), "http://127.0.0.1:80/"),  # noqa: S104
+        (PageOptions(host="0.0.0.0", port=80), "http://10.0.0.7:80/"),  # noqa: S104
     ],
 )
-def test_the_pages_address_is_one_that_others_can_open(page: PageOptions | None, address: str | None) -> None:
-    assert broker_link._page_url(page, BrokerSettings("127.0.0.1"))() == address
+@pytest.mark.parametrize("by_broker", ["127.0.0.1", "::1", "fe80::1%eth0", None, "10.0.0.7"])
+def test_the_pages_address_is_one_that_others_can_open(
+    page: PageOptions | None, address: str | None, by_broker: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_peer = {"farm": by_broker, "192.0.2.1": "10.0.0.7"}
+    monkeypatch.setattr(broker_link, "_own_address", lambda host, port: by_peer[host])
+    assert broker_link._page_url(page, BrokerSettings("farm"))() == address
+
+
+def test_a_device_without_a_network_has_no_address_for_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_link, "_ELSEWHERE", ("127.0.0.1", 9))
+    page = PageOptions(host="0.0.0.0")  # noqa: S104
+    assert broker_link._page_url(page, BrokerSettings("127.0.0.1"))() is None
+    assert broker_link._own_address("127.0.0.1", 9) == "127.0.0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.test_heic import HEIC
 
 from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.photo_time import photo_time
@@ -60,6 +62,26 @@ def in_kampala(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_photo_says_when_it_was_taken(tmp_path: Path, tags: dict[int, str], kind: str) -> None:
     assert photo_time(saved(tmp_path / "a", tags, kind), NOW) == (NOON, "")
+
+
+def heic_taken(text: str) -> bytes:
+    """The HEIC photo of another test with a time in its EXIF."""
+    exif = Image.Exif()
+    exif[WRITTEN] = text
+    block = b"\0\0\0\x06" + exif.tobytes()
+    extent = struct.pack(">HHIHI", 2, 0, len(HEIC) - 36, 1, 0)  # of the EXIF in the photo's list of items
+    place, mdat = HEIC.index(extent) + len(extent), HEIC.index(b"mdat") - 4
+    made = bytearray(HEIC[:-36] + block)
+    made[place : place + 4] = struct.pack(">I", len(block))
+    made[mdat : mdat + 4] = struct.pack(">I", len(made) - mdat)
+    return bytes(made)
+
+
+@pytest.mark.needs("heic")
+@pytest.mark.usefixtures("in_kampala")
+def test_a_phones_heic_photo_says_when_it_was_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(heic_taken("2026:05:12 15:00:00"))
+    assert photo_time(tmp_path / "a.heic", NOW) == (NOON, "")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,13 +109,13 @@ class Plots:
             known,
             clock_s=time.monotonic(),
             now_s=time.time(),
-            seen_s=_seen_s(history, {alert.plot for alert, _ in known}),
+            seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
             elsewhere=_known(history, own=False),
         )
         self._late: set[str] = set()  # plots with photos that count by their own time
         self._views: dict[str, PlotView] = {}
         self._health: dict[str, PlotHealth] = {}
-        self._seen = _seen_s(history, history.plots())
+        self._seen = _by_plot(history.newest_leaf_s, history.plots())
         self._restore(window_s)
 
     @property
@@ -239,6 +239,6 @@ def _known(history: History, *, own: bool) -> list[tuple[Alert, float]]:
     return history.alerts_told(state="open", limit=_RESTORED, own=own) + ended
 
 
-def _seen_s(history: History, plots: Iterable[str]) -> dict[str, float]:
-    last = {plot: history.last_s(plot, _COUNTED) for plot in plots}
-    return {plot: at_s for plot, at_s in last.items() if at_s is not None}
+def _by_plot(ask: Callable[[str, Collection[Verdict]], float | None], plots: Iterable[str]) -> dict[str, float]:
+    found = {plot: ask(plot, _COUNTED) for plot in plots}
+    return {plot: at_s for plot, at_s in found.items() if at_s is not None}

@@ -61,6 +61,7 @@ class Allowance:
         self._pauses: dict[_Key, float] = {}
         self._suspect: _Key | None = None
         self._taken: set[str] = set()
+        self._taken_levels: set[str] = set()
 
     def announced(self, *, retain: bool = True, qos: int = 1, largest_bytes: int | None = None) -> None:
         """Takes over what the broker announces when it accepts or refuses a connection."""
@@ -93,7 +94,8 @@ class Allowance:
 
     def may_send(self, topic: str, seq: int | None = None) -> bool:
         """Whether a message, or a subscription, was not refused lately."""
-        return (topic, None) not in self._due and (seq is None or (topic, seq) not in self._due)
+        refused = (topic, None), (_level(topic), None), (topic, seq)
+        return not any(key in self._due for key in refused)
 
     @property
     def leaves_out(self) -> bool:
@@ -114,19 +116,22 @@ class Allowance:
             self._suspect = None
         if item.seq is not None:
             self._taken.add(item.topic)
-        known = [each for each in (key, (item.topic, None)) if self._pauses.pop(each, None) is not None]
+        else:
+            self._taken_levels.add(_level(item.topic))
+        keys = key, (item.topic, None), (_level(item.topic), None)
+        known = [each for each in keys if self._pauses.pop(each, None) is not None]
         if known:
             logger.warning("the broker %s takes '%s' again", self.where, item.topic)
 
-    def refused(self, item: UnderWay, reason: str, *, this_alone: bool = False) -> None:
+    def refused(self, item: UnderWay, reason: str, *, key: _Key | None = None) -> None:
         """The broker refused something: it is left out for a while.
 
         Args:
             item: that was refused.
             reason: for the log.
-            this_alone: only this message of the outbox, not its topic.
+            key: what is left out; None for the topic.
         """
-        key = item.topic, item.seq if this_alone else None
+        key = key or (item.topic, None)
         pause = self._pauses.get(key, 0.0)
         self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_S) if pause else _FIRST_PAUSE_S
         self._due[key] = time.monotonic() + self._pauses[key]
@@ -136,7 +141,7 @@ class Allowance:
             # One for a device's own topics, one for Home Assistant's: each further one would say the same.
             group = item.topic.partition("/")[0]
             told = f"the broker refuses '{item.topic}' ({reason}): it and others like it are left out; {_ADVICE}"
-        elif this_alone:
+        elif key[1] is not None:
             group = "message"
             told = (
                 f"the broker {self.where} does not take a message on '{item.topic}' ({reason}): it waits in the outbox "
@@ -160,13 +165,12 @@ class Allowance:
         if len(under_way) != 1:
             return False
         (item,) = under_way
-        key = item.topic, item.seq
-        this_alone = item.seq is not None and item.topic in self._taken
-        if key != self._suspect and (item.topic, item.seq if this_alone else None) not in self._pauses:
-            self._suspect = key
+        suspect, key = (item.topic, item.seq), self._key_of(item)
+        if suspect != self._suspect and key not in self._pauses:
+            self._suspect = suspect
             return False
         self._suspect = None
-        self.refused(item, f"{reason}, each time it is sent", this_alone=this_alone)
+        self.refused(item, f"{reason}, each time it is sent", key=key)
         return True
 
     @property
@@ -178,6 +182,23 @@ class Allowance:
         """The broker cannot be reached: then the last connection ended for that, and not because of a message."""
         self._suspect = None
 
+    def _key_of(self, item: UnderWay) -> _Key:
+        """What is left out where a connection ends for this: a message, its topic, or all topics beside it.
+
+        The last where another one of them was refused before, and none was ever taken: each denied plot would cost two
+        connections, and each end is an "offline" for Home Assistant.
+        """
+        level = _level(item.topic)
+        beside = {topic for topic, seq in self._pauses if seq is None and _level(topic) == level} - {item.topic}
+        if item.seq is None and not item.is_subscription and level not in self._taken_levels and beside:
+            return level, None
+        return item.topic, item.seq if item.topic in self._taken else None
+
     def _warn_once(self, group: str, line: str) -> None:
         logger.log(logging.INFO if group in self._reported else logging.WARNING, "%s", line)
         self._reported.add(group)
+
+
+def _level(topic: str) -> str:
+    """The topic that stands for all topics beside one."""
+    return topic.rpartition("/")[0] + "/+"

@@ -13,7 +13,8 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from agridistill.edge.delivery.allowance import Allowance
 from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.mqtt_session import LostError, OldProtocolError, Session, TermsError
+from agridistill.edge.delivery.lost import LostError, OldProtocolError, RefusedError, TermsError, UnansweredError
+from agridistill.edge.delivery.mqtt_session import Session
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 # Two devices of one name throw each other out: what does not last so long does not shorten the pauses.
 _STEADY_S = 20.0
+# In a row, by a broker that spoke MQTT 5 before: a lost connection shows no other version.
+_MOST_UNANSWERED = 3
 
 
 class MqttPublisher:
@@ -53,7 +56,9 @@ class MqttPublisher:
         self.outbox, self.settings, self._retained = outbox, settings, retained
         self._commands = dict(commands or {})
         self._connected = False
-        self._told_lost = self._told_old = False
+        self._told: set[str] = set()  # kinds of trouble since the broker was there
+        self._told_old = self._spoke_new = False
+        self._unanswered = 0
         self._allowance = Allowance(self._where)
         self._tls = _tls_context(settings)
 
@@ -79,14 +84,24 @@ class MqttPublisher:
                         pause = _FIRST_PAUSE_S
                 session.say_goodbye()
             except OutboxError as error:
-                self._tell_trouble(f"nothing goes to the broker {self._where}: {error}", stop)
+                self._tell_trouble("disk", f"nothing goes to the broker {self._where}: {error}", stop)
+            except RefusedError as error:
+                self._allowance.unreachable()
+                self._tell_trouble(
+                    "refused",
+                    f"the broker {self._where} refuses the device ({error}): messages wait in the outbox; check user "
+                    "name, password and certificate",
+                    stop,
+                )
             except (LostError, OSError, UnicodeError) as error:
                 if session is None:
                     self._allowance.unreachable()
                 if session is not None and session.explain_end():
                     logger.info("the connection to the broker %s ended (%s)", self._where, error)
                 else:
-                    self._tell_trouble(f"the broker {self._where} is away ({error}): messages wait in the outbox", stop)
+                    self._tell_trouble(
+                        "away", f"the broker {self._where} is away ({error}): messages wait in the outbox", stop
+                    )
             finally:
                 self._connected = False
                 if session is not None:
@@ -103,10 +118,17 @@ class MqttPublisher:
         """A connection by MQTT 5, else by 3.1.1."""
         while True:
             try:
-                return self._opened_by(MQTTProtocolVersion.MQTTv5)
+                session = self._opened_by(MQTTProtocolVersion.MQTTv5)
+                self._spoke_new, self._unanswered = True, 0
+                return session
             except TermsError:
                 continue  # with another last will; a broker has two reasons at most
             except OldProtocolError:
+                break
+            except UnansweredError:
+                self._unanswered += 1
+                if self._spoke_new and self._unanswered < _MOST_UNANSWERED:
+                    raise
                 break
         session = self._opened_by(MQTTProtocolVersion.MQTTv311)
         if not self._told_old:
@@ -127,15 +149,15 @@ class MqttPublisher:
             raise
         return session
 
-    def _tell_trouble(self, line: str, stop: threading.Event) -> None:
-        if not self._told_lost and not stop.is_set():
+    def _tell_trouble(self, kind: str, line: str, stop: threading.Event) -> None:
+        if kind not in self._told and not stop.is_set():
             logger.warning("%s", line)
-            self._told_lost = True
+            self._told.add(kind)
 
     def _tell_back(self) -> None:
-        if self._told_lost:
+        if self._told:
             logger.warning("the broker %s is back", self._where)
-            self._told_lost = False
+            self._told.clear()
 
     @property
     def _where(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from agridistill.edge.delivery.allowance import Allowance, UnderWay
 from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.delivery.lost import LostError, OldProtocolError, RefusedError, TermsError, UnansweredError
 from agridistill.edge.delivery.mqtt_client import CONNECT_S, OFFLINE, ONLINE, create_client, hang_up, let_go
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import OutboxError
@@ -31,18 +31,10 @@ _LONGEST_ORDER_BYTES = 2_000_000
 _SKIMMED = 200
 # Reason codes of MQTT 5.
 _NO_RETAIN, _NO_QOS = 0x9A, 0x9B
-
-
-class LostError(Exception):
-    """The connection ended, or never came to be."""
-
-
-class OldProtocolError(LostError):
-    """The broker does not answer in MQTT 5."""
-
-
-class TermsError(LostError):
-    """The broker refuses the last will for its quality of service or its being retained; the allowance knows now."""
+# Client id, user or password, rights, a ban, the way to log in: all others are about the broker.
+_ABOUT_THE_DEVICE = (0x85, 0x86, 0x87, 0x8A, 0x8C)
+# Busy, shutting down, silence, another device of this name, an operator, another server, too many connections.
+_ABOUT_NO_MESSAGE = (0x89, 0x8B, 0x8D, 0x8E, 0x98, 0x9C, 0x9D, 0x9F, 0xA0)
 
 
 class Session:
@@ -70,8 +62,8 @@ class Session:
     ) -> None:
         self._outbox, self._settings, self._retained, self._commands = outbox, settings, retained, commands
         self._window, self._allowance = settings.inflight, allowance or Allowance()
-        self._took_one = self._has_greeted = False
-        self._to_tell: deque[tuple[str, bytes | None]] = deque()
+        self._took_one = self._has_greeted = self._is_outboxs_turn = False
+        self._to_tell: dict[str, bytes | None] = {}
         self._told: dict[str, bytes] = {}
         self._tell_at, self._tell_all_at = 0.0, time.monotonic() + _TELL_ALL_EVERY_S
         self._under_way: dict[int, UnderWay] = {}
@@ -80,6 +72,7 @@ class Session:
         self._last_sent, self._starts_over = 0, False
         self._refused: ReasonCode | None = None
         self._ended = ""
+        self._ends_for_a_message = True
         self._accepted = self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.is_proven = False
@@ -96,15 +89,16 @@ class Session:
         """Connects, and begins to tell what has to be retained.
 
         Raises:
-            OldProtocolError: it does not answer in MQTT 5.
+            OldProtocolError, UnansweredError: it does not answer in MQTT 5.
+            RefusedError: it refuses the device.
             TermsError: it refuses the last will; another try has another one.
-            LostError: it does not answer, or refuses the user.
+            LostError: it does not answer.
             OSError: nobody is there.
         """
         self._client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s)
         deadline = time.monotonic() + CONNECT_S
         # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know, or is silent (amqtt).
-        unanswered = OldProtocolError if self._is_new else LostError
+        unanswered = UnansweredError if self._is_new else LostError
         while not self._accepted:
             try:
                 self._loop()
@@ -115,8 +109,7 @@ class Session:
             if time.monotonic() > deadline:
                 raise unanswered("no answer")
         # What may be denied comes last: a broker that closes the connection then does so behind what matters.
-        self._to_tell.append((self._settings.status_topic, ONLINE))
-        self._to_tell.extend((topic, None) for topic in self._commands if self._allowance.may_send(topic))
+        self._to_tell[self._settings.status_topic] = ONLINE
         self._look_what_to_tell()
 
     def step(self) -> None:
@@ -148,20 +141,26 @@ class Session:
         That is so behind a refusal, and where it was closed with messages under way: either one of them was the cause,
         which the next time will show, or the broker is away, which the next attempt will show.
         """
-        under_way = list(self._under_way.values())
+        under_way = list(self._under_way.values()) if self._ends_for_a_message else []
         is_reported = self._allowance.ended(under_way, self._ended or "it closes the connection")
         return is_reported or self._was_refused or (bool(under_way) and not self._ended)
 
     def say_goodbye(self) -> None:
-        """Waits a little for what is under way, and says that the device is off by its own will."""
+        """Waits a little for what is under way, and says that the device is off by its own will.
+
+        Where there is no time for that, `close` leaves it to the last will.
+        """
         self._look_what_to_tell()
-        self._to_tell.append((self._settings.status_topic, OFFLINE))
+        self._to_tell.pop(self._settings.status_topic, None)  # it comes last
+        self._to_tell[self._settings.status_topic] = OFFLINE
         deadline = time.monotonic() + _GOODBYE_S
         while (self._under_way or self._to_tell) and time.monotonic() < deadline:
             if not self._under_way:
                 self._tell_next()
             self._ask_for_proof()
             self._loop()
+        if self._under_way or self._to_tell:
+            return
         self._said_goodbye = True
         self._client.disconnect()
         for _ in range(5):
@@ -180,28 +179,39 @@ class Session:
         let_go(self._client)
 
     def _look_what_to_tell(self) -> None:
-        """Retained topics that the broker does not know yet as they are."""
+        """Orders that are not subscribed to, and retained topics that the broker does not know yet as they are."""
         now = time.monotonic()
         self._starts_over |= self._allowance.offers_again()
         if not self._allowance.retain and now >= self._tell_all_at:
             self._tell_all_at = now + _TELL_ALL_EVERY_S
             self._told.clear()
-            self._to_tell.append((self._settings.status_topic, ONLINE))
-        for topic, payload in self._retained().items():
+            self._to_tell[self._settings.status_topic] = ONLINE
+        for topic in self._commands:
+            if topic not in self._told and self._allowance.may_send(topic):
+                self._to_tell[topic], self._told[topic] = None, b""
+        retained = self._retained()
+        for topic, payload in retained.items():
             if self._told.get(topic) != payload and self._allowance.may_send(topic):
                 if self._allowance.fits(topic, payload):
-                    self._to_tell.append((topic, payload))
+                    self._to_tell[topic] = payload
                 self._told[topic] = payload
+        # An alert's state does not wait behind the plots that wait already.
+        order = (self._settings.status_topic, *self._commands, *retained)
+        first = {topic: self._to_tell[topic] for topic in order if topic in self._to_tell}
+        self._to_tell = first | self._to_tell
         self._tell_at = now + _TELL_EVERY_S
 
     def _send(self) -> None:
         if any(each.seq is None for each in self._under_way.values()):
             return
         # First "online", then the outbox's first message: what may be denied waits until the broker takes that one.
-        if not self._to_tell or (self._has_greeted and not self._took_one):
+        # Then in turns: the state of many plots over a slow line must not hold back detections and alerts.
+        if not self._to_tell or (self._has_greeted and (self._is_outboxs_turn or not self._took_one)):
             self._send_from_outbox()
+            self._is_outboxs_turn = False
         if self._to_tell and not self._under_way:
             self._tell_next()
+            self._is_outboxs_turn = True
 
     def _send_from_outbox(self) -> None:
         if self._starts_over and not self._under_way:
@@ -227,7 +237,8 @@ class Session:
 
     def _tell_next(self) -> None:
         """One retained message or subscription, alone under way for the same reason."""
-        topic, payload = self._to_tell.popleft()
+        topic = next(iter(self._to_tell))
+        payload = self._to_tell.pop(topic)
         self._has_greeted = True
         if not self._allowance.may_send(topic):
             self._told.pop(topic, None)
@@ -276,7 +287,7 @@ class Session:
         if reason.value == _NO_QOS and self._allowance.qos:
             self._allowance.announced(retain=self._allowance.retain, qos=0)
             return TermsError(words)
-        return LostError(words)
+        return RefusedError(str(reason)) if reason.value in _ABOUT_THE_DEVICE else LostError(words)
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
@@ -294,6 +305,7 @@ class Session:
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if flags.is_disconnect_packet_from_server:
             self._ended = f"it ends the connection: {reason}"
+            self._ends_for_a_message = reason.value not in _ABOUT_NO_MESSAGE
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         # Without acknowledgements paho calls this when the message is written, which proves nothing.
@@ -316,6 +328,8 @@ class Session:
         self._was_refused = bool(refusal)
         if refusal:
             self._allowance.refused(found, refusal)
+            if found.seq is None:
+                self._told.pop(found.topic, None)  # offered again where the allowance says so
             return
         self._allowance.taken(found)
         if found.seq is not None:

@@ -8,7 +8,11 @@ from typing import Any
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plot_report import PlotReport
-from agridistill.edge.events import SCHEMA_VERSION, AgentState, Detection
+from agridistill.edge.events import AgentState, Detection
+
+PLOT_SCHEMA_VERSION = 2
+"""Of a plot's message alone. 1 had a label always, and in `probability` how probable it was as the one condition of the
+whole plot."""
 
 
 def detection_payload(detection: Detection) -> bytes:
@@ -30,7 +34,7 @@ def plot_payload(report: PlotReport) -> bytes:
     """What a plot's leaves say together."""
     return _bytes(
         {
-            "schema": SCHEMA_VERSION,
+            "schema": PLOT_SCHEMA_VERSION,
             "plot": report.plot,
             "seen_s": round(report.seen_s, 1),
             "condition": report.condition,

@@ -61,17 +61,15 @@ class PublishedPlots:
         return [plot for plot, gone_s in after.items() if gone_s is not None]
 
 
-def has_folder(photos: Path | None, plot: str) -> bool:
-    """Whether a plot's folder is still among the photos; true where that cannot be known.
+def plot_folders(photos: Path | None) -> frozenset[str] | None:
+    """The names in the watched folder, of which some are plots; None where a plot may be there all the same.
 
     Args:
         photos: the watched folder; None for a camera. An empty one may be a disk that is not there.
-        plot: its name.
     """
-    if photos is None or not plot:
-        return True
+    if photos is None:
+        return None
     try:
-        names = {sendable(path.name) for path in photos.iterdir()}
+        return frozenset(sendable(path.name) for path in photos.iterdir()) or None
     except OSError:
-        return True
-    return not names or plot in names
+        return None

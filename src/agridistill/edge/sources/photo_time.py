@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+from agridistill.heic import READS_HEIC
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
 _EXIF_FOLDER = 0x8769
 # When it was taken, when it was digitised, when the file was written, each with the tag of its zone.
 _TAGS = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))

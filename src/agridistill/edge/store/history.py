@@ -227,6 +227,20 @@ class History:
             row = database.execute(query, (plot, *verdicts, self._source)).fetchone()
         return float(row[0]) if row else None
 
+    def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
+        """When the newest leaf of a plot of this source was seen, or was taken where its photo counts by its own time.
+
+        Returns:
+            Seconds since 1970; None where none is kept.
+        """
+        query = (
+            "SELECT max(coalesce(json_extract(document, '$.taken_s'), at_s)) FROM detections "  # noqa: S608 - our own words
+            f"WHERE plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) AND source IN ('', ?)"
+        )
+        with self._file.reading() as database:
+            (at_s,) = database.execute(query, (plot, *verdicts, self._source)).fetchone()
+        return None if at_s is None else float(at_s)
+
     def plots(self) -> list[str]:
         """Of all detections that are kept."""
         with self._file.reading() as database:
