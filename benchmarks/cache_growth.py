@@ -72,7 +72,7 @@ def filled(folder: Path, layout: CacheLayout, views: int) -> TeacherCache:
     rng = np.random.default_rng(0)
 
     for block in layout.blocks(views):
-        records = layout.unread(block.stop - block.start)
+        records = layout.blank_records(block.stop - block.start)
         records["seed"], records["logits"] = np.arange(len(records)), rng.normal(size=records["logits"].shape)
         for stride in layout.maps:
             records[map_field(stride)] = rng.random(records[map_field(stride)].shape, np.float32)

@@ -38,7 +38,7 @@ LAYOUT = CacheLayout(photos=BLOCK_PHOTOS + 10, num_classes=3, maps={32: (2, 2), 
 
 def records_of(block: Block, layout: CacheLayout = LAYOUT) -> NDArray[np.void]:
     rng = np.random.default_rng((block.view, block.start))
-    records = layout.unread(block.stop - block.start)
+    records = layout.blank_records(block.stop - block.start)
     records["seed"] = rng.integers(0, 2**32, len(records), np.uint32)
     for name in records.dtype.names[1:]:  # type: ignore[index]
         records[name] = rng.normal(size=records[name].shape)

@@ -23,8 +23,7 @@ from agridistill.losses.features import HintRegressor
 from agridistill.losses.logits import cross_entropy_loss
 from agridistill.losses.methods import METHODS, Method
 
-Alignment = Literal["fixed", "learned"]
-StageWeights = Literal["fixed", "learned"]
+FixedOrLearned = Literal["fixed", "learned"]
 Decay = Literal["cosine", "none"]
 
 
@@ -110,9 +109,9 @@ class DistillationObjective(nn.Module):
         pairs: Sequence[StagePair] = (),
         student_channels: Mapping[int, int] | None = None,
         teacher_channels: Mapping[int, int] | None = None,
-        alignment: Alignment = "fixed",
+        alignment: FixedOrLearned = "fixed",
         teacher_maps: Mapping[int, int] | None = None,
-        stage_weights: StageWeights = "fixed",
+        stage_weights: FixedOrLearned = "fixed",
         distance: Distance = "l2",
         grid: Grid = "smaller",
         warmup: float = 0.1,
@@ -128,8 +127,8 @@ class DistillationObjective(nn.Module):
         self.distance, self.grid = distance, grid
         self.warmup, self.decay = warmup, decay
         self.teacher_maps = {pair.teacher: (teacher_maps or {}).get(pair.teacher, 1) for pair in self.pairs}
-        _require_known("alignment", alignment, get_args(Alignment))
-        _require_known("stage_weights", stage_weights, get_args(StageWeights))
+        _require_known("alignment", alignment, get_args(FixedOrLearned))
+        _require_known("stage_weights", stage_weights, get_args(FixedOrLearned))
         _require_known("distance", distance, get_args(Distance))
         _require_known("decay", decay, get_args(Decay))
         if isinstance(grid, str):

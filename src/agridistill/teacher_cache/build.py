@@ -239,7 +239,7 @@ class CachedTeacher:
         loader = iter(DataLoader(viewing.dataset(), batch_sampler=batches, num_workers=workers, collate_fn=collate))
         done, share = 0, sum(block.stop - block.start for block in own)
         for block in own:
-            records = self.layout.unread(block.stop - block.start)
+            records = self.layout.blank_records(block.stop - block.start)
             for part in _batches(block):
                 batch = next(loader)
                 if batch is not None:

@@ -74,8 +74,8 @@ class CacheLayout:
         fields += [(map_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
         return np.dtype(fields)
 
-    def unread(self, count: int) -> NDArray[np.void]:
-        """`(count,)` records of photos that cannot be read: their logits are NaN."""
+    def blank_records(self, count: int) -> NDArray[np.void]:
+        """`(count,)` records without outputs, as of photos that cannot be read: their logits are NaN."""
         records = np.zeros(count, self.dtype)
         records["logits"] = np.nan
         return records

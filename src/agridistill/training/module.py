@@ -30,11 +30,11 @@ class TeacherSource(Protocol):
     """Where the teacher's outputs for a batch come from: the live network or its cache."""
 
     def outputs(self, batch: Batch) -> TeacherOutputs:
-        """Of the views of a batch."""
+        """The outputs for the views of a batch."""
         ...
 
     def example(self, count: int) -> TeacherOutputs:
-        """Of the right shapes for this number of photos, with any values."""
+        """Outputs of the right shapes for this number of photos, with any values."""
         ...
 
     def map_counts(self) -> dict[int, int]:

@@ -87,7 +87,7 @@ class RunPlan:
 
     @cached_property
     def teacher_sha256(self) -> str | None:
-        """Of the teacher's weights."""
+        """Checksum of the teacher's weights; None without a teacher."""
         return read_manifest(self.teacher.manifest).weights_sha256 if self.teacher else None
 
 
