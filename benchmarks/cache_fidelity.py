@@ -23,13 +23,13 @@ from torch import Tensor
 
 from agridistill.config import distill_config, read_recipe
 from agridistill.data.datamodule import Batch
-from agridistill.distillation.objective import DistillationObjective
+from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models.teacher import LiveTeacher
+from agridistill.teacher_cache.build import load_teacher
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill
 from agridistill.training.settings import DistillConfig
-from agridistill.training.teachers import load_teacher
 
 
 def rounding(photos: Path, teacher: Path, config: DistillConfig, out: Path) -> dict[str, list[float]]:

@@ -24,13 +24,12 @@ from scaling import IMAGE_SIZE, linked, teacher_of
 
 from agridistill.data.samples import scan
 from agridistill.data.views import Augmentation
-from agridistill.distillation.cache_layout import Block, CacheLayout, Outputs
-from agridistill.distillation.teacher_cache import TeacherCache
 from agridistill.manifest import Preprocessing
-from agridistill.training.agreement import gather_all
-from agridistill.training.cached_teacher import CachedTeacher, Viewing
+from agridistill.teacher_cache import CachedTeacher, Viewing
+from agridistill.teacher_cache.store import CacheLayout, TeacherCache, map_field
+from agridistill.training.parts import teacher_source
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.teachers import teacher_source
+from agridistill.training.trainer import gather_all
 
 PHOTOS, TURNS = 1_000, 3
 VIEWS, PROCESSES, CLASSES = (1, 2, 4, 8), 2, (10, 100, 1_000)
@@ -72,14 +71,12 @@ def filled(folder: Path, layout: CacheLayout, views: int) -> TeacherCache:
     cache = TeacherCache(folder, {"photos": "random"}, layout, views)
     rng = np.random.default_rng(0)
 
-    def said(block: Block) -> Outputs:
-        count = block.stop - block.start
-        maps = {stride: rng.random((count, *shape), np.float32) for stride, shape in layout.maps.items()}
-        logits = rng.normal(size=(count, layout.num_classes))
-        return Outputs(np.arange(count, dtype=np.uint32), logits, maps)
-
     for block in layout.blocks(views):
-        cache.write(block, said(block))
+        records = layout.blank_records(block.stop - block.start)
+        records["seed"], records["logits"] = np.arange(len(records)), rng.normal(size=records["logits"].shape)
+        for stride in layout.maps:
+            records[map_field(stride)] = rng.random(records[map_field(stride)].shape, np.float32)
+        cache.write(block, records)
     return cache
 
 

@@ -30,15 +30,16 @@ from torch.nn.functional import cross_entropy
 from agridistill.data.datamodule import Batch, PhotoDataset, collate
 from agridistill.data.samples import scan
 from agridistill.data.views import Augmentation
-from agridistill.distillation.objective import DistillationObjective, StagePair
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.factory import create_model
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.teacher import LiveTeacher
-from agridistill.training.cached_teacher import CachedTeacher, Viewing, cache_key
-from agridistill.training.hardware import keep_freed_memory
+from agridistill.teacher_cache import CachedTeacher, Viewing, cache_key
+from agridistill.teacher_cache.build import UncachedTeacher
 from agridistill.training.module import DistillationModule, TeacherSource
-from agridistill.training.teachers import UncachedTeacher
+from agridistill.training.settings import FitSettings
+from agridistill.training.trainer import keep_freed_memory
 
 STUDENT, TEACHER = "mobilenetv3_large_100", "swin_tiny_patch4_window7_224"
 STRIDE, TEMPERATURE, W_CE, W_KD, W_ATT = 32, 4.0, 0.1, 0.9, 5.0
@@ -141,15 +142,11 @@ class Bench:
         module = DistillationModule(
             student,
             objective,
+            FitSettings(lr=1e-4, weight_decay=0.0, warmup=0.0),
             teacher=source,
-            strides=(STRIDE,),
             preprocessing=self.preprocessing,
             num_classes=self.classes,
             total_steps=1,
-            lr=1e-4,
-            weight_decay=0.0,
-            warmup=0.0,
-            seed=0,
         )
         return lambda batch: module.loss_terms(batch, progress=0.2)["total"]
 

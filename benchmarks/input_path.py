@@ -30,7 +30,7 @@ from agridistill.data.datamodule import Batch, PhotoDataset, ViewSampler, collat
 from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import render_view
 from agridistill.preprocess import read_photo
-from agridistill.training.hardware import keep_freed_memory
+from agridistill.training.trainer import keep_freed_memory
 
 TURNS = 5
 # Workers, whether they are niced, whether they keep views.

@@ -23,7 +23,7 @@ from reporting import machine, peak_memory_mb, publish
 
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, read_split, write_split
-from agridistill.distillation.teacher_cache import read_layout
+from agridistill.teacher_cache import read_document
 
 SIZES = (1_000, 5_000, 50_000)
 TEACHER, STUDENT, IMAGE_SIZE = "swin_nano_patch4_window4_64", "mobilenetv3_small_050", 64
@@ -44,13 +44,14 @@ def linked(photos: Path, folder: Path, count: int) -> Path:
 def student(data: Path, split: Path, teacher: Path, out: Path) -> dict[str, float]:
     """One epoch under a cached teacher, in this process; when its parts began."""
     begin = time.perf_counter()
-    from agridistill.training import run, session
+    from agridistill.teacher_cache import build
+    from agridistill.training import run
     from agridistill.training.module import DistillationModule
     from agridistill.training.settings import DataSettings, DistillConfig, FitSettings
 
     imported = time.perf_counter()
     marks: dict[str, float] = {}
-    original, prepare = DistillationModule.on_train_batch_start, session.CachedTeacher.prepare
+    original, prepare = DistillationModule.on_train_batch_start, build.CachedTeacher.prepare
 
     def first_batch(self: Any, batch: Any, index: int) -> None:
         marks.setdefault("first_step", time.perf_counter())
@@ -62,7 +63,7 @@ def student(data: Path, split: Path, teacher: Path, out: Path) -> dict[str, floa
         marks["cache_s"] = time.perf_counter() - start
 
     DistillationModule.on_train_batch_start = first_batch  # type: ignore[method-assign]
-    session.CachedTeacher.prepare = timed  # type: ignore[method-assign]
+    build.CachedTeacher.prepare = timed  # type: ignore[method-assign]
     fit = FitSettings(model=STUDENT, epochs=1, batch_size=64, pretrained=False, precision="fp32", workers=0)
     config = DistillConfig(data=DataSettings(image_size=IMAGE_SIZE), distill=fit)
     result = run.distill(data, teacher, out, config, split_file=split)
@@ -110,8 +111,8 @@ def measure(photos: Path, work: Path, count: int, teacher: Path) -> dict[str, An
         done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True, env=environment)  # noqa: S603
         row[name] = json.loads(done.stdout.splitlines()[-1])
     training = len(read_split(split).train)
-    layouts = {folder: read_layout(folder) for folder in (teacher / "cache").iterdir()}
-    (cache,) = [folder for folder, layout in layouts.items() if layout is not None and layout.photos == training]
+    documents = {folder: read_document(folder) for folder in (teacher / "cache").iterdir()}
+    (cache,) = [folder for folder, document in documents.items() if document and document[1].photos == training]
     row["cache_bytes"] = (cache / "records.bin").stat().st_size
     return row
 

@@ -25,7 +25,7 @@ def measure(name: str, precision: str, keep: bool) -> float:
     import torch
 
     from agridistill.models.factory import create_model
-    from agridistill.training.hardware import keep_freed_memory
+    from agridistill.training.trainer import keep_freed_memory
 
     if keep:
         keep_freed_memory()

@@ -183,8 +183,6 @@ def compare(
         ConfigError: an argument or a setting of a wrong name, type or range.
         AgriDistillError: data, teacher or a run of `out` cannot be used, or a run failed.
     """
-    from agridistill.study_config import compare_plan
-
     folder, study_folder = to_path("data", data), to_path("out", out)
     teacher_run, splits = to_optional_path("teacher", teacher), to_optional_path("split_file", split_file)
     layout = to_layout(label_file, label_columns, nested)
@@ -194,9 +192,10 @@ def compare(
     require_callable("tell", tell)
     checked = recipe_from("compare", recipe, {})
     require_serves(checked, "compare")
-    plan = compare_plan(checked)
     with training_part():
         from agridistill.study import compare as study
+        from agridistill.study_config import compare_plan
+    plan = compare_plan(checked)
     return study.compare(
         folder,
         study_folder,

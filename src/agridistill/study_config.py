@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agridistill.config import SHARED_SECTIONS, Recipe, build_section, distill_config, train_config, with_overrides
-from agridistill.distillation.methods import METHODS, get_method
 from agridistill.errors import ConfigError, nearest
+from agridistill.losses.methods import METHODS, get_method
 from agridistill.study.plan import CandidateSettings, ComparePlan, CompareSettings, Job
 from agridistill.training.settings import DistillConfig
 

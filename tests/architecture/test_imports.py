@@ -63,6 +63,12 @@ def test_light_modules_import_without_the_training_libraries(module: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_losses_need_torch_alone() -> None:
+    others = WITHOUT.replace("'torch', ", "")
+    done = python(f"{others}\nfrom agridistill.losses import *\nprint(KDLoss(), METHODS)")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_missing_training_part_is_one_line_with_its_remedy(tmp_path: object) -> None:
     done = python(
         f"{WITHOUT}\nfrom agridistill.cli.main import main\nmain(['train', {str(tmp_path)!r}, '--out', 'never'])"

@@ -96,7 +96,7 @@ def test_training_refuses_them_too_unless_they_are_meant(
     def started(*args: object) -> None:
         raise StartedError
 
-    monkeypatch.setattr("agridistill.training.run.Session", started)
+    monkeypatch.setattr("agridistill.training.run.carry_out", started)
     root = write_folder(tmp_path / "photos", {"rust": 20, "scab": 20})
     _copies(root, 10)
     with pytest.raises(DataError, match="or pass --set conflicts=SHARE if they are meant"):

@@ -11,8 +11,8 @@ import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
-from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ModelError
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.models.attention import StageTap, feature_attention, window_attention
 
 

@@ -15,6 +15,7 @@ from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
+from agridistill.teacher_cache import Viewing
 from agridistill.training import head as head_module
 from agridistill.training.head import FitHead, classifier_of, fit_classifier
 from agridistill.training.run import train
@@ -76,7 +77,7 @@ def test_features_are_computed_once_and_give_the_same_classifier(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     prepared = prepare_data(leaves)
     preprocessing = Preprocessing(32)
-    callback = FitHead(leaves, prepared.train, preprocessing, Augmentation(), seed=0, workers=0)
+    callback = FitHead(Viewing(leaves, prepared.train, "", preprocessing, Augmentation(), views=4), workers=0)
     torch.manual_seed(0)
     model = timm.create_model("mobilenetv3_small_050", num_classes=len(prepared.classes)).eval()
     first = callback._features(model, torch.device("cpu"))
@@ -120,8 +121,8 @@ def test_many_photos_give_a_bounded_number_of_views_of_every_class(
     leaves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare_data(leaves)
-    monkeypatch.setattr(head_module, "MOST_VIEWS", 24)
-    callback = FitHead(leaves, prepared.train, Preprocessing(32), Augmentation(), seed=0, workers=0)
+    monkeypatch.setattr(head_module, "MAX_VIEWS", 24)
+    callback = FitHead(Viewing(leaves, prepared.train, "", Preprocessing(32), Augmentation(), views=4), workers=0)
     keys = callback._keys()
     assert abs(len(keys) - 24) <= len(prepared.classes)
     assert {prepared.train[key.position].label for key in keys} == set(range(len(prepared.classes)))

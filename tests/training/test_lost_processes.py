@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.errors import DataError, PeerError, RunError
-from agridistill.training.agreement import all_or_none
+from agridistill.teacher_cache.build import sync_errors
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
@@ -23,7 +23,8 @@ from pathlib import Path
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
-from agridistill.training import cached_teacher, module
+from agridistill.teacher_cache import build
+from agridistill.training import module
 
 rank = os.environ.get("LOCAL_RANK", "0")
 
@@ -42,9 +43,9 @@ def unreadable(self, batch, number, step=module.DistillationModule.validation_st
 
 if rank == os.environ["FAIL_RANK"]:
     if os.environ["FAIL_AT"] == "write":
-        cached_teacher.TeacherCache.write = full
+        build.TeacherCache.write = full
     elif os.environ["FAIL_AT"] == "open":
-        cached_teacher.CachedTeacher._open = full
+        build.CachedTeacher._open = full
     elif os.environ["FAIL_AT"] == "validation":
         module.DistillationModule.validation_step = unreadable
     else:
@@ -83,7 +84,7 @@ def run(leaves: Path, teacher: Path, folder: Path, rank: int, at: str) -> tuple[
 
 
 @pytest.mark.parametrize(("rank", "at"), [(1, "write"), (0, "open")])
-def test_a_full_disk_in_one_process_is_told_once_and_ends_both(
+def test_a_full_disk_in_one_process_is_reported_once_and_ends_both(
     leaves: Path, teacher_run: Path, tmp_path: Path, rank: int, at: str
 ) -> None:
     code, lines, codes = run(leaves, teacher_run, tmp_path, rank, at)
@@ -93,7 +94,7 @@ def test_a_full_disk_in_one_process_is_told_once_and_ends_both(
     assert errors == ["error: expected room for the teacher cache; got No space left on device; free some space"]
 
 
-def test_a_process_that_vanishes_is_told_in_one_line(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+def test_a_process_that_vanishes_is_reported_in_one_line(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     code, lines, codes = run(leaves, teacher_run, tmp_path, 1, "step")
     assert code == 2, lines
     assert codes == {"0": "2"}
@@ -118,7 +119,7 @@ def test_every_process_needs_a_photo(train: int, val: int, named: str) -> None:
         require_share_for_each(fit, train=train, val=val)
 
 
-def test_too_few_photos_are_told_before_anything_is_built(leaves: Path, tmp_path: Path) -> None:
+def test_too_few_photos_are_reported_before_anything_is_built(leaves: Path, tmp_path: Path) -> None:
     fit = FitSettings(model="mobilenetv3_small_050", devices=16, batch_size=32, pretrained=False)
     with pytest.raises(DataError, match="at least 16 validation photos"):
         train(leaves, tmp_path / "out", TrainConfig(data=DataSettings(image_size=64), train=fit))
@@ -129,11 +130,11 @@ def test_of_several_errors_the_first_process_tells_its_own() -> None:
     ours, theirs = ("here", "full", "free some"), ("there", "NaN", "train again")
 
     def first_fails() -> None:
-        with all_or_none(lambda own: [own, theirs], 0):
+        with sync_errors(lambda own: [own, theirs], 0):
             raise RunError(*ours)
 
     def second_fails() -> None:
-        with all_or_none(lambda own: [ours, own], 1):
+        with sync_errors(lambda own: [ours, own], 1):
             raise ValueError("NaN")
 
     with pytest.raises(RunError, match="expected here; got full") as caught:
@@ -141,9 +142,9 @@ def test_of_several_errors_the_first_process_tells_its_own() -> None:
     assert not isinstance(caught.value, PeerError)
     with pytest.raises(PeerError, match="expected here; got full"):
         second_fails()
-    with pytest.raises(PeerError, match="expected there; got NaN"), all_or_none(lambda own: [own, theirs], 0):
+    with pytest.raises(PeerError, match="expected there; got NaN"), sync_errors(lambda own: [own, theirs], 0):
         pass
-    with all_or_none(lambda own: [own, None], 0):
+    with sync_errors(lambda own: [own, None], 0):
         pass
 
 

@@ -3,28 +3,23 @@ from __future__ import annotations
 import torch
 
 from agridistill.data.datamodule import Batch
-from agridistill.distillation.objective import DistillationObjective, StagePair
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import Preprocessing
 from agridistill.models.factory import create_model
 from agridistill.models.teacher import LiveTeacher
 from agridistill.training.module import DistillationModule, learning_rate_factor
+from agridistill.training.settings import FitSettings
 
 
-def build(
-    objective: DistillationObjective, teacher: LiveTeacher | None, strides: tuple[int, ...] = ()
-) -> DistillationModule:
+def build(objective: DistillationObjective, teacher: LiveTeacher | None) -> DistillationModule:
     return DistillationModule(
         create_model("mobilenetv3_small_050", 3),
         objective,
+        FitSettings(lr=0.1, weight_decay=0.1, warmup=0.0),
         teacher=teacher,
-        strides=strides,
         preprocessing=Preprocessing(64),
         num_classes=3,
         total_steps=10,
-        lr=0.1,
-        weight_decay=0.1,
-        warmup=0.0,
-        seed=0,
     )
 
 
@@ -38,7 +33,7 @@ def test_the_teacher_is_no_part_of_what_is_trained_or_saved() -> None:
     teacher = LiveTeacher(
         create_model("swin_nano_patch4_window4_64", 3, image_size=64), Preprocessing(64), strides=(16,)
     )
-    module = build(DistillationObjective(pairs=[StagePair(16, 16)]), teacher, (16,))
+    module = build(DistillationObjective(pairs=[StagePair(16, 16)]), teacher)
     own = {id(parameter) for parameter in module.parameters()}
     assert not own & {id(parameter) for parameter in teacher.model.parameters()}
     assert not [key for key in module.state_dict() if "teacher" in key or "layers.2" in key]
@@ -55,7 +50,7 @@ def test_switching_to_train_mode_leaves_the_teacher_in_eval_mode() -> None:
 
 
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn_from_it() -> None:
-    module = build(DistillationObjective(w_ce=0.0, w_kd=1.0, w_att=5.0, pairs=[StagePair(16, 16)]), None, (16,))
+    module = build(DistillationObjective(w_ce=0.0, w_kd=1.0, w_att=5.0, pairs=[StagePair(16, 16)]), None)
     module.eval()
     module._teacher = LiveTeacher(module.model, Preprocessing(64), strides=(16,))
     terms = module.loss_terms(batch(), progress=0.1)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from agridistill.data.samples import Sample
-from agridistill.distillation.attention_losses import unit_peak
 from agridistill.evaluation.evidence import as_data_uri, square
+from agridistill.losses.attention import unit_peak
 from agridistill.manifest import Preprocessing
 from agridistill.models.saved import load_network
 from agridistill.models.teacher import LiveTeacher

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from agridistill.distillation.methods import get_method
 from agridistill.errors import ConfigError, nearest
 from agridistill.training.settings import DistillConfig, TrainConfig
 
@@ -220,4 +219,6 @@ class ComparePlan:
     @property
     def needs_teacher(self) -> bool:
         """Whether any run's method has one: networks on labels alone need none, whatever the recipe weighs."""
-        return any(get_method(job.config.objective.method).uses_teacher for job in self.jobs)
+        from agridistill.losses.methods import get_method  # studies are read without torch
+
+        return any(get_method(job.config.objective.method).needs for job in self.jobs)

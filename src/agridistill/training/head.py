@@ -1,12 +1,9 @@
-"""The first stage of fine-tuning: a classifier on features of the frozen backbone, which are computed once and kept."""
+"""`head_first`: fits the classifier to features of the frozen backbone, which are computed once and cached."""
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -14,24 +11,21 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
-from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from agridistill.data.datamodule import Batch, PhotoDataset, ViewKey, collate
+from agridistill import terminal
+from agridistill.data.datamodule import ViewKey, collate
 from agridistill.data.kept import Kept
-from agridistill.data.samples import Sample
-from agridistill.data.views import Augmentation, plain_settings, view_seed
+from agridistill.data.views import plain_settings
 from agridistill.errors import ConfigError
-from agridistill.manifest import Preprocessing
 from agridistill.models.normalisation import normalise_batch
+from agridistill.teacher_cache import Viewing
 from agridistill.training.module import DistillationModule
 
-logger = logging.getLogger(__name__)
-
-# A linear classifier learns little from more: the later epochs see all photos anyway.
-MOST_VIEWS = 2000
+# A linear classifier learns little from more views.
+MAX_VIEWS = 2000
 VIEWS_OF_A_PHOTO = 4
 _BATCH = 16
 # Inverse strength of the L2 penalty on standardised features: there are far more of them than photos.
@@ -39,111 +33,90 @@ _C = 0.01
 
 
 class FitHead(Callback):
-    """Fits the network's classifier to kept features of its frozen backbone, before the first step.
+    """Fits the network's classifier to features of its frozen backbone, before the first step.
 
     Args:
-        root: the data folder.
-        photos: that are learnt from.
-        preprocessing: of the network's input.
-        augmentation: of the views.
-        seed: of the views.
+        viewing: the photos to learn from, and their views.
         workers: loader processes.
         balance: gives each class the same weight.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        photos: Sequence[Sample],
-        preprocessing: Preprocessing,
-        augmentation: Augmentation,
-        *,
-        seed: int,
-        workers: int,
-        balance: bool = False,
-        console: Console | None = None,
-    ) -> None:
-        self.balance = balance
-        self.root, self.photos, self.preprocessing, self.augmentation = root, photos, preprocessing, augmentation
-        self.seed, self.workers = seed, workers
-        self.console = console or Console(stderr=True, highlight=False)
+    def __init__(self, viewing: Viewing, *, workers: int, balance: bool = False) -> None:
+        self.viewing, self.workers, self.balance = viewing, workers, balance
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Fits, in the first process; the others take its weights."""
+        """Fits in rank 0; the other ranks receive its weights."""
         if not isinstance(module, DistillationModule):
             return
         head = classifier_of(module.model)
         if trainer.is_global_zero:
-            self._fit(module, head)
+            # Through the module, which keeps frozen batch norm in inference.
+            training = module.training
+            module.eval()
+            with terminal.stderr.status("fitting the classifier to the frozen backbone's features"):
+                fit_classifier(head, *self._features(module.model, module.device), balance=self.balance)
+            module.train(training)
         if trainer.world_size > 1:
-            # Lightning has wrapped the network before this hook: from here on processes share gradients alone.
+            # Lightning has wrapped the network before this hook: from here on, processes share gradients alone.
             head.load_state_dict(trainer.strategy.broadcast(head.state_dict()))
-
-    def _fit(self, module: DistillationModule, head: nn.Linear) -> None:
-        # Back through the module, which keeps frozen batch norm in inference.
-        training = module.training
-        module.eval()
-        with self.console.status("fitting the classifier to the frozen backbone's features"):
-            features, target = self._features(module.model, module.device)
-            fit_classifier(head, features, target, balance=self.balance)
-        module.train(training)
 
     @torch.no_grad()
     def _features(self, model: nn.Module, device: torch.device) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features `(N, C)` of a few views of each photo by a network in inference, and their labels `(N,)`."""
-        kept = Kept("features", self.root, self._way(model))
+        viewing = self.viewing
+        cache = Kept("features", viewing.root, self._identity(model))
         keys = self._keys()
-        rows: dict[ViewKey, NDArray[np.float32]] = {}
-        for key in keys:
-            content = kept.read(kept.place(self.photos[key.position].path, str(key.seed)))
-            if content is not None:
-                rows[key] = np.frombuffer(content, np.float16).astype(np.float32)
-        missing = [key for key in keys if key not in rows]
+        places = {key: cache.place(viewing.samples[key.position].path, str(key.seed)) for key in keys}
+        rows = {key: row for key, place in places.items() if (row := cache.read(place)) is not None}
+        missing: Any = [key for key in keys if key not in rows]
         model.to(device)
-        dataset = PhotoDataset(self.root, self.photos, self.preprocessing, self.augmentation)
-        for batch in _loader(dataset, missing, self.workers):
+        for batch in DataLoader(
+            viewing.dataset(), batch_size=_BATCH, sampler=missing, num_workers=self.workers, collate_fn=collate
+        ):
             if batch is None:
                 continue
-            pixels = normalise_batch(batch.pixels.to(device), self.preprocessing)
-            found = _pooled(model, pixels).float().cpu().numpy().astype(np.float16)
-            for row, position, view, seed in zip(
+            pixels = normalise_batch(batch.pixels.to(device), viewing.preprocessing)
+            found = _pooled(model, pixels).half().cpu().numpy()
+            for row, *view in zip(
                 found, batch.position.tolist(), batch.view.tolist(), batch.seed.tolist(), strict=True
             ):
-                rows[ViewKey(position, view, seed)] = row.astype(np.float32)
-                kept.write(kept.place(self.photos[position].path, str(seed)), row.tobytes())
-        read = [key for key in keys if key in rows]
-        labels = np.array([self.photos[key.position].label for key in read], np.int64)
-        return np.stack([rows[key] for key in read]), labels
+                key = ViewKey(*view)
+                rows[key] = row.tobytes()
+                cache.write(places[key], rows[key])
+        readable = [key for key in keys if key in rows]
+        labels = np.array([viewing.samples[key.position].label for key in readable], np.int64)
+        return np.stack([np.frombuffer(rows[key], np.float16).astype(np.float32) for key in readable]), labels
 
     def _keys(self) -> list[ViewKey]:
-        """Which views: of all photos alike, and where there are many, of some photos of each class."""
-        views = max(1, min(VIEWS_OF_A_PHOTO, MOST_VIEWS // len(self.photos)))
+        """The views: of all photos equally; with many photos, of a share of each class."""
+        photos = self.viewing.samples
+        views = max(1, min(VIEWS_OF_A_PHOTO, MAX_VIEWS // len(photos)))
         by_class: dict[int, list[int]] = defaultdict(list)
-        for position, sample in enumerate(self.photos):
+        for position, sample in enumerate(photos):
             by_class[sample.label].append(position)
-        share = min(1.0, MOST_VIEWS / (views * len(self.photos)))
-        rng = np.random.default_rng(self.seed)
+        share = min(1.0, MAX_VIEWS / (views * len(photos)))
+        rng = np.random.default_rng(self.viewing.seed)
         chosen = [
             int(position)
             for positions in by_class.values()
             for position in rng.permutation(positions)[: max(1, round(share * len(positions)))]
         ]
-        return [
-            ViewKey(position, view, view_seed(self.seed, view, self.photos[position].path))
-            for position in sorted(chosen)
-            for view in range(views)
-        ]
+        return [self.viewing.key(view, position) for position in sorted(chosen) for view in range(views)]
 
-    def _way(self, model: nn.Module) -> str:
+    def _identity(self, model: nn.Module) -> str:
+        """Names all that the features depend on, beside the photo."""
+        head = classifier_of(model)
+        prefix = next(f"{name}." for name, module in model.named_modules() if module is head)
         digest = sha256()
         for name, value in sorted(model.state_dict().items()):
-            if not name.startswith(_classifier_prefix(model)):
+            if not name.startswith(prefix):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return f"{digest.hexdigest()} {self.preprocessing} {sorted(plain_settings(self.augmentation).items())}"
+        augmentation = sorted(plain_settings(self.viewing.augmentation).items())
+        return f"{digest.hexdigest()} {self.viewing.preprocessing} {augmentation}"
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The linear classifier of a network of timm's.
+    """The linear classifier of a timm network.
 
     Raises:
         ConfigError: the network has none.
@@ -165,7 +138,7 @@ def fit_classifier(
         head: of C features and K classes.
         features: `(N, C)`.
         target: `(N,)` class indices; every class at least once.
-        balance: gives each class the same weight, however many rows it has.
+        balance: gives each class the same weight, independent of its number of rows.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
     model: Any = LogisticRegression(C=_C, max_iter=1000, class_weight="balanced" if balance else None).fit(
@@ -173,7 +146,7 @@ def fit_classifier(
     )
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:
-        # Of two classes scikit-learn gives the difference of their logits.
+        # For two classes scikit-learn gives the difference of their logits.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / deviation
     head.weight.copy_(torch.from_numpy(weight))
@@ -183,12 +156,3 @@ def fit_classifier(
 def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     pooled: torch.Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
     return pooled
-
-
-def _classifier_prefix(model: nn.Module) -> str:
-    head = classifier_of(model)
-    return next(f"{name}." for name, module in model.named_modules() if module is head)
-
-
-def _loader(dataset: PhotoDataset, keys: Sequence[ViewKey], workers: int) -> DataLoader[Batch | None]:
-    return DataLoader(dataset, batch_size=_BATCH, sampler=keys, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]

@@ -14,36 +14,40 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from agridistill.data.datamodule import Batch
-from agridistill.distillation.objective import DistillationObjective
 from agridistill.errors import RunError
+from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import Preprocessing
 from agridistill.models.attention import StageTap
 from agridistill.models.normalisation import normalise_batch
 from agridistill.models.teacher import LiveTeacher
+from agridistill.training.settings import FitSettings
+
+TeacherOutputs = tuple[Tensor, dict[int, Tensor]]
+"""Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
 
 
 class TeacherSource(Protocol):
-    """Where the teacher's knowledge of a batch comes from: the live network or its cache."""
+    """Where the teacher's outputs for a batch come from: the live network or its cache."""
 
-    def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
+    def outputs(self, batch: Batch) -> TeacherOutputs:
+        """The outputs for the views of a batch."""
         ...
 
-    def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Outputs of the right shapes for so many photos, whatever they say."""
+    def example(self, count: int) -> TeacherOutputs:
+        """Outputs of the right shapes for this number of photos, with any values."""
         ...
 
     def map_counts(self) -> dict[int, int]:
-        """How many maps `outputs` gives at each stride."""
+        """Number of maps of `outputs` at each stride."""
         ...
 
     def to(self, device: torch.device) -> None:
-        """Moves whatever computes to a device."""
+        """Moves computation and outputs to a device."""
         ...
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: rises linearly during the warm-up, then falls to 0 as half a cosine.
+    """Share of the peak learning rate: a linear warm-up, then half a cosine down to 0.
 
     Args:
         progress: share of all steps that are done, 0 to 1.
@@ -54,7 +58,7 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
         [0.01, 0.5, 1.0, 0.5, 0.0]
     """
     if progress < warmup:
-        # Not from 0: the first step would be wasted.
+        # Not from 0: the first step would have no effect.
         return max(progress / warmup, 0.01)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
@@ -67,120 +71,107 @@ class DistillationModule(lightning.LightningModule):
     Args:
         model: the network to train.
         objective: named loss terms.
+        fit: learning rate, its schedule, decay and seed.
         teacher: None where the method learns from labels alone.
-        hints: whose features are learnt in a first stage; None where there is none.
-        strides: feature maps that the objective aligns.
+        hints: the teacher of a first stage on features; None without one.
         preprocessing: of the network's input.
         num_classes: K.
-        total_steps: of the whole run, at least 1. Asked of nobody: Lightning would start the loaders to count them,
-            before a resume has told it the epoch.
-        lr: peak learning rate.
-        weight_decay: of weight matrices.
-        layer_decay: factor of the learning rate from each layer of `model` to the one before it, up to 1.
-        freeze_norm: keeps the statistics of the batch norm in `model` as they are.
-        warmup: share of the steps in which the learning rate rises.
-        seed: of dropout and drop-path, together with the step.
+        total_steps: of the whole run, at least 1. A parameter, because Lightning would start the loaders to count them,
+            before a resume has set the epoch.
     """
 
     def __init__(
         self,
         model: nn.Module,
         objective: DistillationObjective,
+        fit: FitSettings,
         *,
         teacher: TeacherSource | None,
         hints: LiveTeacher | None = None,
-        strides: tuple[int, ...],
         preprocessing: Preprocessing,
         num_classes: int,
         total_steps: int,
-        lr: float,
-        weight_decay: float,
-        layer_decay: float = 1.0,
-        freeze_norm: bool = False,
-        warmup: float,
-        seed: int,
     ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
-        self.objective = objective
-        self.preprocessing = preprocessing
-        self.total_steps = total_steps
-        self.lr, self.weight_decay, self.warmup, self.seed = lr, weight_decay, warmup, seed
-        self.layer_decay, self.freeze_norm = layer_decay, freeze_norm
-        self._teacher, self._hints = teacher, hints
-        # Of this epoch. Lightning's own metrics keep the last value of a term that is no longer computed.
+        self.objective, self.preprocessing, self.total_steps = objective, preprocessing, total_steps
+        self.fit, self._teacher, self._hints = fit, teacher, hints
+        # Of this epoch: Lightning's own metrics keep the last value of a term that is no longer computed.
         self.terms: set[str] = set()
+        strides = tuple(sorted({pair.student for pair in objective.pairs}))
         self._tap = StageTap(self.model, strides) if strides else None
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_nll = MeanMetric()
 
+    @property
+    def progress(self) -> float:
+        """Share of all training steps that are done, 0 to 1."""
+        return min(1.0, self.global_step / self.total_steps)
+
     def train(self, mode: bool = True) -> DistillationModule:
         """Switches between training and inference; frozen batch norm stays in inference."""
         super().train(mode)
-        if mode and self.freeze_norm:
+        if mode and self.fit.freeze_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 
     def on_fit_start(self) -> None:
-        """Brings the teacher to the device of this process."""
+        """Moves the teacher to the device of this process."""
         for teacher in (self._teacher, self._hints):
             if teacher is not None:
                 teacher.to(self.device)
 
     def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
-        """Moves pixels and labels; which views they are is asked on the processor, which must not wait for a GPU."""
+        """Moves pixels and labels; the views' numbers stay on the processor, which reads the teacher's cache."""
         if batch is None:
             return None
-        return batch._replace(
-            pixels=batch.pixels.to(device, non_blocking=True), target=batch.target.to(device, non_blocking=True)
-        )
+        pixels, target = (values.to(device, non_blocking=True) for values in (batch.pixels, batch.target))
+        return batch._replace(pixels=pixels, target=target)
 
     def on_train_epoch_start(self) -> None:
-        """Forgets which terms the last epoch had."""
+        """Forgets the terms of the last epoch."""
         self.terms = set()
 
     def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
-        """Seeds dropout by step, so that a resumed run draws what the uninterrupted run drew.
+        """Seeds dropout by step, so that a resumed run draws what an uninterrupted one draws.
 
         By step and not by epoch: loaders draw from the same generator whenever they start their workers.
 
-        Where the features have been learnt, another training begins: the optimiser forgets. What had no gradient until
-        now, the head above all, would otherwise take steps several times the learning rate, because AdamW's mean of the
-        squares is 0 there and counts as settled.
+        After the first stage the optimiser's state is cleared. Parameters without a gradient until then, above all the
+        head, would otherwise take steps of several times the learning rate, because AdamW's mean of squares is 0 there
+        and counts as settled.
         """
         before = (self.global_step - 1) / self.total_steps
         if self.objective.in_first_stage(before) and not self.objective.in_first_stage(self.progress):
             self.trainer.optimizers[0].state.clear()
-        state = np.random.SeedSequence((self.seed, self.global_step, self.global_rank)).generate_state(1, np.uint64)
+        state = np.random.SeedSequence((self.fit.seed, self.global_step, self.global_rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
-        """One step; logs every term of the objective. A batch whose photos have all gone bad is passed over.
+        """One step; logs every term of the objective. A batch without any readable photo is skipped.
 
         Raises:
-            RunError: the loss is no longer finite.
+            RunError: the loss is not finite, or one of several processes has no readable photo.
         """
         distributed = self.trainer.world_size > 1
         if batch is None:
             if distributed:
                 # The other processes wait for this one's gradients.
-                raise RunError("readable photos in every step", "none", "check the storage and go on with --resume")
+                raise RunError("readable photos in every step", "none", "check the storage and continue with --resume")
             return None
         terms = self.loss_terms(batch, self.progress)
         if not torch.isfinite(terms["total"]):
-            names = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            raise RunError(
-                "a finite loss", f"{names} in epoch {self.current_epoch + 1}", "start a new run with a lower --lr"
-            )
+            values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            got = f"{values} in epoch {self.current_epoch + 1}"
+            raise RunError("a finite loss", got, "start a new run with a lower --lr")
         self.terms.update(terms)
         for name, value in terms.items():
             self.log(
                 f"train/{name}",
                 value.detach(),
-                # Several processes would have to agree on every value of every step.
-                on_step=not distributed,
+                on_step=not distributed,  # several processes would have to exchange every value of every step
                 on_epoch=True,
                 batch_size=len(batch.target),
                 sync_dist=distributed,
@@ -189,55 +180,49 @@ class DistillationModule(lightning.LightningModule):
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The named terms of the objective on one batch, "total" among them; progress is 0 to 1."""
-        said = self._teacher.outputs(batch) if self._teacher is not None else (None, None)
-        shown = None
-        if self.objective.in_first_stage(progress):
-            shown = self._hints.outputs(batch)[1] if self._hints is not None else None
-        else:
-            self._hints = None  # whose features nobody asks for any more
-        return self._terms(batch.pixels, batch.target, said, shown, progress)
+        teacher = self._teacher.outputs(batch) if self._teacher is not None else None
+        features = None
+        if not self.objective.in_first_stage(progress):
+            self._hints = None  # its memory is not needed any more
+        elif self._hints is not None:
+            features = self._hints.outputs(batch)[1]
+        return self._terms(batch.pixels, batch.target, teacher, features, progress)
 
     @torch.no_grad()
-    def try_out(self) -> None:
-        """Computes the loss of two empty photos: what cannot work must show before anything is written.
+    def check_with_example(self) -> None:
+        """Computes the loss of two empty photos, so that what does not fit fails before anything is written.
 
         Raises:
-            AgriDistillError: stages, classes, weights and method do not fit together.
+            AgriDistillError: stages, classes, weights and method do not fit each other.
         """
         training = self.training
         size = self.preprocessing.image_size
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-        said = self._teacher.example(2) if self._teacher is not None else (None, None)
-        shown = self._hints.example(2)[1] if self._hints is not None else None
-        self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), said, shown, progress=0.0)
+        teacher = self._teacher.example(2) if self._teacher is not None else None
+        features = self._hints.example(2)[1] if self._hints is not None else None
+        self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), teacher, features, progress=0.0)
         self.train(training)
 
     def _terms(
         self,
         pixels: Tensor,
         target: Tensor,
-        said: tuple[Tensor, dict[int, Tensor]] | tuple[None, None],
-        shown: dict[int, Tensor] | None,
+        teacher: TeacherOutputs | None,
+        teacher_features: dict[int, Tensor] | None,
         progress: float,
     ) -> dict[str, Tensor]:
         logits = self.model(normalise_batch(pixels, self.preprocessing))
-        features = self._tap.features() if self._tap is not None else {}
-        teacher_logits, teacher_maps = said
+        teacher_logits, teacher_maps = teacher if teacher is not None else (None, None)
         terms: dict[str, Tensor] = self.objective(
             logits,
-            features,
+            self._tap.features() if self._tap is not None else {},
             target,
             teacher_logits=teacher_logits,
             teacher_maps=teacher_maps,
-            teacher_features=shown,
+            teacher_features=teacher_features,
             progress=progress,
         )
         return terms
-
-    @property
-    def progress(self) -> float:
-        """Share of all training steps that are done, 0 to 1."""
-        return min(1.0, self.global_step / self.total_steps)
 
     def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
         """Accumulates accuracy and negative log-likelihood."""
@@ -245,40 +230,38 @@ class DistillationModule(lightning.LightningModule):
             return
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
         if self._tap is not None:
-            self._tap.features()  # taken, so that the next training step cannot see stale ones
+            self._tap.features()  # clears them: the next training step must not see these
         self.val_accuracy.update(logits, batch.target)
         self.val_nll.update(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs both, in every process: one whose photos have all gone bad must take part in the sum, too.
+        """Logs both, in every process: one without any readable photo must take part in the sum.
 
         Raises:
             RunError: no validation photo can be read.
         """
         if self.trainer.world_size == 1 and self.val_nll.update_count == 0:
-            raise RunError("readable validation photos", "none", "check the storage and go on with --resume")
+            raise RunError("readable validation photos", "none", "check the storage and continue with --resume")
         self.log("val/accuracy", self.val_accuracy)
         self.log("val/nll", self.val_nll)
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up and cosine decay; biases, norms and other vectors are not decayed."""
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
-        total = self.total_steps
+        groups, rest = [], list(self.parameters())
+        if self.fit.layer_decay < 1:
+            # BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254), by timm.
+            layers = param_groups_layer_decay(self.model, self.fit.weight_decay, layer_decay=self.fit.layer_decay)
+            groups = [{**group, "lr": self.fit.lr * group["lr_scale"]} for group in layers]
+            rest = list(self.objective.parameters())
+        learned = [parameter for parameter in rest if parameter.requires_grad]
+        matrices = [parameter for parameter in learned if parameter.ndim > 1]
+        vectors = [parameter for parameter in learned if parameter.ndim <= 1]
+        groups += [
+            {"params": matrices, "weight_decay": self.fit.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.fit.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step / total, self.warmup)
+            optimizer, lambda step: learning_rate_factor(step / self.total_steps, self.fit.warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        if self.layer_decay < 1:
-            # BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254), by timm.
-            layers = param_groups_layer_decay(self.model, self.weight_decay, layer_decay=self.layer_decay)
-            groups = [{**group, "lr": self.lr * group["lr_scale"]} for group in layers]
-            rest = list(self.objective.parameters())
-        else:
-            groups, rest = [], list(self.parameters())
-        matrices = [parameter for parameter in rest if parameter.requires_grad and parameter.ndim > 1]
-        vectors = [parameter for parameter in rest if parameter.requires_grad and parameter.ndim <= 1]
-        groups.append({"params": matrices, "weight_decay": self.weight_decay})
-        groups.append({"params": vectors, "weight_decay": 0.0})
-        return [group for group in groups if group["params"]]

@@ -1,30 +1,44 @@
-"""`train()` and `distill()`: from a data folder to a finished run folder."""
+"""`train()` and `distill()`: from a data folder to a finished run folder; `agridistill.train` has the details."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, prepare_data
 from agridistill.data.samples import require_outside
-from agridistill.distillation.methods import get_method
 from agridistill.errors import ModelError, RunError
+from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
 from agridistill.models.factory import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
-from agridistill.training.earlier import earlier_runs, parted_beside
+from agridistill.training.fit import carry_out
+from agridistill.training.inherited_split import inherit_split, parent_runs
+from agridistill.training.parts import RunPlan
 from agridistill.training.result import RunResult, stored_result
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.session import Session
-from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.start import require_weights
-from agridistill.training.terms import listens
+from agridistill.training.settings import DistillConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
+
+Config = TrainConfig | DistillConfig
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments that `train` and `distill` have in common."""
+
+    folder: RunFolder
+    data: Path
+    teacher: Path | None
+    split_file: Path | None
+    layout: Layout | None
+    resume: bool
+    progress: ProgressCallback
 
 
 def train(
@@ -40,28 +54,23 @@ def train(
     """Trains any timm model on labels alone: teachers and standalone baselines.
 
     Args:
-        data: a folder of class folders, or of train/val/test folders of them.
+        data: a folder of photos.
         out: the run folder; new, empty, or with `resume` an unfinished run.
         config: settings; the defaults where None.
-        split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
-        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
-        resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
-        progress: told how far the reading of the photos is.
+        split_file: a split made by `data split`; without one a leaf-disjoint split is made.
+        layout: how the labels are found; None takes class folders, on a resume the layout of the run.
+        resume: continues after a kill with the result of an uninterrupted run; returns the result of a finished run.
+        progress: of the reading of the photos.
 
     Raises:
         AgriDistillError: data, settings, model or run folder cannot be used.
     """
-    folder = RunFolder(out)
-    _require_own_split(split_file, resume=resume)
-    if resume and folder.evaluation.exists():
-        return _finished(folder, data, config, None, layout, progress)
+    request = _Request(RunFolder(out), data, None, split_file, layout, resume, progress)
+    if resume and (finished := _finished(request, config)):
+        return finished
     config = config or TrainConfig()
-    fit = config.train
-    _require_startable(folder, fit, resume=resume)
-    _require_outside_runs(out, None, fit, resume=resume)
-    require_known_model(fit.model)
-    prepared = _prepare(data, layout, config.data, folder, split_file, earlier_runs(None, fit), resume, progress)
-    return Session(folder, prepared, config, fit, ObjectiveSettings(method="ce"), None, None, resume).run()
+    _require_startable(request, config)
+    return carry_out(RunPlan(request.folder, _prepare(request, config), config, resume=resume))
 
 
 def distill(
@@ -77,130 +86,106 @@ def distill(
     cache_dir: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains a student under a teacher.
+    """Trains a student under a teacher. Arguments and errors as in `train`, and:
 
     Args:
-        data: a folder of class folders, or of train/val/test folders of them.
+        data: a folder of photos.
         teacher: a finished run; None only for the method `ce`, the equal baseline without a teacher.
-        out: the run folder; new, empty, or with `resume` an unfinished run.
-        config: settings; the defaults where None.
-        split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data,
-            so that no test photo of the student was a training photo of the teacher.
-        layout: how the labels are found; None takes class folders, on a resume the layout that the run started with.
-        resume: continues after a kill with the result of an uninterrupted run; of a finished run it gives the result.
-        cache: asks the teacher once about each view and keeps its logits and attention; otherwise it runs in every
-            step. Features (`w_hint`) come from the live teacher in their stage either way.
+        out: the run folder.
+        config: settings.
+        split_file: without one the teacher's split is used on the teacher's data, so that no test photo of the student
+            was a training photo of the teacher.
+        layout: how the labels are found.
+        resume: continues a run.
+        cache: computes the teacher's logits and attention once for each view; otherwise it runs in every step. Features
+            (`w_hint`) come from the live teacher in their stage either way.
         cache_dir: folder of the teacher's caches; `cache` in the teacher's run folder where None.
-        progress: told how far the reading of the photos is.
-
-    Raises:
-        AgriDistillError: data, settings, teacher, model or run folder cannot be used.
+        progress: of the reading of the photos.
     """
-    folder = RunFolder(out)
-    _require_own_split(split_file, resume=resume)
-    if resume and folder.evaluation.exists():
-        return _finished(folder, data, config, teacher, layout, progress)
+    request = _Request(RunFolder(out), data, teacher, split_file, layout, resume, progress)
+    if resume and (finished := _finished(request, config)):
+        return finished
     config = config or DistillConfig()
     method = get_method(config.objective.method)
-    fit = config.distill
-    _require_startable(folder, fit, resume=resume)
-    _require_outside_runs(out, teacher, fit, resume=resume)
-    require_known_model(fit.model)
-    if method.uses_teacher and teacher is None:
+    _require_startable(request, config)
+    if method.needs and teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if teacher is not None:
-        # Says now, before the photos are read, whether the teacher can be used.
+        # Before the photos are read, which may take minutes.
         read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
     if cache and cache_dir is not None:
         require_writable(cache_dir, "--cache-dir", folder=True)
-    prepared = _prepare(data, layout, config.data, folder, split_file, earlier_runs(teacher, fit), resume, progress)
-    if teacher is None or not listens(config.objective):
-        # A teacher that no term listens to is not asked.
-        return Session(folder, prepared, config, fit, config.objective, None, None, resume).run()
-    caches = (cache_dir or RunFolder(teacher).caches) if cache else None
-    return Session(folder, prepared, config, fit, config.objective, teacher, caches, resume).run()
+    prepared = _prepare(request, config)
+    # Without any weight on a term that needs it, the teacher is not loaded.
+    run = RunFolder(teacher) if teacher is not None and config.objective.needs_teacher else None
+    caches = (cache_dir or run.caches) if cache and run is not None else None
+    return carry_out(RunPlan(request.folder, prepared, config, run, caches, resume))
 
 
-def _finished(
-    folder: RunFolder,
-    data: Path,
-    config: TrainConfig | DistillConfig | None,
-    teacher: Path | None,
-    layout: Layout | None,
-    progress: ProgressCallback,
-) -> RunResult:
-    """What a finished run has stored; the photos are read only where they are not at the run's own place.
-
-    Raises:
-        RunError: other settings, photos or another teacher than the run's, or a damaged file of the run.
-    """
+def _finished(request: _Request, config: Config | None) -> RunResult | None:
+    """The stored result, where the run is finished; photos are read only where `data` is not the run's own folder."""
+    folder, data, teacher = request.folder, request.data, request.teacher
+    if request.split_file is not None:
+        raise RunError("the run's own split on a resume", f"--splits {request.split_file}", "leave --splits away")
+    if not folder.evaluation.exists():
+        return None
     if config is not None:
         folder.require_same_recipe(config)
     environment = folder.read_environment()
     if teacher is not None and environment.get("teacher_sha256") is not None:
         folder.require_same_teacher(read_manifest(RunFolder(teacher).manifest).weights_sha256)
     own = folder.read_layout()
-    if environment.get("data") != str(data.resolve()) or (layout or own).to_json() != own.to_json():
-        prepared = prepare_data(data, layout=layout or own, split_file=folder.splits, progress=progress)
-        _require_own_data(folder, data, prepared)
+    layout = request.layout or own
+    if environment.get("data") != str(data.resolve()) or layout.to_json() != own.to_json():
+        prepared = prepare_data(data, layout=layout, split_file=folder.splits, progress=request.progress)
+        folder.require_same_data(data, prepared.fingerprint)
     return stored_result(folder)
 
 
-def _require_own_data(folder: RunFolder, data: Path, prepared: PreparedData) -> None:
-    if folder.read_environment().get("data_fingerprint") != prepared.fingerprint:
-        raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
-
-
-def _require_startable(folder: RunFolder, fit: FitSettings, *, resume: bool) -> None:
-    """What can be known before the photos are read, which may take minutes."""
+def _require_startable(request: _Request, config: Config) -> None:
+    """Checks what can be known before the photos are read, which may take minutes."""
+    folder, resume, fit = request.folder, request.resume, config.fit
     require_launched(fit.processes)
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
-    if fit.weights and not resume:
-        require_weights(Path(fit.weights))
+    weights = Path(fit.weights) if fit.weights and not resume else None
+    if weights is not None and weights.is_dir():
+        read_manifest(RunFolder(weights).manifest).verified_weights(weights)
+    elif weights is not None:
+        if not weights.is_file():
+            raise ModelError("a weights file or a finished run", f"'{weights}', which is neither", "check --weights")
+        try:
+            weights.open("rb").close()
+        except OSError as error:
+            got = f"'{weights}' ({error.strerror})"
+            raise ModelError("a weights file that can be read", got, "check --weights") from None
+    # Deleting the parent run would delete a run in its folder.
+    for name, run in (("teacher's", request.teacher), ("--weights", weights)):
+        if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
+            got = f"'{folder.path}' in '{run}'"
+            raise RunError(f"--out outside the {name} run folder", got, "choose another --out")
+    require_known_model(fit.model)
 
 
-def _require_outside_runs(out: Path, teacher: Path | None, fit: FitSettings, *, resume: bool) -> None:
-    """A run within the run that it learns from is lost with it, and no one finds it there."""
-    weights = Path(fit.weights) if fit.weights else None
-    for name, run in (("teacher's", teacher), ("--weights", weights)):
-        if not resume and run is not None and run.is_dir() and out.resolve().is_relative_to(run.resolve()):
-            raise RunError(f"--out outside the {name} run folder", f"'{out}' in '{run}'", "choose another --out")
-
-
-def _require_own_split(split_file: Path | None, *, resume: bool) -> None:
-    if resume and split_file is not None:
-        raise RunError("the run's own split on a resume", f"--splits {split_file}", "leave --splits away")
-
-
-def _prepare(
-    data: Path,
-    layout: Layout | None,
-    settings: DataSettings,
-    folder: RunFolder,
-    split_file: Path | None,
-    earlier: Mapping[str, RunFolder],
-    resume: bool,
-    progress: ProgressCallback,
-) -> PreparedData:
+def _prepare(request: _Request, config: Config) -> PreparedData:
+    folder, resume, settings = request.folder, request.resume, config.data
     if not resume:
-        require_outside(folder.path, data)
+        require_outside(folder.path, request.data)
     prepared = prepare_data(
-        data,
-        layout=layout or (folder.read_layout() if resume else FOLDERS),
-        split_file=folder.splits if resume else split_file,
+        request.data,
+        layout=request.layout or (folder.read_layout() if resume else FOLDERS),
+        split_file=folder.splits if resume else request.split_file,
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,
         split_seed=settings.split_seed,
-        progress=progress,
+        progress=request.progress,
     )
     for path, reason in prepared.skipped:
         logger.warning("left out: %s (%s)", path, reason)
-    # What a run has begun with is not refused on its way.
+    # A resume accepts the conflicts that the run accepted at its start.
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
-        _require_own_data(folder, data, prepared)
-        # Its split names the photos that it learns from; those that it leaves aside stand in none of its parts.
+        folder.require_same_data(request.data, prepared.fingerprint)
         return prepared
-    return parted_beside(earlier, prepared, settings)
+    return inherit_split(parent_runs(request.teacher, config.fit), prepared, settings)

@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves behind, and the rules for starting, resuming and finishing one."""
+"""A run folder: its files, and the rules for starting, resuming and finishing a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,75 +22,27 @@ from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
 
-# A resumed run may use more or fewer processes, or keep its views, but must not learn differently.
+# Settings that a resume may change: they do not change what a run learns.
 MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
 _PACKAGES = ("agridistill", "torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Names of the files of a run.
+    """The files of a run."""
 
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        """All settings, resolved."""
-        return self.path / "recipe.toml"
-
-    @property
-    def splits(self) -> Path:
-        """Which photo was for training, validation and test."""
-        return self.path / "splits.json"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, hardware, seed and data fingerprint."""
-        return self.path / "environment.json"
-
-    @property
-    def weights(self) -> Path:
-        """The best epoch's weights."""
-        return self.path / "model.safetensors"
-
-    @property
-    def manifest(self) -> Path:
-        """The model's contract; written when training is done."""
-        return self.path / MANIFEST_NAME
-
-    @property
-    def checkpoint(self) -> Path:
-        """State of the last epoch, for a resume only."""
-        return self.path / "last.ckpt"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains."""
-        return self.path / ".lock"
-
-    @property
-    def learnt(self) -> Path:
-        """Which photos it has learnt from, without their names; see `data.learnt`."""
-        return self.path / LEARNT_NAME
-
-    @property
-    def caches(self) -> Path:
-        """What this run's model said about other runs' views, as a teacher."""
-        return self.path / "cache"
-
-    @property
-    def metrics(self) -> Path:
-        """One row an epoch."""
-        return self.path / "metrics.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        """The last file of a run: where it stands, the run is finished."""
-        return self.path / "evaluation.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"  # all settings, resolved
+        self.splits = path / "splits.json"  # the photos of training, validation and test
+        self.environment = path / "environment.json"  # versions, hardware, seed and data fingerprint
+        self.weights = path / "model.safetensors"  # of the best epoch
+        self.manifest = path / MANIFEST_NAME  # the model's contract; written after the training
+        self.checkpoint = path / "last.ckpt"  # state of the last epoch, for a resume only
+        self.lock = path / ".lock"  # held by the process that trains
+        self.learnt = path / LEARNT_NAME  # hashes of the photos that the model learnt from; see `data.learnt`
+        self.caches = path / "cache"  # this model's outputs as a teacher, for views of other runs
+        self.metrics = path / "metrics.csv"  # one row an epoch
+        self.evaluation = path / "evaluation.json"  # the last file of a run: it marks the run as finished
 
     def require_startable(self, *, resume: bool) -> None:
         """Checks that a run may start here, before anything is computed.
@@ -98,34 +50,31 @@ class RunFolder:
         Raises:
             RunError: finished, unfinished without `resume`, nothing to resume, or a folder of something else.
         """
+        another = "choose another --out"
         if self.evaluation.exists():
-            raise RunError("a new run folder", f"'{self.path}', which holds a finished run", "choose another --out")
+            raise RunError("a new run folder", f"'{self.path}', which holds a finished run", another)
         if self.path.exists() and not self.path.is_dir():
-            raise RunError("a run folder", f"the file '{self.path}'", "choose another --out")
+            raise RunError("a run folder", f"the file '{self.path}'", another)
         started = self.recipe.exists()
         if resume and not started:
             raise RunError("an unfinished run to resume", f"none in '{self.path}'", "start it without --resume")
         if started and not resume:
-            raise RunError(
-                "a new run folder",
-                f"'{self.path}', which holds an unfinished run",
-                "continue it with --resume or choose another --out",
-            )
-        if not started and self.path.exists() and not self._is_as_new():
-            raise RunError("a new or empty folder", f"'{self.path}', which holds other files", "choose another --out")
-
-    def _is_as_new(self) -> bool:
-        """Empty, or with what a start left that came to no recipe: killed, or on a full disk."""
+            got = f"'{self.path}', which holds an unfinished run"
+            raise RunError("a new run folder", got, f"continue it with --resume or {another}")
+        if started or not self.path.exists():
+            return
+        # A start that was killed, or met a full disk, leaves these; a split alone may be the user's.
         names = {path.name for path in self.path.iterdir() if path.suffix != ".part"} - {self.lock.name}
-        # A split alone may be the user's.
-        return not names or (names <= {self.environment.name, self.splits.name} and self.environment.name in names)
+        begun = self.environment.name in names and names <= {self.environment.name, self.splits.name}
+        if names and not begun:
+            raise RunError("a new or empty folder", f"'{self.path}', which holds other files", another)
 
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Writes the resolved settings."""
         write_text(self.recipe, tomli_w.dumps(without_none(asdict(config))))
 
     def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Checks that a resume goes on with the settings that the run started with.
+        """Checks that a resume has the settings of the run.
 
         Raises:
             RunError: names the first setting that differs.
@@ -134,43 +83,44 @@ class RunFolder:
             stored = _flatten(tomllib.loads(self.recipe.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise RunError("the recipe of the run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
-        wanted = _flatten(without_none(asdict(config)))
-        # What a version has added has its default in the runs of earlier ones.
+        current = _flatten(without_none(asdict(config)))
+        # Settings that were added later have their defaults in runs of earlier versions.
         defaults = _flatten(without_none(asdict(type(config)())))
-        stored = {key: value for key, value in defaults.items() if key in wanted} | stored
-        for key in sorted(stored.keys() | wanted.keys()):
-            if key.rsplit(".", 1)[-1] not in MAY_DIFFER and stored.get(key) != wanted.get(key):
+        stored = {key: value for key, value in defaults.items() if key in current} | stored
+        for key in sorted(stored.keys() | current.keys()):
+            if key.rsplit(".", 1)[-1] not in MAY_DIFFER and stored.get(key) != current.get(key):
                 raise RunError(
                     f"{key} = {stored.get(key)} as in the run that is resumed",
-                    str(wanted.get(key)),
+                    str(current.get(key)),
                     "leave the option away or start a new run",
                 )
 
-    def fine_tuning(self) -> dict[str, Any]:
-        """The settings of a run that was fine-tuned from weights; empty of any other, or where no recipe says so."""
+    def read_recipe(self) -> dict[str, Any]:
+        """The sections of the recipe; empty where it cannot be read."""
         try:
-            recipe = tomllib.loads(self.recipe.read_text(encoding="utf-8"))
+            return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        fit = recipe.get("train", recipe.get("distill", {}))
-        if not (fit.get("freeze_norm") is True or fit.get("head_first") is True):
-            return {}
-        keys = ("lr", "layer_decay", "head_first", "freeze_norm", "precision")
-        return {key: fit[key] for key in keys if key in fit}
 
     def require_same_teacher(self, sha256: str | None) -> None:
-        """Checks that a resume goes on under the teacher that the run started with.
+        """Checks that a resume has the teacher of the run.
 
         Raises:
             RunError: another teacher.
         """
         before = self.read_environment().get("teacher_sha256")
         if before != sha256:
-            raise RunError(
-                f"the teacher that the run started with ({str(before)[:12]}…)",
-                f"{str(sha256)[:12]}…",
-                "pass that teacher or start a new run",
-            )
+            expected = f"the teacher that the run started with ({str(before)[:12]}…)"
+            raise RunError(expected, f"{str(sha256)[:12]}…", "pass that teacher or start a new run")
+
+    def require_same_data(self, data: Path, fingerprint: str) -> None:
+        """Checks that a resume has the photos of the run.
+
+        Raises:
+            RunError: other photos.
+        """
+        if self.read_environment().get("data_fingerprint") != fingerprint:
+            raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """The state of the last epoch; None where the run was stopped before its first one ended.
@@ -181,42 +131,38 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         try:
-            # A checkpoint from elsewhere is data, not code.
+            # Only data is read: a checkpoint from elsewhere may contain code.
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
-            # torch raises RuntimeError, UnpicklingError, EOFError, … for one fact.
+            # torch raises RuntimeError, UnpicklingError, EOFError, … for the same damage.
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-            raise RunError(
-                "a whole checkpoint", f"a damaged '{self.checkpoint}' ({reason})", "start a new run"
-            ) from None
+            got = f"a damaged '{self.checkpoint}' ({reason})"
+            raise RunError("a whole checkpoint", got, "start a new run") from None
         return state
 
-    def write_environment(self, *, seed: int, data_root: Path, fingerprint: str, extra: Mapping[str, Any]) -> None:
-        """Writes what the result depends on beside the recipe."""
-        document = {
-            "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-            "hardware": {
-                "processor": _processor(),
-                "cores": os.cpu_count(),
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            },
-            "seed": seed,
-            "data": str(data_root.resolve()),
-            "data_fingerprint": fingerprint,
-            **extra,
+    def write_environment(self, document: Mapping[str, Any]) -> None:
+        """Writes what the result depends on beside the recipe: versions, hardware and the document."""
+        hardware = {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
-        write_json(self.environment, document)
+        versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+        write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
-        """The environment document; empty where there is none."""
+        """The environment document; empty where there is none.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         try:
             document = json.loads(self.environment.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise RunError(
-                "the environment of a run", f"a damaged '{self.environment}' ({error})", "start a new run"
-            ) from None
+            got = f"a damaged '{self.environment}' ({error})"
+            raise RunError("the environment of a run", got, "start a new run") from None
         return document if isinstance(document, dict) else {}
 
     def read_layout(self) -> Layout:
@@ -229,13 +175,13 @@ class RunFolder:
 
 
 def run_of(weights: Path) -> RunFolder | None:
-    """The run that weights are from: its folder, or its own weights file; None where they are of no run."""
+    """The run of weights: its folder, or its own weights file; None where they are of no run."""
     run = RunFolder(weights if weights.is_dir() else weights.parent)
     return run if run.recipe.exists() and weights in (run.path, run.weights) else None
 
 
 def without_none(value: Any) -> Any:
-    """The same nested value without None entries, which TOML cannot say."""
+    """The same nested value without None entries, which TOML cannot express."""
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):

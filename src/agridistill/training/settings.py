@@ -1,4 +1,4 @@
-"""Typed settings of a run. Defaults stand here and nowhere else; a recipe file or a caller changes them."""
+"""Typed settings of a run, one class a section of a recipe. Defaults are defined here and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import ResizeRule
 
-# Views of each photo that a teacher is asked about by default: twice what was seen to be enough (docs/performance.md).
+# Views of each photo for a teacher by default: twice what was seen to be enough (docs/performance.md).
 MAX_VIEWS = 16
-
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
 
 
 def _require(holds: bool, expected: str, got: object) -> None:
@@ -24,18 +22,17 @@ def _require(holds: bool, expected: str, got: object) -> None:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which pixels a model sees and how photos are divided.
+    """The pixels that a model sees, and how photos are divided.
 
     Attributes:
         image_size: height and width of the input in pixels.
         resize: "crop" scales the shorter side and cuts the centre, "stretch" ignores the aspect ratio.
         val_fraction: share of each class that chooses the best epoch and fits the temperature.
-        test_fraction: share of each class that is only ever evaluated.
+        test_fraction: share of each class that is only evaluated.
         split_seed: of the leaf-disjoint split. Not the run's seed: runs that are compared share one test split.
-        labels: share of each class's training and validation photos that are used, as where labels are scarce; a
-            smaller share is part of a larger one. The test split stays whole.
-        conflicts: share of the photos that may stand under several labels as identical files; above it the folder is
-            refused.
+        labels: share of each class's training and validation photos that are used; a smaller share is part of a larger
+            one. The test split stays whole.
+        conflicts: largest share of photos that may have several labels as identical files.
     """
 
     image_size: int = 224
@@ -62,39 +59,35 @@ class FitSettings:
     """How a network is trained: AdamW, linear warm-up, cosine decay to 0.
 
     Attributes:
-        model: timm's name of the network. The default is MobileNetV3-Large without what int8 engines compute slowly: as
-            accurate on our photos, and the fastest on a device (docs/performance.md).
+        model: timm's name of the network. The default is MobileNetV3-Large without the parts that int8 engines compute
+            slowly: as accurate on our photos, and the fastest on a device (docs/performance.md).
         epochs: passes over the training photos.
         batch_size: photos a step, over all processes: their number changes no result.
         lr: peak learning rate.
         weight_decay: of weight matrices; biases and norms have none.
         warmup: share of all steps in which the learning rate rises.
-        label_smoothing: of the cross-entropy.
+        label_smoothing: of the cross entropy.
         drop_path: stochastic depth rate; None keeps the network's own (0.1 for Swin).
-        head_first: fits the classifier alone to features of the frozen backbone before everything is trained, for
-            backbones that start from weights: a random head would send random gradients into them (Kumar et al. 2022,
-            arXiv 2202.10054).
+        head_first: fits the classifier to features of the frozen backbone before everything is trained, for backbones
+            that start from weights: a random head would send random gradients into them (Kumar et al. 2022, arXiv
+            2202.10054).
         layer_decay: factor of the learning rate from each layer to the one before it; 1 trains all layers alike.
-        freeze_norm: keeps the statistics of batch norm as the starting weights have them: those of few photos are
-            noise.
-        balance: shows each class equally often, photos of rare classes several times in an epoch, in different
-            views. It acts on all terms of an objective, a teacher's too, and the number of processes changes no result;
-            class weights in the cross-entropy would do neither.
+        freeze_norm: keeps the batch-norm statistics of the starting weights: those of few photos are noise.
+        balance: shows each class equally often, photos of rare classes several times in an epoch, in different views.
+            Unlike class weights, it acts on all terms of an objective.
         clip_grad: largest gradient norm; 0 does not clip.
         patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
         seed: of initial weights, order, views and dropout.
-        views: different views of each photo; an epoch shows each photo once. 0 takes one for each epoch, and for
-            students, with or without a teacher, at most `MAX_VIEWS`: a teacher has to look at all of them.
-        keep_views: draws each view once and keeps its pixels in the user's cache folder, 150 kB at 224 px. Later epochs
-            read them, if `views` are fewer, and so do all students of the same photos and augmentation. Changes no
-            result; worth it where a run waits for its loaders.
+        views: different views of each photo; an epoch shows each photo once. 0 takes one for each epoch, for students
+            at most `MAX_VIEWS`, because a teacher computes all of them.
+        keep_views: keeps the pixels of each view in the user's cache folder, 150 kB at 224 px, for later epochs and
+            other runs of the same photos and augmentation. Changes no result; helps where a run waits for its loaders.
         workers: loader processes; -1 chooses.
         precision: "auto" measures whether bf16 is faster on this processor.
         pretrained: starts from timm's weights on the model hub.
         weights: a safetensors file or a finished run to start from instead.
-        int8: trains the finished network `weights` on as its int8 artefact will compute: batch norm folded, weights and
-            activations rounded (`models.quantised`). Without attention and hints: those features are not what is
-            exported.
+        int8: continues the training of `weights` with the arithmetic of its int8 artefact: batch norm folded, weights
+            and activations rounded (`models.quantised`). Without attention and hints: the artefact lacks those stages.
         devices: processes on this machine, each with its GPU or its share of the processor.
         nodes: machines that run the same command.
     """
@@ -117,7 +110,7 @@ class FitSettings:
     views: int = 0
     keep_views: bool = False
     workers: int = -1
-    precision: PrecisionChoice = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     pretrained: bool = True
     weights: str | None = None
     int8: bool = False
@@ -126,15 +119,15 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
-        # Batch norm has nothing to normalise in a batch of one.
+        # Batch norm needs two photos.
         _require(self.batch_size >= 2, "batch_size of at least 2", self.batch_size)
         _require(0 < self.lr < math.inf, "a finite lr above 0", self.lr)
-        _require(0 <= self.weight_decay < math.inf, "a finite weight_decay of at least 0", self.weight_decay)
+        for name in ("weight_decay", "clip_grad"):
+            _require(0 <= getattr(self, name) < math.inf, f"a finite {name} of at least 0", getattr(self, name))
         for name in ("warmup", "label_smoothing", "drop_path"):
             value = getattr(self, name)
             _require(value is None or 0 <= value < 1, f"{name} from 0 to below 1", value)
         _require(0 < self.layer_decay <= 1, "layer_decay above 0 and at most 1", self.layer_decay)
-        _require(0 <= self.clip_grad < math.inf, "a finite clip_grad of at least 0", self.clip_grad)
         _require(self.patience >= 0, "patience of at least 0", self.patience)
         _require(0 <= self.seed < 2**32, "seed from 0 to 4294967295", self.seed)
         _require(-1 <= self.workers <= 256, "workers from 0 to 256, or -1 to choose", self.workers)
@@ -150,11 +143,11 @@ class FitSettings:
 
     @property
     def processes(self) -> int:
-        """Of all machines together."""
+        """Number of processes on all machines."""
         return self.devices * self.nodes
 
     def views_of_each_photo(self, *, student: bool) -> int:
-        """How many different views the run shows; see `views`."""
+        """Number of different views that the run shows; see `views`."""
         return self.views or (min(self.epochs, MAX_VIEWS) if student else self.epochs)
 
 
@@ -173,13 +166,13 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """The distillation objective. What is None is the method's own (`distillation.methods.METHODS`).
+    """The distillation objective. None takes the method's own value (`losses.methods.METHODS`).
 
     Attributes:
         method: name in the method table. "auto" takes `hybrid-hint`, level with the best of our study; for a student
-            that goes on from `weights` the plain `hybrid`, because a stage without labels would undo what it learnt;
-            and `kd` with `int8`, where there is nothing else to compare. A `DistillConfig` resolves it when it is made.
-        w_ce: weight of the cross-entropy.
+            that continues from `weights` the plain `hybrid`, because a stage without labels would undo what it learnt;
+            and `kd` with `int8`. A `DistillConfig` resolves it when it is created.
+        w_ce: weight of the cross entropy.
         w_kd: weight of the logit distillation.
         w_att: weight of the attention alignment at its peak.
         w_hint: weight of the features' distance in the first stage of `fitnet` and `hybrid-hint`.
@@ -191,7 +184,7 @@ class ObjectiveSettings:
         distance: between the maps: "l2", "kl" or "cosine".
         grid: common grid of two maps: "smaller", "student" or "teacher".
         stage_weights: "fixed", or "learned" from each pair's uncertainty.
-        att_warmup: share of the steps, without those of the features, in which w_att rises.
+        att_warmup: share of the steps after the first stage in which w_att rises.
         att_decay: "cosine" brings w_att to 0 at the end, "none" keeps it.
     """
 
@@ -212,8 +205,8 @@ class ObjectiveSettings:
     att_decay: Literal["cosine", "none"] = "cosine"
 
     def __post_init__(self) -> None:
-        sharp = self.temperature is not None and not 0 < self.temperature < math.inf
-        _require(not sharp, "a finite objective.temperature above 0", self.temperature)
+        valid = self.temperature is None or 0 < self.temperature < math.inf
+        _require(valid, "a finite objective.temperature above 0", self.temperature)
         _require(0 < self.hint_share < 1, "objective.hint_share between 0 and 1", self.hint_share)
         _require(len(self.pairs) > 0, "objective.pairs with at least one pair", "none")
         _require(0 <= self.att_warmup < 1, "objective.att_warmup from 0 to below 1", self.att_warmup)
@@ -221,22 +214,46 @@ class ObjectiveSettings:
             value = getattr(self, name)
             _require(value is None or 0 <= value < math.inf, f"a finite objective.{name} of at least 0", value)
 
+    def weights(self) -> dict[str, float]:
+        """The weights of the objective's terms; see `losses.Method.weights`."""
+        from agridistill.losses import get_method  # recipes are read without torch
+
+        names = ("w_ce", "w_kd", "w_att", "w_hint")
+        return get_method(self.method).weights({name: getattr(self, name) for name in names})
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term has a weight that compares with a teacher."""
+        return any(weight > 0 for name, weight in self.weights().items() if name != "w_ce")
+
+    @property
+    def teacher_strides(self) -> tuple[int, ...]:
+        """The teacher's stages of all pairs."""
+        return tuple(sorted({pair.teacher for pair in self.pairs}))
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that `train` needs beside the data."""
+    """The settings of `train`."""
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     train: FitSettings = field(default_factory=FitSettings)
 
+    @property
+    def fit(self) -> FitSettings:
+        """As in a `DistillConfig`."""
+        return self.train
+
+    @property
+    def objective(self) -> ObjectiveSettings:
+        """Labels alone."""
+        return ObjectiveSettings(method="ce")
+
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Everything that `distill` needs beside the data and the teacher.
-
-    Its objective's method is never "auto": `distill` chose it. Who replaces `distill` later names the method anew.
-    """
+    """The settings of `distill`. The objective's method "auto" is resolved here, by the settings of the fit."""
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -245,11 +262,10 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         if self.objective.method == "auto":
-            # The name that a run records is the one that it trains with.
-            object.__setattr__(self, "objective", replace(self.objective, method=_method_for(self.distill)))
+            method = "kd" if self.distill.int8 else "hybrid" if self.distill.weights is not None else "hybrid-hint"
+            object.__setattr__(self, "objective", replace(self.objective, method=method))
 
-
-def _method_for(fit: FitSettings) -> str:
-    if fit.int8:
-        return "kd"
-    return "hybrid" if fit.weights is not None else "hybrid-hint"
+    @property
+    def fit(self) -> FitSettings:
+        """As in a `TrainConfig`."""
+        return self.distill

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -14,16 +17,19 @@ import pytest
 import torch
 
 from agridistill.data.datamodule import Batch
+from agridistill.data.prepare import prepare_data
 from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation
-from agridistill.distillation.cache_layout import differences, digest_of
-from agridistill.distillation.teacher_cache import TeacherCache, read_key, read_layout
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.teacher import LiveTeacher
-from agridistill.training import cached_teacher, teachers
-from agridistill.training.cached_teacher import Viewing, cache_key
+from agridistill.teacher_cache import CachedTeacher
+from agridistill.teacher_cache import key as key_module
+from agridistill.teacher_cache.key import Viewing, cache_key, differences, digest_of
+from agridistill.teacher_cache.store import TeacherCache, read_document
+from agridistill.training import parts
 from agridistill.training.module import DistillationModule
+from agridistill.training.parts import teacher_source
 from agridistill.training.run import distill
 from agridistill.training.settings import (
     MAX_VIEWS,
@@ -108,11 +114,11 @@ def test_a_second_student_never_loads_the_teacher(
     leaves: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distill(leaves, teacher, tmp_path / "a", CONFIG)
-    monkeypatch.setattr(teachers, "load_teacher", None)
+    monkeypatch.setattr(parts, "load_teacher", None)
     distill(leaves, teacher, tmp_path / "b", replace(CONFIG, distill=replace(CONFIG.distill, seed=1)))
 
 
-def test_another_recipe_has_its_own_cache_and_is_told_why(
+def test_another_recipe_has_its_own_cache_and_is_reported_why(
     leaves: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
@@ -149,6 +155,7 @@ ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head":
             }.items()
         ],
         ({"fingerprint": "e" * 64}, {}, {}, "photos "),
+        ({"seed": 7}, {}, {}, "views "),
         ({"samples": SAMPLES[:1]}, {}, {}, "photos "),
         ({"samples": SAMPLES[::-1]}, {}, {}, "photos "),
         ({"preprocessing": Preprocessing(96)}, {}, {}, "data.image_size 64, here 96"),
@@ -170,23 +177,23 @@ def test_whatever_changes_the_records_changes_the_key_and_is_named(
     key = cache_key(VIEWING, MANIFEST, **ATTENTION)
     other = cache_key(replace(VIEWING, **viewing), replace(MANIFEST, **manifest), **{**ATTENTION, **attention})
     assert digest_of(key) != digest_of(other)
-    (told,) = differences(key, other)
-    assert named in told
+    (reported,) = differences(key, other)
+    assert named in reported
 
 
 @pytest.mark.parametrize("library", ["torch", "timm", "Pillow", "numpy"])
 def test_another_version_of_a_library_changes_the_key(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key, version = cache_key(VIEWING, MANIFEST, **ATTENTION), metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99" if name == library else version(name))
-    (told,) = differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))
-    assert told.startswith(f"version of {library} ")
-    assert told.endswith("here 99")
+    (reported,) = differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))
+    assert reported.startswith(f"version of {library} ")
+    assert reported.endswith("here 99")
 
 
-@pytest.mark.parametrize("name", ["VIEWS_VERSION", "OUTPUTS_VERSION", "FORMAT_VERSION", "DISTILLATION_VIEWS"])
+@pytest.mark.parametrize("name", ["VIEWS_VERSION", "OUTPUTS_VERSION", "FORMAT_VERSION"])
 def test_another_version_of_ours_changes_the_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key = cache_key(VIEWING, MANIFEST, **ATTENTION)
-    monkeypatch.setattr(cached_teacher, name, 99)
+    monkeypatch.setattr(key_module, name, 99)
     assert len(differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))) == 1
 
 
@@ -203,7 +210,7 @@ def test_neither_the_number_of_views_nor_the_way_a_number_is_written_changes_the
     ("logits", "map_value", "message"),
     [(7e4, 1.0, "logits within"), (float("nan"), 1.0, "logits within"), (1.0, float("nan"), "finite attention maps")],
 )
-def test_what_float16_cannot_hold_is_told_when_it_is_built(
+def test_what_float16_cannot_hold_is_reported_when_it_is_built(
     leaves: Path,
     teacher: Path,
     tmp_path: Path,
@@ -215,8 +222,8 @@ def test_what_float16_cannot_hold_is_told_when_it_is_built(
     original = LiveTeacher.outputs
 
     def wild(self: LiveTeacher, batch: Batch) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        said, maps = original(self, batch)
-        return said * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}
+        stored, maps = original(self, batch)
+        return stored * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}
 
     monkeypatch.setattr(LiveTeacher, "outputs", wild)
     with pytest.raises(RunError, match=message):
@@ -228,13 +235,14 @@ def test_a_cache_that_holds_other_views_is_never_used(leaves: Path, teacher: Pat
     one = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1))
     distill(leaves, teacher, tmp_path / "a", one)
     folder = cache_of(teacher)
-    key, layout = read_key(folder), read_layout(folder)
-    assert key is not None
-    assert layout is not None
+    document = read_document(folder)
+    assert document is not None
+    key, layout = document
     with TeacherCache(folder, key, layout, views=1) as cache:
         (block,) = layout.blocks(1)
-        said = cache.read(np.arange(block.stop), np.zeros(block.stop, np.int64))
-        cache.write(block, said._replace(seeds=said.seeds + 1))
+        records = cache.read(np.arange(block.stop), np.zeros(block.stop, np.int64)).copy()
+        records["seed"] += 1
+        cache.write(block, records)
     with pytest.raises(RunError, match="expected every view of this batch in the teacher cache"):
         distill(leaves, teacher, tmp_path / "b", one)
     distill(leaves, teacher, tmp_path / "b", one, resume=True)
@@ -269,3 +277,56 @@ def test_caches_can_lie_elsewhere(leaves: Path, teacher: Path, tmp_path: Path) -
     distill(leaves, teacher, tmp_path / "a", one, cache_dir=tmp_path / "caches")
     assert not (teacher / "cache").exists()
     assert len(list((tmp_path / "caches").iterdir())) == 1
+
+
+class Gathering:
+    """A `Gather` of threads instead of processes."""
+
+    def __init__(self, world: int) -> None:
+        self._passed: list[Any] = [None] * world
+        self._barrier = threading.Barrier(world, timeout=60)
+
+    def of(self, rank: int, own: Any) -> Sequence[Any]:
+        self._passed[rank] = own
+        self._barrier.wait()
+        passed = list(self._passed)
+        self._barrier.wait()
+        return passed
+
+
+def build_by_two(leaves: Path, teacher: Path, caches: Path, views: int) -> list[list[tuple[int, int]]]:
+    """The progress that each of two processes reports; here they are threads."""
+    prepared, gathering = prepare_data(leaves), Gathering(2)
+    viewing = Viewing(leaves, prepared.train, prepared.fingerprint, Preprocessing(64), Augmentation(), views)
+
+    sources = [teacher_source(teacher, caches, viewing, ObjectiveSettings(method="hybrid")) for _ in range(2)]
+
+    def process(rank: int) -> list[tuple[int, int]]:
+        reported: list[tuple[int, int]] = []
+        source = sources[rank]
+        assert isinstance(source, CachedTeacher)
+        source.prepare(
+            torch.device("cpu"),
+            workers=0,
+            rank=rank,
+            world=2,
+            gather=lambda own: gathering.of(rank, own),
+            progress=lambda done, total: reported.append((done, total)),
+        )
+        source.close()
+        return reported
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(process, range(2)))
+
+
+def test_the_progress_of_a_build_is_that_of_all_processes(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    photos = len(prepare_data(leaves).train)
+    for reported in build_by_two(leaves, teacher_run, tmp_path, 2):
+        assert reported[-1] == (2 * photos, 2 * photos)
+        assert {total for _, total in reported} == {2 * photos}
+    # A block more: the second process has none to build, but knows of the first one's.
+    first, second = build_by_two(leaves, teacher_run, tmp_path, 3)
+    assert first[-1] == (photos, photos)
+    assert second == [(0, photos)]
+    assert build_by_two(leaves, teacher_run, tmp_path, 3) == [[], []]

@@ -18,27 +18,37 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from agridistill.distillation import teacher_cache
-from agridistill.distillation.cache_layout import BLOCK_PHOTOS, Block, CacheLayout, Outputs, digest_of
-from agridistill.distillation.teacher_cache import TeacherCache, building, read_key, read_layout
 from agridistill.errors import RunError
+from agridistill.teacher_cache import store
+from agridistill.teacher_cache.key import digest_of
+from agridistill.teacher_cache.store import (
+    BLOCK_PHOTOS,
+    Block,
+    CacheLayout,
+    TeacherCache,
+    building,
+    read_document,
+)
 
 KEY = {"teacher weights": "aa", "augmentation.min_scale": 0.5}
 LAYOUT = CacheLayout(photos=BLOCK_PHOTOS + 10, num_classes=3, maps={32: (2, 2), 16: (4, 4)})
 
 
-def outputs_of(block: Block, layout: CacheLayout = LAYOUT) -> Outputs:
+def records_of(block: Block, layout: CacheLayout = LAYOUT) -> NDArray[np.void]:
     rng = np.random.default_rng((block.view, block.start))
-    count = block.stop - block.start
-    maps = {stride: rng.random((count, *shape)) for stride, shape in layout.maps.items()}
-    return Outputs(rng.integers(0, 2**32, count, np.uint32), rng.normal(size=(count, layout.num_classes)), maps)
+    records = layout.blank_records(block.stop - block.start)
+    records["seed"] = rng.integers(0, 2**32, len(records), np.uint32)
+    for name in records.dtype.names[1:]:  # type: ignore[index]
+        records[name] = rng.normal(size=records[name].shape)
+    return records
 
 
 def build(cache: TeacherCache) -> int:
     missing = cache.missing()
     for block in missing:
-        cache.write(block, outputs_of(block))
+        cache.write(block, records_of(block))
     return len(missing)
 
 
@@ -51,14 +61,10 @@ def test_what_was_written_is_read_back_in_half_precision(tmp_path: Path) -> None
         assert build(cache) == 4
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2) as cache:
         assert cache.missing() == []
-        said = cache.read(np.array([3, BLOCK_PHOTOS + 1, 3]), np.array([1, 0, 0]))
+        stored = cache.read(np.array([3, BLOCK_PHOTOS + 1, 3]), np.array([1, 0, 0]))
         blocks = list(LAYOUT.blocks(2))
         for row, (block, place) in enumerate([(blocks[2], 3), (blocks[1], 1), (blocks[0], 3)]):
-            expected = outputs_of(block)
-            assert said.seeds[row] == expected.seeds[place]
-            np.testing.assert_array_equal(said.logits[row], expected.logits[place].astype(np.float16))
-            for stride in (16, 32):
-                np.testing.assert_array_equal(said.maps[stride][row], expected.maps[stride][place].astype(np.float16))
+            assert stored[row].tobytes() == records_of(block)[place].tobytes()
     assert (tmp_path / "c" / "records.bin").stat().st_size == LAYOUT.bytes_for(2)
 
 
@@ -76,7 +82,7 @@ def test_each_flipped_byte_of_a_block_is_detected(tmp_path: Path, caplog: pytest
     layout = CacheLayout(photos=5, num_classes=3, maps={16: (2, 2)})
     with TeacherCache(tmp_path / "c", KEY, layout, views=1) as cache:
         block = cache.missing()[0]
-        cache.write(block, outputs_of(block, layout))
+        cache.write(block, records_of(block, layout))
         whole = (tmp_path / "c" / "records.bin").read_bytes()
         for place in range(len(whole)):
             damaged = bytearray(whole)
@@ -122,23 +128,22 @@ def test_a_stale_cache_is_refused_with_the_reason(
 ) -> None:
     TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1).close()
     before = (tmp_path / "c" / "cache.json").read_bytes()
-    with pytest.raises(RunError, match="differs in") as told:
+    with pytest.raises(RunError, match="differs in") as reported:
         TeacherCache(tmp_path / "c", key, layout, views=1)
-    assert named in str(told.value)
+    assert named in str(reported.value)
     assert (tmp_path / "c" / "cache.json").read_bytes() == before
 
 
 def test_a_key_names_its_folder_and_can_be_read_back(tmp_path: Path) -> None:
     assert digest_of(KEY) == digest_of(dict(reversed(KEY.items()))) != digest_of({**KEY, "more": 1})
-    assert read_key(tmp_path) is None
-    assert read_layout(tmp_path / "no" / "folder") is None
+    assert read_document(tmp_path) is None
+    assert read_document(tmp_path / "no" / "folder") is None
     TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1).close()
-    assert read_key(tmp_path / "c") == KEY
-    assert read_layout(tmp_path / "c") == LAYOUT
+    assert read_document(tmp_path / "c") == (KEY, LAYOUT)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "key": {}, "layout": {"maps": 3}}'])
-def test_a_damaged_document_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_document_is_reported_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache.json").write_text(content)
     with pytest.raises(RunError, match="expected a readable teacher cache"):
         TeacherCache(tmp_path, KEY, LAYOUT, views=1)
@@ -150,7 +155,7 @@ def test_a_cache_of_a_later_format_is_refused(tmp_path: Path) -> None:
         TeacherCache(tmp_path, KEY, LAYOUT, views=1)
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="expected a writable teacher cache"):
         TeacherCache(tmp_path / "file" / "cache", KEY, LAYOUT, views=1)
@@ -173,7 +178,7 @@ def test_records_without_their_document_are_not_taken_for_ours(tmp_path: Path) -
         assert len(other.missing()) == LAYOUT.blocks_per_view
 
 
-def test_a_file_that_was_cut_off_is_told_when_it_is_read(tmp_path: Path) -> None:
+def test_a_file_that_was_cut_off_is_reported_when_it_is_read(tmp_path: Path) -> None:
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
         build(cache)
         os.truncate(tmp_path / "c" / "records.bin", 10)
@@ -220,7 +225,7 @@ def test_a_whole_cache_is_used_where_the_file_system_is_read_only(
     monkeypatch.setattr(Path, "open", refuse_appending)
     with building(tmp_path / "c"), TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
         assert cache.missing() == []
-        assert cache.read(np.array([3]), np.array([0])).seeds.shape == (1,)
+        assert cache.read(np.array([3]), np.array([0])).shape == (1,)
     with pytest.raises(RunError, match="expected a writable teacher cache"):
         TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2)
 
@@ -231,11 +236,11 @@ def test_a_disk_that_fills_up_keeps_what_is_built(tmp_path: Path, monkeypatch: p
 
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2) as cache:
         first, second, *_ = cache.missing()
-        cache.write(first, outputs_of(first))
+        cache.write(first, records_of(first))
         with monkeypatch.context() as patch:
-            patch.setattr(teacher_cache, "_write_at", full)
+            patch.setattr(store, "_write_at", full)
             with pytest.raises(RunError, match="No space left"):
-                cache.write(second, outputs_of(second))
+                cache.write(second, records_of(second))
         assert [block.number for block in cache.missing()] == [1, 2, 3]
 
 
@@ -261,13 +266,13 @@ BUILDER = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 print("begun", flush=True)
-import test_teacher_cache as test
+import test_store as test
 from pathlib import Path
 folder = Path(sys.argv[1])
 with test.building(folder), test.TeacherCache(folder, test.KEY, test.LARGE, views=test.VIEWS) as cache:
     print("opened", flush=True)
     for block in cache.missing():
-        cache.write(block, test.outputs_of(block, test.LARGE))
+        cache.write(block, test.records_of(block, test.LARGE))
         time.sleep(float(sys.argv[2]))
 """
 KILLS = int(os.environ.get("AGRIDISTILL_KILLS", "6"))
@@ -296,7 +301,7 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_forgotten_photo_has_its_block_built_anew(tmp_path: Path) -> None:
+def test_a_forgotten_photo_has_its_block_built_again(tmp_path: Path) -> None:
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2) as cache:
         build(cache)
         assert cache.built()
@@ -312,7 +317,7 @@ def test_processes_look_after_different_blocks(tmp_path: Path) -> None:
         assert [len(share) for share in shares] == [2, 1, 1]
 
 
-def test_a_whole_cache_is_read_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_cache_is_read_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with building(tmp_path / "c"), TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
         build(cache)
     original = os.open

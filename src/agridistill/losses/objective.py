@@ -1,4 +1,4 @@
-"""The training objective: labels, the teacher's scores, its attention and its features, weighted and named."""
+"""The training objective: labels, the teacher's logits, its attention and its features, weighted and named."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from agridistill.distillation.attention_losses import Distance, attention_distance
-from agridistill.distillation.hint_losses import HintRegressor, hint_loss
-from agridistill.distillation.logit_losses import LogitDistance, cross_entropy_loss, logit_distance
-from agridistill.distillation.matching import ChannelProjection, Grid, NamedGrid, channel_mean_square, match_resolution
 from agridistill.errors import ConfigError, ModelError, nearest
+from agridistill.losses.attention import (
+    ChannelProjection,
+    Distance,
+    Grid,
+    NamedGrid,
+    channel_mean_square,
+    match_resolution,
+)
+from agridistill.losses.features import HintRegressor
+from agridistill.losses.logits import cross_entropy_loss
+from agridistill.losses.methods import METHODS, Method
 
-Alignment = Literal["fixed", "learned"]
-StageWeights = Literal["fixed", "learned"]
+FixedOrLearned = Literal["fixed", "learned"]
 Decay = Literal["cosine", "none"]
 
 
@@ -50,33 +56,28 @@ def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cos
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:
         return progress / warmup
-    if decay == "none":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    return 1.0 if decay == "none" else 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 class DistillationObjective(nn.Module):
-    """`w_ce * CE + w_kd * logit distance + w_att * schedule * attention`, each term in float32.
-
-    The logit distance is `T^2 KL(teacher || student)`, or what else `logit_losses` offers.
+    """`w_ce * CE + w_kd * logit loss + w_att * schedule * attention`, each term in float32; losses are the method's.
 
     `attention` is the sum of the pairs' distances, each times its weight. With learned stage weights it is
     `sum(exp(-s) * weight * distance + s)` over the pairs, with one learned s each, which starts at 0 (Kendall, Gal and
-    Cipolla 2018, arXiv 1705.07115, equation 10, doubled, s = log of the variance, held in [-5, 5]).
+    Cipolla 2018, arXiv 1705.07115, equation 10, doubled, s = log of the variance, limited to [-5, 5]).
 
     With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2): in its first
-    `hint_share` the total is `w_hint * hint` alone, the squared distance of the features; after it, the sum above. The
-    features are compared in the first stage only: after it, nobody has to compute them, and the attention's schedule
-    begins.
+    `hint_share` the total is `w_hint * hint` alone, the distance of the features; after it, the sum above, without
+    features, where the attention's schedule begins.
 
     Args:
-        w_ce: weight >= 0 of the cross entropy with the labels.
-        w_kd: weight >= 0 of the distance to the teacher's logits.
-        w_att: weight >= 0 of the attention term, before its schedule.
-        w_hint: weight >= 0 of the features' distance in the first stage.
+        method: whose terms are computed.
+        w_ce: weight >= 0 of the cross entropy; None takes the method's, as for all weights. See `Method.weights`.
+        w_kd: weight of the logit loss.
+        w_att: weight of the attention term, before its schedule.
+        w_hint: weight of the features' distance in the first stage.
         hint_share: share of the training, in (0, 1), that the first stage takes.
-        logits: which distance to the teacher's logits.
-        temperature: T > 0 of the class probabilities.
+        temperature: T > 0 of the class probabilities; None takes the method's.
         label_smoothing: of the cross entropy, in [0, 1).
         pairs: the stages whose attention or features are compared.
         student_channels: channels of the student's features by stride; needed for learned alignment and for hints.
@@ -87,7 +88,7 @@ class DistillationObjective(nn.Module):
         stage_weights: whether the weights between the pairs are fixed or learned.
         distance: of the maps; see `attention_distance`.
         grid: the maps' common grid; see `match_resolution`.
-        warmup: see `attention_schedule`; a share of what follows the features.
+        warmup: see `attention_schedule`; a share of what follows the first stage.
         decay: see `attention_schedule`.
 
     Raises:
@@ -96,56 +97,57 @@ class DistillationObjective(nn.Module):
 
     def __init__(
         self,
+        method: Method = METHODS["hybrid"],
         *,
-        w_ce: float = 0.1,
-        w_kd: float = 0.9,
-        w_att: float = 5.0,
-        w_hint: float = 0.0,
+        w_ce: float | None = None,
+        w_kd: float | None = None,
+        w_att: float | None = None,
+        w_hint: float | None = None,
         hint_share: float = 0.25,
-        logits: LogitDistance = "kl",
-        temperature: float = 4.0,
+        temperature: float | None = None,
         label_smoothing: float = 0.0,
         pairs: Sequence[StagePair] = (),
         student_channels: Mapping[int, int] | None = None,
         teacher_channels: Mapping[int, int] | None = None,
-        alignment: Alignment = "fixed",
+        alignment: FixedOrLearned = "fixed",
         teacher_maps: Mapping[int, int] | None = None,
-        stage_weights: StageWeights = "fixed",
+        stage_weights: FixedOrLearned = "fixed",
         distance: Distance = "l2",
         grid: Grid = "smaller",
         warmup: float = 0.1,
         decay: Decay = "cosine",
     ) -> None:
         super().__init__()
-        self.w_ce, self.w_kd, self.w_att, self.w_hint = w_ce, w_kd, w_att, w_hint
-        self.hint_share, self.logits = hint_share, logits
-        self.temperature, self.label_smoothing = temperature, label_smoothing
-        self.pairs = tuple(pairs) if w_att > 0 or w_hint > 0 else ()
+        self.method = method
+        self.weights = method.weights({"w_ce": w_ce, "w_kd": w_kd, "w_att": w_att, "w_hint": w_hint})
+        self.hint_share, self.label_smoothing = hint_share, label_smoothing
+        self.temperature = method.temperature if temperature is None else temperature
+        attends, hints = self.weights["w_att"] > 0, self.weights["w_hint"] > 0
+        self.pairs = tuple(pairs) if attends or hints else ()
         self.distance, self.grid = distance, grid
         self.warmup, self.decay = warmup, decay
         self.teacher_maps = {pair.teacher: (teacher_maps or {}).get(pair.teacher, 1) for pair in self.pairs}
-        _choose("logit distance", logits, get_args(LogitDistance))
-        _choose("alignment", alignment, get_args(Alignment))
-        _choose("stage_weights", stage_weights, get_args(StageWeights))
-        _choose("distance", distance, get_args(Distance))
-        _choose("decay", decay, get_args(Decay))
+        _require_known("alignment", alignment, get_args(FixedOrLearned))
+        _require_known("stage_weights", stage_weights, get_args(FixedOrLearned))
+        _require_known("distance", distance, get_args(Distance))
+        _require_known("decay", decay, get_args(Decay))
         if isinstance(grid, str):
-            _choose("grid", grid, get_args(NamedGrid))
+            _require_known("grid", grid, get_args(NamedGrid))
         students, teachers = student_channels or {}, teacher_channels or {}
         self._check(alignment, students, teachers)
         self.projections, self.regressors = nn.ModuleDict(), nn.ModuleDict()
         for pair in self.pairs:
-            if w_hint > 0:
+            if hints:
                 self.regressors[pair.name] = HintRegressor(students[pair.student], teachers[pair.teacher])
-            if w_att > 0 and alignment == "learned":
+            if attends and alignment == "learned":
                 maps = self.teacher_maps[pair.teacher]
                 self.projections[pair.name] = ChannelProjection(students[pair.student], maps)
-        learned = stage_weights == "learned" and len(self.pairs) > 0 and w_att > 0
+        learned = stage_weights == "learned" and attends
         self.log_variances = nn.Parameter(torch.zeros(len(self.pairs))) if learned else None
 
     def in_first_stage(self, progress: float) -> bool:
         """Whether the student learns features, at this share of the training."""
-        return self.w_hint > 0 and progress < self.hint_share
+        return self.weights["w_hint"] > 0 and progress < self.hint_share
 
     def forward(
         self,
@@ -158,9 +160,7 @@ class DistillationObjective(nn.Module):
         teacher_features: Mapping[int, Tensor] | None = None,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Every term by name, and their weighted sum.
-
-        Gradients go to the student alone. A term without weight is left out, but for "ce", which is then only told.
+        """Every term by name, and their weighted sum. Gradients reach the student alone.
 
         Args:
             student_logits: `(B, K)`.
@@ -173,48 +173,51 @@ class DistillationObjective(nn.Module):
 
         Returns:
             Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, "hint" in the
-            first stage, before their weights and the schedule, and "total".
+            first stage, before their weights and the schedule, and "total". A term without weight is left out, except
+            "ce", which then has no gradient.
 
         Raises:
-            ModelError: the teacher's part is missing, or its classes or batch differ from the student's.
+            ModelError: a part of the teacher is missing, or its classes or batch differ from the student's.
         """
+        weights, method = self.weights, self.method
         with torch.autocast(device_type=student_logits.device.type, enabled=False):
             ce = cross_entropy_loss(student_logits, target, self.label_smoothing)
-            terms = {"ce": ce if self.w_ce > 0 else ce.detach()}
-            total = self.w_ce * terms["ce"]
-            if self.w_kd > 0:
-                teacher = _same_classes(student_logits, teacher_logits)
-                terms["kd"] = logit_distance(student_logits, teacher, target, self.temperature, self.logits)
-                total = total + self.w_kd * terms["kd"]
-            if self.w_att > 0:
+            terms = {"ce": ce if weights["w_ce"] > 0 else ce.detach()}
+            total = weights["w_ce"] * terms["ce"]
+            if method.logits and weights["w_kd"] > 0:
+                teacher = _matching_logits(student_logits, teacher_logits)
+                terms["kd"] = method.logits.loss(student_logits, teacher, target, self.temperature)
+                total = total + weights["w_kd"] * terms["kd"]
+            if weights["w_att"] > 0:
                 for pair in self.pairs:
                     terms[pair.name] = self._pair_distance(pair, student_features, teacher_maps or {})
-                terms["attention"] = self._weigh([terms[pair.name] for pair in self.pairs])
-                total = total + self.w_att * self._attention_share(progress) * terms["attention"]
-            # Times 0, and not left away: DDP wants a gradient of every parameter, in either stage.
+                terms["attention"] = self._weighted_sum([terms[pair.name] for pair in self.pairs])
+                total = total + weights["w_att"] * self._attention_share(progress) * terms["attention"]
+            # Multiplied by 0 instead of left out: DDP needs a gradient of every parameter in both stages.
             if self.in_first_stage(progress):
                 terms["hint"] = self._hint(student_features, teacher_features or {})
-                total = self.w_hint * terms["hint"] + 0.0 * total
-            elif self.w_hint > 0:
+                total = weights["w_hint"] * terms["hint"] + 0.0 * total
+            elif weights["w_hint"] > 0:
                 total = total + 0.0 * sum(parameter.sum() for parameter in self.regressors.parameters())
             terms["total"] = total
         return terms
 
     def _attention_share(self, progress: float) -> float:
-        """The schedule begins where the features end."""
-        if self.w_hint > 0:
+        if self.weights["w_hint"] > 0:
             progress = max(0.0, progress - self.hint_share) / (1 - self.hint_share)
         return attention_schedule(progress, self.warmup, self.decay)
 
     def _hint(self, features: Mapping[int, Tensor], teachers: Mapping[int, Tensor]) -> Tensor:
+        assert self.method.features is not None  # noqa: S101 - its weight is above 0
         losses = []
         for pair in self.pairs:
             student = self.regressors[pair.name](_at_stride(features, pair.student, "student's features"))
             teacher = _at_stride(teachers, pair.teacher, "teacher's features").detach()
-            losses.append(pair.weight * hint_loss(*match_resolution(student, teacher, self.grid)))
+            losses.append(pair.weight * self.method.features.loss(*match_resolution(student, teacher, self.grid)))
         return torch.stack(losses).sum()
 
     def _pair_distance(self, pair: StagePair, features: Mapping[int, Tensor], maps: Mapping[int, Tensor]) -> Tensor:
+        assert self.method.maps is not None  # noqa: S101 - its weight is above 0
         student_features = _at_stride(features, pair.student, "student's features")
         teacher = _at_stride(maps, pair.teacher, "teacher's attention maps").detach()
         if len(teacher) != len(student_features):
@@ -223,50 +226,47 @@ class DistillationObjective(nn.Module):
                 f"maps for {len(teacher)}",
                 "give both models the same batch",
             )
-        wanted = self.teacher_maps[pair.teacher]
-        if teacher.dim() == 4 and wanted == 1:
+        single = self.teacher_maps[pair.teacher] == 1
+        if teacher.dim() == 4 and single:
             teacher = teacher.float().mean(dim=1)
         if pair.name in self.projections:
             student = self.projections[pair.name](student_features)
-            if wanted == 1:
-                student = student.squeeze(1)
+            student = student.squeeze(1) if single else student
         else:
             student = channel_mean_square(student_features)
-        return attention_distance(*match_resolution(student, teacher, self.grid), distance=self.distance)
+        return self.method.maps.loss(*match_resolution(student, teacher, self.grid), self.distance)
 
-    def _weigh(self, distances: Sequence[Tensor]) -> Tensor:
+    def _weighted_sum(self, distances: Sequence[Tensor]) -> Tensor:
         weighted = torch.stack([pair.weight * value for pair, value in zip(self.pairs, distances, strict=True)])
         if self.log_variances is None:
             return weighted.sum()
         # Without bounds a pair that agrees fully would drive its weight to infinity. The parameter itself is bounded: a
-        # bound on its use would have no gradient beyond, and no way back.
+        # bound on its use would have no gradient beyond, and could not return.
         with torch.no_grad():
             self.log_variances.clamp_(-5.0, 5.0)
         log_variances = self.log_variances.float()
         return (torch.exp(-log_variances) * weighted + log_variances).sum()
 
     def _check(self, alignment: str, students: Mapping[int, int], teachers: Mapping[int, int]) -> None:
-        weights = {"w_ce": self.w_ce, "w_kd": self.w_kd, "w_att": self.w_att, "w_hint": self.w_hint}
+        weights, hints = self.weights, self.weights["w_hint"] > 0
         for name, value in weights.items():
             _require(math.isfinite(value) and value >= 0, f"{name} >= 0", value)
-        _require(any((self.w_ce, self.w_kd, self.w_att)), "a weight above 0", "w_ce, w_kd and w_att all 0")
+        _require(any(weights[name] for name in ("w_ce", "w_kd", "w_att")), "a weight above 0", "all 0 but w_hint")
         _require(0 < self.hint_share < 1, "a hint_share between 0 and 1", self.hint_share)
         _require(self.temperature > 0, "a temperature above 0", self.temperature)
         _require(0 <= self.label_smoothing < 1, "label smoothing in [0, 1)", self.label_smoothing)
         _require(0 <= self.warmup < 1, "a warm-up share in [0, 1)", self.warmup)
         _require(isinstance(self.grid, str) or self.grid > 0, "a grid of at least 1 x 1", self.grid)
-        needed = self.w_att > 0 or self.w_hint > 0
+        needed = weights["w_att"] > 0 or hints
         _require(not needed or bool(self.pairs), "at least one pair of stages for w_att > 0 or w_hint > 0", "none")
         names = [pair.name for pair in self.pairs]
         _require(len(set(names)) == len(names), "each pair of stages once", ", ".join(names))
         for pair in self.pairs:
             _require(pair.weight > 0, "pair weights above 0", pair.weight)
-            if alignment == "learned" or self.w_hint > 0:
-                known = f"strides {sorted(students)}"
-                _require(pair.student in students, f"student_channels at stride {pair.student}", known)
-            if self.w_hint > 0:
-                known = f"strides {sorted(teachers)}"
-                _require(pair.teacher in teachers, f"teacher_channels at stride {pair.teacher}", known)
+            known = pair.student in students or not (hints or alignment == "learned")
+            _require(known, f"student_channels at stride {pair.student}", f"strides {sorted(students)}")
+            known = pair.teacher in teachers or not hints
+            _require(known, f"teacher_channels at stride {pair.teacher}", f"strides {sorted(teachers)}")
         most = max(self.teacher_maps.values(), default=1)
         _require(alignment == "learned" or most == 1, "one teacher map a stage with fixed alignment", most)
 
@@ -276,26 +276,23 @@ def _require(holds: bool, expected: str, got: object) -> None:
         raise ConfigError(expected, str(got), "correct the objective's settings")
 
 
-def _choose(name: str, value: str, known: Sequence[str]) -> None:
+def _require_known(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ConfigError(f"a known {name}", f"'{value}'", nearest(value, known))
 
 
-def _same_classes(student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
+def _matching_logits(student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
     if teacher_logits is None:
         raise ModelError("the teacher's logits for w_kd > 0", "none", "pass teacher_logits, or set w_kd = 0")
-    if teacher_logits.shape[-1] != student_logits.shape[-1]:
+    student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
+    if student[-1] != teacher[-1]:
         raise ModelError(
-            f"a teacher with the student's {student_logits.shape[-1]} classes",
-            f"one with {teacher_logits.shape[-1]}",
+            f"a teacher with the student's {student[-1]} classes",
+            f"one with {teacher[-1]}",
             "train the teacher on the same class folders",
         )
-    if teacher_logits.shape != student_logits.shape:
-        raise ModelError(
-            f"teacher's logits of shape {tuple(student_logits.shape)}",
-            f"{tuple(teacher_logits.shape)}",
-            "give both models the same batch",
-        )
+    if student != teacher:
+        raise ModelError(f"teacher's logits of shape {student}", f"{teacher}", "give both models the same batch")
     return teacher_logits.detach()
 
 

@@ -1,4 +1,4 @@
-"""How far the student's features are from the teacher's: hints."""
+"""How far the student's features are from the teacher's: hints (Romero et al. 2015, arXiv 1412.6550)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         student_features: `(B, C, H, W)`, after the regressor.
         teacher_features: of the same shape.
 
-    Returns:
-        A float32 scalar >= 0.
-
     Raises:
         ModelError: the shapes differ.
 
-    Source: Romero et al. 2015, arXiv 1412.6550, equation 3, divided by the number of values C H W.
+    Source: equation 3 of the paper, divided by the number of values C H W.
     """
     if student_features.shape != teacher_features.shape:
         raise ModelError(
@@ -33,16 +30,11 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 class HintRegressor(nn.Module):
-    """A 1x1 convolution from the student's channels to the teacher's; it serves training only.
+    """A 1x1 convolution from the student's channels to the teacher's; used in training only.
 
-    Args:
-        student_channels: C of the student's features.
-        teacher_channels: C of the teacher's.
+    Shape: `(B, C_student, H, W)`, any floating type, to `(B, C_teacher, H, W)` in float32.
 
-    Shape:
-        `(B, C_student, H, W)`, any floating type, to `(B, C_teacher, H, W)` in float32.
-
-    Source: Romero et al. 2015, arXiv 1412.6550, section 2.2, the regressor r of equation 3.
+    Source: section 2.2 of the paper, the regressor r of equation 3.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:

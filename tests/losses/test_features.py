@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.distillation.hint_losses import HintRegressor, hint_loss
-from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError, ModelError
+from agridistill.losses.features import HintRegressor, hint_loss
+from agridistill.losses.methods import METHODS
+from agridistill.losses.objective import DistillationObjective, StagePair
 
 
 @pytest.fixture
@@ -24,8 +25,10 @@ def batch():
 
 
 def objective(**settings):
-    defaults = {"w_att": 0.0, "w_hint": 1.0, "hint_share": 0.25, "pairs": [StagePair(16, 16)]}
-    return DistillationObjective(**defaults | {"student_channels": {16: 4}, "teacher_channels": {16: 5}} | settings)
+    defaults = {"w_att": 0.0, "hint_share": 0.25, "pairs": [StagePair(16, 16)]}
+    return DistillationObjective(
+        METHODS["hybrid-hint"], **defaults | {"student_channels": {16: 4}, "teacher_channels": {16: 5}} | settings
+    )
 
 
 def test_the_regressor_and_the_distance_equal_numpy_s():

@@ -1,0 +1,149 @@
+"""Losses on class scores: against the labels, and against the teacher's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+# Deviations below this are rounding errors: equal scores must not be scaled up.
+_MIN_DEVIATION = 1e-7
+
+
+def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy with the labels, in float32, mean over the batch.
+
+    Args:
+        logits: `(B, K)`, any floating type.
+        target: class indices `(B,)` in [0, K).
+        label_smoothing: share in [0, 1) of the target that is spread evenly over all classes.
+    """
+    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 * KL(teacher || student)` of the class probabilities at temperature T, in float32, mean over the batch.
+
+    The factor T^2 keeps the size of the gradients when T changes. For large T the loss tends to half the squared
+    distance of the centred logits, divided by the number of classes.
+
+    Args:
+        student_logits: `(B, K)`, any floating type.
+        teacher_logits: `(B, K)`.
+        temperature: T > 0; a larger one gives softer probabilities.
+
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2 and 2.1.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def standardised_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`kd_loss` of the logits' z-scores: the student learns the order of the teacher's logits, not their size.
+
+    The z-scores of a photo use the mean and the population deviation of its K logits. Equal logits stay 0, with a
+    gradient of 0. The z-scores reach `sqrt(K - 1) / T` at the base temperature T. Shapes as in `kd_loss`.
+
+    Source: Sun et al. 2024, arXiv 2403.01427, algorithms 1 and 2.
+    """
+    student, teacher = (_centre_and_scale(logits.float(), torch.mean) for logits in (student_logits, teacher_logits))
+    return kd_loss(student, teacher, temperature)
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: float,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """`T^2 * (alpha * TCKD + beta * NCKD)`: the target class against all others, and the others among themselves.
+
+    `kd_loss` is the same sum with alpha = 1 and beta = 1 - the teacher's probability of the target: with a confident
+    teacher, its knowledge of the other classes vanishes there and is kept here. Both divergences are computed from
+    logarithms without the usual mask of -1000, so confident models give no infinity. Two classes give NCKD = 0.
+
+    Args:
+        student_logits: `(B, K)`, any floating type, K >= 2.
+        teacher_logits: `(B, K)`.
+        target: class indices `(B,)` in [0, K).
+        temperature: T > 0.
+        alpha: weight of the target class's part.
+        beta: weight of the other classes' part.
+
+    Source: Zhao et al. 2022, arXiv 2203.08679, equation 7; their settings for CIFAR-100.
+    """
+    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
+    others = torch.ones_like(student, dtype=torch.bool).scatter_(1, target[:, None], value=False)
+    parts = []
+    for logits in (student, teacher):
+        of_others = logits[others].view(len(logits), -1)
+        both = torch.stack([logits.gather(1, target[:, None]).squeeze(1), of_others.logsumexp(dim=1)], dim=1)
+        parts.append((F.log_softmax(both, dim=1), F.log_softmax(of_others, dim=1)))
+    tckd, nckd = (
+        F.kl_div(student_part, teacher_part, reduction="batchmean", log_target=True)
+        for student_part, teacher_part in zip(*parts, strict=True)
+    )
+    return (alpha * tckd + beta * nckd) * temperature**2
+
+
+def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 * (inter + intra)`: one minus Pearson's correlation of the class probabilities, by photo and by class.
+
+    "inter" correlates the K probabilities of each photo, "intra" the B probabilities of each class. A row or column
+    without deviation (a batch of one photo) counts 1, with a gradient of 0. The result lies in [0, 4 T^2]. Shapes as in
+    `kd_loss`.
+
+    Source: Huang et al. 2022, arXiv 2205.10536, sections 3.2 (d_p, L_inter) and 3.3 (L_intra); T^2 as in their code.
+    """
+    student = F.softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.softmax(teacher_logits.float() / temperature, dim=-1)
+    inter, intra = 1 - _correlation(student, teacher).mean(), 1 - _correlation(student.T, teacher.T).mean()
+    return (inter + intra) * temperature**2
+
+
+class KDLoss(nn.Module):
+    """`kd_loss` as a module."""
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """`(B, K)` and `(B, K)` to a scalar."""
+        return kd_loss(student_logits, teacher_logits, self.temperature)
+
+
+class DKDLoss(KDLoss):
+    """`dkd_loss` as a module."""
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        """`(B, K)`, `(B, K)` and `(B,)` to a scalar."""
+        return dkd_loss(student_logits, teacher_logits, target, self.temperature)
+
+
+class DISTLoss(KDLoss):
+    """`dist_loss` as a module."""
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """`(B, K)` and `(B, K)` to a scalar."""
+        return dist_loss(student_logits, teacher_logits, self.temperature)
+
+
+def _correlation(left: Tensor, right: Tensor) -> Tensor:
+    """Pearson's correlation of each row of `(N, M)` with its counterpart."""
+    return (_centre_and_scale(left, torch.sum) * _centre_and_scale(right, torch.sum)).sum(dim=-1)
+
+
+def _centre_and_scale(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Rows minus their mean, divided by the root of the reduced squares; constant rows become 0."""
+    centred = values - values.mean(dim=-1, keepdim=True)
+    size = reduce(centred.square(), dim=-1, keepdim=True)
+    varies = size > _MIN_DEVIATION**2
+    # Selected before the root: its gradient at 0 is infinite, and a mask after it would make that NaN.
+    return torch.where(varies, centred, 0.0) * torch.where(varies, size, 1.0).rsqrt()

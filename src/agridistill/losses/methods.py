@@ -1,0 +1,120 @@
+"""The table of methods. A new loss is a function in `logits`, `attention` or `features` and one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from agridistill.errors import ConfigError, nearest
+from agridistill.losses.attention import attention_distance
+from agridistill.losses.features import hint_loss
+from agridistill.losses.logits import dist_loss, dkd_loss, kd_loss, standardised_kd_loss
+
+Need = Literal["logits", "maps", "features"]
+
+
+class Term(NamedTuple):
+    """A loss and its default weight."""
+
+    weight: float
+    loss: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train the student: the terms of its objective. A term that is None is not part of the method.
+
+    - `logits`: `loss(student_logits, teacher_logits, target, temperature)` of `(B, K)`, `(B, K)` and `(B,)`.
+    - `maps`: `loss(student_map, teacher_map, distance)` on one grid; `(B, H, W)` or `(B, M, H, W)`.
+    - `features`: `loss(student_features, teacher_features)`, `(B, C, H, W)` on one grid; learned in a first stage.
+    """
+
+    name: str
+    description: str  # one line, with the source
+    w_ce: float  # weight of the cross entropy with the labels
+    logits: Term | None = None
+    maps: Term | None = None
+    features: Term | None = None
+    temperature: float = 4.0
+    min_classes: int = 2
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Which of the teacher's outputs the terms compare."""
+        terms: dict[Need, Term | None] = {"logits": self.logits, "maps": self.maps, "features": self.features}
+        return frozenset(name for name, term in terms.items() if term is not None)
+
+    def weights(self, chosen: Mapping[str, float | None]) -> dict[str, float]:
+        """The weights `w_ce`, `w_kd`, `w_att` and `w_hint`: as chosen where not None, else the method's own.
+
+        One recipe serves all methods: terms that the method does not have stay 0, and a single term keeps its weight.
+        """
+        terms = {"w_kd": self.logits, "w_att": self.maps, "w_hint": self.features}
+        own = {"w_ce": self.w_ce} | {name: term.weight if term else 0.0 for name, term in terms.items()}
+        present = [name for name, weight in own.items() if weight > 0]
+        if len(present) > 1:
+            own |= {name: value for name in present if (value := chosen.get(name)) is not None}
+        return own
+
+
+def _without_target(loss: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    def labelled(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        return loss(student_logits, teacher_logits, temperature)
+
+    return labelled
+
+
+_KD = Term(0.9, _without_target(kd_loss))
+_ATTENTION = Term(5.0, attention_distance)
+_HINT = Term(1.0, hint_loss)
+
+_ROWS = (
+    Method("ce", "labels alone: the baseline", 1.0),
+    Method("kd", "labels and the teacher's class probabilities (Hinton et al. 2015)", 0.1, logits=_KD),
+    Method(
+        "kd-std",
+        "kd on standardised logits (Sun et al. 2024)",
+        0.1,
+        logits=Term(9.0, _without_target(standardised_kd_loss)),
+        temperature=2.0,
+        min_classes=3,  # two standardised logits are always 1 and -1: nothing of the teacher's answer remains
+    ),
+    Method("dkd", "kd with target and other classes apart (Zhao et al. 2022)", 1.0, logits=Term(1.0, dkd_loss)),
+    Method(
+        "dist",
+        "correlations of the class probabilities (Huang et al. 2022)",
+        1.0,
+        logits=Term(2.0, _without_target(dist_loss)),
+    ),
+    Method("at", "labels and the teacher's attention (Zagoruyko and Komodakis 2017)", 1.0, maps=_ATTENTION),
+    Method("fitnet", "the teacher's features first, then kd (Romero et al. 2015)", 0.1, logits=_KD, features=_HINT),
+    Method("hybrid", "labels, the teacher's class probabilities and its attention", 0.1, logits=_KD, maps=_ATTENTION),
+    Method(
+        "hybrid-hint",
+        "the teacher's features first, then hybrid",
+        0.1,
+        logits=_KD,
+        maps=_ATTENTION,
+        features=_HINT,
+    ),
+)
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})
+
+
+def get_method(name: str) -> Method:
+    """Looks a method up.
+
+    Raises:
+        ConfigError: unknown name.
+
+    Example:
+        >>> sorted(get_method("hybrid").needs)
+        ['logits', 'maps']
+    """
+    if name not in METHODS:
+        raise ConfigError("a distillation method", f"'{name}'", nearest(name, METHODS))
+    return METHODS[name]

@@ -1,0 +1,286 @@
+"""What a run does, and the parts that it trains: network, photos, teacher and objective."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
+
+from agridistill.data.datamodule import PhotoDataModule, default_workers
+from agridistill.data.prepare import PreparedData
+from agridistill.errors import ConfigError, ModelError
+from agridistill.evaluation.representative import representative_batches
+from agridistill.losses import DistillationObjective, StagePair, get_method
+from agridistill.manifest import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MANIFEST_NAME,
+    Preprocessing,
+    read_manifest,
+    require_same_classes,
+    sha256_of,
+)
+from agridistill.models.attention import StageTap
+from agridistill.models.factory import create_model, pretrained_normalisation
+from agridistill.models.quantised import calibrate, quantised
+from agridistill.models.teacher import LiveTeacher
+from agridistill.models.weights import packaged
+from agridistill.teacher_cache import (
+    DISTILLATION_VIEWS,
+    CachedTeacher,
+    UncachedTeacher,
+    Viewing,
+    cache_key,
+    load_teacher,
+)
+from agridistill.training.head import classifier_of
+from agridistill.training.module import DistillationModule, TeacherSource
+from agridistill.training.run_folder import RunFolder, run_of
+from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
+from agridistill.training.trainer import choose_precision
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run does."""
+
+    folder: RunFolder
+    prepared: PreparedData
+    config: TrainConfig | DistillConfig
+    teacher: RunFolder | None = None  # None where no term needs one
+    caches: Path | None = None  # folder of the teacher's caches; None runs the live teacher in every step
+    resume: bool = False
+
+    @property
+    def fit(self) -> FitSettings:
+        """How the network is trained."""
+        return self.config.fit
+
+    @property
+    def weights(self) -> Path | None:
+        """The file or run folder to start from instead of the hub's weights."""
+        return Path(self.fit.weights) if self.fit.weights else None
+
+    @cached_property
+    def viewing(self) -> Viewing:
+        """The views of the training photos; those of students are the same for any seed, with or without a teacher."""
+        data, student = self.config.data, isinstance(self.config, DistillConfig)
+        return Viewing(
+            self.prepared.root,
+            self.prepared.train,
+            self.prepared.fingerprint,
+            Preprocessing(data.image_size, data.resize, *_starting_normalisation(self)),
+            self.config.augmentation,
+            views=self.fit.views_of_each_photo(student=student),
+            keep_views=self.fit.keep_views,
+            seed=DISTILLATION_VIEWS if student else self.fit.seed,
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size and resize rule of the settings, mean and deviation of the starting weights."""
+        return self.viewing.preprocessing
+
+    @cached_property
+    def teacher_sha256(self) -> str | None:
+        """Checksum of the teacher's weights; None without a teacher."""
+        return read_manifest(self.teacher.manifest).weights_sha256 if self.teacher else None
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run trains."""
+
+    module: DistillationModule
+    datamodule: PhotoDataModule
+    teacher: TeacherSource | None
+    precision: str
+
+
+def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
+    """Network, photos, teacher and objective of a run.
+
+    With `restored`, a checkpoint replaces the starting weights, so neither hub nor file is needed.
+    """
+    fit, prepared = plan.fit, plan.prepared
+    weights = None if restored else plan.weights
+    model = create_model(
+        fit.model,
+        len(prepared.classes),
+        image_size=plan.preprocessing.image_size,
+        pretrained=fit.pretrained and not restored,
+        weights=weights,
+        drop_path=fit.drop_path,
+    )
+    if fit.int8:
+        model = _as_int8(model, plan, weights)
+    if fit.head_first:
+        classifier_of(model)  # fails now, not after the cache is built
+    datamodule = PhotoDataModule(
+        prepared.root,
+        prepared.train,
+        prepared.val,
+        plan.preprocessing,
+        plan.config.augmentation,
+        batch_size=fit.batch_size,
+        seed=fit.seed,
+        view_seed=plan.viewing.seed,
+        views=plan.viewing.views,
+        workers=default_workers(_device().type, fit.devices) if fit.workers < 0 else fit.workers,
+        keep_views=fit.keep_views,
+        balance=fit.balance,
+    )
+    # Creating a teacher draws random weights; the student's must not depend on it.
+    with torch.random.fork_rng(devices=[]):
+        teacher, hints = _teachers(plan)
+    module = _module(plan, model, teacher, hints, datamodule.steps_per_epoch * fit.epochs)
+    precision = _precision(plan, model)
+    module.check_with_example()
+    return RunParts(module, datamodule, teacher, precision)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _starting_normalisation(plan: RunPlan) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of the RGB channels, 0 to 1, with which the starting weights were trained."""
+    weights = None if plan.resume else plan.weights
+    if weights is not None and weights.is_dir():
+        trained = read_manifest(RunFolder(weights).manifest).preprocessing
+        return trained.mean, trained.std
+    # A resume needs neither hub nor file: the run folder holds both.
+    run = plan.folder if plan.resume else run_of(weights) if weights else None
+    if run is not None:
+        stored = run.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+        return tuple(stored["mean"]), tuple(stored["std"])
+    package = packaged(plan.fit.model)
+    if weights is not None and package is not None and sha256_of(weights) == package.sha256:
+        return package.mean, package.std
+    if plan.fit.pretrained and weights is None:
+        return pretrained_normalisation(plan.fit.model)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module:
+    """A copy with folded batch norm and rounded weights and activations, ready to be trained on.
+
+    Raises:
+        ConfigError: an objective with attention or features, whose stages the copy no longer has; or photos of another
+            size than the weights.
+        ModelError: the network cannot be rounded.
+    """
+    objective, size = plan.config.objective, plan.preprocessing.image_size
+    if objective.weights()["w_att"] or objective.weights()["w_hint"]:
+        raise ConfigError("a method of labels and logits alone for int8", f"'{objective.method}'", "pass --method kd")
+    if weights is not None and (weights / MANIFEST_NAME).exists():
+        trained = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
+        if trained != size:
+            expected = f"the image size that '{weights}' learnt"
+            raise ConfigError(expected, f"{size} px instead of {trained}", f"pass --image-size {trained}")
+    rounded = quantised(model, plan.preprocessing)
+    if weights is not None:
+        calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
+    return rounded
+
+
+def _teachers(plan: RunPlan) -> tuple[TeacherSource | None, LiveTeacher | None]:
+    """The sources of logits and maps, and of features."""
+    if plan.teacher is None:
+        return None, None
+    settings = plan.config.objective
+    require_same_classes(read_manifest(plan.teacher.manifest).classes, plan.prepared.classes, owner="teacher")
+    source = teacher_source(plan.teacher.path, plan.caches, plan.viewing, settings)
+    if not settings.weights()["w_hint"]:
+        return source, None
+    # Never cached: features of all channels are a hundred times an attention map, and the first stage takes a quarter
+    # of the steps and sees few views twice.
+    return source, load_teacher(plan.teacher.path, settings.teacher_strides, "features", per_head=False)
+
+
+def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
+    """The teacher's logits and maps during training; without `caches` the live network runs in every step."""
+    strides, kind = settings.teacher_strides, settings.attention
+    per_head = kind == "window" and settings.alignment == "learned"
+    attends = settings.weights()["w_att"] > 0
+    if caches is None:
+        return UncachedTeacher(load_teacher(teacher, strides if attends else (), kind, per_head=per_head))
+
+    def load() -> LiveTeacher:
+        # With maps for methods without attention too: all methods then share one cache.
+        try:
+            return load_teacher(teacher, strides, kind, per_head=per_head)
+        except ModelError:
+            if attends:
+                raise
+            return load_teacher(teacher, (), kind, per_head=False)
+
+    manifest = read_manifest(teacher / MANIFEST_NAME)
+    key = cache_key(viewing, manifest, strides=strides, kind=kind, per_head=per_head)
+    return CachedTeacher(caches, key, viewing, load)
+
+
+def _module(
+    plan: RunPlan, model: nn.Module, teacher: TeacherSource | None, hints: LiveTeacher | None, total_steps: int
+) -> DistillationModule:
+    fit, settings, classes = plan.fit, plan.config.objective, len(plan.prepared.classes)
+    method, weights = get_method(settings.method), settings.weights()
+    if weights["w_kd"] and classes < method.min_classes:
+        expected = f"at least {method.min_classes} classes for {method.name}"
+        raise ConfigError(expected, str(classes), "pass --method kd")
+    compares_stages = weights["w_att"] or weights["w_hint"]
+    pairs = [StagePair(**asdict(pair)) for pair in settings.pairs] if compares_stages else []
+    strides = tuple(sorted({pair.student for pair in pairs}))
+    objective = DistillationObjective(
+        method,
+        **weights,
+        hint_share=settings.hint_share,
+        temperature=settings.temperature,
+        label_smoothing=fit.label_smoothing,
+        pairs=pairs,
+        student_channels=_channels(model, strides),
+        teacher_channels=hints.map_counts() if hints is not None else {},
+        teacher_maps=teacher.map_counts() if teacher is not None else {},
+        alignment=settings.alignment,
+        stage_weights=settings.stage_weights,
+        distance=settings.distance,
+        grid=settings.grid,
+        warmup=settings.att_warmup,
+        decay=settings.att_decay,
+    )
+    if fit.processes > 1 and torch.cuda.is_available():
+        # Statistics of the whole batch, so that the number of processes changes no result.
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return DistillationModule(
+        model,
+        objective,
+        fit,
+        teacher=teacher,
+        hints=hints,
+        preprocessing=plan.preprocessing,
+        num_classes=classes,
+        total_steps=total_steps,
+    )
+
+
+def _channels(model: nn.Module, strides: tuple[int, ...]) -> dict[int, int]:
+    if not strides:
+        return {}
+    with StageTap(model, strides) as tap:
+        return {stride: tap.channels(stride) for stride in strides}
+
+
+def _precision(plan: RunPlan, model: nn.Module) -> str:
+    if plan.fit.precision != "auto":
+        return plan.fit.precision
+    stored = plan.folder.read_environment().get("precision") if plan.resume else None
+    if stored in ("fp32", "bf16"):
+        return str(stored)
+    if plan.fit.processes > 1 and _device().type == "cpu":
+        # Each process would measure for itself, with perhaps another result.
+        return "fp32"
+    return choose_precision(model, plan.preprocessing.image_size, _device())

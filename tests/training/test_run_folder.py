@@ -1,0 +1,107 @@
+"""What a run folder holds, and when a run may start in it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agridistill.errors import RunError
+from agridistill.evaluation.evaluate import EvaluationResult
+from agridistill.manifest import read_manifest
+from agridistill.training.run import train
+from agridistill.training.run_folder import RunFolder
+from agridistill.training.settings import (
+    DataSettings,
+    FitSettings,
+    TrainConfig,
+)
+
+STUDENT = "mobilenetv3_small_050"
+FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
+DATA = DataSettings(image_size=64)
+
+
+def test_a_finished_run_is_never_overwritten(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds a finished run; choose another --out"):
+        train(leaves, teacher_run, TrainConfig())
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(RunError, match="holds other files"):
+        train(leaves, tmp_path, TrainConfig())
+    with pytest.raises(RunError, match="an unfinished run to resume; got none"):
+        train(leaves, tmp_path / "new", TrainConfig(), resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_reported_in_one_line(
+    leaves: Path, teacher_run: Path, tmp_path: Path, content: bytes
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(teacher_run, run)
+    (run / "evaluation.json").unlink()
+    (run / "last.ckpt").write_bytes(content)
+    config = TrainConfig(DATA, train=replace(FIT, model="swin_nano_patch4_window4_64"))
+    with pytest.raises(RunError, match="a whole checkpoint; got a damaged") as caught:
+        train(leaves, run, config, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    for name in ("splits.json", "notes.txt"):  # a split alone may be the user's
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(RunError, match="which holds other files"):
+            RunFolder(tmp_path).require_startable(resume=False)
+        (tmp_path / name).unlink()
+    (tmp_path / ".recipe.toml.7-ab.part").touch()
+    RunFolder(tmp_path).require_startable(resume=False)
+
+
+def test_a_setting_that_a_version_adds_has_its_default_in_earlier_runs(tmp_path: Path) -> None:
+    folder, config = RunFolder(tmp_path), TrainConfig(DATA, train=FIT)
+    folder.write_recipe(config)
+    lines = folder.recipe.read_text().splitlines()
+    folder.recipe.write_text("\n".join(line for line in lines if not line.startswith("lr =")))
+    folder.require_same_recipe(config)
+    with pytest.raises(RunError, match=r"train\.lr = "):
+        folder.require_same_recipe(replace(config, train=replace(FIT, lr=0.5)))
+
+
+@pytest.mark.parametrize("method", ["write_environment", "write_recipe"])
+def test_a_start_that_fails_can_be_given_again(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = TrainConfig(DATA, train=FIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, method, full)
+        with pytest.raises(OSError, match="No space left"):
+            train(leaves, tmp_path / "run", config)
+    assert train(leaves, tmp_path / "run", config).best_epoch == 1
+
+
+def test_a_run_folder_holds_what_the_design_promises(teacher_run: Path) -> None:
+    evaluation = json.loads((teacher_run / "evaluation.json").read_text())
+    assert EvaluationResult.from_json(evaluation).photos > 0
+    assert evaluation["train_s"] > 0
+    assert evaluation["best_epoch"] == 1
+    environment = json.loads((teacher_run / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert len(environment["data_fingerprint"]) == 64
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    recipe = tomllib.loads((teacher_run / "recipe.toml").read_text())
+    assert recipe["train"]["epochs"] == 1
+    assert recipe["data"]["image_size"] == 64
+    manifest = read_manifest(teacher_run / "manifest.json")
+    assert manifest.lineage["method"] == "ce"
+    assert manifest.temperature > 0
+    assert list((teacher_run / "tensorboard").glob("events*"))
+    assert (teacher_run / "last.ckpt").exists()
+    assert not list(teacher_run.glob("*.part"))
