@@ -25,7 +25,7 @@ from agridistill.config import distill_config, read_recipe
 from agridistill.data.datamodule import Batch
 from agridistill.distillation.objective import DistillationObjective
 from agridistill.manifest import MANIFEST_NAME, read_manifest
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill
 from agridistill.training.settings import DistillConfig

@@ -8,7 +8,7 @@ import torch
 
 from agridistill.distillation.matching import ChannelProjection, channel_mean_square, match_resolution
 from agridistill.errors import ModelError
-from agridistill.models.attention import feature_attention
+from agridistill.models import feature_attention
 
 
 def reference_axis(values, size):

@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agridistill.errors import ModelError
-from agridistill.models.factory import create_model, load_weights, pretrained_normalisation, save_weights
-from agridistill.models.weights import PACKAGED, PackagedWeights, describe_start, packaged, read_weights
+from agridistill.models import (
+    create_model,
+    describe_start,
+    load_weights,
+    packaged,
+    pretrained_normalisation,
+    save_weights,
+)
+from agridistill.models.weights import PACKAGED, PackagedWeights, read_weights
 
 LITE0 = PACKAGED["tf_efficientnet_lite0"]
 STUDENT = "mobilenetv3_small_050"
@@ -61,7 +68,7 @@ def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[b
         importlib.invalidate_caches()
         digest = sha256 or hashlib.sha256(content).hexdigest()
         package = dataclasses.replace(LITE0, module="some_lite_weights", file="some.pth", sha256=digest)
-        monkeypatch.setattr("agridistill.models.weights.PACKAGED", {"tf_efficientnet_lite0": package})
+        monkeypatch.setattr("agridistill.models.factory.PACKAGED", {"tf_efficientnet_lite0": package})
         return package
 
     return install
@@ -336,7 +343,7 @@ def test_names_that_no_table_knows_are_told_with_those_that_are_known(tmp_path: 
 
 def test_torchvisions_weights_of_another_size_are_told_by_their_own_name(tmp_path: Path) -> None:
     torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"tensor 'features\.2\.block\.0\.0\.weight' that does not fit"):
+    with pytest.raises(ModelError, match=r"tensor 'features\.1\.block\.1\.0\.weight' that does not fit"):
         create_model("mobilenetv3_small_100", 3, weights=tmp_path / "w.pth")
 
 

@@ -20,7 +20,7 @@ from agridistill.distillation.cache_layout import differences, digest_of
 from agridistill.distillation.teacher_cache import TeacherCache, read_key, read_layout
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher
 from agridistill.training import cached_teacher, teachers
 from agridistill.training.cached_teacher import Viewing, cache_key
 from agridistill.training.module import DistillationModule

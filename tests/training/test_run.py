@@ -30,8 +30,7 @@ from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.manifest import Preprocessing, read_manifest
-from agridistill.models.factory import create_model, save_weights
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, create_model, save_weights
 from agridistill.storage import only_one
 from agridistill.training.callbacks import BestWeights
 from agridistill.training.module import DistillationModule

@@ -26,7 +26,7 @@ from agridistill.distillation.cache_layout import Block, CacheLayout, Key, Outpu
 from agridistill.distillation.teacher_cache import FORMAT_VERSION, TeacherCache, building, read_key, read_layout
 from agridistill.errors import RunError
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.teacher import OUTPUTS_VERSION, LiveTeacher
+from agridistill.models import OUTPUTS_VERSION, LiveTeacher
 from agridistill.progress import ProgressCallback, silent
 from agridistill.training.agreement import Gather, all_or_none, alone
 

@@ -25,7 +25,7 @@ from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation, plain_settings, view_seed
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
-from agridistill.models.normalisation import normalise_batch
+from agridistill.models import normalise_batch
 from agridistill.training.module import DistillationModule
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from agridistill.data.prepare import PreparedData
 from agridistill.errors import ConfigError
 from agridistill.evaluation.representative import representative_batches
 from agridistill.manifest import MANIFEST_NAME, Preprocessing, read_manifest
-from agridistill.models.quantised import calibrate, quantised
+from agridistill.models.int8 import calibrate, quantised
 from agridistill.training.settings import ObjectiveSettings
 from agridistill.training.terms import weights_of
 

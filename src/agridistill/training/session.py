@@ -34,12 +34,7 @@ from agridistill.manifest import (
     require_same_classes,
     sha256_of,
 )
-from agridistill.models.attention import StageTap
-from agridistill.models.complexity import complexity
-from agridistill.models.factory import create_model
-from agridistill.models.saved import TorchBackend, network_of
-from agridistill.models.teacher import LiveTeacher
-from agridistill.models.weights import describe_start
+from agridistill.models import LiveTeacher, StageTap, TorchBackend, complexity, create_model, describe_start, network_of
 from agridistill.processes import is_first_process
 from agridistill.storage import only_one, write_json
 from agridistill.training.cached_teacher import DISTILLATION_VIEWS, CachedTeacher, Viewing

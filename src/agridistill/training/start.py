@@ -12,8 +12,7 @@ from agridistill.data.samples import Sample
 from agridistill.data.views import view_seed
 from agridistill.errors import ModelError
 from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, read_manifest, sha256_of
-from agridistill.models.factory import pretrained_normalisation
-from agridistill.models.weights import packaged
+from agridistill.models import packaged, pretrained_normalisation
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import FitSettings
 

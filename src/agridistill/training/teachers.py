@@ -8,8 +8,7 @@ from torch import Tensor
 
 from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest
-from agridistill.models.saved import load_network
-from agridistill.models.teacher import HasPixels, LiveTeacher, TeacherKind
+from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network
 from agridistill.training.cached_teacher import CachedTeacher, Viewing, as_kept, cache_key
 from agridistill.training.module import TeacherSource
 from agridistill.training.settings import ObjectiveSettings
