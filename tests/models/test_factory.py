@@ -87,17 +87,17 @@ def test_an_unreachable_hub_names_both_remedies(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_minimal_mobilenet_starts_from_its_base_models_weights_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     base = timm.create_model("tf_mobilenetv3_large_minimal_100")
-    asked = []
+    requested = []
 
     def from_hub(repository: str, *args: object, **options: object) -> dict[str, torch.Tensor]:
-        asked.append(repository)
+        requested.append(repository)
         return dict(base.state_dict())
 
     for source in ("load_state_dict_from_hf", "load_state_dict_from_url"):
         monkeypatch.setattr(f"timm.models._builder.{source}", from_hub)
     model = create_model("mobilenetv3_large_minimal_100", 3, pretrained=True)
-    assert len(asked) == 1
-    assert "tf_mobilenetv3_large_minimal_100" in asked[0]
+    assert len(requested) == 1
+    assert "tf_mobilenetv3_large_minimal_100" in requested[0]
     assert torch.equal(model.state_dict()["conv_head.weight"], base.state_dict()["conv_head.weight"])
     assert torch.equal(model.state_dict()["conv_stem.weight"], base.state_dict()["conv_stem.weight"])
 
@@ -261,7 +261,7 @@ def test_a_hub_that_answers_is_asked_for_its_weights(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("own_client")
 def test_a_refused_connection_leaves_the_cache_alone_and_the_client_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nothing listens on port 9 of this machine.
+    # No server is on port 9 of this machine.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with hub_access(timeout_s=10):
         assert constants.is_offline_mode()

@@ -359,7 +359,7 @@ class TestStageTap:
                 compiled(photo)
                 torch.testing.assert_close(tap.maps()[8], expected)
 
-    def test_a_stride_that_the_model_lacks_is_told_with_those_it_has(self):
+    def test_a_stride_that_the_model_lacks_is_reported_with_those_it_has(self):
         with pytest.raises(ModelError, match=r"a stride that SwinTransformer offers; got 2; choose from 4, 8, 16"):
             StageTap(make_swin(), [16, 2])
 
@@ -381,7 +381,10 @@ class TestStageTap:
     def test_a_wrong_layout_is_refused_instead_of_pooled_over_the_wrong_axis(self):
         model = make_swin().eval()
         model.output_fmt = "NCHW"
-        with StageTap(model, [8]), pytest.raises(ModelError, match="24 channels at stride 8 in layout NCHW"):
+        with (
+            StageTap(model, [8]),
+            pytest.raises(ModelError, match=r"2-D maps with 24 channels on axis 1; got shape .* at stride 8"),
+        ):
             model(torch.zeros(1, 3, 64, 64))
 
     def test_a_model_that_is_not_of_timm_is_refused(self):

@@ -181,18 +181,14 @@ class StageTap:
                 maps[stride] = torch.stack(parts).mean(dim=0)
         return maps
 
-    def remove(self) -> None:
-        """Removes the hooks and the held activations."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._held.clear()
-
     def __enter__(self) -> StageTap:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.remove()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._held.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a tapped model (a moving average, for example) starts empty: activations cannot be copied.
@@ -209,22 +205,15 @@ class StageTap:
         return held
 
     def _hold_output(self, stride: int, module: nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        channels, axis = self._channels[stride], 3 if self._channels_last else 1
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        if len(shape) != 4 or shape[axis] != channels:
             raise ModelError(
-                "a stage that gives 2-D maps, such as those of Swin and MobileNetV3",
-                f"{shape} at stride {stride}",
-                "choose a model whose stages keep height and width",
+                f"a stage that gives 2-D maps with {channels} channels on axis {axis}",
+                f"shape {shape} at stride {stride}",
+                "choose a model whose stages keep height and width, as Swin's and MobileNetV3's do",
             )
-        features = output.permute(0, 3, 1, 2) if self._channels_last else output
-        if features.shape[1] != self._channels[stride]:
-            layout = "NHWC" if self._channels_last else "NCHW"
-            raise ModelError(
-                f"{self._channels[stride]} channels at stride {stride} in layout {layout}",
-                f"shape {tuple(output.shape)}",
-                "this model does not follow timm's feature_info; choose another",
-            )
-        self._held[stride, 0] = features
+        self._held[stride, 0] = output.permute(0, 3, 1, 2) if self._channels_last else output
 
     def _hold_input(self, stride: int, index: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._held[stride, index] = args[0]

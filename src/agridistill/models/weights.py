@@ -131,7 +131,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
     """The innermost state dict of a checkpoint, without prefixes that wrappers give to all keys."""
-    while isinstance(content, Mapping) and (inner := content.get("state_dict", content.get("model"))):
+    while isinstance(content, Mapping):
+        inner = content.get("state_dict", content.get("model"))
         if not isinstance(inner, Mapping):
             break
         content = inner

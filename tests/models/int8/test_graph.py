@@ -41,9 +41,9 @@ def photos(count: int = 8) -> torch.Tensor:
 @torch.no_grad()
 def test_folding_batch_norm_changes_no_answer(name: str) -> None:
     model = network(name)
-    alone = folded(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in alone.modules())
-    torch.testing.assert_close(alone(photos()), model(photos()), rtol=1e-3, atol=1e-3)
+    without_norm = folded(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in without_norm.modules())
+    torch.testing.assert_close(without_norm(photos()), model(photos()), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

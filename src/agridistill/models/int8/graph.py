@@ -125,7 +125,7 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges = "least_error") -> None:
-    """Fits the roundings of activations to representative samples.
+    """Fits those roundings of activations that have no levels yet to representative samples.
 
     Args:
         network: from `quantised`.
@@ -133,7 +133,14 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges =
         ranges: as in `ActivationRounding.calibrate`.
     """
     roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
-    _calibrate(network, roundings, batches, ranges)
+    roundings = [rounding for rounding in roundings if not rounding.is_calibrated]
+    network.eval()
+    for rounding in roundings:
+        rounding.observe()
+    for batch in batches:
+        network(batch)
+    for rounding in roundings:
+        rounding.calibrate(ranges)
 
 
 @torch.no_grad()
@@ -160,25 +167,12 @@ def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.Gra
     conv = RoundedConv2d(linear.in_features, linear.out_features, 1)
     conv.weight = nn.Parameter(linear.weight[:, :, None, None])
     conv.bias = nn.Parameter(bias_of(linear))
-    rounding = ActivationRounding()
     one_position = nn.Unflatten(1, (linear.in_features, 1, 1))
-    graph.set_submodule(str(last.target), nn.Sequential(one_position, conv, rounding, nn.Flatten()))
+    graph.set_submodule(str(last.target), nn.Sequential(one_position, conv, ActivationRounding(), nn.Flatten()))
     graph.recompile()
     # The largest logit is the answer: it must not be clipped.
-    _calibrate(graph, [rounding], batches, "min_max")
+    calibrate(graph, batches, ranges="min_max")
     return graph
-
-
-def _calibrate(
-    network: nn.Module, roundings: list[ActivationRounding], batches: Iterable[Tensor], ranges: Ranges
-) -> None:
-    network.eval()
-    for rounding in roundings:
-        rounding.observe()
-    for batch in batches:
-        network(batch)
-    for rounding in roundings:
-        rounding.calibrate(ranges)
 
 
 @torch.no_grad()

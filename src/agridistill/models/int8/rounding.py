@@ -50,6 +50,11 @@ class ActivationRounding(nn.Module):
         self._samples: list[Tensor] = []
         self._observing = False
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the levels are chosen."""
+        return bool(self.scale > 0)
+
     def observe(self) -> None:
         """Starts recording."""
         self._observing, self._range, self._samples = True, None, []
@@ -112,7 +117,7 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
         rounded = torch.fake_quantize_per_tensor_affine(samples, scale, zero_point, LOW, HIGH)
         return float(((rounded - samples).square().mean(1) * weight).mean())
 
-    # Both ends together first, then each alone.
+    # Both ends first, then each of them.
     best = min(((low * share, high * share) for share in _SHARES), key=error)
     for _ in range(_ROUNDS):
         best = min(((low * share, best[1]) for share in _SHARES), key=error)
@@ -168,7 +173,7 @@ class GlobalMean(nn.Module):
 class PhotoLevels(nn.Module):
     """A normalised photo as its pixels, whose 256 levels need no rounding: (pixel - `zero_point`) * `scale`.
 
-    Scale and zero point are those of all channels together, so values have about mean 0 and deviation 1. Convolutions
+    One scale and zero point serve all channels: values have about mean 0 and deviation 1. Convolutions
     pad with 0, the mean of a channel.
     """
 
