@@ -25,7 +25,7 @@ from agridistill.config import distill_config, read_recipe
 from agridistill.data.datamodule import Batch
 from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import MANIFEST_NAME, read_manifest
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher
 from agridistill.teacher_cache.build import load_teacher
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill

@@ -32,9 +32,7 @@ from agridistill.data.samples import scan
 from agridistill.data.views import Augmentation
 from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.factory import create_model
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, create_model, normalise_batch
 from agridistill.teacher_cache import CachedTeacher, Viewing, cache_key
 from agridistill.teacher_cache.build import UncachedTeacher
 from agridistill.training.module import DistillationModule, TeacherSource

@@ -31,9 +31,8 @@ from agridistill.evaluation.metrics import fit_temperature
 from agridistill.evaluation.representative import REPRESENTATIVE_PHOTOS, representative_batches
 from agridistill.exporting.litert import to_litert
 from agridistill.exporting.onnx import to_onnx
-from agridistill.models.quantised import calibrate, folded, quantised
-from agridistill.models.rounding import Ranges
-from agridistill.models.saved import TorchBackend, load_network
+from agridistill.models import TorchBackend, load_network
+from agridistill.models.int8 import Ranges, calibrate, folded, quantised
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import manifest_path
 from agridistill.runtime.reading import read_batches

@@ -24,7 +24,7 @@ IMAGE_SIZE, BATCH_SIZE, STEPS, TURNS = 128, 64, 6, 5
 def measure(name: str, precision: str, keep: bool) -> float:
     import torch
 
-    from agridistill.models.factory import create_model
+    from agridistill.models import create_model
     from agridistill.training.trainer import keep_freed_memory
 
     if keep:

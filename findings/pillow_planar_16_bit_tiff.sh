@@ -11,7 +11,7 @@
 #   separate, zlib: 1
 #   separate, none: 247
 #
-# What it means for us: such files are refused (pixel_formats.py::stored_form).
+# What it means for us: such files are refused (colour.py::stored_form).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

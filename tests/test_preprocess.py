@@ -39,7 +39,7 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-# What a camera stores when it is held so: the EXIF 2.3 table, told with numpy.
+# What a camera stores when it is held so: the EXIF 2.3 table, written with numpy.
 STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -238,7 +238,7 @@ def test_a_photo_that_was_cut_off_is_refused(tmp_path: Path, suffix: str) -> Non
 
 
 @pytest.mark.parametrize("content", [b"this is a text", b"\xff\xd8\xff", b"GIF89a"])
-def test_what_is_no_photo_is_told_once_without_pillows_words(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_photo_is_reported_once_without_pillows_words(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(PhotoError, match=r"got '.*' \(not a JPEG, PNG, WebP, BMP or TIFF image\); replace") as caught:
         read_photo(tmp_path / "a.jpg")
@@ -255,7 +255,7 @@ def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
         read_photo(b"")
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match=r"got '.*a\.jpg', which does not exist; check the path"):
         read_photo(tmp_path / "a.jpg")
     with pytest.raises(PhotoError, match=r"\(Is a directory\)"):
@@ -361,7 +361,7 @@ def test_a_large_photo_that_is_decoded_whole_is_scaled_down_and_looks_the_same(t
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, None])
-def test_what_the_system_refuses_is_told_apart_from_what_is_damaged(
+def test_errors_of_the_system_and_damaged_files_are_different(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
 ) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(noise(8, 8)))

@@ -67,7 +67,7 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
 
         return Predictor(open_artefact(path, engine=engine, threads=threads, photos=photos))
     try:
-        from agridistill.models.saved import load_backend
+        from agridistill.models import load_backend
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "torch, to run a model that is not exported",
@@ -232,8 +232,7 @@ def model_cost(backend: Backend) -> tuple[int | None, int | None]:
     if Path(backend.manifest.weights_file).suffix in SUFFIXES:
         measured = backend.manifest.measured
         return measured.get("parameters"), measured.get("macs")
-    from agridistill.models.complexity import complexity
-    from agridistill.models.saved import TorchBackend
+    from agridistill.models import TorchBackend, complexity
 
     if not isinstance(backend, TorchBackend):
         return None, None

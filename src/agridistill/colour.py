@@ -1,6 +1,7 @@
-"""Colours by a photo's own profile (ICC) -> sRGB, in which models see.
+"""What the pixels of a file stand for, and their conversion to 8-bit sRGB, in which models see.
 
-Phones store Display P3, cameras often Adobe RGB: read as sRGB their colours are too pale.
+Bits, bands and transparency first (`to_plain`), where wrong guesses of Pillow are corrected or refused; then the
+photo's own colour profile (`to_srgb`): phones store Display P3, cameras often Adobe RGB, too pale when read as sRGB.
 """
 
 from __future__ import annotations
@@ -8,30 +9,146 @@ from __future__ import annotations
 import functools
 import io
 import logging
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, features
 
 logger = logging.getLogger(__name__)
 
+# Tags of TIFF, and their values.
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _MAX_SAMPLE, _EXTRA_SAMPLES = 258, 259, 262, 284, 281, 338
+_UNCOMPRESSED, _WHITE_IS_ZERO, _SEPARATE, _ASSOCIATED = 1, 0, 2, 1
+# 16-bit values that are all lower have fewer bits, as of cameras with 10, 12 or 14, or are nearly black.
+_FEWER_BITS = 1 << 14
+_OPAQUE, _VISIBLE = 250, 6
+_AS_8_BITS = "save it as RGB with 8 bits"
 # Profiles of printers, the largest, have 0.5 to 3 MB.
 _MAX_PROFILE_BYTES = 4_000_000
-# Of one place and one kind of camera there are few; some of them may be large.
-_KEPT_TRANSFORMS = 8
+# One place and one kind of camera have few profiles; some of them may be large.
+_CACHED_TRANSFORMS = 8
 # Profiles of sRGB differ by rounding.
 _SAME_LEVELS = 2
 _SPACE = slice(16, 20)
 _MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 
 
-def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts a picture to sRGB, black to black and white to white (relative colorimetric).
+class PixelFormatError(ValueError):
+    """Pixels whose meaning is unknown, or that Pillow reads wrongly."""
 
-    A profile that is broken, larger than 4 MB or of other channels than the picture counts as absent. Without one
-    colours are sRGB's, and inks are taken as their complements.
+    def __init__(self, reason: str, remedy: str = _AS_8_BITS) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+class StoredForm(NamedTuple):
+    """How a file stores its pixels, beyond Pillow's mode."""
+
+    bits: int = 8  # of a value, before Pillow makes 8 of them
+    # Of TIFF alone; its fourth band may be anything.
+    tiff: bool = False
+    declared_max: int = 0  # largest value; 0 where the file names none
+    white_is_zero: bool = False
+    associated: bool = False  # colours are multiplied by the alpha
+
+
+def stored_form(image: Image.Image) -> StoredForm:
+    """The form of an opened image before it is decoded: decoding forgets it.
+
+    Raises:
+        PixelFormatError: Pillow would decode it wrongly.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        # Older Pillows open a 16-bit PNG as "I".
+        deep = deep or image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+        return StoredForm(bits=16 if deep else 8)
+
+    def number(tag: int, default: int) -> int:
+        return int(np.max(tags.get(tag, default)))
+
+    bits = number(_BITS, 8)
+    if bits == 16 and number(_PLANES, 1) == _SEPARATE and number(_COMPRESSION, 1) == _UNCOMPRESSED:
+        # Pillow (13 and before) takes each byte for a value.
+        raise PixelFormatError("a TIFF of 16 bits in separate planes without compression, which is read wrongly")
+    return StoredForm(
+        bits,
+        tiff=True,
+        declared_max=number(_MAX_SAMPLE, 0),
+        white_is_zero=number(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO,
+        associated=_ASSOCIATED in np.atleast_1d(tags.get(_EXTRA_SAMPLES, ())),
+    )
+
+
+def to_plain(image: Image.Image, stored: StoredForm) -> Image.Image:
+    """Any mode to 8-bit RGB, L or CMYK in the photo's own colours; transparent pixels become white.
+
+    Raises:
+        PixelFormatError: values of an unknown range, or a fourth band that is mixed into the colours.
+        ValueError: a mode that Pillow cannot convert.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and stored.bits == 16 and not stored.tiff):
+        return _from_16_bits(image, stored)
+    if image.mode in ("I", "F"):
+        raise PixelFormatError("32-bit grey, whose range is unknown")
+    if stored.bits == 16 and image.mode in ("RGB", "RGBA", "LA"):
+        # Of 16 bits Pillow keeps the upper 8.
+        ranges = image.getextrema()[: 1 if image.mode == "LA" else 3]
+        if np.max(ranges) < _FEWER_BITS >> 8:
+            raise _too_few_bits()
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return _on_white(image if image.mode == "RGBA" else image.convert("RGBA"), stored)
+    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
+
+
+def _too_few_bits() -> PixelFormatError:
+    return PixelFormatError(
+        f"16-bit values that all lie below {_FEWER_BITS:,}: of fewer bits, or nearly black",
+        f"{_AS_8_BITS}, or spread its values over 16 bits",
+    )
+
+
+def _on_white(rgba: Image.Image, stored: StoredForm) -> Image.Image:
+    if stored.tiff:
+        counts = rgba.getchannel("A").histogram()
+        # What is visible in a photo is mostly opaque: otherwise the band is something else, such as near infrared.
+        if 2 * sum(counts[_VISIBLE:_OPAQUE]) >= sum(counts[_VISIBLE:]):
+            if stored.associated:
+                reason = "a TIFF whose fourth band is marked as alpha, and is none"
+                raise PixelFormatError(reason, "save its colours alone")
+            return rgba.convert("RGB")
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba)
+    return white
+
+
+def _from_16_bits(image: Image.Image, stored: StoredForm) -> Image.Image:
+    """Scales grey by the range of its bits; Pillow would clip it at 255, and leave white at 0 where a TIFF has it."""
+    values = np.asarray(image)
+    bits = stored.bits
+    if bits == 16 and (highest := int(values.max())) < _FEWER_BITS:
+        # Some files declare the brightest value of the photo; only a number of all ones gives the number of bits.
+        bits = (stored.declared_max + 1).bit_length() - 1
+        if stored.declared_max + 1 != 1 << bits or stored.declared_max < max(highest, 255):
+            raise _too_few_bits()
+    levels = np.rint(np.linspace(0, 255, 1 << bits)).astype(np.uint8)
+    if stored.white_is_zero:
+        levels = levels[::-1].copy()
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        levels[transparent] = 255
+    return Image.fromarray(levels[values])
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Converts to sRGB, black to black and white to white (relative colorimetric).
+
+    Without a usable profile (broken, above 4 MB, or of other channels) colours are taken as sRGB, inks as their
+    complements.
 
     Args:
-        image: RGB, L or CMYK; an RGB picture is changed itself.
+        image: RGB, L or CMYK; an RGB image is changed itself.
         profile: ICC, as the file holds it.
 
     Returns:
@@ -52,9 +169,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return transform.apply(image)
 
 
-@functools.lru_cache(maxsize=_KEPT_TRANSFORMS)
+@functools.lru_cache(maxsize=_CACHED_TRANSFORMS)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where the pixels stay as they are: sRGB itself, or a profile that cannot be used."""
+    """None where the pixels stay as they are: sRGB itself, or an unusable profile."""
     if not features.check("littlecms2"):
         logger.warning("colour profiles are left out: this Pillow was built without Little CMS")
         return None
@@ -70,12 +187,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     except (OSError, ValueError) as error:
         logger.debug("a colour profile of %d bytes is left out: %s", len(profile), error)
         return None
-    return None if mode == "RGB" and _changes_nothing(transform) else transform
-
-
-def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether colours all over the cube stay as they are, but for rounding."""
+    if mode != "RGB":
+        return transform
+    # Colours all over the cube that stay as they are, but for rounding, are sRGB's.
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
     converted = np.asarray(transform.apply(Image.fromarray(colours)))
-    return bool(np.abs(converted.astype(int) - colours).max() <= _SAME_LEVELS)
+    return None if np.abs(converted.astype(int) - colours).max() <= _SAME_LEVELS else transform

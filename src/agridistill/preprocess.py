@@ -14,6 +14,7 @@ import logging
 import math
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,37 +22,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from agridistill.colour import to_srgb
+from agridistill.colour import PixelFormatError, StoredForm, stored_form, to_plain, to_srgb
 from agridistill.errors import PhotoError
 from agridistill.heic import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 from agridistill.manifest import Preprocessing
-from agridistill.pixel_formats import PixelFormatError, StoredForm, stored_form, to_plain
 
 # Pillow refuses more by itself (twice its MAX_IMAGE_PIXELS); above it a file is an attack or an accident.
 MAX_PIXELS = 178_956_970
 # JPEG's own limit. Resizing takes memory by the longer side: a row of 100 million pixels would take 3 GB.
 MAX_SIDE = 65_535
-# From here on a file needs some content for its pixels, which cameras give (4 to 50 pixels a byte) and bombs do not.
+# Above this, a file has to have some content for its pixels: cameras give 4 to 50 pixels a byte, bombs far more.
 LARGE_PIXELS = 25_000_000
 _MAX_PIXELS_A_BYTE = 100
-# A JPEG is decoded at no less than twice the size that is wanted: half a level off on average, a third of the time.
+# A JPEG is decoded at no less than twice the size of the input: half a level off on average, a third of the time.
 _SPARE = 2
-# From here on a photo that had to be decoded whole is scaled down at once: a device holds three of them at a time.
+# A larger photo that had to be decoded whole is scaled down at once: a device holds three of them at a time.
 _WHOLE_PIXELS = 4_000_000
-# WebP's own decoder holds several copies: 18 bytes a pixel, others 10 at most.
+# WebP's decoder holds several copies: 18 bytes a pixel, others 10 at most.
 _WEBP_COPIES = 2
-# A damaged file may send a decoder to a place that no file has. All else that the system refuses may pass.
-_BY_THE_FILE = frozenset({errno.EINVAL, errno.EOVERFLOW})
+# Errors that a damaged file causes, by an offset that no file has. All other errors of the system may pass.
+_FILE_ERRORS = frozenset({errno.EINVAL, errno.EOVERFLOW})
 # A progressive JPEG is drawn again with each of its scans: 10 in a camera's, thousands in a bomb.
 _MAX_DRAWN_PIXELS = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
 # Pillow's JPEG reader opens the two-photo JPEGs of phones (MPO) as well.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
 
-# Odd metadata says nothing about the pixels, and the size is checked here. Not `catch_warnings` around each photo:
-# it swaps the filters of the whole process, and threads that read photos would leave them switched off.
+# Odd metadata does not matter for pixels, and the size is checked here. Not `catch_warnings` around each photo: it
+# changes the filters of the whole process, and threads that read photos would leave them switched off.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Libraries tell of damaged files without their names, and raise what went wrong as well.
+# Libraries log damaged files without their names, and raise an error as well.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 with contextlib.suppress(OSError, AttributeError):  # a build of Pillow that hides libtiff
     ctypes.CDLL(vars(Image)["core"].__file__).TIFFSetErrorHandler(None)
@@ -60,7 +60,7 @@ Pixels = NDArray[np.uint8]
 
 
 class UnreachablePhotoError(PhotoError):
-    """The system does not give a photo now: rights, a disk, a network, memory. It may give it later."""
+    """The system refuses a photo now (rights, disk, network, memory) and may give it later."""
 
 
 class HeicPhotoError(PhotoError):
@@ -68,16 +68,12 @@ class HeicPhotoError(PhotoError):
 
 
 class PhotoCost(NamedTuple):
-    """What a photo takes to be decoded.
+    """What decoding a photo takes."""
 
-    Attributes:
-        width: as it is stored, before it is turned upright.
-        height: likewise.
-        held_pixels: as many pixels of a plain BMP take the same memory, at most 10 bytes each.
-    """
-
+    # As stored, before the photo is turned upright.
     width: int
     height: int
+    # Pixels of a plain BMP that takes the same memory, at most 10 bytes each.
     held_pixels: int
 
 
@@ -100,8 +96,8 @@ def read_photo(
         shorter_side: as many pixels are enough: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not below
             this; other photos of more than 4 million pixels are scaled down to no less than twice this. None
             decodes all.
-        own_colours: leaves colours as the file has them, for what looks at shapes alone: converting all pixels of a
-            phone's photo takes longer than decoding them.
+        own_colours: leaves colours as the file has them, for work on shapes alone: converting all pixels of a phone's
+            photo takes longer than decoding them.
 
     Raises:
         UnreachablePhotoError: the system refuses it for now.
@@ -109,56 +105,35 @@ def read_photo(
             is unknown.
     """
     name = _name(source)
-    try:
+    with _photo_errors(name, max_pixels):
         size = _file_size(source)
         with _opened(source) as image:
-            _refuse_too_large(image, name, max_pixels)
-            _refuse_bomb(image, name, source, size)
+            _require_size(image, name, max_pixels)
+            _refuse_bomb(image, name, source, size, max_pixels)
             stored = stored_form(image)
-            if image.format == "HEIF":
-                _refuse_hidden_pixels(name, source, size, max_pixels)
             if shorter_side is not None:
                 image.draft(None, (shorter_side, shorter_side))
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image, stored, shorter_side, own_colours=own_colours)
-    except PhotoError:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_many_pixels(f"{name} with more", max_pixels) from None
-    except Exception as error:
-        # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error, ValueError, …).
-        raise _unread(name, error) from None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture as `read_photo` gives a file: upright 8-bit RGB, of the whole size.
-
-    Args:
-        image: a Pillow image of any mode; not changed.
+    """An opened Pillow image of any mode as `read_photo` gives a file, of the whole size; the image is not changed.
 
     Raises:
         PhotoError: it cannot be decoded or converted, is empty or too large.
     """
     name = f"a Pillow image of mode {image.mode}"
-    try:
+    with _photo_errors(name, MAX_PIXELS):
         if not (image.width and image.height):
             raise ValueError("without pixels")
-        _refuse_too_large(image, name, MAX_PIXELS)
+        _require_size(image, name, MAX_PIXELS)
         stored = stored_form(image)
         return _to_rgb(ImageOps.exif_transpose(image), stored)
-    except PhotoError:
-        raise
-    except Exception as error:
-        raise _unread(name, error) from None
 
 
 def photo_size(source: Path | bytes) -> tuple[int, int]:
-    """Width and height of a photo as they are stored, before it is turned upright; only the header is read.
-
-    Raises:
-        UnreachablePhotoError: the system refuses it for now.
-        PhotoError: not an image.
-    """
+    """Width and height of a photo as stored, before it is turned upright; reads and raises as `photo_cost`."""
     width, height, _ = photo_cost(source)
     return width, height
 
@@ -170,27 +145,21 @@ def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> Phot
         UnreachablePhotoError: the system refuses it for now.
         PhotoError: not an image.
     """
-    name = _name(source)
-    try:
+    with _photo_errors(_name(source), MAX_PIXELS):
         _file_size(source)
         with _opened(source) as image:
             width, height = image.size
             # All of a progressive JPEG is held until its last scan.
             if shorter_side is not None and not image.info.get("progressive"):
                 image.draft(None, (shorter_side, shorter_side))
-            copies = _WEBP_COPIES if image.format == "WEBP" else 1
             pixels = image.width * image.height
             if image.format == "HEIF":
                 pixels = max(pixels, heic_pixels(source))
-            return PhotoCost(width, height, copies * pixels)
-    except PhotoError:
-        raise
-    except Exception as error:
-        raise _unread(name, error) from None
+            return PhotoCost(width, height, pixels * (_WEBP_COPIES if image.format == "WEBP" else 1))
 
 
 def enough_pixels(preprocessing: Preprocessing) -> int:
-    """The shorter side from which `to_pixels` loses nothing that shows, for `read_photo`."""
+    """The shorter side, for `read_photo`, from which `to_pixels` loses nothing visible."""
     return _SPARE * preprocessing.image_size
 
 
@@ -245,6 +214,31 @@ def _name(source: Path | bytes) -> str:
     return f"'{source}'" if isinstance(source, Path) else f"{len(source)} bytes"
 
 
+@contextlib.contextmanager
+def _photo_errors(name: str, max_pixels: int) -> Iterator[None]:
+    try:
+        yield
+    except PhotoError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(f"{name} with more", max_pixels) from None
+    except FileNotFoundError:
+        raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
+    except UnidentifiedImageError:
+        formats = f"not a JPEG, PNG, WebP, BMP{', TIFF or HEIC' if READS_HEIC else ' or TIFF'} image"
+        raise PhotoError("a readable photo", f"{name} ({formats})", "replace or remove the file") from None
+    except Exception as error:
+        # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error, ValueError, …).
+        code = error.errno if isinstance(error, OSError) else None
+        # Not `str` of a system's error: it repeats the file's name.
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        got = f"{name} ({reason})"
+        if (code and code not in _FILE_ERRORS) or isinstance(error, MemoryError):
+            raise UnreachablePhotoError("a readable photo", got, "check its rights and the disk") from None
+        remedy = error.remedy if isinstance(error, PixelFormatError) else "replace or remove the file"
+        raise PhotoError("a readable photo", got, remedy) from None
+
+
 def _opened(source: Path | bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
@@ -268,12 +262,12 @@ def _file_size(source: Path | bytes) -> int:
         if not (is_file or stat.S_ISDIR(found.st_mode)):
             raise ValueError("a pipe, socket or device")
     if is_file and not size:
-        # Common where a copy was cut off; "not a JPEG" would send people to look for another format.
+        # Common where a copy was cut off; "not a JPEG" would suggest another format.
         raise ValueError("an empty file")
     return size
 
 
-def _refuse_too_large(image: Image.Image, name: str, max_pixels: int) -> None:
+def _require_size(image: Image.Image, name: str, max_pixels: int) -> None:
     got = f"{name} with {image.width} x {image.height}"
     if image.width * image.height > max_pixels:
         raise _too_many_pixels(got, max_pixels)
@@ -285,61 +279,35 @@ def _too_many_pixels(got: str, max_pixels: int) -> PhotoError:
     return PhotoError(f"a photo of at most {max_pixels:,} pixels", got, "scale it down")
 
 
-def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int) -> None:
-    pixels = image.width * image.height
+def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int, max_pixels: int) -> None:
+    pixels, got = image.width * image.height, f"{name} with {image.width} x {image.height}"
+    if image.format == "HEIF" and (hidden := heic_pixels(source)) > pixels:
+        pixels, got = hidden, f"{name} with {hidden:,} pixels"
+        if pixels > max_pixels:
+            raise _too_many_pixels(got, max_pixels)
     if pixels > LARGE_PIXELS and pixels > size * _MAX_PIXELS_A_BYTE:
-        got = f"{name} with {image.width} x {image.height} in {size:,} bytes, a decompression bomb"
-        raise PhotoError("a photo", got, "replace or remove the file")
+        raise _bomb(f"{got} in {size:,} bytes")
     if image.info.get("progressive") and pixels * size > _MAX_DRAWN_PIXELS:
         scans = (source if isinstance(source, bytes) else source.read_bytes()).count(_START_OF_SCAN)
         if pixels * scans > _MAX_DRAWN_PIXELS:
-            got = f"{name} with {image.width} x {image.height} in {scans:,} scans, a decompression bomb"
-            raise PhotoError("a photo", got, "replace or remove the file")
+            raise _bomb(f"{got} in {scans:,} scans")
 
 
-def _refuse_hidden_pixels(name: str, source: Path | bytes, size: int, max_pixels: int) -> None:
-    pixels = heic_pixels(source)
-    if pixels > max_pixels:
-        raise _too_many_pixels(f"{name} with {pixels:,}", max_pixels)
-    if pixels > LARGE_PIXELS and pixels > size * _MAX_PIXELS_A_BYTE:
-        got = f"{name} with {pixels:,} pixels in {size:,} bytes, a decompression bomb"
-        raise PhotoError("a photo", got, "replace or remove the file")
-
-
-def _unread(name: str, error: Exception) -> PhotoError:
-    if isinstance(error, FileNotFoundError):
-        return PhotoError("a photo", f"{name}, which does not exist", "check the path")
-    got = f"{name} ({_reason(error)})"
-    by_the_system = isinstance(error, OSError) and error.errno and error.errno not in _BY_THE_FILE
-    if by_the_system or isinstance(error, MemoryError):
-        return UnreachablePhotoError("a readable photo", got, "check its rights and the disk")
-    remedy = error.remedy if isinstance(error, PixelFormatError) else "replace or remove the file"
-    return PhotoError("a readable photo", got, remedy)
-
-
-def _reason(error: Exception) -> str:
-    """Why, without the file's name, which Pillow and the system repeat."""
-    if isinstance(error, UnidentifiedImageError):
-        return f"not a JPEG, PNG, WebP, BMP{', TIFF or HEIC' if READS_HEIC else ' or TIFF'} image"
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+def _bomb(got: str) -> PhotoError:
+    return PhotoError("a photo", f"{got}, a decompression bomb", "replace or remove the file")
 
 
 def _to_rgb(
     image: Image.Image, stored: StoredForm, shorter_side: int | None = None, *, own_colours: bool = False
 ) -> Image.Image:
-    # First down: fewer pixels to convert.
-    plain = _scaled_down(to_plain(image, stored), shorter_side)
+    plain = to_plain(image, stored)
+    if shorter_side is not None and plain.width * plain.height > _WHOLE_PIXELS:
+        # Before colours are converted: fewer pixels. A plain mean costs more sharpness than a JPEG's own scaling: twice
+        # as many pixels a side make up for it.
+        scale = 2 * shorter_side / min(plain.size)
+        if scale < 1:
+            plain = plain.resize((round(plain.width * scale), round(plain.height * scale)), Image.Resampling.BOX)
     rgb = to_srgb(plain, None if own_colours else image.info.get("icc_profile"))
-    # Whoever converts or saves this picture again must not find the profile of other colours with it.
+    # A later conversion or a saved copy must not find the profile of other colours with it.
     rgb.info.pop("icc_profile", None)
     return rgb
-
-
-def _scaled_down(image: Image.Image, shorter_side: int | None) -> Image.Image:
-    if shorter_side is None or image.width * image.height <= _WHOLE_PIXELS:
-        return image
-    # A plain mean costs more sharpness than a JPEG's own scaling: twice as many pixels a side make up for it.
-    scale = 2 * shorter_side / min(image.size)
-    if scale >= 1:
-        return image
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)

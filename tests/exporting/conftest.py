@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.factory import create_model
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.quantised import calibrate, folded, quantised
+from agridistill.models import create_model, normalise_batch
+from agridistill.models.int8 import calibrate, folded, quantised
 
 
 @pytest.fixture

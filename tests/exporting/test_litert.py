@@ -14,7 +14,7 @@ from torch import nn
 from agridistill import api
 from agridistill.exporting.litert import to_litert
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.quantised import folded
+from agridistill.models.int8 import folded
 
 pytest.importorskip(
     "litert_torch", reason="needs litert-torch, which is not installed: pip install 'agridistill[litert]'"

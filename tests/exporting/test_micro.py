@@ -21,9 +21,8 @@ from agridistill.exporting.flatbuffer import operator_names, output_levels, with
 from agridistill.exporting.litert import to_litert
 from agridistill.exporting.micro import MicroNeeds, c_sources, micro_needs, require_micro_target, write_sources
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
-from agridistill.models.factory import create_model
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.quantised import calibrate, quantised, with_rounded_logits
+from agridistill.models import create_model, normalise_batch
+from agridistill.models.int8 import calibrate, quantised, with_rounded_logits
 from agridistill.runtime.backends.litert import LiteRtBackend
 
 NEEDS = MicroNeeds(("ADD", "CONV_2D"), 1024, 0.5, -3)

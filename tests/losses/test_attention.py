@@ -14,7 +14,7 @@ from agridistill.losses.attention import (
     channel_mean_square,
     match_resolution,
 )
-from agridistill.models.attention import feature_attention
+from agridistill.models import feature_attention
 
 DISTANCES = ["l2", "kl", "cosine"]
 

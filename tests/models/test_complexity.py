@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from agridistill.models.complexity import complexity
+from agridistill.models import complexity
 
 
 def test_mobilenet_has_the_published_cost():

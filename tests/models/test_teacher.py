@@ -9,10 +9,7 @@ import torch
 
 from agridistill.errors import ModelError
 from agridistill.manifest import Preprocessing
-from agridistill.models.factory import create_model
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.saved import load_backend
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, create_model, load_backend, normalise_batch
 from agridistill.preprocess import normalise
 
 SWIN = "swin_nano_patch4_window4_64"

@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agridistill.errors import ModelError
-from agridistill.models.factory import create_model, load_weights, pretrained_normalisation, save_weights
-from agridistill.models.weights import PACKAGED, PackagedWeights, describe_start, packaged, read_weights
+from agridistill.models import (
+    create_model,
+    describe_start,
+    load_weights,
+    packaged,
+    pretrained_normalisation,
+    save_weights,
+)
+from agridistill.models.weights import PACKAGED, PackagedWeights, read_weights
 
 LITE0 = PACKAGED["tf_efficientnet_lite0"]
 STUDENT = "mobilenetv3_small_050"
@@ -61,14 +68,14 @@ def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[b
         importlib.invalidate_caches()
         digest = sha256 or hashlib.sha256(content).hexdigest()
         package = dataclasses.replace(LITE0, module="some_lite_weights", file="some.pth", sha256=digest)
-        monkeypatch.setattr("agridistill.models.weights.PACKAGED", {"tf_efficientnet_lite0": package})
+        monkeypatch.setattr("agridistill.models.factory.PACKAGED", {"tf_efficientnet_lite0": package})
         return package
 
     return install
 
 
 def _lite0_by_hand(tensors: Mapping[str, Tensor], photos: Tensor) -> Tensor:
-    """EfficientNet-Lite0 as its package names it, written out from those names alone, with even padding."""
+    """EfficientNet-Lite0 as its package names it, written out from those names, with even padding."""
 
     def conv(values: Tensor, name: str, norm: str, stride: int = 1, *, activate: bool = True) -> Tensor:
         weight = tensors[f"{name}.weight"]
@@ -122,11 +129,11 @@ def test_a_head_for_other_classes_is_timms_fresh_one() -> None:
 
 @needs_lite0
 def test_the_hub_is_not_asked_for_what_a_package_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(*args: object, **options: object) -> None:
+    def request(*args: object, **options: object) -> None:
         raise AssertionError("went to the network")
 
-    monkeypatch.setattr("timm.models._builder.load_pretrained", asked)
-    monkeypatch.setattr("agridistill.models.factory.hub_access", asked)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", request)
+    monkeypatch.setattr("agridistill.models.factory.hub_access", request)
     create_model("tf_efficientnet_lite0", 3, pretrained=True)
 
 
@@ -200,9 +207,10 @@ def test_a_start_is_described(tmp_path: Path, fake_package: Callable[..., Packag
 )
 def test_torchvisions_weights_give_torchvisions_outputs(theirs: str, timms: str, tmp_path: Path) -> None:
     source = _randomised(torchvision.models.get_model(theirs, num_classes=7))
-    torch.save(source.state_dict(), tmp_path / "w.pth")
+    # Sorted by name, not in the order of computation.
+    save_file(dict(source.state_dict()), tmp_path / "w.safetensors")
     model = timm.create_model(timms, pretrained=False, num_classes=7)
-    load_weights(model, tmp_path / "w.pth")
+    load_weights(model, tmp_path / "w.safetensors")
     assert _largest_difference(source, model, 224 if "swin" in theirs else 96) < 1e-4
 
 
@@ -325,7 +333,7 @@ def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
         create_model(STUDENT, 3, weights=tmp_path / "w.pth")
 
 
-def test_names_that_no_table_knows_are_told_with_those_that_are_known(tmp_path: Path) -> None:
+def test_unknown_names_are_reported_with_the_known_ones(tmp_path: Path) -> None:
     torch.save({"backbone.first.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(
         ModelError, match=r"timm's names, torchvision's .*got tensor 'backbone\.first\.weight'"
@@ -334,9 +342,9 @@ def test_names_that_no_table_knows_are_told_with_those_that_are_known(tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_torchvisions_weights_of_another_size_are_told_by_their_own_name(tmp_path: Path) -> None:
+def test_torchvisions_weights_of_another_size_are_reported_by_their_own_name(tmp_path: Path) -> None:
     torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"tensor 'features\.2\.block\.0\.0\.weight' that does not fit"):
+    with pytest.raises(ModelError, match=r"tensor 'features\.1\.block\.1\.0\.weight' that does not fit"):
         create_model("mobilenetv3_small_100", 3, weights=tmp_path / "w.pth")
 
 

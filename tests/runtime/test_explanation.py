@@ -117,7 +117,7 @@ def test_a_run_folder_gives_its_own_attention(teacher_run: Path, leaves: Path) -
 
 def test_a_network_without_stages_of_maps_is_explained_by_covering() -> None:
     timm = pytest.importorskip("timm")
-    from agridistill.models.saved import TorchBackend
+    from agridistill.models import TorchBackend
 
     model = timm.create_model("test_vit", num_classes=2, img_size=160)
     manifest = colour_backend(preprocessing=Preprocessing(160)).manifest

@@ -22,7 +22,7 @@ from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher
 from agridistill.teacher_cache import CachedTeacher
 from agridistill.teacher_cache import key as key_module
 from agridistill.teacher_cache.key import Viewing, cache_key, differences, digest_of

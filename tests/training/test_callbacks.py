@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.conftest import TINY_STUDENT
 
 from agridistill import terminal
-from agridistill.models.factory import create_model
+from agridistill.models import create_model
 from agridistill.training.callbacks import BestWeights
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill, train

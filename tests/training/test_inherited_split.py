@@ -13,7 +13,7 @@ from PIL import Image
 
 from agridistill.data.prepare import prepare_data
 from agridistill.data.splits import Split, read_split, write_split
-from agridistill.models.factory import create_model, save_weights
+from agridistill.models import create_model, save_weights
 from agridistill.training import fit as fit_module
 from agridistill.training.inherited_split import inherit_split
 from agridistill.training.run import distill, train

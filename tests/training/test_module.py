@@ -5,8 +5,7 @@ import torch
 from agridistill.data.datamodule import Batch
 from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import Preprocessing
-from agridistill.models.factory import create_model
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, create_model
 from agridistill.training.module import DistillationModule, learning_rate_factor
 from agridistill.training.settings import FitSettings
 

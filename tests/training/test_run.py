@@ -26,8 +26,7 @@ from agridistill.data.splits import read_split
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses.methods import METHODS
 from agridistill.manifest import Preprocessing, read_manifest
-from agridistill.models.factory import create_model
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, create_model
 from agridistill.storage import only_one
 from agridistill.training import fit as fit_module
 from agridistill.training.run import distill, train

@@ -80,7 +80,7 @@ def _parameters(model: str, classes: int) -> int | None:
     import torch
 
     from agridistill.errors import ModelError
-    from agridistill.models.factory import create_model
+    from agridistill.models import create_model
 
     try:
         with torch.device("meta"):
@@ -94,8 +94,8 @@ def _parameters(model: str, classes: int) -> int | None:
 def _can_be_int8(run: Path, result: EvaluationResult) -> bool:
     from agridistill.errors import ModelError
     from agridistill.manifest import MANIFEST_NAME, read_manifest
-    from agridistill.models.factory import create_model
-    from agridistill.models.quantised import quantised
+    from agridistill.models import create_model
+    from agridistill.models.int8 import quantised
 
     manifest = read_manifest(run / MANIFEST_NAME)
     if manifest.precision == "int8":

@@ -12,7 +12,7 @@ from torch import Tensor
 from agridistill.data.samples import Sample
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.models.normalisation import normalise_batch
+from agridistill.models import normalise_batch
 from agridistill.runtime.reading import read_batches
 
 # More change the ranges of a MobileNetV3 by less than one level.

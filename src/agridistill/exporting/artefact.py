@@ -30,9 +30,8 @@ from agridistill.evaluation.representative import representative_batches
 from agridistill.exporting.micro import c_sources, micro_needs, require_micro_target, write_sources
 from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
-from agridistill.models.complexity import complexity
-from agridistill.models.quantised import calibrate, folded, quantised, with_rounded_logits
-from agridistill.models.saved import TorchBackend, load_network
+from agridistill.models import TorchBackend, complexity, load_network
+from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import engines_of_file, manifest_path, open_artefact
 from agridistill.runtime.backends.litert import LiteRtBackend

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-
-# Registers torch.ops.quantized_decomposed, which the exporters know.
-import torch.ao.quantization.fx._decomposed
 from torch import Tensor, nn
 
 from agridistill.manifest import Preprocessing
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.quantised import PhotoLevels, UnitClamp
-from agridistill.models.rounding import (
-    HIGH,
-    LOW,
-    WEIGHT_HIGH,
-    ActivationRounding,
-    RoundedConv2d,
-    RoundedLinear,
-    weight_scales,
-)
+from agridistill.models import normalise_batch
+from agridistill.models.int8 import PhotoLevels, RoundedConv2d, RoundedLinear, UnitClamp
+from agridistill.models.int8.rounding import HIGH, LOW, WEIGHT_HIGH, ActivationRounding, weight_scales
 
 
 class Deployed(nn.Module):
@@ -48,11 +38,12 @@ class DeployedInt8(nn.Module):
     Args:
         network: from `models.quantised`, calibrated; it is copied.
         unsigned: the format has levels from 0 on, as pixels are: no arithmetic stands before the convolution.
+        operators: quantise and dequantise (`models.int8.rounding`), or others of these names and arguments.
     """
 
-    def __init__(self, network: nn.Module, *, unsigned: bool) -> None:
+    def __init__(self, network: nn.Module, *, unsigned: bool, operators: Any = torch.ops.agridistill) -> None:
         super().__init__()
-        self.network = _written_out(network, unsigned=unsigned)
+        self.network = _written_out(network, unsigned, operators)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
@@ -69,23 +60,23 @@ def _for_export(network: nn.Module) -> nn.Module:
     return model
 
 
-def _written_out(network: nn.Module, *, unsigned: bool) -> nn.Module:
+def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Module:
     """A copy whose roundings are pairs of quantise and dequantise."""
     model = _for_export(network)
     _part_equal_biases(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PhotoLevels):
-                setattr(parent, name, (_UnsignedPixels if unsigned else _SignedPixels)(child))
+                setattr(parent, name, (_UnsignedPixels if unsigned else _SignedPixels)(child, operators))
             elif isinstance(child, UnitClamp):
                 # Levels of the rounding after it lie between 0 and 1.
                 setattr(parent, name, nn.Identity())
             elif isinstance(child, ActivationRounding):
-                setattr(parent, name, _Activation(child))
+                setattr(parent, name, _Activation(child, operators))
             elif isinstance(child, RoundedConv2d):
-                setattr(parent, name, _Convolution(child))
+                setattr(parent, name, _Convolution(child, operators))
             elif isinstance(child, RoundedLinear):
-                setattr(parent, name, _Linear(child))
+                setattr(parent, name, _Linear(child, operators))
     return model
 
 
@@ -101,37 +92,38 @@ def _part_equal_biases(model: nn.Module) -> None:
 
 
 class _Pixels(nn.Module):
-    def __init__(self, levels: PhotoLevels) -> None:
+    def __init__(self, levels: PhotoLevels, operators: Any) -> None:
         super().__init__()
-        self.scale, self.zero_point = levels.scale, levels.zero_point
+        self.scale, self.zero_point, self.operators = levels.scale, levels.zero_point, operators
 
 
 class _UnsignedPixels(_Pixels):
     def forward(self, pixels: Tensor) -> Tensor:
         how = (self.scale, self.zero_point, 0, 255, torch.uint8)
-        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(pixels, *how)
+        values: Tensor = self.operators.dequantize_per_tensor(pixels, *how)
         return values
 
 
 class _SignedPixels(_Pixels):
     def forward(self, pixels: Tensor) -> Tensor:
         values = (pixels.float() - self.zero_point) * self.scale
-        return _in_levels(values, self.scale, self.zero_point + LOW)
+        return _in_levels(values, self.scale, self.zero_point + LOW, self.operators)
 
 
 class _Activation(nn.Module):
-    def __init__(self, rounding: ActivationRounding) -> None:
+    def __init__(self, rounding: ActivationRounding, operators: Any) -> None:
         super().__init__()
+        self.operators = operators
         self.scale, self.zero_point = float(rounding.scale), int(rounding.zero_point)
 
     def forward(self, values: Tensor) -> Tensor:
-        return _in_levels(values, self.scale, self.zero_point)
+        return _in_levels(values, self.scale, self.zero_point, self.operators)
 
 
-def _in_levels(values: Tensor, scale: float, zero_point: int) -> Tensor:
+def _in_levels(values: Tensor, scale: float, zero_point: int, operators: Any) -> Tensor:
     how = (scale, zero_point, LOW, HIGH, torch.int8)
-    levels = torch.ops.quantized_decomposed.quantize_per_tensor(values, *how)
-    rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *how)
+    levels = operators.quantize_per_tensor(values, *how)
+    rounded: Tensor = operators.dequantize_per_tensor(levels, *how)
     return rounded
 
 
@@ -141,23 +133,23 @@ class _Weights(nn.Module):
     scales: Tensor
     zero_points: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, operators: Any) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight, self.bias, self.operators = layer.weight, layer.bias, operators
         scales = weight_scales(layer.weight.detach())
         self.register_buffer("scales", scales)
         self.register_buffer("zero_points", torch.zeros(len(scales), dtype=torch.int64))
 
     def rounded(self) -> Tensor:
         how = (self.scales, self.zero_points, 0, -WEIGHT_HIGH, WEIGHT_HIGH, torch.int8)
-        levels = torch.ops.quantized_decomposed.quantize_per_channel(self.weight, *how)
-        rounded: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(levels, *how)
+        levels = self.operators.quantize_per_channel(self.weight, *how)
+        rounded: Tensor = self.operators.dequantize_per_channel(levels, *how)
         return rounded
 
 
 class _Convolution(_Weights):
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: nn.Conv2d, operators: Any) -> None:
+        super().__init__(layer, operators)
         self.stride, self.padding, self.dilation, self.groups = (
             layer.stride,
             layer.padding,

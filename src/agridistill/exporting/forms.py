@@ -19,8 +19,8 @@ from agridistill.evaluation.metrics import wilson_interval
 from agridistill.exporting.artefact import export, layout_of
 from agridistill.exporting.parity import GATES
 from agridistill.manifest import MANIFEST_NAME, read_manifest
-from agridistill.models.quantised import quantised
-from agridistill.models.saved import load_network
+from agridistill.models import load_network
+from agridistill.models.int8 import quantised
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.backends import Backend, checked_logits, open_artefact
 

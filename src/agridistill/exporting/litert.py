@@ -40,7 +40,12 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
             "litert-torch, to write .tflite files", f"no module '{error.name}'", "pip install 'agridistill[litert]'"
         ) from None
     size = preprocessing.image_size
-    deployed = (DeployedInt8(network, unsigned=False) if int8 else Deployed(network, preprocessing)).eval()
+    deployed: nn.Module
+    if int8:
+        # The converter knows only these operators; it registers them by itself.
+        deployed = DeployedInt8(network, unsigned=False, operators=torch.ops.quantized_decomposed).eval()
+    else:
+        deployed = Deployed(network, preprocessing).eval()
     # Only tells the converter that pairs of quantise and dequantise are to be merged into int8 operators.
     static = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config()))
     with quiet(), tempfile.TemporaryDirectory() as folder:

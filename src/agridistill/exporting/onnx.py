@@ -94,10 +94,10 @@ def _constant(value: np.generic) -> Any:
 
 # x86 multiplies unsigned activations with signed weights: the levels are those of int8, moved by 128.
 _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantise_tensor,
-    torch.ops.quantized_decomposed.dequantize_per_tensor.default: _dequantise_tensor,
-    torch.ops.quantized_decomposed.quantize_per_channel.default: _quantise_channels,
-    torch.ops.quantized_decomposed.dequantize_per_channel.default: _dequantise_channels,
+    torch.ops.agridistill.quantize_per_tensor.default: _quantise_tensor,
+    torch.ops.agridistill.dequantize_per_tensor.default: _dequantise_tensor,
+    torch.ops.agridistill.quantize_per_channel.default: _quantise_channels,
+    torch.ops.agridistill.dequantize_per_channel.default: _dequantise_channels,
 }
 
 

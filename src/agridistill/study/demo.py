@@ -14,7 +14,7 @@ from agridistill.data.views import Augmentation
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.exporting.artefact import export
-from agridistill.models.weights import packaged
+from agridistill.models import packaged
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_json
 from agridistill.training.defaults import EMBEDDED, fine_tuning

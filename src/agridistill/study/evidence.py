@@ -13,7 +13,7 @@ from agridistill.evaluation.evidence import FORMAT_VERSION, gather_evidence, rea
 from agridistill.evaluation.held_out import SplitChoice, choose_photos
 from agridistill.evaluation.robustness import MOST_PHOTOS
 from agridistill.manifest import read_manifest
-from agridistill.models.saved import load_backend
+from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import write_json
 from agridistill.study.gallery import gallery

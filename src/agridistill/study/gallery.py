@@ -13,8 +13,7 @@ from agridistill.data.samples import Sample
 from agridistill.evaluation.evidence import as_data_uri, square
 from agridistill.losses.attention import unit_peak
 from agridistill.manifest import Preprocessing
-from agridistill.models.saved import load_network
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, load_network
 from agridistill.preprocess import softmax
 from agridistill.runtime.reading import read_pixels
 

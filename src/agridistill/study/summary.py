@@ -16,7 +16,7 @@ from agridistill.data.layout import FOLDERS, Layout
 from agridistill.data.splits import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.predictions import Predictions, predictions_on_test
-from agridistill.models.saved import load_backend
+from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent
 from agridistill.study.plan import BudgetSettings, ComparePlan, Job
 from agridistill.study.statistics import mcnemar, paired_difference

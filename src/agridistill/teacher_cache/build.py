@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 from agridistill.data.datamodule import Batch, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
 from agridistill.losses.attention import unit_peak
-from agridistill.models.saved import load_network
-from agridistill.models.teacher import HasPixels, LiveTeacher, TeacherKind
+from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network
 from agridistill.progress import ProgressCallback, silent
 from agridistill.teacher_cache.key import Key, Viewing, differences, digest_of
 from agridistill.teacher_cache.store import Block, CacheLayout, TeacherCache, building, map_field, read_document

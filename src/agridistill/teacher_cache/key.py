@@ -15,7 +15,7 @@ from agridistill.data.datamodule import PhotoDataset, ViewKey
 from agridistill.data.samples import Sample
 from agridistill.data.views import VIEWS_VERSION, Augmentation, plain_settings, view_seed
 from agridistill.manifest import ModelManifest, Preprocessing
-from agridistill.models.teacher import OUTPUTS_VERSION
+from agridistill.models import OUTPUTS_VERSION
 
 FORMAT_VERSION = 1
 # Seed of all views that a teacher sees: students of any seed see the same views and share one cache. Not 0, the usual

@@ -19,7 +19,7 @@ from agridistill import terminal
 from agridistill.errors import RunError
 from agridistill.evaluation.verdict import count
 from agridistill.manifest import sha256_of
-from agridistill.models.factory import save_weights
+from agridistill.models import save_weights
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import write_text
 from agridistill.teacher_cache.build import CachedTeacher, Gather

@@ -12,8 +12,7 @@ import torch
 from agridistill.data.layout import FOLDERS, Layout, read_layout
 from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
-from agridistill.models.hub import hub_reachable
-from agridistill.models.weights import packaged
+from agridistill.models import hub_reachable, packaged
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DataSettings, FitSettings
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from agridistill.data.kept_views import SPARE_BYTES, KeptViews
 from agridistill.data.splits import write_split
 from agridistill.manifest import ModelManifest, sha256_of
-from agridistill.models.weights import describe_start
+from agridistill.models import describe_start
 from agridistill.processes import is_first_process
 from agridistill.storage import only_one
 from agridistill.teacher_cache import CachedTeacher

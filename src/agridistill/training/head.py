@@ -20,7 +20,7 @@ from agridistill.data.datamodule import ViewKey, collate
 from agridistill.data.kept import Kept
 from agridistill.data.views import plain_settings
 from agridistill.errors import ConfigError
-from agridistill.models.normalisation import normalise_batch
+from agridistill.models import normalise_batch
 from agridistill.teacher_cache import Viewing
 from agridistill.training.module import DistillationModule
 

@@ -17,9 +17,7 @@ from agridistill.data.datamodule import Batch
 from agridistill.errors import RunError
 from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import Preprocessing
-from agridistill.models.attention import StageTap
-from agridistill.models.normalisation import normalise_batch
-from agridistill.models.teacher import LiveTeacher
+from agridistill.models import LiveTeacher, StageTap, normalise_batch
 from agridistill.training.settings import FitSettings
 
 TeacherOutputs = tuple[Tensor, dict[int, Tensor]]

@@ -24,11 +24,8 @@ from agridistill.manifest import (
     require_same_classes,
     sha256_of,
 )
-from agridistill.models.attention import StageTap
-from agridistill.models.factory import create_model, pretrained_normalisation
-from agridistill.models.quantised import calibrate, quantised
-from agridistill.models.teacher import LiveTeacher
-from agridistill.models.weights import packaged
+from agridistill.models import LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
+from agridistill.models.int8 import calibrate, quantised
 from agridistill.teacher_cache import (
     DISTILLATION_VIEWS,
     CachedTeacher,

@@ -17,8 +17,7 @@ from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.learning import read_learning
 from agridistill.evaluation.verdict import judge
 from agridistill.manifest import ModelManifest, read_manifest
-from agridistill.models.complexity import complexity
-from agridistill.models.saved import TorchBackend, network_of
+from agridistill.models import TorchBackend, complexity, network_of
 from agridistill.storage import write_json
 from agridistill.training.run_folder import RunFolder
 

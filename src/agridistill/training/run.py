@@ -12,7 +12,7 @@ from agridistill.data.samples import require_outside
 from agridistill.errors import ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
-from agridistill.models.factory import require_known_model
+from agridistill.models import require_known_model
 from agridistill.processes import is_first_process, require_launched
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable

@@ -1,10 +1,9 @@
-"""Spatial attention of a model: from a feature map, or from Swin's own window attention put back in place."""
+"""Feature maps and spatial attention of a timm model, taken by hooks while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -17,16 +16,14 @@ from agridistill.errors import ModelError
 
 
 def feature_attention(features: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Tensor:
-    """Attention of a feature map: the channel mean of its squared activations.
-
-    It is computed in float32 whatever the input's type, because squares leave the range of float16.
+    """Channel mean of the squared activations.
 
     Args:
-        features: activations, `(B, C, H, W)` or `(B, H, W, C)`, any floating type.
-        layout: which of the two they are.
+        features: `(B, C, H, W)`, or `(B, H, W, C)` with layout "NHWC"; any floating type.
+        layout: order of the axes.
 
     Returns:
-        Attention map `(B, H, W)`, float32, values >= 0.
+        Attention map `(B, H, W)`, values >= 0; float32, because squares leave the range of float16.
 
     Raises:
         ModelError: the features are not four-dimensional.
@@ -43,12 +40,12 @@ def feature_attention(features: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
 def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    """Attention that each position receives inside one Swin block, in its place in the image.
+    """Attention that each position receives inside one Swin block, at its place in the image.
 
-    Follows the block's own steps (norm, cyclic shift, padding, windows, relative position bias, shift mask, softmax),
-    then takes for each key the mean over the queries of its window, merges the windows, crops the padding and undoes
-    the shift. Padded positions are no queries, but as keys they take their share, as they do in the block. Over each
-    window, padding included, the result sums to 1. Attention dropout is left out. Computed in float32.
+    Follows the block (norm, cyclic shift, padding, windows, relative position bias, shift mask, softmax), then takes
+    for each key the mean over the queries of its window, merges the windows, crops the padding and undoes the shift.
+    Padded positions are keys, as in the block, but not queries. The result sums to 1 over each window, padding
+    included. Without attention dropout.
 
     Args:
         block: a block of a timm Swin Transformer (version 1).
@@ -78,8 +75,8 @@ def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
         received = (queries @ probabilities).squeeze(2).transpose(1, 2)
         windows = received.reshape(-1, win_h, win_w, attn.num_heads)
         merged = window_reverse(windows, block.window_size, tokens.shape[1], tokens.shape[2])[:, :height, :width]
-        placed: Tensor = torch.roll(merged, shifts=(shift_h, shift_w), dims=(1, 2)).permute(0, 3, 1, 2)
-    return placed
+        unshifted: Tensor = torch.roll(merged, shifts=(shift_h, shift_w), dims=(1, 2)).permute(0, 3, 1, 2)
+    return unshifted
 
 
 def _window_softmax(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,19 +90,18 @@ def _window_softmax(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class StageTap:
-    """Takes feature maps or window attention out of a timm model while it runs.
+    """Collects feature maps or window attention of a timm model during its forward pass.
 
-    The stages are found by stride in timm's `feature_info`; where several modules share a stride, the last is taken
-    (Swin: `layers.2` at 16, `layers.3` at 32; MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). Wrappers of DDP
-    and `torch.compile` are seen through; tap a model before its first compiled forward pass. What a forward pass left
-    can be read once: reading it twice, or before a forward pass, is an error, so that no map goes stale.
+    A stride selects the last module of that stride in timm's `feature_info` (Swin: `layers.2` at 16, `layers.3` at 32;
+    MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). Works inside DDP and `torch.compile`; tap a model before its
+    first compiled forward pass. Each forward pass can be read once: reading twice, or before a forward pass, is an
+    error, so that no map is stale.
 
     Args:
         model: a timm model, wrapped or not.
-        strides: input pixels for each position of the wanted stages (16: a 14x14 map of a 224 px photo).
-        kind: "activation" reads the stage's output; "window" the attention of the stage's last two Swin blocks. One of
-            these has regular and one has shifted windows; their mean softens the borders of the windows. Where a map
-            is no larger than a window, timm shifts neither.
+        strides: input pixels for each position of the stage (16: a 14x14 map of a 224 px photo).
+        kind: "activation" reads the stage's output; "window" averages the attention of the stage's last two Swin
+            blocks, one with regular and one with shifted windows, which softens the borders of the windows.
 
     Raises:
         ModelError: the model does not offer a stride, or has no Swin blocks for "window".
@@ -120,28 +116,28 @@ class StageTap:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        strides: Sequence[int],
-        kind: Literal["activation", "window"] = "activation",
+        self, model: nn.Module, strides: Sequence[int], kind: Literal["activation", "window"] = "activation"
     ) -> None:
         if kind not in ("activation", "window"):
             raise ModelError('"activation" or "window"', f"'{kind}'", "choose one of the two kinds of attention")
-        inner = _unwrap(model)
+        # DDP wraps a model as `module`, torch.compile as `_orig_mod`.
+        while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+            model = inner
         self._kind = kind
-        self._layout: Literal["NCHW", "NHWC"] = "NHWC" if getattr(inner, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         self._channels: dict[int, int] = {}
         self._blocks: dict[int, list[Any]] = {}
         self._held: dict[tuple[int, int], Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        stages = _stages(inner)
         # Everything is looked up before the first hook is set: an error leaves the model untouched.
-        found = {stride: _stage_module(inner, stages, stride) for stride in strides}
-        for stride, stage in found.items():
-            self._channels[stride] = int(stages[stride]["num_chs"])
+        stages: dict[int, nn.Module] = {}
+        for stride in strides:
+            entry = _stage_info(model, stride)
+            self._channels[stride] = int(entry["num_chs"])
+            stages[stride] = model.get_submodule(entry["module"])
             if kind == "window":
-                self._blocks[stride] = _last_blocks(stage, inner)
-        for stride, stage in found.items():
+                self._blocks[stride] = _last_blocks(stages[stride], model)
+        for stride, stage in stages.items():
             if kind == "activation":
                 self._handles.append(stage.register_forward_hook(partial(self._hold_output, stride)))
             for index, block in enumerate(self._blocks.get(stride, [])):
@@ -152,14 +148,14 @@ class StageTap:
         return self._channels[stride]
 
     def map_count(self, stride: int) -> int:
-        """Maps that `maps()` gives for each photo: 1 for activations, the number of heads for window attention."""
+        """Maps of each photo in `maps()`: 1 for activations, the number of heads for window attention."""
         return int(self._blocks[stride][0].attn.num_heads) if self._kind == "window" else 1
 
     def features(self) -> dict[int, Tensor]:
-        """Feature maps `(B, C, H, W)` of the last forward pass by stride, with their gradient history; read once.
+        """Feature maps `(B, C, H, W)` of the last forward pass by stride, with their gradient history.
 
         Raises:
-            ModelError: there was no forward pass since the last reading, or the tap is for window attention.
+            ModelError: no forward pass since the last reading, or a tap of window attention.
         """
         if self._kind == "window":
             raise ModelError("a tap of activations", "a tap of window attention", 'use StageTap(kind="activation")')
@@ -167,43 +163,35 @@ class StageTap:
         return {stride: held[stride, 0] for stride in self._channels}
 
     def maps(self) -> dict[int, Tensor]:
-        """Attention of the last forward pass by stride, float32; read once, and before the weights change.
+        """Attention of the last forward pass by stride, float32: `(B, H, W)`, or `(B, heads, H, W)` of windows.
 
-        Returns:
-            `(B, H, W)` for each stride; `(B, heads, H, W)` for window attention.
+        Window attention is computed here: read it before the weights change.
 
         Raises:
-            ModelError: there was no forward pass since the last reading.
+            ModelError: no forward pass since the last reading.
         """
         if self._kind == "activation":
             return {stride: feature_attention(features) for stride, features in self.features().items()}
         held = self._take()
         maps: dict[int, Tensor] = {}
         for stride, blocks in self._blocks.items():
-            inputs = [held[stride, index] for index in range(len(blocks))]
-            # A frozen forward pass stays frozen here, also where the parameters themselves ask for gradients.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and inputs[0].requires_grad):
-                parts = [window_attention(block, x) for block, x in zip(blocks, inputs, strict=True)]
+            # A forward pass without gradients gives maps without gradients, also where the parameters require them.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and held[stride, 0].requires_grad):
+                parts = [window_attention(block, held[stride, index]) for index, block in enumerate(blocks)]
                 maps[stride] = torch.stack(parts).mean(dim=0)
         return maps
 
-    def remove(self) -> None:
-        """Takes the hooks off the model and lets go of what they held."""
+    def __enter__(self) -> StageTap:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._held.clear()
 
-    def __enter__(self) -> StageTap:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of a tapped model (a moving average of it, say) starts empty: activations cannot be copied.
+        # A copy of a tapped model (a moving average, for example) starts empty: activations cannot be copied.
         return {**self.__dict__, "_held": {}}
 
     def _take(self) -> dict[tuple[int, int], Tensor]:
@@ -217,64 +205,38 @@ class StageTap:
         return held
 
     def _hold_output(self, stride: int, module: nn.Module, args: Any, output: Any) -> None:
-        channels = self._channels[stride]
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        channels, axis = self._channels[stride], 3 if self._channels_last else 1
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        if len(shape) != 4 or shape[axis] != channels:
             raise ModelError(
-                "a stage that gives 2-D maps, such as those of Swin and MobileNetV3",
-                f"{shape} at stride {stride}",
-                "choose a model whose stages keep height and width",
+                f"a stage that gives 2-D maps with {channels} channels on axis {axis}",
+                f"shape {shape} at stride {stride}",
+                "choose a model whose stages keep height and width, as Swin's and MobileNetV3's do",
             )
-        features = output.permute(0, 3, 1, 2) if self._layout == "NHWC" else output
-        if features.shape[1] != channels:
-            raise ModelError(
-                f"{channels} channels at stride {stride} in layout {self._layout}",
-                f"shape {tuple(output.shape)}",
-                "this model does not follow timm's feature_info; choose another",
-            )
-        self._held[stride, 0] = features
+        self._held[stride, 0] = output.permute(0, 3, 1, 2) if self._channels_last else output
 
     def _hold_input(self, stride: int, index: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._held[stride, index] = args[0]
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP (`module`) and `torch.compile` (`_orig_mod`), however nested."""
-    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-        model = inner
-    return model
-
-
-def _stages(model: nn.Module) -> dict[int, dict[str, Any]]:
-    """Timm's entry for each stride; of several at one stride the last, which has seen the most layers."""
+def _stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
+    """timm's entry for the stride; of several the last, which has seen the most layers."""
+    name = type(model).__name__
     info: Any = getattr(model, "feature_info", None)
     if not info:
-        raise ModelError("a timm model with feature_info", type(model).__name__, "create it with timm.create_model")
-    entries = getattr(info, "info", info)
-    return {int(entry["reduction"]): entry for entry in entries if entry.get("module")}
-
-
-def _stage_module(model: nn.Module, stages: dict[int, dict[str, Any]], stride: int) -> nn.Module:
-    name = type(model).__name__
+        raise ModelError("a timm model with feature_info", name, "create it with timm.create_model")
+    stages = {int(entry["reduction"]): entry for entry in getattr(info, "info", info) if entry.get("module")}
     if stride not in stages:
         offered = ", ".join(str(known) for known in sorted(stages))
         raise ModelError(f"a stride that {name} offers", str(stride), f"choose from {offered}")
-    try:
-        return model.get_submodule(stages[stride]["module"])
-    except AttributeError:
-        raise ModelError(
-            f"the module '{stages[stride]['module']}' that timm lists for stride {stride}",
-            f"{name} without it",
-            "choose another model",
-        ) from None
+    found: Mapping[str, Any] = stages[stride]
+    return found
 
 
 def _last_blocks(stage: nn.Module, model: nn.Module) -> list[Any]:
     blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
     if not blocks:
         raise ModelError(
-            "a Swin Transformer for window attention",
-            type(model).__name__,
-            "use the attention of feature maps instead",
+            "a Swin Transformer for window attention", type(model).__name__, "use the attention of feature maps instead"
         )
     return blocks[-2:]

@@ -13,7 +13,7 @@ from torch import nn
 
 from agridistill.errors import ModelError
 from agridistill.losses.objective import DistillationObjective, StagePair
-from agridistill.models.attention import StageTap, feature_attention, window_attention
+from agridistill.models.taps import StageTap, feature_attention, window_attention
 
 
 def make_block(resolution, window=4, shift=2, heads=2, seed=0, **options):

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.models.rounding import ActivationRounding, RoundedConv2d, best_range, round_weights, weight_scales
+from agridistill.models.int8 import RoundedConv2d
+from agridistill.models.int8.rounding import (
+    HIGH,
+    LOW,
+    ActivationRounding,
+    best_range,
+    dequantize_per_channel,
+    dequantize_per_tensor,
+    quantize_per_channel,
+    quantize_per_tensor,
+    round_weights,
+    weight_scales,
+)
 
 
 def _rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -87,7 +99,7 @@ def test_a_range_holds_zero_even_where_the_values_do_not(values: list[float]) ->
 
 
 def test_calibrating_without_samples_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing was seen"):
+    with pytest.raises(ValueError, match="nothing was recorded"):
         ActivationRounding().calibrate()
 
 
@@ -112,3 +124,36 @@ def test_gradients_pass_the_rounding() -> None:
     rounding(conv(torch.rand(2, 3, 8, 8))).sum().backward()
     assert conv.weight.grad is not None
     assert float(conv.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("zero_point", [-128, -7, 0])
+def test_the_operators_of_files_round_as_training_does(zero_point: int) -> None:
+    values = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(4))
+    how = (0.02, zero_point, LOW, HIGH, torch.int8)
+    levels = torch.ops.agridistill.quantize_per_tensor(values, *how)
+    assert levels.dtype == torch.int8
+    expected = torch.fake_quantize_per_tensor_affine(values, 0.02, zero_point, LOW, HIGH)
+    torch.testing.assert_close(torch.ops.agridistill.dequantize_per_tensor(levels, *how), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_operators_of_files_round_each_channel_as_training_does(axis: int) -> None:
+    weight = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(5))
+    scales, zero_points = torch.tensor([0.01, 0.02, 0.03, 0.04]), torch.zeros(4, dtype=torch.int64)
+    how = (scales, zero_points, axis, -63, 63, torch.int8)
+    levels = torch.ops.agridistill.quantize_per_channel(weight, *how)
+    expected = torch.fake_quantize_per_channel_affine(weight, scales, zero_points.int(), axis, -63, 63)
+    torch.testing.assert_close(torch.ops.agridistill.dequantize_per_channel(levels, *how), expected)
+
+
+def test_the_operators_of_files_are_known_to_torch_export() -> None:
+    values, one, each = torch.randn(2, 3), (0.1, 0, LOW, HIGH, torch.int8), torch.full((2,), 0.1)
+    channels = (each, torch.zeros(2, dtype=torch.int64), 0, -63, 63, torch.int8)
+    levels = values.to(torch.int8)
+    for operator, arguments in {
+        quantize_per_tensor: (values, *one),
+        dequantize_per_tensor: (levels, *one),
+        quantize_per_channel: (values, *channels),
+        dequantize_per_channel: (levels, *channels),
+    }.items():
+        torch.library.opcheck(operator, arguments)

@@ -1,0 +1,17 @@
+"""int8: the network that computes as its artefact, its calibration, and the rounding itself."""
+
+from agridistill.models.int8.graph import calibrate, equalise, folded, quantised, with_rounded_logits
+from agridistill.models.int8.rounding import PhotoLevels, Ranges, RoundedConv2d, RoundedLinear, UnitClamp
+
+__all__ = [
+    "PhotoLevels",
+    "Ranges",
+    "RoundedConv2d",
+    "RoundedLinear",
+    "UnitClamp",
+    "calibrate",
+    "equalise",
+    "folded",
+    "quantised",
+    "with_rounded_logits",
+]

@@ -1,0 +1,295 @@
+"""A network that computes as its int8 artefact: batch norm folded, and a rounding wherever the artefact rounds.
+
+The network is traced once, as a graph of convolutions, activations, sums and products. int8 engines fuse a convolution
+with the ReLU after it, and store every other result in 8 bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from timm.layers._fx import is_notrace_module
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from agridistill.errors import ModelError
+from agridistill.manifest import Preprocessing
+from agridistill.models.int8.rounding import (
+    ActivationRounding,
+    GlobalMean,
+    PhotoLevels,
+    Ranges,
+    RoundedConv2d,
+    RoundedLinear,
+    UnitClamp,
+    bias_of,
+)
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+_FUSED = (nn.ReLU, nn.ReLU6, UnitClamp)
+_STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, GlobalMean)
+_STORED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul, "mean")
+# These only select or move values: results have the levels of the input.
+_MOVES = (PhotoLevels, nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_MOVING_FUNCTIONS = (torch.flatten, "flatten", "view", "reshape", "contiguous")
+
+# Cross-layer equalisation. f(s x) = s f(x) for s > 0: not for hard-swish and ReLU6.
+_HOMOGENEOUS = (nn.ReLU, nn.Identity)
+_EQUALISATION_ROUNDS = 20
+# Channels with less weight, relative to the largest, are left alone: scaling them up would scale up their bias.
+_DEAD = 1e-3
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaves = (nn.Conv2d, nn.Linear, BatchNormAct2d, SelectAdaptivePool2d)
+        return isinstance(m, leaves) or is_notrace_module(type(m)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def folded(network: nn.Module) -> fx.GraphModule:
+    """A copy of the network for inference, each batch norm folded into the convolution before it, if there is one.
+
+    Raises:
+        ModelError: a network that cannot be traced.
+    """
+    model = copy.deepcopy(network).eval()
+    try:
+        graph = fx.GraphModule(model, _Tracer().trace(model))
+    except Exception as error:  # torch.fx does not document what data-dependent control flow raises
+        raise ModelError(
+            "a convolutional network",
+            f"{type(network).__name__}, which cannot be traced ({error})",
+            "export it in fp32",
+        ) from None
+    for node, norm in _calls(graph, nn.BatchNorm2d):
+        conv = _conv_before(graph, node)
+        if conv is None:
+            continue
+        (source,) = node.all_input_nodes
+        graph.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+        activation = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        if isinstance(activation, nn.Identity):
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+        else:
+            graph.set_submodule(str(node.target), activation)
+    for node, pool in _calls(graph, SelectAdaptivePool2d):
+        if pool.pool_type in ("avg", "fast", "fastavg"):
+            graph.set_submodule(str(node.target), GlobalMean(keepdim=isinstance(pool.flatten, nn.Identity)))
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bool = True) -> fx.GraphModule:
+    """The same network with folded batch norm and a rounding at each place where an int8 artefact has one.
+
+    Args:
+        network: a convolutional classifier, whose weights are copied.
+        preprocessing: of its input.
+        equalised: applies `equalise` first.
+
+    Returns:
+        Takes `(B, 3, H, W)` normalised photos, gives `(B, K)` logits. Not calibrated yet.
+
+    Raises:
+        ModelError: a network with operators that are not supported in int8 (Swin, for example).
+    """
+    graph, name = folded(network), type(network).__name__
+    _require_supported(graph, name)
+    if equalised:
+        equalise(graph)
+    _fold_hard_sigmoids(graph)
+    _take_pixels(graph, preprocessing, name)
+    for module in graph.modules():
+        # The copies of `folded` change their class in place: weights, options and names stay.
+        if isinstance(module, nn.Conv2d):
+            if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+                raise ModelError("plain convolutions", f"{type(module).__name__} in {name}", "export it in fp32")
+            module.__class__ = RoundedConv2d
+        elif isinstance(module, nn.Linear):
+            module.__class__ = RoundedLinear
+    _round_activations(graph)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges = "least_error") -> None:
+    """Fits those roundings of activations that have no levels yet to representative samples.
+
+    Args:
+        network: from `quantised`.
+        batches: each `(B, 3, H, W)`, normalised.
+        ranges: as in `ActivationRounding.calibrate`.
+    """
+    roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
+    roundings = [rounding for rounding in roundings if not rounding.is_calibrated]
+    network.eval()
+    for rounding in roundings:
+        rounding.observe()
+    for batch in batches:
+        network(batch)
+    for rounding in roundings:
+        rounding.calibrate(ranges)
+
+
+@torch.no_grad()
+def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.GraphModule:
+    """A copy that rounds its logits to 8 bits as well, for engines without float operators.
+
+    Its classifier is a convolution of one position: engines agree to the bit on these, not on fully connected layers
+    with a scale for each output.
+
+    Args:
+        network: from `quantised`, calibrated.
+        batches: as for `calibrate`; their logits are not clipped.
+
+    Raises:
+        ModelError: a network that does not end with a linear classifier.
+    """
+    if not isinstance(network, fx.GraphModule):
+        raise ModelError("a network rounded to int8", type(network).__name__, "round it first")
+    graph = copy.deepcopy(network)
+    (last,) = graph.graph.output_node().all_input_nodes
+    linear = _module(graph, last)
+    if not isinstance(linear, RoundedLinear):
+        raise ModelError("a network that ends with a linear classifier", str(last.target), "export it without micro")
+    conv = RoundedConv2d(linear.in_features, linear.out_features, 1)
+    conv.weight = nn.Parameter(linear.weight[:, :, None, None])
+    conv.bias = nn.Parameter(bias_of(linear))
+    one_position = nn.Unflatten(1, (linear.in_features, 1, 1))
+    graph.set_submodule(str(last.target), nn.Sequential(one_position, conv, ActivationRounding(), nn.Flatten()))
+    graph.recompile()
+    # The largest logit is the answer: it must not be clipped.
+    calibrate(graph, batches, ranges="min_max")
+    return graph
+
+
+@torch.no_grad()
+def equalise(graph: fx.GraphModule) -> int:
+    """Scales the channels between each pair of convolutions so that both have weights of the same range.
+
+    One scale for all channels then loses less. The outputs of the network stay the same.
+
+    Args:
+        graph: from `folded`; its weights are changed.
+
+    Returns:
+        The number of pairs.
+
+    Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1, equation 11.
+    """
+    pairs = list(_pairs(graph))
+    # A convolution may be in two pairs: the ranges settle after some rounds.
+    for first, second in _EQUALISATION_ROUNDS * pairs:
+        # The first axis is the channel between the two.
+        weight = second.weight if second.groups > 1 else second.weight.transpose(0, 1)
+        outgoing, incoming = first.weight.abs().flatten(1).amax(1), weight.abs().flatten(1).amax(1)
+        usable = (outgoing > _DEAD * outgoing.max()) & (incoming > _DEAD * incoming.max())
+        scale = torch.where(usable, (outgoing / incoming.clamp_min(1e-30)).sqrt(), 1.0)
+        first.weight.div_(scale.view(-1, 1, 1, 1))
+        if first.bias is not None:
+            first.bias.div_(scale)
+        weight.mul_(scale.view(-1, 1, 1, 1))
+    return len(pairs)
+
+
+def _pairs(graph: fx.GraphModule) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
+    for node, first in _calls(graph, nn.Conv2d):
+        follower = _only_user(node)
+        while follower is not None and isinstance(_module(graph, follower), _HOMOGENEOUS):
+            follower = _only_user(follower)
+        second = _module(graph, follower) if follower is not None else None
+        if isinstance(second, nn.Conv2d) and second.groups in (1, second.out_channels):
+            yield first, second
+
+
+def _require_supported(graph: fx.GraphModule, name: str) -> None:
+    """Other operators would be computed in float between roundings, or not at all."""
+    for node in graph.graph.nodes:
+        module = _module(graph, node)
+        fits = (
+            isinstance(module, (*_STORED, *_MOVES))
+            or node.op in ("placeholder", "output")
+            or (node.op != "call_module" and node.target in (*_STORED_FUNCTIONS, *_MOVING_FUNCTIONS))
+        )
+        if not fits:
+            what = node.name if module is None else type(module).__name__
+            raise ModelError("a network of convolutions for int8", f"{what} in {name}", "export it in fp32")
+
+
+@torch.no_grad()
+def _fold_hard_sigmoids(graph: fx.GraphModule) -> None:
+    """Folds x / 6 + 1 / 2 into the convolution that gives x: int8 formats have no hard sigmoid."""
+    for node, _ in _calls(graph, nn.Hardsigmoid):
+        conv = _conv_before(graph, node)
+        if conv is not None:
+            conv.weight /= 6
+            conv.bias = nn.Parameter(bias_of(conv) / 6 + 0.5)
+            graph.set_submodule(str(node.target), UnitClamp())
+
+
+def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing, name: str) -> None:
+    """Folds mean and standard deviation into the first convolution: it takes pixels as they are."""
+    (photo,) = (node for node in graph.graph.nodes if node.op == "placeholder")
+    users = [_module(graph, node) for node in photo.users]
+    if len(users) != 1 or not isinstance(users[0], nn.Conv2d) or users[0].groups != 1:
+        first = ", ".join("an operator" if user is None else type(user).__name__ for user in users)
+        raise ModelError("a network that begins with one convolution", f"{first} in {name}", "export it in fp32")
+    levels = PhotoLevels(preprocessing)
+    levels.fold_into(users[0])
+    graph.add_submodule("photo_levels", levels)
+    _insert_after(graph, photo, "photo_levels")
+
+
+def _round_activations(graph: fx.GraphModule) -> None:
+    roundings = nn.ModuleDict()
+    graph.add_submodule("roundings", roundings)
+    for node in list(graph.graph.nodes):
+        stored = isinstance(_module(graph, node), _STORED) or (
+            node.op in ("call_function", "call_method") and node.target in _STORED_FUNCTIONS
+        )
+        follower = _only_user(node)
+        fused = node.op == "call_module" and follower is not None and isinstance(_module(graph, follower), _FUSED)
+        # The logits stay in float: they cost nothing and carry the calibration.
+        if stored and not fused and not any(user.op == "output" for user in node.users):
+            roundings[node.name] = ActivationRounding()
+            _insert_after(graph, node, f"roundings.{node.name}")
+
+
+def _calls(graph: fx.GraphModule, kind: type[Kind]) -> Iterator[tuple[fx.Node, Kind]]:
+    for node in list(graph.graph.nodes):
+        module = _module(graph, node)
+        if isinstance(module, kind):
+            yield node, module
+
+
+def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _conv_before(graph: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
+    """The convolution that gives the node's input, and nothing else."""
+    (source,) = node.all_input_nodes
+    conv = _module(graph, source)
+    return conv if isinstance(conv, nn.Conv2d) and len(source.users) == 1 else None
+
+
+def _insert_after(graph: fx.GraphModule, node: fx.Node, name: str) -> None:
+    with graph.graph.inserting_after(node):
+        call = graph.graph.call_module(name, (node,))
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

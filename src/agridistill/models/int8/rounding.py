@@ -1,0 +1,259 @@
+"""Layers that compute as in an int8 artefact, in a float network that can still be trained, and as written to files.
+
+Activations: one scale and zero point a tensor. Weights: one scale a channel, symmetric, so that zero stays zero.
+
+Source: Jacob et al. 2018, arXiv 1712.05877, equations 1 and 12; straight-through gradients as in section 3.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agridistill.manifest import Preprocessing
+
+LOW, HIGH = -128, 127
+# 7 bits of the 8: x86 without VNNI adds 255 * weight in pairs of 16 bits, which saturate from 64 on. With 127 an AVX2
+# processor gave one photo in seven another class than one with VNNI (docs/performance.md).
+WEIGHT_HIGH = 63
+
+Ranges = Literal["least_error", "min_max"]
+
+_NO_RANGE = 1e-12
+# Values kept of each photo.
+_SAMPLES = 1 << 9
+# Shares of the full range that are tried: eight to each halving, down to 1/256.
+_SHARES = tuple(2 ** (-step / 8) for step in range(65))
+_ROUNDS = 2
+# Lower bound of a channel's scale, relative to the largest: below it the bias, stored at the scale of the products,
+# would not fit into 32 bits.
+_LEAST_SCALE = 1e-4
+
+
+class ActivationRounding(nn.Module):
+    """Rounds a tensor to 256 levels; `scale` is the distance of two levels, `zero_point` the level of 0.
+
+    Between `observe()` and `calibrate()` tensors pass unchanged and are recorded.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+        self._range: tuple[float, float] | None = None
+        self._samples: list[Tensor] = []
+        self._observing = False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the levels are chosen."""
+        return bool(self.scale > 0)
+
+    def observe(self) -> None:
+        """Starts recording."""
+        self._observing, self._range, self._samples = True, None, []
+
+    def calibrate(self, ranges: Ranges = "least_error") -> None:
+        """Chooses the levels for the recorded tensors and stops recording.
+
+        Args:
+            ranges: "least_error" as in `best_range`; "min_max" clips nothing.
+        """
+        if self._range is None:
+            raise ValueError("nothing was recorded: run representative samples through the network first")
+        low, high = self._range
+        if ranges == "least_error" or high - low < _NO_RANGE:
+            low, high = best_range(torch.cat(self._samples), low, high)
+        self.scale.fill_((high - low) / (HIGH - LOW))
+        self.zero_point.fill_(round(LOW - low / float(self.scale)))
+        self._observing, self._range, self._samples = False, None, []
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape."""
+        if not self._observing:
+            return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, LOW, HIGH)
+        low, high = self._range or (0.0, 0.0)
+        self._range = min(low, float(values.min())), max(high, float(values.max()))
+        samples = values.detach().flatten(1)
+        if samples.shape[1] > _SAMPLES:
+            # Drawn, not every n-th: steps that divide the width would take the same columns of each photo only.
+            drawn = torch.Generator().manual_seed(len(self._samples))
+            samples = samples[:, torch.randint(samples.shape[1], (_SAMPLES,), generator=drawn).to(samples.device)]
+        self._samples.append(samples.float().clone())
+        return values
+
+
+def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
+    """The range whose 256 levels round samples with the least squared error.
+
+    A wide range rounds coarsely, a narrow one clips. The error is relative to the variance of each photo: otherwise one
+    unusual photo with values of thirty times the usual would choose the range for all.
+
+    Args:
+        samples: `(photos, N)`.
+        low: smallest value, at most 0.
+        high: largest value, at least 0.
+
+    Returns:
+        A range that contains 0, inside (low, high).
+    """
+    if high - low < _NO_RANGE:
+        return 0.0, 1.0
+    weight = 1 / samples.var(1, correction=0).clamp_min(_NO_RANGE)
+
+    # Cached: behind a ReLU all lower ends are 0, and a second round tries the first's again.
+    @functools.cache
+    def error(ends: tuple[float, float]) -> float:
+        scale = (ends[1] - ends[0]) / (HIGH - LOW)
+        zero_point = round(LOW - ends[0] / scale) if scale >= _NO_RANGE else HIGH + 1
+        if not LOW <= zero_point <= HIGH:
+            return float("inf")  # 0 has no level
+        rounded = torch.fake_quantize_per_tensor_affine(samples, scale, zero_point, LOW, HIGH)
+        return float(((rounded - samples).square().mean(1) * weight).mean())
+
+    # Both ends first, then each of them.
+    best = min(((low * share, high * share) for share in _SHARES), key=error)
+    for _ in range(_ROUNDS):
+        best = min(((low * share, best[1]) for share in _SHARES), key=error)
+        best = min(((best[0], high * share) for share in _SHARES), key=error)
+    return best
+
+
+def weight_scales(weight: Tensor) -> Tensor:
+    """`(C,)`, the scale of each output channel of a weight `(C, ...)`."""
+    largest = weight.abs().flatten(1).amax(1)
+    return largest.clamp_min(1e-8).clamp_min(_LEAST_SCALE * largest.max()) / WEIGHT_HIGH
+
+
+def round_weights(weight: Tensor) -> Tensor:
+    """Rounds each output channel to 127 levels that are symmetric about 0; gradients pass straight through."""
+    scales = weight_scales(weight.detach())
+    zero_points = torch.zeros_like(scales, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scales, zero_points, 0, -WEIGHT_HIGH, WEIGHT_HIGH)
+
+
+class RoundedConv2d(nn.Conv2d):
+    """A convolution that computes with rounded weights."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """As `torch.nn.Conv2d`."""
+        convolved: Tensor = self._conv_forward(input, round_weights(self.weight), self.bias)
+        return convolved
+
+
+class RoundedLinear(nn.Linear):
+    """A linear layer that computes with rounded weights."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """As `torch.nn.Linear`."""
+        return nn.functional.linear(input, round_weights(self.weight), self.bias)
+
+
+class GlobalMean(nn.Module):
+    """The mean over all positions, `(B, C, H, W)` to `(B, C, 1, 1)` with `keepdim`, else to `(B, C)`.
+
+    One operator: converters write adaptive pooling as half a dozen.
+    """
+
+    def __init__(self, *, keepdim: bool) -> None:
+        super().__init__()
+        self.keepdim = keepdim
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Mean of `(B, C, H, W)`."""
+        return values.mean((2, 3), keepdim=self.keepdim)
+
+
+class PhotoLevels(nn.Module):
+    """A normalised photo as its pixels, whose 256 levels need no rounding: (pixel - `zero_point`) * `scale`.
+
+    One scale and zero point serve all channels: values have about mean 0 and deviation 1. Convolutions
+    pad with 0, the mean of a channel.
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.scale = 1 / (255 * float(std.mean()))
+        self.zero_point = min(255, max(0, round(255 * float(mean.mean()))))
+        # (pixel - zero_point) * scale, of pixel = 255 * (value * std + mean)
+        factor, offset = 255 * std * self.scale, (255 * mean - self.zero_point) * self.scale
+        self.register_buffer("factor", factor.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalised photos `(B, 3, H, W)` to the same shape."""
+        return values * self.factor + self.offset
+
+    @torch.no_grad()
+    def fold_into(self, conv: nn.Conv2d) -> None:
+        """Changes a convolution of normalised photos into the same convolution of these values."""
+        conv.weight /= self.factor
+        conv.bias = nn.Parameter(bias_of(conv) - (conv.weight * self.offset).sum((1, 2, 3)))
+
+
+class UnitClamp(nn.Module):
+    """A hard sigmoid whose slope and offset are in the convolution before it: clamps to 0 and 1.
+
+    The rounding after it clamps as well, so a file needs no operator for it.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape."""
+        return values.clamp(0, 1)
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """A copy of the layer's bias; zeros where it has none."""
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
+
+
+# The same roundings as pairs of operators, which torch.export keeps and converters translate. Names and arguments are
+# those of torch's private `quantized_decomposed`, the only ones that litert-torch knows (it registers them itself).
+@torch.library.custom_op("agridistill::quantize_per_tensor", mutates_args=())
+def quantize_per_tensor(
+    values: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """Levels of float values, any shape; all with one scale."""
+    return (values * (1 / scale)).round().add(zero_point).clamp(low, high).to(dtype)
+
+
+@torch.library.custom_op("agridistill::dequantize_per_tensor", mutates_args=())
+def dequantize_per_tensor(
+    levels: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """Float32 values of levels."""
+    return (levels.float() - zero_point) * scale
+
+
+@torch.library.custom_op("agridistill::quantize_per_channel", mutates_args=())
+def quantize_per_channel(
+    values: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """Levels of float values; scales and zero points `(C,)` along `axis`."""
+    shape = [-1 if dim == axis else 1 for dim in range(values.ndim)]
+    return (values / scales.view(shape)).round().add(zero_points.view(shape)).clamp(low, high).to(dtype)
+
+
+@torch.library.custom_op("agridistill::dequantize_per_channel", mutates_args=())
+def dequantize_per_channel(
+    levels: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """Float32 values of levels."""
+    shape = [-1 if dim == axis else 1 for dim in range(levels.ndim)]
+    return (levels.float() - zero_points.view(shape)) * scales.view(shape)
+
+
+for _operator in (quantize_per_tensor, quantize_per_channel):
+    _operator.register_fake(lambda values, *how: torch.empty_like(values, dtype=how[-1]))
+for _operator in (dequantize_per_tensor, dequantize_per_channel):
+    _operator.register_fake(lambda levels, *how: torch.empty_like(levels, dtype=torch.float32))
