@@ -82,7 +82,7 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
             "photos of classes that the model knows",
             ", ".join(f"'{name}'" for name in first) + more,
             f"{nearest(lacking[0], model, count=3)}; write its class into a file for --map, one line a folder, as "
-            f'"{lacking[0]}" = "{model[0]}", or take the folder out',
+            f'"{lacking[0]}" = "model class", or take the folder out',
         )
     return [place[composed(names.get(name, name))] for name in data]
 
