@@ -12,7 +12,7 @@ from pathlib import Path
 from agridistill.edge.agent import Agent
 from agridistill.edge.alerts.plot_report import PlotReport
 from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
-from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
+from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.payloads import plot_payload, state_payload
 from agridistill.edge.delivery.published_plots import PublishedPlots, has_folder
@@ -25,6 +25,8 @@ from agridistill.edge.workers import UpdateWorker
 # A state sent every few seconds would cost a device on a mobile network half a megabyte an hour, and each message about
 # a plot becomes a row in Home Assistant's database.
 _TELL_EVERY_S = 60.0
+# Of a network for documentation, which nobody has: the way to it is the way to the world.
+_ELSEWHERE, _ANY_PORT = "192.0.2.1", 9
 
 
 class BrokerLink:
@@ -57,6 +59,8 @@ class BrokerLink:
         self._told: tuple[object, ...] = ()
         self._told_at, self._payload = 0.0, b""
         self._plots: dict[str, tuple[float, bytes]] = {}
+        self._earlier: dict[str, bytes] | None = None
+        self._is_older = self._has_temperature = False
         self._ends = threading.Event()
 
     def state(self) -> dict[str, object]:
@@ -65,20 +69,24 @@ class BrokerLink:
 
     def worker(self, agent: Agent, updates: UpdateWorker | None) -> Callable[[threading.Event], None]:
         """What the broker's thread runs."""
+        # A new device has no plots yet; one that told plots in today's way has a list of them.
+        seen = {one.plot for one in agent.plots.reports}
+        self._is_older = bool(seen) and not self._published.is_known
+        if self._is_older:
+            self._published.update(seen)
 
         def retained() -> Mapping[str, bytes]:
             state = agent.state
-            reports = [one for one in agent.plots.reports if one.leaves or self._is_there(one.plot)]
+            reports = [one for one in agent.plots.reports if self._is_there(one.plot)]
             gone = self._published.update({one.plot for one in reports}, forget=self._is_connected())
             told = {self._settings.state_topic: self._state_payload(state)}
             told |= self._plot_payloads(reports)
-            told |= {self._settings.plot_topic(plot): b"" for plot in gone}
             if updates is not None and updates.last is not None:
                 told[self._settings.update_result_topic] = json.dumps(updates.last.to_json()).encode()
             if self._options.discovery:
-                plots, prefix = [one.plot for one in reports], self._options.discovery_prefix
-                told |= discovery(self._settings, plots, gone, self._facts(state), prefix)
-            return told
+                told |= self._description([one.plot for one in reports], gone, state)
+            # Behind the description: a sensor that is still there could not read an empty message.
+            return told | {self._settings.plot_topic(plot): b"" for plot in gone}
 
         commands = {self._settings.update_topic: updates.offer} if updates is not None else {}
         publisher = MqttPublisher(self._outbox, self._settings, retained, commands)
@@ -89,6 +97,14 @@ class BrokerLink:
             publisher.run(stop)
 
         return run
+
+    def _description(self, plots: Sequence[str], gone: Sequence[str], state: AgentState) -> dict[str, bytes]:
+        """Home Assistant's; once in a device's life with the topics of earlier versions."""
+        found = discovery(self._settings, plots, gone, self._facts(state), self._options.discovery_prefix)
+        if self._earlier is None:
+            self._earlier = earlier_descriptions(found) if self._is_older else {}
+            return self._earlier | found
+        return found | dict.fromkeys(self._earlier, b"")
 
     def _is_there(self, plot: str) -> bool:
         return plot == self._plot or has_folder(self._photos, plot)
@@ -122,7 +138,9 @@ class BrokerLink:
 
     def _facts(self, state: AgentState) -> DeviceFacts:
         model = " ".join(str(state.model.get(key) or "") for key in ("name", "version")).strip()
-        return DeviceFacts(model, self._page_url(), state.processor_celsius is not None)
+        # Its sensor may be asleep now and then.
+        self._has_temperature |= state.processor_celsius is not None
+        return DeviceFacts(model, self._page_url(), self._has_temperature)
 
 
 def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], str | None]:
@@ -133,18 +151,27 @@ def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], 
 
     def address() -> str | None:
         if not known:
-            # By which this device reaches the broker; nothing is sent.
-            try:
-                family, kind, proto, _, peer = socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_DGRAM)[0]
-                with socket.socket(family, kind, proto) as probe:
-                    probe.connect(peer)
-                    known.append(str(probe.getsockname()[0]))
-            except OSError:
+            # Beside the broker itself, by which it would reach others.
+            found = next((host for peer in (broker.host, _ELSEWHERE) if (host := _own_address(peer))), None)
+            if found is None:
                 return None
+            known.append(found)
         host = known[0]
         return f"http://{f'[{host}]' if ':' in host else host}:{page.port}/"
 
     return address
+
+
+def _own_address(peer: str) -> str | None:
+    """By which this device reaches another one; None for a loopback one and without a way. Nothing is sent."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(peer, _ANY_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(address)
+            host = str(probe.getsockname()[0])
+    except OSError:
+        return None
+    return None if is_loopback(host) else host
 
 
 def _broker_settings(options: BrokerOptions, device: str) -> BrokerSettings:
