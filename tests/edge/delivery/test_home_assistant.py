@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,8 +224,10 @@ def test_an_empty_or_missing_folder_takes_no_plot_away(tmp_path: Path) -> None:
     assert has_folder(tmp_path, "north")
     assert has_folder(tmp_path / "missing", "north")
     assert has_folder(None, "north")
-    (tmp_path / "south").mkdir()
+    for name in ("south", "east", os.fsdecode(b"caf\xe9")):
+        (tmp_path / name).mkdir()
     assert not has_folder(tmp_path, "north")
+    assert all(has_folder(tmp_path, name) for name in ("south", "east", r"caf\udce9"))
 
 
 def test_what_was_cleared_long_ago_is_forgotten(tmp_path: Path) -> None:

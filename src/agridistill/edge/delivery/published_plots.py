@@ -75,7 +75,10 @@ def has_folder(photos: Path | None, plot: str) -> bool:
     if photos is None or not plot:
         return True
     try:
-        names = {sendable(path.name) for path in photos.iterdir()}
+        if (photos / plot).exists():
+            return True
+        names = (sendable(path.name) for path in photos.iterdir())
+        # Asked every second: all photos are looked at only where the name is a rewritten one.
+        return next(names, plot) == plot or ("\\" in plot and plot in names)
     except OSError:
         return True
-    return not names or plot in names
