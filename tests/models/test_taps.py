@@ -11,8 +11,8 @@ import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
-from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.errors import ModelError
+from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.models import StageTap, feature_attention
 from agridistill.models.taps import window_attention
 

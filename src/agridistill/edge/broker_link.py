@@ -13,7 +13,7 @@ from pathlib import Path
 from agridistill.edge.agent import Agent
 from agridistill.edge.alerts.plot_report import PlotReport
 from agridistill.edge.delivery.broker import BrokerSettings, parse_broker
-from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
+from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.payloads import plot_payload, state_payload
 from agridistill.edge.delivery.published_plots import PublishedPlots, plot_folders
@@ -62,7 +62,8 @@ class BrokerLink:
         self._plots: dict[str, tuple[float, bytes]] = {}
         self._folders: frozenset[str] | None = None
         self._folders_at = -_TELL_EVERY_S
-        self._has_temperature = False
+        self._earlier: dict[str, bytes] | None = None
+        self._is_older = self._has_temperature = False
         self._ends = threading.Event()
 
     def state(self) -> dict[str, object]:
@@ -71,24 +72,24 @@ class BrokerLink:
 
     def worker(self, agent: Agent, updates: UpdateWorker | None) -> Callable[[threading.Event], None]:
         """What the broker's thread runs."""
+        # A new device has no plots yet; one that told plots in today's way has a list of them.
+        seen = {one.plot for one in agent.plots.reports}
+        self._is_older = bool(seen) and not self._published.is_known
+        if self._is_older:
+            self._published.update(seen)
 
         def retained() -> Mapping[str, bytes]:
-            state, folders = agent.state, self._plot_folders()
-            reports = [
-                one
-                for one in agent.plots.reports
-                if one.leaves or folders is None or one.plot in folders or one.plot in ("", self._plot)
-            ]
+            state = agent.state
+            reports = [one for one in agent.plots.reports if self._is_there(one.plot)]
             gone = self._published.update({one.plot for one in reports}, forget=self._is_connected())
             told = {self._settings.state_topic: self._state_payload(state)}
             told |= self._plot_payloads(reports)
-            told |= {self._settings.plot_topic(plot): b"" for plot in gone}
             if updates is not None and updates.last is not None:
                 told[self._settings.update_result_topic] = json.dumps(updates.last.to_json()).encode()
             if self._options.discovery:
-                plots, prefix = [one.plot for one in reports], self._options.discovery_prefix
-                told |= discovery(self._settings, plots, gone, self._facts(state), prefix)
-            return told
+                told |= self._description([one.plot for one in reports], gone, state)
+            # Behind the description: a sensor that is still there could not read an empty message.
+            return told | {self._settings.plot_topic(plot): b"" for plot in gone}
 
         commands = {self._settings.update_topic: updates.offer} if updates is not None else {}
         publisher = MqttPublisher(self._outbox, self._settings, retained, commands)
@@ -100,11 +101,24 @@ class BrokerLink:
 
         return run
 
-    def _plot_folders(self) -> frozenset[str] | None:
+    def _description(self, plots: Sequence[str], gone: Sequence[str], state: AgentState) -> dict[str, bytes]:
+        """Home Assistant's; once in a device's life with the topics of earlier versions."""
+        found = discovery(self._settings, plots, gone, self._facts(state), self._options.discovery_prefix)
+        if self._earlier is None:
+            self._earlier = earlier_descriptions(found) if self._is_older else {}
+            return self._earlier | found
+        return found | dict.fromkeys(self._earlier, b"")
+
+    def _is_there(self, plot: str) -> bool:
+        """Whether a plot is still watched: it goes with its folder."""
+        if plot in ("", self._plot):
+            return True
         # Not every second: that would keep a network drive awake.
         if time.monotonic() - self._folders_at >= _TELL_EVERY_S:
             self._folders, self._folders_at = plot_folders(self._photos), time.monotonic()
-        return self._folders
+        if self._folders is None or plot in self._folders:
+            return True
+        return self._photos is not None and (self._photos / plot).exists()  # a new one
 
     def _state_payload(self, state: AgentState) -> bytes:
         """The state as it was told last, until it is old or says something else that matters."""
@@ -156,6 +170,7 @@ def _page_url(page: PageOptions | None, broker: BrokerSettings) -> Callable[[], 
                     break
             else:
                 return None
+            known.append(found)
         host = known[0]
         return f"http://{f'[{host}]' if ':' in host else host}:{page.port}/"
 

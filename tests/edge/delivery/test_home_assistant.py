@@ -15,7 +15,7 @@ from agridistill.edge.alerts.open_alerts import open_alerts_json
 from agridistill.edge.alerts.plot_report import PlotReport
 from agridistill.edge.broker_link import BrokerLink
 from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery
+from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.payloads import plot_payload, state_payload
 from agridistill.edge.delivery.published_plots import PublishedPlots, plot_folders
@@ -24,6 +24,7 @@ from agridistill.edge.settings import BrokerOptions, PageOptions
 from agridistill.edge.store.outbox import Outbox
 
 TOPIC = "homeassistant/device/farm_pi/config"
+REMOVED = {"p": "sensor"}
 ALERT = Alert("a" * 32, "ill leaves", "north", "open", 1e9, 1e9, None, "Tomato___Late_blight", 0.5, 8, "text")
 
 
@@ -45,7 +46,7 @@ def test_each_sensor_names_topics_that_the_agent_tells() -> None:
     settings = BrokerSettings("host", device="pi 1", prefix="farm")
     found = described(settings, "north", "", "a/b")
     own = {settings.state_topic, settings.plot_topic("north"), settings.plot_topic(""), settings.plot_topic("a/b")}
-    sensors = found["cmps"]
+    sensors = {name: config for name, config in found["cmps"].items() if config != REMOVED}
     assert {config["state_topic"] for config in sensors.values()} == own
     assert len({config["unique_id"] for config in sensors.values()}) == len(sensors)
     assert {config["p"] for config in sensors.values()} == {"sensor", "binary_sensor"}
@@ -57,16 +58,17 @@ def test_each_sensor_names_topics_that_the_agent_tells() -> None:
 def test_the_device_has_its_models_name_its_page_and_no_temperature_that_it_cannot_measure() -> None:
     settings = BrokerSettings("host", device="pi", prefix="farm")
     bare = described(settings)
-    assert "temperature" not in bare["cmps"]
+    # Home Assistant keeps what is only left out, so a temperature that an earlier start told is removed.
+    assert bare["cmps"]["temperature"] == REMOVED
     assert not {"model", "configuration_url"} & set(bare["dev"])
     full = described(settings, facts=DeviceFacts("tomato 7", "http://192.0.2.7:8571/", has_temperature=True))
-    assert "temperature" in full["cmps"]
+    assert full["cmps"]["temperature"]["device_class"] == "temperature"
     assert (full["dev"]["model"], full["dev"]["configuration_url"]) == ("tomato 7", "http://192.0.2.7:8571/")
 
 
 def test_the_sensor_of_a_plot_that_is_gone_is_removed() -> None:
     found = described(BrokerSettings("host", device="pi", prefix="farm"), "south", gone=["north"])
-    assert found["cmps"]["plot_north"] == {"p": "sensor"}
+    assert found["cmps"]["plot_north"] == REMOVED
     assert found["cmps"]["plot_south"]["name"] == "Plot south"
 
 
@@ -88,6 +90,34 @@ def test_the_alert_names_plot_disease_and_time() -> None:
     assert json.loads(rendered("json_attributes_template")) == {"alerts": []}
 
 
+def test_the_alerts_attributes_stay_small_enough_to_be_recorded() -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    config = described(BrokerSettings("host", device="pi", prefix="farm"))["cmps"]["alert"]
+    plot = "a rather long name of a plot " * 2
+    many = [Alert(**{**vars(ALERT), "plot": f"{plot}{number}", "text": 2 * plot}) for number in range(60)]
+    payload = json.loads(state_payload(state(open_alerts=60, alerts=open_alerts_json(many))))
+    text = jinja2.Template(config["json_attributes_template"]).render(value_json=payload)
+    assert len(text.encode()) < 16_384
+    assert len(json.loads(text)["alerts"]) == 20
+
+
+@pytest.mark.parametrize(("outbox", "shown"), [({"waiting": 3}, "3"), (None, "None")])
+def test_an_outbox_that_cannot_be_read_is_an_unknown_number(outbox: dict[str, int] | None, shown: str) -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    config = described(BrokerSettings("host", device="pi", prefix="farm"))["cmps"]["waiting"]
+    payload = json.loads(state_payload(state(outbox=outbox)))
+    assert jinja2.Template(config["value_template"]).render(value_json=payload) == shown
+
+
+def test_each_sensor_is_handed_over_from_its_earlier_topic_and_what_is_gone_is_cleared() -> None:
+    settings = BrokerSettings("host", device="pi", prefix="farm")
+    found = earlier_descriptions(discovery(settings, ["south"], gone=["north"]))
+    assert json.loads(found["homeassistant/binary_sensor/farm_pi/alert/config"]) == {"migrate_discovery": True}
+    assert json.loads(found["homeassistant/sensor/farm_pi/plot_south/config"]) == {"migrate_discovery": True}
+    assert found["homeassistant/sensor/farm_pi/plot_north/config"] == b""
+    assert found["homeassistant/sensor/farm_pi/temperature/config"] == b""
+
+
 def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
     shares = {"healthy": 0.5, "Late_blight": 0.3, "rust": 0.2}
     found = json.loads(plot_payload(PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares)))
@@ -101,11 +131,11 @@ def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
 class Link:
     """A link whose agent is what a test says; `told` is what the publisher would retain now."""
 
-    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, **further: Any) -> None:
+    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, *known: PlotReport, **further: Any) -> None:
         self.clock, taken = 1000.0, []
         monkeypatch.setattr(broker_link.time, "monotonic", lambda: self.clock)
         monkeypatch.setattr(MqttPublisher, "__init__", lambda publisher, *given: taken.append(given[2]))
-        self.agent = SimpleNamespace(state=state(), plots=SimpleNamespace(reports=[]))
+        self.agent = SimpleNamespace(state=state(), plots=SimpleNamespace(reports=list(known)))
         link = BrokerLink(BrokerOptions("mqtt://127.0.0.1/farm"), "pi", outbox, **further)
         link.worker(self.agent, None)  # type: ignore[arg-type]
         link._is_connected = lambda: True
@@ -132,15 +162,6 @@ def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypat
     assert len(set(leaves)) == 4
 
 
-def test_a_thermometer_that_sleeps_for_a_moment_is_not_described_anew(
-    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = Link(outbox, monkeypatch)
-    for celsius, is_there in ((None, False), (54.0, True), (None, True)):
-        link.agent.state = state(processor_celsius=celsius)
-        assert ("temperature" in link.told()[TOPIC]["cmps"]) == is_there
-
-
 def test_an_alert_is_told_at_once(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(outbox, monkeypatch)
     assert link.told()["farm/pi/state"]["alerts"] == []
@@ -158,14 +179,46 @@ def test_a_plot_that_is_gone_is_cleared_also_after_a_restart(
     for plot in ("north", "south"):
         (photos / plot).mkdir(parents=True)
     link = Link(outbox, monkeypatch, photos=photos)
-    idle = [PlotReport("north", 1.0), PlotReport("south", 1.0)]
-    assert link.told(*idle)["farm/pi/plots/north"]["condition"] == "No recent leaves"
+    # Also with leaves of today: a plot that was renamed would be there twice.
+    reports = [PlotReport("north", 1.0, 8, 0.9, "rust"), PlotReport("south", 1.0)]
+    assert link.told(*reports)["farm/pi/plots/south"]["condition"] == "No recent leaves"
     (photos / "north").rename(photos / "north-2")
-    again = Link(outbox, monkeypatch, photos=photos)
-    found = again.told(*idle)
-    assert found["farm/pi/plots/north"] is None
-    assert found["farm/pi/plots/south"] is not None
-    assert found[TOPIC]["cmps"]["plot_north"] == {"p": "sensor"}
+    for each in (link, Link(outbox, monkeypatch, *reports, photos=photos)):
+        each.clock += 61
+        found = each.told(*reports)
+        assert found["farm/pi/plots/north"] is None
+        assert found["farm/pi/plots/south"] is not None
+        assert found[TOPIC]["cmps"]["plot_north"] == REMOVED
+        # No topic of an earlier version: this one has told its plots before. An empty message that came first would be
+        # an error in Home Assistant's log.
+        assert [topic for topic in found if topic.startswith("homeassistant")] == [TOPIC]
+        assert list(found).index(TOPIC) < list(found).index("farm/pi/plots/north")
+
+
+def test_a_device_of_an_earlier_version_hands_its_sensors_over_once(
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos" / "south").mkdir(parents=True)
+    reports = [PlotReport("north", 1.0), PlotReport("south", 1.0)]
+    link = Link(outbox, monkeypatch, *reports, photos=tmp_path / "photos")
+    kept, gone = (f"homeassistant/sensor/farm_pi/plot_{plot}/config" for plot in ("south", "north"))
+    first = link.told(*reports)
+    assert (first[kept], first[gone]) == ({"migrate_discovery": True}, None)
+    assert list(first).index(kept) < list(first).index(TOPIC)
+    assert first[TOPIC]["cmps"]["plot_north"] == REMOVED
+    then = link.told(*reports)
+    assert (then[kept], then[gone]) == (None, None)
+    assert list(then).index(TOPIC) < list(then).index(kept)
+    assert kept not in Link(outbox, monkeypatch, *reports, photos=tmp_path / "photos").told(*reports)
+
+
+def test_a_sensor_of_the_temperature_that_sleeps_stays(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(outbox, monkeypatch)
+    link.agent.state = state(processor_celsius=None)
+    assert link.told()[TOPIC]["cmps"]["temperature"] == REMOVED
+    for celsius in (41.5, None):
+        link.agent.state = state(processor_celsius=celsius)
+        assert link.told()[TOPIC]["cmps"]["temperature"]["name"] == "Processor temperature"
 
 
 def test_an_empty_or_missing_folder_takes_no_plot_away(tmp_path: Path) -> None:

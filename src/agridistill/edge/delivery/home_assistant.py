@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,12 @@ from agridistill.edge.delivery.mqtt_client import OFFLINE, ONLINE
 from agridistill.version import __version__
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-# The newest alert's plot, disease, since, text, … as attributes, and all of them as a list.
-_ALERTS = "{% set all = value_json.alerts %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
+# The newest alert's plot, disease, since, text, … as attributes, and the newest ones as a list: attributes of more than
+# 16 kB are not recorded, with a warning each time.
+_ALERTS = "{% set all = value_json.alerts[:20] %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
+# Of a component: it is removed. One that is only left out would stay for ever.
+_REMOVED = {"p": "sensor"}
+_HAND_OVER = b'{"migrate_discovery": true}'
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def discovery(
     facts = facts or DeviceFacts()
     node = _name(settings.base.replace("/", "_"))
     sensors = _device_sensors(settings, facts) | {_plot_id(plot): _plot_sensor(settings, plot) for plot in plots}
-    removed: dict[str, dict[str, Any]] = {_plot_id(plot): {"p": "sensor"} for plot in gone}
+    removed: dict[str, dict[str, Any]] = {_plot_id(plot): _REMOVED for plot in gone} | {"temperature": _REMOVED}
     device = {
         "identifiers": [node],
         "name": settings.device,
@@ -74,6 +78,25 @@ def discovery(
         "payload_not_available": OFFLINE.decode(),
     }
     return {f"{prefix}/device/{node}/config": json.dumps(document, ensure_ascii=False).encode()}
+
+
+def earlier_descriptions(description: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The topics on which earlier versions described each sensor alone, and what has to be told there first.
+
+    Home Assistant ignores the device's description as long as it knows a sensor from a topic of its own, and does not
+    come back to it when that topic is cleared. So each sensor is asked to be handed over, then the device is described,
+    and then these topics are cleared.
+
+    Args:
+        description: as `discovery` gives it.
+    """
+    found = {}
+    for topic, payload in description.items():
+        prefix, _, node, _ = topic.rsplit("/", 3)
+        for name, config in json.loads(payload)["cmps"].items():
+            is_kept = len(config) > len(_REMOVED)
+            found[f"{prefix}/{config['p']}/{node}/{name}/config"] = _HAND_OVER if is_kept else b""
+    return found
 
 
 def _device_sensors(settings: BrokerSettings, facts: DeviceFacts) -> dict[str, dict[str, Any]]:
@@ -95,7 +118,10 @@ def _device_sensors(settings: BrokerSettings, facts: DeviceFacts) -> dict[str, d
             "state_class": "measurement",
             "icon": "mdi:sprout",
         },
-        "waiting": _diagnostic(settings, "Waiting messages", "value_json.outbox.waiting"),
+        # Null while the disk refuses; "None" is Home Assistant's word for an unknown value.
+        "waiting": _diagnostic(
+            settings, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None"
+        ),
         "skipped": _diagnostic(settings, "Skipped frames", "value_json.skipped"),
     }
     if facts.has_temperature:

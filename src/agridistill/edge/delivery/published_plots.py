@@ -22,10 +22,14 @@ class PublishedPlots:
 
     Args:
         file: where; a damaged one counts as empty.
+
+    Attributes:
+        is_known: whether any was published before.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self.is_known = file.exists()
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             self._gone_s = {str(plot): None if at is None else float(at) for plot, at in dict(found).items()}
