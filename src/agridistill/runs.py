@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
-from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
+from agridistill.config import Recipe, compare_plan, distill_config, recipe_from, require_serves, train_config
 from agridistill.data.layout import FOLDERS, Layout, to_layout
 from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
@@ -183,8 +183,6 @@ def compare(
         ConfigError: an argument or a setting of a wrong name, type or range.
         AgriDistillError: data, teacher or a run of `out` cannot be used, or a run failed.
     """
-    from agridistill.study_config import compare_plan
-
     folder, study_folder = to_path("data", data), to_path("out", out)
     teacher_run, splits = to_optional_path("teacher", teacher), to_optional_path("split_file", split_file)
     layout = to_layout(label_file, label_columns, nested)

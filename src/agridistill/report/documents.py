@@ -25,7 +25,7 @@ class ReportDocuments:
     folder: Path
     study: Document | None  # compare.json; None for a single model
     evaluations: dict[str, Document]  # evaluation.json by the name of the model
-    epochs: list[dict[str, float]]  # rows of metrics.csv of a single run
+    val_accuracy: list[float]  # by epoch, from metrics.csv of a single run
     evidence: dict[str, Document]  # by the name of the model
     gallery: list[Document]  # photos with attention maps
     benchmark: Document | None  # benchmark.json of `agridistill benchmark --out`
@@ -71,7 +71,7 @@ def read_documents(folder: Path) -> ReportDocuments:
         folder=folder,
         study=study,
         evaluations={name: document for name, document in evaluations.items() if document is not None},
-        epochs=_read_metrics(folder / "metrics.csv"),
+        val_accuracy=_read_val_accuracy(folder / "metrics.csv"),
         evidence=evidence,
         gallery=_require_version(gallery, "gallery.json")["photos"] if gallery is not None else [],
         benchmark=_read_json(folder / "benchmark.json"),
@@ -151,12 +151,11 @@ def _printable(value: Any) -> Any:
     return [_printable(one) for one in value] if isinstance(value, list) else value
 
 
-def _read_metrics(path: Path) -> list[dict[str, float]]:
+def _read_val_accuracy(metrics: Path) -> list[float]:
     try:
-        with path.open(encoding="utf-8") as file:
-            # A loss term that an epoch did not have is an empty cell.
-            return [{name: float(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        with metrics.open(encoding="utf-8") as file:
+            return [float(row["val/accuracy"]) for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
-    except (OSError, TypeError, ValueError) as error:
-        raise RunError("epochs in CSV", f"a damaged '{path}' ({error})", "remove the file") from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError("epochs in CSV", f"a damaged '{metrics}' ({error})", "remove the file") from None

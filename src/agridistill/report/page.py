@@ -120,9 +120,8 @@ def _draw_plots(documents: ReportDocuments) -> list[Plot]:
             curves = {row["name"]: [run["val_accuracy_by_epoch"] for run in row["runs"]] for row in budget["rows"]}
             learning = plots.learning_curves(curves, name=f"learning-curves-{budget['name']}")
             drawn += [_of_budget(plot, budget) for plot in (difference, learning) if plot is not None]
-    elif documents.epochs:
-        curve = [row["val/accuracy"] for row in documents.epochs]
-        drawn.append(plots.learning_curves({documents.name: [curve]}, name="learning-curve"))
+    elif documents.val_accuracy:
+        drawn.append(plots.learning_curves({documents.name: [documents.val_accuracy]}, name="learning-curve"))
     drawn += [plots.confusion(evaluation, name=name) for name, evaluation in documents.evaluations.items()]
     if evidence:
         drawn += [plots.reliability(evidence), plots.coverage(evidence), plots.robustness(evidence)]
