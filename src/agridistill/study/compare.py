@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,17 @@ def compare(
             runs[TEACHER] = (RunFolder(out / TEACHER), plan.teacher.train.epochs)
         tracker = _Tracker(runs, progress, tell)
         tracker.update()
-
-        def carry_out(orders: Mapping[str, Order], slots: int) -> None:
-            run_side_by_side(
-                orders,
-                out / "logs",
-                slots=slots,
-                total=len(plan.jobs),
-                on_tick=tracker.update,
-                on_end=tracker.finish,
-                on_warning=tracker.warn,
-            )
-
+        carry_out = partial(
+            run_side_by_side,
+            logs=out / "logs",
+            total=len(plan.jobs),
+            on_tick=tracker.update,
+            on_end=tracker.finish,
+            on_warning=tracker.warn,
+        )
         if trains_teacher and not RunFolder(out / TEACHER).evaluation.exists():
             order = Order(data, out / TEACHER, plan.teacher, split_file=split_file, layout=layout)
-            carry_out({TEACHER: order}, slots=1)
+            carry_out({TEACHER: order})
         orders = {
             job.name: Order(data, run_of(out, job), job.config, used_teacher, split_file, layout) for job in missing
         }
@@ -100,17 +97,12 @@ def compare(
         document["evidence"] = {"budget": budget["name"], "seed": seed, "models": list(models)}
         write_json(out / "compare.json", document)
         if evidence:
-            gather_for(models, data, out / "evidence", layout=layout, progress=progress)
+            gather_for(models, data, out / "evidence", layout, progress)
         return document
 
 
 def gather_for(
-    runs: Mapping[str, Path],
-    data: Path,
-    folder: Path,
-    *,
-    layout: Layout = FOLDERS,
-    progress: ProgressCallback = silent,
+    runs: Mapping[str, Path], data: Path, folder: Path, layout: Layout = FOLDERS, progress: ProgressCallback = silent
 ) -> None:
     """Writes `NAME.json` for each run folder and one `gallery.json`; keeps files that are of the same weights."""
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}

@@ -28,8 +28,8 @@ from agridistill.study.summary import read_figures
 from agridistill.study.workers import Order, run_side_by_side
 from agridistill.training.run_folder import MAY_DIFFER, RunFolder
 
-# A trial whose process has not reported for the grace period was killed, and is tried again.
-HEARTBEAT_S, GRACE_S = 5, 15
+# A trial without a heartbeat for the grace period was killed, and is tried again.
+HEARTBEAT_S, GRACE_S = 15, 60
 _FOLDER, _RECIPE = "folder", "recipe_sha256"
 
 
@@ -49,7 +49,7 @@ def search(
     """Tries settings until `trials` trials are finished, with those of earlier calls.
 
     The value of a trial is the best epoch's accuracy on the validation split; the test split is not used. An
-    interrupted trial is resumed in its own folder by the next call, a killed one once its heartbeat is 15 s old.
+    interrupted trial is resumed in its own folder by the next call, a killed one once its heartbeat is 60 s old.
     Several machines may share one storage and one folder.
 
     Args:

@@ -62,15 +62,7 @@ def summarise(
     layout: Layout = FOLDERS,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """Reads every run of a finished study.
-
-    Args:
-        data: the photos that the runs were trained on.
-        out: folder of the study.
-        plan: of the study.
-        teacher: its run folder; None without a teacher.
-        layout: how the labels of the data are found.
-        progress: called while predictions are computed.
+    """Reads every run of a finished study in `out`, and computes missing predictions on the test split.
 
     Returns:
         A JSON document: the teacher, and for each budget its rows (one a candidate, with every run, means, standard

@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -77,13 +77,13 @@ def run_side_by_side(
     Any exception, an interrupt included, stops the processes; their runs can be resumed.
 
     Args:
-        orders: by name, started in this order.
+        orders: by name, in the order of their start.
         logs: folder of one log a run; an existing log is continued.
         slots: processes at a time, each with a GPU or a share of the processor.
         total: runs of the study, for the error.
         on_tick: called about twice a second.
         on_end: called with the name of each finished run.
-        on_warning: called with each line of a finished log that starts with "warning: ".
+        on_warning: called with each line of a log that starts with "warning: ".
 
     Raises:
         RunError: runs failed; names the first of them with its log.
@@ -144,29 +144,33 @@ class _Workers:
         try:
             with self.log_of(name).open("a+b") as log:
                 start = log.tell()
-                # A Ctrl-C in the terminal reaches the study alone, which stops its runs.
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "agridistill.study.workers"],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | worker_environment(slot, self._slots),
-                    start_new_session=True,
-                )
-                self._processes.add(process)
-                with contextlib.suppress(OSError):  # a process that has ended already gives the reason in its log
-                    process.stdin.write(pickle.dumps(order))  # type: ignore[union-attr]
-                    process.stdin.flush()  # type: ignore[union-attr]
-                if self._is_stopping.is_set():
-                    _close_stdin(process)
-                code = process.wait()
-                _close_stdin(process)
-                self._processes.discard(process)
+                code = self._train(order, log, worker_environment(slot, self._slots))
                 log.seek(start)
                 lines = log.read().decode("utf-8", "replace").splitlines()
         finally:
             self._free.put(slot)
         return code, [line.strip() for line in lines if line.strip()]
+
+    def _train(self, order: Order, log: BinaryIO, environment: Mapping[str, str]) -> int:
+        # In a session of its own: a Ctrl-C in the terminal reaches the study alone, which stops its runs.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agridistill.study.workers"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        self._processes.add(process)
+        with contextlib.suppress(OSError):  # a process that has ended already gives the reason in its log
+            process.stdin.write(pickle.dumps(order))  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        if self._is_stopping.is_set():
+            _close_stdin(process)
+        code = process.wait()
+        _close_stdin(process)
+        self._processes.discard(process)
+        return code
 
     def stop(self, futures: Iterable[Future[Any]]) -> None:
         """Ends the processes of these futures, those that do not stop in time by force."""
