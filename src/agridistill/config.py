@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from agridistill.arguments import described, to_path
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError, nearest
 from agridistill.settings_file import build_settings, read_toml, require_known_key, require_known_keys, setting_names
-from agridistill.study.plan import CompareSettings
+from agridistill.study.plan import ComparePlan, CompareSettings, SearchPlan, plan_search, plan_study
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 
 SECTIONS: Mapping[str, type[Any]] = {
@@ -216,6 +217,39 @@ def distill_config(recipe: Recipe) -> DistillConfig:
         distill=build_section(FitSettings, "distill", recipe),
         objective=build_section(ObjectiveSettings, "objective", recipe),
     )
+
+
+def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
+    """The runs of `compare`: the recipe, changed by each budget, then by each candidate, then by `overrides`.
+
+    Args:
+        recipe: as read.
+        overrides: of `--set`. A teacher that the study trains shares them where they concern photos and views.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or an unknown name.
+    """
+    changed = with_overrides(recipe, "distill", overrides)
+    shared = {name: dict(changed[name]) for name in SHARED_SECTIONS if name in changed}
+    if "data" in shared:
+        # The share of labels is the students' alone.
+        shared["data"] |= {"labels": recipe.get("data", {}).get("labels", 1.0)}
+    settings = build_section(CompareSettings, "compare", recipe)
+    return plan_study(settings, train_config({**recipe, **shared}), partial(_changed_config, recipe), overrides)
+
+
+def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:
+    """The trials of `compare --search`: the candidate under the budget, with searched values.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or an unknown name.
+    """
+    settings = build_section(CompareSettings, "compare", recipe)
+    return plan_search(settings, partial(_changed_config, recipe), overrides)
+
+
+def _changed_config(recipe: Recipe, changes: Sequence[str]) -> DistillConfig:
+    return distill_config(with_overrides(recipe, "distill", changes))
 
 
 def build_section(kind: type[Any], section: str, recipe: Recipe) -> Any:

@@ -314,7 +314,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "called", "told"),
     [
-        (("demo", "--out"), "study.demo.run_demo", "interrupted: the same command goes on where it stopped"),
+        (("demo", "--out"), "cli.demo.run_demo", "interrupted: the same command goes on where it stopped"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
             "data.fetch.fetch_plantvillage_tomato",

@@ -20,14 +20,11 @@ from tests.report.conftest import Reported
 
 from agridistill.cli.main import main
 from agridistill.errors import RunError
-from agridistill.report import model_plots, study_plots, words
-from agridistill.report.documents import read_documents
-from agridistill.report.drawing import Plot, look
-from agridistill.report.glossary import glossary
-from agridistill.report.overlays import overlay
-from agridistill.report.page import report
-from agridistill.report.provenance import provenance
-from agridistill.report.study_plots import pareto
+from agridistill.report import plots, words
+from agridistill.report.documents import provenance, read_documents
+from agridistill.report.page import overlay, report
+from agridistill.report.plots import Plot, pareto, series_style
+from agridistill.report.words import glossary
 from agridistill.version import __version__
 
 
@@ -39,7 +36,7 @@ def test_every_figure_of_the_study_stands_in_the_page(reported: Reported) -> Non
     assert "is above zero: hybrid is better than ce here" in page
 
 
-def test_what_the_teacher_has_seen_is_told(study: Path, reported: Reported) -> None:
+def test_test_photos_that_the_teacher_has_learnt_are_reported(study: Path, reported: Reported) -> None:
     assert "that no model has learnt from" in reported.page
     assert "it learnt from 100 % of the labels" in reported.page
     shutil.rmtree(study / "evidence")
@@ -51,13 +48,13 @@ def test_what_the_teacher_has_seen_is_told(study: Path, reported: Reported) -> N
     assert "had learnt 7 of the 20 test photos" in page
 
 
-def test_single_models_are_told_with_their_budget_and_nothing_stale_is_shown(reported: Reported) -> None:
+def test_single_models_are_named_with_their_budget_and_stale_evidence_is_left_out(reported: Reported) -> None:
     page = reported.page
     assert "Worst mistakes of hybrid (full, seed 0)" in page
     assert "old-best" not in page
 
 
-def test_what_is_above_chance_without_the_leaf_is_told_as_no_more_than_that(reported: Reported) -> None:
+def test_accuracy_above_chance_without_the_leaf_is_attributed_to_ground_or_outline(reported: Reported) -> None:
     page = reported.page
     assert (
         page.count("off the ground, or off the outline that the mask leaves") == 1
@@ -67,18 +64,18 @@ def test_what_is_above_chance_without_the_leaf_is_told_as_no_more_than_that(repo
 def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() -> None:
     robust = {"photos": 20, "accuracy": 0.9, "mean_corrupted_accuracy": 0.6, "chance": 0.5, "masked_photos": 4}
     robust |= {"corruptions": [{"name": "blur", "accuracies": [0.9, 0.8]}], "leaf_masked_accuracy": None}
-    told = words.evidence_summary("kd", {"robustness": robust, "selective": {"accuracy": None}})
-    assert not [line for line in told if "with the leaf masked" in line]
-    assert told[1].startswith("kd: whether it reads answers off the ground is not known.")
-    assert "4 of 20 photos here, and at least half are needed" in told[1]
+    lines = words.evidence_summary("kd", {"robustness": robust, "selective": {"accuracy": None}})
+    assert not [line for line in lines if "with the leaf masked" in line]
+    assert lines[1].startswith("kd: whether it reads answers off the ground is not known.")
+    assert "4 of 20 photos here, and at least half are needed" in lines[1]
 
 
 def test_every_series_looks_different() -> None:
-    looks = [tuple(str(value) for value in look(index).values()) for index in range(40)]
+    looks = [tuple(str(value) for value in series_style(index).values()) for index in range(40)]
     assert len(set(looks)) == 40
 
 
-def test_pictures_speak_to_screen_readers_and_share_no_ids(reported: Reported) -> None:
+def test_plots_have_labels_for_screen_readers_and_share_no_ids(reported: Reported) -> None:
     page = reported.page
     labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
     assert len(labels) == page.count("<svg")
@@ -113,7 +110,7 @@ def test_odd_names_are_drawn_as_they_are(study: Path) -> None:
         ("evidence/gallery.json", "[]"),
     ],
 )
-def test_files_of_another_kind_are_told(study: Path, name: str, content: str) -> None:
+def test_files_of_another_kind_are_refused(study: Path, name: str, content: str) -> None:
     (study / name).write_text(content)
     with pytest.raises(RunError, match="result files"):
         report(study)
@@ -187,7 +184,7 @@ def test_each_plot_of_a_budget_says_which(reported: Reported) -> None:
 def test_bins_of_few_photos_are_in_the_numbers_only() -> None:
     few = {"from": 0.1, "to": 0.2, "photos": 9, "confidence": 0.15, "accuracy": 1.0}
     many = {"from": 0.8, "to": 0.9, "photos": 10, "confidence": 0.85, "accuracy": 0.8}
-    both, one = (model_plots.reliability({"ce": {"reliability": bins}}) for bins in ([few, many], [many]))
+    both, one = (plots.reliability({"ce": {"reliability": bins}}) for bins in ([few, many], [many]))
     assert both.numbers == {"ce": [few, many]}
     assert both.svg == one.svg
 
@@ -323,30 +320,30 @@ def test_a_models_weakest_class_is_named_in_plain_words() -> None:
     assert lines[1] == "It is weakest on Late blight (F1 0.50 over 7 photos)."
 
 
-def test_words_are_no_stronger_than_intervals() -> None:
-    def said(low: float, high: float, alone: bool = False) -> str:
+def test_verdicts_claim_no_more_than_intervals() -> None:
+    def verdict_of(low: float, high: float, alone: bool = False) -> str:
         found = {"points": (low + high) / 2, "points_ci95": [low, high], "of_leaves_alone": alone}
         return words.verdict({"name": "kd", "difference": found}, "ce")
 
-    assert said(0.1, 2).endswith("kd is better than ce here.")
-    assert said(-2, -0.1).endswith("kd is worse than ce here.")
-    assert said(0.1, 2, alone=True).endswith("it may be chance in the training, and shows nothing by itself.")
+    assert verdict_of(0.1, 2).endswith("kd is better than ce here.")
+    assert verdict_of(-2, -0.1).endswith("kd is worse than ce here.")
+    assert verdict_of(0.1, 2, alone=True).endswith("it may be chance in the training, and shows nothing by itself.")
     for low, high in ((-1, 2), (0.0, 2), (-2, 0.0)):
-        assert said(low, high).endswith("it is not shown that kd and ce differ.")
+        assert verdict_of(low, high).endswith("there is no evidence that kd and ce differ.")
 
 
 def test_equal_costs_have_two_ticks_to_be_read_by(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: list[str] = []
-    drawn = study_plots.drawn
+    to_plot = plots._to_plot
 
     def kept(figure: Figure, *words: Any) -> Plot:
         figure.draw_without_rendering()
         low, high = figure.axes[0].get_xlim()
         ticks.extend(f"{tick:g}" for tick in figure.axes[0].get_xticks() if low <= tick <= high)
-        return drawn(figure, *words)
+        return to_plot(figure, *words)
 
-    monkeypatch.setattr(study_plots, "drawn", kept)
-    study_plots.trade_off([{"name": name, "accuracy": 0.7, "macs": 18.8} for name in "ab"], x="macs", label="MACs")
+    monkeypatch.setattr(plots, "_to_plot", kept)
+    plots.trade_off([{"name": name, "accuracy": 0.7, "macs": 18.8} for name in "ab"], x="macs", label="MACs")
     assert ticks == ["10", "20"]
 
 

@@ -8,18 +8,21 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from agridistill.cli.main import main
+from agridistill.config import compare_plan
 from agridistill.data.prepare import split_data
 from agridistill.errors import DataError, RunError
+from agridistill.evaluation.evidence import FORMAT_VERSION
 from agridistill.storage import only_one
-from agridistill.study.compare import _environment, compare
+from agridistill.study.compare import compare, gather_for
 from agridistill.study.plan import ComparePlan
-from agridistill.study_config import compare_plan
 
 RECIPE = {
     "data": {"image_size": 64},
@@ -50,8 +53,9 @@ def study(leaves: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathFact
     told: list[str] = []
     seen: list[tuple[int, int]] = []
     compare(leaves, out, plan(), teacher=teacher_run, jobs=2, progress=lambda *at: seen.append(at), tell=told.append)
-    assert len(told) == 2
-    assert told[-1].endswith("2 of 2 runs")
+    finished = [line for line in told if not line.startswith("warning: ")]
+    assert len(finished) == 2
+    assert finished[-1].endswith("2 of 2 runs")
     assert (2, 2) in seen
     return out
 
@@ -167,22 +171,23 @@ def test_what_the_teacher_has_learnt_of_the_test_is_told(leaves: Path, teacher_r
     assert sum("the result will be too high" in line for line in told) == 1
 
 
-@pytest.mark.parametrize(
-    ("visible", "gpus", "expected"),
-    [
-        (None, 2, ["0", "1", "0"]),
-        ("2,3", 2, ["2", "3", "2"]),
-        ("MIG-a, MIG-b", 2, ["MIG-a", "MIG-b", "MIG-a"]),
-    ],
-)
-def test_each_run_gets_one_of_the_gpus_that_the_user_left_visible(
-    visible: str | None, gpus: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_study_draws_its_gallery_once_for_the_same_weights(
+    teacher_run: Path, leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [_environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == expected
+    def gathered(backend: Any, *rest: object, **options: object) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, "weights_sha256": backend.manifest.weights_sha256}
+
+    drawn: list[list[str]] = []
+
+    def gallery(runs: Mapping[str, Path], *rest: object) -> list[dict[str, Any]]:
+        drawn.append(list(runs))
+        return []
+
+    monkeypatch.setattr("agridistill.study.compare.gather_evidence", gathered)
+    monkeypatch.setattr("agridistill.evaluation.gallery.gallery", gallery)
+    for name in ("teacher", "teacher", "other name"):
+        gather_for({name: teacher_run}, leaves, tmp_path)
+    assert drawn == [["teacher"], ["other name"]]
 
 
 def test_predictions_of_other_weights_are_made_anew(
@@ -226,7 +231,7 @@ def test_a_killed_study_leaves_no_process_and_goes_on(leaves: Path, teacher_run:
         assert time.monotonic() < deadline, (out / "logs/full-ce-0.log").read_text()
         time.sleep(0.05)
     (child,) = _children(process.pid)
-    process.kill()  # it can tell nobody; the end of the pipe does
+    process.kill()  # its runs see the end of their stdin
     process.wait()
     while _alive(child):
         assert time.monotonic() < deadline
@@ -244,7 +249,9 @@ def test_a_killed_study_leaves_no_process_and_goes_on(leaves: Path, teacher_run:
 
 
 def _children(process_id: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+    # Of every thread: one of a pool starts the run.
+    tasks = Path(f"/proc/{process_id}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _alive(process_id: int) -> bool:

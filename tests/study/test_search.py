@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import socket
+import sqlite3
 import tomllib
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from agridistill.cli.main import main  # noqa: E402
+from agridistill.config import search_plan  # noqa: E402
 from agridistill.errors import ConfigError, RunError  # noqa: E402
-from agridistill.study.job import Order  # noqa: E402
-from agridistill.study.search import search  # noqa: E402
-from agridistill.study_config import search_plan  # noqa: E402
+from agridistill.study.search import GRACE_S, search  # noqa: E402
+from agridistill.study.workers import Order  # noqa: E402
 from agridistill.training.run_folder import RunFolder  # noqa: E402
 
 RECIPE = {
@@ -75,16 +76,15 @@ def test_the_test_split_does_not_choose(
     # Runs of which the test and the validation split say the opposite.
     val, test = iter([0.7, 0.9, 0.8]), iter([0.9, 0.7, 0.8])
 
-    def run(orders: list[tuple[str, Order]], **_: object) -> list[object]:
-        ((_, order),) = orders
-        folder = RunFolder(Path(order.out))
+    def run(orders: dict[str, Order], *_: object, **__: object) -> None:
+        (order,) = orders.values()
+        folder = RunFolder(order.out)
         folder.path.mkdir(parents=True)
         folder.write_recipe(order.config)
         folder.metrics.write_text(f"epoch,val/accuracy\n1,0.1\n2,{next(val)}\n")
         figures = dict.fromkeys(("model", "macro_f1", "nll_nats", "calibration_error", "parameters", "macs"), 0)
         more = {"accuracy": next(test), "accuracy_ci95": [0, 1], "image_size": 64, "best_epoch": 2, "train_s": 1}
         folder.evaluation.write_text(json.dumps(figures | more))
-        return []
 
     monkeypatch.setattr("agridistill.study.search.run_side_by_side", run)
     document = search(leaves, tmp_path, search_plan(RECIPE), 3, teacher=teacher_run)
@@ -97,7 +97,7 @@ def test_the_test_split_does_not_choose(
 def test_calls_that_go_on_try_other_points(
     leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agridistill.study.search._carried_out", lambda *order: 0.5)
+    monkeypatch.setattr("agridistill.study.search._accuracy_of", lambda *order: 0.5)
     for trials in range(1, 6):
         document = search(leaves, tmp_path, search_plan(RECIPE), trials, teacher=teacher_run)
     assert len({trial["settings"]["w_att"] for trial in document["trials"]}) == 5
@@ -119,7 +119,7 @@ def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_
 def test_a_search_goes_on_with_other_loaders(
     leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agridistill.study.search._carried_out", lambda *order: 0.5)
+    monkeypatch.setattr("agridistill.study.search._accuracy_of", lambda *order: 0.5)
     search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run)
     changed_loaders = {**RECIPE, "distill": {**RECIPE["distill"], "workers": 1, "keep_views": True}}  # type: ignore[dict-item]
     document = search(leaves, tmp_path, search_plan(changed_loaders), 2, teacher=teacher_run)
@@ -134,20 +134,39 @@ def test_words_and_whole_numbers_can_be_searched() -> None:
 
 def test_a_killed_trial_is_tried_again_in_its_own_folder(searched: Path, leaves: Path, teacher_run: Path) -> None:
     study = optuna.load_study(study_name="hybrid-full", storage=f"sqlite:///{searched / 'search.db'}")
-    killed = study.ask()
-    values = {"w_att": killed.suggest_float("w_att", 1.0, 10.0, log=True), "w_kd": 0.9}
+    killed, alive = study.ask(), study.ask()
+    w_att = killed.suggest_float("w_att", 1.0, 10.0, log=True)
     killed.suggest_categorical("w_kd", (0.5, 0.9))
-    killed.set_user_attr("owner", f"{socket.gethostname()}:{2**22 + 1}")  # no process has this number
     killed.set_user_attr("folder", "trial-of-the-killed")
-    elsewhere = study.ask()
-    elsewhere.set_user_attr("owner", "another-machine:1")
+    with contextlib.closing(sqlite3.connect(searched / "search.db")) as database, database:
+        for trial, age_s in ((killed, GRACE_S + 5), (alive, 0)):
+            row = (trial._trial_id, f"-{age_s} seconds")
+            database.execute("INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (?, datetime('now', ?))", row)
     document = search(leaves, searched, search_plan(RECIPE), 3, teacher=teacher_run)
     again = document["trials"][-1]
     assert again["run"] == "trial-of-the-killed"
-    assert again["settings"]["w_att"] == values["w_att"]
+    assert again["settings"]["w_att"] == w_att
     states = {trial.number: trial.state.name for trial in study.get_trials()}
     assert states[killed.number] == "FAIL"
-    assert states[elsewhere.number] == "RUNNING"  # another machine's is not ours to end
+    assert states[alive.number] == "RUNNING"
+
+
+def test_an_interrupted_trial_is_resumed_at_once(
+    leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Order] = []
+
+    def interrupted_once(order: Order, *rest: object) -> float:
+        tried.append(order)
+        if len(tried) == 1:
+            raise KeyboardInterrupt
+        return 0.5
+
+    monkeypatch.setattr("agridistill.study.search._accuracy_of", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run)
+    search(leaves, tmp_path, search_plan(RECIPE), 1, teacher=teacher_run)
+    assert tried[0] == tried[1]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +200,7 @@ def test_a_storage_that_is_none_is_told(leaves: Path, teacher_run: Path, tmp_pat
 def test_odd_folders_hold_their_own_database(
     leaves: Path, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agridistill.study.search._carried_out", lambda *order: 0.5)
+    monkeypatch.setattr("agridistill.study.search._accuracy_of", lambda *order: 0.5)
     odd = tmp_path / "50%41 a?b#c"
     search(leaves, odd, search_plan(RECIPE), 1, teacher=teacher_run)
     assert (odd / "search.db").is_file()

@@ -54,9 +54,8 @@ def compare(
 
     Finished runs are kept: after an interruption, or with more in the recipe, the same command goes on.
     """
-    from agridistill.config import read_recipe, require_serves
+    from agridistill.config import compare_plan, read_recipe, require_serves
     from agridistill.data.layout import FOLDERS
-    from agridistill.study_config import compare_plan
 
     layout = options.layout_of(labels, label_columns, nested) or FOLDERS
     chosen = read_recipe(recipe)
@@ -130,7 +129,7 @@ def _search(
         raise MissingExtraError(
             "Optuna, to search", "no module 'optuna'", "pip install 'agridistill[search]'"
         ) from None
-    from agridistill.study_config import search_plan
+    from agridistill.config import search_plan
 
     plan = search_plan(recipe, overrides)
     with progress_bar("trials") as progress:

@@ -132,7 +132,7 @@ def _gather(
     found = gather_evidence(backend, data, own_split=own, progress=progress, **chosen)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
-        from agridistill.study.evidence import write_gallery
+        from agridistill.evaluation.gallery import write_gallery
 
         file = folder / "evidence" / "gallery.json"
         write_gallery({name: model}, data, file, progress=progress, **chosen)

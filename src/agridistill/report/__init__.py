@@ -1,7 +1,6 @@
-"""The one HTML page and its plots, from result files alone.
+"""Reports: one HTML page and its plots, from result files alone.
 
-`agridistill.report("study")` is the public function, and `agridistill.report` the package that holds it: Python can
-hold only one of the two under a name, so the package itself can be called.
+`agridistill.report("study")` is the public function; because the package has the same name, it can be called.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from agridistill.errors import MissingExtraError
 if TYPE_CHECKING:
     from agridistill.report.page import ReportResult
 
+__all__ = ["write_report"]
+
 
 def write_report(folder: Path | str) -> ReportResult:
     """Writes `report.html`, and each plot with its numbers, from the result files of a study or a run.
@@ -26,24 +27,19 @@ def write_report(folder: Path | str) -> ReportResult:
 
     Raises:
         ConfigError: `folder` is no path.
-        RunError: nothing to report on, or a damaged file.
+        RunError: no result files in `folder`, or a damaged file.
         MissingExtraError: the extra `report` is not installed.
     """
     path = to_path("folder", folder)
     try:
         from agridistill.report.page import report
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "matplotlib and jinja2, to draw and write the page",
-            f"no module '{error.name}'",
-            "pip install 'agridistill[report]'",
-        ) from None
+        needed, got = "matplotlib and jinja2 for the report", f"no module '{error.name}'"
+        raise MissingExtraError(needed, got, "pip install 'agridistill[report]'") from None
     return report(path)
 
 
 class _CallablePackage(ModuleType):
-    """This package, which can be called like the function that it is named after."""
-
     __call__ = staticmethod(write_report)
 
 

@@ -1,31 +1,37 @@
-"""What the figures say, in sentences that are no stronger than their intervals."""
+"""Results in sentences that claim no more than their intervals, and terms in plain words."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
+
+_SHORT_NAME = 28
+# PlantVillage's names, and nested class folders.
+_SEPARATORS = ("___", "/")
 
 
 def study_summary(study: Mapping[str, Any]) -> list[str]:
-    """A few sentences on each budget, and on the teacher."""
+    """A sentence or two on each budget, and on the teacher."""
     lines = []
     for budget in study["budgets"]:
         rows = {row["name"]: row for row in budget["rows"]}
         best, baseline = rows[budget["best"]], rows.get(study["baseline"])
         line = (
             f"With {100 * budget['labels']:g} % of the labels and {budget['epochs']} epochs, {best['name']} is the "
-            f"best method on the validation split; on the test split it reaches {_mean(best)}."
+            f"best method on the validation split; on the test split it reaches {_mean_accuracy(best)}."
         )
         if baseline is not None and best["difference"] is not None:
-            line += f" {study['baseline']} reaches {_mean(baseline)}. {verdict(best, study['baseline'])}"
+            line += f" {study['baseline']} reaches {_mean_accuracy(baseline)}. {verdict(best, study['baseline'])}"
         lines.append(line)
     teacher = study["teacher"]
     if teacher is not None:
-        low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
         labels = "" if teacher["labels"] is None else f"; it learnt from {100 * teacher['labels']:g} % of the labels"
         lines.append(
-            f"The teacher of all budgets, {teacher['model']}, reaches {100 * teacher['accuracy']:.1f} % ({low} to "
-            f"{high}) with {teacher['parameters'] / 1e6:.1f} M parameters{labels}."
+            f"The teacher of all budgets, {teacher['model']}, reaches {100 * teacher['accuracy']:.1f} % "
+            f"({_interval(teacher)}) with {teacher['parameters'] / 1e6:.1f} M parameters{labels}."
         )
         if teacher["test_photos_learnt"]:
             lines.append(
@@ -36,40 +42,37 @@ def study_summary(study: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(row: Mapping[str, Any], baseline: str) -> str:
-    """What the difference of one candidate to the baseline is worth.
+    """What the difference of one candidate to the baseline shows.
 
     Example:
         >>> row = {"name": "kd", "difference": {"points": 0.4, "points_ci95": [-1.5, 2.7], "of_leaves_alone": False}}
         >>> verdict(row, "ce")
-        'The difference of +0.4 points (95 %: -1.5 to +2.7) holds zero: it is not shown that kd and ce differ.'
+        'The difference of +0.4 points (95 %: -1.5 to +2.7) contains zero: there is no evidence that kd and ce differ.'
     """
-    found = row["difference"]
-    low, high = found["points_ci95"]
-    told = f"The difference of {found['points']:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
-    if found["of_leaves_alone"]:
-        return f"{told} is of one seed: it may be chance in the training, and shows nothing by itself."
+    difference = row["difference"]
+    low, high = difference["points_ci95"]
+    start = f"The difference of {difference['points']:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
+    if difference["of_leaves_alone"]:
+        return f"{start} is of one seed: it may be chance in the training, and shows nothing by itself."
     if low > 0:
-        return f"{told} is above zero: {row['name']} is better than {baseline} here."
+        return f"{start} is above zero: {row['name']} is better than {baseline} here."
     if high < 0:
-        return f"{told} is below zero: {row['name']} is worse than {baseline} here."
-    return f"{told} holds zero: it is not shown that {row['name']} and {baseline} differ."
+        return f"{start} is below zero: {row['name']} is worse than {baseline} here."
+    return f"{start} contains zero: there is no evidence that {row['name']} and {baseline} differ."
 
 
 def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
-    """Sentences on one model."""
-    low, high = (f"{100 * end:.1f}" for end in evaluation["accuracy_ci95"])
+    """Sentences on the accuracy of one model."""
     lines = [
-        (
-            f"{name} ({evaluation['model']}) recognises {100 * evaluation['accuracy']:.1f} % of "
-            f"{evaluation['photos']:,} photos of {evaluation['leaves']:,} leaves of the {evaluation['split']} split "
-            f"(95 %: {low} to {high})."
-        )
+        f"{name} ({evaluation['model']}) recognises {100 * evaluation['accuracy']:.1f} % of "
+        f"{evaluation['photos']:,} photos of {evaluation['leaves']:,} leaves of the {evaluation['split']} split "
+        f"(95 %: {_interval(evaluation)})."
     ]
     scored = [scores for scores in evaluation["per_class"] if scores["f1"] is not None]
     if scored:
         worst = min(scored, key=lambda scores: float(scores["f1"]))
-        name = plain_name(worst["class"], evaluation["classes"])
-        lines.append(f"It is weakest on {name} (F1 {worst['f1']:.2f} over {worst['photos']} photos).")
+        weakest = plain_name(worst["class"], evaluation["classes"])
+        lines.append(f"It is weakest on {weakest} (F1 {worst['f1']:.2f} over {worst['photos']} photos).")
     return lines
 
 
@@ -77,22 +80,19 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
     """Sentences on robustness, the ground, and abstention of one model."""
     robust, selective = evidence["robustness"], evidence["selective"]
     hardest = min(robust["corruptions"], key=lambda one: float(one["accuracies"][1]))
-    chance = robust["chance"]
     lines = [
-        (
-            f"{name}: {100 * robust['mean_corrupted_accuracy']:.0f} % on average over all corruptions, where the same "
-            f"{robust['photos']:,} photos as they are give {100 * robust['accuracy']:.0f} %; it suffers most from "
-            f"“{hardest['name']}”."
-        )
+        f"{name}: {100 * robust['mean_corrupted_accuracy']:.0f} % on average over all corruptions, where the same "
+        f"{robust['photos']:,} photos without corruption give {100 * robust['accuracy']:.0f} %; the hardest is "
+        f"“{hardest['name']}”."
     ]
     if robust["leaf_masked_accuracy"] is not None:
         low, high = robust["leaf_masked_ci95"]
         line = (
             f"{name}: with the leaf masked it reaches {100 * robust['leaf_masked_accuracy']:.0f} % ({100 * low:.0f} to "
             f"{100 * high:.0f}) of {robust['masked_photos']:,} photos; naming the most frequent class reaches "
-            f"{100 * chance:.0f} %."
+            f"{100 * robust['chance']:.0f} %."
         )
-        if low > chance:
+        if low > robust["chance"]:
             line += " What is above that is read off the ground, or off the outline that the mask leaves."
         lines.append(line)
     else:
@@ -110,16 +110,20 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _mean(row: Mapping[str, Any]) -> str:
-    mean, spread = 100 * row["accuracy_mean"], row["accuracy_sd"]
-    seeds = len(row["seeds"])
-    if spread is None:
+def _mean_accuracy(row: Mapping[str, Any]) -> str:
+    mean, deviation = 100 * row["accuracy_mean"], row["accuracy_sd"]
+    if deviation is None:
         return f"{mean:.1f} % (one seed)"
-    return f"{mean:.1f} % (standard deviation {100 * spread:.1f} over {seeds} seeds)"
+    return f"{mean:.1f} % (standard deviation {100 * deviation:.1f} over {len(row['seeds'])} seeds)"
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    low, high = figures["accuracy_ci95"]
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def plain_name(label: str, labels: Sequence[str]) -> str:
-    """A class name without what all of them start with, spaces for underscores.
+    """A class name without the prefix of all labels, spaces for underscores.
 
     Example:
         >>> plain_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
@@ -127,10 +131,36 @@ def plain_name(label: str, labels: Sequence[str]) -> str:
         >>> plain_name("Tomato/Late_blight", ["Potato/healthy", "Tomato/Late_blight"])
         'Tomato: Late blight'
     """
-    shared = 0
-    # Of PlantVillage's names, and of nested class folders.
-    for sign in ("___", "/"):
-        if len(labels) > 1 and all(sign in other for other in labels):
-            start = label.split(sign, 1)[0] + sign
-            shared = len(start) if all(other.startswith(start) for other in labels) else 0
-    return label[shared:].replace("/", ": ").replace("_", " ").strip()
+    prefix = ""
+    for separator in _SEPARATORS:
+        start = label.split(separator, 1)[0] + separator
+        if len(labels) > 1 and all(other.startswith(start) for other in labels):
+            prefix = start
+    return label.removeprefix(prefix).replace("/", ": ").replace("_", " ").strip()
+
+
+def short_name(label: str, labels: Sequence[str]) -> str:
+    """`plain_name`, cut to 28 letters."""
+    name = plain_name(label, labels)
+    return name if len(name) <= _SHORT_NAME else name[: _SHORT_NAME - 1] + "…"
+
+
+def glossary(body: str) -> list[tuple[str, str]]:
+    """The terms of `templates/glossary.toml` that occur in a page, each with its meaning.
+
+    Args:
+        body: HTML of the page.
+
+    Example:
+        >>> [term for term, _ in glossary("<p>It has 2 M parameters and an F1 of 0.8.</p>")]
+        ['F1', 'parameters']
+    """
+    known = tomllib.loads(files("agridistill.report").joinpath("templates/glossary.toml").read_text(encoding="utf-8"))
+    text = re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", "", body, flags=re.DOTALL))
+
+    def occurs(term: str) -> bool:
+        words = re.escape(known["found_by"].get(term, term))
+        return re.search(rf"(?<!\w){words}", text, re.IGNORECASE) is not None
+
+    terms = [(term, meaning) for term, meaning in known["terms"].items() if occurs(term)]
+    return terms + [(name, meaning) for name, meaning in known["methods"].items() if f"<td>{name}</td>" in body]

@@ -1,12 +1,13 @@
-"""`compare --search N`: settings of one candidate by Optuna, judged on the validation split alone."""
+"""`compare --search N`: settings of one candidate by Optuna, chosen on the validation split alone."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,28 +23,14 @@ from agridistill.data.splits import read_split
 from agridistill.errors import ConfigError, RunError
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json
-from agridistill.study.job import Order
-from agridistill.study.plan import SearchSettings
-from agridistill.study.side_by_side import failed, run_side_by_side
-from agridistill.study.summary import figures_of
+from agridistill.study.plan import SearchPlan, SearchSettings
+from agridistill.study.summary import read_figures
+from agridistill.study.workers import Order, run_side_by_side
 from agridistill.training.run_folder import MAY_DIFFER, RunFolder
-from agridistill.training.settings import DistillConfig
 
-STORAGE_NAME = "search.db"
-_OWNER, _FOLDER, _RECIPE = "owner", "folder", "recipe_sha256"
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """A search, resolved.
-
-    Attributes:
-        settings: of the section `compare.search`.
-        config_of: settings of the run with these values.
-    """
-
-    settings: SearchSettings
-    config_of: Callable[[Mapping[str, Any]], DistillConfig]
+# A trial without a heartbeat for the grace period was killed, and is tried again.
+HEARTBEAT_S, GRACE_S = 15, 60
+_FOLDER, _RECIPE = "folder", "recipe_sha256"
 
 
 def search(
@@ -59,23 +46,24 @@ def search(
     progress: ProgressCallback = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Tries settings until so many trials are finished; goes on after a kill, also in the trial that was killed.
+    """Tries settings until `trials` trials are finished, with those of earlier calls.
 
-    The value of a trial is the best epoch's accuracy on the validation split; what its run says of the test split is
-    not read. Several machines may share one storage and one folder.
+    The value of a trial is the best epoch's accuracy on the validation split; the test split is not used. An
+    interrupted trial is resumed in its own folder by the next call, a killed one once its heartbeat is 60 s old.
+    Several machines may share one storage and one folder.
 
     Args:
         data: the photos.
         out: folder of the study: `search/NAME` with the trials' runs, `search-NAME.json`, and `search.db` without
             `storage`; NAME is the candidate's and the budget's.
-        plan: what is tried.
-        trials: finished ones in all, those of earlier calls too.
+        plan: the searched settings.
+        trials: finished ones in all.
         teacher: run folder.
         layout: how the labels are found.
-        storage: any Optuna storage by URL; None keeps SQLite in `out`.
+        storage: URL of a database for Optuna; None keeps SQLite in `out`.
         split_file: made by `data split`.
-        progress: told (trials, trials in all).
-        tell: told a line where a trial has finished.
+        progress: called with (trials, trials in all).
+        tell: called with one line for each finished trial.
 
     Returns:
         The document of `search-NAME.json`: every trial and the best.
@@ -83,62 +71,68 @@ def search(
     Raises:
         AgriDistillError: a trial failed, the storage cannot be used, or it holds a search of another recipe.
     """
-    settings = plan.settings
-    read_layout(data, layout)  # before anything is written
+    read_layout(data, layout)  # a wrong path is an error before anything is written
     require_writable(out, folder=True)
     require_outside(out, data)
     if split_file is not None:
         read_split(split_file)
     out.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _opened(plan, storage or _sqlite(out / STORAGE_NAME))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    database = URL.create("sqlite", database=str((out / "search.db").resolve()))
+    study = _open_study(plan, storage or database.render_as_string(hide_password=False))
     folder = out / "search" / study.study_name
-    _take_up_killed(study)
-    while (done := len(_finished(study))) < trials:
-        progress(done, trials)
-        # Anew for each trial: a sampler that began with the same seed in every call would try the same points again.
-        study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(settings.seed, study, shared=storage is not None))
-        trial = study.ask()
-        values = _suggested(trial, settings)
-        run = folder / str(trial.user_attrs.get(_FOLDER, f"trial-{trial.number:04}"))
+
+    def objective(trial: Trial) -> float:
+        run = folder / trial.user_attrs.get(_FOLDER, f"trial-{trial.number:04}")
         trial.set_user_attr(_FOLDER, run.name)
-        trial.set_user_attr(_OWNER, _owner())
+        config = plan.config_of(_suggest(trial, plan.settings))
+        order = Order(data, run, config, teacher, split_file, layout)
         try:
-            value = _carried_out(data, run, plan.config_of(values), teacher, layout, split_file, out / "logs", trials)
-        except RunError:
-            study.tell(trial, state=TrialState.FAIL)
+            return _accuracy_of(order, f"{folder.name}-{run.name}", out / "logs", trials)
+        except KeyboardInterrupt:
+            _retry(study, trial)
             raise
-        study.tell(trial, value)
-        shown = ", ".join(
-            f"{key} {value if isinstance(value, str) else format(value, '.3g')}" for key, value in values.items()
+
+    def report_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        values = ", ".join(
+            f"{key} {value if isinstance(value, str) else format(value, '.3g')}" for key, value in trial.params.items()
         )
         tell(
-            f"{run.name}: {100 * value:.2f} % on the validation split with {shown}; best {100 * study.best_value:.2f} %"
+            f"{trial.user_attrs[_FOLDER]}: {100 * (trial.value or 0):.2f} % on the validation split with {values}; "
+            f"best {100 * study.best_value:.2f} %"
         )
+
+    while (done := len(_finished(study))) < trials:
+        progress(done, trials)
+        # A new seed for each trial: with one seed, every call would try the same points again.
+        study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(plan.settings, study, shared=storage is not None))
+        study.optimize(objective, n_trials=1, callbacks=[report_trial])
     progress(trials, trials)
-    document = _document(study, settings)
+    document = _document(study, plan.settings)
     write_json(out / f"search-{study.study_name}.json", document)
     return document
 
 
-def _opened(plan: SearchPlan, url: str) -> optuna.Study:
-    """The search in its storage: begun, or gone on with where it is of the same recipe."""
+def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
+    """The search in its storage, new or continued with the same recipe."""
     settings = plan.settings
     name = f"{settings.candidate}-{settings.budget}"
     try:
-        study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            heartbeats = optuna.storages.RDBStorage(
+                url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S, heartbeat_stale_trial_callback=_retry
+            )
+        study = optuna.create_study(storage=heartbeats, study_name=name, direction="maximize", load_if_exists=True)
     except Exception as error:
-        # SQLAlchemy's many kinds, and Optuna's for a URL that it does not know.
-        reason = " ".join(str(error).split())[:160].replace(url, _without_password(url))
-        told = f"'{_without_password(url)}' ({reason})"
-        raise ConfigError("an Optuna storage that can be used", told, "check --storage") from None
-    middle = {key: space.choices[0] if space.choices else space.at("low") for key, space in settings.space.items()}
-    config = asdict(plan.config_of(middle))
-    # As for a run that is resumed.
+        # Of many types in SQLAlchemy, and of Optuna for an unknown URL.
+        shown = _without_password(url)
+        reason = " ".join(str(error).split())[:160].replace(url, shown)
+        raise ConfigError("an Optuna storage that can be used", f"'{shown}' ({reason})", "check --storage") from None
+    config = asdict(plan.config_of({key: space.ends[0] for key, space in settings.space.items()}))
     config["distill"] = {key: value for key, value in config["distill"].items() if key not in MAY_DIFFER}
     recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()
-    before = study.user_attrs.get(_RECIPE)
-    if before not in (None, recipe):
+    if study.user_attrs.get(_RECIPE) not in (None, recipe):
         raise RunError(
             "the recipe that this search began with",
             f"another one for '{name}'",
@@ -148,38 +142,19 @@ def _opened(plan: SearchPlan, url: str) -> optuna.Study:
     return study
 
 
-def _carried_out(
-    data: Path,
-    run: Path,
-    config: DistillConfig,
-    teacher: Path,
-    layout: Layout,
-    split_file: Path | None,
-    logs: Path,
-    trials: int,
-) -> float:
-    """The validation accuracy of a trial's run, which is trained where it is not finished."""
-    folder = RunFolder(run)
+def _retry(study: optuna.Study, trial: FrozenTrial | Trial) -> None:
+    """Queues a trial again, with its values and its folder."""
+    study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+
+
+def _accuracy_of(order: Order, name: str, logs: Path, trials: int) -> float:
+    """The validation accuracy of a trial's run, after training it where it is not finished."""
+    folder = RunFolder(order.out)
     if folder.recipe.exists():
-        folder.require_same_recipe(config)
+        folder.require_same_recipe(order.config)
     if not folder.evaluation.exists():
-        order = Order(str(data), str(run), config, str(teacher), str(split_file) if split_file else None, layout)
-        failures = run_side_by_side(
-            [(f"{run.parent.name}-{run.name}", order)],
-            slots=1,
-            environment=lambda slot: {},
-            logs=logs,
-            on_tick=lambda: None,
-            on_end=lambda name: None,
-        )
-        if failures:
-            raise failed(failures, trials)
-    return float(figures_of(run)["val_accuracy"])
-
-
-def _sqlite(file: Path) -> str:
-    # Not by hand: a folder's name may hold what has a meaning in a URL.
-    return URL.create("sqlite", database=str(file.resolve())).render_as_string(hide_password=False)
+        run_side_by_side({name: order}, logs, total=trials)
+    return float(read_figures(order.out)["val_accuracy"])
 
 
 def _without_password(url: str) -> str:
@@ -189,54 +164,23 @@ def _without_password(url: str) -> str:
         return url.partition("://")[0] + "://…"
 
 
-def _sampler_seed(seed: int, study: optuna.Study, *, shared: bool) -> int:
-    """Of one trial: another for each, and for each machine that shares the storage."""
-    who = _owner() if shared else ""
-    digest = sha256(f"{seed}/{len(study.get_trials(deepcopy=False))}/{who}".encode()).digest()
-    return int.from_bytes(digest[:4])
+def _sampler_seed(settings: SearchSettings, study: optuna.Study, *, shared: bool) -> int:
+    """A seed for one trial; machines that share a storage have different ones."""
+    process = f"{socket.gethostname()}:{os.getpid()}" if shared else ""
+    text = f"{settings.seed}/{len(study.get_trials(deepcopy=False))}/{process}"
+    return int.from_bytes(sha256(text.encode()).digest()[:4])
 
 
-def _suggested(trial: Trial, settings: SearchSettings) -> dict[str, Any]:
+def _suggest(trial: Trial, settings: SearchSettings) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, space in settings.space.items():
         if space.choices:
             values[name] = trial.suggest_categorical(name, space.choices)
         elif space.integer:
-            values[name] = trial.suggest_int(name, int(space.low), int(space.high), log=space.log)
+            values[name] = trial.suggest_int(name, *space.ends, log=space.log)
         else:
-            values[name] = trial.suggest_float(name, space.low, space.high, log=space.log)
+            values[name] = trial.suggest_float(name, *space.ends, log=space.log)
     return values
-
-
-def _owner() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _take_up_killed(study: optuna.Study) -> None:
-    """Trials that a process of this machine began and did not end are tried again, in their own folders."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # One without an owner was begun a moment ago, somewhere.
-        host, _, process = str(trial.user_attrs.get(_OWNER, "")).rpartition(":")
-        # Our own number: an earlier process that had it, as in a container that was started anew.
-        ours = host == socket.gethostname() and (int(process) == os.getpid() or not _lives(int(process)))
-        if ours:
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                continue  # another process was first
-            study.enqueue_trial(trial.params, user_attrs={_FOLDER: trial.user_attrs[_FOLDER]})
-
-
-def _lives(process: int) -> bool:
-    if process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -244,25 +188,15 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _document(study: optuna.Study, settings: SearchSettings) -> dict[str, Any]:
-    best = study.best_trial
+    def row(trial: FrozenTrial) -> dict[str, Any]:
+        run = trial.user_attrs[_FOLDER]
+        return {"number": trial.number, "run": run, "settings": trial.params, "val_accuracy": trial.value}
+
+    best = row(study.best_trial)
     return {
         "candidate": settings.candidate,
         "budget": settings.budget,
         "value": "accuracy on the validation split, best epoch",
-        "trials": [
-            {
-                "number": trial.number,
-                "run": trial.user_attrs[_FOLDER],
-                "settings": trial.params,
-                "val_accuracy": trial.value,
-            }
-            for trial in _finished(study)
-        ],
-        "best": {
-            "number": best.number,
-            "run": best.user_attrs[_FOLDER],
-            "recipe": f"search/{study.study_name}/{best.user_attrs[_FOLDER]}/recipe.toml",
-            "settings": best.params,
-            "val_accuracy": best.value,
-        },
+        "trials": [row(trial) for trial in _finished(study)],
+        "best": {**best, "recipe": f"search/{study.study_name}/{best['run']}/recipe.toml"},
     }

@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is: photos come in leaves, and a method has several seeds."""
+"""Confidence in the difference between two methods: photos are clustered in leaves, and a method has several seeds."""
 
 from __future__ import annotations
 
@@ -10,39 +10,26 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 RESAMPLES = 10_000
-_AT_ONCE = 500
+_CHUNK = 500
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean accuracy of one method minus that of another on the same photos.
+    """Mean accuracy of one method minus that of another on the same photos."""
 
-    Attributes:
-        points: in percentage points.
-        points_ci95: its 95 % interval.
-        runs: of the one and of the other.
-        of_leaves_alone: with one run of either the interval says nothing of training again, and is too narrow.
-    """
-
-    points: float
+    points: float  # percentage points
     points_ci95: tuple[float, float]
-    runs: tuple[int, int]
-    of_leaves_alone: bool
+    runs: tuple[int, int]  # of the two methods
+    of_leaves_alone: bool  # one run of either: the interval lacks the chance in training, and is too narrow
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Photos on which two models differ.
+    """Photos on which two models differ."""
 
-    Attributes:
-        only_first: right in the first alone.
-        only_second: right in the second alone.
-        p_value: two-sided, exact. It takes photos for independent; those of one leaf are not, so it is too small.
-    """
-
-    only_first: int
+    only_first: int  # correct in the first model alone
     only_second: int
-    p_value: float
+    p_value: float  # two-sided, exact; too small, because photos of one leaf are not independent
 
 
 def paired_difference(
@@ -57,20 +44,20 @@ def paired_difference(
     """Difference in accuracy with its percentile bootstrap interval over leaves and seeds.
 
     Each resample draws as many leaves as there are, each with all its photos and for both methods alike (Efron and
-    Tibshirani 1993, chapter 8, for clusters; the photos are the pairs), and one error of the mean over seeds. Two or
-    three seeds cannot be drawn with replacement: that loses most of their spread. Their error is drawn from Student's
-    distribution instead, with the deviation that they show and their few degrees of freedom, as in its own interval.
+    Tibshirani 1993, chapter 8, for clusters; the photos are the pairs), and one error of the mean over seeds. Drawing
+    two or three seeds with replacement would lose most of their variance. Their error comes from Student's
+    distribution instead, with their own deviation and degrees of freedom, as in its own interval.
 
     Args:
-        method: `(S, N)`, whether each of N photos is right under each of S seeds.
+        method: `(S, N)`, whether each of N photos is classified correctly under each of S seeds.
         baseline: `(R, N)`, of the same photos.
         leaf_ids: of the N photos.
-        paired_seeds: the same seeds in the same order in both, whose differences are then taken one by one.
+        paired_seeds: both have the same seeds in the same order, so that their differences are taken one by one.
         resamples: number of them.
         seed: of the drawing.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not match.
     """
     if method.ndim != 2 or baseline.ndim != 2 or method.shape[1] != baseline.shape[1]:
         raise ValueError(f"two arrays (seeds, photos) of the same photos, got {method.shape} and {baseline.shape}")
@@ -78,31 +65,31 @@ def paired_difference(
         raise ValueError("one leaf id for each photo, and the same seeds where they are paired")
     names, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
     photos = np.bincount(leaf)
-    right = np.bincount(leaf, method.mean(axis=0) - baseline.mean(axis=0), len(names))
+    gains = np.bincount(leaf, method.mean(axis=0) - baseline.mean(axis=0), len(names))
     rng = np.random.default_rng(seed)
     means: list[NDArray[np.float64]] = []
-    for start in range(0, resamples, _AT_ONCE):
-        leaves = rng.integers(0, len(names), (min(_AT_ONCE, resamples - start), len(names)))
-        means.append(right[leaves].sum(axis=1) / photos[leaves].sum(axis=1))
-    of_seeds = [row.mean(axis=1) for row in (method, baseline)]
-    samples = [of_seeds[0] - of_seeds[1]] if paired_seeds else of_seeds
-    drawn = np.concatenate(means)
+    for start in range(0, resamples, _CHUNK):
+        leaves = rng.integers(0, len(names), (min(_CHUNK, resamples - start), len(names)))
+        means.append(gains[leaves].sum(axis=1) / photos[leaves].sum(axis=1))
+    resampled = np.concatenate(means)
+    by_seed = [method.mean(axis=1), baseline.mean(axis=1)]
+    samples = [by_seed[0] - by_seed[1]] if paired_seeds else by_seed
     for values in samples:
         if len(values) > 1:
             error = np.std(values, ddof=1) / np.sqrt(len(values))
-            drawn = drawn + error * rng.standard_t(len(values) - 1, len(drawn))
-    # Two seeds that differ much leave almost everything open, but no difference of accuracies is larger than 1.
-    low, high = np.percentile(drawn, [2.5, 97.5]).clip(-1, 1)
+            resampled = resampled + error * rng.standard_t(len(values) - 1, len(resampled))
+    # Two seeds that differ much give a wide interval, but no difference of accuracies is larger than 1.
+    low, high = np.percentile(resampled, [2.5, 97.5]).clip(-1, 1)
     points = 100 * (float(method.mean()) - float(baseline.mean()))
-    alone = any(len(values) < 2 for values in samples)
-    return Difference(points, (100 * float(low), 100 * float(high)), (len(method), len(baseline)), alone)
+    single = any(len(values) < 2 for values in samples)
+    return Difference(points, (100 * float(low), 100 * float(high)), (len(method), len(baseline)), single)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     """McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
 
     Args:
-        first: `(N,)`, whether each photo is right.
+        first: `(N,)`, whether each photo is classified correctly.
         second: `(N,)`, of the same photos.
 
     Raises:

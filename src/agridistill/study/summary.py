@@ -1,4 +1,4 @@
-"""The runs of a study as one JSON document: means, spreads, and paired differences with their intervals."""
+"""The runs of a study as one JSON document: means, deviations, and paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -18,27 +18,39 @@ from agridistill.errors import RunError
 from agridistill.evaluation.predictions import Predictions, predictions_on_test
 from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent
-from agridistill.study.plan import BudgetSettings, ComparePlan, Job
+from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, Job
 from agridistill.study.statistics import mcnemar, paired_difference
 from agridistill.training.run_folder import RunFolder
 
 FORMAT_VERSION = 1
 _AVERAGED = ("accuracy", "val_accuracy", "macro_f1", "nll_nats", "calibration_error", "train_s")
+_FIGURES = (
+    "model",
+    "accuracy",
+    "accuracy_ci95",
+    "macro_f1",
+    "nll_nats",
+    "calibration_error",
+    "parameters",
+    "macs",
+    "image_size",
+    "best_epoch",
+    "train_s",
+)
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of a study, and what it says about each test photo.
-
-    Attributes:
-        job: that it came from.
-        figures: of its evaluation and training, for the document.
-        predictions: on the test split.
-    """
+    """A run of a study with its figures for the document and its predictions on the test split."""
 
     job: Job
     figures: Mapping[str, Any]
     predictions: Predictions
+
+
+def run_of(out: Path, job: Job) -> Path:
+    """The run folder of a job in the study's folder."""
+    return out / "runs" / job.name
 
 
 def summarise(
@@ -50,15 +62,7 @@ def summarise(
     layout: Layout = FOLDERS,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """Reads every run of a finished study.
-
-    Args:
-        data: that the runs were trained on.
-        out: folder of the study.
-        plan: of the study.
-        teacher: its run folder; None where nobody listens to one.
-        layout: how the labels of the data are found.
-        progress: told how far the predictions are, where they have to be made.
+    """Reads every run of a finished study in `out`, and computes missing predictions on the test split.
 
     Returns:
         A JSON document: the teacher, and for each budget its rows (one a candidate, with every run, means, standard
@@ -68,83 +72,49 @@ def summarise(
     Raises:
         RunError: runs of different test splits.
     """
-    runs = [
-        _finished(job, out / "runs" / job.budget / f"{job.candidate}-{job.seed}", out, data, layout, progress)
-        for job in plan.jobs
-    ]
-    _require_one_test(runs)
+    runs = []
+    for job in plan.jobs:
+        folder = run_of(out, job)
+        file = out / "predictions" / f"{job.name}.json"
+        predictions = predictions_on_test(load_backend(folder), data, folder, file, layout=layout, progress=progress)
+        figures = {"seed": job.seed, "run": str(folder.relative_to(out)), **read_figures(folder)}
+        runs.append(FinishedRun(job, figures, predictions))
+    first = runs[0]
+    for run in runs:
+        if run.predictions.paths != first.predictions.paths:
+            raise RunError(
+                "one test split for all runs of a study",
+                f"other photos in '{run.job.name}' than in '{first.job.name}'",
+                "pass --splits FILE and choose another --out",
+            )
     settings = plan.settings
-    of_budgets = [(budget, [run for run in runs if run.job.budget == budget.name]) for budget in settings.budgets]
+    by_budget = [(budget, [run for run in runs if run.job.budget == budget.name]) for budget in settings.budgets]
+    has_teacher = teacher is not None and RunFolder(teacher).evaluation.exists()
     return {
         "format_version": FORMAT_VERSION,
         "baseline": settings.baseline,
         "tuning": settings.tuning,
-        "test_photos": len(runs[0].predictions.paths),
-        "test_leaves": len(set(runs[0].predictions.leaf_ids)),
-        "teacher": _teacher(teacher, runs) if teacher is not None and RunFolder(teacher).evaluation.exists() else None,
-        "budgets": [_budget(budget, plan, of_budget) for budget, of_budget in of_budgets if of_budget],
+        "test_photos": len(first.predictions.paths),
+        "test_leaves": len(set(first.predictions.leaf_ids)),
+        "teacher": _teacher(teacher, first.predictions.paths) if teacher is not None and has_teacher else None,
+        "budgets": [_budget(budget, plan, own) for budget, own in by_budget if own],
     }
 
 
-def _budget(budget: BudgetSettings, plan: ComparePlan, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The rows of one budget's runs, and its best method against the others."""
-    baseline, config = plan.settings.baseline, plan.budgets[budget.name]
-    rows = []
-    for candidate in plan.settings.candidates:
-        own = [run for run in runs if run.job.candidate == candidate.name]
-        if own:
-            rows.append(_row(candidate.name, candidate.set, own, runs, baseline))
-    best = _methods(rows)
-    return {
-        "name": budget.name,
-        "set": list(budget.set),
-        "epochs": config.distill.epochs,
-        "labels": config.data.labels,
-        "image_size": config.data.image_size,
-        "rows": rows,
-        "best": best[0]["name"],
-        "best_against": _against_others(best, runs),
-        "mcnemar": _finalists(best[:2], runs),
-    }
+def read_figures(run: Path) -> dict[str, Any]:
+    """The figures of a finished run.
 
-
-def _teacher(teacher: Path, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The teacher's figures, the share of the labels that it learnt from, and the test photos that it had seen."""
-    folder = RunFolder(teacher)
-    learnt = set(read_split(folder.splits).train) if folder.splits.exists() else set()
-    try:
-        labels = tomllib.loads(folder.recipe.read_text(encoding="utf-8")).get("data", {}).get("labels", 1.0)
-    except (OSError, ValueError):
-        labels = None
-    return {
-        "run": teacher.name,
-        "labels": labels,
-        "test_photos_learnt": len(learnt & set(runs[0].predictions.paths)),
-        **figures_of(teacher),
-    }
-
-
-def figures_of(run: Path) -> dict[str, Any]:
-    """What a finished run folder says in numbers."""
+    Raises:
+        RunError: not finished, or damaged.
+    """
     folder = RunFolder(run)
     try:
         evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
         with folder.metrics.open(encoding="utf-8") as file:
-            epochs = list(csv.DictReader(file))
-        by_epoch = [float(row["val/accuracy"]) for row in epochs]
+            by_epoch = [float(row["val/accuracy"]) for row in csv.DictReader(file)]
         return {
-            "model": evaluation["model"],
-            "accuracy": evaluation["accuracy"],
-            "accuracy_ci95": evaluation["accuracy_ci95"],
+            **{key: evaluation[key] for key in _FIGURES},
             "val_accuracy": max(by_epoch),
-            "macro_f1": evaluation["macro_f1"],
-            "nll_nats": evaluation["nll_nats"],
-            "calibration_error": evaluation["calibration_error"],
-            "parameters": evaluation["parameters"],
-            "macs": evaluation["macs"],
-            "image_size": evaluation["image_size"],
-            "best_epoch": evaluation["best_epoch"],
-            "train_s": evaluation["train_s"],
             "val_accuracy_by_epoch": by_epoch,
             "hardware": folder.read_environment().get("hardware"),
             "versions": folder.read_environment().get("versions"),
@@ -153,54 +123,72 @@ def figures_of(run: Path) -> dict[str, Any]:
         raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it anew") from None
 
 
-def _finished(job: Job, run: Path, out: Path, data: Path, layout: Layout, progress: ProgressCallback) -> FinishedRun:
-    file = out / "predictions" / job.budget / f"{job.candidate}-{job.seed}.json"
-    predictions = predictions_on_test(load_backend(run), data, run, file, layout=layout, progress=progress)
-    return FinishedRun(job, {"seed": job.seed, "run": str(run.relative_to(out)), **figures_of(run)}, predictions)
+def _teacher(teacher: Path, test_paths: Sequence[str]) -> dict[str, Any]:
+    """The teacher's figures, the share of the labels that it learnt from, and how many test photos it has learnt."""
+    folder = RunFolder(teacher)
+    learnt = set(read_split(folder.splits).train) if folder.splits.exists() else set()
+    try:
+        labels = tomllib.loads(folder.recipe.read_text(encoding="utf-8")).get("data", {}).get("labels", 1.0)
+    except (OSError, ValueError):
+        labels = None
+    overlap = len(learnt & set(test_paths))
+    return {"run": teacher.name, "labels": labels, "test_photos_learnt": overlap, **read_figures(teacher)}
 
 
-def _require_one_test(runs: Sequence[FinishedRun]) -> None:
-    for run in runs[1:]:
-        if run.predictions.paths != runs[0].predictions.paths:
-            raise RunError(
-                "one test split for all runs of a study",
-                f"other photos in '{run.job.name}' than in '{runs[0].job.name}'",
-                "pass --splits FILE and choose another --out",
-            )
+def _budget(budget: BudgetSettings, plan: ComparePlan, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The rows of one budget, and its best method against the others."""
+    config = plan.budgets[budget.name]
+    by_candidate = {
+        candidate.name: [run for run in runs if run.job.candidate == candidate.name]
+        for candidate in plan.settings.candidates
+    }
+    baseline = by_candidate[plan.settings.baseline]
+    rows = [
+        _row(candidate, by_candidate[candidate.name], baseline)
+        for candidate in plan.settings.candidates
+        if by_candidate[candidate.name]
+    ]
+    best, *others = (row["name"] for row in _ranked_methods(rows))
+    against = {name: _difference(by_candidate[best], by_candidate[name]) for name in others}
+    return {
+        "name": budget.name,
+        "set": list(budget.set),
+        "epochs": config.distill.epochs,
+        "labels": config.data.labels,
+        "image_size": config.data.image_size,
+        "rows": rows,
+        "best": best,
+        "best_against": [{"other": name, **difference} for name, difference in against.items()],
+        "mcnemar": _mcnemar_by_seed(by_candidate[best], by_candidate[others[0]]) if others else [],
+    }
 
 
-def _row(
-    name: str, changes: Sequence[str], own: Sequence[FinishedRun], of_budget: Sequence[FinishedRun], baseline: str
-) -> dict[str, Any]:
+def _row(candidate: CandidateSettings, runs: Sequence[FinishedRun], baseline: Sequence[FinishedRun]) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "name": name,
-        "set": list(changes),
-        "model": own[0].figures["model"],
-        "parameters": own[0].figures["parameters"],
-        "macs": own[0].figures["macs"],
-        "seeds": [run.job.seed for run in own],
-        "runs": [dict(run.figures) for run in own],
+        "name": candidate.name,
+        "set": list(candidate.set),
+        **{key: runs[0].figures[key] for key in ("model", "parameters", "macs")},
+        "seeds": [run.job.seed for run in runs],
+        "runs": [dict(run.figures) for run in runs],
     }
     for key in _AVERAGED:
-        values = [run.figures[key] for run in own]
+        values = [run.figures[key] for run in runs]
         row[f"{key}_mean"] = float(np.mean(values))
-        # Of one seed there is no spread.
         row[f"{key}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    theirs = [run for run in of_budget if run.job.candidate == baseline]
-    row["difference"] = _difference(own, theirs) if theirs and name != baseline else None
+    row["difference"] = _difference(runs, baseline) if baseline and runs != baseline else None
     return row
 
 
-def _difference(own: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """To the baseline, over the seeds that both have, or over all where they share none."""
-    shared = sorted({run.job.seed for run in own} & {run.job.seed for run in theirs})
-    first, second = ([run for run in runs if not shared or run.job.seed in shared] for runs in (own, theirs))
-    found = paired_difference(
-        np.stack([run.predictions.correct for run in sorted(first, key=lambda run: run.job.seed)]),
-        np.stack([run.predictions.correct for run in sorted(second, key=lambda run: run.job.seed)]),
-        own[0].predictions.leaf_ids,
-        paired_seeds=bool(shared),
-    )
+def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The first method minus the second, over the seeds that both have, or over all where they share none."""
+    shared = sorted({run.job.seed for run in runs} & {run.job.seed for run in others})
+
+    def correct(runs: Sequence[FinishedRun]) -> Any:
+        used = [run for run in runs if not shared or run.job.seed in shared]
+        return np.stack([run.predictions.correct for run in sorted(used, key=lambda run: run.job.seed)])
+
+    leaf_ids = runs[0].predictions.leaf_ids
+    found = paired_difference(correct(runs), correct(others), leaf_ids, paired_seeds=bool(shared))
     return {
         "points": found.points,
         "points_ci95": list(found.points_ci95),
@@ -209,18 +197,10 @@ def _difference(own: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> di
     }
 
 
-def _against_others(methods: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:
-    """The first method minus each of the others, in their order."""
-    runs = {row["name"]: [run for run in of_budget if run.job.candidate == row["name"]] for row in methods}
-    best, *others = runs.values()
-    return [{"other": name, **_difference(best, own)} for name, own in zip([*runs][1:], others, strict=True)]
+def _ranked_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The candidates with the study's student, best first on the validation split, over the seeds that all have.
 
-
-def _methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The candidates of the study's student, best first on the validation split, over the seeds that all have.
-
-    By the validation split: finalists that the test split chose would be tested on what chose them. Networks of other
-    sizes are no finalists of a comparison of methods.
+    Not on the test split: that would compare them on the photos that chose them. Other networks are not methods.
     """
     models = [row["model"] for row in rows]
     student = max(models, key=models.count)
@@ -233,19 +213,15 @@ def _methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(methods, key=lambda row: -val_accuracy(row))
 
 
-def _finalists(rows: Sequence[Mapping[str, Any]], of_budget: Sequence[FinishedRun]) -> list[dict[str, Any]]:
-    """McNemar's test between two candidates, seed by seed."""
-    if len(rows) < 2:
-        return []
-    first, second = rows
-    answers = {(run.job.candidate, run.job.seed): run.predictions.correct for run in of_budget}
+def _mcnemar_by_seed(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    seconds = {run.job.seed: run for run in others}
     return [
         {
-            "first": first["name"],
-            "second": second["name"],
-            "seed": seed,
-            **asdict(mcnemar(answers[first["name"], seed], answers[second["name"], seed])),
+            "first": run.job.candidate,
+            "second": second.job.candidate,
+            "seed": run.job.seed,
+            **asdict(mcnemar(run.predictions.correct, second.predictions.correct)),
         }
-        for seed in first["seeds"]
-        if seed in second["seeds"]
+        for run in runs
+        if (second := seconds.get(run.job.seed)) is not None
     ]

@@ -6,29 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.cli import demo
 from agridistill.errors import RunError
-from agridistill.exporting.artefact import export
+from agridistill.exporting import artefact as artefact_module
 from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
-from agridistill.study import demo
+from agridistill.training import run
 
 
 def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_FIT", demo.FitSettings(batch_size=16, pretrained=False, workers=0, precision="fp32"))
+    monkeypatch.setattr(demo, "_FIT", {"batch_size": 16, "pretrained": False, "workers": 0, "precision": "fp32"})
     monkeypatch.setattr(demo, "STUDENT", "mobilenetv3_small_050")
     monkeypatch.setattr(demo, "_first_model", lambda data, out: ((), None))
-    stopped = demo.distill
+    stopped = run.distill
 
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "distill", stop)
+    monkeypatch.setattr(run, "distill", stop)
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
     teacher = (tmp_path / "demo" / "teacher" / "evaluation.json").stat()
-    monkeypatch.setattr(demo, "distill", stopped)
+    monkeypatch.setattr(run, "distill", stopped)
     result = demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
     assert [row.name for row in result.rows] == ["baseline student", "hybrid student", "teacher"]
     assert (tmp_path / "demo" / "teacher" / "evaluation.json").stat().st_mtime_ns == teacher.st_mtime_ns
@@ -46,7 +47,7 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
     leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # These leaves are a sixth of the demo's: so few steps leave a network whose int8 form may miss its gate.
-    monkeypatch.setattr(demo, "export", partial(export, force=True))
+    monkeypatch.setattr(artefact_module, "export", partial(artefact_module.export, force=True))
     (row,), artefact = demo._first_model(leaves, tmp_path)
     assert artefact is not None
     assert read_manifest(artefact.with_suffix(".json")).precision == "int8"
@@ -54,8 +55,8 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
     # Drawn leaves are easy for features of ImageNet, even of 96 px and after few steps.
     assert row.evaluation.accuracy > 0.5
     # A second call finds both.
-    monkeypatch.setattr(demo, "train", None)
-    monkeypatch.setattr(demo, "export", None)
+    monkeypatch.setattr(run, "train", None)
+    monkeypatch.setattr(artefact_module, "export", None)
     assert demo._first_model(leaves, tmp_path)[1] == artefact
 
 

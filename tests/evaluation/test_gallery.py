@@ -1,4 +1,4 @@
-"""What is kept of a study's evidence, and what is made anew."""
+"""The gallery of attention maps: which photos it has, and when it is missing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from agridistill.data.samples import Sample
 from agridistill.data.splits import read_split
 from agridistill.errors import ModelError
-from agridistill.study import evidence
-from agridistill.study.evidence import gather_for, write_gallery
+from agridistill.evaluation import gallery as gallery_module
+from agridistill.evaluation.gallery import write_gallery
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         asked.append([sample.path for sample in samples])
         return [{"path": sample.path} for sample in samples]
 
-    monkeypatch.setattr(evidence, "gallery", gallery)
+    monkeypatch.setattr(gallery_module, "gallery", gallery)
     return asked
 
 
@@ -39,20 +39,6 @@ def test_a_gallery_is_of_the_photos_that_were_asked_for(
     assert len(drawn) == 2
 
 
-def test_a_study_draws_its_gallery_once_for_the_same_weights(
-    teacher_run: Path, leaves: Path, tmp_path: Path, drawn: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gathered(backend: Any, *rest: object, **options: object) -> dict[str, Any]:
-        return {"format_version": evidence.FORMAT_VERSION, "weights_sha256": backend.manifest.weights_sha256}
-
-    monkeypatch.setattr(evidence, "gather_evidence", gathered)
-    for _ in range(2):
-        gather_for({"teacher": teacher_run}, leaves, tmp_path)
-    assert len(drawn) == 1
-    gather_for({"other name": teacher_run}, leaves, tmp_path)
-    assert len(drawn) == 2
-
-
 def test_where_there_is_no_attention_an_earlier_gallery_goes(
     teacher_run: Path, leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,7 +47,7 @@ def test_where_there_is_no_attention_an_earlier_gallery_goes(
 
     file = tmp_path / "gallery.json"
     file.write_text("{}")
-    monkeypatch.setattr(evidence, "gallery", none)
+    monkeypatch.setattr(gallery_module, "gallery", none)
     write_gallery({"teacher": teacher_run}, leaves, file)
     assert not file.exists()
     assert "no gallery of attention maps" in caplog.text
