@@ -9,13 +9,13 @@
     ├── ConfigError             a recipe, a key, a value
     ├── ModelError              a model name, weights, a manifest, a class list
     ├── RunError                a run folder: taken, unfinished, of another recipe
-    │   └── PeerError           what another process of the run met, which tells it
+    │   └── PeerError           an error of another process of the run, which reports it
     ├── OutboxError             messages that cannot be kept or read: the disk, a limit, a newer version
     ├── EdgeError               a source, a rule, an update, the agent's state
     └── MissingExtraError       an optional part of AgriDistill that is not installed
 
-Parts tell some of them apart more finely: `edge.sources` a source that is away from one that has ended, `preprocess` a
-photo that the system refuses for now from a damaged one.
+Two packages tell more apart by subclasses: `edge.sources` a source that is away from one that has ended, `preprocess`
+a photo that the system refuses for now from a damaged one.
 
 Anything else that escapes is a defect of AgriDistill and keeps its traceback.
 """
@@ -27,7 +27,7 @@ from collections.abc import Iterable
 
 
 class AgriDistillError(Exception):
-    """A failure told in one line.
+    """A failure in one line.
 
     Args:
         expected: what would have been right ("a folder of class folders").
@@ -70,7 +70,7 @@ class RunError(AgriDistillError):
 
 
 class PeerError(RunError):
-    """Another process of this run met an error. That one tells it; the others only end with it."""
+    """Another process of this run failed and reports it; this one ends without a message."""
 
 
 class OutboxError(AgriDistillError):

@@ -25,7 +25,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: to write.
-        durable: waits until the disk has it; not needed where a checksum tells what a power cut has left half-written.
+        durable: waits until the disk has it; not needed where a checksum finds what a power cut has left half-written.
 
     Example:
         >>> import tempfile

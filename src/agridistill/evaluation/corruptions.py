@@ -18,7 +18,7 @@ Photo = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to spoil a photo.
+    """One kind of damage to a photo.
 
     Attributes:
         name: as in tables.

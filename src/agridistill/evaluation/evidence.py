@@ -53,7 +53,7 @@ def gather_evidence(
         split_file: the user's.
         class_names: as for `choose_photos`.
         most_photos: for robustness.
-        progress: told how far each part is.
+        progress: called with (done, total) of each part.
 
     Returns:
         A JSON document: "reliability", "selective", "robustness", "mistakes".

@@ -121,7 +121,7 @@ class ChosenPhotos:
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
         left_out: photos without a label or a split, rows of a label file without a photo and renamed classes without
             a folder, a sentence each.
-        strays: files in the folder that are no photos.
+        non_photo_files: in the folder.
     """
 
     root: Path
@@ -132,7 +132,7 @@ class ChosenPhotos:
     trained_here: bool = False
     split: SplitChoice = "test"
     left_out: tuple[str, ...] = ()
-    strays: tuple[str, ...] = ()
+    non_photo_files: tuple[str, ...] = ()
 
 
 def evaluate_folder(
@@ -165,7 +165,7 @@ def evaluate_folder(
         batch_size: photos at once.
         parameters: of the model, for the result.
         macs: of the model, for the result.
-        progress: told twice, while the photos are checked and while they are classified.
+        progress: called with (done, total), first of the check of the photos, then of their classification.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
@@ -185,8 +185,8 @@ def evaluate_folder(
     )
     for line in photos.left_out:
         logger.warning("%s", line)
-    if photos.strays:
-        logger.warning("left out: %s", passed_over(photos.strays))
+    if photos.non_photo_files:
+        logger.warning("left out: %s", passed_over(photos.non_photo_files))
     return evaluate(
         backend,
         photos.samples,
@@ -216,8 +216,8 @@ def choose_photos(
     """Finds the photos of a split.
 
     The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
-    tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are told in
-    the log: by the run's own split, or in any folder by `learnt`, the file that names them.
+    tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are logged:
+    by the run's own split, or in any folder by `learnt`, the file that names them.
 
     The data has the model's classes, all of them; with `class_names`, an empty one too, it may have some of them, also
     in folders of other names.

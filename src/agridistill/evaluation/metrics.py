@@ -49,12 +49,13 @@ class ClassScores:
 def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str], *, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of the accuracy, for photos that come in leaves.
 
-    Photos of one leaf are right or wrong together, so n photos tell less than n. The interval uses the effective sample
-    size n / deff of Korn & Graubard (1998, "Confidence intervals for proportions with small expected number of positive
-    counts estimated from survey data"), which Dean & Pagano (2015, "Evaluating confidence interval methods for binomial
-    proportions in clustered surveys") recommend with Wilson's interval. deff is the cluster-robust variance of the mean
-    over the binomial one, at least 1. Where it cannot be estimated (all right, all wrong, or one leaf), the photos of a
-    leaf count as one observation: n / deff = n² / Σ n_leaf² (Kish 1965).
+    Photos of one leaf are right or wrong together, so n photos hold less information than n independent ones. The
+    interval uses the effective sample size n / deff of Korn & Graubard (1998, "Confidence intervals for proportions
+    with small expected number of positive counts estimated from survey data"), which Dean & Pagano (2015, "Evaluating
+    confidence interval methods for binomial proportions in clustered surveys") recommend with Wilson's interval. deff
+    is the cluster-robust variance of the mean over the binomial one, at least 1. Where it cannot be estimated (all
+    right, all wrong, or one leaf), the photos of a leaf count as one observation: n / deff = n² / Σ n_leaf² (Kish
+    1965).
 
     Args:
         correct: `(N,)`, whether each photo was classified rightly.
@@ -89,7 +90,7 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
 
 
 def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> float:
-    """How many independent photos tell as much as these (see `accuracy_interval`): above 0, at most N."""
+    """The number of independent photos with as much information (see `accuracy_interval`): above 0, at most N."""
     count = len(correct)
     if count == 0 or len(leaf_ids) != count:
         raise ValueError(f"one leaf id for each of at least 1 photo, got {count} photos and {len(leaf_ids)} leaf ids")

@@ -82,7 +82,7 @@ def predictions_on_test(
         layout: how the labels are found.
         run: its folder, whose own split is used.
         file: JSON.
-        progress: told how far it is.
+        progress: called with (done, total).
 
     Raises:
         DataError: the data has changed.

@@ -38,7 +38,7 @@ def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
 
     Leaves are greener or yellower than the grey and purple ground, lesions yellower. That share of a pixel's light is
     smoothed and divided in two by Otsu's threshold; the largest piece, and what is not far smaller, is leaf. On a
-    ground of plants or wood the mask is meaningless: `is_trustworthy` tells.
+    ground of plants or wood the mask is meaningless, see `is_trustworthy`.
 
     Args:
         photo: `(H, W, 3)` uint8.
@@ -118,7 +118,7 @@ def otsu_threshold(values: NDArray[np.floating], bins: int = 256) -> float:
 
 MOST_PHOTOS = 500
 _BATCH = 64
-# Shorter side at which photos are spoilt; larger ones are scaled down to it, smaller ones stay as they are.
+# Shorter side at which photos are corrupted; larger ones are scaled down to it, smaller ones stay as they are.
 _SIDE_PX = 448
 # Of the photos. Where fewer masks can be trusted, those photos (on paper, say) do not stand for the rest.
 LEAST_MASKED_SHARE = 0.5
@@ -185,10 +185,10 @@ def robustness(
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     progress: ProgressCallback = silent,
 ) -> RobustnessResult:
-    """Accuracy of one model on the same photos, spoilt in every way.
+    """Accuracy of one model on the same photos under every corruption.
 
-    Photos are spoilt at one size for all models, and what is random about a corruption depends on the photo alone:
-    every model meets the same, at its own input size.
+    Photos are corrupted at one size for all models, and what is random about a corruption depends on the photo alone:
+    every model sees the same, at its own input size.
 
     Args:
         backend: the model.
@@ -196,13 +196,13 @@ def robustness(
         root: the folder that their paths start from.
         most_photos: that are used.
         corruptions: that are tried.
-        progress: told (photos classified, in all).
+        progress: called with (photos classified, in all).
 
     Raises:
         DataError: no photos, or one that cannot be read.
     """
     if not samples:
-        raise DataError("labelled photos to spoil", "none", "choose another split")
+        raise DataError("labelled photos to corrupt", "none", "choose another split")
     begin(progress, "measuring robustness")
     chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, most_photos).round().astype(int))]
     photos = [_photo(root / sample.path) for sample in chosen]
@@ -225,7 +225,7 @@ def robustness(
             progress(done, total)
         return np.asarray(np.concatenate(preds) == truth)
 
-    def spoilt(corruption: Corruption, strength: float) -> Iterator[Photo]:
+    def corrupted(corruption: Corruption, strength: float) -> Iterator[Photo]:
         for photo, seed in zip(photos, seeds, strict=True):
             yield corruption.apply(photo, strength, np.random.default_rng(seed))
 
@@ -236,7 +236,7 @@ def robustness(
             corruption.name,
             corruption.unit,
             tuple(corruption.strengths),
-            tuple(float(correct(spoilt(corruption, strength)).mean()) for strength in corruption.strengths),
+            tuple(float(correct(corrupted(corruption, strength)).mean()) for strength in corruption.strengths),
         )
         for corruption in corruptions
     )

@@ -124,7 +124,7 @@ def export(
         layout: how their labels are found; None takes the layout of the run.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes an artefact that misses its gate.
-        progress: told while photos are read and classified.
+        progress: called with (done, total) while photos are read and classified.
 
     Raises:
         ModelError: an unfinished run, a network that cannot be converted, or an artefact that misses its gate.

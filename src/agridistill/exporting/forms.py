@@ -140,7 +140,7 @@ def has_int8(run: Path) -> bool:
 
 
 def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, bool, float]]:
-    """What can be exported first, then higher accuracy; where photos cannot tell two forms apart, the faster first."""
+    """What can be exported first, then higher accuracy; where the photos show no difference, the faster first."""
     best = max(forms, key=lambda form: form.accuracy)
     # One standard error, by an interval that does not vanish at 100 %.
     noise = best.accuracy - wilson_interval(best.accuracy, best.photos, confidence=0.68).low

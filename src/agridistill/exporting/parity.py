@@ -58,12 +58,12 @@ class Gate:
 
     def failures(self, parity: Parity) -> list[str]:
         """What does not hold, in words."""
-        told = []
+        failures = []
         if parity.top1_agreement < self.top1_agreement:
-            told.append(f"top-1 agreement {parity.top1_agreement:.3f}, at least {self.top1_agreement} expected")
+            failures.append(f"top-1 agreement {parity.top1_agreement:.3f}, at least {self.top1_agreement} expected")
         if parity.lost_points > self.lost_points and _is_no_chance(parity, self.lost_points):
-            told.append(f"{parity.lost_points:.2f} points of accuracy lost, at most {self.lost_points} expected")
-        return told
+            failures.append(f"{parity.lost_points:.2f} points of accuracy lost, at most {self.lost_points} expected")
+        return failures
 
 
 GATES = {"fp32": Gate(top1_agreement=0.995, lost_points=0.2), "int8": Gate(top1_agreement=0.95, lost_points=1.0)}
@@ -75,15 +75,15 @@ def compare(network: NDArray[Any], artefact: NDArray[Any], target: NDArray[np.in
 
     Accuracy is of the labelled photos, agreement of all: it asks for no labels.
     """
-    said, expected = artefact.argmax(1), network.argmax(1)
-    right, was_right = (named[: len(target)] == target for named in (said, expected))
+    answered, expected = artefact.argmax(1), network.argmax(1)
+    right, was_right = (named[: len(target)] == target for named in (answered, expected))
     return Parity(
         photos=len(target),
-        top1_agreement=float((said == expected).mean()),
+        top1_agreement=float((answered == expected).mean()),
         largest_logit_difference=float(np.abs(artefact - network).max()),
         accuracy=float(right.mean()),
         network_accuracy=float(was_right.mean()),
-        compared_photos=len(said),
+        compared_photos=len(answered),
         newly_wrong=int((was_right & ~right).sum()),
         newly_right=int((right & ~was_right).sum()),
     )
