@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from tests.icc import SPACES, cmyk_profile, decode, grey_profile, rgb_profile, srgb_of_lab
 
 from agridistill import colour
-from agridistill.data.small_copies import SmallCopies
+from agridistill.data.cache import SmallCopies
 from agridistill.data.views import Augmentation
 from agridistill.edge.sources.reading import PhotoReader
 from agridistill.edge.sources.source import SourceSettings

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 from agridistill.errors import DataError
 from agridistill.photo_files import files_below, is_photo, subfolders
 from agridistill.runtime.reading import expand

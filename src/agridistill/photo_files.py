@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import heapq
 import os
+import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from agridistill.heic import HEIC_SUFFIXES, INSTALL_HEIC, READS_HEIC
+try:
+    import pi_heif
+except ImportError:  # not installed, or its library does not load on this machine
+    READS_HEIC = False
+else:
+    pi_heif.register_heif_opener()
+    READS_HEIC = True
 
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+INSTALL_HEIC = "pip install 'agridistill[heic]'"
 # Pillow's JPEG reader opens .jfif and .jpe, which are JPEGs, and .mpo, a JPEG of two photos.
 PHOTO_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
@@ -203,3 +213,33 @@ def how_to_read(names: Iterable[str], *, otherwise: str = "") -> str:
 
 def _lies_in(place: str, folder: str) -> bool:
     return place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+_HEAD_BYTES = 64
+_BRANDS = (b"heic", b"heix", b"hevc", b"hevx")
+# The box that holds the size of each picture in a file.
+_SIZE_BOX, _SIZE = re.compile(rb"ispe\0\0\0\0"), struct.Struct(">II")
+
+
+def is_heic(source: Path | bytes) -> bool:
+    """Whether a file's content is HEIC, whatever its name: phones and mail programs give it the suffix .jpg, too.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(source, bytes):
+        head = source[:_HEAD_BYTES]
+    else:
+        with source.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    return head[4:8] == b"ftyp" and any(brand in head for brand in _BRANDS)
+
+
+def heic_pixels(source: Path | bytes) -> int:
+    """The pixels of the largest picture in a HEIC file.
+
+    It is decoded whole before the part is cut out of it that Pillow knows the size of.
+    """
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    sizes = (_SIZE.unpack_from(content, found.end()) for found in _SIZE_BOX.finditer(content[: -_SIZE.size]))
+    return max((width * height for width, height in sizes), default=0)

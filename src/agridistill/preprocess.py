@@ -23,8 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agridistill.colour import to_srgb
 from agridistill.errors import PhotoError
-from agridistill.heic import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 from agridistill.manifest import Preprocessing
+from agridistill.photo_files import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 from agridistill.pixel_formats import PixelFormatError, StoredForm, stored_form, to_plain
 
 # Pillow refuses more by itself (twice its MAX_IMAGE_PIXELS); above it a file is an attack or an accident.

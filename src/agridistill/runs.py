@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
 from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
-from agridistill.data.layout import FOLDERS, Layout, to_layout
+from agridistill.data.labels import FOLDERS, Layout, to_layout
 from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 

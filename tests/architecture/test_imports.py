@@ -49,7 +49,7 @@ def test_help_and_version_work_without_the_training_libraries(command: str) -> N
     [
         "agridistill",
         "agridistill.runtime.predictor",
-        "agridistill.data.samples",
+        "agridistill.data.folder",
         "agridistill.config",
         "agridistill.api",
         "agridistill.runs",

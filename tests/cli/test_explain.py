@@ -10,7 +10,7 @@ from PIL import Image
 from tests.colour_backend import colour_photo
 
 from agridistill.cli.main import main
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 
 Capture = pytest.CaptureFixture[str]
 

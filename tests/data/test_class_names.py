@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from agridistill.data.checks import check
-from agridistill.data.class_names import alike_names
+from agridistill.data.check import check
+from agridistill.data.folder import scan
 from agridistill.data.prepare import prepare_data, split_data
-from agridistill.data.samples import scan
-from agridistill.data.splits import match_split, read_split
+from agridistill.data.split import match_split, read_split
+from agridistill.data.structure import alike_names
 
 COMPOSED = "Rouille brul\u00e9e"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agridistill.data.datasets.drawn_leaves import draw_leaf
 from agridistill.data.prepare import split_data
-from agridistill.data.synthetic import draw_leaf
 from agridistill.errors import DataError
 
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from agridistill.data.duplicates import exact_groups, near_groups, near_pairs
+from agridistill.data.likeness import exact_groups, near_groups, near_pairs
 
 
 def _reference_pairs(values: np.ndarray, max_bits: int) -> set[tuple[int, int]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agridistill.data.grouping import DisjointSets
+from agridistill.data.likeness import DisjointSets
 
 
 def _reference_groups(count: int, pairs: list[tuple[int, int]]) -> list[list[int]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from agridistill.data.folder import scan
 from agridistill.data.inspection import fingerprint, inspect_photo, inspect_photos, usable_samples
-from agridistill.data.samples import scan
 from agridistill.errors import DataError
 
 

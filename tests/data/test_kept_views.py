@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data import datamodule, kept
-from agridistill.data.datamodule import PhotoDataset, ViewKey
-from agridistill.data.kept_views import SPARE_BYTES, KeptViews
-from agridistill.data.samples import Sample
+from agridistill.data import cache, loader
+from agridistill.data.cache import SPARE_BYTES, KeptViews
+from agridistill.data.folder import Sample
+from agridistill.data.loader import PhotoDataset, ViewKey
 from agridistill.data.views import VIEWS_VERSION, Augmentation
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels
@@ -47,13 +47,13 @@ def photos(tmp_path: Path) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the views that are drawn."""
     seeds: list[int] = []
-    draw: Callable[..., Pixels] = datamodule.render_view
+    draw: Callable[..., Pixels] = loader.render_view
 
     def noted(image: Image.Image, seed: int, *rest: object) -> Pixels:
         seeds.append(seed)
         return draw(image, seed, *rest)
 
-    monkeypatch.setattr(datamodule, "render_view", noted)
+    monkeypatch.setattr(loader, "render_view", noted)
     return seeds
 
 
@@ -103,7 +103,7 @@ def test_a_changed_photo_and_another_way_have_views_of_their_own(
         if change == "numpy":
             monkeypatch.setattr(np, "__version__", "0.0")
         else:
-            monkeypatch.setattr(kept, "VIEWS_VERSION", VIEWS_VERSION + 1)
+            monkeypatch.setattr(cache, "VIEWS_VERSION", VIEWS_VERSION + 1)
         pixels_of(photos, keep=True)
         assert len(drawn) == len(KEYS), change
 

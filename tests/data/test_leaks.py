@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data.augmented_names import sibling_groups
-from agridistill.data.checks import check
+from agridistill.data.check import check
+from agridistill.data.datasets.drawn_leaves import draw_leaf
+from agridistill.data.folder import Sample
+from agridistill.data.leaf_ids import sibling_groups
 from agridistill.data.prepare import prepare_data
-from agridistill.data.samples import Sample
-from agridistill.data.synthetic import draw_leaf
 
 Turn = Callable[[Image.Image], Image.Image]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agridistill.data.datasets.drawn_leaves import draw_leaf
 from agridistill.data.inspection import inspect_photo, perceptual_hash
-from agridistill.data.looks import COPY_BITS, TURNS, copy_groups, look_of, turns
-from agridistill.data.synthetic import draw_leaf
+from agridistill.data.likeness import COPY_BITS, TURNS, copy_groups, look_of, turns
 
 
 def _bits_apart(first: np.ndarray, second: np.ndarray) -> int:

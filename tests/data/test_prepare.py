@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.data.prepare import PreparedData, prepare_data, split_data
-from agridistill.data.splits import Split, read_split, write_split
+from agridistill.data.split import Split, read_split, write_split
 from agridistill.errors import DataError
 
 

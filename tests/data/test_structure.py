@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.checks import check
+from agridistill.data.check import check
+from agridistill.data.folder import scan
 from agridistill.data.prepare import prepare_data
-from agridistill.data.samples import scan
 from agridistill.data.structure import split_named
 from agridistill.errors import DataError
 

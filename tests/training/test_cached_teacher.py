@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.data.datamodule import Batch
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
+from agridistill.data.loader import Batch
 from agridistill.data.views import Augmentation
 from agridistill.distillation.cache_layout import differences, digest_of
 from agridistill.distillation.teacher_cache import TeacherCache, read_key, read_layout

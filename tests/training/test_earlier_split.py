@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from agridistill.data.prepare import prepare_data
-from agridistill.data.splits import Split, write_split
+from agridistill.data.split import Split, write_split
 from agridistill.training.earlier import parted_beside
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DataSettings

@@ -11,7 +11,7 @@ from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.data.checks import CheckResult
+    from agridistill.data.check import CheckResult
     from agridistill.data.prepare import PreparedData
 
 app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
@@ -34,8 +34,8 @@ def check(
     layout = options.layout_of(labels, label_columns, nested)
     words = layout.words() if layout else ()
     with progress_bar("reading photos") as progress:
-        from agridistill.data.checks import check as check_data
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.check import check as check_data
+        from agridistill.data.labels import FOLDERS
 
         result = check_data(data, layout=layout or FOLDERS, split_file=splits, progress=progress)
     if json:
@@ -73,7 +73,7 @@ def split(
     """Divide photos into train, val and test; no leaf stands in two of them."""
     layout = options.layout_of(labels, label_columns, nested)
     with progress_bar("reading photos") as progress:
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.labels import FOLDERS
         from agridistill.data.prepare import split_data
 
         prepared = split_data(
@@ -110,7 +110,7 @@ def fetch(
     json: options.Json = False,
 ) -> None:
     """Download a public data set, verify it and unpack it."""
-    from agridistill.data.fetch import fetch_plantvillage_tomato
+    from agridistill.data.datasets.fetch import fetch_plantvillage_tomato
     from agridistill.errors import DataError, nearest
 
     if name not in DATASETS:

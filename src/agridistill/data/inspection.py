@@ -18,8 +18,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from agridistill.data.looks import look_of
-from agridistill.data.samples import PhotoFolder, Sample
+from agridistill.data.folder import PhotoFolder, Sample
+from agridistill.data.likeness import look_of
 from agridistill.errors import DataError, PhotoError
 from agridistill.preprocess import MAX_PIXELS, HeicPhotoError, read_photo
 from agridistill.progress import ProgressCallback, silent
@@ -42,7 +42,7 @@ class PhotoRecord:
         height: in pixels, upright; 0 where unknown.
         phash: 64-bit perceptual hash; None for an unreadable photo.
         error: why the photo cannot be used; None for a good one.
-        look: by which flipped and turned copies are found (`data.looks`); None for an unreadable photo or one colour.
+        look: by which flipped and turned copies are found (`data.likeness`); None without one.
         turned_phashes: 64-bit perceptual hashes of its seven other turns and flips; empty for an unreadable photo.
     """
 
@@ -209,7 +209,7 @@ def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict
 
 
 def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """The look of each photo that has one (`data.looks`), by `Sample.path`."""
+    """The look of each photo that has one (`data.likeness`), by `Sample.path`."""
     found = {sample.path: inspection.records[sample.path].look for sample in samples}
     return {path: look for path, look in found.items() if look is not None}
 

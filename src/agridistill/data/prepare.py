@@ -5,16 +5,21 @@ from __future__ import annotations
 import gc
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agridistill.data.augmented_names import unknown_originals, without_original
-from agridistill.data.class_names import alike_in_words
-from agridistill.data.conflicts import MAX_CONFLICT_SHARE, conflicting_groups, require_few_conflicts
-from agridistill.data.duplicates import exact_groups
-from agridistill.data.grouping import DisjointSets
+from agridistill.data.cache import InspectionStore
+from agridistill.data.folder import (
+    MAX_CONFLICT_SHARE,
+    SPLIT_NAMES,
+    PhotoFolder,
+    Sample,
+    described_without_photos,
+    left_out,
+    require_outside,
+)
 from agridistill.data.inspection import (
     Inspection,
     fingerprint,
@@ -23,18 +28,10 @@ from agridistill.data.inspection import (
     phashes_of,
     usable_samples,
 )
-from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.layout import FOLDERS, Layout, read_layout
-from agridistill.data.looks import copy_groups
-from agridistill.data.samples import (
-    SPLIT_NAMES,
-    PhotoFolder,
-    Sample,
-    described_without_photos,
-    left_out,
-    require_outside,
-)
-from agridistill.data.splits import (
+from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.leaf_ids import unknown_originals, without_original
+from agridistill.data.likeness import DisjointSets, copy_groups, exact_groups
+from agridistill.data.split import (
     Split,
     assign_leaf_ids,
     make_split,
@@ -43,6 +40,7 @@ from agridistill.data.splits import (
     unnamed_photos,
     write_split,
 )
+from agridistill.data.structure import alike_in_words
 from agridistill.errors import DataError
 from agridistill.photo_files import how_to_read, passed_over
 from agridistill.preprocess import MAX_PIXELS
@@ -324,3 +322,56 @@ def split_data(
         fingerprint=prepared.fingerprint,
     )
     return prepared
+
+
+Groups = Sequence[Sequence[str]]
+
+
+def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
+    """Those groups of copies of one photo that stand under several labels.
+
+    Args:
+        groups: paths of copies of one photo.
+        label_of: of each path.
+    """
+    return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
+
+
+def first_pair(group: Sequence[str], label_of: Mapping[str, int]) -> tuple[str, str]:
+    """Two photos of a conflicting group that have different labels."""
+    first = group[0]
+    return first, next(path for path in group if label_of[path] != label_of[first])
+
+
+def require_few_conflicts(
+    conflicting: Groups, label_of: Mapping[str, int], root: Path, *, most: float = MAX_CONFLICT_SHARE, option: str
+) -> None:
+    """Warns of photos under several labels, and refuses a folder in which they are many.
+
+    Args:
+        conflicting: of `conflicting_groups`.
+        label_of: of each readable photo.
+        root: the data folder.
+        most: share of the photos, 0 to 1.
+        option: that raises it, for the error.
+
+    Raises:
+        DataError: more than `most` of the photos.
+    """
+    if not conflicting:
+        return
+    photos = sum(len(group) for group in conflicting)
+    share = photos / len(label_of)
+    first, second = first_pair(conflicting[0], label_of)
+    found = (
+        f"{photos:,} of {len(label_of):,} photos have copies under other labels (also flipped, turned, scaled or "
+        "saved again)"
+    )
+    if share > most:
+        raise DataError(
+            f"each photo under one label, or at most {most:.0%} of them under several",
+            f"'{root}', in which {found}, the first '{first}' and '{second}'",
+            f"remove the wrong copies ('agridistill data check {root} --json' names all), "
+            f"or pass {option} if they are meant",
+        )
+    logger.warning("%s, the first '%s' and '%s': see all with agridistill data check", found, first, second)

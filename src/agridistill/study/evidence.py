@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agridistill.data.layout import FOLDERS, Layout
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import ModelError
 from agridistill.evaluation.evidence import FORMAT_VERSION, gather_evidence, read_evidence
 from agridistill.evaluation.held_out import SplitChoice, choose_photos

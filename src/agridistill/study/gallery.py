@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
 from agridistill.distillation.attention_losses import unit_peak
 from agridistill.evaluation.evidence import as_data_uri, square
 from agridistill.manifest import Preprocessing

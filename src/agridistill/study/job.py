@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from agridistill.data.layout import FOLDERS, Layout
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import AgriDistillError
 from agridistill.training.settings import DistillConfig, TrainConfig
 

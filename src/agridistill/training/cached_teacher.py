@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from agridistill.data.datamodule import Batch, PhotoDataset, ViewKey, collate
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
+from agridistill.data.loader import Batch, PhotoDataset, ViewKey, collate
 from agridistill.data.views import VIEWS_VERSION, Augmentation, plain_settings, view_seed
 from agridistill.distillation.attention_losses import unit_peak
 from agridistill.distillation.cache_layout import Block, CacheLayout, Key, Outputs, differences, digest_of

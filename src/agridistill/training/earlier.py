@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from agridistill.data.folder import SPLIT_NAMES, Sample
 from agridistill.data.prepare import PreparedData, check_parts, tell_shared_leaves
-from agridistill.data.samples import SPLIT_NAMES, Sample
-from agridistill.data.splits import Split, labelled_share, read_split
+from agridistill.data.split import Split, labelled_share, read_split
 from agridistill.errors import DataError
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DataSettings, FitSettings

@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from agridistill.data.datamodule import Batch, PhotoDataset, ViewKey, collate
-from agridistill.data.kept import Kept
-from agridistill.data.samples import Sample
+from agridistill.data.cache import Kept
+from agridistill.data.folder import Sample
+from agridistill.data.loader import Batch, PhotoDataset, ViewKey, collate
 from agridistill.data.views import Augmentation, plain_settings, view_seed
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing

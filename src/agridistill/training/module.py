@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from agridistill.data.datamodule import Batch
+from agridistill.data.loader import Batch
 from agridistill.distillation.objective import DistillationObjective
 from agridistill.errors import RunError
 from agridistill.manifest import Preprocessing

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from agridistill.data.splits import read_split
+from agridistill.data.split import read_split
 from agridistill.errors import AgriDistillError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.manifest import read_manifest

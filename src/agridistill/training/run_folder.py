@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 import torch
 
-from agridistill.data.layout import Layout
+from agridistill.data.labels import Layout
 from agridistill.data.learnt import RUN_NAME as LEARNT_NAME
 from agridistill.errors import RunError
 from agridistill.manifest import MANIFEST_NAME

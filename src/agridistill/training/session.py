@@ -14,11 +14,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from timm.layers.norm_act import convert_sync_batchnorm
 
-from agridistill.data.datamodule import PhotoDataModule, default_workers
-from agridistill.data.kept_views import KeptViews
+from agridistill.data.cache import KeptViews
 from agridistill.data.learnt import write_learnt
+from agridistill.data.loader import PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
-from agridistill.data.splits import write_split
+from agridistill.data.split import write_split
 from agridistill.distillation.methods import get_method
 from agridistill.distillation.objective import DistillationObjective, StagePair
 from agridistill.errors import ConfigError

@@ -1,0 +1,1 @@
+"""Public data sets that `data fetch` downloads, and the drawn leaves of the demo."""
