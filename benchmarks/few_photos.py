@@ -23,7 +23,7 @@ from typing import Any
 
 from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photos, usable_samples
-from agridistill.data.split import assign_leaf_ids
+from agridistill.data.leaf_ids import assign_leaf_ids
 
 
 def draw(photos: Path, out: Path, count: int, seed: int) -> dict[str, int]:

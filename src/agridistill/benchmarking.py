@@ -23,7 +23,7 @@ from agridistill.arguments import (
     to_optional_path,
     to_path,
 )
-from agridistill.data.datasets.drawn_leaves import CLASSES, draw_leaf
+from agridistill.data.drawn_leaves import CLASSES, draw_leaf
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, silent

@@ -317,7 +317,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
         (("demo", "--out"), "study.demo.run_demo", "interrupted: the same command goes on where it stopped"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
-            "data.datasets.fetch.fetch_plantvillage_tomato",
+            "data.datasets.fetch_dataset",
             "interrupted: the same command goes on where it stopped",
         ),
         (("data", "check"), "data.check.check", "interrupted"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data.datasets.drawn_leaves import draw_leaf
+from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.data.prepare import split_data
 from agridistill.errors import DataError
 

@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from agridistill.data import cache, inspection
-from agridistill.data.cache import InspectionStore
+from agridistill.data import inspection
 from agridistill.data.folder import scan
-from agridistill.data.inspection import PhotoRecord, inspect_photos
+from agridistill.data.inspection import InspectionStore, PhotoRecord, inspect_photos
 
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six photos, taken for long settled, and a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
+    monkeypatch.setattr(inspection, "_SETTLED_NS", 0)
     for number in range(6):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +88,7 @@ def test_bad_photos_are_read_every_time(photos: Path, read: list[str]) -> None:
 def test_photos_that_have_only_just_changed_are_read_again(
     photos: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_SETTLED_NS", 10**12)
+    monkeypatch.setattr(inspection, "_SETTLED_NS", 10**12)
     inspect(photos)
     inspect(photos)
     assert len(read) == 12

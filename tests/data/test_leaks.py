@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from agridistill.data.check import check
-from agridistill.data.datasets.drawn_leaves import draw_leaf
+from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.data.folder import Sample
 from agridistill.data.leaf_ids import sibling_groups
 from agridistill.data.prepare import prepare_data

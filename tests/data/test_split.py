@@ -10,9 +10,9 @@ from PIL import Image
 
 from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import inspect_photos
+from agridistill.data.leaf_ids import assign_leaf_ids
 from agridistill.data.split import (
     Split,
-    assign_leaf_ids,
     labelled_share,
     make_split,
     match_split,

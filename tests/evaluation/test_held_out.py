@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data.datasets.drawn_leaves import CLASSES, draw_leaf
+from agridistill.data.drawn_leaves import CLASSES, draw_leaf
 from agridistill.data.folder import scan
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of
 from agridistill.data.learnt import write_learnt

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
 
-DATASETS = ("plantvillage-tomato",)
-
 
 @app.command()
 def check(
@@ -101,7 +99,9 @@ def split(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Data set, such as plantvillage-tomato; an unknown name lists all.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Data folder to make.")],
     source: Annotated[
         str | None,
@@ -110,13 +110,13 @@ def fetch(
     json: options.Json = False,
 ) -> None:
     """Download a public data set, verify it and unpack it."""
-    from agridistill.data.datasets.fetch import fetch_plantvillage_tomato
+    from agridistill.data.datasets import DATASETS, fetch_dataset
     from agridistill.errors import DataError, nearest
 
     if name not in DATASETS:
         raise DataError("a known data set", f"'{name}'", nearest(name, DATASETS))
     with progress_bar("fetching") as progress:
-        result = fetch_plantvillage_tomato(out, source=source, progress=progress)
+        result = fetch_dataset(DATASETS[name], out, source=source, progress=progress)
     if json:
         print_json(result.to_json())
     else:

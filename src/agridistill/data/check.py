@@ -1,4 +1,4 @@
-"""What is wrong with a data folder, before a night is spent on it."""
+"""What is wrong with a data folder, found before a long training run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, left_out
-from agridistill.data.inspection import Inspection, inspect_photos, looks_of, phashes_of
+from agridistill.data.inspection import digests_of_photos, inspect_photos, looks_of, phashes_of
 from agridistill.data.labels import FOLDERS, Layout, read_layout
-from agridistill.data.leaf_ids import unknown_originals, without_original
-from agridistill.data.likeness import DisjointSets, copy_groups, exact_groups, near_groups
+from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, without_original
+from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
 from agridistill.data.prepare import conflicting_groups
-from agridistill.data.split import assign_leaf_ids, match_split, read_split
+from agridistill.data.split import match_split, read_split
 from agridistill.data.structure import alike_in_words
 from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
@@ -24,32 +24,22 @@ MAX_IMBALANCE = 10
 # One for each of train, val and test.
 MIN_LEAVES = 3
 
+Groups = tuple[tuple[str, ...], ...]
+
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """One class of the folder.
-
-    Attributes:
-        name: of the class.
-        photos: readable ones.
-        leaves: groups of photos that stay together in a split.
-        photos_per_split: train/val/test -> readable photos; None where no split is given.
-    """
+    """One class of the folder."""
 
     name: str
-    photos: int
-    leaves: int
-    photos_per_split: dict[str, int] | None
+    photos: int  # readable ones
+    leaves: int  # groups of photos that stay together in a split
+    photos_per_split: dict[str, int] | None  # train/val/test -> readable photos; None where no split is given
 
 
 @dataclass(frozen=True)
 class Straddling:
-    """Photos that belong together and stand in several splits.
-
-    Attributes:
-        paths: all photos of the leaf, or all identical files.
-        splits: where they stand.
-    """
+    """Photos of one leaf, or identical files, that are in several splits."""
 
     paths: tuple[str, ...]
     splits: tuple[str, ...]
@@ -57,52 +47,30 @@ class Straddling:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found.
-
-    Attributes:
-        root: the data folder.
-        classes: counts of each class, in label order.
-        unreadable: (path, reason).
-        oversize: (path, reason): photos above the pixel limit.
-        strays: files among the photos that are no photos.
-        without_photos: class folders without a photo -> the files that they do hold.
-        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
-        exact_duplicates: groups of identical files.
-        conflicting_duplicates: groups of identical files that stand in several classes.
-        conflicting_copies: groups of copies of one photo, also flipped, turned, scaled or saved again, that stand in
-            several classes and are no identical files.
-        near_duplicates: groups of photos that look alike, also flipped or turned, but are no identical files.
-        without_original: photos of an augmentation tool whose originals neither names nor looks tell.
-        straddling_leaves: leaves in several splits.
-        straddling_duplicates: identical files in several splits.
-        straddling_lookalikes: look-alikes of different leaves in several splits.
-        cut_from_train: of train/val/test folders those that are lacking: their photos are taken from train.
-        unassigned: readable photos that the split does not name.
-        imbalance: photos of the largest class by those of the smallest.
-        problems: what is wrong, a sentence each.
-        notes: what is worth knowing, a sentence each.
-    """
+    """What `check` found. Groups are paths."""
 
     root: Path
-    classes: tuple[ClassCheck, ...]
-    unreadable: tuple[tuple[str, str], ...]
-    oversize: tuple[tuple[str, str], ...]
-    strays: tuple[str, ...]
-    without_photos: Mapping[str, tuple[str, ...]]
-    alike_names: tuple[tuple[str, ...], ...]
-    exact_duplicates: tuple[tuple[str, ...], ...]
-    conflicting_duplicates: tuple[tuple[str, ...], ...]
-    conflicting_copies: tuple[tuple[str, ...], ...]
-    near_duplicates: tuple[tuple[str, ...], ...]
-    without_original: tuple[str, ...]
+    classes: tuple[ClassCheck, ...]  # in label order
+    unreadable: tuple[tuple[str, str], ...]  # (path, reason)
+    oversize: tuple[tuple[str, str], ...]  # (path, reason): photos above the pixel limit
+    strays: tuple[str, ...]  # files among the photos that are no photos
+    without_photos: Mapping[str, tuple[str, ...]]  # class folder without a photo -> the files in it
+    alike_names: Groups  # names of class folders that differ in capitals, spaces or normal form alone
+    exact_duplicates: Groups  # identical files
+    conflicting_duplicates: Groups  # identical files in several classes
+    conflicting_copies: (
+        Groups  # other copies of one photo, also flipped, turned, scaled, saved again, in several classes
+    )
+    near_duplicates: Groups  # photos that look alike, also flipped or turned, but are no identical files
+    without_original: tuple[str, ...]  # photos of an augmentation tool whose originals neither names nor looks show
     straddling_leaves: tuple[Straddling, ...]
-    straddling_duplicates: tuple[Straddling, ...]
-    straddling_lookalikes: tuple[Straddling, ...]
-    cut_from_train: tuple[str, ...]
-    unassigned: int
-    imbalance: float | None
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    straddling_duplicates: tuple[Straddling, ...]  # identical files
+    straddling_lookalikes: tuple[Straddling, ...]  # look-alikes of different leaves
+    cut_from_train: tuple[str, ...]  # missing train/val/test folders: their photos are taken from train
+    unassigned: int  # readable photos that the split does not name
+    imbalance: float | None  # photos of the largest class by those of the smallest
+    problems: tuple[str, ...] = ()  # a sentence each
+    notes: tuple[str, ...] = ()  # what is worth knowing, a sentence each
 
     def to_json(self) -> dict[str, Any]:
         """The whole result as plain JSON values; counts are photos unless the key says otherwise."""
@@ -123,12 +91,12 @@ def check(
     max_pixels: int = MAX_PIXELS,
     progress: ProgressCallback = silent,
 ) -> CheckResult:
-    """Reads every photo of a data folder and tells what is wrong with it.
+    """Reads every photo of a data folder and reports what is wrong with it.
 
     Args:
         root: folder of class folders, or of train/val/test folders of them.
         layout: how the labels are found.
-        split_file: from `agridistill data split`; goes before train/val/test folders.
+        split_file: from `agridistill data split`; takes precedence over train/val/test folders.
         max_pixels: photos with more are a problem.
         progress: called with (done, total).
 
@@ -141,44 +109,56 @@ def check(
     inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
     records = inspection.records
     readable = [sample for sample in folder.samples if records[sample.path].error is None]
+    bad: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
+    for sample in folder.samples:
+        record = records[sample.path]
+        if record.error is not None:
+            bad[record.width * record.height > max_pixels].append((sample.path, record.error))
     samples = assign_leaf_ids(folder, readable, inspection)
-    classes = _class_checks(folder, samples, split_of)
-    unreadable, oversize = _bad_photos(folder, inspection, max_pixels)
-    exact = tuple(
-        tuple(group) for group in exact_groups({sample.path: records[sample.path].digest for sample in samples})
-    )
     label_of = {sample.path: sample.label for sample in samples}
     leaf_of = {sample.path: sample.leaf_id for sample in samples}
+    by_leaf: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        by_leaf[sample.leaf_id].append(sample.path)
+    exact = exact_groups(digests_of_photos(samples, inspection))
     begin(progress, "comparing photos")
-    copies, near = _look_alikes(samples, inspection, {path for group in exact for path in group[1:]})
+    # Of identical files the first one is compared.
+    repeated = {path for group in exact for path in group[1:]}
+    compared = [sample for sample in samples if sample.path not in repeated]
+    copies = copy_groups(looks_of(compared, inspection))
+    alike = (*copies, *near_groups(phashes_of(compared, inspection)))
+    merged = merge_groups((sample.path for sample in compared), alike)
+    near = sorted(sorted(group) for group in merged if len(group) > 1)
+    classes = _class_checks(folder, samples, split_of)
     smallest = min((one.photos for one in classes), default=0)
-    found: dict[str, Any] = {
-        "classes": classes,
-        "unreadable": unreadable,
-        "oversize": oversize,
-        "strays": folder.strays,
-        "without_photos": dict(folder.without_photos),
-        "alike_names": folder.alike_names,
-        "exact_duplicates": exact,
-        "conflicting_duplicates": conflicting_groups(exact, label_of),
-        "conflicting_copies": conflicting_groups(copies, label_of),
-        "near_duplicates": near,
-        "without_original": without_original(samples),
-        "straddling_leaves": _straddling(_leaves(samples), split_of),
-        "straddling_duplicates": _straddling(exact, split_of),
-        "straddling_lookalikes": tuple(
-            one for one in _straddling(near, split_of) if len({leaf_of[path] for path in one.paths}) > 1
-        ),
-        "cut_from_train": _lacking(folder) if split is None else (),
-        "unassigned": sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
-        "imbalance": max(one.photos for one in classes) / smallest if smallest else None,
-    }
-    draft = CheckResult(root=root, **found, problems=(), notes=())
-    return CheckResult(
+    given = folder.given_split if split is None else None
+    present = set(given.values()) if given is not None else set(SPLIT_NAMES)
+    found = CheckResult(
         root=root,
-        **found,
-        problems=(*folder.problems, *_problems(draft, max_pixels)),
-        notes=(*folder.notes, *left_out(replace(folder, problems=())), *_notes(draft)),
+        classes=classes,
+        unreadable=tuple(bad[False]),
+        oversize=tuple(bad[True]),
+        strays=folder.strays,
+        without_photos=dict(folder.without_photos),
+        alike_names=folder.alike_names,
+        exact_duplicates=tuple(map(tuple, exact)),
+        conflicting_duplicates=conflicting_groups(exact, label_of),
+        conflicting_copies=conflicting_groups(copies, label_of),
+        near_duplicates=tuple(map(tuple, near)),
+        without_original=without_original(samples),
+        straddling_leaves=_straddling(by_leaf.values(), split_of),
+        straddling_duplicates=_straddling(exact, split_of),
+        straddling_lookalikes=_straddling(
+            (group for group in near if len({leaf_of[path] for path in group}) > 1), split_of
+        ),
+        cut_from_train=tuple(name for name in SPLIT_NAMES if name not in present),
+        unassigned=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
+        imbalance=max(one.photos for one in classes) / smallest if smallest else None,
+    )
+    return replace(
+        found,
+        problems=(*folder.problems, *_problems(found, max_pixels)),
+        notes=(*folder.notes, *left_out(replace(folder, problems=())), *_notes(found)),
     )
 
 
@@ -197,47 +177,6 @@ def _class_checks(
             per_split = {split: counts[split] for split in SPLIT_NAMES}
         checks.append(ClassCheck(name, len(members), len({sample.leaf_id for sample in members}), per_split))
     return tuple(checks)
-
-
-def _lacking(folder: PhotoFolder) -> tuple[str, ...]:
-    """The parts for which train/val/test folders hold nothing at all; training cuts them from train."""
-    if folder.given_split is None:
-        return ()
-    present = set(folder.given_split.values())
-    return tuple(name for name in SPLIT_NAMES if name not in present)
-
-
-def _bad_photos(
-    folder: PhotoFolder, inspection: Inspection, max_pixels: int
-) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """Unreadable ones, and those above the pixel limit."""
-    unreadable: list[tuple[str, str]] = []
-    oversize: list[tuple[str, str]] = []
-    for sample in folder.samples:
-        record = inspection.records[sample.path]
-        if record.error is not None:
-            (oversize if record.width * record.height > max_pixels else unreadable).append((sample.path, record.error))
-    return tuple(unreadable), tuple(oversize)
-
-
-def _look_alikes(
-    samples: Iterable[Sample], inspection: Inspection, identical: set[str]
-) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """Groups of copies of one photo, and of look-alikes, copies included; of identical files the first counts."""
-    compared = [sample for sample in samples if sample.path not in identical]
-    copies = copy_groups(looks_of(compared, inspection))
-    alike = DisjointSets(sample.path for sample in compared)
-    for group in (*copies, *near_groups(phashes_of(compared, inspection))):
-        alike.join_all(group)
-    near = sorted(sorted(group) for group in alike.groups() if len(group) > 1)
-    return tuple(map(tuple, copies)), tuple(map(tuple, near))
-
-
-def _leaves(samples: Iterable[Sample]) -> list[list[str]]:
-    by_leaf: dict[str, list[str]] = defaultdict(list)
-    for sample in samples:
-        by_leaf[sample.leaf_id].append(sample.path)
-    return list(by_leaf.values())
 
 
 def _straddling(groups: Iterable[Sequence[str]], split_of: Mapping[str, str] | None) -> tuple[Straddling, ...]:

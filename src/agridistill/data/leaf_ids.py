@@ -1,15 +1,15 @@
-"""Photos that a tool has made from one original, by what such tools write into file names.
+"""Leaf ids: which photos show one leaf, by names, by copies and by likeness.
 
-Turns by a few degrees, shears and crops look like other photos: only their names tell where they come from.
+Turns by a few degrees, shears and crops look like other photos: only the names that tools write show their originals.
 
 | name | original | written by |
 |---|---|---|
 | `IMG_1_jpg.rf.<hash>.jpg` | `IMG_1.jpg` | Roboflow |
 | `rust_original_IMG_1.jpg_<uuid>.jpg` | `IMG_1.jpg` | Augmentor |
-| `IMG_1_0_4711.jpg`, where `IMG_1.jpg` stands beside it | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
+| `IMG_1_0_4711.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
 | `aug_7_4711.jpg`, where several numbers occur | the photo number 7 | Keras with `save_prefix="aug"` |
 | `IMG_1_flip.jpg`, `rot90_IMG_1.jpg`, `IMG_1_aug_3.jpg` | `IMG_1.jpg` | scripts around imgaug, Albumentations, OpenCV |
-| `IMG_1_GaussNoise2.jpg`, where `IMG_1.jpg` stands beside it | `IMG_1.jpg` | scripts with words of their own |
+| `IMG_1_GaussNoise2.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | scripts with words of their own |
 
 A number alone (`IMG_1_2`, `leaf (3)`) is a counter of a camera or of Windows and groups nothing.
 """
@@ -19,9 +19,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agridistill.data.folder import Sample
+from agridistill.data.datasets import leaves_by_name
+from agridistill.data.folder import PhotoFolder, Sample
+from agridistill.data.inspection import Inspection, digests_of_photos, looks_of, phashes_of
+from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
 from agridistill.manifest import composed
 
 _SUFFIX = r"(?:jpe?g|jfif|jpe|png|bmp|webp|tiff?)"
@@ -39,7 +42,7 @@ _DONE = (
     rf"(?:(?:new)?(?:\d{{1,3}}deg)?{_WAY}?flip(?:ped)?{_WAY}?\d?|mirror(?:ed)?|rot(?:at(?:e|ed|ion))?m?\d{{0,3}}(?:deg)?"
     r"|(?:new)?\d{1,3}deg(?:rees?)?|transposed?|shear(?:ed)?\d*|aug(?:ment(?:ed|ation)?)?s?\d*)"
 )
-# Also words of photographers and of crops: they count where the original stands beside, or after a word of the others.
+# Also words of photographers and crops: they count where the original is there, or after a word of the others.
 _PERHAPS = (
     r"(?:copy|zoom(?:ed)?\d*|crop(?:ped)?\d*|shift(?:ed)?\d*|translated?|scaled?\d*|resized?\d*|noisy|gaussian"
     r"|bright(?:er|ness|ened)?\d*|dark(?:er|ened)?\d*|contrast\d*|(?:newpixel|noise|blur)\d*|blurred|saltpepper"
@@ -69,31 +72,57 @@ _Place = tuple[int, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Photo:
-    """A photo by its name.
+    """A photo by its name."""
 
-    Attributes:
-        path: of the sample.
-        place: its label and folders, without those of splits and of augmentation.
-        folder: all of its folders.
-        stem: lower-case name without suffix.
-        in_made_folder: whether a folder is named after augmentation.
-        named_original: the name of the original, by this name alone.
-    """
-
-    path: str
-    place: _Place
-    folder: str
-    stem: str
-    in_made_folder: bool
-    named_original: str | None
+    path: str  # of the sample
+    place: _Place  # its label and folders, without those of splits and of augmentation
+    folder: str  # all of its folders
+    stem: str  # lower-case name without suffix
+    in_made_folder: bool  # a folder is named after augmentation
+    named_original: str | None  # the name of the original, by this name alone
 
     @property
     def is_plain(self) -> bool:
         return not self.in_made_folder and self.named_original is None and not _is_numbered(self.stem)
 
 
+def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
+    """Gives each sample the id of its leaf.
+
+    From the names that a data set of `DATASETS` explains, where they are understood. The other photos of a class form
+    groups by likeness (`near_groups`), and all photos of a class by the names that augmentation tools write
+    (`sibling_groups`). Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one
+    leaf everywhere, also across classes.
+
+    Returns:
+        The samples in their order, with new leaf ids.
+
+    Raises:
+        DataError: `leaf-map.json` is damaged.
+    """
+    chosen = tuple(samples)
+    named = leaves_by_name(folder.root, chosen, folder.classes)
+    by_leaf: dict[str, list[str]] = defaultdict(list)
+    for path, leaf in named.items():
+        by_leaf[leaf].append(path)
+    groups = [
+        *by_leaf.values(),
+        *exact_groups(digests_of_photos(chosen, inspection)),
+        *copy_groups(looks_of(chosen, inspection)),
+        *sibling_groups(chosen, split_folders=folder.in_split_folders),
+    ]
+    for label in {sample.label for sample in chosen}:
+        of_class = phashes_of((sample for sample in chosen if sample.label == label), inspection)
+        # Names go before likeness: different PlantVillage leaves in one pose look alike.
+        groups += [paths for paths in near_groups(of_class) if not named.keys() >= set(paths)]
+    leaf_of: dict[str, str] = {}
+    for group in merge_groups((sample.path for sample in chosen), groups):
+        leaf_of.update(dict.fromkeys(group, min((named[path] for path in group if path in named), default=min(group))))
+    return tuple(replace(sample, leaf_id=leaf_of[sample.path]) for sample in chosen)
+
+
 def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
-    """Groups of two and more photos of one class that are made from one photo, as their names say.
+    """Groups of two and more photos of one class that are made from one photo, by their names.
 
     Args:
         samples: with their labels.
@@ -131,7 +160,7 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor looks tell.
+    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor looks show.
 
     Args:
         samples: with their final leaf ids.
@@ -154,16 +183,16 @@ def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
 
 
 def unknown_originals(paths: Sequence[str]) -> str:
-    """Says what is wrong with photos of `without_original`, and what helps; at least one."""
+    """The problem with photos of `without_original` (at least one), and the remedy, as a sentence."""
     return (
         f"originals of {len(paths):,} photos of an augmentation tool are unknown, the first '{paths[0]}': copies of "
-        "one leaf may stand in training and in the test; remove them (training augments by itself), or name them after "
+        "one leaf may be in training and in the test; remove them (training augments by itself), or name them after "
         "their originals, such as IMG_1_aug_3.jpg"
     )
 
 
 def _base(photo: _Photo, originals: Container[str], series: Collection[str]) -> str | None:
-    """The name of the original; None of a photo that is one or that does not tell."""
+    """The name of the original; None for an original, and for a name that does not show it."""
     stem = photo.stem
     if photo.in_made_folder and stem in originals:
         return stem
@@ -174,7 +203,7 @@ def _base(photo: _Photo, originals: Container[str], series: Collection[str]) -> 
 
 
 def _beside(stem: str, originals: Container[str]) -> str | None:
-    """The longest name of an original that stands there, of which this name is one with marks."""
+    """The longest name of an existing original to which this name adds words of augmentation."""
     for start, end in reversed(_gaps(stem)):
         before, after = stem[:start], stem[end:]
         if before in originals and (_MARKS.fullmatch(after) or (_has_digit(before) and _ANY_END.match(after))):
@@ -186,7 +215,7 @@ def _beside(stem: str, originals: Container[str]) -> str | None:
 
 
 def _has_own_word(stem: str, base: str) -> bool:
-    """Whether the name goes on after that of its original with a word that may also tell leaves of one plot apart."""
+    """Whether the name adds a word to that of its original that may also number the leaves of a plot."""
     after = re.sub(rf"\A{_GAP}", "", stem.removeprefix(base))
     return stem.startswith(base) and after[:1].isalpha() and not _MARKS.fullmatch(after)
 

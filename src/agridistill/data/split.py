@@ -1,4 +1,4 @@
-"""Which part each leaf group goes to: every class near its fractions, no class without a part that it can fill."""
+"""Training, validation and test photos: no leaf in two of them, every class in each where possible."""
 
 from __future__ import annotations
 
@@ -6,150 +6,22 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from agridistill.data.datasets.plantvillage import leaf_ids, read_leaf_map
-from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample
-from agridistill.data.inspection import Inspection, looks_of
-from agridistill.data.leaf_ids import sibling_groups
-from agridistill.data.likeness import DisjointSets, copy_groups, exact_groups, near_groups
+from agridistill.data.folder import SPLIT_NAMES, Sample
 from agridistill.errors import DataError
 from agridistill.manifest import composed
 from agridistill.storage import write_json
 
+FORMAT_VERSION = 1
+_REMAKE = "make it again with 'agridistill data split'"
 # Photos placed over all trials: bounds the time on large folders, and leaves many trials to small ones.
 _PLACEMENTS = 100_000
 _MAX_TRIALS = 100
-
-
-@dataclass(frozen=True)
-class LeafGroup:
-    """The photos of one leaf.
-
-    Attributes:
-        paths: sorted.
-        counts: pairs of (class, photos); one pair but for files that stand under two labels.
-    """
-
-    paths: tuple[str, ...]
-    counts: tuple[tuple[int, int], ...]
-
-
-def leaf_groups(samples: Iterable[Sample]) -> list[LeafGroup]:
-    """Groups samples by leaf id; the same groups in the same order for any order of the samples."""
-    by_leaf: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_leaf[sample.leaf_id].append(sample)
-    groups = []
-    for leaf_id in sorted(by_leaf):
-        members = by_leaf[leaf_id]
-        counts = tuple(sorted(Counter(sample.label for sample in members).items()))
-        groups.append(LeafGroup(tuple(sorted(sample.path for sample in members)), counts))
-    return sorted(groups, key=lambda group: group.paths)
-
-
-def place(groups: Sequence[LeafGroup], fractions: Sequence[float], seed: int) -> list[int]:
-    """Gives each group a part.
-
-    Large groups are placed first, each where its classes lack most; of many seeded orders the one with the least
-    deviation is taken.
-
-    Args:
-        groups: as from `leaf_groups`.
-        fractions: wanted shares of train (0), val (1) and test (2); a part with share 0 stays empty.
-        seed: of the orders that are tried.
-    """
-    placement = _Placement(groups, fractions)
-    trials = max(1, min(_MAX_TRIALS, _PLACEMENTS // max(1, len(groups))))
-    attempts = (placement.attempt(np.random.default_rng([seed, trial])) for trial in range(trials))
-    return min(attempts, key=lambda attempt: attempt[0])[1]
-
-
-class _Placement:
-    """Places leaf groups into train (0), val (1) and test (2)."""
-
-    def __init__(self, groups: Sequence[LeafGroup], fractions: Sequence[float]) -> None:
-        self._groups = groups
-        self._used = [part for part in range(3) if fractions[part] > 0]
-        n_classes = 1 + max((label for group in groups for label, _ in group.counts), default=-1)
-        totals = np.zeros(n_classes)
-        leaves = [0] * n_classes
-        for group in groups:
-            for label, count in group.counts:
-                totals[label] += count
-                leaves[label] += 1
-        self._totals: list[float] = totals.tolist()
-        self._targets: list[list[float]] = np.outer(fractions, totals).tolist()
-        # The order in which a class with few leaves gets its parts.
-        wanted = [part for part in (0, 2, 1) if part in self._used]
-        self._required = [set(wanted[:count]) for count in leaves]
-
-    def attempt(self, rng: np.random.Generator) -> tuple[float, list[int]]:
-        """One random order; gives the deviation (lower is better) and the part of each group."""
-        sizes = np.array([len(group.paths) for group in self._groups])
-        order = np.argsort(-sizes * np.exp(0.5 * rng.standard_normal(len(sizes))), kind="stable")
-        counts = [[0.0] * len(self._totals) for _ in range(3)]
-        parts = [0] * len(self._groups)
-        for index in order.tolist():
-            group = self._groups[index]
-            parts[index] = min(self._used, key=lambda part: self._added_cost(counts, group, part))
-            for label, count in group.counts:
-                counts[parts[index]][label] += count
-        missing = self._repair(parts, counts)
-        return missing + self._cost(counts), parts
-
-    def _added_cost(self, counts: list[list[float]], group: LeafGroup, part: int) -> float:
-        """How much the squared deviation grows; a difference of squares, so that one group costs constant time."""
-        return sum(
-            count * (2 * (counts[part][label] - self._targets[part][label]) + count) / self._totals[label] ** 2
-            for label, count in group.counts
-        )
-
-    def _cost(self, counts: list[list[float]]) -> float:
-        return sum(
-            ((counts[part][label] - self._targets[part][label]) / total) ** 2
-            for part in self._used
-            for label, total in enumerate(self._totals)
-            if total
-        )
-
-    def _repair(self, parts: list[int], counts: list[list[float]]) -> int:
-        """Moves groups into required parts that a class lacks; gives how many stay lacking."""
-        by_class: dict[int, list[int]] = defaultdict(list)
-        for index, group in enumerate(self._groups):
-            for label, _ in group.counts:
-                by_class[label].append(index)
-        missing = 0
-        for label, required in enumerate(self._required):
-            for part in (part for part in (0, 2, 1) if part in required):
-                if counts[part][label]:
-                    continue
-                donors = [index for index in by_class[label] if self._may_leave(index, parts, by_class)]
-                if not donors:
-                    missing += 1
-                    continue
-                moved = min(donors, key=lambda index: (self._added_cost(counts, self._groups[index], part), index))
-                for moved_label, count in self._groups[moved].counts:
-                    counts[parts[moved]][moved_label] -= count
-                    counts[part][moved_label] += count
-                parts[moved] = part
-        return missing
-
-    def _may_leave(self, index: int, parts: list[int], by_class: Mapping[int, list[int]]) -> bool:
-        """Whether none of the group's classes loses a part that it requires."""
-        part = parts[index]
-        return all(
-            part not in self._required[label] or sum(parts[other] == part for other in by_class[label]) > 1
-            for label, _ in self._groups[index].counts
-        )
-
-
-FORMAT_VERSION = 1
-_REMAKE = "make it again with 'agridistill data split'"
 
 
 @dataclass(frozen=True)
@@ -163,50 +35,6 @@ class Split:
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Name -> paths, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
-
-
-def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
-    """Gives each sample the id of its leaf.
-
-    From `leaf-map.json` or PlantVillage's names where they are understood. The other photos of a class form groups by
-    likeness (`near_groups`), and all photos of a class by the names that augmentation tools write (`sibling_groups`).
-    Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one leaf everywhere,
-    also across classes.
-
-    Returns:
-        The samples in their order, with new leaf ids.
-
-    Raises:
-        DataError: `leaf-map.json` is damaged.
-    """
-    chosen = tuple(samples)
-    named = leaf_ids(chosen, folder.classes, read_leaf_map(folder.root))
-    sets = DisjointSets(sample.path for sample in chosen)
-    by_leaf: dict[str, list[str]] = defaultdict(list)
-    hashes: dict[int, dict[str, int]] = defaultdict(dict)
-    for sample in sorted(chosen, key=lambda sample: sample.path):
-        if sample.path in named:
-            by_leaf[named[sample.path]].append(sample.path)
-        value = inspection.records[sample.path].phash
-        if value is not None:
-            hashes[sample.label][sample.path] = value
-    for paths in by_leaf.values():
-        sets.join_all(paths)
-    for paths in exact_groups({sample.path: inspection.records[sample.path].digest for sample in chosen}):
-        sets.join_all(paths)
-    for paths in copy_groups(looks_of(chosen, inspection)):
-        sets.join_all(paths)
-    for paths in sibling_groups(chosen, split_folders=folder.in_split_folders):
-        sets.join_all(paths)
-    for of_class in hashes.values():
-        for paths in near_groups(of_class):
-            # Names know better than likeness: different PlantVillage leaves in one pose look alike.
-            if any(path not in named for path in paths):
-                sets.join_all(paths)
-    leaf_of: dict[str, str] = {}
-    for group in sets.groups():
-        leaf_of.update(dict.fromkeys(group, min((named[path] for path in group if path in named), default=min(group))))
-    return tuple(replace(sample, leaf_id=leaf_of[sample.path]) for sample in chosen)
 
 
 def make_split(
@@ -224,26 +52,127 @@ def make_split(
         seed: of the orders that are tried.
 
     Raises:
-        DataError: impossible fractions, or too few leaves to fill a wanted part.
+        DataError: impossible fractions, or too few leaves to fill a part.
     """
-    _check_fractions(val_fraction, test_fraction)
-    groups = leaf_groups(samples)
+    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise DataError(f"a {name} fraction from 0 to below 1", str(fraction), "correct it")
+    if val_fraction + test_fraction >= 1:
+        raise DataError("val and test fractions below 1 together", f"{val_fraction} + {test_fraction}", "lower them")
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
+    placement = _Placement(samples, fractions)
+    trials = max(1, min(_MAX_TRIALS, _PLACEMENTS // max(1, len(placement.groups))))
+    attempts = (placement.attempt(np.random.default_rng([seed, trial])) for trial in range(trials))
+    part_of_group = min(attempts, key=lambda attempt: attempt[0])[1]
     parts: list[list[str]] = [[], [], []]
-    for group, part in zip(groups, place(groups, fractions, seed), strict=True):
+    for group, part in zip(placement.groups, part_of_group, strict=True):
         parts[part] += group.paths
     for name, paths, fraction in zip(SPLIT_NAMES, parts, fractions, strict=True):
         if fraction > 0 and not paths:
             raise DataError(
                 "enough leaves for train, val and test",
-                f"{len(groups)} leaf groups, none left for {name}",
+                f"{len(placement.groups)} leaf groups, none left for {name}",
                 "add photos of other leaves",
             )
     return Split(*(tuple(sorted(paths)) for paths in parts))
 
 
+@dataclass(frozen=True)
+class _LeafGroup:
+    """The photos of one leaf."""
+
+    paths: tuple[str, ...]  # sorted
+    counts: tuple[tuple[int, int], ...]  # (class, photos); one pair but for files under two labels
+
+
+class _Placement:
+    """Places leaf groups into train (0), val (1) and test (2); a part with share 0 stays empty."""
+
+    def __init__(self, samples: Iterable[Sample], fractions: Sequence[float]) -> None:
+        by_leaf: dict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            by_leaf[sample.leaf_id].append(sample)
+        groups = (
+            _LeafGroup(
+                tuple(sorted(one.path for one in leaf)), tuple(sorted(Counter(one.label for one in leaf).items()))
+            )
+            for leaf in by_leaf.values()
+        )
+        # The same order for any order of the samples.
+        self.groups = sorted(groups, key=lambda group: group.paths)
+        self._used = [part for part in range(3) if fractions[part] > 0]
+        n_classes = 1 + max((label for group in self.groups for label, _ in group.counts), default=-1)
+        self._totals = [0.0] * n_classes
+        leaves = [0] * n_classes
+        for group in self.groups:
+            for label, count in group.counts:
+                self._totals[label] += count
+                leaves[label] += 1
+        self._targets = [[fraction * total for total in self._totals] for fraction in fractions]
+        # The order in which a class with few leaves gets its parts.
+        wanted = [part for part in (0, 2, 1) if part in self._used]
+        self._required = [wanted[:count] for count in leaves]
+
+    def attempt(self, rng: np.random.Generator) -> tuple[float, list[int]]:
+        """One random order; gives the deviation (lower is better) and the part of each group."""
+        sizes = np.array([len(group.paths) for group in self.groups])
+        order = np.argsort(-sizes * np.exp(0.5 * rng.standard_normal(len(sizes))), kind="stable")
+        counts = [[0.0] * len(self._totals) for _ in range(3)]
+        parts = [0] * len(self.groups)
+        for index in order.tolist():
+            group = self.groups[index]
+            parts[index] = min(self._used, key=lambda part: self._added_cost(counts, group, part))
+            for label, count in group.counts:
+                counts[parts[index]][label] += count
+        missing = self._repair(parts, counts)
+        deviation = sum(
+            ((counts[part][label] - self._targets[part][label]) / total) ** 2
+            for part in self._used
+            for label, total in enumerate(self._totals)
+            if total
+        )
+        return missing + deviation, parts
+
+    def _added_cost(self, counts: list[list[float]], group: _LeafGroup, part: int) -> float:
+        """How much the squared deviation grows; a difference of squares, so that one group costs constant time."""
+        return sum(
+            count * (2 * (counts[part][label] - self._targets[part][label]) + count) / self._totals[label] ** 2
+            for label, count in group.counts
+        )
+
+    def _repair(self, parts: list[int], counts: list[list[float]]) -> int:
+        """Moves groups into required parts that a class lacks; gives how many parts stay without photos."""
+        by_class: dict[int, list[int]] = defaultdict(list)
+        for index, group in enumerate(self.groups):
+            for label, _ in group.counts:
+                by_class[label].append(index)
+        missing = 0
+        for label, required in enumerate(self._required):
+            for part in required:
+                if counts[part][label]:
+                    continue
+                donors = [index for index in by_class[label] if self._may_leave(index, parts, by_class)]
+                if not donors:
+                    missing += 1
+                    continue
+                moved = min(donors, key=lambda index: (self._added_cost(counts, self.groups[index], part), index))
+                for moved_label, count in self.groups[moved].counts:
+                    counts[parts[moved]][moved_label] -= count
+                    counts[part][moved_label] += count
+                parts[moved] = part
+        return missing
+
+    def _may_leave(self, index: int, parts: list[int], by_class: Mapping[int, list[int]]) -> bool:
+        """Whether none of the group's classes loses a part that it requires."""
+        part = parts[index]
+        return all(
+            part not in self._required[label] or sum(parts[other] == part for other in by_class[label]) > 1
+            for label, _ in self.groups[index].counts
+        )
+
+
 def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
-    """The photos that have labels where only a share of them has: drawn from each class, at least one of it.
+    """The photos that keep their labels where only a share does: drawn from each class, at least one of it.
 
     A smaller share of the same seed is part of a larger one, and a photo more or less moves few others.
 
@@ -258,8 +187,6 @@ def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) ->
         [20, 6, 2]
     """
     chosen = tuple(samples)
-    if share == 1:
-        return chosen
     by_class: dict[int, list[str]] = defaultdict(list)
     for sample in chosen:
         by_class[sample.label].append(sample.path)
@@ -279,18 +206,16 @@ def write_split(
     test_fraction: float | None,
     fingerprint: str,
 ) -> None:
-    """Writes a split as JSON, whole or not at all, with what it was made from; None where it was given."""
-    write_json(
-        path,
-        {
-            "format_version": FORMAT_VERSION,
-            "seed": seed,
-            "val_fraction": val_fraction,
-            "test_fraction": test_fraction,
-            "data_fingerprint": fingerprint,
-            "splits": {name: list(paths) for name, paths in split.parts().items()},
-        },
-    )
+    """Writes a split as JSON, whole or not at all, with the settings that made it; None where it was given."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+        "data_fingerprint": fingerprint,
+        "splits": asdict(split),
+    }
+    write_json(path, document)
 
 
 def read_split(path: Path) -> Split:
@@ -324,7 +249,7 @@ def read_split(path: Path) -> Split:
 
 
 def digests_of(split: Split) -> dict[str, str]:
-    """Names the photos for validation and for the test, without telling them: `{"val": sha256, "test": sha256}`."""
+    """Names the photos for validation and for the test without revealing them: `{"val": sha256, "test": sha256}`."""
     return {
         name: sha256("\n".join(sorted(split.parts()[name])).encode("utf-8", "surrogateescape")).hexdigest()
         for name in ("val", "test")
@@ -332,7 +257,7 @@ def digests_of(split: Split) -> dict[str, str]:
 
 
 def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
-    """Looks the photos of a split up in the data.
+    """Looks up the photos of a split in the data.
 
     Returns:
         Sample path -> "train", "val" or "test"; samples that the split does not name are absent.
@@ -365,11 +290,3 @@ def unnamed_photos(samples: Iterable[Sample], part_of: Mapping[str, str]) -> lis
         return []
     count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
     return [f"left out: {count} that the split file does not name, the first '{paths[0]}'"]
-
-
-def _check_fractions(val_fraction: float, test_fraction: float) -> None:
-    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise DataError(f"a {name} fraction from 0 to below 1", str(fraction), "correct it")
-    if val_fraction + test_fraction >= 1:
-        raise DataError("val and test fractions below 1 together", f"{val_fraction} + {test_fraction}", "lower them")

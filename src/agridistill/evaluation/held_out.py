@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from agridistill.arguments import described, to_path
-from agridistill.data.cache import InspectionStore
 from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, left_out
-from agridistill.data.inspection import fingerprint, inspect_photos, turned_phashes_of, usable_samples
+from agridistill.data.inspection import InspectionStore, fingerprint, inspect_photos, turned_phashes_of, usable_samples
 from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.leaf_ids import assign_leaf_ids
 from agridistill.data.learnt import LearntPhotos, read_learnt
-from agridistill.data.split import Split, assign_leaf_ids, digests_of, match_split, read_split, unnamed_photos
+from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
 from agridistill.evaluation.evaluate import EvaluationResult, evaluate
 from agridistill.manifest import ModelManifest, composed, require_same_classes

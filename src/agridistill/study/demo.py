@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agridistill.data.datasets.drawn_leaves import draw_leaves
+from agridistill.data.drawn_leaves import draw_leaves
 from agridistill.data.views import Augmentation
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agridistill.data.folder import SPLIT_NAMES, Sample
-from agridistill.data.prepare import PreparedData, check_parts, tell_shared_leaves
+from agridistill.data.prepare import PreparedData, check_parts, warn_of_shared_leaves
 from agridistill.data.split import Split, labelled_share, read_split
 from agridistill.errors import DataError
 from agridistill.training.run_folder import RunFolder, run_of
@@ -50,7 +50,7 @@ def parted_beside(earlier: Mapping[str, RunFolder], prepared: PreparedData, sett
             if found is not None:
                 prepared, taken = found, name
                 # An earlier version may have made it, which did not know turned copies.
-                tell_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
+                warn_of_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
                 break
     for name, run in earlier.items():
         if name != taken:

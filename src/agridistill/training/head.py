@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from agridistill.data.cache import Kept
+from agridistill.data.cache import DerivedCache
 from agridistill.data.folder import Sample
 from agridistill.data.loader import Batch, PhotoDataset, ViewKey, collate
 from agridistill.data.views import Augmentation, plain_settings, view_seed
@@ -91,11 +91,11 @@ class FitHead(Callback):
     @torch.no_grad()
     def _features(self, model: nn.Module, device: torch.device) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features `(N, C)` of a few views of each photo by a network in inference, and their labels `(N,)`."""
-        kept = Kept("features", self.root, self._way(model))
+        kept = DerivedCache("features", self.root, self._way(model))
         keys = self._keys()
         rows: dict[ViewKey, NDArray[np.float32]] = {}
         for key in keys:
-            content = kept.read(kept.place(self.photos[key.position].path, str(key.seed)))
+            content = kept.read(kept.path_for(self.photos[key.position].path, str(key.seed)))
             if content is not None:
                 rows[key] = np.frombuffer(content, np.float16).astype(np.float32)
         missing = [key for key in keys if key not in rows]
@@ -110,7 +110,7 @@ class FitHead(Callback):
                 found, batch.position.tolist(), batch.view.tolist(), batch.seed.tolist(), strict=True
             ):
                 rows[ViewKey(position, view, seed)] = row.astype(np.float32)
-                kept.write(kept.place(self.photos[position].path, str(seed)), row.tobytes())
+                kept.write(kept.path_for(self.photos[position].path, str(seed)), row.tobytes())
         read = [key for key in keys if key in rows]
         labels = np.array([self.photos[key.position].label for key in read], np.int64)
         return np.stack([rows[key] for key in read]), labels

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from agridistill.data.datasets.fetch import ArchiveLimits, list_files, unpack
+from agridistill.data.datasets.archive import ArchiveLimits, list_files, unpack
 from agridistill.errors import FetchError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.datasets.plantvillage import leaf_ids, read_leaf_map
+from agridistill.data.datasets.plantvillage import leaves_of, read_leaf_map
 from agridistill.data.folder import Sample
 from agridistill.errors import DataError
 
@@ -21,7 +21,7 @@ def _samples(*names: str, label: int = 0) -> list[Sample]:
 def _groups(samples: list[Sample], leaf_map: dict[str, tuple[str, ...]] | None = None) -> set[frozenset[str]]:
     """The leaf groups as sets of bare names."""
     found = defaultdict(set)
-    for path, leaf in leaf_ids(samples, CLASSES, leaf_map).items():
+    for path, leaf in leaves_of(samples, CLASSES, leaf_map).items():
         found[leaf].add(Path(path).stem.removeprefix(UUID))
     return {frozenset(group) for group in found.values()}
 
@@ -36,7 +36,7 @@ def test_neighbouring_shots_are_one_leaf_and_far_ones_are_not() -> None:
 
 def test_the_same_number_in_another_series_or_class_is_another_leaf() -> None:
     samples = _samples(f"{UUID}RS_Late.B 12.jpg", f"{UUID}RS_HL 12.jpg") + _samples(f"{UUID}RS_HL 12.jpg", label=1)
-    assert len(set(leaf_ids(samples, CLASSES, None).values())) == 3
+    assert len(set(leaves_of(samples, CLASSES, None).values())) == 3
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_camera_number_behind_the_word_leaf_is_a_shot() -> None:
 
 @pytest.mark.parametrize("name", [f"{UUID}2700323949_95aa2eaa01_o.jpg", "IMG 0001.jpg", "IMG_0001.jpg", "leaf 3.jpg"])
 def test_names_that_say_nothing_are_absent(name: str) -> None:
-    assert leaf_ids(_samples(name), CLASSES, None) == {}
+    assert leaves_of(_samples(name), CLASSES, None) == {}
 
 
 def test_a_known_series_is_understood_without_its_uuid() -> None:
@@ -87,7 +87,7 @@ def test_the_leaf_map_parts_shots_that_names_would_join() -> None:
     samples = _samples(*(f"{UUID}RS_Late.B {number}.jpg" for number in (4894, 4895, 4897, 4898)))
     leaf_map = {f"rs_late.b {number}": (f"{CLASSES[0]}:::12.0",) for number in (4894, 4895)}
     leaf_map |= {f"rs_late.b {number}": (f"{CLASSES[0]}:::13.0",) for number in (4897, 4898)}
-    found = leaf_ids(samples, CLASSES, leaf_map)
+    found = leaves_of(samples, CLASSES, leaf_map)
     assert set(found.values()) == {f"{CLASSES[0]}:::12.0", f"{CLASSES[0]}:::13.0"}
     assert len(_groups(samples, leaf_map)) == 2
 
@@ -104,13 +104,13 @@ def test_an_entry_of_another_class_in_the_leaf_map_is_left_out() -> None:
         "rs_hl 0003": ("Soybean___healthy:::5.0", f"{CLASSES[1]}:::1.0"),
         "rs_hl 0100": ("Soybean___healthy:::5.0",),
     }
-    found = leaf_ids(samples, CLASSES, leaf_map)
+    found = leaves_of(samples, CLASSES, leaf_map)
     assert sorted(found.values()) == [f"{CLASSES[1]}:::1.0", f"{CLASSES[1]}:rs_hl 0100"]
 
 
 def test_leaf_ids_do_not_depend_on_the_order_of_the_samples() -> None:
     samples = _samples(*(f"{UUID}RS_Late.B {number}.jpg" for number in range(10, 60, 7)), f"{UUID}GHLB Leaf 3.2.jpg")
-    assert leaf_ids(samples, CLASSES, None) == leaf_ids(samples[::-1], CLASSES, None)
+    assert leaves_of(samples, CLASSES, None) == leaves_of(samples[::-1], CLASSES, None)
 
 
 @pytest.mark.parametrize("where", [".", "raw/color"])

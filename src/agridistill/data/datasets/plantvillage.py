@@ -1,12 +1,11 @@
-"""Which PlantVillage photos show the same leaf, from their names and from the data set's `leaf-map.json`.
+"""PlantVillage: its tomato classes, and which photos show the same leaf by their names and by `leaf-map.json`.
 
 Names look like `<uuid>___RS_Late.B 4892.jpg` (a series and a camera's shot number) or
 `<uuid>___GHLB Leaf 2.1 Day 12.jpg` (the leaf is named; the figure after the point counts its photos). Copies drop the
 uuid, and append ` copy`, ` 2`, `_flipLR` and the like.
 
-Leaves were shot in a row, mostly two to five photos each, but the names do not tell where one leaf ends. Groups are
-therefore made coarse: a group too large costs a little balance, a group too small leaks a leaf from training into the
-test.
+Leaves were shot in a row, mostly two to five photos each, but the names do not show where one leaf ends. Groups are
+therefore coarse: a group too large costs a little balance, a group too small leaks a leaf from training into the test.
 """
 
 from __future__ import annotations
@@ -21,9 +20,21 @@ from itertools import pairwise
 from pathlib import Path
 
 from agridistill.data.folder import Sample
-from agridistill.data.likeness import DisjointSets
+from agridistill.data.likeness import merge_groups
 from agridistill.errors import DataError
 
+TOMATO_CLASSES = (
+    "Tomato___Bacterial_spot",
+    "Tomato___Early_blight",
+    "Tomato___Late_blight",
+    "Tomato___Leaf_Mold",
+    "Tomato___Septoria_leaf_spot",
+    "Tomato___Spider_mites Two-spotted_spider_mite",
+    "Tomato___Target_Spot",
+    "Tomato___Tomato_Yellow_Leaf_Curl_Virus",
+    "Tomato___Tomato_mosaic_virus",
+    "Tomato___healthy",
+)
 LEAF_MAP_NAME = "leaf-map.json"
 # Copies of the data lack photos, and missing numbers may hide shots of the same leaf: of "Matt.S_CG" the shots 1019
 # and 1027, with none between them, show one leaf; a leaf of "UF.GRC_YLCV_Lab" has 25 shots.
@@ -48,31 +59,24 @@ _TOMATO_SERIES = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """What a file name tells: a named leaf, or a shot in a series (then `leaf` is None)."""
+    """A file name: a named leaf, or a shot in a series (then `leaf` is None)."""
 
     stem: str
     series: str
     number: str
     leaf: str | None
 
-    @property
-    def mark(self) -> str:
-        return self.leaf or f"{self.series} {self.number}"
 
-
-def read_leaf_map(root: Path) -> LeafMap | None:
-    """Reads `leaf-map.json` from the data folder or its parent; None where there is none.
+def leaf_ids(root: Path, samples: Iterable[Sample], classes: Sequence[str]) -> dict[str, str]:
+    """The leaf of each photo whose name is understood, see `leaves_of`.
 
     Raises:
-        DataError: the file is not a JSON object of lists of leaf ids.
+        DataError: a `leaf-map.json` in the folder or its parent is damaged.
     """
-    for path in (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME):
-        if path.is_file():
-            return _parse_leaf_map(path)
-    return None
+    return leaves_of(samples, classes, read_leaf_map(root))
 
 
-def leaf_ids(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
+def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
     """The leaf of each photo whose name is understood.
 
     The leaf map wins over names. Photos that it does not list are joined with the photos of the same class and series
@@ -81,32 +85,67 @@ def leaf_ids(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMa
     Returns:
         Sample path -> leaf id; photos with other names are absent.
     """
-    names = {sample.path: name for sample in samples if (name := _parse_name(sample.path)) is not None}
-    class_of = {sample.path: classes[sample.label] for sample in samples}
-    mapped = {path: _mapped_leaves(name, class_of[path], leaf_map or {}) for path, name in names.items()}
-    sets = DisjointSets(names)
-    same_leaf: dict[tuple[str, str], list[str]] = defaultdict(list)
+    names: dict[str, _Name] = {}
+    mapped: dict[str, list[str]] = {}
+    class_of: dict[str, str] = {}
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     shots: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-    for path, name in names.items():
+    for sample in samples:
+        path, class_name, name = sample.path, classes[sample.label], _parse_name(sample.path)
+        if name is None:
+            continue
+        leaves = (leaf_map or {}).get(name.stem) or (leaf_map or {}).get(f"{name.series} {name.number}") or ()
+        # Series of several crops share names: entries of other classes do not count.
+        mapped[path] = [leaf for leaf in leaves if ":::" not in leaf or leaf.split(":::", 1)[0] == class_name]
+        names[path], class_of[path] = name, class_name
         for leaf in mapped[path]:
-            same_leaf["", leaf].append(path)
+            groups["", leaf].append(path)
         if name.leaf is None:
-            shots[class_of[path], name.series].append((int(name.number), path))
+            shots[class_name, name.series].append((int(name.number), path))
         elif not mapped[path]:
-            same_leaf[class_of[path], name.leaf].append(path)
-    for paths in same_leaf.values():
-        sets.join_all(paths)
-    for series in shots.values():
-        for (number, path), (next_number, next_path) in pairwise(sorted(series)):
-            if next_number - number <= MAX_SHOT_GAP and not (mapped[path] and mapped[next_path]):
-                sets.join(path, next_path)
+            groups[class_name, name.leaf].append(path)
+    neighbours = [
+        (path, next_path)
+        for series in shots.values()
+        for (number, path), (next_number, next_path) in pairwise(sorted(series))
+        if next_number - number <= MAX_SHOT_GAP and not (mapped[path] and mapped[next_path])
+    ]
     found: dict[str, str] = {}
-    for group in sets.groups():
-        # The smallest mark of all, so that the order of the samples does not matter.
-        marks = [leaf for path in group for leaf in mapped[path]]
-        marks = marks or [f"{class_of[path]}:{names[path].mark}" for path in group]
-        found.update(dict.fromkeys(group, min(marks)))
+    for group in merge_groups(names, (*groups.values(), *neighbours)):
+        # The smallest of all, so that the order of the samples does not matter.
+        ids = [leaf for path in group for leaf in mapped[path]]
+        ids = ids or [
+            f"{class_of[path]}:{names[path].leaf or f'{names[path].series} {names[path].number}'}" for path in group
+        ]
+        found.update(dict.fromkeys(group, min(ids)))
     return found
+
+
+def read_leaf_map(root: Path) -> LeafMap | None:
+    """Reads `leaf-map.json` from the data folder or its parent; None where there is none.
+
+    Raises:
+        DataError: the file is not a JSON object of lists of leaf ids.
+    """
+    path = next(
+        (path for path in (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME) if path.is_file()), None
+    )
+    if path is None:
+        return None
+    remedy = "restore the file or remove it"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("a leaf map in JSON", f"'{path}' ({error})", remedy) from None
+    if not isinstance(raw, dict):
+        raise DataError("a leaf map: name -> [leaf]", f"'{path}', which holds no object", remedy)
+    leaf_map: dict[str, tuple[str, ...]] = {}
+    for key, value in raw.items():
+        entries = [value] if isinstance(value, str) else value
+        if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
+            raise DataError("a leaf map: name -> [leaf]", f"{value!r} for '{key}' in '{path}'", remedy)
+        leaf_map[" ".join(key.lower().split())] = tuple(entries)
+    return leaf_map
 
 
 def _parse_name(path: str) -> _Name | None:
@@ -122,29 +161,3 @@ def _parse_name(path: str) -> _Name | None:
     if shot is None or not (has_uuid or shot["series"] in _TOMATO_SERIES):
         return None
     return _Name(rest, shot["series"], shot["number"], None)
-
-
-def _mapped_leaves(name: _Name, class_name: str, leaf_map: LeafMap) -> tuple[str, ...]:
-    """The map's leaves of a photo; entries of other classes are left out, for series of several crops share names."""
-    entries = leaf_map.get(name.stem) or leaf_map.get(f"{name.series} {name.number}") or ()
-    return tuple(entry for entry in entries if ":::" not in entry or entry.split(":::", 1)[0] == class_name)
-
-
-def _parse_leaf_map(path: Path) -> LeafMap:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("a leaf map in JSON", f"'{path}' ({error})", "restore the file or remove it") from None
-    if not isinstance(raw, dict):
-        raise DataError(
-            "a leaf map: name -> [leaf]", f"'{path}', which holds no object", "restore the file or remove it"
-        )
-    leaf_map: dict[str, tuple[str, ...]] = {}
-    for key, value in raw.items():
-        entries = [value] if isinstance(value, str) else value
-        if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
-            raise DataError(
-                "a leaf map: name -> [leaf]", f"{value!r} for '{key}' in '{path}'", "restore the file or remove it"
-            )
-        leaf_map[" ".join(key.lower().split())] = tuple(entries)
-    return leaf_map

@@ -14,8 +14,8 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from agridistill.data.datasets import drawn_leaves
-from agridistill.data.datasets.drawn_leaves import CLASSES, draw_leaf, draw_leaves
+from agridistill.data import drawn_leaves
+from agridistill.data.drawn_leaves import CLASSES, draw_leaf, draw_leaves
 from agridistill.errors import DataError
 
 NAME = re.compile(r"(?P<uuid>[0-9a-f-]{36})___SYN_[A-Z]+ Leaf (?P<leaf>\d+)\.(?P<shot>\d+)\.jpg")
