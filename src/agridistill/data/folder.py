@@ -1,4 +1,4 @@
-"""Class folders -> list of samples. Only names are read here, never pixels."""
+"""Class folders -> list of samples. Only names are read here, no pixels."""
 
 from __future__ import annotations
 
@@ -32,49 +32,29 @@ _SHOWN_SUFFIXES = 5
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled photo.
+    """One labelled photo."""
 
-    Attributes:
-        path: relative to the data folder, with forward slashes.
-        label: index into the class list.
-        leaf_id: the same for all photos of one leaf; the photo's own path where nothing is known.
-    """
-
-    path: str
-    label: int
-    leaf_id: str
+    path: str  # relative to the data folder, with forward slashes
+    label: int  # index into the class list
+    leaf_id: str  # the same for all photos of one leaf; the photo's own path where nothing is known
 
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """A scanned data folder.
-
-    Attributes:
-        root: the data folder.
-        classes: class names in Unicode's normal form C, sorted; a label is an index into them.
-        samples: all files with a photo's suffix, sorted by path.
-        given_split: the split of each sample's path, from train/val/test folders or a label file; None elsewhere.
-        in_split_folders: whether the first folder of each path is that of its split.
-        strays: other files among the photos (relative paths), pictures of `predict --explain` too; they are never used.
-        without_photos: class folders in which no file has a photo's suffix -> the files that they do hold; such a
-            folder is none of the classes.
-        unlabelled: photos in no class folder, or that no row of a label file names; they are never used.
-        problems: what is wrong with a label file, a sentence each.
-        notes: how classes were found, where that is not plain, a sentence each.
-        alike_names: groups of class folders' names that differ in capitals, spaces or normal form alone.
-    """
+    """A scanned data folder. All paths are relative to its root."""
 
     root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    given_split: Mapping[str, str] | None = None
-    strays: tuple[str, ...] = field(default=())
+    classes: tuple[str, ...]  # in Unicode's normal form C, sorted; a label is an index into them
+    samples: tuple[Sample, ...]  # all files with a photo's suffix, sorted by path
+    given_split: Mapping[str, str] | None = None  # path -> split, from train/val/test folders or a label file
+    strays: tuple[str, ...] = ()  # other files among the photos, pictures of `predict --explain` too; never used
     without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unlabelled: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    alike_names: tuple[tuple[str, ...], ...] = ()
-    in_split_folders: bool = False
+    """Class folders without any photo -> the files in them; such a folder is none of the classes."""
+    unlabelled: tuple[str, ...] = ()  # photos in no class folder, or without a row in a label file; never used
+    problems: tuple[str, ...] = ()  # of a label file, a sentence each
+    notes: tuple[str, ...] = ()  # how classes were found, where that is not obvious, a sentence each
+    alike_names: tuple[tuple[str, ...], ...] = ()  # classes that differ in capitals, spaces or normal form alone
+    in_split_folders: bool = False  # the first folder of each path is that of its split
 
 
 def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> PhotoFolder:
@@ -88,8 +68,8 @@ def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> Pho
         min_classes: fewer are an error.
 
     Raises:
-        DataError: not a folder, empty, too few classes, classes that differ between the splits, folders of
-            something else beside those of splits, two folders of one split, or folders that may be no classes.
+        DataError: not a folder, empty, too few classes, classes that differ between the splits, other folders beside
+            those of splits, two folders of one split, or folders that may be no classes.
     """
     require_folder(root)
     folders = subfolders(root)
@@ -129,18 +109,15 @@ def require_outside(path: Path, root: Path, option: str = "--out") -> None:
     """Checks that results do not go into the photo folder, where their folder would become a class.
 
     Args:
-        path: that will be written.
+        path: that will be written; hidden names are allowed.
         root: the photo folder.
         option: that named the path, for the error.
 
     Raises:
-        DataError: it lies in the photo folder, not hidden by a dot.
+        DataError: it lies in the photo folder.
     """
-    whole, photos = path.resolve(), root.resolve()
-    if not whole.is_relative_to(photos):
-        return
-    inside = whole.relative_to(photos).parts
-    if not any(part.startswith(".") for part in inside):
+    full, photos = path.resolve(), root.resolve()
+    if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
         raise DataError(
             f"{option} outside the photo folder, in which each folder is a class",
             f"'{path}' in '{root}'",
@@ -149,9 +126,9 @@ def require_outside(path: Path, root: Path, option: str = "--out") -> None:
 
 
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
-    """The folder of each split; None where the folders are classes, of which one may be called like a split.
+    """The folder of each split; None where the folders are classes, of which one may be named like a split.
 
-    What is neither the one nor the other is refused: read as classes it would make a model of "train" and "test".
+    A mixture is refused: read as classes it would make a model of "train" and "test".
     """
     found = split_folders(folders)
     train, named = found.get("train", []), [name for names in found.values() for name in names]
@@ -218,9 +195,8 @@ def _scan_classes(
 
     Args:
         root: the data folder.
-        folders: pairs of a folder (relative to the root) and the class whose photos it holds.
-        nested: as for `scan`.
-        min_classes: as for `scan`.
+        folders: pairs of a folder (relative to the root) and the class of its photos.
+        nested, min_classes: as for `scan`.
         split_of: folder of a split -> split; None where there are none.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
@@ -289,7 +265,7 @@ def _too_few_classes(
 
 
 def described_without_photos(name: str, files: Sequence[str]) -> str:
-    """A class folder without photos, and what it holds in their place.
+    """A class folder without photos, and the files in it.
 
     Example:
         >>> described_without_photos("rust", ["rust/1.heic", "rust/2.heic"])
@@ -300,7 +276,7 @@ def described_without_photos(name: str, files: Sequence[str]) -> str:
 
 
 def left_out(folder: PhotoFolder) -> list[str]:
-    """What a scan has left out that its user may miss, a sentence each."""
+    """What a scan left out although it may be wanted, a sentence each."""
     lines = list(folder.problems)
     if folder.unlabelled:
         count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"

@@ -1,10 +1,11 @@
-"""Rare classes as often as common ones: which photos an epoch shows, as a function of the epoch alone."""
+"""Photos -> batches, read as they are needed; the same batches with any number of workers and processes."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,77 +23,26 @@ from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, to_pixels
 
-# Keeps these draws apart from those of the epochs' orders and the first views.
-_ORDERS = 1 << 41
-
-
-def members_of_classes(labels: Sequence[int]) -> list[NDArray[np.int64]]:
-    """Positions of the photos of each class that has any."""
-    every = np.asarray(labels)
-    return [np.flatnonzero(every == label) for label in np.unique(every)]
-
-
-def balanced_epoch(
-    classes: Sequence[NDArray[np.int64]], total: int, *, epoch: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The photos of one epoch, class by class.
-
-    The draws of a class are counted through all epochs and go through its photos in turn, in a new order each time.
-    What `total` leaves over goes to the classes in turn.
-
-    Args:
-        classes: positions of each class's photos, see `members_of_classes`.
-        total: photos of an epoch.
-        epoch: from 0.
-        seed: of the orders.
-
-    Returns:
-        Positions `(total,)`, and how often each of these photos came before.
-    """
-    each, left = divmod(total, len(classes))
-    positions: list[int] = []
-    turns: list[int] = []
-    for number, members in enumerate(classes):
-        # The j-th left over, through all epochs, is of class j modulo K.
-        begin, end = (
-            each * before + max(0, -((number - left * before) // len(classes))) for before in (epoch, epoch + 1)
-        )
-        for turn in range(begin // len(members), (end - 1) // len(members) + 1):
-            order = np.random.default_rng((seed, _ORDERS, number, turn)).permutation(members)
-            start = turn * len(members)
-            part = order[max(begin - start, 0) : end - start]
-            positions += part.tolist()
-            turns += [turn] * len(part)
-    return np.array(positions, np.int64), np.array(turns, np.int64)
-
-
 logger = logging.getLogger(__name__)
 
 _FEW_PHOTOS = 256
-# Keeps the draw of the first views apart from those of the epochs' orders.
+# Keep these draws independent of those of the epochs' orders, and of each other.
 _FIRST_VIEWS = 1 << 40
+_CLASS_ORDERS = 1 << 41
 
 
 class Batch(NamedTuple):
-    """Photos as the model takes them, before normalisation.
+    """Photos as the model takes them, before normalisation."""
 
-    Attributes:
-        pixels: `(B, 3, H, W)` uint8 RGB, channels-last in memory.
-        target: `(B,)` int64 labels.
-        position: `(B,)` int64, of each photo in its split.
-        view: `(B,)` int64, number of each view among its photo's views; -1 for a photo as it is.
-        seed: `(B,)` int64, of each view; -1 for a photo as it is.
-    """
-
-    pixels: Tensor
-    target: Tensor
-    position: Tensor
-    view: Tensor
-    seed: Tensor
+    pixels: Tensor  # `(B, 3, H, W)` uint8 RGB, channels-last in memory
+    target: Tensor  # `(B,)` int64 labels
+    position: Tensor  # `(B,)` int64, of each photo in its split
+    view: Tensor  # `(B,)` int64, number of each view among its photo's views; -1 for a photo as it is
+    seed: Tensor  # `(B,)` int64, of each view; -1 for a photo as it is
 
 
 class ViewKey(NamedTuple):
-    """Which photo, and how it is seen; view and seed are -1 for a photo as it is."""
+    """A photo and one of its views; view and seed are -1 for the photo as it is."""
 
     position: int
     view: int
@@ -110,7 +60,7 @@ class PhotoDataset(Dataset[Item | None]):
         samples: the photos.
         preprocessing: image size and resize rule.
         augmentation: how far views differ from their photos; None where there are none.
-        keep_views: draws each view once and keeps its pixels; see `KeptViews`.
+        keep_views: draws each view once and caches its pixels; see `KeptViews`.
     """
 
     def __init__(
@@ -138,17 +88,16 @@ class PhotoDataset(Dataset[Item | None]):
             if self.augmentation is None or key.seed < 0:
                 pixels = to_pixels(self._photos.read(sample.path), self.preprocessing)
                 return pixels, sample.label, ViewKey(key.position, -1, -1)
-            return self._view(sample.path, key.seed, self.augmentation), sample.label, key
+            draw = partial(self._draw, sample.path, key.seed, self.augmentation)
+            pixels = self._kept.get(sample.path, key.seed, draw) if self._kept is not None else draw()
+            return pixels, sample.label, key
         except PhotoError as error:
-            # Photos were checked before the run: this one went bad since, and must not end a night's training.
+            # Photos were checked before the run: one that became unreadable must not end a night's training.
             logger.warning("left out: %s", error)
             return None
 
-    def _view(self, path: str, seed: int, augmentation: Augmentation) -> Pixels:
-        def draw() -> Pixels:
-            return render_view(self._photos.read(path), seed, augmentation, self.preprocessing)
-
-        return self._kept.get(path, seed, draw) if self._kept is not None else draw()
+    def _draw(self, path: str, seed: int, augmentation: Augmentation) -> Pixels:
+        return render_view(self._photos.read(path), seed, augmentation, self.preprocessing)
 
 
 class PhotoSampler(Sampler[ViewKey]):
@@ -168,10 +117,10 @@ class ViewSampler(Sampler[ViewKey]):
     """Order and views of one epoch, as a function of (seed, epoch) alone.
 
     Each photo has the views 0 to `views` - 1 and shows them in turn, from a start of its own. In every step all
-    processes together take the photos that a single one would take, so that their number changes no result.
+    processes combined take the photos that a single one would take: their number changes no result.
 
-    An epoch shows each photo once. With `balance` it shows as many photos, but each class equally often: those of a
-    rare class come several times, in different views, and each of them as often as the others, to one.
+    An epoch shows each photo once. With `balance` it shows as many photos, but each class equally often: the photos of
+    a rare class come several times, in different views, and each of them as often as the others, to one.
 
     Lightning calls `set_epoch` before each epoch, also after a resume.
 
@@ -180,7 +129,7 @@ class ViewSampler(Sampler[ViewKey]):
         seed: of the order, and of each photo's first view.
         view_seed: of the views' content; runs with the same one see the same views.
         views: of each photo, at least 1.
-        batch_size: photos a step, over all processes; what is left over at the end of an epoch is left out.
+        batch_size: photos a step, over all processes; the rest at the end of an epoch is left out.
         balance: shows each class equally often.
         rank: of this process.
         world: number of processes; divides the batch size.
@@ -206,7 +155,8 @@ class ViewSampler(Sampler[ViewKey]):
         # Batch norm needs full batches; but few photos are better than none.
         self.total = count - count % batch_size if count >= batch_size else count - count % world
         self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(views, size=count)
-        self._classes = members_of_classes([sample.label for sample in samples]) if balance else []
+        labels = np.array([sample.label for sample in samples])
+        self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balance else []
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, counted from 0."""
@@ -218,7 +168,7 @@ class ViewSampler(Sampler[ViewKey]):
     def __iter__(self) -> Iterator[ViewKey]:
         rng = np.random.default_rng((self.seed, self.epoch))
         if self._classes:
-            positions, turns = balanced_epoch(self._classes, self.total, epoch=self.epoch, seed=self.seed)
+            positions, turns = self._balanced()
             order = rng.permutation(self.total)
             positions, turns = positions[order], turns[order]
         else:
@@ -228,9 +178,32 @@ class ViewSampler(Sampler[ViewKey]):
             view = int(turn + self._first[position]) % self.views
             yield ViewKey(int(position), view, view_seed(self.view_seed, view, self.samples[position].path))
 
+    def _balanced(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The photos of a balanced epoch, class by class, and how often each was shown before.
+
+        The draws of a class are counted through all epochs and go through its photos in turn, in a new order each time.
+        The remainder of `total` goes to the classes in turn.
+        """
+        count = len(self._classes)
+        each, rest = divmod(self.total, count)
+        positions: list[int] = []
+        turns: list[int] = []
+        for number, members in enumerate(self._classes):
+            # The j-th of the remainders, through all epochs, is of class j modulo the number of classes.
+            begin, end = (
+                each * epochs + max(0, -((number - rest * epochs) // count)) for epochs in (self.epoch, self.epoch + 1)
+            )
+            for turn in range(begin // len(members), (end - 1) // len(members) + 1):
+                order = np.random.default_rng((self.seed, _CLASS_ORDERS, number, turn)).permutation(members)
+                start = turn * len(members)
+                part = order[max(begin - start, 0) : end - start]
+                positions += part.tolist()
+                turns += [turn] * len(part)
+        return np.array(positions, np.int64), np.array(turns, np.int64)
+
 
 def collate(items: Sequence[Item | None]) -> Batch | None:
-    """Stacks photos to a batch; photos that could not be read are left out. None where all of them were."""
+    """Stacks photos to a batch without those that could not be read; None where none could."""
     read = [item for item in items if item is not None]
     if not read:
         return None
@@ -240,13 +213,13 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
 
 
 def default_workers(accelerator: str, devices: int = 1) -> int:
-    """Loader processes of each process: enough to feed a GPU; beside training on the processor, two."""
+    """Loader processes of each process: enough to feed a GPU; two where the CPU trains."""
     cores = (os.cpu_count() or 1) // devices
     return max(1, min(12, cores - 2)) if accelerator != "cpu" else max(1, min(2, cores))
 
 
 def _yield_to_training(worker: int) -> None:
-    """Where the processor trains, a loader that interrupts one of its threads makes all of them wait."""
+    """Lowers a worker's priority where the CPU trains: interrupting one training thread makes all of them wait."""
     if not torch.cuda.is_available() and hasattr(os, "nice"):
         os.nice(19)
 
@@ -265,7 +238,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         view_seed: of the views' content; see `ViewSampler`.
         views: of each photo.
         workers: loader processes of each process; 0 reads in the training process.
-        keep_views: draws each view once and keeps its pixels; see `KeptViews`.
+        keep_views: draws each view once and caches its pixels; see `KeptViews`.
         balance: shows each class equally often; see `ViewSampler`.
     """
 
@@ -286,11 +259,11 @@ class PhotoDataModule(lightning.LightningDataModule):
         balance: bool = False,
     ) -> None:
         super().__init__()
-        self.balance = balance
         self.root, self.train, self.val = root, train, val
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.batch_size, self.workers = batch_size, workers
-        self.seed, self.view_seed, self.views, self.keep_views = seed, view_seed, views, keep_views
+        self.seed, self.view_seed, self.views = seed, view_seed, views
+        self.keep_views, self.balance = keep_views, balance
 
     @property
     def steps_per_epoch(self) -> int:
@@ -299,7 +272,7 @@ class PhotoDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Item | None]:
         """Seeded views in seeded order."""
-        rank, world = self._share()
+        rank, world = self._rank_and_world()
         sampler = ViewSampler(
             self.train,
             seed=self.seed,
@@ -311,24 +284,22 @@ class PhotoDataModule(lightning.LightningDataModule):
             world=world,
         )
         if self.trainer is not None:
-            # Lightning starts reading ahead before it tells the sampler the epoch: after a resume that is not epoch 0.
+            # Lightning starts to read ahead before it calls set_epoch; after a resume the epoch is not 0.
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
-        return self._loader(
-            self.train, self.augmentation, sampler, self.batch_size // world, self.workers, keep_workers=True
-        )
+        return self._loader(self.train, self.augmentation, sampler, self.workers, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Item | None]:
         """Every validation photo once, as it is."""
-        rank, world = self._share()
+        rank, world = self._rank_and_world()
         sampler = PhotoSampler(self.val, rank=rank, world=world)
-        # On a GPU an epoch may take less time than the start of so many processes; elsewhere they only take memory.
+        # On a GPU an epoch may be shorter than the start of the workers; elsewhere they only take memory.
         keep = torch.cuda.is_available()
-        # Starting processes takes seconds in every epoch, reading some hundred photos here one.
+        # Starting workers takes seconds in every epoch, reading a few hundred photos here one.
         workers = self.workers if keep or len(self.val) > _FEW_PHOTOS else 0
-        return self._loader(self.val, None, sampler, self.batch_size // world, workers, keep_workers=keep)
+        return self._loader(self.val, None, sampler, workers, keep_workers=keep)
 
-    def _share(self) -> tuple[int, int]:
+    def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
@@ -336,14 +307,13 @@ class PhotoDataModule(lightning.LightningDataModule):
         samples: Sequence[Sample],
         augmentation: Augmentation | None,
         sampler: Sampler[ViewKey],
-        batch_size: int,
         workers: int,
         *,
         keep_workers: bool,
     ) -> DataLoader[Item | None]:
         return DataLoader(
             PhotoDataset(self.root, samples, self.preprocessing, augmentation, keep_views=self.keep_views),
-            batch_size=batch_size,
+            batch_size=self.batch_size // self._rank_and_world()[1],
             sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
