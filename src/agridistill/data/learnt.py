@@ -1,11 +1,10 @@
-"""Which photos a model has learnt from, without their names: a file beside it, by which `evaluate` knows them again.
+"""The photos that a model has learnt from: a file beside the model, by which `evaluate` recognises them.
 
 These are the photos of training and validation (which chose its epoch and threshold), those of the run that it began
 from, and its teacher's.
 
-Each photo has five bytes in it, of a hash of its perceptual hash: nothing of the photo can be seen, and copies under
-other names, flipped, turned, in other sizes or of other quality are known as well (of resized and recompressed ones
-about nine in ten).
+The file has five bytes for each photo, of a hash of its perceptual hash: nothing of the photo can be seen, and copies
+are recognised as well: under other names, flipped, turned, and about nine in ten of the resized and recompressed ones.
 9,000 photos take 45 kB.
 """
 
@@ -25,20 +24,15 @@ logger = logging.getLogger(__name__)
 RUN_NAME, SUFFIX = "learnt.bin", ".learnt"
 
 _MAGIC = b"agridistill learnt photos 1\n"
-_FINGERPRINT_BYTES = 32
-# 9,000 learnt photos: by chance one of 15 million new ones, under eight turns, is taken for one of them.
+# With 9,000 learnt photos, one of 15 million new ones, under eight turns, is taken for one of them by chance.
 _ENTRY_BYTES = 5
 
 
 @dataclass(frozen=True)
 class LearntPhotos:
-    """Photos that a model has learnt from.
+    """Photos that a model has learnt from."""
 
-    Attributes:
-        entries: five bytes for each look of a photo.
-    """
-
-    entries: frozenset[bytes]
+    entries: frozenset[bytes]  # five bytes for each look of a photo
 
     def count(self, photos: Iterable[Iterable[int]]) -> int:
         """How many of these photos are among them.
@@ -61,25 +55,24 @@ def write_learnt(
 
     Args:
         path: to write.
-        data_fingerprint: of the data, as in the model's lineage: it says whose file this is.
+        data_fingerprint: of the data, as in the model's lineage: it ties the file to the model.
         phashes: 64-bit perceptual hashes of the photos.
         inherited: photos of the models that this one learnt from.
     """
     entries = sorted({_entry(phash) for phash in phashes}.union(*(each.entries for each in inherited)))
     with replacing(path) as temporary:
-        temporary.write_bytes(_MAGIC + _fingerprint(data_fingerprint) + b"".join(entries))
+        temporary.write_bytes(_head(data_fingerprint) + b"".join(entries))
 
 
 def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
-    """Reads the file of a model; None where there is none, or none of this model's, which is logged."""
+    """Reads the file of a model; None without one, and (with a warning) where it is damaged or of another model."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    start = len(_MAGIC) + _FINGERPRINT_BYTES
-    head, entries = content[:start], content[start:]
-    theirs = head == _MAGIC + _fingerprint(str(manifest.lineage.get("data_fingerprint")))
-    if not theirs or len(entries) % _ENTRY_BYTES:
+    head = _head(str(manifest.lineage.get("data_fingerprint")))
+    entries = content[len(head) :]
+    if not content.startswith(head) or len(entries) % _ENTRY_BYTES:
         logger.warning(
             "'%s' is damaged or of another model: photos that the model has learnt from are not recognised", path
         )
@@ -87,9 +80,9 @@ def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
     return LearntPhotos(frozenset(entries[at : at + _ENTRY_BYTES] for at in range(0, len(entries), _ENTRY_BYTES)))
 
 
-def _fingerprint(text: str) -> bytes:
+def _head(data_fingerprint: str) -> bytes:
     # Hashed again: a manifest may hold any text.
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return _MAGIC + hashlib.sha256(data_fingerprint.encode("utf-8", "surrogateescape")).digest()
 
 
 def _entry(phash: int) -> bytes:
