@@ -35,7 +35,7 @@ def test_other_files_are_strays_and_hidden_ones_are_passed_over(tmp_path: Path) 
     folder = scan(
         make(tmp_path, "a/1.jpg", "a/svn-r6Yb5c", "a/.DS_Store", ".git/x.jpg", "b/2.png", "b/notes.txt", "README.md")
     )
-    assert folder.strays == ("a/svn-r6Yb5c", "b/notes.txt")
+    assert folder.non_photo_files == ("a/svn-r6Yb5c", "b/notes.txt")
     assert len(folder.samples) == 2
 
 
@@ -119,7 +119,7 @@ def test_class_folders_without_photos_are_recorded_with_what_they_hold(tmp_path:
     folder = scan(tmp_path)
     assert folder.classes == ("a", "b")
     assert folder.without_photos == {"c": ("c/1.dng", "c/2.dng"), "d": ()}
-    assert folder.strays == ("c/1.dng", "c/2.dng")
+    assert folder.non_photo_files == ("c/1.dng", "c/2.dng")
 
 
 def test_a_class_with_photos_in_one_split_only_is_not_without_photos(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_bad_photos_and_strays_are_named_and_left_out(tmp_path: Path, write_fold
     (tmp_path / "rust" / "svn-r6Yb5c").write_bytes(b"")
     prepared = prepare_data(tmp_path)
     assert prepared.skipped == (("rust/bad.jpg", "not a photo"),)
-    assert prepared.strays == ("rust/svn-r6Yb5c",)
+    assert prepared.non_photo_files == ("rust/svn-r6Yb5c",)
     assert len(prepared.train + prepared.val + prepared.test) == 40
 
 

@@ -53,7 +53,7 @@ class CheckResult:
     classes: tuple[ClassCheck, ...]  # in label order
     unreadable: tuple[tuple[str, str], ...]  # (path, reason)
     oversize: tuple[tuple[str, str], ...]  # (path, reason): photos above the pixel limit
-    strays: tuple[str, ...]  # files among the photos that are no photos
+    non_photo_files: tuple[str, ...]  # files among the photos that are no photos
     without_photos: Mapping[str, tuple[str, ...]]  # class folder without a photo -> the files in it
     alike_names: Groups  # names of class folders that differ in capitals, spaces or normal form alone
     exact_duplicates: Groups  # identical files
@@ -76,6 +76,7 @@ class CheckResult:
         """The whole result as plain JSON values; counts are photos unless the key says otherwise."""
         document = asdict(self)
         document["root"] = str(self.root)
+        document["strays"] = document.pop("non_photo_files")
         document["imbalance_ratio"] = document.pop("imbalance")
         document["unassigned_photos"] = document.pop("unassigned")
         for key in ("unreadable", "oversize"):
@@ -138,7 +139,7 @@ def check(
         classes=classes,
         unreadable=tuple(bad[False]),
         oversize=tuple(bad[True]),
-        strays=folder.strays,
+        non_photo_files=folder.non_photo_files,
         without_photos=dict(folder.without_photos),
         alike_names=folder.alike_names,
         exact_duplicates=tuple(map(tuple, exact)),
@@ -195,8 +196,8 @@ def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
         if bad:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
-    if result.strays:
-        yield passed_over(result.strays)
+    if result.non_photo_files:
+        yield passed_over(result.non_photo_files)
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
     yield from map(alike_in_words, result.alike_names)

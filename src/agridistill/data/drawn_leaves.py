@@ -1,11 +1,9 @@
-"""Drawn leaves, for the demo and the tests only: what a model scores on them says nothing about real leaves."""
+"""Drawn leaves, for the demo and the tests only: scores on them predict nothing about real leaves."""
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from PIL import Image, ImageFilter
 from agridistill.data.leaf_shapes import SYMPTOMS, Floats, Leaf, Points, blurred, grid, grow, noise, to_bytes
 from agridistill.errors import DataError, nearest
 from agridistill.progress import ProgressCallback, silent
-from agridistill.storage import temporary_beside
+from agridistill.storage import replacing_folder
 
 CLASSES: tuple[str, ...] = tuple(SYMPTOMS)
 _SMALLEST_IMAGE = 32
@@ -43,7 +41,7 @@ def draw_leaf(
         >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size
         (64, 64)
     """
-    return photograph(_ill_leaf(class_name, rng_leaf, image_size), rng_shot)
+    return photograph(_diseased_leaf(class_name, rng_leaf, image_size), rng_shot)
 
 
 def draw_leaves(
@@ -80,7 +78,9 @@ def draw_leaves(
     _require("px for drawn leaves", image_size, _SMALLEST_IMAGE)
     total = len(CLASSES) * leaves_per_class * shots_per_leaf
     done = 0
-    with _new_folder(out) as folder:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError("a new or empty folder for drawn leaves", f"'{out}', which is in use", "name another folder")
+    with replacing_folder(out) as folder:
         for class_name in CLASSES:
             (folder / class_name).mkdir()
             for leaf in range(1, leaves_per_class + 1):
@@ -93,7 +93,7 @@ def draw_leaves(
 
 def _shots_of(class_name: str, leaf: int, shots: int, image_size: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
     key = (CLASSES.index(class_name), leaf)
-    drawn = _ill_leaf(class_name, _generator(seed, *key), image_size)
+    drawn = _diseased_leaf(class_name, _generator(seed, *key), image_size)
     initials = "".join(word[0] for word in class_name.split("_")).upper()
     for shot in range(1, shots + 1):
         identity = uuid.uuid5(uuid.NAMESPACE_OID, f"agridistill drawn leaf {seed} {class_name} {leaf} {shot}")
@@ -104,41 +104,19 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _ill_leaf(class_name: str, rng: np.random.Generator, image_size: int) -> Leaf:
+def _diseased_leaf(class_name: str, rng: np.random.Generator, image_size: int) -> Leaf:
     if class_name not in SYMPTOMS:
         raise DataError("a class of drawn leaves", repr(class_name), nearest(class_name, CLASSES))
     _require("px for drawn leaves", image_size, _SMALLEST_IMAGE)
     severity = rng.uniform(0.2, 1.0)
-    # Other leaves are a little curled too: the outline alone must not tell the class.
+    # Other leaves are a little curled too: the outline alone must not reveal the class.
     curl = 0.35 + 0.65 * severity if class_name == "yellow_curl" else rng.uniform(0, 0.35)
-    return SYMPTOMS[class_name](grow(rng, canvas_size(image_size), curl=curl), severity, rng)
+    return SYMPTOMS[class_name](grow(rng, 2 * image_size, curl=curl), severity, rng)
 
 
 def _require(what: str, number: int, smallest: int) -> None:
     if number < smallest:
         raise DataError(f"at least {smallest} {what}", str(number), "name a larger number")
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder to fill; renames it to `path` on success, removes it on any failure."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise DataError("a new or empty folder for drawn leaves", f"'{path}', which is in use", "name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def canvas_size(image_size: int) -> int:
-    """The canvas, in pixels, that a leaf needs for photos of `image_size`."""
-    return 2 * image_size
 
 
 def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
@@ -150,8 +128,8 @@ def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
     size = len(leaf.mask)
     pose, light = _Pose.random(rng), _Light.random(rng)
     fine_mask = pose.seen(leaf.mask, size)
-    # Only outline and colours need the fine canvas. Light adds up before film and eye bend it: so they are scaled
-    # down before the photo is developed.
+    # Only outline and colours need the fine canvas. They are scaled down before the photo is developed, because light
+    # adds up linearly only before that.
     mask, colour = _halved(fine_mask), _halved(pose.seen(leaf.colour, size) * fine_mask[..., None])
     height = pose.seen(_halved(leaf.height), size // 2)
     diffuse, gloss = light.on_leaf(height, 4 * pose.scale / size)
@@ -175,7 +153,7 @@ class _Pose:
         return cls(rng.normal(0, 0.3), rng.uniform(1.0, 1.25), rng.uniform(0.86, 1.0), (shift[0], shift[1] - 0.03))
 
     def coefficients(self, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[float, ...]:
-        """Pillow's six numbers, which lead from a pixel of the photo to its pixel of the canvas."""
+        """Pillow's six coefficients, from a pixel of the photo to its pixel of the canvas."""
         cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
         matrix = np.array([[cos / self.squeeze, sin / self.squeeze], [-sin, cos]])
         centre = np.full(2, size / 2)

@@ -47,7 +47,7 @@ class PhotoFolder:
     classes: tuple[str, ...]  # in Unicode's normal form C, sorted; a label is an index into them
     samples: tuple[Sample, ...]  # all files with a photo's suffix, sorted by path
     given_split: Mapping[str, str] | None = None  # path -> split, from train/val/test folders or a label file
-    strays: tuple[str, ...] = ()  # other files among the photos, pictures of `predict --explain` too; never used
+    non_photo_files: tuple[str, ...] = ()  # files among the photos, also pictures of `predict --explain`; never used
     without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class folders without any photo -> the files in them; such a folder is none of the classes."""
     unlabelled: tuple[str, ...] = ()  # photos in no class folder, or without a row in a label file; never used
@@ -203,9 +203,9 @@ def _scan_classes(
     others: defaultdict[str, list[str]] = defaultdict(list)
     photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for folder, name in folders:
-        photos, strays = _files(root, folder)
+        photos, other_files = _files(root, folder)
         photos_in[name].update(path[len(folder) + 1 :].rpartition("/")[0] for path in photos)
-        for paths, of_class in ((photos, found), (strays, others)):
+        for paths, of_class in ((photos, found), (other_files, others)):
             if nested:
                 for path in paths:
                     of_class[_nested_class(folder, name, path)].append(path)

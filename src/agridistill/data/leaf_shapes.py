@@ -1,4 +1,4 @@
-"""The bare leaf that is drawn for demo and tests: outline, veins, relief and green, before any disease.
+"""Drawn leaves for demo and tests, before they are photographed: shape, veins, relief, colour and diseases.
 
 A leaf lives on a square canvas with coordinates from -1 to 1, x to the right and y down, its tip at the top. All planes
 are float32 arrays `(size, size)`.
@@ -24,23 +24,14 @@ _BASE_Y = 0.62
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf lying flat, seen from above.
+    """A leaf lying flat, seen from above."""
 
-    Attributes:
-        colour: `(size, size, 3)`, reflectance 0 to 1, also defined outside the leaf.
-        mask: 1 on blade and stalk, 0 elsewhere.
-        inner: 0 at the blade's margin, 1 deep inside.
-        veins: 1 on a vein, 0 elsewhere.
-        height: relief, in canvas units.
-        outline: `(n, 2)` points of the blade's margin, from the base along one side to the tip and back.
-    """
-
-    colour: Floats
-    mask: Floats
-    inner: Floats
-    veins: Floats
-    height: Floats
-    outline: Points
+    colour: Floats  # `(size, size, 3)`, reflectance 0 to 1, also defined outside the leaf
+    mask: Floats  # 1 on blade and stalk, 0 elsewhere
+    inner: Floats  # 0 at the blade's margin, 1 deep inside
+    veins: Floats  # 1 on a vein, 0 elsewhere
+    height: Floats  # relief, in canvas units
+    outline: Points  # `(n, 2)` of the blade's margin, from the base along one side to the tip and back
 
 
 def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
@@ -237,6 +228,9 @@ _DARK_BROWN = (0.14, 0.10, 0.07)
 _BROWN = (0.30, 0.19, 0.11)
 _TAN = (0.52, 0.40, 0.25)
 _GREY_BROWN = (0.36, 0.29, 0.21)
+
+
+# Each function takes a healthy leaf and the severity of its disease, from 0 to 1.
 
 
 def healthy(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:

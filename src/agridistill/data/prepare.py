@@ -53,7 +53,7 @@ class PreparedData:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     skipped: tuple[tuple[str, str], ...]  # (path, reason) of each photo that cannot be read
-    strays: tuple[str, ...]  # files among the photos that are no photos
+    non_photo_files: tuple[str, ...]  # files among the photos that are no photos
     fingerprint: str  # of the readable photos, their labels and their content
     split: Split
     cut: frozenset[str] = frozenset()  # parts made from fractions and seed; none where a file or folders give the split
@@ -72,8 +72,8 @@ class PreparedData:
         Raises:
             DataError: the share is larger.
         """
-        if self.strays:
-            logger.warning("left out: %s", passed_over(self.strays))
+        if self.non_photo_files:
+            logger.warning("left out: %s", passed_over(self.non_photo_files))
         for group in self.alike_names:
             logger.warning("%s", alike_in_words(group))
         if not self.conflicting:
@@ -162,7 +162,7 @@ def prepare_data(
         classes=folder.classes,
         **parts,
         skipped=skipped,
-        strays=folder.strays,
+        non_photo_files=folder.non_photo_files,
         fingerprint=fingerprint(folder.classes, samples, inspection),
         split=Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()}),
         cut=cut,

@@ -121,7 +121,7 @@ class ChosenPhotos:
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
         left_out: photos without a label or a split, rows of a label file without a photo and renamed classes without
             a folder, a sentence each.
-        strays: files in the folder that are no photos.
+        non_photo_files: files in the folder that are no photos.
     """
 
     root: Path
@@ -132,7 +132,7 @@ class ChosenPhotos:
     trained_here: bool = False
     split: SplitChoice = "test"
     left_out: tuple[str, ...] = ()
-    strays: tuple[str, ...] = ()
+    non_photo_files: tuple[str, ...] = ()
 
 
 def evaluate_folder(
@@ -185,8 +185,8 @@ def evaluate_folder(
     )
     for line in photos.left_out:
         logger.warning("%s", line)
-    if photos.strays:
-        logger.warning("left out: %s", passed_over(photos.strays))
+    if photos.non_photo_files:
+        logger.warning("left out: %s", passed_over(photos.non_photo_files))
     return evaluate(
         backend,
         photos.samples,
@@ -263,7 +263,7 @@ def choose_photos(
             *(unnamed_photos(samples, parts or {}) if given is not None else ()),
             *unused_names(folder.classes, class_names or {}),
         ),
-        folder.strays,
+        folder.non_photo_files,
     )
     if split == "train":
         return photos

@@ -120,7 +120,7 @@ def test_of_the_public_repository_only_colour_photos_of_tomatoes_are_taken(tmp_p
     }
     result = fetch_tomatoes(tmp_path / "data", source=str(_zip(tmp_path / "master.zip", files)))
     assert _left_in(tmp_path / "data") == {*TOMATO_CLASSES, "leaf-map.json"}
-    assert scan(tmp_path / "data").strays == ()
+    assert scan(tmp_path / "data").non_photo_files == ()
     assert (result.photos, result.has_leaf_map) == (20, True)
 
 

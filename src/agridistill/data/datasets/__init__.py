@@ -5,8 +5,6 @@ Adding a data set takes one module, which knows its classes and the names of its
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ from agridistill.data.inspection import MAX_BAD_SHARE, inspect_photos
 from agridistill.errors import DataError, FetchError
 from agridistill.photo_files import is_of_machine, is_photo
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.storage import require_writable
+from agridistill.storage import replacing_folder, require_writable
 
 __all__ = ["DATASETS", "Dataset", "FetchResult", "fetch_dataset", "leaves_by_name"]
 
@@ -157,9 +155,7 @@ def _unpack_verified(
 ) -> FetchResult:
     """Unpacks beside `out`, reads every photo and the leaf map, then renames the folder."""
     places = _places(dataset, archive, list_files(archive, limits=limits))
-    folder = out.with_name(f".{out.name}.{os.getpid()}.unpacking")
-    folder.mkdir()
-    try:
+    with replacing_folder(out) as folder:
         begin(progress, "unpacking")
         unpack(archive, folder, places, limits=limits, progress=progress)
         scanned = scan(folder)
@@ -175,11 +171,6 @@ def _unpack_verified(
         if len(bad) > MAX_BAD_SHARE * len(records):
             got = f"{len(bad)} of {len(records)} unreadable, the first '{bad[0]}' ({records[bad[0]].error})"
             raise FetchError("readable photos", got, "name another --source")
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return FetchResult(out, source, sha256, len(scanned.classes), len(records), bad, has_leaf_map)
 
 
