@@ -119,7 +119,7 @@ def evaluate(
     require_callable("progress", progress)
     try:
         from agridistill.data.labels import FOLDERS, to_layout
-        from agridistill.data.learnt import learnt_path
+        from agridistill.data.likeness import learnt_path
         from agridistill.evaluation.held_out import evaluate_folder, to_class_names
     except ModuleNotFoundError as error:
         raise MissingExtraError(

@@ -40,7 +40,7 @@ def test_bad_photos_and_strays_are_named_and_left_out(tmp_path: Path, write_fold
     assert len(prepared.train + prepared.val + prepared.test) == 40
 
 
-@pytest.mark.parametrize(("name", "held"), [("1.dng", "1 file: .dng"), (None, "an empty folder")])
+@pytest.mark.parametrize(("name", "held"), [("1.dng", "1 .dng"), (None, "an empty folder")])
 def test_a_class_that_would_vanish_is_refused(tmp_path: Path, write_folder, name: str | None, held: str) -> None:
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     (tmp_path / "mosaic").mkdir()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from agridistill.data.structure import (
     ClassFolder,
@@ -21,13 +21,12 @@ from agridistill.data.structure import (
 from agridistill.errors import DataError
 from agridistill.heatmaps import is_explanation
 from agridistill.manifest import composed
-from agridistill.photo_files import files_below, how_to_read, is_folder, is_photo, subfolders
+from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_folder, is_photo, subfolders
 
 SPLIT_NAMES = ("train", "val", "test")
 # As of unreadable photos. A wrong copy here and there is no harm; where one photo in twenty has two labels, a folder
 # was copied into another one, or its photos show several conditions each, which no classifier of one label learns.
 MAX_CONFLICT_SHARE = 0.05
-_SHOWN_SUFFIXES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +268,9 @@ def described_without_photos(name: str, files: Sequence[str]) -> str:
 
     Example:
         >>> described_without_photos("rust", ["rust/1.heic", "rust/2.heic"])
-        "'rust' without photos (2 files: .heic)"
+        "'rust' without photos (2 .heic)"
     """
-    held = f"{len(files):,} file{'' if len(files) == 1 else 's'}: {suffixes(files)}" if files else "an empty folder"
-    return f"'{name}' without photos ({held})"
+    return f"'{name}' without photos ({counts_by_suffix(files) if files else 'an empty folder'})"
 
 
 def left_out(folder: PhotoFolder) -> list[str]:
@@ -282,18 +280,6 @@ def left_out(folder: PhotoFolder) -> list[str]:
         count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"
         lines.append(f"left out: {count} without a label, the first '{folder.unlabelled[0]}'")
     return lines
-
-
-def suffixes(paths: Iterable[str]) -> str:
-    """The suffixes of files, each once, the most frequent first.
-
-    Example:
-        >>> suffixes(["a/1.heic", "a/2.HEIC", "b/notes"])
-        '.heic, no suffix'
-    """
-    counts = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths)
-    most = [suffix for suffix, _ in counts.most_common(_SHOWN_SUFFIXES)]
-    return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
 def _loose_photos(root: Path, folder: str) -> list[str]:

@@ -263,11 +263,6 @@ def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str
     return {path: look for path, look in found.items() if look is not None}
 
 
-def perceptual_hash(image: Image.Image) -> int:
-    """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median (imagehash.phash)."""
-    return _phash(_tiny(image))
-
-
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
     """Switches Pillow's pixel limit off, which hides the size of larger photos; `max_pixels` takes its place."""
@@ -306,4 +301,5 @@ def _tiny(image: Image.Image) -> Image.Image:
 
 
 def _phash(tiny: Image.Image) -> int:
+    """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median."""
     return int.from_bytes(np.packbits(imagehash.phash(tiny).hash).tobytes(), "big")

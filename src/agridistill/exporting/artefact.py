@@ -18,7 +18,7 @@ from torch import nn
 
 from agridistill.data.folder import Sample
 from agridistill.data.labels import FOLDERS, Layout
-from agridistill.data.learnt import learnt_path, write_learnt
+from agridistill.data.likeness import learnt_path, write_learnt
 from agridistill.data.split import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
 from agridistill.evaluation.answering import FEW_PHOTOS, Answering, fit_answering

@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from agridistill.data.labels import Layout
-from agridistill.data.learnt import RUN_NAME as LEARNT_NAME
+from agridistill.data.likeness import LEARNT_NAME
 from agridistill.errors import RunError
 from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def learnt(self) -> Path:
-        """Which photos it has learnt from, without their names; see `data.learnt`."""
+        """Which photos it has learnt from, without their names; see `data.likeness`."""
         return self.path / LEARNT_NAME
 
     @property

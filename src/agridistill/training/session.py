@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from agridistill.data.cache import KeptViews
-from agridistill.data.learnt import write_learnt
+from agridistill.data.likeness import write_learnt
 from agridistill.data.loader import PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.data.split import write_split

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agridistill.data.cache import SPARE_BYTES, KeptViews
 from agridistill.data.folder import Sample
-from agridistill.data.learnt import LearntPhotos, read_learnt
+from agridistill.data.likeness import LearntPhotos, read_learnt
 from agridistill.data.views import view_seed
 from agridistill.errors import ModelError
 from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, read_manifest, sha256_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.learnt import LearntPhotos, learnt_path, read_learnt, write_learnt
+from agridistill.data.likeness import LearntPhotos, learnt_path, read_learnt, write_learnt
 from agridistill.manifest import ModelManifest, Preprocessing
 
 DATA = "ab" * 32
