@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -140,7 +141,7 @@ def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
     if by_machine or (all(kinds) and (all_kinds or all(of_name == words[0] for of_name in words))):
         raise DataError(
             "folders that are named after what their photos show",
-            f"{_named(by_machine or classes)} in '{root}'",
+            f"{_quoted(one.name for one in by_machine or classes)} in '{root}'",
             f"{'move the photos into a folder for each class, ' if by_machine else ''}{labels_remedy(root)}, "
             "or --flat if these are the classes",
         )
@@ -167,7 +168,7 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
         return DataError(
             "train, val and test folders that hold the class folders",
             f"class folders that hold them, such as '{first.name}/{inner}' in '{root}'",
-            f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and part its photos anew",
+            f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and split its photos anew",
         )
     if all(_KIND.fullmatch(name.casefold()) for one in losing for name in one.first_level):
         return DataError(
@@ -187,14 +188,15 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
             remedy = f"'{root / one.name / folder}'"
     return DataError(
         "class folders with photos",
-        f"{_named(losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
+        f"{_quoted(one.name for one in losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
         f"pass {remedy}",
     )
 
 
 def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """Refuses a folder of test photos beside class folders ("train" and "valid" may be classes), and `train_rust`
-    beside `test_rust`.
+    """Refuses test photos in a folder beside class folders, and `train_rust` beside `test_rust`.
+
+    "train" and "valid" may be classes.
     """
     named: dict[str, dict[str, str]] = {}
     for one in classes:
@@ -247,13 +249,8 @@ def wrapped_in(photos_in: Mapping[str, int]) -> str:
         >>> wrapped_in({"a/b/rust": 1, "a/b/scab": 1}), wrapped_in({"rust": 1, "scab": 1}), wrapped_in({"": 3})
         ('a/b', '', '')
     """
-    parts = [folder.split("/") for folder in photos_in if folder]
-    common: list[str] = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1 or any(len(one) <= len(common) + 1 for one in parts):
-            break
-        common.append(level[0])
-    return "/".join(common)
+    parents = [folder.rpartition("/")[0] for folder in photos_in if folder]
+    return posixpath.commonpath(parents) if parents else ""
 
 
 def labels_remedy(root: Path) -> str:
@@ -263,10 +260,6 @@ def labels_remedy(root: Path) -> str:
     files = [path for path in files if "submission" not in path.name.lower()] or files
     chosen = next((path for path in files if split_named(path.stem) == "train"), files[0] if files else None)
     return f"pass --labels '{chosen}'" if chosen else "pass --labels FILE with the label of each photo"
-
-
-def _named(classes: Sequence[ClassFolder]) -> str:
-    return _quoted(one.name for one in classes)
 
 
 def _quoted(names: Iterable[str]) -> str:
