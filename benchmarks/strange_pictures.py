@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
-from agridistill.data.splits import read_split
+from agridistill.data.split import read_split
 from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.preprocess import read_photo, softmax, to_pixels
 from agridistill.runtime.backends import open_artefact

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
 from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
-from agridistill.data.layout import FOLDERS, Layout, to_layout
+from agridistill.data.labels import FOLDERS, Layout, to_layout
 from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 
@@ -193,8 +193,8 @@ def compare(
     checked = recipe_from("compare", recipe, {})
     require_serves(checked, "compare")
     with training_part():
+        from agridistill.config import compare_plan
         from agridistill.study import compare as study
-        from agridistill.study_config import compare_plan
     plan = compare_plan(checked)
     return study.compare(
         folder,

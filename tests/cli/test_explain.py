@@ -10,7 +10,7 @@ from PIL import Image
 from tests.colour_backend import colour_photo
 
 from agridistill.cli.main import main
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 
 Capture = pytest.CaptureFixture[str]
 
@@ -95,4 +95,4 @@ def test_pictures_beside_the_photos_are_left_out_afterwards(colour_model: Path, 
     assert "pictures that --explain wrote: 1, the first 'x-explained.png'" in err
     scanned = scan(here)
     assert [sample.path for sample in scanned.samples] == ["green/y.jpg", "green/z-explained.png", "red/x.jpg"]
-    assert scanned.strays == ("red/x-explained.png",)
+    assert scanned.non_photo_files == ("red/x-explained.png",)

@@ -7,7 +7,7 @@ import pytest
 
 from agridistill.api import load
 from agridistill.cli.main import main
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 from agridistill.errors import PhotoError
 
 Capture = pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ from PIL import Image
 EPOCH = """
 import re, sys
 from pathlib import Path
-from agridistill.data.datamodule import PhotoDataModule
+from agridistill.data.loader import PhotoDataModule
 from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from agridistill import api
-from agridistill.data.samples import scan
-from agridistill.data.splits import Split, digests_of, read_split, write_split
+from agridistill.data.folder import scan
+from agridistill.data.split import Split, digests_of, read_split, write_split
 from agridistill.errors import DataError, ModelError
 from agridistill.exporting import artefact
 from agridistill.exporting.artefact import export

@@ -11,7 +11,7 @@ from PIL import Image
 
 from agridistill.api import load
 from agridistill.cli.watch import _detection_line
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.events import Frame
 from agridistill.errors import ModelError

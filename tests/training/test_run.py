@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from agridistill.api import load
-from agridistill.data import datamodule
-from agridistill.data.kept_views import KeptViews
-from agridistill.data.splits import read_split
+from agridistill.data import loader
+from agridistill.data.cache import KeptViews
+from agridistill.data.split import read_split
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses.methods import METHODS
 from agridistill.manifest import Preprocessing, read_manifest
@@ -430,13 +430,13 @@ def test_kept_views_change_no_result_and_save_the_drawing(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     drawn: list[int] = []
-    draw = datamodule.render_view
+    draw = loader.render_view
 
     def noted(image: Any, seed: int, *rest: Any) -> Any:
         drawn.append(seed)
         return draw(image, seed, *rest)
 
-    monkeypatch.setattr(datamodule, "render_view", noted)
+    monkeypatch.setattr(loader, "render_view", noted)
     plain = replace(FIT, epochs=3, views=2)
     counts, weights = {}, {}
     for name, keep in (("plain", False), ("first", True), ("again", True)):

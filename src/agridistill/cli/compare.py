@@ -14,7 +14,7 @@ from agridistill.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
-    from agridistill.data.layout import Layout
+    from agridistill.data.labels import Layout
 
 
 def compare(
@@ -55,7 +55,7 @@ def compare(
     Finished runs are kept: after an interruption, or with more in the recipe, the same command goes on.
     """
     from agridistill.config import compare_plan, read_recipe, require_serves
-    from agridistill.data.layout import FOLDERS
+    from agridistill.data.labels import FOLDERS
 
     layout = options.layout_of(labels, label_columns, nested) or FOLDERS
     chosen = read_recipe(recipe)

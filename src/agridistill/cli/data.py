@@ -11,12 +11,10 @@ from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.data.checks import CheckResult
+    from agridistill.data.check import CheckResult
     from agridistill.data.prepare import PreparedData
 
 app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
-
-DATASETS = ("plantvillage-tomato",)
 
 
 @app.command()
@@ -34,8 +32,8 @@ def check(
     layout = options.layout_of(labels, label_columns, nested)
     words = layout.words() if layout else ()
     with progress_bar("reading photos") as progress:
-        from agridistill.data.checks import check as check_data
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.check import check as check_data
+        from agridistill.data.labels import FOLDERS
 
         result = check_data(data, layout=layout or FOLDERS, split_file=splits, progress=progress)
     if json:
@@ -73,7 +71,7 @@ def split(
     """Divide photos into train, val and test; no leaf stands in two of them."""
     layout = options.layout_of(labels, label_columns, nested)
     with progress_bar("reading photos") as progress:
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.labels import FOLDERS
         from agridistill.data.prepare import split_data
 
         prepared = split_data(
@@ -101,7 +99,9 @@ def split(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Data set, such as plantvillage-tomato; an unknown name lists all.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Data folder to make.")],
     source: Annotated[
         str | None,
@@ -110,13 +110,13 @@ def fetch(
     json: options.Json = False,
 ) -> None:
     """Download a public data set, verify it and unpack it."""
-    from agridistill.data.fetch import fetch_plantvillage_tomato
+    from agridistill.data.datasets import DATASETS, fetch_dataset
     from agridistill.errors import DataError, nearest
 
     if name not in DATASETS:
         raise DataError("a known data set", f"'{name}'", nearest(name, DATASETS))
     with progress_bar("fetching") as progress:
-        result = fetch_plantvillage_tomato(out, source=source, progress=progress)
+        result = fetch_dataset(DATASETS[name], out, source=source, progress=progress)
     if json:
         print_json(result.to_json())
     else:

@@ -11,7 +11,7 @@ from agridistill.progress import ProgressCallback, begin
 
 if TYPE_CHECKING:
     from agridistill.config import Recipe
-    from agridistill.data.layout import Layout
+    from agridistill.data.labels import Layout
     from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.result import RunResult
 
@@ -76,7 +76,7 @@ def layout_of(labels: Path | None, columns: str | None, nested: bool | None) -> 
     Raises:
         ConfigError: options that exclude each other.
     """
-    from agridistill.data.layout import Layout
+    from agridistill.data.labels import Layout
 
     if labels is None and columns is None and nested is None:
         return None
@@ -132,7 +132,7 @@ def completed(
     """
     if recipe_file is not None or resume:
         return recipe, ""
-    from agridistill.data.layout import FOLDERS
+    from agridistill.data.labels import FOLDERS
     from agridistill.training.defaults import choice_for
 
     choice = choice_for(command, recipe, data, teacher, layout or FOLDERS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from agridistill.data.synthetic import draw_leaf
+from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing

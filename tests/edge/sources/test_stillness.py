@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 from tests.edge.conftest import wait_for
 
-from agridistill.data.synthetic import draw_leaf
+from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.edge.sources.latest import LatestFrame
 from agridistill.edge.sources.snapshots import SnapshotSource
 from agridistill.edge.sources.source import SourceSettings

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from agridistill.heic import READS_HEIC
+from agridistill.photo_files import READS_HEIC
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
 _EXIF_FOLDER = 0x8769
