@@ -14,8 +14,8 @@ from tests.icc import SPACES, cmyk_profile, decode, grey_profile, rgb_profile, s
 from agridistill import colour
 from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import Augmentation
-from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import SourceSettings
+from agridistill.edge.sources import SourceSettings
+from agridistill.edge.sources.source import PhotoReader
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import read_photo, upright_rgb
 from agridistill.runtime.reading import read_pixels

@@ -13,8 +13,8 @@ from PIL import Image
 from agridistill.data.checks import check
 from agridistill.data.inspection import inspect_photo
 from agridistill.data.samples import scan
+from agridistill.edge.sources import SourceSettings
 from agridistill.edge.sources.folder import FolderSource
-from agridistill.edge.sources.source import SourceSettings
 from agridistill.errors import DataError, PhotoError
 from agridistill.heic import READS_HEIC
 from agridistill.photo_files import how_to_read

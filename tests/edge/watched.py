@@ -13,9 +13,9 @@ from PIL import Image
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.building import Listeners, watch
-from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import WatchSettings
+from agridistill.runtime.quality import QualitySettings
 
 ANY = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
 GREEN, RED = (10, 200, 10), (200, 10, 10)

@@ -11,8 +11,8 @@ from PIL import Image
 from agridistill.api import load
 from agridistill.cli.watch import _detection_line
 from agridistill.data.samples import scan
-from agridistill.edge.decisions.deciding import Decider, Origin
 from agridistill.edge.events import Frame
+from agridistill.edge.verdict import Decider, Origin
 from agridistill.exporting.artefact import export
 from agridistill.runtime.quality import QualitySettings
 from agridistill.runtime.verdicts import verdict_of, verdict_words

@@ -19,8 +19,7 @@ from tests.edge.dripping import BODY, HEADER, dripping, soon
 
 from agridistill.edge.delivery import outputs
 from agridistill.edge.delivery.outputs import Command, Deliverer, NotTakenError, Webhook
-from agridistill.edge.store.messages import Message
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.errors import ConfigError
 
 ALERT = {"rule": "blight", "plot": "north", "state": "open", "change": "opened", "level": "warning", "text": "50 %"}

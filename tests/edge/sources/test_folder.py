@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ import pytest
 from PIL import Image
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources import listing
+from agridistill.edge.sources import SourceLostError, SourceSettings, listing
 from agridistill.edge.sources.folder import FolderSource
-from agridistill.edge.sources.hashes import Hashes
-from agridistill.edge.sources.source import SourceLostError, SourceSettings
+from agridistill.edge.sources.listing import Hashes
 from agridistill.edge.store.history import History
 from agridistill.errors import OutboxError, PhotoError
 from agridistill.heatmaps import explanation_mark
@@ -217,7 +215,7 @@ def test_a_photo_that_is_replaced_while_it_is_read_is_given_as_it_is_at_last(
             path.write_bytes(photo_bytes(2, size=(90, 90)))
         return photo
 
-    monkeypatch.setattr("agridistill.edge.sources.reading.read_photo", read_slowly)
+    monkeypatch.setattr("agridistill.edge.sources.source.read_photo", read_slowly)
     source = opened()
     assert given(source).pixels.shape == (90, 90, 3)
     assert reads == [(64, 48), (90, 90)]
@@ -296,7 +294,7 @@ def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_o
     monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(listing, "_LONGEST_PAUSE_S", 0.4)
     for module in ("listing", "folder"):
-        monkeypatch.setattr(f"agridistill.edge.sources.{module}.MOST", 5)
+        monkeypatch.setattr(f"agridistill.edge.sources.{module}.MAX_FOUND", 5)
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
     locked = [root / f"locked{number:02}.jpg" for number in range(12)]
@@ -336,7 +334,7 @@ def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
         raise UnreachablePhotoError("a readable photo", "a dead disk", "wait")
 
     monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
-    monkeypatch.setattr("agridistill.edge.sources.reading.read_photo", refuse)
+    monkeypatch.setattr("agridistill.edge.sources.source.read_photo", refuse)
     (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
     source = opened()
     assert names(source) == []
@@ -486,8 +484,8 @@ def test_a_folder_that_vanishes_is_lost_and_goes_on_when_it_is_back(opened: Open
 def test_more_photos_than_one_search_gives_all_come(
     opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agridistill.edge.sources.listing.MOST", 10)
-    monkeypatch.setattr("agridistill.edge.sources.folder.MOST", 10)
+    monkeypatch.setattr("agridistill.edge.sources.listing.MAX_FOUND", 10)
+    monkeypatch.setattr("agridistill.edge.sources.folder.MAX_FOUND", 10)
     data = photo_bytes()
     for number in range(57):
         (tmp_path / "in" / f"{number:03}.jpg").write_bytes(data)
@@ -583,10 +581,10 @@ def test_hashes_agree_with_a_set_and_forget_what_is_gone() -> None:
         hashes.add(number)
         reference.add(number)
     assert [number in hashes for number in numbers] == [number in reference for number in numbers]
-    hashes.keep(array("q", numbers[4000:]))
+    hashes.keep(np.array(numbers[4000:], np.int64))
     kept = hashes.include(np.array(numbers, np.int64))
     assert kept.tolist() == [4000 <= place < 4500 for place in range(5000)]
-    hashes.keep(array("q"))
+    hashes.keep(np.empty(0, np.int64))
     assert numbers[4200] not in hashes
 
 

@@ -12,8 +12,7 @@ import pytest
 from tests.edge.conftest import wait_for
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources.latest import LatestFrame
-from agridistill.edge.sources.source import SourceEndedError, SourceLostError, SourceRefusedError
+from agridistill.edge.sources import LatestFrame, SourceEndedError, SourceLostError, SourceRefusedError
 from agridistill.errors import PhotoError
 
 LOST = SourceLostError("frames", "nothing", "wait")

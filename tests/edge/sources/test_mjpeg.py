@@ -15,11 +15,9 @@ import pytest
 from PIL import Image
 from tests.edge.conftest import wait_for
 
-from agridistill.edge.sources import snapshots
-from agridistill.edge.sources.latest import LatestFrame
-from agridistill.edge.sources.mjpeg import JpegFrames
-from agridistill.edge.sources.snapshots import SnapshotSource
-from agridistill.edge.sources.source import SourceLostError, SourceSettings
+from agridistill.edge.http import HttpError
+from agridistill.edge.sources import LatestFrame, SourceLostError, SourceSettings, snapshots
+from agridistill.edge.sources.snapshots import JpegFrames, SnapshotSource
 
 from .test_folder import photo_bytes
 from .test_snapshots import Camera, Handler, camera, no_proxy, source_of  # noqa: F401 # fixtures
@@ -136,7 +134,7 @@ def test_pictures_that_are_cut_off_are_left_out_and_the_next_is_taken() -> None:
     assert found[:2] == [good[0], good[2]]
     assert found[-3:] == good[-3:]
     assert set(found) <= set(good)
-    with pytest.raises(ValueError, match="more than"):
+    with pytest.raises(HttpError, match="more than"):
         JpegFrames(1000).feed(b"\xff\xd8\xff\xe0\xff\xff" + bytes(2000))
 
 

@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 from tests.test_heic import HEIC
 
-from agridistill.edge.sources.folder import FolderSource
-from agridistill.edge.sources.photo_time import photo_time
-from agridistill.edge.sources.source import SourceSettings, open_source
+from agridistill.edge.sources import SourceSettings, open_source
+from agridistill.edge.sources.folder import FolderSource, photo_time
 from agridistill.errors import EdgeError
 
 NOON = datetime(2026, 5, 12, 12, 0, tzinfo=UTC).timestamp()

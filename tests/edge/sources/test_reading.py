@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import SourceSettings
+from agridistill.edge.sources import SourceSettings
+from agridistill.edge.sources.source import PhotoReader
 from agridistill.errors import EdgeError, OutboxError, PhotoError
 
 _UNIT = Path(__file__).parents[3] / "deploy" / "agridistill-watch.service"
@@ -98,8 +98,8 @@ def test_decoding_takes_ten_bytes_for_each_pixel_that_is_counted(
     (tmp_path / "photo").write_bytes(encoded(kind, 3600, 2500, mode, **options))
     code = (
         "import pathlib, re, sys\n"
-        "from agridistill.edge.sources.reading import PhotoReader\n"
-        "from agridistill.edge.sources.source import SourceSettings\n"
+        "from agridistill.edge.sources.source import PhotoReader\n"
+        "from agridistill.edge.sources import SourceSettings\n"
         "from agridistill.preprocess import photo_cost\n"
         # Not getrusage, whose figure begins with that of the process that started this one.
         "status = pathlib.Path('/proc/self/status')\n"
@@ -164,8 +164,8 @@ def test_only_large_photos_are_written_down_and_only_while_they_are_read() -> No
 
 _KILLED_BY_LARGE_PHOTOS = """
 import os, pathlib, signal, sys
-from agridistill.edge.sources import reading
-from agridistill.edge.sources.source import SourceSettings, open_source
+from agridistill.edge.sources import source as reading
+from agridistill.edge.sources import SourceSettings, open_source
 from agridistill.errors import PhotoError
 
 class OnDisk:

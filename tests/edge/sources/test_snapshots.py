@@ -18,10 +18,15 @@ import pytest
 from tests.edge.conftest import free_port, wait_for
 from tests.edge.dripping import dripping, soon
 
-from agridistill.edge.sources import snapshots
-from agridistill.edge.sources.latest import LatestFrame
+from agridistill.edge.sources import (
+    LatestFrame,
+    SourceLostError,
+    SourceRefusedError,
+    SourceSettings,
+    open_source,
+    snapshots,
+)
 from agridistill.edge.sources.snapshots import SnapshotSource
-from agridistill.edge.sources.source import SourceLostError, SourceRefusedError, SourceSettings, open_source
 from agridistill.errors import EdgeError, PhotoError
 
 from .test_folder import photo_bytes
@@ -190,12 +195,6 @@ def test_a_redirect_leads_to_http_only(camera: Camera, target: str) -> None:
     lost(source_of(camera.url()))
 
 
-def test_a_secure_camera_does_not_send_its_password_on_to_a_plain_address() -> None:
-    request = snapshots.urllib.request.Request("https://camera/snap.jpg")
-    with pytest.raises(OSError, match="redirect"):
-        snapshots._StaysSafe().redirect_request(request, None, 302, "", {}, "http://camera/snap.jpg")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
@@ -207,9 +206,9 @@ def test_a_secure_camera_does_not_send_its_password_on_to_a_plain_address() -> N
             "application/json",
         ),
         (lambda handler: handler.give(b"<error/>", kind="Application/Problem+XML"), "application/problem+xml"),
-        (lambda handler: handler.give(photo_bytes()[:500], Content_Length="9000", Connection="close"), "9,000"),
-        (lambda handler: handler.wfile.write(b"what?\r\n\r\n"), "BadStatusLine"),
-        (lambda handler: handler.give(b"", 302, Location="/snap.jpg"), "302"),
+        (lambda handler: handler.give(photo_bytes()[:500], Content_Length="9000", Connection="close"), "expected 9000"),
+        (lambda handler: handler.wfile.write(b"what?\r\n\r\n"), "RemoteProtocolError"),
+        (lambda handler: handler.give(b"", 302, Location="/snap.jpg"), "redirects"),
     ],
 )
 def test_what_is_no_picture_is_a_loss_told_without_the_token(

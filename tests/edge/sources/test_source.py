@@ -8,18 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.edge.sources import SourceSettings, open_source, source_identity
 from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.snapshots import SnapshotSource
-from agridistill.edge.sources.source import (
-    Source,
-    SourceSettings,
-    credentials,
-    open_source,
-    public_name,
-    source_identity,
-    split_url,
-    with_credentials,
-)
+from agridistill.edge.sources.source import Source
+from agridistill.edge.urls import public_name, split_url, with_user
 from agridistill.errors import EdgeError
 
 
@@ -83,12 +76,15 @@ def test_a_password_in_the_path_does_not_show_in_the_name(path: str) -> None:
 
 def test_the_credentials_of_the_address_go_before_those_of_the_settings() -> None:
     settings = SourceSettings(username="you", password="p/w")  # noqa: S106
-    assert credentials(split_url("rtsp://me:a%40b@host/s"), settings) == ("me", "a@b")
-    assert credentials(split_url("rtsp://me@host/s"), settings) == ("me", "p/w")
-    assert credentials(split_url("rtsp://host/s"), settings) == ("you", "p/w")
-    assert credentials(split_url("rtsp://host/s"), SourceSettings()) == (None, "")
-    assert with_credentials(split_url("rtsp://host:554/s?a=1"), settings) == "rtsp://you:p%2Fw@host:554/s?a=1"
-    assert with_credentials(split_url("rtsp://host/s"), SourceSettings()) == "rtsp://host/s"
+    assert settings.login(split_url("rtsp://me:a%40b@host/s")) == ("me", "a@b")
+    assert settings.login(split_url("rtsp://me@host/s")) == ("me", "p/w")
+    assert settings.login(split_url("rtsp://host/s")) == ("you", "p/w")
+    assert SourceSettings().login(split_url("rtsp://host/s")) == (None, "")
+    assert (
+        with_user(split_url("rtsp://host:554/s?a=1"), *settings.login(split_url("rtsp://host:554/s?a=1")))
+        == "rtsp://you:p%2Fw@host:554/s?a=1"
+    )
+    assert with_user(split_url("rtsp://host/s"), *SourceSettings().login(split_url("rtsp://host/s"))) == "rtsp://host/s"
 
 
 def test_settings_show_no_password_and_are_checked() -> None:
@@ -101,7 +97,7 @@ def test_settings_show_no_password_and_are_checked() -> None:
 def test_without_opencv_a_camera_is_refused_with_what_to_install() -> None:
     code = (
         "import sys; sys.modules['cv2'] = None\n"
-        "from agridistill.edge.sources.source import SourceSettings, open_source\n"
+        "from agridistill.edge.sources import SourceSettings, open_source\n"
         "from agridistill.errors import MissingExtraError\n"
         "for text in ('0', '/dev/video3', 'rtsp://host/stream'):\n"
         "    try: open_source(text, settings=SourceSettings(), seen=lambda identity: False)\n"

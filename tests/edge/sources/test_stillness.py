@@ -13,10 +13,9 @@ from PIL import Image, ImageDraw
 from tests.edge.conftest import wait_for
 
 from agridistill.data.synthetic import draw_leaf
-from agridistill.edge.sources.latest import LatestFrame
+from agridistill.edge.sources import LatestFrame, SourceSettings
+from agridistill.edge.sources.latest import Stillness
 from agridistill.edge.sources.snapshots import SnapshotSource
-from agridistill.edge.sources.source import SourceSettings
-from agridistill.edge.sources.stillness import Stillness
 
 from .test_snapshots import Camera, camera, no_proxy  # noqa: F401 # fixtures
 

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from agridistill.edge.updates.keys import (
+from agridistill.edge.updates.release import (
     create_key,
     key_id,
     read_private_key,

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agridistill.edge.updates.keys import TrustedKeys, key_id
 from agridistill.edge.updates.release import (
     MAX_RELEASE_BYTES,
     RefusedError,
     Release,
+    TrustedKeys,
+    key_id,
     signed_release,
     verified_release,
 )

@@ -16,8 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agridistill.edge.updates import golden as golden_module
-from agridistill.edge.updates.keys import create_key, key_id, read_private_key, read_public_key
 from agridistill.edge.updates.publishing import PublishSettings, publish
+from agridistill.edge.updates.release import create_key, key_id, read_private_key, read_public_key
 from agridistill.errors import EdgeError
 from agridistill.manifest import read_manifest
 from agridistill.runtime.artefacts import manifest_path

@@ -7,18 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 import pytest
 from tests.edge.conftest import wait_for
 
-from agridistill.edge import workers
-from agridistill.edge.agent import Agent
-from agridistill.edge.settings import UpdateOptions
-from agridistill.edge.updates.settings import UpdateResult
-from agridistill.edge.updates.updater import Updater
-from agridistill.edge.workers import UpdateWorker
+from agridistill.edge import backoff
+from agridistill.edge.updates import updater
+from agridistill.edge.updates.updater import Updater, UpdateResult, UpdateWorker
 
 POSTPONED = UpdateResult("postponed", 1, "away")
 
@@ -44,9 +40,8 @@ class Checks:
         times = [at for at, _ in self.asked]
         return [after - before for before, after in itertools.pairwise(times)]
 
-    def worker(self, source: str | None = None) -> UpdateWorker:
-        options = UpdateOptions(keys=Path("keys"), source=source)
-        return UpdateWorker(options, cast(Updater, self), cast(Agent, self))
+    def worker(self, source: str = "") -> UpdateWorker:
+        return UpdateWorker(source, 6 * 3600, cast(Updater, self), self.model_changed.set)
 
 
 @contextmanager
@@ -64,12 +59,12 @@ def running(worker: UpdateWorker) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
-    monkeypatch.setattr(workers, "_POLL_S", 0.002)
-    monkeypatch.setattr(workers.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(updater, "_POLL_S", 0.002)
+    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: high)
 
     def pauses(first_s: float, longest_s: float) -> None:
-        monkeypatch.setattr(workers, "_FIRST_RETRY_S", first_s)
-        monkeypatch.setattr(workers, "_LONGEST_RETRY_S", longest_s)
+        monkeypatch.setattr(updater, "_FIRST_RETRY_S", first_s)
+        monkeypatch.setattr(updater, "_LONGEST_RETRY_S", longest_s)
 
     pauses(0.02, 3600)
     return pauses
@@ -107,17 +102,17 @@ def test_pauses_double_up_to_a_limit(short: Callable[[float, float], None]) -> N
 
 
 def test_no_pause_is_longer_than_the_regular_one(short: Callable[[float, float], None]) -> None:
-    look = workers._Look("served/", UpdateOptions(keys=Path("keys"), every_hours=0.01).every_hours * 3600)
     short(60, 3600)
+    look = updater._Check("served/", 36)
     for _ in range(2000):
         look.postpone(patient=False)
-        assert look.due - time.monotonic() <= 36
+        assert look.due_at - time.monotonic() <= 36
 
 
 def test_a_look_that_failed_for_long_reasons_waits_for_long(short: Callable[[float, float], None]) -> None:
-    look = workers._Look("served/", 3600)
+    look = updater._Check("served/", 3600)
     look.postpone(patient=True)
-    assert 3500 < look.due - time.monotonic() <= 3600
+    assert 3500 < look.due_at - time.monotonic() <= 3600
 
 
 def test_a_source_that_answers_again_is_looked_at_at_its_regular_pace() -> None:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from agridistill.data.synthetic import draw_leaf
-from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import to_pixels
+from agridistill.runtime.quality import QualitySettings, quality_problem
 
 
 def leaf(seed: int = 0) -> np.ndarray:
