@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
+from agridistill.edge import building
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.building import Listeners, watch
 from agridistill.edge.events import AgentState, Detection
@@ -74,5 +76,7 @@ def watching(settings: WatchSettings, state: Path) -> Iterator[Heard]:
 
 def once(settings: WatchSettings, state: Path) -> Heard:
     heard = Heard()
-    heard.ends.append(watch(settings, state, threading.Event(), heard.listeners(), once=True))
+    # The photos of tests are complete: nothing has to settle.
+    with mock.patch.object(building, "_IDLE_S", 0.3):
+        heard.ends.append(watch(settings, state, threading.Event(), heard.listeners(), once=True))
     return heard

@@ -20,7 +20,7 @@ from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
 from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
-from agridistill.edge.sources.latest import STILL_AFTER_S
+from agridistill.edge.sources.reader import STILL_AFTER_S
 from agridistill.edge.status.page import PageServer
 from agridistill.edge.status.state_file import HISTORY_FILE
 from agridistill.edge.store.history import History

@@ -15,6 +15,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agridistill.edge.store.outbox import Message, Outbox, Pending
 from agridistill.errors import ConfigError, OutboxError
@@ -25,7 +26,7 @@ Deliver = Callable[[Message, threading.Event], None]
 """Hands a message over; raises `NotTakenError` where it was not taken, and soon after the event is set."""
 _POLL_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
-_ANSWER_S = 10.0
+_ANSWER_S, _READ_BYTES = 10.0, 1000
 _REFUSES_THIS_ONE = (400, 413, 415, 422)
 """Answers about a message; all others are about the receiver, the address or the token."""
 _PASSED_AT_ONCE = 20
@@ -158,8 +159,9 @@ class Webhook:
 
         try:
             # A redirect is not followed: it would turn the POST into a GET, and take the token elsewhere.
-            with HttpClient().whole(self.url, _ANSWER_S, method="POST", headers=headers, content=message.payload):
-                pass
+            request: dict[str, Any] = {"method": "POST", "headers": headers, "content": message.payload}
+            with HttpClient().whole(self.url, _ANSWER_S, **request) as answer:
+                next(answer.iter_raw(_READ_BYTES), b"")
         except HttpError as error:
             kind = RefusedMessageError if error.status in _REFUSES_THIS_ONE else NotTakenError
             raise kind(f"it answers {error.status}" if error.status else str(error)) from None

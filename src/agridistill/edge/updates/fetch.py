@@ -25,6 +25,7 @@ from agridistill.edge.updates.release import (
     ReleaseFile,
     UnavailableError,
     UpdateSettings,
+    stored_release,
 )
 from agridistill.edge.urls import public_name, split_url
 from agridistill.errors import EdgeError
@@ -256,6 +257,26 @@ def is_intact(path: Path, file: ReleaseFile) -> bool:
         return path.stat().st_size == file.size_bytes and sha256_of(path) == file.sha256
     except OSError:
         return False
+
+
+def read_stored(folder: Path) -> Release:
+    """The release in a folder; raises OSError or RefusedError where it cannot be read."""
+    with (folder / RELEASE_NAME).open("rb") as file:
+        return stored_release(file.read(MAX_RELEASE_BYTES + 1))
+
+
+def damage_of(folder: Path, version: int) -> str | None:
+    """What is wrong with the stored files of a version, in one line; None where they are as they were signed."""
+    try:
+        release = read_stored(folder)
+    except (OSError, RefusedError) as error:
+        return f"its {RELEASE_NAME} cannot be read ({error})"
+    if release.version != version:
+        return f"its {RELEASE_NAME} is of version {release.version}"
+    # Golden photos are no longer needed: a damaged one is no reason to leave a model that works.
+    needed = (release.model, release.manifest)
+    bad = [file.name for file in release.files if file.name in needed and not is_intact(folder / file.name, file)]
+    return f"'{bad[0]}' is damaged" if bad else None
 
 
 class _Download:

@@ -18,24 +18,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agridistill.edge.updates.fetch import is_intact
-from agridistill.edge.updates.release import (
-    MAX_RELEASE_BYTES,
-    RELEASE_NAME,
-    RefusedError,
-    Release,
-    key_id,
-    stored_release,
-)
+from agridistill.edge.updates.fetch import damage_of, read_stored
+from agridistill.edge.updates.release import RELEASE_NAME, RefusedError, Release, key_id
 from agridistill.errors import EdgeError, RunError
 from agridistill.storage import only_one, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-MAX_TRIAL_STARTS = 3
-"""A new model that was started so often without a `confirm` or an orderly end is taken back."""
-CONFIRM_FRAMES = 20
-"""A new model that answered so many frames, over lives that ended in an orderly way, works."""
+MAX_TRIAL_STARTS = 3  # without a `confirm` or an orderly end; then a new model is taken back
+CONFIRM_FRAMES = 20  # answered over lives that ended in an orderly way; then a new model works
 UPDATE_LOCK = "update.lock"
 POINTER_NAME, COPY_NAME = "current.json", "current.copy.json"
 _POINTER_LOCK = "current.lock"
@@ -94,22 +85,16 @@ def read_pointer(folder: Path) -> Pointer | None:
                 document = json.loads(file.read(_MAX_POINTER_BYTES))
             if document.pop("sha256") != _digest(document) or document.pop("format_version") != _FORMAT_VERSION:
                 continue
-            document["refused"] = {int(version): str(why) for version, why in document["refused"].items()}
-            killed = document.get("killed_checks", {})
-            document["killed_checks"] = {int(version): times for version, times in killed.items()}
-            document["added_keys"], document["removed_keys"] = map(
-                tuple, (document["added_keys"], document["removed_keys"])
-            )
+            for name in ("refused", "killed_checks"):  # earlier versions write no killed_checks
+                document[name] = {int(version): value for version, value in document.get(name, {}).items()}
+            for name in ("added_keys", "removed_keys"):
+                document[name] = tuple(document[name])
             return Pointer(**document)
     return None
 
 
 def write_pointer(folder: Path, pointer: Pointer) -> None:
-    """Replaces the pointer.
-
-    Raises:
-        OSError: the disk refuses; the old pointer holds.
-    """
+    """Replaces the pointer; raises OSError where the disk refuses, and the old pointer holds."""
     document = json.loads(json.dumps({"format_version": _FORMAT_VERSION, **asdict(pointer)}))
     document["sha256"] = _digest(document)
     write_json(folder / POINTER_NAME, document)
@@ -126,17 +111,18 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ActiveModel:
-    """The model to run: its artefact, its version (0 for the first model), whether it is on trial, and the frames that
-    it answered in earlier lives on trial."""
+    """The model to run."""
 
-    path: Path
-    version: int
+    path: Path  # of the artefact
+    version: int  # 0 for the first model
     trial: bool = False
-    frames: int = 0
+    frames: int = 0  # that it answered in earlier lives on trial
 
 
 class ModelSlots:
     """The models of one device. May be used from several threads and processes.
+
+    `staging`, `switch`, `refuse` and `count_killed_check` raise OSError where the disk refuses; the old model stays.
 
     Args:
         folder: `STATE/models`; created when the first update comes.
@@ -202,11 +188,7 @@ class ModelSlots:
             self.confirm(version)
 
     def give_up(self, version: int, why: str) -> ActiveModel:
-        """Refuses a version that cannot be loaded or does not work, and returns the one to run instead.
-
-        Raises:
-            EdgeError: it is the first model: there is nothing to return to.
-        """
+        """Refuses a version that does not work, and returns the one to run instead; EdgeError for the first model."""
         if version == 0:
             raise EdgeError("a first model that works", f"'{self.first}' ({why})", "start with another --model")
 
@@ -232,15 +214,11 @@ class ModelSlots:
     def release(self, version: int) -> Release | None:
         """The signed release of a stored version; None where it cannot be read."""
         with contextlib.suppress(OSError, RefusedError):
-            return self._stored(version)
+            return read_stored(self.slot(version))
         return None
 
     def staging(self, release: Release, envelope: bytes) -> Path:
-        """Folder in which a release is assembled; it still holds what an earlier try fetched.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Folder in which a release is assembled; it still holds what an earlier try fetched."""
         # From here on a missing pointer is a lost one, and not a first update that was killed.
         self._change(lambda pointer: pointer)
         folder = self.folder / f"v{release.version}.part"
@@ -257,11 +235,7 @@ class ModelSlots:
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
-        """Makes a release that was fetched and tried the active one, on trial, and its keys count.
-
-        Raises:
-            OSError: the disk refuses; the old model stays.
-        """
+        """Makes a release that was fetched and tried the active one, on trial, and its keys count."""
         for path in staging.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -274,19 +248,11 @@ class ModelSlots:
         self._change(lambda pointer: pointer.switched(release))
 
     def refuse(self, version: int, why: str) -> None:
-        """Records that a version failed here: it is not tried again.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Records that a version failed here: it is not tried again."""
         self._change(lambda pointer: pointer.refusing(version, why))
 
     def count_killed_check(self, version: int) -> int:
-        """Records that the golden check of a version was killed; returns how often that happened.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Records that the golden check of a version was killed; returns how often that happened."""
 
         def counted(now: Pointer) -> Pointer:
             times = {number: count for number, count in now.killed_checks.items() if number >= now.highest}
@@ -313,26 +279,8 @@ class ModelSlots:
                 for path in self.folder.glob(".current*.part"):
                     path.unlink(missing_ok=True)
 
-    def _stored(self, version: int) -> Release:
-        with (self.slot(version) / RELEASE_NAME).open("rb") as file:
-            return stored_release(file.read(MAX_RELEASE_BYTES + 1))
-
     def _damage(self, version: int) -> str | None:
-        """What is wrong with a version's files, in one line; None where they are as they were signed."""
-        if version == 0:
-            return None
-        try:
-            release = self._stored(version)
-        except (OSError, RefusedError) as error:
-            return f"its {RELEASE_NAME} cannot be read ({error})"
-        if release.version != version:
-            return f"its {RELEASE_NAME} is of version {release.version}"
-        # Golden photos are no longer needed: a damaged one is no reason to leave a model that works.
-        needed = (release.model, release.manifest)
-        for file in release.files:
-            if file.name in needed and not is_intact(self.slot(version) / file.name, file):
-                return f"'{file.name}' is damaged"
-        return None
+        return damage_of(self.slot(version), version) if version else None
 
     def _started(self, pointer: Pointer) -> Pointer:
         if pointer.trial and pointer.starts >= MAX_TRIAL_STARTS:
@@ -369,7 +317,7 @@ class ModelSlots:
     def _model(self, pointer: Pointer) -> ActiveModel:
         if pointer.active == 0:
             return ActiveModel(self.first, 0)
-        path = self.slot(pointer.active) / self._stored(pointer.active).model
+        path = self.slot(pointer.active) / read_stored(self.slot(pointer.active)).model
         return ActiveModel(path, pointer.active, pointer.trial, pointer.frames)
 
     def _versions(self) -> list[int]:

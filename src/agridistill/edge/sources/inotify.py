@@ -1,0 +1,85 @@
+"""Linux's events of new files. Why not watchfiles: docs/decisions/0011-the-field-agent.md."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+import sys
+from pathlib import Path
+
+_CREATE, _CLOSE_WRITE, _MOVED_TO, _MOVED_FROM = 0x100, 0x8, 0x80, 0x40
+_DELETE_SELF, _MOVE_SELF, _ONLY_DIRECTORIES = 0x400, 0x800, 0x0100_0000
+_WATCHED = _CREATE | _CLOSE_WRITE | _MOVED_TO | _MOVED_FROM | _DELETE_SELF | _MOVE_SELF | _ONLY_DIRECTORIES
+_IS_DIRECTORY, _OVERFLOW, _IGNORED, _UNMOUNTED = 0x4000_0000, 0x4000, 0x8000, 0x2000
+_FOLDER_EVENTS = _OVERFLOW | _IGNORED | _UNMOUNTED | _DELETE_SELF | _MOVE_SELF | _IS_DIRECTORY
+_EVENT = struct.Struct("iIII")
+
+
+class Inotify:
+    """Watches of folders; raises OSError where this is not Linux, or the system has no more of them."""
+
+    def __init__(self) -> None:
+        if not sys.platform.startswith("linux"):
+            raise OSError("inotify needs Linux")
+        self._library = ctypes.CDLL(None, use_errno=True)
+        self._folders: dict[int, str] = {}
+        self._descriptor = self._library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), "no inotify")
+
+    def add(self, folder: Path, prefix: str) -> int:
+        """Watches a folder without its subfolders, also one that was replaced; returns its number.
+
+        Args:
+            folder: its path.
+            prefix: of its files' names: "" or "subfolder/".
+
+        Raises:
+            OSError: it is gone, or the system has no more watches.
+        """
+        watch = int(self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), _WATCHED))
+        if watch < 0:
+            raise OSError(ctypes.get_errno(), "no watch")
+        self._folders[watch] = prefix
+        return watch
+
+    def keep(self, watches: set[int]) -> None:
+        """Ends all other watches."""
+        for watch in set(self._folders) - watches:
+            self._library.inotify_rm_watch(self._descriptor, watch)
+            del self._folders[watch]
+
+    def wait(self, wait_s: float) -> None:
+        """Returns when there are events, or after `wait_s`."""
+        waiting = select.poll()
+        waiting.register(self._descriptor, select.POLLIN)
+        waiting.poll(max(0.0, wait_s) * 1000)
+
+    def events(self) -> tuple[list[str], bool]:
+        """Names of files that were created, written or moved here, and whether a search is needed.
+
+        It is where folders changed, or the system dropped events.
+        """
+        files: list[str] = []
+        search = False
+        try:
+            data = os.read(self._descriptor, 65_536)
+        except BlockingIOError:
+            return files, search
+        place = 0
+        while place < len(data):
+            watch, mask, _, length = _EVENT.unpack_from(data, place)
+            place += _EVENT.size + length
+            name = os.fsdecode(data[place - length : place].rstrip(b"\0"))
+            if mask & _FOLDER_EVENTS:
+                # Ended watches report their end, too.
+                search = search or bool(mask & _OVERFLOW) or watch in self._folders
+            elif watch in self._folders and not mask & _MOVED_FROM:
+                files.append(self._folders[watch] + name)
+        return files, search
+
+    def close(self) -> None:
+        """Ends all watches."""
+        os.close(self._descriptor)
