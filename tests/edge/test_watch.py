@@ -58,7 +58,7 @@ def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, setting
     put(photos, "a.jpg")
     put(photos, "north/b.jpg", RED)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
-    heard = once(settings, state)
+    heard = once(settings, state, idle_s=3)
     assert {(item.photo, item.plot, item.label) for item in heard.detections} == {
         ("a.jpg", "", "green"),
         ("north/b.jpg", "north", "red"),
@@ -131,7 +131,7 @@ def test_photos_that_another_model_decided_on_are_reported(
     assert "another model" not in caplog.text
     assert settings.model is not None
     other = model_like(settings.model, tmp_path / "other" / "colour.onnx", padding=9)
-    assert once(replace(settings, model=other), state).detections == []
+    assert once(replace(settings, model=other), state, idle_s=1.6).detections == []
     assert caplog.text.count(f"2 photos here decided on by another model before ({model}): those answers stand") == 1
     assert len(once(replace(settings, model=other), tmp_path / "new state").detections) == 2
 

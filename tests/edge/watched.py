@@ -74,9 +74,9 @@ def watching(settings: WatchSettings, state: Path) -> Iterator[Heard]:
             raise heard.ends[0]
 
 
-def once(settings: WatchSettings, state: Path) -> Heard:
+def once(settings: WatchSettings, state: Path, *, idle_s: float = 0.3) -> Heard:
     heard = Heard()
-    # The photos of tests are complete: nothing has to settle.
-    with mock.patch.object(building, "_IDLE_S", 0.3):
+    # Where the photos of a test are complete, nothing has to settle.
+    with mock.patch.object(building, "_IDLE_S", idle_s):
         heard.ends.append(watch(settings, state, threading.Event(), heard.listeners(), once=True))
     return heard

@@ -10,10 +10,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -60,11 +59,7 @@ class HttpClient:
     """
 
     def __init__(
-        self,
-        *,
-        auth: httpx.Auth | None = None,
-        context: ssl.SSLContext | None = None,
-        follow_redirects: bool = False,
+        self, *, auth: httpx.Auth | None = None, context: ssl.SSLContext | None = None, follow_redirects: bool = False
     ) -> None:
         self._auth = auth
         self._client = httpx.Client(
@@ -85,7 +80,10 @@ class HttpClient:
             LateError: not done in time.
             HttpError: no answer, or another status.
         """
-        with _Exchange(limit_s) as exchange, contextlib.closing(self._send(exchange, method, url, request)) as answer:
+        with (
+            _exchange(limit_s) as trace,
+            contextlib.closing(self._send(trace, limit_s, method, url, request)) as answer,
+        ):
             yield answer
 
     def header(self, url: str, limit_s: float, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
@@ -94,17 +92,18 @@ class HttpClient:
         Raises:
             LateError, HttpError: as in `whole`. Reading the body raises errors for `http_errors`.
         """
-        with _Exchange(limit_s) as exchange:
-            return self._send(exchange, "GET", url, {"headers": headers})
+        with _exchange(limit_s) as trace:
+            return self._send(trace, limit_s, "GET", url, {"headers": headers})
 
-    def _send(self, exchange: _Exchange, method: str, url: str, request: Mapping[str, Any]) -> httpx.Response:
-        timeout = httpx.Timeout(exchange.limit_s, connect=exchange.limit_s / 2)  # a host often has two addresses
-        made = self._client.build_request(method, url, timeout=timeout, extensions={"trace": exchange.trace}, **request)
+    def _send(
+        self, trace: Callable[..., None], limit_s: float, method: str, url: str, request: Mapping[str, Any]
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(limit_s, connect=limit_s / 2)  # a host often has two addresses
+        made = self._client.build_request(method, url, timeout=timeout, extensions={"trace": trace}, **request)
         answer = self._client.send(made, auth=self._auth, stream=True)
         if not answer.is_success:
             answer.close()
             raise HttpError(f"HTTP status {answer.status_code}", status=answer.status_code)
-        exchange.require_time()
         return answer
 
 
@@ -135,56 +134,41 @@ def _refuse_downgrade(answer: httpx.Response) -> None:
         raise httpx.UnsupportedProtocol("a redirect from https to something else")
 
 
-class _Exchange:
-    """Shuts down the connections that were made inside it when its time is over."""
+@contextlib.contextmanager
+def _exchange(limit_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
+    """Shuts down the connections that are made inside it when its time is over; yields httpcore's `trace`."""
+    deadline, late = time.monotonic() + limit_s, LateError(f"no whole answer in {limit_s:g} s")
+    lock, sockets = threading.Lock(), list[socket.socket]()
 
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
-        self._deadline = time.monotonic() + limit_s
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(limit_s, self._cut)
-        self._timer.daemon = True
-        self._sockets: list[socket.socket] = []
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Called by httpcore around each step of a request."""
-        if event.endswith("connect_tcp.started"):
-            self.require_time()
-        elif event.endswith("connect_tcp.complete"):
-            with self._lock:
+    def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("connect_tcp.started") and time.monotonic() >= deadline:
+            raise late
+        if event.endswith("connect_tcp.complete"):
+            with lock:
                 # A second descriptor: TLS takes over the first one, and the reader of the answer closes it.
-                self._sockets.append(info["return_value"].get_extra_info("socket").dup())
+                sockets.append(info["return_value"].get_extra_info("socket").dup())
 
-    def require_time(self) -> None:
-        """Raises LateError when the time is over: a body of unknown length looks complete when it is cut off."""
-        if time.monotonic() >= self._deadline:
-            raise self._late() from None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        with self._lock:
-            for connection in self._sockets:
-                connection.close()
-            self._sockets.clear()
-        if isinstance(error, httpx.TimeoutException):
-            raise self._late() from None
-        if error is None or isinstance(error, _HTTPX_ERRORS):
-            self.require_time()
-        if isinstance(error, _HTTPX_ERRORS):
-            raise _as_http_error(error) from None
-
-    def _late(self) -> LateError:
-        return LateError(f"no whole answer in {self.limit_s:g} s")
-
-    def _cut(self) -> None:
-        with self._lock:
-            for connection in self._sockets:
+    def cut() -> None:
+        with lock:
+            for connection in sockets:
                 # Unlike closing, this also wakes a thread that waits for the other end.
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(limit_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    except _HTTPX_ERRORS as error:
+        is_late = isinstance(error, httpx.TimeoutException) or time.monotonic() >= deadline
+        raise (late if is_late else _as_http_error(error)) from None
+    else:
+        if time.monotonic() >= deadline:  # a body of unknown length looks complete when it is cut off
+            raise late
+    finally:
+        timer.cancel()
+        with lock:
+            for connection in sockets:
+                connection.close()
+            sockets.clear()

@@ -74,6 +74,9 @@ class HistoryLimits:
 class History:
     """Detections and alerts in a SQLite file. Several processes may read it while the agent writes.
 
+    Methods raise OutboxError where the disk is full or refuses, and change nothing then; those that write raise
+    StateRemovedError where the file was removed.
+
     Args:
         path: of the file; its folder is created.
         limits: how much is kept.
@@ -104,9 +107,6 @@ class History:
             detection: of a frame.
             thumbnail: a small JPEG.
             identity: of the photo, which `knows` then returns; "" for live frames.
-
-        Raises:
-            OutboxError: the disk is full or refuses; nothing was added then.
         """
         row = (
             detection.event_id,
@@ -142,7 +142,7 @@ class History:
         return str(rows[0][0]) if rows else None
 
     def mark(self, identity: str) -> None:
-        """Remembers a photo that cannot be decided on; raises OutboxError where the disk refuses."""
+        """Remembers a photo that cannot be decided on."""
         with self._file.writing() as database:
             database.execute(_MARK, (identity, ""))
 
@@ -205,9 +205,6 @@ class History:
         Args:
             alerts: new ones, or changed ones by their ids.
             told_s: of each, the time of its last notification, seconds since 1970; 0 for none.
-
-        Raises:
-            OutboxError: the disk is full or refuses.
         """
         with self._file.writing() as database:
             for alert, told in zip(alerts, told_s, strict=True):

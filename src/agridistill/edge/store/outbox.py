@@ -84,7 +84,8 @@ class OutboxCounts:
 class Outbox:
     """Messages in a SQLite file, in the order in which they were committed. May be used from several threads.
 
-    Neither a kill nor a power cut takes back a commit.
+    Neither a kill nor a power cut takes back a commit. Methods raise OutboxError where the disk is full or refuses, and
+    change nothing then; those that write raise StateRemovedError where the file was removed.
 
     Args:
         path: of the file; its folder is created. Its name without suffix is that of the receiver.
@@ -113,10 +114,6 @@ class Outbox:
 
         Returns:
             Their places in the order of all messages.
-
-        Raises:
-            OutboxError: the disk is full or refuses; nothing was added then.
-            StateRemovedError: the file was removed.
         """
         seqs = []
         with self._file.writing() as database:
@@ -150,11 +147,7 @@ class Outbox:
         ]
 
     def delivered(self, seqs: Iterable[int]) -> None:
-        """Deletes messages that the receiver has acknowledged; places that are gone already are ignored.
-
-        Raises:
-            OutboxError: the disk refuses; the messages will be sent again, with the same event ids.
-        """
+        """Deletes messages that the receiver has acknowledged; places that are gone already are ignored."""
         with self._file.writing() as database:
             done = sum(_delete(database, "seq = ?", (seq,)) for seq in seqs)
             add_to_counter(database, "delivered", done)

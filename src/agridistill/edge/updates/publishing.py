@@ -183,20 +183,16 @@ def _release(
 
 
 def _is_published(out: Path, release: Release) -> bool:
-    """Whether the very same release is there.
-
-    Raises:
-        EdgeError: a newer one is there, or another one of this version: some devices may have it already.
-    """
+    """Whether the very same release is published; EdgeError where a newer one is, or another one of this version."""
     path = out / RELEASE_NAME
     if not path.exists():
         return False
-    there = stored_release(path.read_bytes())
-    if there.version > release.version:
-        raise EdgeError(f"a version above {there.version}", str(release.version), "devices take no older one")
-    if there.version < release.version:
+    published = stored_release(path.read_bytes())
+    if published.version > release.version:
+        raise EdgeError(f"a version above {published.version}", str(release.version), "devices take no older one")
+    if published.version < release.version:
         return False
-    if there.model_copy(update={"created": release.created}) != release:
+    if published.model_copy(update={"created": release.created}) != release:
         remedy = f"publish with --version {release.version + 1}"
         raise EdgeError("a new version", f"another release of version {release.version} in '{out}'", remedy)
     return True
