@@ -180,7 +180,7 @@ class LatestFrame:
         end_after_s: float | None = None,
     ) -> None:
         self._source, self._end_after_s = source, end_after_s
-        self.name, self.done = source.name, source.done
+        self.name = source.name
         self.skipped = self.unreadable = 0
         self._backoff = Backoff(first_pause_s, longest_pause_s)
         self._changed = threading.Condition()
@@ -234,6 +234,10 @@ class LatestFrame:
             if found is None and self._end is not None:
                 raise self._end
             return found
+
+    def done(self, frame_identity: str) -> None:
+        """Reports to the source that the detection of a frame is committed."""
+        self._source.done(frame_identity)
 
     @property
     def lost_for_s(self) -> float | None:

@@ -72,7 +72,7 @@ def _without_answer(code: int, log: bytes) -> UnavailableError | RefusedError:
     if code in _ASKED_TO_END:
         return UnavailableError(_FINISHED, f"one that was ended by signal {-code}", _LATER)
     if code == _KILLED:
-        return KilledCheckError(_FINISHED, "one that was killed, perhaps for want of memory", _LATER)
+        return KilledCheckError(_FINISHED, "one that was killed, perhaps for lack of memory", _LATER)
     last = log.decode("utf-8", "replace").strip().splitlines()[-1:]
     got = f"a process that ended with code {code} ({' '.join(last)[:200]})"
     return RefusedError("a model that runs on this device", got, _OTHER)
