@@ -157,6 +157,106 @@ def two_labels(folder: Folder) -> None:
     table(folder, (*(f"{number}.jpg,{CLASSES[number % 2]}" for number in range(8)), "0.jpg,rust"))
 
 
+def listed(
+    row: str, header: str = "image,label", *, name: str = "train.csv", photos: int = 8, images: str = "images/{n}.jpg"
+) -> Callable[[Folder], object]:
+    """Photos in one folder and a table, with a row for each photo n of class c, whose index is k."""
+
+    def build(folder: Folder) -> None:
+        for number in range(photos):
+            folder.photo(images.format(n=number))
+        rows = (
+            row.format(n=number, m=photos - 1 - number, k=number % 2, c=CLASSES[number % 2]) for number in range(photos)
+        )
+        table(folder, rows, name, header)
+
+    return build
+
+
+def one_of_each(folder: Folder) -> None:
+    """As the competition "plant pathology 2020" has it: a column for each class."""
+    folder.flat("images", photos=16)
+    rows = (f"{number},{','.join(str(int(number % 4 == place)) for place in range(4))}" for number in range(16))
+    table(folder, rows, header="image_id,healthy,multiple_diseases,rust,scab")
+
+
+def several_of_each(folder: Folder) -> None:
+    """As the competition "plant pathology 2021" has it: labels with spaces between them."""
+    folder.flat("train_images", photos=12)
+    names = ("scab", "frog_eye_leaf_spot", "scab frog_eye_leaf_spot")
+    table(folder, (f"{number}.jpg,{names[number % 3]}" for number in range(12)), header="image,labels")
+
+
+def boxes(folder: Folder) -> None:
+    folder.flat("train", photos=8)
+    rows = [f"{number}.jpg,48,48,{CLASSES[number % 2]},1,1,9,9" for number in range(8)]
+    table(
+        folder, [*rows, "3.jpg,48,48,healthy,2,2,8,8"], "boxes.csv", "filename,width,height,class,xmin,ymin,xmax,ymax"
+    )
+
+
+def by_farm(folder: Folder) -> None:
+    """Names that begin anew in each folder, and paths of another computer."""
+    folder.classes("north", "south")
+    farms = [(farm, name, number) for farm in ("north", "south") for name in CLASSES for number in range(PHOTOS)]
+    rows = (f"C:\\Users\\me\\{farm}\\{name}\\{number}.JPG,{name}" for farm, name, number in farms)
+    table(folder, rows, header="path,label")
+
+
+def takeout(folder: Folder) -> None:
+    folder.classes("Takeout/Google Photos").file("Takeout/Google Photos/rust/0.jpg.supplemental-metadata.json", "{}")
+
+
+def checkpoints(folder: Folder) -> None:
+    folder.classes()
+    folder.photo(".ipynb_checkpoints/0-checkpoint.jpg", like=1)
+    folder.photo("rust/.ipynb_checkpoints/0-checkpoint.jpg", like=2)
+
+
+def thumbnails_beside(folder: Folder) -> None:
+    folder.classes()
+    for number in range(2):
+        for end in ("", "_thumb"):
+            folder.photo(f"rust/photo_{number}@01-05-2024_10-00-00{end}.jpg", like=50 + number)
+
+
+def copied_class(folder: Folder) -> None:
+    folder.classes(classes=("healthy",))
+    for number in range(PHOTOS):
+        folder.photo(f"rust/{number}.jpg", like=60 + number)
+        folder.photo(f"rust - Copy/{number}.jpg", like=60 + number)
+
+
+def missing_disk(folder: Folder) -> None:
+    folder.classes()
+    (folder.root / "scab").symlink_to("/media/missing/scab", target_is_directory=True)
+
+
+def linked_to_another(folder: Folder) -> None:
+    folder.classes()
+    (folder.root / "blight").symlink_to(folder.root / "rust", target_is_directory=True)
+
+
+def same_test(folder: Folder) -> None:
+    for top in ("train", "test"):
+        for index, name in enumerate(CLASSES):
+            for number in range(PHOTOS):
+                folder.photo(f"{top}/{name}/{number}.jpg", like=80 + 10 * index + number)
+
+
+def own_words(folder: Folder) -> None:
+    """Copies that only their names join, as a script calls them."""
+    for number, (top, end) in enumerate((("train", ""), ("test", "_GaussNoise1"))):
+        for name in CLASSES:
+            for photo in range(PHOTOS):
+                folder.photo(f"{top}/{name}/IMG_{PHOTOS * number * (name == 'rust') + photo}{end}.jpg")
+
+
+def old_mac(folder: Folder) -> None:
+    folder.flat("images", photos=8)
+    folder.file("train.csv", "image,label\r" + "".join(f"{number}.jpg,{CLASSES[number % 2]}\r" for number in range(8)))
+
+
 def machines(folder: Folder) -> None:
     folder.classes()
     trash = ("#recycle", "$RECYCLE.BIN", "lost+found")
@@ -350,6 +450,158 @@ CASES = (
         copies,
         {"healthy": PHOTOS + 1, "rust": PHOTOS + 1},
         problem="identical files in several classes",
+    ),
+    # Tables as competitions and annotation tools write them.
+    Case(
+        "a column of 0 and 1 for each class",
+        one_of_each,
+        dict.fromkeys(("healthy", "multiple_diseases", "rust", "scab"), 4),
+        labels="train.csv",
+    ),
+    Case(
+        "labels with spaces between them",
+        several_of_each,
+        dict.fromkeys(("frog_eye_leaf_spot", "scab", "scab frog_eye_leaf_spot"), 4),
+        labels="train.csv",
+        note="each such combination is a class of its own",
+    ),
+    Case(
+        "a class in each row, more than once",
+        listed("{n}.jpg,1,1", "image,rust,scab"),
+        labels="train.csv",
+        refusal="labels",
+    ),
+    Case(
+        "numbers of rows beside an odd column",
+        listed("{n},{m}.jpg,{c}", "id,fname,label"),
+        TWO,
+        labels="train.csv",
+        note="'fname'",
+    ),
+    Case("an index by pandas", listed("{n},{m}.jpg,{c}", ",image,label"), TWO, labels="train.csv"),
+    Case("quotes after a space", listed('{n}.jpg, "{c}"', "image, label"), TWO, labels="train.csv"),
+    Case("a line sep=;", listed("{n}.jpg;{c}", "sep=;\nimage;label"), TWO, labels="train.csv"),
+    Case("line ends of old Macs", old_mac, TWO, labels="train.csv"),
+    Case(
+        "no line of names",
+        listed("{n}.jpg,{c}", "8.jpg,rust"),
+        labels="train.csv",
+        refusal="a first line of column names",
+    ),
+    Case(
+        "a list with spaces",
+        listed("{n}.jpg {k}", "8.jpg 0", name="train.txt"),
+        labels="train.txt",
+        refusal="a first line",
+    ),
+    Case(
+        "a table in JSON",
+        listed('"{n}.jpg": "{c}",', "{", name="train.json"),
+        labels="train.json",
+        refusal="save it as CSV",
+    ),
+    Case(
+        "zeros lost by a spreadsheet",
+        listed("{n},{c}", "id,label", images="images/000{n}.jpg"),
+        labels="train.csv",
+        refusal="none for 8 of its 8 rows",
+    ),
+    Case(
+        "a column is_valid",
+        listed("{n}.jpg,{c},True", "name,label,is_valid"),
+        TWO,
+        labels="train.csv",
+        note="'is_valid' names no",
+    ),
+    Case(
+        "two columns of one name",
+        listed("{n}.jpg,{c},{k}{n}", "image,label,label"),
+        labels="train.csv",
+        refusal="which differ",
+    ),
+    Case(
+        "a task of Label Studio",
+        listed("/data/local-files/?d=images/{n}.jpg,{n},{c}", "image,id,choice"),
+        TWO,
+        labels="train.csv",
+        columns=("image", "choice"),
+    ),
+    Case(
+        "regions of VIA",
+        listed('{n}.jpg,"{{""a"":""{c}""}}"', "filename,region_attributes"),
+        labels="train.csv",
+        refusal="a column of labels",
+    ),
+    Case("boxes with a class in each", boxes, labels="boxes.csv", refusal="one label for each photo"),
+    Case("paths of another computer", by_farm, FOUR, labels="train.csv"),
+    # Folders as cameras, phones, clouds and scripts leave them.
+    Case("folders of a camera", flat("100CANON", "101CANON"), refusal="a folder for each class"),
+    Case("folders of a drone", flat("100MEDIA", "101MEDIA", "PANORAMA"), refusal="got '100MEDIA', '101MEDIA'"),
+    Case("folders of days", flat("2024-05-01", "2024-05-02"), refusal="a folder for each class"),
+    Case("folders of days with classes", classed("2024-05-01", "2024-05-02"), refusal="a folder for each class"),
+    Case(
+        "a class in two parts of a download",
+        flat(
+            "Healthy-20240301T100000Z-001/Healthy", "Rust-20240301T100000Z-001/Rust", "Rust-20240301T100000Z-002/Rust"
+        ),
+        refusal="a folder for each class",
+    ),
+    Case(
+        "a set in two parts of a download",
+        flat("drive-download-20240301T100000Z-001/healthy", "drive-download-20240301T100000Z-002/rust"),
+        refusal="a folder for each class",
+    ),
+    Case("each class unpacked into its own name", flat("healthy/healthy", "rust/rust"), TWO),
+    Case("Google Takeout", takeout, refusal="/Takeout/Google Photos'"),
+    Case(
+        "train_rust beside test_rust",
+        flat("train_healthy", "train_rust", "test_healthy", "test_rust"),
+        refusal="to 'test/healthy'",
+    ),
+    Case("train/train + test/test", classed("train/train", "test/test"), refusal="one level up"),
+    Case(
+        "masks in class folders",
+        flat("healthy/images", "healthy/masks", "rust/images", "rust/masks"),
+        refusal="move masks",
+    ),
+    Case("original + augmented", classed("Original Images", "Augmented Images"), refusal="--nested"),
+    Case("folds", classed("fold1/train", "fold1/val", "fold2/train", "fold2/val"), refusal="/fold2'"),
+    Case("train_1 + train_2", classed("train_1", "train_2", "test"), refusal="merge them"),
+    Case("splits in Spanish", classed("entrenamiento", "prueba"), refusal="/entrenamiento'"),
+    Case("degrees of severity", flat("0", "1", "2"), {"0": PHOTOS, "1": PHOTOS, "2": PHOTOS}),
+    Case(
+        "weights beside the classes",
+        lambda folder: folder.classes().file("models/best.pt"),
+        TWO,
+        problem="'models' without photos",
+    ),
+    Case("checkpoints of a notebook", checkpoints, TWO),
+    Case(
+        "thumbnails of a messenger",
+        thumbnails_beside,
+        {"healthy": PHOTOS, "rust": 2 * PHOTOS},
+        note="identical files (4 photos)",
+    ),
+    Case(
+        "a copied class folder",
+        copied_class,
+        {"healthy": PHOTOS, "rust": PHOTOS, "rust - Copy": PHOTOS},
+        problem="identical files in several classes",
+    ),
+    Case("a class on a disk that is missing", missing_disk, refusal="correct the link"),
+    Case(
+        "a class linked to another",
+        linked_to_another,
+        {"blight": PHOTOS, **TWO},
+        problem="identical files in several classes",
+    ),
+    Case("the test is a copy of train", same_test, FOUR, split(train=HALVES, test=HALVES), problem="in several splits"),
+    Case(
+        "copies under words of their own",
+        own_words,
+        FOUR,
+        split(train=HALVES, test=HALVES),
+        problem="4 leaves in several",
     ),
 )
 

@@ -77,5 +77,5 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"expected a map in TOML; got '.*bad.toml' \(.*\); correct the file"):
         read_toml(tmp_path / "bad.toml", "a map")
-    (tmp_path / "good.toml").write_text("a = 1")
+    (tmp_path / "good.toml").write_text("a = 1", encoding="utf-8-sig")  # Notepad's byte order mark
     assert read_toml(tmp_path / "good.toml", "a map") == {"a": 1}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         PhotoError,
         RunError,
     )
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.exporting.artefact import ExportResult
     from agridistill.report import write_report as report
     from agridistill.report.page import ReportResult
@@ -103,7 +103,7 @@ _NAMES_OF = {
         "PhotoError",
         "RunError",
     ),
-    "agridistill.evaluation.result": ("EvaluationResult",),
+    "agridistill.evaluation.evaluate": ("EvaluationResult",),
     "agridistill.exporting.artefact": ("ExportResult",),
     "agridistill.report.page": ("ReportResult",),
     "agridistill.runs": ("compare", "distill", "train"),

@@ -25,7 +25,7 @@ from agridistill.errors import ConfigError, MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.exporting.artefact import ExportResult
     from agridistill.runtime.backends import Backend
     from agridistill.runtime.predictor import Predictor
@@ -120,8 +120,7 @@ def evaluate(
     try:
         from agridistill.data.layout import FOLDERS, to_layout
         from agridistill.data.learnt import learnt_path
-        from agridistill.evaluation.class_names import to_class_names
-        from agridistill.evaluation.held_out import evaluate_folder
+        from agridistill.evaluation.held_out import evaluate_folder, to_class_names
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "the training part of AgriDistill, to score a model",

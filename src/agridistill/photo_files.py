@@ -110,8 +110,14 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not suffix_of(entry.name) and not os.path.exists(entry.path)  # noqa: PTH110 - hot
+
+
 def subfolders(root: Path) -> list[str]:
     """The names of a folder's subfolders, linked ones too, sorted, without those of machines and loops.
+
+    A link that leads nowhere, without a suffix, is one too: its disk may be missing, and a class with it.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -122,7 +128,7 @@ def subfolders(root: Path) -> list[str]:
             entry.name
             for entry in entries
             if not is_of_machine(entry.name)
-            and is_folder(entry)
+            and (is_folder(entry) or _leads_nowhere(entry))
             and not (entry.is_symlink() and _lies_in(place, os.path.realpath(entry.path)))
         )
 

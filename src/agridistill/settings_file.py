@@ -41,7 +41,7 @@ def read_toml(
         AgriDistillError: of `error_type`: no file, or not readable as TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise error_type(expected, f"'{path}', which does not exist", absent) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -6,8 +6,8 @@ import pytest
 
 from agridistill.cli.main import main
 from agridistill.cli.tables import ComparisonRow, print_comparison, print_evaluation
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores, Interval
-from agridistill.evaluation.result import EvaluationResult
 
 Capture = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ from agridistill.cli import next_steps
 from agridistill.cli.main import main
 from agridistill.cli.output import next_command
 from agridistill.cli.verdicts import print_verdict
-from agridistill.evaluation.result import EvaluationResult
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.verdict import Level, ModelVerdict
 from agridistill.exporting.forms import DeviceForm
 from agridistill.progress import ProgressCallback

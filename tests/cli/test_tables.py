@@ -16,8 +16,8 @@ from agridistill.cli import output
 from agridistill.cli.cells import FigureTable, new_table, show_note, show_table
 from agridistill.cli.study_tables import print_study
 from agridistill.cli.tables import ComparisonRow, print_benchmark, print_comparison, print_evaluation
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores
-from agridistill.evaluation.result import EvaluationResult
 
 Screen = Callable[[int], None]
 

@@ -65,6 +65,15 @@ def test_a_table_gives_the_labels(photos: Path) -> None:
         b"path,label\n/kaggle/input/imgs/1.jpg,0\n/kaggle/input/imgs/2.jpg,3\n/kaggle/input/imgs/3.jpg,0\n",
         b"filename,label\n1.JPG,0\n2.JPG,3\n3.JPG,0\n",
         b"image_id,filename,label\n77,1.jpg,0\n78,2.jpg,3\n79,3.jpg,0\n",
+        # Numbers of rows that are names of other photos as well.
+        b"id,fname,label\n3,1.jpg,0\n1,2.jpg,3\n2,3.jpg,0\n",
+        b"id,fname,label\n3,1.jpg,0\n1,2.jpg,3\n2,3.jpg,0\n9,8.jpg,0\n",
+        b"image_id,mask,label\n./1,9.jpg,0\n./2,9.jpg,3\n./3,9.jpg,0\n",
+        b"id,photo_url,name,label\n1,a.com/m.jpg,x,0\n2,a.com/m.jpg,x,3\n3,a.com/m.jpg,y,0\n",
+        b'image, label, note\n"1.jpg", "0", "a, b"\n2.jpg, "3"\n3.jpg, 0\n',
+        CASSAVA.replace("\n", "\r").encode(),
+        b"sep=;\r\nimage;label\r\n1.jpg;0\r\n2.jpg;3\r\n3.jpg;0\r\n",
+        b"image_id,0,3,7\n1,1,0,0\n2,0,1,0,\n3,1,0,0\n",
     ],
 )
 def test_tables_of_other_programs_give_the_same(photos: Path, table: bytes) -> None:
@@ -73,7 +82,7 @@ def test_tables_of_other_programs_give_the_same(photos: Path, table: bytes) -> N
 
 def test_columns_may_be_named(photos: Path) -> None:
     table = "Foto;Befund;Teil\n1.jpg;rust;Training\n2.jpg;scab;test\n3.jpg;rust;dev\n"
-    with pytest.raises(DataError, match=r"photos and labels with a usual name; got 'Foto', 'Befund', 'Teil'"):
+    with pytest.raises(DataError, match=r"a column of labels with a usual name; got 'Foto', 'Befund', 'Teil'"):
         read(photos, table)
     folder = read(photos, table, "Foto", "Befund", "Teil")
     assert folder.classes == ("rust", "scab")
@@ -87,6 +96,17 @@ def test_of_a_number_and_a_name_the_name_is_the_label(photos: Path) -> None:
     assert read(photos, "image,label,disease\n1.jpg,0,rust\n2.jpg,1,scab\n3.jpg,0,rust\n").classes == ("rust", "scab")
     with pytest.raises(DataError, match="got 'label' and 'disease', which differ"):
         read(photos, "image,label,disease\n1.jpg,0,rust\n2.jpg,1,scab\n3.jpg,1,rust\n")
+
+
+def test_of_several_columns_of_one_name_all_count(photos: Path) -> None:
+    with pytest.raises(DataError, match="got 'label' and 'Label', which differ"):
+        read(photos, "image,label,Label\n1.jpg,a,b\n2.jpg,b,b\n3.jpg,a,a\n")
+
+
+def test_labels_of_several_classes_are_reported(photos: Path) -> None:
+    found = read(photos, "image,labels\n1.jpg,scab\n2.jpg,scab frog_eye\n3.jpg,frog_eye\n")
+    assert "labels such as 'scab frog_eye' are of several classes: each such combination" in " ".join(found.notes)
+    assert not any("such as" in note for note in read(photos, "image,label\n1.jpg,a b\n2.jpg,c b\n3.jpg,b\n").notes)
 
 
 def test_a_column_of_splits_is_taken(photos: Path) -> None:
@@ -175,7 +195,14 @@ def test_a_path_into_another_folder_is_no_photo_of_that_name(photos: Path) -> No
         (b"image,label\n1.jpg,a,b\n2.jpg,b\n", "2 cells in each row; got 3 in line 2"),
         (b'image,label\n"1.jpg,a\n2.jpg,b\n', "a table in CSV"),
         (b"image,label\n1.jpg,a\n2.jpg,a\n", "at least two classes; got only 'a' in column 'label'"),
-        (b"image,healthy,rust\n1.jpg,1,0\n2.jpg,0,1\n", "a column of labels with a usual name; got 'image', 'healthy'"),
+        (
+            b"image,rust,scab\n1.jpg,1,1\n2.jpg,0,1\n",
+            "a column of labels with a usual name; got 'image', 'rust', 'scab'",
+        ),
+        (b"1.jpg,a\n2.jpg,b\n", "names; got '1.jpg,a' in '"),
+        (b"1.jpg 0\n2.jpg 1\n", "write one, such as image,label, above it"),
+        (b'{\n"1.jpg": "a",\n"2.jpg": "b"}\n', "(JSON, XML or no text); save it as CSV UTF-8"),
+        ("image,label\n1.jpg,a\n".encode("utf-16-le"), "(JSON, XML or no text); save it as CSV UTF-8"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_in_one_line(photos: Path, table: bytes, message: str) -> None:

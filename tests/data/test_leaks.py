@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agridistill.data.augmented_names import sibling_groups
 from agridistill.data.checks import check
 from agridistill.data.prepare import prepare_data
+from agridistill.data.samples import Sample
 from agridistill.data.synthetic import draw_leaf
 
 Turn = Callable[[Image.Image], Image.Image]
@@ -108,6 +110,7 @@ def test_copies_without_telling_names_stay_with_their_leaf(originals: Path, tmp_
         ["{stem}.jpg", "augmented_3_{stem}.jpg"],
         ["{stem}_new30degFlipLR.jpg", "{stem}_rot_15.jpg"],
         ["é{stem}.jpg", "e\u0301{stem}_rot15.jpg", "e\u0301{stem}_rot30.jpg"],
+        ["{stem}.jpg", "{stem}_GaussNoise1.jpg", "{stem}_augmented_image_2.jpg", "{stem}-旋转3.jpg"],
         ["{stem}.jpg", "{stem}_rotation_15_degrees.jpg", "{stem}_rotated_by_15.jpg", "{stem}_rotleft.jpg"],
     ],
     ids=lambda names: names[-1],
@@ -130,6 +133,14 @@ def test_counters_of_cameras_group_nothing(originals: Path, tmp_path: Path) -> N
     result = check(tmp_path)
     assert [one.leaves for one in result.classes] == [15, 15]
     assert result.problems == ()
+
+
+def test_many_photos_named_after_one_are_of_a_plot_and_not_of_a_leaf() -> None:
+    """Beside a photo `field1` 60 others `field1_a…` are no copies of it; `field2_a` to `field2_c` may be."""
+    samples = [Sample(f"rust/{name}.jpg", 0, "") for name in ("field1", "field2")]
+    samples += [Sample(f"rust/field1_a{number}.jpg", 0, "") for number in range(60)]
+    samples += [Sample(f"rust/field2_{letter}.jpg", 0, "") for letter in "abc"]
+    assert [len(group) for group in sibling_groups(samples)] == [4]
 
 
 @pytest.mark.parametrize("turn", EIGHT_TURNS, ids=lambda turn: "upright" if turn is None else turn.name.lower())

@@ -101,6 +101,56 @@ def test_folders_that_say_nothing_of_their_photos_ask_for_labels(tmp_path: Path,
     assert "pass --labels 'ROOT/labels.csv'" in refused(make(tmp_path, *photos, "labels.csv"))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("100CANON", "101CANON"),
+        ("100MEDIA", "PANORAMA"),
+        ("2024-05-01", "20240502"),
+        ("Rust-20240301T100000Z-001/Rust", "Rust-20240301T100000Z-1-002/Rust"),
+        ("leaves-20240301T100000Z-001/leaves/rust", "leaves-20240301T100000Z-002/leaves/scab"),
+    ],
+)
+def test_folders_that_programs_have_named_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    make(tmp_path, *(f"{name}/1.jpg" for name in names))
+    text = refused(tmp_path)
+    assert text.startswith("expected folders that are named after what their photos show; got '")
+    assert "move the photos into a folder for each class" in text
+    assert len(scan(tmp_path, nested=False).classes) == 2
+
+
+def test_numbers_and_letters_are_classes_as_they_are(tmp_path: Path) -> None:
+    names = ("0", "101", "101000", "100percent", "2024-13-01", "Grade1")
+    assert scan(make(tmp_path, *(f"{name}/1.jpg" for name in names))).classes == tuple(sorted(names))
+
+
+def test_class_folders_with_a_split_in_each_name_are_refused(tmp_path: Path) -> None:
+    names = ("Rust_Train", "Scab_Train", "Rust_Test", "Scab_Test")
+    text = refused(make(tmp_path, *(f"{name}/1.jpg" for name in names)))
+    assert text.startswith(
+        "expected train, val and test folders that hold the class folders; got 'Rust_Test', 'Rust_Tra"
+    )
+    assert "move the photos of 'Rust_Test' to 'test/rust' and so on, or pass --flat" in text
+    assert len(scan(tmp_path, nested=False).classes) == 4
+
+
+def test_masks_in_class_folders_are_to_be_moved(tmp_path: Path) -> None:
+    text = refused(make(tmp_path, *holders("healthy", "rust", classes=("images", "masks"))))
+    assert "folders in them such as 'images', 'masks' in 'ROOT/healthy'; move masks and the like out of 'ROOT'" in text
+
+
+def test_split_folders_in_split_folders_are_to_be_moved_up(tmp_path: Path) -> None:
+    text = refused(make(tmp_path, *holders("train/train", "test/test")))
+    assert text.endswith("move the folders in 'test/test' one level up, and those of train likewise")
+
+
+@pytest.mark.parametrize("top", ["", "train"])
+def test_a_linked_class_whose_disk_is_missing_is_refused(tmp_path: Path, top: str) -> None:
+    make(tmp_path, *holders(top or "."))
+    (tmp_path / top / "mold").symlink_to("/nowhere/mold", target_is_directory=True)
+    assert refused(tmp_path).endswith("mold' (No such file or directory); correct the link or remove it")
+
+
 def test_a_level_above_the_classes_is_refused_with_what_to_pass(tmp_path: Path) -> None:
     make(tmp_path, *holders("color", "grayscale", "segmented"))
     text = refused(tmp_path)

@@ -14,9 +14,8 @@ from agridistill.data.inspection import fingerprint, inspect_photos
 from agridistill.data.samples import scan
 from agridistill.data.splits import Split, write_split
 from agridistill.errors import ConfigError, DataError, ModelError
-from agridistill.evaluation.class_names import labels_in_model, read_class_names, to_class_names
 from agridistill.evaluation.evidence import gather_evidence
-from agridistill.evaluation.held_out import evaluate_folder
+from agridistill.evaluation.held_out import evaluate_folder, labels_in_model, read_class_names, to_class_names
 from agridistill.evaluation.verdict import judge
 
 MakeBackend = Callable[..., Any]
@@ -95,8 +94,8 @@ def test_a_class_that_the_model_lacks_is_refused_with_the_remedy() -> None:
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["Late blight", "Tomato___healthy"], {})
     assert str(caught.value) == (
         "expected photos of classes that the model knows; got 'Late blight'; did you mean 'Tomato___Late_blight'?; "
-        'write its class into a file for --map, one line a folder, as "Late blight" = "Tomato___Late_blight", or take '
-        "the folder out"
+        'write its class into a file for --map, one line a folder, as "Late blight" = "model class", or take the '
+        "folder out"
     )
     with pytest.raises(ModelError, match="a class of the model for 'a'; got 'Tomato___helthy'; did you mean"):
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["a"], {"a": "Tomato___helthy"})

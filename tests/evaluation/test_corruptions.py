@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from agridistill.data.synthetic import draw_leaves
 from agridistill.evaluation import corruptions
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption
-from agridistill.evaluation.leaf_mask import leaf_mask, otsu_threshold
+from agridistill.evaluation.robustness import leaf_mask, otsu_threshold
 
 
 def rng() -> np.random.Generator:

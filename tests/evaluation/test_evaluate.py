@@ -9,9 +9,8 @@ import pytest
 
 from agridistill.data.samples import Sample, scan
 from agridistill.errors import DataError, ModelError, RunError
-from agridistill.evaluation.evaluate import LabelledLogits, evaluate, predict_logits, score
+from agridistill.evaluation.evaluate import EvaluationResult, LabelledLogits, evaluate, predict_logits, score
 from agridistill.evaluation.metrics import accuracy_interval
-from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, Preprocessing
 
 MakeBackend = Callable[..., Any]

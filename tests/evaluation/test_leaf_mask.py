@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from agridistill.evaluation.leaf_mask import is_trustworthy, leaf_mask
+from agridistill.evaluation.robustness import is_trustworthy, leaf_mask
 
 Photo = NDArray[np.uint8]
 GREEN, YELLOW, GREY = (60, 140, 50), (190, 170, 50), (140, 138, 145)

@@ -11,8 +11,7 @@ from PIL import Image
 from agridistill.data.samples import Sample
 from agridistill.errors import DataError, PhotoError
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption
-from agridistill.evaluation.leaf_mask import leaf_mask
-from agridistill.evaluation.robustness import RobustnessResult, robustness, without_ground, without_leaf
+from agridistill.evaluation.robustness import RobustnessResult, leaf_mask, robustness, without_ground, without_leaf
 from agridistill.manifest import ModelManifest, Preprocessing
 
 CLASSES = ("green", "yellow")

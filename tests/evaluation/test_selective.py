@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agridistill.evaluation.selective import abstention_point
+from agridistill.evaluation.metrics import abstention_point
 
 
 @pytest.mark.parametrize("seed", range(5))

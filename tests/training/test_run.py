@@ -28,7 +28,7 @@ from agridistill.data.kept_views import KeptViews
 from agridistill.data.splits import read_split
 from agridistill.distillation.methods import METHODS
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
-from agridistill.evaluation.result import EvaluationResult
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.manifest import Preprocessing, read_manifest
 from agridistill.models.factory import create_model, save_weights
 from agridistill.models.teacher import LiveTeacher

@@ -79,7 +79,7 @@ def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
 def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
     """One line a form, the better one first, and why it is proposed."""
     from agridistill.evaluation.metrics import wilson_interval
-    from agridistill.evaluation.words import percent
+    from agridistill.evaluation.verdict import percent
 
     lines = []
     for form in forms:

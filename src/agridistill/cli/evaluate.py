@@ -14,7 +14,7 @@ from agridistill.progress import begin
 
 if TYPE_CHECKING:
     from agridistill.data.layout import Layout
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.progress import ProgressCallback
 
 
@@ -57,7 +57,7 @@ def evaluate(
     from agridistill import api
     from agridistill.cli.verdicts import print_verdict, verdict_on
     from agridistill.data.layout import FOLDERS
-    from agridistill.evaluation.class_names import read_class_names
+    from agridistill.evaluation.held_out import read_class_names
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_result_file, require_writable, write_json
 

@@ -11,7 +11,7 @@ from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, sibling, stderr
 
 if TYPE_CHECKING:
-    from agridistill.evaluation.selective import AbstentionPoint
+    from agridistill.evaluation.metrics import AbstentionPoint
 
 _SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 

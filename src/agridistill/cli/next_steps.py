@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agridistill.cli.output import sibling
 
 if TYPE_CHECKING:
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
 
 Words = tuple[str | Path, ...]
 

@@ -23,7 +23,7 @@ from agridistill.cli.output import shown, stdout
 from agridistill.runtime.published import PAPER
 
 if TYPE_CHECKING:
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.runtime.benchmark_result import BenchmarkResult, ModelResult, Percentiles
     from agridistill.runtime.published import PublishedResult
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agridistill.cli.output import shown, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.exporting.artefact import ExportResult
 
@@ -56,7 +56,7 @@ def verdict_on_artefact(result: ExportResult, run: Path) -> ModelVerdict:
 def verdict_on_run(run: Path) -> ModelVerdict | None:
     """The verdict about a finished run from its files; None where they do not tell."""
     from agridistill.errors import RunError
-    from agridistill.evaluation.result import EvaluationResult
+    from agridistill.evaluation.evaluate import EvaluationResult
 
     try:
         document = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))

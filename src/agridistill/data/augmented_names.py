@@ -9,6 +9,7 @@ Turns by a few degrees, shears and crops look like other photos: only their name
 | `IMG_1_0_4711.jpg`, where `IMG_1.jpg` stands beside it | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
 | `aug_7_4711.jpg`, where several numbers occur | the photo number 7 | Keras with `save_prefix="aug"` |
 | `IMG_1_flip.jpg`, `rot90_IMG_1.jpg`, `IMG_1_aug_3.jpg` | `IMG_1.jpg` | scripts around imgaug, Albumentations, OpenCV |
+| `IMG_1_GaussNoise2.jpg`, where `IMG_1.jpg` stands beside it | `IMG_1.jpg` | scripts with words of their own |
 
 A number alone (`IMG_1_2`, `leaf (3)`) is a counter of a camera or of Windows and groups nothing.
 """
@@ -30,7 +31,7 @@ _TOOLS = {
     "_original_": re.compile(rf".*?_original_(?P<base>.+)\.{_SUFFIX}_{_UUID}"),
 }
 _KERAS = re.compile(r"(?P<series>(?:aug[a-z]*)?_\d{1,5})_\d{1,7}")
-_KERAS_END = re.compile(r"\d{1,5}_\d{1,7}")
+_ANY_END = re.compile(r"\d{1,5}_\d{1,7}\Z|[^\W\d_]")
 _NUMBERED = re.compile(r"aug[a-z]*[\W_]*\d+[\W_]*")
 
 _WAY = r"(?:horizontal(?:ly)?|vertical(?:ly)?|random(?:ly)?|left|right|hor|ver|lr|rl|ud|tb|hv|[hvxy])"
@@ -59,7 +60,8 @@ _HINT = re.compile(r"flip|mirror|rot|deg|transpos|shear|aug")
 _AUGUST = re.compile(r"aug[\W_]*(?:19|20)\d\d(?!\d)|(?<!\d)(?:19|20)\d\d[\W_]*aug")
 _MADE_FOLDER = re.compile(r"aug(?:mented|mentations?|s)?|flip(?:ped)?|rotat(?:ed|ions?)|output")
 _ORIGINALS_FOLDER = re.compile(r"originals?")
-# Of names whose original is not there: more of one beginning are numbers of something else, such as of a day's photos.
+# Of names whose original is not there, or that have words of their own: more of one beginning are numbers of something
+# else, such as of a day's photos or of a plot.
 _MOST_WITHOUT_ORIGINAL = 50
 
 _Place = tuple[int, tuple[str, ...]]
@@ -117,7 +119,9 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
         groups[photo.place, base, folder] |= {photo.path} | {
             one.path for one in originals if folder in ("", one.folder)
         }
-        if originals or any(tool.fullmatch(photo.stem) for tool in _TOOLS.values()):
+        if (originals and not _has_own_word(photo.stem, base)) or any(
+            tool.fullmatch(photo.stem) for tool in _TOOLS.values()
+        ):
             trusted.add((photo.place, base, folder))
     return sorted(
         sorted(paths)
@@ -173,12 +177,18 @@ def _beside(stem: str, originals: Container[str]) -> str | None:
     """The longest name of an original that stands there, of which this name is one with marks."""
     for start, end in reversed(_gaps(stem)):
         before, after = stem[:start], stem[end:]
-        if before in originals and (_MARKS.fullmatch(after) or (_KERAS_END.fullmatch(after) and _has_digit(before))):
+        if before in originals and (_MARKS.fullmatch(after) or (_has_digit(before) and _ANY_END.match(after))):
             return before
     for start, end in _gaps(stem):
         if stem[end:] in originals and _MARKS.fullmatch(stem[:start]):
             return stem[end:]
     return None
+
+
+def _has_own_word(stem: str, base: str) -> bool:
+    """Whether the name goes on after that of its original with a word that may also tell leaves of one plot apart."""
+    after = re.sub(rf"\A{_GAP}", "", stem.removeprefix(base))
+    return stem.startswith(base) and after[:1].isalpha() and not _MARKS.fullmatch(after)
 
 
 def _named_original(stem: str) -> str | None:

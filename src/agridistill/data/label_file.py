@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -153,5 +154,8 @@ def _notes(
         yield f"column '{table.header[split]}' names no train, val or test: it is not used"
     if repeated:
         yield f"rows without a label, or again with the same one: {repeated:,}"
+    joined = [name for name in classes if len(words := re.split(r"[\s,;|+&]+", name)) > 1 and {*words} <= {*classes}]
+    if joined:
+        yield f"labels such as '{joined[0]}' are of several classes: each such combination is a class of its own"
     if are_numbers(classes):
         yield "labels are numbers, and so are the names of the classes"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agridistill.data.structure import resolved_evaluation, split_named
 from agridistill.errors import DataError, nearest
+from agridistill.photo_files import is_photo
 
 # Names without spaces and signs, the telling ones first.
 _IMAGE_NAMES = (
@@ -22,7 +23,10 @@ _LABEL_NAMES = (
     "disease", "diseasename", "condition", "diagnosis", "target", "labelid", "classid", "categoryid", "labelidx",
     "classidx",
 )  # fmt: skip
-_SPLIT_NAMES = ("split", "set", "subset", "partition", "datasplit", "fold", "phase", "usage")
+_SPLIT_NAMES = (
+    "split", "set", "subset", "partition", "datasplit", "fold", "phase", "usage", "isvalid", "isval", "istest",
+    "istrain", "istraining",
+)  # fmt: skip
 _TRIED_ROWS = 200
 
 
@@ -48,11 +52,13 @@ class LabelTable:
 def read_table(file: Path) -> LabelTable:
     """Reads a table; its separator (comma, semicolon, tab or bar) is found by the first line.
 
+    Columns of 0 and 1 for each class, as competitions write them, get a column "label" beside them.
+
     Args:
         file: in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        DataError: not there, no text, no rows, or a row with more cells than there are columns.
+        DataError: not there, no text, no names of columns, no rows, or a row with more cells than there are columns.
     """
     try:
         content = file.read_bytes()
@@ -62,16 +68,24 @@ def read_table(file: Path) -> LabelTable:
         raise DataError("a label file that can be read", f"'{file}' ({error.strerror})", "check --labels") from None
     try:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = content.decode("utf-16" if wide else "utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        if "\0" in text or text.lstrip().startswith(("{", "[", "<")):
+            raise csv.Error("JSON, XML or no text")
+        text = re.sub(r"\A(?i:sep)=.(?=\n)", "", text)  # a line for Excel
         first = text.lstrip().partition("\n")[0]
         separator = max(",;\t|", key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        # Without `skipinitialspace` the quotes of `1.jpg, "rust"` are part of the label.
+        reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (UnicodeError, csv.Error) as error:
         raise DataError("a table in CSV or TSV, in UTF-8", f"'{file}' ({error})", "save it as CSV UTF-8") from None
     if len(lines) < 2:
         raise DataError("a line of column names and a row for each photo", f"no rows in '{file}'", "add them")
     header = [cell.strip() for cell in lines[0][1]]
+    if any(is_photo(word) for cell in header for word in cell.split()):
+        raise DataError(
+            "a first line of column names", f"'{first.strip()}' in '{file}'", "write one, such as image,label, above it"
+        )
     for line, cells in lines[1:]:
         # Some programs leave empty cells away at the end of a row, or write a separator after the last one.
         cells += [""] * (len(header) - len(cells))
@@ -79,7 +93,24 @@ def read_table(file: Path) -> LabelTable:
             raise DataError(
                 f"{len(header)} cells in each row", f"{len(cells)} in line {line} of '{file}'", "put quotes around them"
             )
-    return LabelTable(file, header, lines[1:])
+    return _with_labels(LabelTable(file, header, lines[1:]))
+
+
+def _with_labels(table: LabelTable) -> LabelTable:
+    """A table whose columns but one hold 0 and 1, a single 1 in each row, has a column of labels as well."""
+    width = len(table.header)
+    ones = [column for column in range(width) if set(table.values(column)) <= {"0", "1", "0.0", "1.0"}]
+    marked = [[table.header[column] for column in ones if float(cells[column])] for _, cells in table.rows]
+    if len(ones) < max(2, width - 1) or any(len(names) != 1 for names in marked):
+        return table
+    rows = [(line, cells[:width] + names) for (line, cells), names in zip(table.rows, marked, strict=True)]
+    return LabelTable(table.path, [*table.header, "label"], rows)
+
+
+def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
+    """The columns of some usual names, in the order of these."""
+    plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
+    return [column for name in names for column, other in enumerate(plain) if other == name]
 
 
 def find_columns(
@@ -98,10 +129,14 @@ def find_columns(
     if wanted:
         image, label, *split = (_named(table, name) for name in wanted)
         return image, label, split[0] if split else None
-    plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
-    images, labels, splits = (
-        [plain.index(name) for name in names if name in plain] for names in (_IMAGE_NAMES, _LABEL_NAMES, _SPLIT_NAMES)
-    )
+    labels, splits = _columns(table, _LABEL_NAMES), _columns(table, _SPLIT_NAMES)
+    usual = _columns(table, _IMAGE_NAMES)
+    tried = [table.values(column, _TRIED_ROWS) for column in range(len(table.header))]
+    files = [column for column, cells in enumerate(tried) if any(map(is_photo, cells))]
+    fitting = {column: found(tried[column]) for column in (*usual, *files)}
+    # Numbers last: those of rows, under a name such as "id", may fit the names of other photos.
+    tiers = [column for column in usual if not are_numbers(tried[column])], files, usual
+    images = next((columns for columns in tiers if any(map(fitting.__getitem__, columns))), usual)
     if not images or not labels:
         lacking = "labels" if images else "photos" if labels else "photos and labels"
         names = ", ".join(f"'{name}'" for name in table.header[:8])
@@ -111,7 +146,7 @@ def find_columns(
             "name them with --label-columns IMAGE,LABEL",
         )
     # The first of several where they do equally well.
-    image = max(images, key=lambda column: found(table.values(column, _TRIED_ROWS)))
+    image = max(images, key=fitting.__getitem__)
     return image, _label_column(table, labels), splits[0] if splits else None
 
 

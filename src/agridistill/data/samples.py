@@ -15,6 +15,7 @@ from agridistill.data.structure import (
     require_class_folders,
     require_no_splits_inside,
     split_folders,
+    split_named,
     wrapped_in,
 )
 from agridistill.errors import DataError
@@ -190,7 +191,9 @@ def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | N
             raise DataError(
                 "the same classes in train, val and test",
                 f"'{unknown[0]}' in {folder_of[split]} but not in train",
-                "correct the folders",
+                "correct the folders"
+                if split_named(unknown[0]) is None
+                else f"move the folders in '{folder_of[split]}/{unknown[0]}' one level up, and those of train likewise",
             )
     pairs = [(f"{folder}/{name}", composed(name)) for split, folder in folder_of.items() for name in names_of[split]]
     split_of = {folder: split for split, folder in folder_of.items()}
@@ -327,7 +330,9 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
     others: list[str] = []
 
     def refuse(error: OSError) -> None:
-        raise DataError("readable class folders", f"'{error.filename}' ({error.strerror})", "change its permissions")
+        gone = isinstance(error, FileNotFoundError)
+        remedy = "correct the link or remove it" if gone else "change its permissions"
+        raise DataError("readable class folders", f"'{error.filename}' ({error.strerror})", remedy)
 
     for inside, names in files_below(root / folder, refuse):
         for name in names:

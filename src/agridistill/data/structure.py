@@ -23,6 +23,11 @@ _KIND = re.compile(
     rf"{_NOUN}|jpe?gs?|pngs?|jpegimages|masks?|annotations?|labels?|segmentations?|segmentation(?:class|object)"
     r"|gt|groundtruth|rgb|parts?|batch(?:es)?"
 )
+# Names that programs give: a camera's (DCF: "100CANON"), of a day ("2024-05-01"), of a part of a Google Drive download.
+_BY_MACHINE = re.compile(
+    r"[1-9]\d\d[A-Z_][A-Z_\d]{4}|(?:19|20)\d\d([-_. ]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
+    r"|.+-\d{8}T\d{6}Z(?:-\d+)+"
+)
 # A class folder has its photos in folders where at most this share lies in itself, as a preview does.
 _MAX_OWN_SHARE = 0.1
 
@@ -131,15 +136,17 @@ def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_spli
 
 
 def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """`images` and `masks`, or `images_1` and `images_2`, say nothing of what the photos show."""
+    """`images` and `masks`, `images_1` and `images_2` or `100CANON` say nothing of what the photos show."""
+    by_machine = [one for one in classes if _BY_MACHINE.fullmatch(one.name)]
     words = [re.findall(r"[^\W\d_]+", one.name.casefold()) for one in classes]
     kinds = [[word for word in of_name if _KIND.fullmatch(word)] for of_name in words]
     all_kinds = all(of_name == kind for of_name, kind in zip(words, kinds, strict=True))
-    if all(kinds) and (all_kinds or all(of_name == words[0] for of_name in words)):
+    if by_machine or (all(kinds) and (all_kinds or all(of_name == words[0] for of_name in words))):
         raise DataError(
             "folders that are named after what their photos show",
-            f"{_named(classes)} in '{root}'",
-            f"{labels_remedy(root)}, or --flat if these are the classes",
+            f"{_named(by_machine or classes)} in '{root}'",
+            f"{'move the photos into a folder for each class, ' if by_machine else ''}{labels_remedy(root)}, "
+            "or --flat if these are the classes",
         )
 
 
@@ -166,6 +173,12 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
             f"class folders that hold them, such as '{first.name}/{inner}' in '{root}'",
             f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and part its photos anew",
         )
+    if all(_KIND.fullmatch(name.casefold()) for one in losing for name in one.first_level):
+        return DataError(
+            "class folders with photos alone",
+            f"folders in them such as {_quoted(sorted(first.first_level))} in '{root / first.name}'",
+            f"move masks and the like out of '{root}', or pass {flat}",
+        )
     inside = root / first.name / wrapped_in(first.photos_in)
     remedy = f"--nested for classes such as '{first.name}/{inner}', or {flat}"
     if not in_splits:
@@ -184,7 +197,23 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
 
 
 def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """Beside class folders, photos to test on that lie in a folder of their own; "train" and "valid" may be classes."""
+    """Beside class folders, photos to test on that lie in a folder of their own; "train" and "valid" may be classes.
+
+    Of `train_rust` and `test_rust` each name holds a split.
+    """
+    named: dict[str, dict[str, str]] = {}
+    for one in classes:
+        split, rest = _split_and_rest(one.name)
+        if split is not None and rest:
+            named.setdefault(rest, {})[split] = one.name
+    for rest, of_split in named.items():
+        if len(of_split) > 1:
+            split, name = next(iter(of_split.items()))
+            raise DataError(
+                "train, val and test folders that hold the class folders",
+                f"{_quoted(of_split.values())} in '{root}'",
+                f"move the photos of '{name}' to '{split}/{rest}' and so on, or pass --flat if these are the classes",
+            )
     for one in classes:
         split = split_named(one.name)
         if split is not None and (one.loses_a_level or (split != "train" and one.name.casefold() != "valid")):
@@ -242,5 +271,9 @@ def labels_remedy(root: Path) -> str:
 
 
 def _named(classes: Sequence[ClassFolder]) -> str:
-    names = [f"'{one.name}'" for one in classes[:3]]
-    return ", ".join(names) + (f" and {len(classes) - 3} more" if len(classes) > 3 else "")
+    return _quoted(one.name for one in classes)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    first, more = (quoted := [f"'{name}'" for name in names])[:3], len(quoted) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.evaluation.evaluate import LabelledLogits
-from agridistill.evaluation.metrics import calibration_error, fit_temperature
-from agridistill.evaluation.selective import AbstentionPoint, abstention_point
+from agridistill.evaluation.metrics import AbstentionPoint, abstention_point, calibration_error, fit_temperature
 from agridistill.preprocess import softmax
 
 WANTED_ANSWERS = 0.95

@@ -1,8 +1,9 @@
-"""Runs a model over labelled photos and scores it."""
+"""EvaluationResult: every number of an evaluation, to JSON and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.data.samples import Sample
-from agridistill.errors import DataError, PhotoError
+from agridistill.errors import DataError, PhotoError, RunError
 from agridistill.evaluation.metrics import (
+    ClassScores,
+    Interval,
     Labels,
     accuracy_interval,
     calibration_error,
@@ -20,12 +23,94 @@ from agridistill.evaluation.metrics import (
     macro_f1,
     negative_log_likelihood,
 )
-from agridistill.evaluation.result import EvaluationResult
 from agridistill.manifest import ModelManifest, require_same_classes
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import read_batches
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a model does on one split.
+
+    Attributes:
+        model: timm's name of the architecture.
+        split: "train", "val", "test" or "all".
+        classes: class names in the order of the confusion matrix.
+        photos: evaluated.
+        leaves: that these photos show.
+        skipped_photos: one line for each photo that could not be read; they count nowhere else.
+        accuracy: share of photos classified rightly, 0 to 1.
+        accuracy_ci95: its 95 % interval, which allows for several photos of one leaf.
+        macro_f1: mean F1 of the classes that have photos.
+        nll_nats: mean negative log-likelihood at `temperature`.
+        calibration_error: expected calibration error at `temperature`, 15 bins, 0 to 1.
+        per_class: scores of each class; None where it has no photos.
+        confusion_matrix: counts, rows are the truth, columns the prediction.
+        image_size: side of the model's input in pixels.
+        temperature: by which the logits were divided.
+        parameters: of the model; None where unknown.
+        macs: multiply-accumulates for one photo; None where unknown.
+    """
+
+    model: str
+    split: str
+    classes: tuple[str, ...]
+    photos: int
+    leaves: int
+    skipped_photos: tuple[str, ...]
+    accuracy: float
+    accuracy_ci95: Interval
+    macro_f1: float
+    nll_nats: float
+    calibration_error: float
+    per_class: tuple[ClassScores, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    image_size: int
+    temperature: float
+    parameters: int | None = None
+    macs: int | None = None
+
+    @property
+    def skipped(self) -> int:
+        """Number of photos that could not be read."""
+        return len(self.skipped_photos)
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations for one photo: 1 MAC is 2 FLOPs."""
+        return None if self.macs is None else 2 * self.macs
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document; undefined and unknown numbers are null."""
+        document = asdict(self)
+        document["per_class"] = [{"class": row.pop("name"), **row} for row in document["per_class"]]
+        return {**document, "skipped": self.skipped, "flops": self.flops}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> EvaluationResult:
+        """Reads what `to_json` gave.
+
+        Raises:
+            RunError: a key is missing or holds something else.
+        """
+        try:
+            known = {each.name: document[each.name] for each in fields(cls)}
+            for name in ("classes", "skipped_photos"):
+                known[name] = tuple(known[name])
+            low, high = known["accuracy_ci95"]
+            known["accuracy_ci95"] = Interval(low, high)
+            scores = [
+                [row[key] for key in ("class", "precision", "recall", "f1", "photos")] for row in known["per_class"]
+            ]
+            known["per_class"] = tuple(ClassScores(*row) for row in scores)
+            known["confusion_matrix"] = tuple(tuple(row) for row in known["confusion_matrix"])
+            return cls(**known)
+        except KeyError as error:
+            raise RunError("a complete evaluation", f"one without {error}", "evaluate the model again") from None
+        except (TypeError, ValueError) as error:
+            raise RunError("an evaluation in JSON", f"another document ({error})", "evaluate the model again") from None
 
 
 class LabelledLogits(NamedTuple):

@@ -17,9 +17,8 @@ from agridistill.data.samples import Sample
 from agridistill.errors import DataError, RunError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import ChosenPhotos, SplitChoice, choose_photos
-from agridistill.evaluation.metrics import CALIBRATION_BINS
+from agridistill.evaluation.metrics import CALIBRATION_BINS, abstention_point
 from agridistill.evaluation.robustness import MOST_PHOTOS, robustness
-from agridistill.evaluation.selective import abstention_point
 from agridistill.preprocess import read_photo, softmax
 from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.backends import Backend

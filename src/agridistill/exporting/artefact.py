@@ -25,9 +25,8 @@ from agridistill.evaluation.answering import FEW_PHOTOS, Answering, fit_answerin
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
-from agridistill.evaluation.metrics import accuracy_interval
+from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
 from agridistill.evaluation.representative import representative_batches
-from agridistill.evaluation.selective import AbstentionPoint
 from agridistill.exporting.micro import c_sources, micro_needs, require_micro_target, write_sources
 from agridistill.exporting.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest

@@ -12,7 +12,7 @@ from typing import Any
 from agridistill.data.synthetic import draw_leaves
 from agridistill.data.views import Augmentation
 from agridistill.errors import MissingExtraError, RunError
-from agridistill.evaluation.result import EvaluationResult
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.exporting.artefact import export
 from agridistill.models.weights import packaged
 from agridistill.progress import ProgressCallback, silent

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from agridistill import terminal
 from agridistill.errors import RunError
-from agridistill.evaluation.words import count
+from agridistill.evaluation.verdict import count
 from agridistill.manifest import sha256_of
 from agridistill.models.factory import save_weights
 from agridistill.progress import ProgressCallback, silent

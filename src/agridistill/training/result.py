@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agridistill.data.splits import read_split
 from agridistill.errors import AgriDistillError, RunError
-from agridistill.evaluation.result import EvaluationResult
+from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.manifest import read_manifest
 from agridistill.training.run_folder import RunFolder
 
