@@ -18,8 +18,8 @@ from agridistill import colour
 from agridistill.data.cache import SmallCopies
 from agridistill.data.inspection import inspect_photo
 from agridistill.data.views import Augmentation
-from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import SourceSettings
+from agridistill.edge.sources import SourceSettings
+from agridistill.edge.sources.source import PhotoReader
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import read_photo, upright_rgb

@@ -53,9 +53,9 @@ def publish(
     if not key or model is None or golden is None or out is None or version is None:
         missing = [name for name, value in named.items() if value is None]
         raise typer.BadParameter(f"{', '.join(missing)} missing (or --new-key FILE to make a key)")
-    from agridistill.edge.updates.keys import read_private_key, read_public_key
     from agridistill.edge.updates.publishing import PublishSettings
     from agridistill.edge.updates.publishing import publish as write
+    from agridistill.edge.updates.release import read_private_key, read_public_key
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_writable
 
@@ -82,7 +82,7 @@ def publish(
 
 
 def _make_key(path: Path, *, json: bool) -> None:
-    from agridistill.edge.updates.keys import PUBLIC_SUFFIX, create_key
+    from agridistill.edge.updates.release import PUBLIC_SUFFIX, create_key
 
     identity, public = create_key(path), f"{path}{PUBLIC_SUFFIX}"
     if json:

@@ -19,8 +19,7 @@ from agridistill.edge.delivery.broker import BrokerSettings, parse_broker, topic
 from agridistill.edge.delivery.lost import RefusedError
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.mqtt_session import Session
-from agridistill.edge.store.messages import Message
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.errors import ConfigError
 
 

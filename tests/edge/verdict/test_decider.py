@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.edge.decisions.deciding import Decider, Origin, event_id, thumbnail
-from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.events import Frame
+from agridistill.edge.verdict import Decider, Origin, event_id, thumbnail
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.runtime.predictor import Predictor
-from agridistill.runtime.verdict import figures, fit_familiarity
+from agridistill.runtime.verdict import QualitySettings, figures, fit_familiarity
 
 ANY = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
 MANIFEST = ModelManifest("colour", ("green", "red"), Preprocessing(16), "colour.onnx", "ab" * 32, threshold=0.8)

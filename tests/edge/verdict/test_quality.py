@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from agridistill.data.drawn_leaves import draw_leaf
-from agridistill.edge.decisions.quality import QualitySettings, quality_problem
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import to_pixels
+from agridistill.runtime.verdict import QualitySettings, quality_problem
 
 
 def leaf(seed: int = 0) -> np.ndarray:

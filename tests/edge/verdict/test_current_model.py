@@ -13,14 +13,13 @@ import pytest
 from tests.edge.updates.conftest import Device, Publisher, make_device, make_publisher
 from tests.edge.watched import ANY, GREEN
 
-from agridistill.edge.decisions import current_model as current_model_module
-from agridistill.edge.decisions.current_model import CurrentModel
-from agridistill.edge.decisions.deciding import Decider, Origin
-from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.events import Frame
+from agridistill.edge.verdict import CurrentModel, Decider, Origin
+from agridistill.edge.verdict import current_model as current_model_module
 from agridistill.errors import AgriDistillError
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
+from agridistill.runtime.verdict import QualitySettings
 
 DARK = (0, 0, 0)
 NOT_DARK = QualitySettings(darkest=0.1, brightest=1, blurriest=0, least_leaf=0)
@@ -164,7 +163,7 @@ def test_where_the_disk_refuses_an_orderly_end_it_is_told_and_the_start_counts(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agridistill.edge.updates.pointer.write_json", refuses)
+        patch.setattr("agridistill.edge.updates.slots.write_json", refuses)
         model.close()
     assert "No space left" in caplog.text
     assert (device.slots.pointer().starts, device.slots.pointer().frames) == (1, 0)

@@ -8,15 +8,13 @@ import ipaddress
 import socket
 import ssl
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from agridistill.edge.http_exchange import HttpClient, LateError
+from agridistill.edge.http import HttpClient, HttpError, LateError
 
 from .conftest import wait_for
 from .dripping import BODY, HEADER, dripping, soon
@@ -60,7 +58,7 @@ def slow_server() -> Iterator[str]:
 
 def whole(url: str, limit_s: float = 0.3, client: HttpClient | None = None) -> bytes:
     with (client or HttpClient()).whole(url, limit_s) as answer:
-        return answer.read()
+        return b"".join(answer.iter_raw())
 
 
 def certified(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -112,9 +110,19 @@ def test_a_dripping_proxy_is_cut_off(scheme: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_redirects_do_not_begin_the_time_anew(slow_server: str) -> None:
-    client = HttpClient(urllib.request.HTTPRedirectHandler())
+    client = HttpClient(follow_redirects=True)
     with dripping() as port, soon(), pytest.raises(LateError, match=LATE):
         whole(f"{slow_server}/moved/http://127.0.0.1:{port}/", client=client)
+
+
+def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path) -> None:
+    server, trusting = certified(tmp_path)
+    with dripping(
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n", tls=server
+    ) as port:
+        client = HttpClient(context=trusting, follow_redirects=True)
+        with pytest.raises(HttpError, match="redirect from https"):
+            whole(f"https://127.0.0.1:{port}/", 20, client)
 
 
 def test_silence_is_told_as_late_too() -> None:
@@ -125,20 +133,20 @@ def test_silence_is_told_as_late_too() -> None:
 def test_the_limit_of_a_header_leaves_the_body_its_time(slow_server: str) -> None:
     with pytest.raises(LateError):
         whole(slow_server, 0.25)
-    with HttpClient().header(slow_server, 0.25) as answer:
+    with contextlib.closing(HttpClient().header(slow_server, 0.25)) as answer:
         assert answer.read() == b"x" * 10
 
 
 def test_what_comes_in_time_and_what_fails_is_told_as_it_is(slow_server: str) -> None:
     assert whole(slow_server, 20) == b"x" * 10
-    with pytest.raises(urllib.error.HTTPError) as caught:  # no handler of redirects follows it
+    with pytest.raises(HttpError, match="status 302") as caught:
         whole(f"{slow_server}/moved/elsewhere", 20)
-    caught.value.close()
-    with pytest.raises(urllib.error.URLError, match="unknown url type"):
+    assert caught.value.status == 302
+    with pytest.raises(HttpError, match="protocol"):
         whole("file:///etc/hostname", 20)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(urllib.error.URLError, match="refused"):
+    with pytest.raises(HttpError, match="refused"):
         whole(f"http://127.0.0.1:{port}/", 20)
 
 
@@ -161,8 +169,8 @@ def test_nothing_stays_open(slow_server: str) -> None:
         for _ in range(3):
             with pytest.raises(LateError):
                 whole(f"http://127.0.0.1:{port}/", 0.05)
-            with HttpClient().header(slow_server, 20) as answer:
-                assert answer.read(1)
+            with contextlib.closing(HttpClient().header(slow_server, 20)) as answer:
+                assert next(answer.iter_raw())
         timers = {thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)} - threads
         for timer in timers:
             timer.join(5)

@@ -1,4 +1,4 @@
-"""From a frame to a detection: the quality gate, the model, and how far its answer may be believed."""
+"""From a frame to a detection: the quality gate, the model, and its verdict."""
 
 from __future__ import annotations
 
@@ -21,25 +21,14 @@ _THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
 
 @dataclass(frozen=True)
 class Origin:
-    """What all detections of an agent have in common.
-
-    Attributes:
-        device: its name.
-        source: name of the source, without secrets.
-    """
+    """What all detections of an agent share: names of device and source, without secrets."""
 
     device: str
     source: str
 
 
 class Decider:
-    """Decides on frames, with one model.
-
-    Args:
-        predictor: the model, ready to run.
-        quality: limits of the gate.
-        origin: of the detections.
-    """
+    """Decides on frames with one model, behind the quality gate."""
 
     def __init__(self, predictor: Predictor, quality: QualitySettings, origin: Origin) -> None:
         self._predictor, self._quality, self._origin = predictor, quality, origin
@@ -55,21 +44,18 @@ class Decider:
         return self.manifest.weights_sha256[:12]
 
     def decide(self, frame: Frame) -> Detection:
-        """What there is to say about a frame.
-
-        Raises:
-            ModelError: the model's output is unusable.
-        """
+        """The detection of a frame; raises ModelError where the model's output is unusable."""
         pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
         problem = quality_problem(pixels, self._quality)
         if problem:
             return self._detection(frame, "unusable", problem, None)
-        # The gate is behind it, with the agent's own limits.
+        # It has passed the gate, by the agent's own limits.
         prediction = self._predictor.predict(pixels, quality=None)
         return self._detection(frame, prediction.verdict, prediction.reason, prediction)
 
     def _detection(self, frame: Frame, verdict: Verdict, reason: str, prediction: Prediction | None) -> Detection:
-        told = prediction.probabilities if prediction else ()
+        probabilities = prediction.probabilities if prediction else ()
+        classes = self.manifest.classes
         return Detection(
             event_id=event_id(self._origin.device, frame),
             at_s=frame.at_s,
@@ -82,13 +68,13 @@ class Decider:
             reason=reason,
             label=prediction.label if prediction else None,
             probability=round(prediction.probability, 4) if prediction else None,
-            probabilities={name: round(value, 4) for name, value in zip(self.manifest.classes, told, strict=False)},
+            probabilities={name: round(value, 4) for name, value in zip(classes, probabilities, strict=False)},
             taken_s=frame.taken_s,
         )
 
 
 def event_id(device: str, frame: Frame) -> str:
-    """The same for the same photo, so that one decided on again after a kill is known as a duplicate."""
+    """The same for the same photo: a photo that is decided on again after a kill is a recognised duplicate."""
     if not frame.identity:
         return uuid.uuid4().hex
     return hashlib.sha256(f"{device}\0{frame.identity}".encode()).hexdigest()[:32]

@@ -5,20 +5,22 @@ from __future__ import annotations
 import filecmp
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agridistill.edge.decisions.deciding import Decider
 from agridistill.edge.events import Detection, Frame
 from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
+from agridistill.edge.verdict.decider import Decider
+from agridistill.edge.words import number_of
 from agridistill.errors import AgriDistillError, EdgeError
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.shipped import shipped_hint
 
 logger = logging.getLogger(__name__)
 
-# Within one life a model on trial has to keep the agent alive for so long, too; an orderly end shows the same.
+# Within one life a model on trial also has to keep the agent alive for so long; an orderly end counts, too.
 _CONFIRM_S = 30.0
 
 
@@ -28,7 +30,7 @@ class CurrentModel:
     Args:
         slots: of the device.
         load: opens a model.
-        create: makes a decider of it, and raises what makes it unfit here (a rule without its class).
+        create: makes a decider of it; raises where it is unfit here, such as a rule without its class.
 
     Raises:
         AgriDistillError: not even the first model can be loaded.
@@ -39,7 +41,14 @@ class CurrentModel:
     ) -> None:
         self._slots, self._load, self._create = slots, load, create
         self.refresh()
-        self._warn_of_another_first()
+        if self._active.version and not _are_same(slots.first, self._active.path):
+            logger.warning(
+                "model version %d from %s runs, not --model %s (delete %s to start over)",
+                self._active.version,
+                slots.folder,
+                slots.first,
+                slots.folder,
+            )
 
     @property
     def info(self) -> dict[str, Any]:
@@ -53,7 +62,7 @@ class CurrentModel:
         }
 
     def refresh(self) -> None:
-        """Loads what the slots name now; what cannot be loaded is given up for the last good one.
+        """Loads the active model of the slots; one that cannot be loaded gives way to the last good one.
 
         Raises:
             AgriDistillError: not even the first model can be loaded.
@@ -74,7 +83,7 @@ class CurrentModel:
         self._confirmed = active.version == 0
 
     def decide(self, frame: Frame) -> Detection:
-        """What the model says; one on trial that fails gives way to the last good one, which is asked instead.
+        """The detection of a frame; a model on trial that fails gives way to the last good one, which decides instead.
 
         Raises:
             AgriDistillError: the first model fails.
@@ -90,38 +99,25 @@ class CurrentModel:
                 self._slots.give_up(self._active.version, str(error))
                 self.refresh()
         self._seen += 1
-        # What the quality gate refused says nothing of the model.
+        # Frames that the quality gate refused do not count: the model did not see them.
         self._answered += detection.label is not None
-        if not self._confirmed and self._has_worked():
+        has_answered = self._active.frames + self._answered >= CONFIRM_FRAMES
+        if not self._confirmed and has_answered and time.monotonic() - self._since >= _CONFIRM_S:
             self._slots.confirm(self._active.version)
             self._confirmed = True
         return detection
 
     def close(self) -> None:
-        """Says, once, that the agent ends in an orderly way: a model on trial is not to blame for this end.
+        """Records an orderly end: a model on trial did not cause it.
 
-        Not where photos came and the model answered none: a model that makes every photo unusable must be taken back.
+        It is not recorded where photos came and the model answered none: a model that makes every photo unusable must
+        be taken back.
         """
         if self._active.trial and (self._answered or not self._seen):
             self._slots.ended_well(self._active.version, self._answered)
 
-    def _has_worked(self) -> bool:
-        answered = self._active.frames + self._answered
-        return answered >= CONFIRM_FRAMES and time.monotonic() - self._since >= _CONFIRM_S
 
-    def _warn_of_another_first(self) -> None:
-        first, folder = self._slots.first, self._slots.folder
-        if self._active.version and not _is_same(first, self._active.path):
-            logger.warning(
-                "model version %d from %s runs, not --model %s (delete %s to start over)",
-                self._active.version,
-                folder,
-                first,
-                folder,
-            )
-
-
-def _is_same(one: Path, other: Path) -> bool:
+def _are_same(one: Path, other: Path) -> bool:
     try:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:
@@ -129,19 +125,51 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def require_model(path: Path) -> Path:
-    """A model's file for devices.
+    """Checks that a model's file for devices exists, and returns it.
 
     Raises:
-        EdgeError: it is not there, or a run folder.
+        EdgeError: it does not exist, or is a run folder.
     """
     if path.is_dir():
-        raise EdgeError(
-            "an exported model (.onnx or .tflite)", f"the folder '{path}'", f"agridistill export {path} --out leaf.onnx"
-        )
+        remedy = f"agridistill export {path} --out leaf.onnx"
+        raise EdgeError("an exported model (.onnx or .tflite)", f"the folder '{path}'", remedy)
     if not path.exists():
-        raise EdgeError(
-            "an exported model or a shipped one",
-            f"'{path}', which does not exist",
-            f"check --model{shipped_hint(path)}",
-        )
+        got, remedy = f"'{path}', which does not exist", f"check --model{shipped_hint(path)}"
+        raise EdgeError("an exported model or a shipped one", got, remedy)
     return path
+
+
+class EarlierModels:
+    """Counts the photos of the source that another model decided on before: those answers stand.
+
+    Args:
+        decided_by: the model of a photo by its identity: first 12 digits of its sha256, "" where unknown, None for a
+            photo without a decision.
+        current: the model that runs now.
+    """
+
+    def __init__(self, decided_by: Callable[[str], str | None], current: Callable[[], str]) -> None:
+        self._decided_by, self._current = decided_by, current
+        self._photos = Counter[str]()
+        self._before = 0
+        self._is_logged = False
+
+    def seen(self, identity: str) -> bool:
+        """Whether any model decided on a photo."""
+        model = self._decided_by(identity)
+        if model and model != self._current():
+            self._photos[model] += 1
+        return model is not None
+
+    def idle(self) -> None:
+        """Called where no photo waits: logs the number, once, when it no longer grows."""
+        photos = self._photos.total()
+        if photos and photos == self._before and not self._is_logged:
+            self._is_logged = True
+            logger.warning(
+                "%s here decided on by another model before (%s): those answers stand; "
+                "to have this model decide on them, name a new folder with --state",
+                number_of(photos, "photo"),
+                ", ".join(sorted(self._photos)),
+            )
+        self._before = photos

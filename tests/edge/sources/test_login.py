@@ -12,8 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from agridistill.edge.sources.http_login import authorization, challenges
-from agridistill.edge.sources.rtsp_status import rtsp_status
+from agridistill.edge.sources.login import authorization, challenges, rtsp_status
 
 from .test_snapshots import Camera, Handler, camera, lost, no_proxy, source_of  # noqa: F401 # fixtures
 
@@ -182,8 +181,8 @@ def test_why_a_stream_does_not_open_is_asked() -> None:
 
 def test_a_stream_with_a_wrong_password_is_refused_and_not_away() -> None:
     pytest.importorskip("cv2")
+    from agridistill.edge.sources import SourceLostError, SourceRefusedError, SourceSettings
     from agridistill.edge.sources.cameras import CameraSource
-    from agridistill.edge.sources.source import SourceLostError, SourceRefusedError, SourceSettings
 
     with rtsp_camera() as port:
         source = CameraSource(f"rtsp://127.0.0.1:{port}/stream", SourceSettings(username=USER, password="wrong-one"))  # noqa: S106
