@@ -143,11 +143,11 @@ def test_split_folders_of_labelled_photos_are_obeyed(photos: Path) -> None:
 
 
 def test_rows_of_absent_photos_are_a_problem(photos: Path) -> None:
-    make(photos, "train_images/8.heic")
-    folder = read(photos, CASSAVA + "7.jpg,0\n8.heic,0\n")
+    make(photos, "train_images/8.dng")
+    folder = read(photos, CASSAVA + "7.jpg,0\n8.dng,0\n")
     assert folder.problems[0].startswith("2 rows of '")
     assert folder.problems[0].endswith("without a photo that can be read, the first '7.jpg' (line 5)")
-    assert folder.non_photo_files == ("train_images/8.heic",)
+    assert folder.non_photo_files == ("train_images/8.dng",)
     with pytest.raises(DataError, match=r"got none for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"):
         read(photos, "image,label\nx.jpg,a\ny.jpg,b\n")
 
