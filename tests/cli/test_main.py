@@ -294,6 +294,7 @@ def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], 
     assert (out / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "agridistill.cli.main", "train", str(leaves), "--out", str(out)]

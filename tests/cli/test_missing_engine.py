@@ -23,6 +23,7 @@ importlib.util.find_spec = lambda name, package=None: None if name == "openvino"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "watch", "benchmark", "evaluate"])
 @pytest.mark.parametrize(
     ("module", "got"),

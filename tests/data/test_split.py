@@ -220,6 +220,7 @@ def test_photos_that_the_split_does_not_name_are_left_out_and_reported() -> None
     assert unnamed_photos(samples[:2], part_of) == []
 
 
+@pytest.mark.slow
 def test_real_photos_are_split_by_leaves(real_photos: Path) -> None:
     folder = scan(real_photos)
     samples = assign_leaf_ids(folder, folder.samples, inspect_photos(folder))

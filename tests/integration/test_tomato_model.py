@@ -12,6 +12,8 @@ import agridistill
 from agridistill.data.likeness import read_learnt
 from agridistill.manifest import read_manifest, sha256_of
 
+pytestmark = pytest.mark.slow
+
 MODELS = Path(__file__).parents[2] / "models" / "tomato"
 PRECISIONS = ("fp32", "int8")
 

@@ -379,6 +379,7 @@ distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=
 
 # A network with stochastic depth and loaders of their own: whatever is random must be the same again. The second one is
 # killed while it learns features. The first shows each class equally often.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "workers", "method"),
     [("mobilenetv3_small_050", "1", "hybrid"), ("swin_nano_patch4_window4_64", "0", "hybrid-hint")],

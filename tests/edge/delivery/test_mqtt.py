@@ -127,6 +127,7 @@ def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(br
     assert wire.connections >= 2
 
 
+@pytest.mark.slow
 def test_a_connection_that_only_seems_to_be_there_is_noticed(broker: Broker, outbox: Outbox) -> None:
     broker.start()
     receiver, wire = Receiver(broker.port), Wire(broker.port)

@@ -274,6 +274,7 @@ class _Fake:
         self.manifest = manifest
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_golden")
 def test_after_a_thousand_flipped_bits_the_old_model_runs_or_the_very_new_one(
     device: Device, publisher: Publisher

@@ -79,6 +79,7 @@ def test_leaves_cut_out_on_black_or_white_are_not_smeared() -> None:
         assert quality_problem(photo, QualitySettings(brightest=1)) == ""
 
 
+@pytest.mark.slow
 def test_hardly_any_real_photo_counts_as_smeared(real_photos: Path) -> None:
     paths = sorted(real_photos.glob("*/*.[jJ][pP][gG]"))[::10]
     only = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
