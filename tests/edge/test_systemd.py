@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.systemd import notify
+from agridistill.edge.state import notify_systemd as notify
 
 
 def test_systemd_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

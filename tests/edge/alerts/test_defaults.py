@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agridistill.edge.alerts.defaults import default_rules, ill_classes, is_healthy, why_nothing_warns
-from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.alerts.rules import Rule, default_rules, ill_classes, is_healthy, why_nothing_warns
 from agridistill.errors import ConfigError
 
 

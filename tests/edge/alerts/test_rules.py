@@ -119,10 +119,10 @@ def test_quiet_hours_are_local_and_may_pass_midnight() -> None:
         ({"least_leaves": 0}, "leaves"),
         ({"window_minutes": 0}, "window"),
         ({"resolve_share": 0.9}, "resolve_share"),
-        ({"repeat_hours": -1}, "positive"),
+        ({"repeat_hours": -1}, "repeat_hours of 0 or more.*got repeat_hours = -1"),
         ({"quiet": "25:00-06:00"}, "quiet hours such as"),
         ({"quiet": "night"}, "quiet hours such as"),
-        ({"quiet": "22:00-22:00"}, "end at another time than they begin.*got 22:00-22:00"),
+        ({"quiet": "22:00-22:00"}, "end at another time than they begin.*got quiet = '22:00-22:00'"),
     ],
 )
 def test_a_wrong_rule_is_named(changes: dict[str, object], message: str) -> None:

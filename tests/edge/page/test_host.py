@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.status.host import disk_free_bytes, processor_celsius, resident_bytes
+from agridistill.edge.state import disk_free_bytes, processor_celsius, resident_bytes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.edge.looks import state
 
-from agridistill.edge.status.state_file import STATE_FILE, is_running, read_state, state_folder, write_state
+from agridistill.edge.state import STATE_FILE, is_running, read_state, state_folder, write_state
 from agridistill.errors import EdgeError
 
 
