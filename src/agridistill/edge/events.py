@@ -139,17 +139,8 @@ class AgentState:
         """As it is written and published."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> AgentState:
-        """Reads what `to_json` wrote.
 
-        Raises:
-            ValueError: another version, or wrong fields.
-        """
-        return _read(cls, document)
-
-
-_Event = TypeVar("_Event", Detection, Alert, AgentState)
+_Event = TypeVar("_Event", Detection, Alert)
 
 
 def _read(kind: type[_Event], document: Mapping[str, Any]) -> _Event:

@@ -81,8 +81,7 @@ class Session:
         self._acknowledged: list[int] = []
         self._last_sent, self._starts_over = 0, False
         self._refused: ReasonCode | None = None
-        self._ended = ""
-        self._ends_for_a_message = True
+        self._ended, self._ends_for_a_message = "", True
         self._accepted = self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.confirmed_working = False  # the broker took something, or nothing waits for it
@@ -145,10 +144,7 @@ class Session:
             self.confirmed_working = True
 
     def explain_end(self) -> bool:
-        """Whether the lost connection needs no line of its own in the log: the next attempt shows the cause.
-
-        That is so after a refusal, and where it was closed with messages under way.
-        """
+        """Whether the log needs no line for the end: it was a refusal, or the next attempt shows the cause."""
         under_way = list(self._under_way.values()) if self._ends_for_a_message else []
         is_reported = self._allowance.ended(under_way, self._ended or "it closes the connection")
         return is_reported or self._was_refused or (bool(under_way) and not self._ended)

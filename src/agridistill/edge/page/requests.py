@@ -58,42 +58,40 @@ class Answer:
         return cls(status, _TEXT, f"{line}\n".encode(), named)
 
 
+@dataclass(frozen=True)
 class PageSource:
-    """Answers of the page, and who may have them; arguments as of `PageServer`, `hosts` None for any."""
+    """Answers of the page, and who may have them."""
 
-    def __init__(
-        self,
-        history: History,
-        state: Callable[[], AgentState],
-        token: str | None,
-        hosts: frozenset[str] | None,
-        plots: Callable[[], Sequence[PlotHealth]],
-        healthy: Sequence[str],
-    ) -> None:
-        self._plots, self._healthy = plots, tuple(healthy)
-        self._history, self._state, self._hosts = history, state, hosts
-        self._token = token
+    history: History
+    state: Callable[[], AgentState]
+    token: str | None  # required of clients; None for none
+    hosts: frozenset[str] | None  # names under which the page answers; None for any
+    plots: Callable[[], Sequence[PlotHealth]]
+    healthy: Sequence[str]  # names and patterns of healthy classes, besides those named so
+
+    @property
+    def _session(self) -> str | None:
         # The cookie is not the token, stays valid over a restart, and ends with the token.
-        self._session = token and hmac.new(token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
+        return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
 
     @property
     def needs_token(self) -> bool:
         """Whether clients need a token."""
-        return self._token is not None
+        return self.token is not None
 
     def serves(self, hosts: Iterable[str]) -> bool:
         """Whether a request's Host headers name this page; a foreign name means DNS rebinding."""
         given = list(hosts)
-        if self._hosts is None:
+        if self.hosts is None:
             return True
         try:
-            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self._hosts
+            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self.hosts
         except ValueError:
             return False
 
     def knows(self, authorization: str, cookies: str) -> bool:
         """Whether a request carries the token, or the cookie that was set for it."""
-        if self._token is None or self._session is None:
+        if self.token is None or self._session is None:
             return True
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
@@ -106,7 +104,7 @@ class PageSource:
 
     def is_token(self, given: str) -> bool:
         """Whether this is the token, compared in constant time."""
-        return self._token is not None and _same(given, self._token)
+        return self.token is not None and _same(given, self.token)
 
     def logged_in(self) -> Answer:
         """Redirects a browser that sent the token to the page, without the token in the address."""
@@ -121,13 +119,13 @@ class PageSource:
         if path == "/content":
             return Answer(HTTPStatus.OK, _HTML, _bytes(content_html(self._content())))
         if path == "/metrics":
-            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self._state())))
+            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self.state())))
         if path == "/api/state":
-            return _json(self._state().to_json())
+            return _json(self.state().to_json())
         if path in ("/api/detections", "/api/alerts"):
             return self._listed(path, query)
         picture = _PICTURE.fullmatch(path)
-        jpeg = self._history.thumbnail(picture[1]) if picture else None
+        jpeg = self.history.thumbnail(picture[1]) if picture else None
         if jpeg is None:
             return Answer.text(HTTPStatus.NOT_FOUND, "not found")
         # An event's picture never changes.
@@ -138,19 +136,19 @@ class PageSource:
         if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= _MAX_LISTED):
             return Answer.text(HTTPStatus.BAD_REQUEST, f"expected a limit from 1 to {_MAX_LISTED}")
         if path == "/api/detections":
-            return _json([detection.to_json() for detection in self._history.recent(int(given))])
-        return _json([alert.to_json() for alert in self._history.alerts(limit=int(given))])
+            return _json([detection.to_json() for detection in self.history.recent(int(given))])
+        return _json([alert.to_json() for alert in self.history.alerts(limit=int(given))])
 
     def _content(self) -> PageContent:
-        detections = self._history.recent(_SHOWN_DETECTIONS)
+        detections = self.history.recent(_SHOWN_DETECTIONS)
         return PageContent(
-            state=self._state(),
-            open_alerts=self._history.alerts(state="open", limit=_SHOWN_ALERTS),
-            resolved_alerts=self._history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
+            state=self.state(),
+            open_alerts=self.history.alerts(state="open", limit=_SHOWN_ALERTS),
+            resolved_alerts=self.history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
             detections=detections,
-            pictured={one.event_id for one in detections if self._history.thumbnail(one.event_id) is not None},
-            plots=self._plots(),
-            healthy=self._healthy,
+            pictured={one.event_id for one in detections if self.history.thumbnail(one.event_id) is not None},
+            plots=self.plots(),
+            healthy=self.healthy,
         )
 
 

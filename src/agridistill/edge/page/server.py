@@ -23,7 +23,6 @@ from agridistill.errors import EdgeError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 8571
 _MAX_CONNECTIONS = 8
 _WAIT_FOR_PLACE_S = 1.0
 # A client that sends a byte now and then never reaches the socket's own timeout.
@@ -57,7 +56,7 @@ class PageServer:
         state: Callable[[], AgentState],
         *,
         host: str = "127.0.0.1",
-        port: int = DEFAULT_PORT,
+        port: int = 8571,
         token: str | None = None,
         plots: Callable[[], Sequence[PlotHealth]] = tuple,
         healthy: Sequence[str] = (),
