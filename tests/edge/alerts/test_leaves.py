@@ -113,7 +113,7 @@ def test_photos_of_one_moment_count_whole() -> None:
 
 def test_memory_is_bounded() -> None:
     pool = filled(np.arange(30_000.0), rising(30_000), 600.0)
-    assert len(pool._buckets["north", 600.0]) <= 2 * BUCKETS
+    assert len(pool._buckets["north", 600.0].rows) <= 2 * BUCKETS
     for number in range(5):
         pool.add(f"plot {number}", np.ones(3) / 3, 40_000.0 + 1000 * number)
     assert pool.plots == ["plot 4"]
