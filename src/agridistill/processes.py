@@ -1,8 +1,9 @@
-"""The processes of one run: how many a launcher started, and which of them this is."""
+"""Processes: how many of a run a launcher started, which of them this is, and whether a process lives."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 from agridistill.errors import ConfigError
 
@@ -34,3 +35,17 @@ def require_launched(processes: int) -> None:
             str(processes),
             "pass the same numbers to both",
         )
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of this number; it may be another program's by now."""
+    # 0 and below would ask for groups of processes; on Windows the signal 0 is a Ctrl-C.
+    if pid <= 0 or sys.platform == "win32":
+        return pid > 0
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

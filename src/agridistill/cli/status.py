@@ -38,7 +38,7 @@ def status(
     """
     import time
 
-    from agridistill.edge.status.state_file import HISTORY_FILE, is_running, read_state, state_folder
+    from agridistill.edge.state import HISTORY_FILE, is_running, read_state, state_folder
 
     folder = state_folder() if state is None else state
     found = read_state(folder)
@@ -94,8 +94,8 @@ def _history(file: Path, last: int) -> _Seen:
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
-    from agridistill.edge.status.state_file import process_lives
     from agridistill.edge.words import duration_words
+    from agridistill.processes import process_lives
 
     if not running and (state.finished or state.stopped):
         return _left_behind(state)

@@ -17,7 +17,7 @@ import typer
 from agridistill.cli.output import next_command, shown, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.edge.alerts.lifecycle import AlertMessage
+    from agridistill.edge.alerts import AlertMessage
     from agridistill.edge.events import Detection
     from agridistill.edge.settings import WatchSettings
 
@@ -94,10 +94,10 @@ def watch(
     from agridistill.runtime.shipped import model_path
 
     try:
-        from agridistill.edge.building import Listeners
+        from agridistill.edge.agent import Listeners
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
-        from agridistill.edge.status.state_file import state_folder
+        from agridistill.edge.state import state_folder
         from agridistill.edge.words import number_of, verdict_counts_words
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -178,7 +178,8 @@ def _with_options(
     """The file's settings, changed by the options that were given."""
     from dataclasses import replace
 
-    from agridistill.edge.settings import BrokerOptions, PageOptions
+    from agridistill.edge.delivery.broker import BrokerSettings
+    from agridistill.edge.settings import PageSettings
     from agridistill.errors import ConfigError
 
     plain = {
@@ -194,10 +195,10 @@ def _with_options(
         raise ConfigError("a plot's name for --plot", f"'{plot}'", "for example --plot north, or leave it out")
     changes: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
     if broker is not None:
-        changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerOptions(broker)
+        changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerSettings(broker)
     if page is not None:
         host, port = _address(page)
-        before = settings.page or PageOptions()
+        before = settings.page or PageSettings()
         changes["page"] = replace(before, port=port, host=host or before.host)
     return replace(settings, **changes)
 
