@@ -9,7 +9,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar, sibling, stderr
-from agridistill.processes import is_first_process
+from agridistill.progress import is_first_process
 
 if TYPE_CHECKING:
     from agridistill.training.result import RunResult

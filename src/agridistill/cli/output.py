@@ -26,13 +26,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from agridistill import terminal
-from agridistill.processes import is_first_process
-from agridistill.progress import StagedProgress
+from agridistill.progress import StagedProgress, is_first_process, registered_display, stderr_console
 from agridistill.storage import json_text
 
 stdout = Console(highlight=False, soft_wrap=True)
-stderr = terminal.stderr
+stderr = stderr_console()
 
 
 class LogLines(logging.Handler):
@@ -105,7 +103,7 @@ def progress_bar(label: str, *, then: str = "working") -> Iterator[StagedProgres
         then: label of the spinner after a pass, where no stage was named.
     """
     display = _Display(label, then, stderr)
-    with terminal.registered(display):
+    with registered_display(display):
         display.show("starting")
         try:
             yield display

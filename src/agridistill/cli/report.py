@@ -21,10 +21,10 @@ def report(
     if folder.is_dir():
         require_writable(folder, "DIR", folder=True)
     with progress_bar("drawing") as progress:
-        from agridistill.report import write_report
+        from agridistill.report import report as write
 
         begin(progress, "drawing")
-        result = write_report(folder)
+        result = write(folder)
     if json:
         print_json(
             {
