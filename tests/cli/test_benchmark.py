@@ -7,8 +7,8 @@ import pytest
 from agridistill.benchmark import run as benchmark_run
 from agridistill.benchmark.host import Host
 from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.cli.benchmark import print_benchmark
 from agridistill.cli.main import main
-from agridistill.cli.tables import print_benchmark
 
 Capture = pytest.CaptureFixture[str]
 

@@ -128,7 +128,7 @@ def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_what_would_command_a_terminal_is_shown_as_its_number(name: str, expected: str) -> None:
-    assert output.shown(name) == expected
+    assert output.printable(name) == expected
 
 
 def test_a_log_line_cannot_command_the_terminal_or_pass_for_another(capsys: pytest.CaptureFixture[str]) -> None:

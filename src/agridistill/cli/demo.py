@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.cli.tables import accuracy, cell, count, new_table, print_table
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json
@@ -45,13 +46,10 @@ def demo(
     if json:
         print_json(result.to_json())
     else:
-        from agridistill.cli.tables import ComparisonRow, print_comparison
-
-        rows = [ComparisonRow(row.name, row.evaluation, row.train_s) for row in result.rows]
-        print_comparison(rows, title="Test split of the drawn leaves")
+        print_rows(result.rows)
     if result.artefact is not None:
         megabytes = result.artefact.stat().st_size / 1e6
-        stderr.print(f"For a device: {result.artefact}, {megabytes:.1f} MB in int8, with its manifest.", markup=False)
+        stderr.print(f"For a device: {result.artefact}, {megabytes:.1f} MB in int8, with its manifest.")
     model = result.artefact or next(row.run for row in result.rows if row.name == "hybrid student")
     next_command("predict", model, result.data / "mosaic")
 
@@ -66,13 +64,25 @@ class DemoRow:
     train_s: float
 
 
+def print_rows(rows: Sequence[DemoRow]) -> None:
+    """Prints one line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
+    columns = ("accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
+    table = new_table("Test split of the drawn leaves", "model", *columns)
+    for row in rows:
+        found, seconds = row.evaluation, round(row.train_s)
+        time = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+        figures = (f"{found.macro_f1:.3f}", count(found.parameters), count(found.macs), time)
+        table.add_row(cell(row.name), accuracy(found), *figures)
+    print_table(table)
+
+
 @dataclass(frozen=True)
 class DemoResult:
     """The demo's photos and models; also written as `demo.json`."""
 
     data: Path
     rows: tuple[DemoRow, ...]  # in the order of the table
-    artefact: Path | None = None  # the first model in int8; None where weights or converter are not installed
+    artefact: Path | None = None  # the first model in int8; None without weights or converter
 
     def to_json(self) -> dict[str, Any]:
         """Every row with its whole evaluation."""
