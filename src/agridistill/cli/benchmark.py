@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr
@@ -34,28 +34,21 @@ _COLUMNS = (
 
 def benchmark(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL", help="Run folders, exported models, or shipped ones (tomato).")
+        list[Path], Argument(metavar="MODEL", help="Run folders, exported models, or shipped ones (tomato).")
     ],
     engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", help="torch, onnxruntime, openvino, litert, or all that are installed; repeatable."),
+        list[str] | None, Option(help="torch, onnxruntime, openvino, litert, or all that are installed; repeatable.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Of one prediction; 0 takes every core.")] = 1,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of class folders: measure the accuracy as well.")
-    ] = None,
-    split: Annotated[options.SplitName, typer.Option("--split", help="Of --data.")] = "test",
+    threads: Annotated[int, Option(min=0, help="Of one prediction; 0 takes every core.")] = 1,
+    data: Annotated[Path | None, Option(help="Folder of class folders: measure the accuracy as well.")] = None,
+    split: Annotated[options.SplitName, Option(help="Of --data.")] = "test",
     splits: options.Splits = None,
-    photos: Annotated[
-        Path | None, typer.Option("--photos", help="Photo or folder for file to label; drawn leaves otherwise.")
-    ] = None,
-    queries: Annotated[int, typer.Option("--queries", min=1, help="Of each kind for each model.")] = 1024,
+    photos: Annotated[Path | None, Option(help="Photo or folder for file to label; drawn leaves otherwise.")] = None,
+    queries: Annotated[int, Option(min=1, help="Of each kind for each model.")] = 1024,
     json: options.Json = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table to this file as CSV.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")] = None,
-    published: Annotated[
-        bool, typer.Option("--published/--no-published", help="Also show the figures of the paper.")
-    ] = False,
+    csv: Annotated[Path | None, Option(help="Also write the table to this file as CSV.")] = None,
+    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
+    published: Annotated[bool, Option(help="Also show the figures of the paper.")] = False,
 ) -> None:
     """Measure models side by side: latency, throughput, memory, energy, load time, size and, with --data, accuracy.
 

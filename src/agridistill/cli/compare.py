@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
@@ -23,31 +23,18 @@ if TYPE_CHECKING:
 def compare(
     data: options.Data,
     recipe: Annotated[
-        Path,
-        typer.Option(
-            "--recipe", metavar="NAME|FILE", help="Shipped recipe, as compare, or a file in TOML; with \\[compare]."
-        ),
+        Path, Option(metavar="NAME|FILE", help="Shipped recipe, as compare, or a file in TOML; with \\[compare].")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the study.")],
+    out: Annotated[Path, Option(help="Folder of the study.")],
     labels: options.LabelOptions,
-    teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="Run folder of the teacher; trained by the recipe otherwise.")
-    ] = None,
+    teacher: Annotated[Path | None, Option(help="Run folder of the teacher; trained by the recipe otherwise.")] = None,
     set_: options.Set = None,
     splits: options.Splits = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", min=0, help="Runs at a time; 0 takes one for each GPU, one without.")
-    ] = 0,
-    evidence: Annotated[
-        bool,
-        typer.Option("--evidence/--no-evidence", help="Robustness, calibration and attention for the report, too."),
-    ] = True,
-    search: Annotated[
-        int, typer.Option("--search", min=0, metavar="N", help="Instead: N trials of \\[compare.search], by Optuna.")
-    ] = 0,
+    jobs: Annotated[int, Option(min=0, help="Runs at a time; 0 takes one for each GPU, one without.")] = 0,
+    evidence: Annotated[bool, Option(help="Robustness, calibration and attention for the report, too.")] = True,
+    search: Annotated[int, Option(min=0, metavar="N", help="Instead: N trials of \\[compare.search], by Optuna.")] = 0,
     storage: Annotated[
-        str | None,
-        typer.Option("--storage", metavar="URL", help="Optuna storage of --search; SQLite in --out otherwise."),
+        str | None, Option(metavar="URL", help="Optuna storage of --search; SQLite in --out otherwise.")
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -187,7 +174,7 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of `compare`, of a run, or of `evaluate --evidence`.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="Of `compare`, of a run, or of `evaluate --evidence`.")],
     json: options.Json = False,
 ) -> None:
     """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""

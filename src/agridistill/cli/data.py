@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, print_skipped, printable, progress_bar, stdout
@@ -25,9 +26,7 @@ DATASETS = ("plantvillage-tomato",)
 def check(
     data: options.Data,
     labels: options.LabelOptions,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", help="Split made by `data split`; a leaf in two parts is a problem.")
-    ] = None,
+    splits: Annotated[Path | None, Option(help="Split made by `data split`; a leaf in two parts is a problem.")] = None,
     json: options.Json = False,
 ) -> None:
     """Read every photo and report what is wrong: exit code 1 when something is."""
@@ -55,16 +54,13 @@ def check(
 @options.with_groups
 def split(
     data: options.Data,
-    out: Annotated[Path, typer.Option("--out", help="Split file to write (JSON).")],
+    out: Annotated[Path, Option(help="Split file to write (JSON).")],
     labels: options.LabelOptions,
-    val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of each class in val.")] = 0.15,
-    test_fraction: Annotated[float, typer.Option("--test-fraction", help="Share of each class in test.")] = 0.15,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another split.")] = 0,
-    conflicts: Annotated[
-        float,
-        typer.Option("--conflicts", min=0, max=1, help="Share of photos that may have several labels."),
-    ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing split file.")] = False,
+    val_fraction: Annotated[float, Option(help="Share of each class in val.")] = 0.15,
+    test_fraction: Annotated[float, Option(help="Share of each class in test.")] = 0.15,
+    seed: Annotated[int, Option(min=0, help="Another seed, another split.")] = 0,
+    conflicts: Annotated[float, Option(min=0, max=1, help="Share of photos that may have several labels.")] = 0.05,
+    force: Annotated[bool, Option("--force", help="Replace an existing split file.")] = False,
     json: options.Json = False,
 ) -> None:
     """Divide photos into train, val and test; no leaf stands in two of them."""
@@ -100,11 +96,10 @@ def split(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")],
-    out: Annotated[Path, typer.Option("--out", help="Data folder to make.")],
+    name: Annotated[str, Argument(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")],
+    out: Annotated[Path, Option(help="Data folder to make.")],
     source: Annotated[
-        str | None,
-        typer.Option("--source", metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified."),
+        str | None, Option(metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified.")
     ] = None,
     json: options.Json = False,
 ) -> None:

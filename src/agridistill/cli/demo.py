@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
@@ -32,7 +32,7 @@ _FIRST_SIZE, _FIRST_EPOCHS = 96, 3
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the drawn photos and the runs.")] = Path("demo"),
+    out: Annotated[Path, Option(help="Folder for the drawn photos and the runs.")] = Path("demo"),
     json: options.Json = False,
 ) -> None:
     """Draw leaves, train a first model and its file for a device, then a teacher with two students, and compare them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from agridistill.cli import options
 from agridistill.cli.after_run import print_verdict, verdict_on
@@ -23,20 +23,16 @@ def evaluate(
     model: options.Model,
     data: options.Data,
     labels: options.LabelOptions,
-    split: Annotated[options.SplitName, typer.Option("--split", help="Which photos.")] = "test",
+    split: Annotated[options.SplitName, Option(help="Which photos.")] = "test",
     splits: options.Splits = None,
     map_: Annotated[
-        Path | None,
-        typer.Option("--map", metavar="FILE", help='TOML: lines of "folder name" = "model class".'),
+        Path | None, Option("--map", metavar="FILE", help='TOML: lines of "folder name" = "model class".')
     ] = None,
     evidence: Annotated[
-        Path | None,
-        typer.Option(
-            "--evidence", metavar="DIR", help="Also gather robustness, calibration and mistakes for `report`."
-        ),
+        Path | None, Option(metavar="DIR", help="Also gather robustness, calibration and mistakes for `report`.")
     ] = None,
     json: options.Json = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")] = None,
+    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
 ) -> None:
     """Score a model on labelled photos.
 

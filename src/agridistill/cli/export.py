@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from agridistill.cli import after_run, options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
@@ -18,26 +19,20 @@ _SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 
 @options.with_groups
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write; its manifest lies beside it.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Finished run folder.")],
+    out: Annotated[Path, Option(help="File to write; its manifest lies beside it.")],
     labels: options.LabelOptions,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["onnx", "litert", "micro"] | None,
-        typer.Option("--format", help="By default the suffix of --out; micro: int8 .tflite and C source for TFLM."),
+        Option("--format", help="By default the suffix of --out; micro: int8 .tflite and C source for TFLM."),
     ] = None,
-    precision: Annotated[Literal["fp32", "int8"], typer.Option("--precision", help="Of weights and activations.")] = (
-        "fp32"
-    ),
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Photos that the run was trained on; by default where they were.")
-    ] = None,
+    precision: Annotated[Literal["fp32", "int8"], Option(help="Of weights and activations.")] = ("fp32"),
+    data: Annotated[Path | None, Option(help="Photos that the run was trained on; by default where they were.")] = None,
     splits: options.Splits = None,
-    answers: Annotated[
-        float, typer.Option("--answers", min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")
-    ] = 0.95,
-    force: Annotated[bool, typer.Option("--force", help="Write it even if it misses its gate.")] = False,
+    answers: Annotated[float, Option(min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")] = 0.95,
+    force: Annotated[bool, Option("--force", help="Write it even if it misses its gate.")] = False,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, max=1, help="1 fixes the batch of an .onnx file (tract, ncnn, MNN).")
+        int | None, Option(min=1, max=1, help="1 fixes the batch of an .onnx file (tract, ncnn, MNN).")
     ] = None,
     json: options.Json = False,
 ) -> None:

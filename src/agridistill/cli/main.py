@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from agridistill import __version__
 from agridistill.cli import benchmark, compare, data, demo, evaluate, export, predict, publish, status, train, watch
@@ -53,8 +54,8 @@ def _show_version(requested: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     root = logging.getLogger()
     root.setLevel(logging.INFO if debug else logging.WARNING)

@@ -9,16 +9,16 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from agridistill.data.layout import Layout
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or a shipped one (tomato).")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes a recipe key; repeatable.")]
-Splits = Annotated[Path | None, typer.Option("--splits", help="Split made by `data split`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Data = Annotated[Path, Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
+Model = Annotated[Path, Argument(metavar="MODEL", help="Run folder, exported model, or a shipped one (tomato).")]
+Set = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Changes a recipe key; repeatable.")]
+Splits = Annotated[Path | None, Option("--splits", help="Split made by `data split`.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 SplitName = Literal["test", "val", "train", "all"]
 
 
@@ -27,22 +27,18 @@ class LabelOptions:
     """How the labels of a data folder are found."""
 
     labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels", metavar="FILE", help="CSV or TSV with the label of each photo, in place of class folders."
-        ),
+        Path | None, Option(metavar="FILE", help="CSV or TSV with the label of each photo, in place of class folders.")
     ] = None
     label_columns: Annotated[
         str | None,
-        typer.Option(
-            "--label-columns",
+        Option(
             metavar="IMAGE,LABEL",
             help="Columns of --labels, and as a third one that of the split; by default found by usual names.",
         ),
     ] = None
     nested: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--nested/--flat",
             help="Folders in class folders are classes of their own (Tomato/Late blight), or all of one class.",
             show_default=False,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr, stdout
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 def predict(
     model: options.Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
-    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Name the N most probable classes.")] = 1,
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
+    top: Annotated[int, Option(min=1, metavar="N", help="Name the N most probable classes.")] = 1,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Write NAME-explained.png for each photo: where the model looked.")
+        bool, Option("--explain", help="Write NAME-explained.png for each photo: where the model looked.")
     ] = False,
     explain_out: Annotated[
-        Path | None, typer.Option("--explain-out", metavar="FOLDER", help="Where --explain writes; here otherwise.")
+        Path | None, Option(metavar="FOLDER", help="Where --explain writes; here otherwise.")
     ] = None,
     json: options.Json = False,
 ) -> None:

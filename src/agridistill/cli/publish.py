@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
@@ -15,27 +16,19 @@ _KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def publish(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="Exported model, or a shipped one (tomato).")
-    ] = None,
-    key: Annotated[list[Path] | None, typer.Option("--key", help="Private key that signs; repeatable.")] = None,
-    version: Annotated[int | None, typer.Option("--version", min=1, help="Above the last one.")] = None,
+    model: Annotated[Path | None, Argument(metavar="MODEL", help="Exported model, or a shipped one (tomato).")] = None,
+    key: Annotated[list[Path] | None, Option(help="Private key that signs; repeatable.")] = None,
+    version: Annotated[int | None, Option(min=1, help="Above the last one.")] = None,
     golden: Annotated[
-        Path | None, typer.Option("--golden", help="Photos in class folders, or photos that the model answers now.")
+        Path | None, Option(help="Photos in class folders, or photos that the model answers now.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder that devices will see.")] = None,
-    base_url: Annotated[str, typer.Option("--base-url", help="Its address, for releases sent by MQTT.")] = "",
-    channel: Annotated[str, typer.Option("--channel", help="Which devices take it.")] = "default",
-    minimum_agreement: Annotated[
-        float, typer.Option("--minimum-agreement", min=0.0, max=1.0, help="Share of golden photos to get right.")
-    ] = 0.9,
-    trust_key: Annotated[
-        list[Path] | None, typer.Option("--trust-key", help="Public key to trust from now on; repeatable.")
-    ] = None,
-    revoke_key: Annotated[
-        list[str] | None, typer.Option("--revoke-key", metavar="ID", help="Key to trust no more; repeatable.")
-    ] = None,
-    new_key: Annotated[Path | None, typer.Option("--new-key", help="Only make a key: this file and FILE.pub.")] = None,
+    out: Annotated[Path | None, Option(help="Folder that devices will see.")] = None,
+    base_url: Annotated[str, Option(help="Its address, for releases sent by MQTT.")] = "",
+    channel: Annotated[str, Option(help="Which devices take it.")] = "default",
+    minimum_agreement: Annotated[float, Option(min=0.0, max=1.0, help="Share of golden photos to get right.")] = 0.9,
+    trust_key: Annotated[list[Path] | None, Option(help="Public key to trust from now on; repeatable.")] = None,
+    revoke_key: Annotated[list[str] | None, Option(metavar="ID", help="Key to trust no more; repeatable.")] = None,
+    new_key: Annotated[Path | None, Option(help="Only make a key: this file and FILE.pub.")] = None,
     json: options.Json = False,
 ) -> None:
     """Sign a release of an exported model; devices fetch it, try it, and return to the old one if it fails.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, printable, stdout
@@ -23,10 +24,9 @@ _LONG_S = 300.0
 
 def status(
     state: Annotated[
-        Path | None,
-        typer.Option("--state", metavar="DIR", help="State folder of the agent.", show_default="the user's own"),
+        Path | None, Option(metavar="DIR", help="State folder of the agent.", show_default="the user's own")
     ] = None,
-    last: Annotated[int, typer.Option("--last", min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
+    last: Annotated[int, Option(min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
     json: options.Json = False,
 ) -> None:
     """Show how the agent on this device is: does it run, what waits to be sent, what it saw last.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
 from agridistill.cli import after_run, options
 from agridistill.cli.output import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.result import RunResult
 
-Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
+Out = Annotated[Path, Option("--out", help="Run folder to write.")]
 
 _STUDENT = "mobilenetv3_large_minimal_100"
 # Options that set a recipe key of another section than the command's own.
@@ -42,43 +42,32 @@ class RunOptions(options.LabelOptions):
     """The options that `train` and `distill` share."""
 
     recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", metavar="NAME|FILE", help="Shipped recipe, as cpu or paper, or a file in TOML."),
+        Path | None, Option(metavar="NAME|FILE", help="Shipped recipe, as cpu or paper, or a file in TOML.")
     ] = None
     set_: options.Set = None
     splits: options.Splits = None
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training photos.")] = None
-    image_size: Annotated[int | None, typer.Option("--image-size", help="Input size in pixels.")] = None
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Photos a step, over all processes.")] = None
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None
-    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order, views and dropout.")] = None
+    epochs: Annotated[int | None, Option(help="Passes over the training photos.")] = None
+    image_size: Annotated[int | None, Option(help="Input size in pixels.")] = None
+    batch_size: Annotated[int | None, Option(help="Photos a step, over all processes.")] = None
+    lr: Annotated[float | None, Option(help="Peak learning rate.")] = None
+    seed: Annotated[int | None, Option(help="Of weights, order, views and dropout.")] = None
     balance: Annotated[
         bool | None,
-        typer.Option("--balance/--no-balance", help="Show each class equally often, for classes with few photos."),
+        Option(help="Show each class equally often, for classes with few photos."),
     ] = None
     keep_views: Annotated[
         bool | None,
-        typer.Option(
-            "--keep-views/--no-keep-views", help="Draw each view once and keep its pixels (150 kB at 224 px)."
-        ),
+        Option(help="Draw each view once and keep its pixels (150 kB at 224 px)."),
     ] = None
-    workers: Annotated[int | None, typer.Option("--workers", help="Loader processes; -1 chooses.")] = None
-    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="auto measures.")] = (
-        None
+    workers: Annotated[int | None, Option(help="Loader processes; -1 chooses.")] = None
+    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Option(help="auto measures.")] = None
+    pretrained: Annotated[bool | None, Option(help="Start from the model hub's weights.")] = None
+    weights: Annotated[Path | None, Option(help="Safetensors file or finished run to start from.")] = None
+    devices: Annotated[int | None, Option(help="Processes on this machine, one for each GPU.")] = None
+    nodes: Annotated[int | None, Option(help="Machines that run this command.")] = None
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished run, or show a finished one's result.")] = (
+        False
     )
-    pretrained: Annotated[
-        bool | None, typer.Option("--pretrained/--no-pretrained", help="Start from the model hub's weights.")
-    ] = None
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Safetensors file or finished run to start from.")
-    ] = None
-    devices: Annotated[int | None, typer.Option("--devices", help="Processes on this machine, one for each GPU.")] = (
-        None
-    )
-    nodes: Annotated[int | None, typer.Option("--nodes", help="Machines that run this command.")] = None
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished run, or show a finished one's result.")
-    ] = False
     json: options.Json = False
 
     def recipe_for(
@@ -133,9 +122,7 @@ def train(
     data: options.Data,
     out: Out,
     run: RunOptions,
-    model: Annotated[
-        str | None, typer.Option("--model", help="timm's name, e.g. swin_tiny_patch4_window7_224.")
-    ] = None,
+    model: Annotated[str | None, Option(help="timm's name, e.g. swin_tiny_patch4_window7_224.")] = None,
 ) -> None:
     """Train a network on labels alone: a teacher, or a baseline to compare with."""
     from agridistill.config import train_config
@@ -186,25 +173,20 @@ def distill(
     data: options.Data,
     out: Out,
     run: RunOptions,
-    teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder of the teacher.")] = None,
-    student: Annotated[str | None, typer.Option("--student", help="timm's name; default: fastest in int8.")] = None,
+    teacher: Annotated[Path | None, Option(help="Run folder of the teacher.")] = None,
+    student: Annotated[str | None, Option(help="timm's name; default: fastest in int8.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            "--method",
+        Option(
             help="ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint; "
-            "default: hybrid-hint (with --weights hybrid, with --int8 kd).",
+            "default: hybrid-hint (with --weights hybrid, with --int8 kd)."
         ),
     ] = None,
-    views: Annotated[
-        int | None, typer.Option("--views", help="Views of each photo that the teacher classifies; 0 chooses.")
-    ] = None,
-    cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Run the teacher once (but for features), or in every step.")
-    ] = True,
-    cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Folder of the teacher's caches.")] = None,
+    views: Annotated[int | None, Option(help="Views of each photo that the teacher classifies; 0 chooses.")] = None,
+    cache: Annotated[bool, Option(help="Run the teacher once (but for features), or in every step.")] = True,
+    cache_dir: Annotated[Path | None, Option(help="Folder of the teacher's caches.")] = None,
     int8: Annotated[
-        bool | None, typer.Option("--int8/--fp32", help="Train a finished student (--weights) on, rounded as in int8.")
+        bool | None, Option("--int8/--fp32", help="Train a finished student (--weights) on, rounded as in int8.")
     ] = None,
 ) -> None:
     """Train a student under a teacher (the method ce needs none: it is the equal baseline)."""

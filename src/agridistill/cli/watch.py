@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from agridistill.cli.output import next_command, printable, stderr, stdout
 
@@ -26,63 +26,41 @@ if TYPE_CHECKING:
 def watch(
     source: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="[SOURCE]",
             help="A folder of photos, http(s)://… (snapshots or MJPEG), rtsp://…, /dev/videoN or a video file.",
         ),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="MODEL", help="Exported model (.onnx, .tflite), or a shipped one (tomato)."),
+        Path | None, Option(metavar="MODEL", help="Exported model (.onnx, .tflite), or a shipped one (tomato).")
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings and rules as TOML; options override them."),
+        Path | None, Option(metavar="FILE", help="Settings and rules as TOML; options override them.")
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(
-            "--state",
-            metavar="DIR",
-            help="Folder for what must not be lost.",
-            show_default="~/.local/state/agridistill",
-        ),
+        Option(metavar="DIR", help="Folder for what must not be lost.", show_default="~/.local/state/agridistill"),
     ] = None,
-    broker: Annotated[
-        str | None, typer.Option("--broker", metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")
-    ] = None,
+    broker: Annotated[str | None, Option(metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")] = None,
     device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", metavar="NAME", help="Name on the page, in messages and topics.", show_default="the host's"
-        ),
+        str | None, Option(metavar="NAME", help="Name on the page, in messages and topics.", show_default="the host's")
     ] = None,
     plot: Annotated[
-        str | None,
-        typer.Option("--plot", metavar="NAME", help="Where the plants stand. In a folder, subfolders are plots."),
+        str | None, Option(metavar="NAME", help="Where the plants stand. In a folder, subfolders are plots.")
     ] = None,
-    every: Annotated[
-        float | None, typer.Option("--every", min=0, metavar="S", help="Seconds between a camera's frames.")
-    ] = None,
-    after: Annotated[
-        Literal["keep", "delete"] | None, typer.Option("--after", help="Keep or delete a folder's photos.")
-    ] = None,
-    page: Annotated[
-        str | None, typer.Option("--page", metavar="[HOST:]PORT", help="Serve the local page and the metrics.")
-    ] = None,
+    every: Annotated[float | None, Option(min=0, metavar="S", help="Seconds between a camera's frames.")] = None,
+    after: Annotated[Literal["keep", "delete"] | None, Option(help="Keep or delete a folder's photos.")] = None,
+    page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve the local page and the metrics.")] = None,
     thumbnails: Annotated[
         bool | None,
-        typer.Option(
-            "--thumbnails/--no-thumbnails",
+        Option(
             help="Keep small pictures for the page.",
             show_default="on where the page is local",
         ),
     ] = None,
-    once: Annotated[
-        bool, typer.Option("--once", help="End when all photos of a folder are classified and sent.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print alerts and problems only.")] = False,
+    once: Annotated[bool, Option("--once", help="End when all photos of a folder are classified and sent.")] = False,
+    json: Annotated[bool, Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="Print alerts and problems only.")] = False,
 ) -> None:
     """Watch photos as they come: classify, warn, and send the detections to a broker, which may be away for weeks.
 
