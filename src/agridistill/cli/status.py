@@ -58,7 +58,10 @@ def status(
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
     if not running:
-        next_command("watch", *_source_and_model(found), *(() if state is None else ("--state", state)))
+        # A source whose secrets are replaced by … cannot be given again.
+        source = found.source if "…" not in found.source else "SOURCE"
+        words = () if state is None else ("--state", state)
+        next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
     if problems:
         raise typer.Exit(1)
 
@@ -89,10 +92,15 @@ def _history(file: Path, last: int) -> _Seen:
 
 def _problems(state: AgentState, running: bool) -> list[str]:
     from agridistill.edge.status.state_file import process_lives
-    from agridistill.edge.words import duration_words
+    from agridistill.edge.words import duration_words, number_of, total
 
     if not running and (state.finished or state.stopped):
-        return _left_behind(state)
+        unsent = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
+        return [
+            f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
+            for name, number in unsent.items()
+            if number
+        ]
     if not running and process_lives(state.pid):
         return [
             f"the agent's state is of {_local(state.at_s)}, but there is a process {state.pid}: "
@@ -116,66 +124,42 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     return problems
 
 
-def _left_behind(state: AgentState) -> list[str]:
-    """The messages that an agent could not send before it ended."""
-    from agridistill.edge.words import number_of, total
-
-    waiting = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
-    return [
-        f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
-        for name, number in waiting.items()
-        if number
-    ]
-
-
 def _headline(state: AgentState, running: bool, now_s: float) -> str:
     from agridistill.edge.words import duration_words
 
     if running:
         return f"{state.device}: running for {duration_words(state.uptime_s)} (process {state.pid})"
+    end = "not running since"
+    if state.finished or state.stopped:
+        end = "all was decided on by" if state.finished else "stopped by Ctrl-C at"
     ago = duration_words(now_s - state.at_s)
-    if state.finished:
-        return f"{state.device}: all was decided on by {_local(state.at_s)} ({ago} ago); what follows is from then"
-    if state.stopped:
-        return f"{state.device}: stopped by Ctrl-C at {_local(state.at_s)} ({ago} ago); what follows is from then"
-    return f"{state.device}: not running since {_local(state.at_s)} ({ago} ago); what follows is from then"
-
-
-def _source_and_model(state: AgentState) -> tuple[str, ...]:
-    """For the next command; a source whose secrets are replaced by … cannot be given again."""
-    path = str(state.model.get("path") or "MODEL")
-    return state.source if "…" not in state.source else "SOURCE", "--model", path
+    return f"{state.device}: {end} {_local(state.at_s)} ({ago} ago); what follows is from then"
 
 
 def _state_table(state: AgentState, running: bool) -> Table:
     from rich.table import Table
 
-    from agridistill.edge.words import (
-        broker_words,
-        bytes_words,
-        model_words,
-        queue_words,
-        source_trouble_words,
-        verdict_counts_words,
-        waiting_words,
-    )
+    from agridistill.edge import words
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    trouble = source_trouble_words(state)
-    verdicts = verdict_counts_words(state.verdicts) if state.frames else ""
+    trouble = words.source_trouble_words(state)
+    verdicts = words.verdict_counts_words(state.verdicts) if state.frames else ""
+    memory, disk = (
+        UNDEFINED if size is None else words.bytes_words(size) for size in (state.memory_bytes, state.disk_free_bytes)
+    )
     rows = [
         ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
         ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
-        ("model", model_words(state)),
-        ("broker", broker_words(state)),
-        ("queue", queue_words(state)),
-        *((name, waiting_words(waits)) for name, waits in state.outputs.items()),
+        ("model", words.model_words(state)),
+        ("broker", words.broker_words(state)),
+        ("queue", words.queue_words(state)),
+        *((name, words.waiting_words(waits)) for name, waits in state.outputs.items()),
         ("processor", UNDEFINED if state.processor_celsius is None else f"{state.processor_celsius:.0f} °C"),
-        ("memory", UNDEFINED if state.memory_bytes is None else bytes_words(state.memory_bytes)),
-        ("free disk", UNDEFINED if state.disk_free_bytes is None else bytes_words(state.disk_free_bytes)),
+        ("memory", memory),
+        ("free disk", disk),
     ]
     for name, value in rows:
         table.add_row(name, printable(value))
@@ -208,14 +192,9 @@ def _detections_table(detections: list[Detection], model: str) -> FigureTable:
     for name in ("plot", "answer", "photo", *(("model",) if several else ())):
         table.add_column(name, justify="left")
     for one in detections:
-        table.add_row(
-            _local(one.at_s),
-            cell(one.plot or UNDEFINED),
-            cell(detection_words(one)),
-            cell(one.photo),
-            *((one.model,) if several else ()),
-            style="" if one.verdict == "answer" else "yellow",
-        )
+        cells = [one.plot or UNDEFINED, detection_words(one), one.photo, *((one.model,) if several else ())]
+        style = "" if one.verdict == "answer" else "yellow"
+        table.add_row(_local(one.at_s), *map(cell, cells), style=style)
     return table
 
 

@@ -51,14 +51,10 @@ class RunOptions(options.LabelOptions):
     batch_size: Annotated[int | None, Option(help="Photos a step, over all processes.")] = None
     lr: Annotated[float | None, Option(help="Peak learning rate.")] = None
     seed: Annotated[int | None, Option(help="Of weights, order, views and dropout.")] = None
-    balance: Annotated[
-        bool | None,
-        Option(help="Show each class equally often, for classes with few photos."),
-    ] = None
-    keep_views: Annotated[
-        bool | None,
-        Option(help="Draw each view once and keep its pixels (150 kB at 224 px)."),
-    ] = None
+    balance: Annotated[bool | None, Option(help="Show each class equally often, for classes with few photos.")] = None
+    keep_views: Annotated[bool | None, Option(help="Draw each view once and keep its pixels (150 kB at 224 px).")] = (
+        None
+    )
     workers: Annotated[int | None, Option(help="Loader processes; -1 chooses.")] = None
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Option(help="auto measures.")] = None
     pretrained: Annotated[bool | None, Option(help="Start from the model hub's weights.")] = None
@@ -103,8 +99,7 @@ class RunOptions(options.LabelOptions):
         elif self.resume and (out / "recipe.toml").exists():
             recipe = read_recipe(out / "recipe.toml")
         given = changes | {(_SECTIONS.get(key, command), key): getattr(self, key) for key in _RECIPE_KEYS}
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-        recipe = with_options(with_overrides(recipe, command, self.set_ or []), plain)
+        recipe = with_options(with_overrides(recipe, command, self.set_ or []), given)
         if self.recipe is not None or self.resume:
             return recipe, ""
         from agridistill.training.defaults import choice_for

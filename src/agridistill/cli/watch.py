@@ -52,11 +52,7 @@ def watch(
     after: Annotated[Literal["keep", "delete"] | None, Option(help="Keep or delete a folder's photos.")] = None,
     page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve the local page and the metrics.")] = None,
     thumbnails: Annotated[
-        bool | None,
-        Option(
-            help="Keep small pictures for the page.",
-            show_default="on where the page is local",
-        ),
+        bool | None, Option(help="Keep small pictures for the page.", show_default="on where the page is local")
     ] = None,
     once: Annotated[bool, Option("--once", help="End when all photos of a folder are classified and sent.")] = False,
     json: Annotated[bool, Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
