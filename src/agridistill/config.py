@@ -193,21 +193,12 @@ def _changed(recipe: Recipe, values: Mapping[tuple[str, str], Any]) -> Recipe:
 
 def train_config(recipe: Recipe) -> TrainConfig:
     """The settings of `train`; a wrong type or range is a ConfigError."""
-    return TrainConfig(
-        data=build_section(DataSettings, "data", recipe),
-        augmentation=build_section(Augmentation, "augmentation", recipe),
-        train=build_section(FitSettings, "train", recipe),
-    )
+    return TrainConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["train"]})
 
 
 def distill_config(recipe: Recipe) -> DistillConfig:
     """The settings of `distill`; a wrong type or range is a ConfigError."""
-    return DistillConfig(
-        data=build_section(DataSettings, "data", recipe),
-        augmentation=build_section(Augmentation, "augmentation", recipe),
-        distill=build_section(FitSettings, "distill", recipe),
-        objective=build_section(ObjectiveSettings, "objective", recipe),
-    )
+    return DistillConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["distill"]})
 
 
 def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
@@ -215,7 +206,7 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
 
     Args:
         recipe: as read.
-        overrides: of `--set`. A teacher that the study trains shares them where they concern photos and views.
+        overrides: of `--set`. Those of [data] and [augmentation] also apply to a teacher that the study trains.
 
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
@@ -223,9 +214,9 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
     changed = with_overrides(recipe, "distill", overrides)
     shared = {name: dict(changed[name]) for name in SHARED_SECTIONS if name in changed}
     if "data" in shared:
-        # The share of labels is the students' alone.
+        # The share of labels is for students only.
         shared["data"] |= {"labels": recipe.get("data", {}).get("labels", 1.0)}
-    settings = build_section(CompareSettings, "compare", recipe)
+    settings = _section("compare", recipe)
     return plan_study(settings, train_config({**recipe, **shared}), partial(_changed_config, recipe), overrides)
 
 
@@ -235,17 +226,16 @@ def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
     """
-    settings = build_section(CompareSettings, "compare", recipe)
-    return plan_search(settings, partial(_changed_config, recipe), overrides)
+    return plan_search(_section("compare", recipe), partial(_changed_config, recipe), overrides)
 
 
 def _changed_config(recipe: Recipe, changes: Sequence[str]) -> DistillConfig:
     return distill_config(with_overrides(recipe, "distill", changes))
 
 
-def build_section(kind: type[Any], section: str, recipe: Recipe) -> Any:
-    """One section of a recipe as its settings; a wrong key, type or range is a ConfigError."""
-    return build_settings(kind, recipe.get(section, {}), section=section, remedy="correct the recipe or the option")
+def _section(name: str, recipe: Recipe) -> Any:
+    remedy = "correct the recipe or the option"
+    return build_settings(SECTIONS[name], recipe.get(name, {}), section=name, remedy=remedy)
 
 
 def _locate(command: str, name: str, where: str) -> tuple[str, str]:
