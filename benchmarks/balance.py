@@ -17,7 +17,7 @@ from typing import Any
 
 from few_photos import command, draw
 
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 from agridistill.storage import write_json
 
 

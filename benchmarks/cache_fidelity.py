@@ -22,7 +22,7 @@ from reporting import machine, publish
 from torch import Tensor
 
 from agridistill.config import distill_config, read_recipe
-from agridistill.data.datamodule import Batch
+from agridistill.data.loader import Batch
 from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models import LiveTeacher

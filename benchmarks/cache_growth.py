@@ -22,7 +22,7 @@ import torch
 from reporting import machine, publish
 from scaling import IMAGE_SIZE, linked, teacher_of
 
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing
 from agridistill.teacher_cache import CachedTeacher, Viewing

@@ -21,7 +21,7 @@ from reporting import machine, publish
 from tests.icc import SPACES, encode, rgb_profile
 
 import agridistill
-from agridistill.data.samples import Sample, scan
+from agridistill.data.folder import Sample, scan
 from agridistill.preprocess import read_photo
 
 LARGE = (4000, 3000)

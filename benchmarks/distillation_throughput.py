@@ -27,8 +27,8 @@ from reporting import machine, peak_memory_mb, publish
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from agridistill.data.datamodule import Batch, PhotoDataset, collate
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
+from agridistill.data.loader import Batch, PhotoDataset, collate
 from agridistill.data.views import Augmentation
 from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import ModelManifest, Preprocessing

@@ -21,9 +21,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photos, usable_samples
-from agridistill.data.samples import scan
-from agridistill.data.splits import assign_leaf_ids
+from agridistill.data.leaf_ids import assign_leaf_ids
 
 
 def draw(photos: Path, out: Path, count: int, seed: int) -> dict[str, int]:

@@ -25,9 +25,8 @@ from reporting import machine, publish
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from agridistill.data import datamodule
-from agridistill.data.datamodule import Batch, PhotoDataset, ViewSampler, collate
-from agridistill.data.small_copies import SmallCopies
+from agridistill.data.cache import SmallCopies
+from agridistill.data.loader import Batch, PhotoDataset, ViewSampler, collate
 from agridistill.data.views import render_view
 from agridistill.preprocess import read_photo
 from agridistill.training.trainer import keep_freed_memory
@@ -110,7 +109,7 @@ def epochs(bench: Bench, photos: Path) -> dict[str, list[float]]:
             sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=datamodule._yield_to_training if niced else None,
+            worker_init_fn=loader._yield_to_training if niced else None,
             persistent_workers=workers > 0,
         )
 

@@ -23,8 +23,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from agridistill.data.checks import CheckResult, check
-from agridistill.data.layout import Layout
+from agridistill.data.check import CheckResult, check
+from agridistill.data.labels import Layout
 from agridistill.errors import AgriDistillError
 
 CLASSES = ("healthy", "rust")

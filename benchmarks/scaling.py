@@ -21,8 +21,8 @@ from typing import Any
 
 from reporting import machine, peak_memory_mb, publish
 
-from agridistill.data.samples import scan
-from agridistill.data.splits import Split, read_split, write_split
+from agridistill.data.folder import scan
+from agridistill.data.split import Split, read_split, write_split
 from agridistill.teacher_cache import read_document
 
 SIZES = (1_000, 5_000, 50_000)

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
-from agridistill.data.splits import read_split
-from agridistill.edge.decisions.quality import QualitySettings, quality_problem
+from agridistill.data.split import read_split
 from agridistill.preprocess import read_photo, softmax, to_pixels
 from agridistill.runtime.backends import open_artefact
-from agridistill.runtime.verdict import Familiarity
+from agridistill.runtime.verdict import Familiarity, QualitySettings, quality_problem
 from agridistill.storage import write_json
 
 SIZE, CROPS = 256, 16

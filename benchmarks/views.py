@@ -19,7 +19,7 @@ from typing import Any
 from reporting import machine, publish
 
 from agridistill.config import distill_config, read_recipe, with_overrides
-from agridistill.data.splits import Split, read_split, write_split
+from agridistill.data.split import Split, read_split, write_split
 from agridistill.training.run import distill
 from agridistill.training.run_folder import RunFolder
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.needs import OF_FIXTURES, bare_path, missing
 
-from agridistill.data.synthetic import draw_leaves
+from agridistill.data.drawn_leaves import draw_leaves
 
 TINY_SWIN = "swin_nano_patch4_window4_64"
 TINY_STUDENT = "mobilenetv3_small_050"

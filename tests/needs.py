@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agridistill.heic import READS_HEIC
+from agridistill.photo_files import READS_HEIC
 
 # What a machine with Python, pip and make has: the shell and the small programs that make's rules call.
 _BARE = (

@@ -15,11 +15,11 @@ from tests.icc import SPACES, cmyk_profile, decode, grey_profile, rgb_profile, s
 from tests.tiffs import GREY, WHITE_IS_ZERO, write_tiff
 
 from agridistill import colour
+from agridistill.data.cache import SmallCopies
 from agridistill.data.inspection import inspect_photo
-from agridistill.data.small_copies import SmallCopies
 from agridistill.data.views import Augmentation
-from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import SourceSettings
+from agridistill.edge.sources import SourceSettings
+from agridistill.edge.sources.source import PhotoReader
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import read_photo, upright_rgb

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data.checks import check
+from agridistill.data.check import check
+from agridistill.data.folder import scan
 from agridistill.data.inspection import inspect_photo
-from agridistill.data.samples import scan
+from agridistill.edge.sources import SourceSettings
 from agridistill.edge.sources.folder import FolderSource
-from agridistill.edge.sources.source import SourceSettings
 from agridistill.errors import DataError, PhotoError
-from agridistill.heic import READS_HEIC
-from agridistill.photo_files import how_to_read
+from agridistill.photo_files import READS_HEIC, how_to_read
 from agridistill.preprocess import photo_cost, photo_size, read_photo
 from agridistill.runtime.reading import expand
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.samples import scan
+from agridistill.data.folder import scan
 from agridistill.errors import DataError
 from agridistill.photo_files import files_below, is_photo, subfolders
 from agridistill.runtime.reading import expand
@@ -35,14 +35,14 @@ def test_folders_of_machines_are_no_classes_and_hold_no_photos(tmp_path: Path, f
     found = scan(tmp_path)
     assert found.classes == ("rust", "scab")
     assert [sample.path for sample in found.samples] == ["rust/1.jpg", "scab/2.jpg"]
-    assert (found.strays, found.without_photos) == ((), {})
+    assert (found.non_photo_files, found.without_photos) == ((), {})
     assert expand([tmp_path]) == [tmp_path / "rust" / "1.jpg", tmp_path / "scab" / "2.jpg"]
 
 
 def test_files_of_machines_are_neither_photos_nor_strays(tmp_path: Path) -> None:
     make(tmp_path, "rust/1.jpg", "rust/._1.jpg", "rust/Thumbs.db", "rust/desktop.ini", "scab/2.jpg", "scab/.DS_Store")
     found = scan(tmp_path)
-    assert ([sample.path for sample in found.samples], found.strays) == (["rust/1.jpg", "scab/2.jpg"], ())
+    assert ([sample.path for sample in found.samples], found.non_photo_files) == (["rust/1.jpg", "scab/2.jpg"], ())
 
 
 def test_a_folder_of_a_machine_that_is_named_is_read(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_folder_behind_several_links_is_given_once_and_under_its_own_name(tmp_
 def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     make(tmp_path, "rust/1.jpg", "scab/2.jpg")
     (tmp_path / "rust" / "gone").symlink_to(tmp_path / "nowhere")
-    assert scan(tmp_path).strays == ("rust/gone",)
+    assert scan(tmp_path).non_photo_files == ("rust/gone",)
 
 
 def test_a_folder_with_only_thumbnails_holds_no_photos(tmp_path: Path) -> None:

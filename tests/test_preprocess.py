@@ -240,7 +240,7 @@ def test_a_photo_that_was_cut_off_is_refused(tmp_path: Path, suffix: str) -> Non
 @pytest.mark.parametrize("content", [b"this is a text", b"\xff\xd8\xff", b"GIF89a"])
 def test_what_is_no_photo_is_reported_once_without_pillows_words(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(PhotoError, match=r"got '.*' \(not a JPEG, PNG, WebP, BMP or TIFF image\); replace") as caught:
+    with pytest.raises(PhotoError, match=r"got '.*' \(not a JPEG, PNG, WebP, BMP.* TIFF.* image\); replace") as caught:
         read_photo(tmp_path / "a.jpg")
     assert caught.value.got.count("a.jpg") == 1
     with pytest.raises(PhotoError, match=rf"got {len(content)} bytes \(not a JPEG"):

@@ -108,8 +108,8 @@ def evaluate(
     _require_engine(engine)
     require_callable("progress", progress)
     with training_extra("the training part of AgriDistill, to score a model"):
-        from agridistill.data.layout import FOLDERS, to_layout
-        from agridistill.data.learnt import learnt_path
+        from agridistill.data.labels import FOLDERS, to_layout
+        from agridistill.data.likeness import learnt_path
         from agridistill.evaluation.held_out import evaluate_folder, to_class_names
 
     names = to_class_names(class_names)
@@ -180,7 +180,7 @@ def export(
         raise ConfigError("batch=1 or None", f"{batch!r}", "leave it out")
     require_callable("progress", progress)
     with training_extra("the training part of AgriDistill, to export a run", "train,export"):
-        from agridistill.data.layout import to_layout
+        from agridistill.data.labels import to_layout
         from agridistill.exporting.artefact import export as write
     return write(
         run_folder,

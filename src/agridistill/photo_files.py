@@ -1,23 +1,33 @@
-"""Which files below a folder are photos: one list of suffixes, one of what machines put beside them, one walk."""
+"""Which files below a folder are photos: by suffix (HEIC with the extra `heic`), without the files of machines."""
 
 from __future__ import annotations
 
 import heapq
 import os
+import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from agridistill.heic import HEIC_SUFFIXES, INSTALL_HEIC, READS_HEIC
+try:
+    import pi_heif
+except ImportError:  # not installed, or its library does not load on this machine
+    READS_HEIC = False
+else:
+    pi_heif.register_heif_opener()
+    READS_HEIC = True
 
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+INSTALL_HEIC = "pip install 'agridistill[heic]'"
 # Pillow's JPEG reader opens .jfif and .jpe, which are JPEGs, and .mpo, a JPEG of two photos.
 PHOTO_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     *(HEIC_SUFFIXES if READS_HEIC else ()),
 })  # fmt: skip
 
-# What systems, file servers and programs keep for themselves, in lower case. Hidden names are passed over as well.
+# Files and folders of systems, file servers and programs, in lower case. Hidden names are left out as well.
 _OF_MACHINES = frozenset({
     "@eadir", "#recycle", "#snapshot", "@tmp",  # Synology
     "@recycle", "@recently-snapshot",  # QNAP
@@ -30,10 +40,14 @@ _OF_MACHINES = frozenset({
     "zbthumbnail.info", "picasa.ini",  # cameras and photo programs
 })  # fmt: skip
 _MOST_SUFFIXES = 5
+_HEAD_BYTES = 64
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx")
+# The box with the size of each picture in a file.
+_SIZE_BOX, _SIZE = re.compile(rb"ispe\0\0\0\0"), struct.Struct(">II")
 
 
 def is_of_machine(name: str) -> bool:
-    """Whether a file or folder is none of the user's: hidden, a thumbnail folder, a recycle bin, …
+    """Whether a file or folder belongs to a system or program: hidden, a thumbnail folder, a recycle bin, …
 
     Example:
         >>> [is_of_machine(name) for name in ("@eaDir", "._leaf.jpg", "Thumbs.db", "rust")]
@@ -52,25 +66,40 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path takes four times as long
 
 
-class _Folder(NamedTuple):
-    """A folder that waits to be listed.
+def is_heic(source: Path | bytes) -> bool:
+    """Whether a file's content is HEIC; phones and mail programs also name such files .jpg.
 
-    Attributes:
-        inside: its path below the root, "" or "sub/folder/".
-        real: its resolved path.
-        places: the resolved folders of the links that lead to it.
+    Raises:
+        OSError: it cannot be read.
     """
+    if isinstance(source, bytes):
+        head = source[:_HEAD_BYTES]
+    else:
+        with source.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    return head[4:8] == b"ftyp" and any(brand in head for brand in _HEIC_BRANDS)
 
-    inside: str
-    real: str
-    places: tuple[str, ...]
+
+def heic_pixels(source: Path | bytes) -> int:
+    """The pixels of the largest picture in a HEIC file, which is decoded whole, whatever size Pillow reports."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    sizes = (_SIZE.unpack_from(content, found.end()) for found in _SIZE_BOX.finditer(content[: -_SIZE.size]))
+    return max((width * height for width, height in sizes), default=0)
+
+
+class _Folder(NamedTuple):
+    """A folder that waits to be listed."""
+
+    inside: str  # its path below the root, "" or "sub/folder/"
+    real: str  # its resolved path
+    places: tuple[str, ...]  # the resolved folders of the links that lead to it
 
 
 class FolderWalk:
     """The folders from a root down, linked ones too, each once: real ones first, then by name.
 
-    Iteration gives "" and paths such as "sub/folder/". The caller lists each one and adds the subfolders that it wants.
-    A link to a folder that the link itself lies in is a loop and is left out.
+    Iteration gives "" and paths such as "sub/folder/". The caller lists each folder and adds subfolders.
+    A link to a folder that contains the link is a loop and is left out.
 
     Args:
         root: where it begins.
@@ -80,18 +109,18 @@ class FolderWalk:
         self._now = _Folder("", os.path.realpath(root), ())
         self._real = [self._now]
         self._linked: list[_Folder] = []
-        self._met: set[str] = set()
+        self._done: set[str] = set()
 
     def __iter__(self) -> Iterator[str]:
         """Gives the next folder as long as there is one; folders may be added meanwhile."""
         while self._real or self._linked:
             self._now = self._real.pop() if self._real else heapq.heappop(self._linked)
-            if self._now.real not in self._met:
-                self._met.add(self._now.real)
+            if self._now.real not in self._done:
+                self._done.add(self._now.real)
                 yield self._now.inside
 
     def add(self, entry: os.DirEntry[str]) -> None:
-        """Takes a subfolder of the folder that was given last."""
+        """Adds a subfolder of the folder that was given last."""
         inside, real, places = self._now
         name = f"{inside}{entry.name}/"
         if not entry.is_symlink():
@@ -103,38 +132,37 @@ class FolderWalk:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link that leads nowhere is none."""
+    """Whether an entry is a folder or a link to one; a broken link is none."""
     try:
         return entry.is_dir()
     except OSError:
         return False
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not suffix_of(entry.name) and not os.path.exists(entry.path)  # noqa: PTH110 - hot
-
-
 def subfolders(root: Path) -> list[str]:
     """The names of a folder's subfolders, linked ones too, sorted, without those of machines and loops.
 
-    A link that leads nowhere, without a suffix, is one too: its disk may be missing, and a class with it.
+    A broken link without a suffix counts: its disk may be missing, and a class with it.
 
     Raises:
         OSError: the folder cannot be listed.
     """
     place = os.path.realpath(root)
+
+    def is_subfolder(entry: os.DirEntry[str]) -> bool:
+        if is_of_machine(entry.name):
+            return False
+        if not entry.is_symlink():
+            return is_folder(entry)
+        broken = not suffix_of(entry.name) and not os.path.exists(entry.path)  # noqa: PTH110 - hot
+        return (is_folder(entry) or broken) and not _lies_in(place, os.path.realpath(entry.path))
+
     with os.scandir(root) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if not is_of_machine(entry.name)
-            and (is_folder(entry) or _leads_nowhere(entry))
-            and not (entry.is_symlink() and _lies_in(place, os.path.realpath(entry.path)))
-        )
+        return sorted(entry.name for entry in entries if is_subfolder(entry))
 
 
 def files_below(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
-    """The folders from a root down as `FolderWalk` gives them, each with the names of its files; nothing of machines.
+    """The folders from a root down as `FolderWalk` gives them, each with its file names, without those of machines.
 
     Args:
         root: where it begins.
@@ -169,13 +197,13 @@ def counts_by_suffix(names: Iterable[str]) -> str:
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-    """`counts_by_suffix` of files that are counted already, by their suffix."""
+    """`counts_by_suffix` from suffix -> number of files."""
     most = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in Counter(counts).most_common(_MOST_SUFFIXES)]
     return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
 def passed_over(names: Sequence[str]) -> str:
-    """Files that are no photos, by suffix, and how to read those that are photos in HEIC.
+    """Describes files that are no photos, by suffix, with the remedy for HEIC.
 
     Args:
         names: or paths, at least one.
@@ -190,7 +218,7 @@ def passed_over(names: Sequence[str]) -> str:
 
 
 def how_to_read(names: Iterable[str], *, otherwise: str = "") -> str:
-    """The remedy where photos in HEIC are among files that are no photos here, and what else there is to do.
+    """The remedy where HEIC photos are among files that cannot be read here, before the remedy `otherwise`.
 
     Example:
         >>> how_to_read(["a/notes.txt"], otherwise="name another folder")

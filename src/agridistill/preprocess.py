@@ -24,8 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agridistill.colour import PixelFormatError, StoredForm, stored_form, to_plain, to_srgb
 from agridistill.errors import PhotoError
-from agridistill.heic import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 from agridistill.manifest import Preprocessing
+from agridistill.photo_files import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 
 # Pillow refuses more by itself (twice its MAX_IMAGE_PIXELS); above it a file is an attack or an accident.
 MAX_PIXELS = 178_956_970

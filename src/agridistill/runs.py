@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agridistill.api import training_extra
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
 from agridistill.config import Recipe, compare_plan, distill_config, recipe_from, require_serves, train_config
-from agridistill.data.layout import FOLDERS, Layout, to_layout
+from agridistill.data.labels import FOLDERS, Layout, to_layout
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:

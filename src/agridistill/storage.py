@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +55,38 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder to fill; renames it to `path` on success, removes it on any failure.
+
+    Args:
+        path: must not exist, or be an empty folder.
+
+    Raises:
+        OSError: the disk refuses, or the folder holds something.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def temporary_beside(path: Path) -> Path:
     """A hidden name in the same folder that no other process takes, on whichever host; it ends in `.part`."""
     # Hosts that share the folder may give two processes one number, and runs seed their random numbers alike.
@@ -75,12 +108,13 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def only_one(lock: Path, what: str) -> Iterator[None]:
+def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the body runs; it goes with the process, however that ends.
 
     Args:
         lock: a file, made where it is not there. File systems without locks let everybody in.
         what: is being done, for the error.
+        wait: until another process or thread releases it.
 
     Raises:
         RunError: another process holds it.
@@ -88,7 +122,7 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
     with lock.open("ab") as file:
         if fcntl is not None:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(f"one process for the {what}", "another one at work there", "wait for it") from None
             except OSError:

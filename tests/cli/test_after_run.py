@@ -127,6 +127,7 @@ def test_a_verdict_reads_the_same_without_colours(capsys: Capture) -> None:
     assert capsys.readouterr() == ("", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", [False], indirect=True)
 def test_from_photos_to_a_file_that_answers_by_the_proposed_commands(
     gpu: bool, tmp_path: Path, capsys: Capture

@@ -18,9 +18,9 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def too_late(*words: Any, **options: Any) -> None:
         raise AssertionError("work has begun")
 
-    for name in ("data.inspection.inspect_photo", "runtime.reading.read_photo", "data.synthetic.draw_leaf"):
+    for name in ("data.inspection.inspect_photo", "runtime.reading.read_photo", "data.drawn_leaves.draw_leaf"):
         monkeypatch.setattr(f"agridistill.{name}", too_late)
-    monkeypatch.setattr("agridistill.data.fetch.download", too_late)
+    monkeypatch.setattr("agridistill.data.datasets.download", too_late)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
@@ -165,7 +165,7 @@ def test_a_converter_that_is_not_installed(
 
 
 def test_a_hidden_folder_of_the_photos_is_no_class(tmp_path: Path) -> None:
-    from agridistill.data.samples import require_outside
+    from agridistill.data.folder import require_outside
 
     require_outside(tmp_path / ".runs" / "first", tmp_path)
     require_outside(tmp_path.parent / "run", tmp_path)

@@ -14,6 +14,8 @@ from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
 from agridistill.training import run
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -292,6 +292,7 @@ def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], 
     assert (out / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "agridistill.cli.main", "train", str(leaves), "--out", str(out)]
@@ -315,10 +316,10 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
         (("demo", "--out"), "cli.demo.run_demo", "interrupted: the same command goes on where it stopped"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
-            "data.fetch.fetch_plantvillage_tomato",
+            "data.datasets.fetch_dataset",
             "interrupted: the same command goes on where it stopped",
         ),
-        (("data", "check"), "data.checks.check", "interrupted"),
+        (("data", "check"), "data.check.check", "interrupted"),
         (
             ("--debug", "train", "photos", "--out"),
             "training.run.train",
@@ -357,7 +358,7 @@ def test_only_a_run_is_offered_resume_after_a_failure(
         raise failure
 
     monkeypatch.setattr("agridistill.training.run.train", fail)
-    monkeypatch.setattr("agridistill.data.checks.check", fail)
+    monkeypatch.setattr("agridistill.data.check.check", fail)
     rest = ("check",) if command == "data" else ("--out", tmp_path / "run")
     code, _, err = run(capsys, command, *rest, tmp_path)
     assert code == 2

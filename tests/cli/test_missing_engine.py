@@ -15,8 +15,15 @@ from agridistill.runtime.shipped import model_path
 
 _NOT_THERE = "raise ModuleNotFoundError('of the test', name='onnxruntime')"
 _DOES_NOT_LOAD = "raise ImportError('libm.so.6: version GLIBC_2.38 not found')"
+# Else it runs int8 files in the place of ONNX Runtime.
+_WITHOUT_OPENVINO = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "openvino" else find_spec(name, package)
+"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "watch", "benchmark", "evaluate"])
 @pytest.mark.parametrize(
     ("module", "got"),
@@ -35,6 +42,7 @@ def test_without_onnx_runtime_a_command_is_one_line(command: str, module: str, g
     # In place of the package, for the processes that a command starts as well.
     (tmp_path / "modules" / "onnxruntime").mkdir(parents=True)
     (tmp_path / "modules" / "onnxruntime" / "__init__.py").write_text(module)
+    (tmp_path / "modules" / "sitecustomize.py").write_text(_WITHOUT_OPENVINO)
     paths = os.pathsep.join([str(tmp_path / "modules"), *sys.path])
     done = subprocess.run(
         [sys.executable, "-m", "agridistill", command, *words],

@@ -13,8 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from agridistill.cli import publish as command
-from agridistill.edge.updates.keys import read_trusted_keys
-from agridistill.edge.updates.release import verified_release
+from agridistill.edge.updates.release import read_trusted_keys, verified_release
 from agridistill.errors import AgriDistillError, EdgeError, ModelError, RunError
 
 Run = Callable[..., Result]

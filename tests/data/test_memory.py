@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 EPOCH = """
 import re, sys
 from pathlib import Path
-from agridistill.data.datamodule import PhotoDataModule
+from agridistill.data.loader import PhotoDataModule
 from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing

@@ -34,7 +34,6 @@ keys = "keys"
 source = "https://farm.example/release.json"
 [outbox]
 max_megabytes = 50
-max_age_days = 30
 [history]
 detections = 1000
 """
@@ -64,8 +63,7 @@ def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path
     assert found.broker.password_file == tmp_path / "secrets" / "mqtt"
     assert found.updates is not None
     assert (found.updates.keys, found.updates.source) == (tmp_path / "keys", "https://farm.example/release.json")
-    assert found.outbox.limits.max_bytes == 50_000_000
-    assert found.outbox.limits.max_age_s == 30 * 86_400
+    assert found.outbox.max_bytes == 50_000_000
     assert found.command is not None
     assert found.command.words == ("notify-send", "leaf")
 

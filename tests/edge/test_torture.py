@@ -9,7 +9,7 @@ import pytest
 from .outage import outage
 from .torture import torture
 
-pytestmark = pytest.mark.needs("mosquitto")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("mosquitto")]
 
 
 def test_kills_and_broker_restarts_lose_no_detection(tmp_path: Path, colour_model: Path) -> None:

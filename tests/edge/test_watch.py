@@ -32,8 +32,8 @@ from agridistill.edge.events import Detection
 from agridistill.edge.settings import BrokerOptions, CommandOptions, PageOptions, WatchSettings
 from agridistill.edge.status.state_file import read_state
 from agridistill.edge.store.history import History
-from agridistill.edge.store.messages import Message
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.store.outbox import Message, Outbox
+from agridistill.edge.store.sqlite_file import StateRemovedError
 from agridistill.errors import ConfigError, EdgeError, OutboxError, RunError
 
 
@@ -58,7 +58,7 @@ def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, setting
     put(photos, "a.jpg")
     put(photos, "north/b.jpg", RED)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
-    heard = once(settings, state)
+    heard = once(settings, state, idle_s=3)
     assert {(item.photo, item.plot, item.label) for item in heard.detections} == {
         ("a.jpg", "", "green"),
         ("north/b.jpg", "north", "red"),
@@ -131,7 +131,7 @@ def test_photos_that_another_model_decided_on_are_reported(
     assert "another model" not in caplog.text
     assert settings.model is not None
     other = model_like(settings.model, tmp_path / "other" / "colour.onnx", padding=9)
-    assert once(replace(settings, model=other), state).detections == []
+    assert once(replace(settings, model=other), state, idle_s=1.6).detections == []
     assert caplog.text.count(f"2 photos here decided on by another model before ({model}): those answers stand") == 1
     assert len(once(replace(settings, model=other), tmp_path / "new state").detections) == 2
 
@@ -428,18 +428,19 @@ def test_a_state_folder_among_the_photos_is_refused(photos: Path, settings: Watc
     assert not list(photos.iterdir())
 
 
-def test_detections_go_into_a_new_state_where_somebody_removed_the_old_one(
-    photos: Path, settings: WatchSettings, state: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_state_that_is_removed_ends_the_agent_with_a_clear_error(
+    photos: Path, settings: WatchSettings, state: Path
 ) -> None:
-    monkeypatch.setattr(agent_module, "_RETRY_FIRST_S", 0.02)
-    with watching(settings, state) as heard:
-        put(photos, "a.jpg")
-        wait_for(lambda: heard.detections)
-        shutil.rmtree(state)
-        put(photos, "b.jpg")
-        wait_for(lambda: len(heard.detections) == 2)
-    with History(state / "history.sqlite") as history:
-        assert [found.photo for found in history.recent()] == ["b.jpg"]
+    def remove_the_state() -> None:
+        with watching(settings, state) as heard:
+            put(photos, "a.jpg")
+            wait_for(lambda: heard.detections)
+            shutil.rmtree(state)
+            put(photos, "b.jpg")
+            wait_for(lambda: heard.ends)
+
+    with pytest.raises(StateRemovedError, match="removed or replaced"):
+        remove_the_state()
 
 
 def test_once_does_not_wait_for_ever_for_a_broker_that_is_away(

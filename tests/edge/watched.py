@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
+from agridistill.edge import building
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.building import Listeners, watch
-from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import WatchSettings
+from agridistill.runtime.verdict import QualitySettings
 
 ANY = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
 GREEN, RED = (10, 200, 10), (200, 10, 10)
@@ -72,7 +74,9 @@ def watching(settings: WatchSettings, state: Path) -> Iterator[Heard]:
             raise heard.ends[0]
 
 
-def once(settings: WatchSettings, state: Path) -> Heard:
+def once(settings: WatchSettings, state: Path, *, idle_s: float = 0.3) -> Heard:
     heard = Heard()
-    heard.ends.append(watch(settings, state, threading.Event(), heard.listeners(), once=True))
+    # Where the photos of a test are complete, nothing has to settle.
+    with mock.patch.object(building, "_IDLE_S", idle_s):
+        heard.ends.append(watch(settings, state, threading.Event(), heard.listeners(), once=True))
     return heard

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tests.colour_backend import ColourBackend
 
+from agridistill.data.folder import scan
 from agridistill.data.inspection import fingerprint, inspect_photos
-from agridistill.data.samples import scan
-from agridistill.data.splits import Split, write_split
+from agridistill.data.split import Split, write_split
 from agridistill.errors import ConfigError, DataError, ModelError
 from agridistill.evaluation.evidence import gather_evidence
 from agridistill.evaluation.held_out import evaluate_folder, labels_in_model, read_class_names, to_class_names

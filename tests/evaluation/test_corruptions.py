@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from agridistill.data.synthetic import draw_leaves
+from agridistill.data.drawn_leaves import draw_leaves
 from agridistill.evaluation import corruptions
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption
 from agridistill.evaluation.robustness import leaf_mask, otsu_threshold

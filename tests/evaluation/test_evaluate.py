@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agridistill.data.samples import Sample, scan
+from agridistill.data.folder import Sample, scan
 from agridistill.errors import DataError, ModelError, RunError
 from agridistill.evaluation.evaluate import EvaluationResult, LabelledLogits, evaluate, predict_logits, score
 from agridistill.evaluation.metrics import accuracy_interval

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agridistill.data.samples import Sample
-from agridistill.data.splits import read_split
+from agridistill.data.folder import Sample
+from agridistill.data.split import read_split
 from agridistill.errors import ModelError
 from agridistill.evaluation import gallery as gallery_module
 from agridistill.evaluation.gallery import write_gallery

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agridistill.data.drawn_leaves import CLASSES, draw_leaf
+from agridistill.data.folder import scan
 from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of
-from agridistill.data.learnt import write_learnt
-from agridistill.data.samples import scan
-from agridistill.data.splits import Split, digests_of, write_split
-from agridistill.data.synthetic import CLASSES, draw_leaf
+from agridistill.data.likeness import write_learnt
+from agridistill.data.split import Split, digests_of, write_split
 from agridistill.errors import DataError, ModelError
 from agridistill.evaluation.held_out import choose_photos, evaluate_folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
 from agridistill.errors import DataError, PhotoError
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption
 from agridistill.evaluation.robustness import RobustnessResult, leaf_mask, robustness, without_ground, without_leaf

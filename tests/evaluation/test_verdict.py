@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agridistill.data.splits import Split, read_split, write_split
+from agridistill.data.split import Split, read_split, write_split
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.learning import Learning, read_learning
 from agridistill.evaluation.metrics import ClassScores, wilson_interval

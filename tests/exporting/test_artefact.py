@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from agridistill import api
-from agridistill.data.samples import scan
-from agridistill.data.splits import Split, digests_of, read_split, write_split
+from agridistill.data.folder import scan
+from agridistill.data.split import Split, digests_of, read_split, write_split
 from agridistill.errors import DataError, ModelError
 from agridistill.exporting import artefact
 from agridistill.exporting.artefact import export
@@ -55,6 +55,7 @@ def test_an_artefact_is_one_file_that_takes_photos_as_they_are(fp32: Path) -> No
     assert not {"BatchNormalization", "Gather", "Range", "Expand"} & {node.op_type for node in model.graph.node}
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_of_one_gives_the_same_logits(
     deployable: Callable[[bool], tuple[Any, ...]], patches: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_other_batches_are_refused(student_run: Path, tmp_path: Path, batch: int
         export(student_run, tmp_path / name, batch=batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["this", "an earlier one", "an earlier one, other photos"])
 def test_an_artefact_knows_the_photos_that_its_run_learnt_from(
     student_run: Path, leaves: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str

@@ -19,6 +19,8 @@ from agridistill.training.settings import (
     TrainConfig,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def form(name: str, accuracy: float, latency_ms: float) -> DeviceForm:
     return DeviceForm(Path(name), name, accuracy, 100, latency_ms, 4_000_000)

@@ -16,6 +16,8 @@ from agridistill.exporting.litert import to_litert
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.int8 import folded
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip(
     "litert_torch", reason="needs litert-torch, which is not installed: pip install 'agridistill[litert]'"
 )

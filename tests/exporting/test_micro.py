@@ -25,6 +25,8 @@ from agridistill.models import create_model, normalise_batch
 from agridistill.models.int8 import calibrate, quantised, with_rounded_logits
 from agridistill.runtime.backends.litert import LiteRtBackend
 
+pytestmark = pytest.mark.slow
+
 NEEDS = MicroNeeds(("ADD", "CONV_2D"), 1024, 0.5, -3)
 
 

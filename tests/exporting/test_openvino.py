@@ -15,6 +15,8 @@ from agridistill.errors import ModelError
 from agridistill.exporting.onnx import to_onnx
 from agridistill.manifest import ModelManifest, Preprocessing
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino", reason="needs OpenVINO, which is not installed: pip install 'agridistill[openvino]'")
 
 

@@ -63,7 +63,7 @@ def test_every_setting_is_explained_in_the_field_guide() -> None:
     from agridistill.edge import settings as module
     from agridistill.edge.alerts.rules import Rule
 
-    for kind in (module.BrokerOptions, module.PageOptions, module.UpdateOptions, module.OutboxOptions, Rule):
+    for kind in (module.BrokerOptions, module.PageOptions, module.UpdateOptions, module.OutboxLimits, Rule):
         names += list(kind.__dataclass_fields__)
     names += [*vars(defaults.quality), *vars(defaults.history)]
     missing = [name for name in names if f"`{name}`" not in guide and f"[{name}]" not in guide]

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import agridistill
-from agridistill.data.learnt import read_learnt
+from agridistill.data.likeness import read_learnt
 from agridistill.manifest import read_manifest, sha256_of
+
+pytestmark = pytest.mark.slow
 
 MODELS = Path(__file__).parents[2] / "models" / "tomato"
 PRECISIONS = ("fp32", "int8")
@@ -60,7 +62,7 @@ def test_it_knows_the_photos_that_it_learnt_from(precision: str) -> None:
 def test_it_knows_which_real_photos_it_learnt_from(
     precision: str, real_photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from agridistill.data.learnt import learnt_path
+    from agridistill.data.likeness import learnt_path
     from agridistill.evaluation.held_out import choose_photos
 
     artefact = MODELS / f"tomato-{precision}.onnx"

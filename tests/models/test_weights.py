@@ -195,6 +195,7 @@ def test_a_start_is_described(tmp_path: Path, fake_package: Callable[..., Packag
         describe_start(STUDENT, True, tmp_path / "nothing.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("theirs", "timms"),
     [

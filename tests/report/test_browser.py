@@ -6,6 +6,8 @@ import pytest
 from tests.needs import chromium
 from tests.report.conftest import Reported
 
+pytestmark = pytest.mark.slow
+
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = chromium()
 WIDER = "one => one.scrollWidth > one.clientWidth"

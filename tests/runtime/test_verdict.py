@@ -11,9 +11,9 @@ from PIL import Image
 
 from agridistill.api import load
 from agridistill.cli.watch import _detection_line
-from agridistill.data.samples import scan
-from agridistill.edge.decisions.deciding import Decider, Origin
+from agridistill.data.folder import scan
 from agridistill.edge.events import Frame
+from agridistill.edge.verdict.decider import Decider, Origin
 from agridistill.errors import ModelError
 from agridistill.exporting.artefact import export
 from agridistill.runtime.verdict import (

@@ -204,6 +204,7 @@ def test_predictions_of_other_weights_are_made_anew(
         compare(leaves, copy, plan(), teacher=teacher_run)
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_go_on(leaves: Path, student_run: Path, tmp_path: Path) -> None:
     # A student of MobileNetV3 has no window attention to teach.
     kd = {"name": "windows", "set": ["method=at", "attention=window"]}
@@ -216,6 +217,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(leaves: Path, student_run: P
     assert not (tmp_path / "study/compare.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_study_leaves_no_process_and_goes_on(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "study.toml"
     recipe.write_text(

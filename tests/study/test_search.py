@@ -132,6 +132,7 @@ def test_words_and_whole_numbers_can_be_searched() -> None:
     assert (found.objective.distance, found.distill.batch_size) == ("kl", 12)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_tried_again_in_its_own_folder(searched: Path, leaves: Path, teacher_run: Path) -> None:
     study = optuna.load_study(study_name="hybrid-full", storage=f"sqlite:///{searched / 'search.db'}")
     killed, alive = study.ask(), study.ask()

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.data.datamodule import Batch
+from agridistill.data.folder import Sample
+from agridistill.data.loader import Batch
 from agridistill.data.prepare import prepare_data
-from agridistill.data.samples import Sample
 from agridistill.data.views import Augmentation
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing

@@ -279,6 +279,7 @@ KILLS = int(os.environ.get("AGRIDISTILL_KILLS", "6"))
 LARGE, VIEWS = CacheLayout(photos=10 * BLOCK_PHOTOS + 7, num_classes=10, maps={32: (7, 7)}), KILLS
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
     rng = random.Random(0)
     for number in range(KILLS):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Layer norm alone: batch norm on a processor sees only its own process's share of a batch.
 STUDENT = "swin_nano_patch4_window4_64"
 OPTIONS = [

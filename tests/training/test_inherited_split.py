@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from agridistill.data.prepare import prepare_data
-from agridistill.data.splits import Split, read_split, write_split
+from agridistill.data.split import Split, read_split, write_split
 from agridistill.models import create_model, save_weights
 from agridistill.training import fit as fit_module
 from agridistill.training.inherited_split import inherit_split

@@ -16,6 +16,8 @@ from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
 from agridistill.training.trainer import require_share_for_each
 
+pytestmark = pytest.mark.slow
+
 # Fails in the process FAIL_RANK at FAIL_AT, and notes every process's exit code.
 SCRIPT = """
 import os

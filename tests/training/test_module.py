@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from agridistill.data.datamodule import Batch
+from agridistill.data.loader import Batch
 from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import Preprocessing
 from agridistill.models import LiveTeacher, create_model

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from agridistill.api import load
-from agridistill.data import datamodule
-from agridistill.data.kept_views import KeptViews
-from agridistill.data.splits import read_split
+from agridistill.data import loader
+from agridistill.data.cache import KeptViews
+from agridistill.data.split import read_split
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses.methods import METHODS
 from agridistill.manifest import Preprocessing, read_manifest
@@ -379,6 +379,7 @@ distill(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), config, resume=
 
 # A network with stochastic depth and loaders of their own: whatever is random must be the same again. The second one is
 # killed while it learns features. The first shows each class equally often.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "workers", "method"),
     [("mobilenetv3_small_050", "1", "hybrid"), ("swin_nano_patch4_window4_64", "0", "hybrid-hint")],
@@ -430,13 +431,13 @@ def test_kept_views_change_no_result_and_save_the_drawing(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     drawn: list[int] = []
-    draw = datamodule.render_view
+    draw = loader.render_view
 
     def noted(image: Any, seed: int, *rest: Any) -> Any:
         drawn.append(seed)
         return draw(image, seed, *rest)
 
-    monkeypatch.setattr(datamodule, "render_view", noted)
+    monkeypatch.setattr(loader, "render_view", noted)
     plain = replace(FIT, epochs=3, views=2)
     counts, weights = {}, {}
     for name, keep in (("plain", False), ("first", True), ("again", True)):

@@ -274,7 +274,7 @@ def _accuracy(
 
 def _draw(folder: Path) -> list[Path]:
     """A drawn leaf of each class as a JPEG file."""
-    from agridistill.data.synthetic import CLASSES, draw_leaf
+    from agridistill.data.drawn_leaves import CLASSES, draw_leaf
 
     files = [folder / f"{name}.jpg" for name in CLASSES]
     for number, (name, file) in enumerate(zip(CLASSES, files, strict=True)):

@@ -43,7 +43,7 @@ def compare(
     Finished runs are kept: after an interruption, or with more in the recipe, the same command continues.
     """
     from agridistill.config import compare_plan, read_recipe, require_serves
-    from agridistill.data.layout import FOLDERS
+    from agridistill.data.labels import FOLDERS
 
     chosen = read_recipe(recipe)
     require_serves(chosen, "compare")

@@ -13,12 +13,10 @@ from agridistill.cli.output import next_command, print_json, print_skipped, prin
 from agridistill.cli.tables import cell, new_table, print_table
 
 if TYPE_CHECKING:
-    from agridistill.data.checks import CheckResult
+    from agridistill.data.check import CheckResult
     from agridistill.data.prepare import PreparedData
 
 app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
-
-DATASETS = ("plantvillage-tomato",)
 
 
 @app.command()
@@ -33,8 +31,8 @@ def check(
     layout = labels.layout()
     words = (*labels.words(), *(("--splits", splits) if splits else ()))
     with progress_bar("reading photos") as progress:
-        from agridistill.data.checks import check as check_data
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.check import check as check_data
+        from agridistill.data.labels import FOLDERS
 
         result = check_data(data, layout=layout or FOLDERS, split_file=splits, progress=progress)
     if json:
@@ -66,7 +64,7 @@ def split(
     """Divide photos into train, val and test; no leaf stands in two of them."""
     layout = labels.layout()
     with progress_bar("reading photos") as progress:
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.labels import FOLDERS
         from agridistill.data.prepare import split_data
 
         prepared = split_data(
@@ -96,7 +94,9 @@ def split(
 
 @app.command()
 def fetch(
-    name: Annotated[str, Argument(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")],
+    name: Annotated[
+        str, Argument(metavar="NAME", help="Data set, such as plantvillage-tomato; an unknown name lists all.")
+    ],
     out: Annotated[Path, Option(help="Data folder to make.")],
     source: Annotated[
         str | None, Option(metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified.")
@@ -104,13 +104,13 @@ def fetch(
     json: options.Json = False,
 ) -> None:
     """Download a public data set, verify it and unpack it."""
-    from agridistill.data.fetch import fetch_plantvillage_tomato
+    from agridistill.data.datasets import DATASETS, fetch_dataset
     from agridistill.errors import DataError, nearest
 
     if name not in DATASETS:
         raise DataError("a known data set", f"'{name}'", nearest(name, DATASETS))
     with progress_bar("fetching") as progress:
-        result = fetch_plantvillage_tomato(out, source=source, progress=progress)
+        result = fetch_dataset(DATASETS[name], out, source=source, progress=progress)
     if json:
         print_json(result.to_json())
     else:

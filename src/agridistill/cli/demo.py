@@ -116,7 +116,7 @@ def run_demo(
     Raises:
         AgriDistillError: `out` holds other files.
     """
-    from agridistill.data.synthetic import draw_leaves
+    from agridistill.data.drawn_leaves import draw_leaves
     from agridistill.data.views import Augmentation
     from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 

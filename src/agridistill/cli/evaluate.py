@@ -41,7 +41,7 @@ def evaluate(
     Other data needs train/val/test folders, --splits or --split all. It may lack some of the model's classes.
     """
     from agridistill import api
-    from agridistill.data.layout import FOLDERS
+    from agridistill.data.labels import FOLDERS
     from agridistill.evaluation.held_out import read_class_names
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_result_file, require_writable, write_json

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from typer import Argument, Option
 
 if TYPE_CHECKING:
-    from agridistill.data.layout import Layout
+    from agridistill.data.labels import Layout
 
 Data = Annotated[Path, Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
 Model = Annotated[Path, Argument(metavar="MODEL", help="Run folder, exported model, or a shipped one (tomato).")]
@@ -51,7 +51,7 @@ class LabelOptions:
         Raises:
             ConfigError: options that exclude each other.
         """
-        from agridistill.data.layout import Layout
+        from agridistill.data.labels import Layout
 
         if self.labels is None and self.label_columns is None and self.nested is None:
             return None

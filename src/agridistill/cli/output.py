@@ -40,7 +40,7 @@ _NEEDS = {
     "evaluate": ("train", ("torch", "sklearn")),
     "export": ("export", ("onnx", "onnxscript")),
     "report": ("report", ("jinja2", "matplotlib")),
-    "watch": ("edge", ("paho", "cryptography")),
+    "watch": ("edge", ("paho", "cryptography", "httpx")),
     "publish": ("edge", ("cryptography",)),
 }
 

@@ -38,9 +38,9 @@ def publish(
     from agridistill.api import training_extra
 
     with training_extra("cryptography, to sign releases", "edge"):
-        from agridistill.edge.updates.keys import read_private_key, read_public_key
         from agridistill.edge.updates.publishing import PublishSettings
         from agridistill.edge.updates.publishing import publish as write
+        from agridistill.edge.updates.release import read_private_key, read_public_key
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_writable
 
@@ -83,7 +83,7 @@ def publish(
 
 
 def _make_key(path: Path, *, json: bool) -> None:
-    from agridistill.edge.updates.keys import PUBLIC_SUFFIX, create_key
+    from agridistill.edge.updates.release import PUBLIC_SUFFIX, create_key
 
     identity, public = create_key(path), f"{path}{PUBLIC_SUFFIX}"
     if json:

@@ -90,7 +90,7 @@ class RunOptions(options.LabelOptions):
             ConfigError: the recipe file cannot be used, or has no section for the command.
         """
         from agridistill.config import read_recipe, require_serves, with_options, with_overrides
-        from agridistill.data.layout import FOLDERS
+        from agridistill.data.labels import FOLDERS
 
         recipe: Recipe = {}
         if self.recipe is not None:

@@ -1,28 +1,33 @@
-"""Reads every photo once: is it readable, how large, which content, what does it look like."""
+"""Reads every photo once: whether it can be read, its size, its content and its look."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import imagehash
 import numpy as np
 from PIL import Image
 
-from agridistill.data.looks import look_of
-from agridistill.data.samples import PhotoFolder, Sample
+from agridistill.data.folder import PhotoFolder, Sample
+from agridistill.data.likeness import look_of
 from agridistill.errors import DataError, PhotoError
 from agridistill.preprocess import MAX_PIXELS, HeicPhotoError, read_photo
 from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import user_cache, write_json
+
+logger = logging.getLogger(__name__)
 
 MAX_BAD_SHARE = 0.05
 _MAX_WORKERS = 8
@@ -30,29 +35,23 @@ _MAX_WORKERS = 8
 _LARGE_PIXELS = 40_000_000
 _HASH_SIDE = 128
 _large_photo = threading.Lock()
+# Of the store; to be raised also when photos are read in another way: looks and errors of another way differ.
+FORMAT_VERSION = 3
+# A photo that changed within the clock tick in which it was read would look unchanged.
+_SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoRecord:
-    """What one file holds.
+    """What one file holds."""
 
-    Attributes:
-        digest: blake2b-128 of the file's bytes, as hex; empty where the bytes cannot be read.
-        width: in pixels, upright; 0 where unknown.
-        height: in pixels, upright; 0 where unknown.
-        phash: 64-bit perceptual hash; None for an unreadable photo.
-        error: why the photo cannot be used; None for a good one.
-        look: by which flipped and turned copies are found (`data.looks`); None for an unreadable photo or one colour.
-        turned_phashes: 64-bit perceptual hashes of its seven other turns and flips; empty for an unreadable photo.
-    """
-
-    digest: str
-    width: int
+    digest: str  # blake2b-128 of the file's bytes, as hex; empty where the bytes cannot be read
+    width: int  # in pixels, upright; 0 where unknown
     height: int
-    phash: int | None
-    error: str | None
-    look: str | None = None
-    turned_phashes: tuple[int, ...] = ()
+    phash: int | None  # 64-bit perceptual hash; None for an unreadable photo
+    error: str | None  # why the photo cannot be used; None for a good one
+    look: str | None = None  # see `data.likeness`; None for an unreadable photo and for one of a single colour
+    turned_phashes: tuple[int, ...] = ()  # of its seven other turns and flips; empty for an unreadable photo
 
 
 @dataclass(frozen=True)
@@ -62,27 +61,71 @@ class Inspection:
     records: Mapping[str, PhotoRecord]
 
 
-class RecordStore(Protocol):
-    """Remembers the records of photos that have not changed."""
+class InspectionStore:
+    """Records of one data folder's photos in the user's cache: a photo of the same size and time is not read again.
+
+    Args:
+        root: the data folder.
+        max_pixels: the limit that the photos were read with.
+    """
+
+    def __init__(self, root: Path, max_pixels: int) -> None:
+        name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), max_pixels]).encode()).hexdigest()[:16]
+        self._path = user_cache() / "photos" / f"{name}.json"
+        self._root = f"{root}{os.sep}"
+        self._known: Mapping[str, list[Any]] = {}
+        try:
+            document = json.loads(self._path.read_text(encoding="utf-8"))
+            if document["format"] == FORMAT_VERSION and isinstance(document["photos"], dict):
+                self._known = document["photos"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self._seen: dict[str, list[Any]] = {}
+        self._states: dict[str, list[int]] = {}
+        self._changed = False
 
     def find(self, path: str) -> PhotoRecord | None:
-        """The record of an unchanged photo."""
-        ...
+        """The record of a photo that has not changed since; None where it must be read."""
+        try:
+            # Before the photo is read: a change meanwhile must not count as read.
+            # os.stat, once for every photo at every start: a Path costs more than the call.
+            stat = os.stat(self._root + path)  # noqa: PTH116
+        except OSError:
+            return None
+        # Unlike the time of the last write, that of the last change of state cannot be set back.
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        row = self._known.get(path)
+        # Nine values; others are those of a damaged store.
+        if isinstance(row, list) and row[:-6] == state:
+            self._seen[path] = row
+            digest, width, height, phash, look, turned = row[-6:]
+            return PhotoRecord(digest, width, height, phash, None, look, tuple(turned))
+        self._states[path] = state
+        return None
 
     def add(self, path: str, record: PhotoRecord) -> None:
-        """Keeps a record."""
-        ...
+        """Keeps the record of a readable photo. Bad photos are read every time: the cause may be gone."""
+        state = self._states.pop(path, None)
+        if record.error is None and state is not None and time.time_ns() - max(state[1:]) > _SETTLED_NS:
+            found = (record.digest, record.width, record.height, record.phash, record.look, record.turned_phashes)
+            self._seen[path] = [*state, *found]
+            self._changed = True
 
     def save(self) -> None:
-        """Writes all records."""
-        ...
+        """Writes the records of the photos that are there now, unless none has changed."""
+        if not self._changed and self._seen.keys() == self._known.keys():
+            return
+        try:
+            write_json(self._path, {"format": FORMAT_VERSION, "photos": self._seen})
+        except (OSError, ValueError):
+            logger.debug("no photo records in '%s'", self._path, exc_info=True)
 
 
 def inspect_photos(
     folder: PhotoFolder,
     *,
     max_pixels: int = MAX_PIXELS,
-    store: RecordStore | None = None,
+    store: InspectionStore | None = None,
     progress: ProgressCallback = silent,
 ) -> Inspection:
     """Reads and decodes every photo of a folder, in threads; only the records stay in memory.
@@ -94,7 +137,7 @@ def inspect_photos(
         progress: called with (done, total), from the calling thread.
 
     Returns:
-        A record of every sample. An unreadable photo has an error in its record; it never raises.
+        A record of every sample; that of an unreadable photo has an error.
     """
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     records: dict[str, PhotoRecord] = {}
@@ -134,7 +177,7 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
         if not path.is_file():
             return PhotoRecord("", 0, 0, None, "a broken link" if path.is_symlink() else "not a regular file")
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, _digest).hexdigest()
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             size = file.tell()
             width, height = _header_size(file)
     except OSError as error:
@@ -149,13 +192,17 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
                 return _decoded_record(path, digest, max_pixels)
         return _decoded_record(path, digest, max_pixels)
     except PhotoError as error:
-        return PhotoRecord(digest, width, height, None, _reason(error, width))
+        if width == 0 and not isinstance(error, HeicPhotoError):
+            return PhotoRecord(digest, width, height, None, "not a photo")
+        # "'path' (reason)": the path is shown beside the reason anyway.
+        _, found, reason = error.got.partition("' (")
+        return PhotoRecord(digest, width, height, None, reason.removesuffix(")") if found else error.got)
 
 
 def usable_samples(
     folder: PhotoFolder, inspection: Inspection
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
-    """Parts the readable photos from the others.
+    """Separates the readable photos from the others.
 
     Returns:
         The readable samples, and (path, reason) of each skipped one.
@@ -163,12 +210,9 @@ def usable_samples(
     Raises:
         DataError: more than 5 % of the photos are unreadable, or all of one class.
     """
-    good = tuple(sample for sample in folder.samples if inspection.records[sample.path].error is None)
-    bad = tuple(
-        (sample.path, reason)
-        for sample in folder.samples
-        if (reason := inspection.records[sample.path].error) is not None
-    )
+    errors = {sample.path: inspection.records[sample.path].error for sample in folder.samples}
+    good = tuple(sample for sample in folder.samples if errors[sample.path] is None)
+    bad = tuple((path, reason) for path, reason in errors.items() if reason is not None)
     if len(bad) > MAX_BAD_SHARE * len(folder.samples):
         path, reason = bad[0]
         raise DataError(
@@ -196,6 +240,11 @@ def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: I
     return digest.hexdigest()
 
 
+def digests_of_photos(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
+    """The digest of each photo's content, by `Sample.path`."""
+    return {sample.path: inspection.records[sample.path].digest for sample in samples}
+
+
 def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, int]:
     """The 64-bit perceptual hash of each readable photo, by `Sample.path`."""
     found = {sample.path: inspection.records[sample.path].phash for sample in samples}
@@ -209,24 +258,20 @@ def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict
 
 
 def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """The look of each photo that has one (`data.looks`), by `Sample.path`."""
+    """The look of each photo that has one (`data.likeness`), by `Sample.path`."""
     found = {sample.path: inspection.records[sample.path].look for sample in samples}
     return {path: look for path, look in found.items() if look is not None}
 
 
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
-    """Puts `max_pixels` in the place of Pillow's limit, which would hide the size of what is too large."""
+    """Switches Pillow's pixel limit off, which hides the size of larger photos; `max_pixels` takes its place."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-
-
-def _digest() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
 
 
 def _header_size(file: BinaryIO) -> tuple[int, int]:
@@ -236,37 +281,25 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
         with Image.open(file) as image:
             return image.size
     except Exception:
-        # Pillow's parsers raise many types on damaged files; read_photo tells the reason.
+        # Pillow's parsers raise many types on damaged files; read_photo gives the reason.
         return 0, 0
 
 
 def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
-    # Its look is a matter of shapes, and the same as that of earlier versions, by which learnt photos are recognised.
+    # In its own colours: learnt photos are recognised by hashes that earlier versions made so.
     image = read_photo(path, max_pixels=max_pixels, own_colours=True)
     tiny = _tiny(image)
     turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
     return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny), turned)
 
 
-def perceptual_hash(image: Image.Image) -> int:
-    """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median (imagehash.phash)."""
-    return _phash(_tiny(image))
-
-
 def _tiny(image: Image.Image) -> Image.Image:
     """Grey, 32 x 32, scaled as imagehash does, which then leaves it as it is."""
-    # A box filter first: it is quick, and a hash looks at 32x32 pixels anyway.
+    # A box filter first: it is fast, and the hash looks at 32x32 pixels anyway.
     factor = max(1, min(image.size) // _HASH_SIDE)
     return image.convert("L").reduce(factor).resize((32, 32), Image.Resampling.LANCZOS)
 
 
 def _phash(tiny: Image.Image) -> int:
+    """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median."""
     return int.from_bytes(np.packbits(imagehash.phash(tiny).hash).tobytes(), "big")
-
-
-def _reason(error: PhotoError, width: int) -> str:
-    if width == 0 and not isinstance(error, HeicPhotoError):
-        return "not a photo"
-    # "'path' (reason)": the path stands beside the reason already.
-    _, found, reason = error.got.partition("' (")
-    return reason.removesuffix(")") if found else error.got

@@ -1,10 +1,14 @@
-"""A table of labels: its separator and encoding, and its columns of photos, labels and splits by their usual names."""
+"""A table of labels: its format, its columns by their usual names, and the photo that each cell names."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+import os
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +17,7 @@ from agridistill.data.structure import resolved_evaluation, split_named
 from agridistill.errors import DataError, nearest
 from agridistill.photo_files import is_photo
 
-# Names without spaces and signs, the telling ones first.
+# Names without spaces and signs, the specific ones first.
 _IMAGE_NAMES = (
     "imagepath", "filepath", "photopath", "path", "filename", "imagename", "imagefile", "photoname", "file", "image",
     "img", "photo", "picture", "imageid", "imgid", "photoid", "fileid", "imageurl", "id", "name",
@@ -32,17 +36,11 @@ _TRIED_ROWS = 200
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A label file.
-
-    Attributes:
-        path: of the file.
-        header: names of the columns.
-        rows: (line in the file, cells).
-    """
+    """A label file."""
 
     path: Path
-    header: list[str]
-    rows: list[tuple[int, list[str]]]
+    header: list[str]  # names of the columns
+    rows: list[tuple[int, list[str]]]  # (line in the file, cells)
 
     def values(self, column: int, most: int | None = None) -> list[str]:
         """The cells of a column, of the first rows or of all."""
@@ -87,7 +85,7 @@ def read_table(file: Path) -> LabelTable:
             "a first line of column names", f"'{first.strip()}' in '{file}'", "write one, such as image,label, above it"
         )
     for line, cells in lines[1:]:
-        # Some programs leave empty cells away at the end of a row, or write a separator after the last one.
+        # Some programs drop empty cells at the end of a row, or write a separator after the last one.
         cells += [""] * (len(header) - len(cells))
         if any(cell.strip() for cell in cells[len(header) :]):
             raise DataError(
@@ -97,7 +95,7 @@ def read_table(file: Path) -> LabelTable:
 
 
 def _with_labels(table: LabelTable) -> LabelTable:
-    """A table whose columns but one hold 0 and 1, a single 1 in each row, has a column of labels as well."""
+    """Adds a column of labels where all columns but one hold 0 and 1, a single 1 in each row."""
     width = len(table.header)
     ones = [column for column in range(width) if set(table.values(column)) <= {"0", "1", "0.0", "1.0"}]
     marked = [[table.header[column] for column in ones if float(cells[column])] for _, cells in table.rows]
@@ -108,7 +106,7 @@ def _with_labels(table: LabelTable) -> LabelTable:
 
 
 def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
-    """The columns of some usual names, in the order of these."""
+    """The columns with one of the names, in the order of the names."""
     plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
     return [column for name in names for column, other in enumerate(plain) if other == name]
 
@@ -157,7 +155,7 @@ def _named(table: LabelTable, name: str) -> int:
 
 
 def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
-    """The one column of labels; of a number and a name for the same classes the name."""
+    """The column of labels; of a number and a name for the same classes, that of the name."""
     first, *others = columns
     for other in others:
         pairs = set(zip(table.values(first), table.values(other), strict=True))
@@ -171,7 +169,7 @@ def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
 
 
 def are_numbers(values: Iterable[str]) -> bool:
-    """Whether all that are not empty are whole numbers, as text."""
+    """Whether all non-empty texts are whole numbers."""
     return all(re.fullmatch(r"-?\d+(?:\.0*)?", value) for value in values if value)
 
 
@@ -181,7 +179,7 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
     Args:
         table: of the file.
         column: of the splits.
-        named: whether the user named it, so that it must hold them.
+        named: the user named it, so other content is an error.
 
     Raises:
         DataError: a cell that names no split beside others that do.
@@ -200,3 +198,91 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
     known = [split for split in meant.values() if split is not None]
     evaluation = resolved_evaluation(known)
     return [evaluation if meant[value] == "eval" else meant[value] or "" for value in values]
+
+
+class PhotoFinder:
+    """Finds the photo that a cell names.
+
+    Args:
+        root: the data folder.
+        file: the table; paths may start from its folder.
+        paths: of the photos, relative to the data folder.
+    """
+
+    def __init__(self, root: Path, file: Path, paths: Iterable[str]) -> None:
+        self._file = file
+        self._above = _keys(root.resolve().as_posix())
+        self._starts: list[tuple[str, ...]] = [()]
+        folder, photos = file.parent.resolve(), root.resolve()
+        if folder.is_relative_to(photos):
+            self._starts.append(_keys(folder.relative_to(photos).as_posix()))
+        self._by_name: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
+        self._keys: dict[str, tuple[str, ...]] = {}
+        for path in paths:
+            self._keys[path] = keys = _keys(path)
+            self._by_name[keys[-1]].append(path)
+            self._by_stem[os.path.splitext(keys[-1])[0]].append(path)  # noqa: PTH122 - Path is slow
+
+    def found(self, cells: Sequence[str]) -> int:
+        """How many cells name a photo."""
+        one_folder = name_one_folder(cells)
+        return sum(bool(self.candidates(cell, one_folder=one_folder)) for cell in cells)
+
+    def find(self, cell: str, line: int, *, one_folder: bool) -> str | None:
+        """The path of the photo; None where there is none.
+
+        Args:
+            cell: that names it.
+            line: of the table, for the error.
+            one_folder: whether all cells name the same folder or none (`name_one_folder`).
+
+        Raises:
+            DataError: several fit.
+        """
+        fitting = self.candidates(cell, one_folder=one_folder)
+        # Names that differ in capitals alone.
+        exact = [path for path in fitting if path.rsplit("/", 1)[-1] == re.split(r"[/\\]", cell)[-1]]
+        fitting = exact or fitting
+        if len(fitting) > 1:
+            raise DataError(
+                "cells that fit one photo each",
+                f"'{cell}' in line {line} of '{self._file}', which fits '{fitting[0]}' and '{fitting[1]}'",
+                "pass the folder that holds the labelled photos, or write paths into the file",
+            )
+        return fitting[0] if fitting else None
+
+    def candidates(self, cell: str, *, one_folder: bool = True) -> list[str]:
+        """Paths that fit a cell equally well; arguments as for `find`."""
+        keys = _keys(cell)
+        if not keys:
+            return []
+        *folder, name = keys
+        named = self._by_name.get(name) or self._by_stem.get(name, [])
+        for start in self._starts:
+            direct = [path for path in named if self._keys[path][:-1] == (*start, *folder)]
+            if direct:
+                return direct
+        alike = {path: _common_end((*self._above, *self._keys[path][:-1]), folder) for path in named}
+        most = max(alike.values(), default=0)
+        if folder and not most and not one_folder:
+            return []
+        found = [path for path in named if alike[path] == most]
+        # Folders that contradict the cell's: the photo of another farm or day may have the same name.
+        return [path for path in found if one_folder or most >= min(len(folder), len(self._keys[path]) - 1)]
+
+
+def name_one_folder(cells: Iterable[str]) -> bool:
+    """Whether paths name at most one folder, which then does not count: the photos may have been moved."""
+    return len({_keys(cell)[:-1] for cell in cells if cell}) < 2
+
+
+def _keys(path: str) -> tuple[str, ...]:
+    """The parts of a path for comparison: one normal form, no capitals, backslashes as slashes."""
+    plain = unicodedata.normalize("NFC", path.strip()).casefold()
+    return tuple(part for part in re.split(r"[/\\]", plain) if part not in ("", "."))
+
+
+def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

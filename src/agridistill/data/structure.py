@@ -1,15 +1,17 @@
-"""What folders of photos mean, by their names and by where their photos lie: splits, classes, or what holds classes."""
+"""Whether folders are splits, classes, or levels above classes, by their names and by where their photos lie."""
 
 from __future__ import annotations
 
+import posixpath
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agridistill.errors import DataError
+from agridistill.manifest import composed
 
 _NOUN = "(?:(?:data)?set|data|split|images?|imgs?|photos?|pictures?|pics|samples?)"
 _SPLIT_WORDS = {
@@ -18,12 +20,12 @@ _SPLIT_WORDS = {
     "test": re.compile(rf"{_NOUN}?(?:test(?:ing)?|h[eo]ldout){_NOUN}?\d*"),
     "eval": re.compile(rf"{_NOUN}?eval(?:uation)?{_NOUN}?\d*"),
 }
-# Words of folders that say what kind of file lies in them, not what a photo shows.
+# Words of folders for the kind of their files, not for what a photo shows.
 _KIND = re.compile(
     rf"{_NOUN}|jpe?gs?|pngs?|jpegimages|masks?|annotations?|labels?|segmentations?|segmentation(?:class|object)"
     r"|gt|groundtruth|rgb|parts?|batch(?:es)?"
 )
-# Names that programs give: a camera's (DCF: "100CANON"), of a day ("2024-05-01"), of a part of a Google Drive download.
+# Names by programs: a camera's (DCF: "100CANON"), of a day ("2024-05-01"), of a part of a Google Drive download.
 _BY_MACHINE = re.compile(
     r"[1-9]\d\d[A-Z_][A-Z_\d]{4}|(?:19|20)\d\d([-_. ]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
     r"|.+-\d{8}T\d{6}Z(?:-\d+)+"
@@ -33,7 +35,7 @@ _MAX_OWN_SHARE = 0.1
 
 
 def split_named(name: str) -> str | None:
-    """The split that a name alone means: "train", "val", "test", or "eval", which is one of the last two.
+    """The split of a name: "train", "val", "test", or "eval", which is one of the last two; None for other names.
 
     Example:
         >>> [split_named(name) for name in ("Training", "test_images", "dev-set", "evaluation", "trainers", "a test")]
@@ -44,13 +46,13 @@ def split_named(name: str) -> str | None:
 
 
 def resolved_evaluation(splits: Iterable[str]) -> str:
-    """What "eval" means beside other splits: the validation photos where others are there to test on, else the test."""
+    """What "eval" means beside other splits: val where there is a test but no val, else the test."""
     known = set(splits)
     return "val" if "test" in known and "val" not in known else "test"
 
 
 def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """The folders of each split, by their names alone; a name may have further words that all of them share.
+    """The folders of each split, by their names alone; names may have further words if all splits share them.
 
     Example:
         >>> split_folders(["train_set", "Val-Set", "rust"])
@@ -75,7 +77,7 @@ def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _split_and_rest(name: str) -> tuple[str | None, str]:
-    """The split that one word of a name means, and its other words but those that every data set has."""
+    """The split that one word of a name means, and its other words but those such as "images"."""
     splits, rest = [], []
     for word in re.findall(r"[^\W_]+", unicodedata.normalize("NFC", name).casefold()):
         split = next((split for split, pattern in _SPLIT_WORDS.items() if pattern.fullmatch(word)), None)
@@ -88,15 +90,10 @@ def _split_and_rest(name: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """Where the photos of one class folder lie.
-
-    Attributes:
-        name: of the folder, and of the class.
-        photos_in: folder below it ("" for itself) -> number of photos directly in there.
-    """
+    """Where the photos of one class folder lie."""
 
     name: str
-    photos_in: Mapping[str, int]
+    photos_in: Mapping[str, int]  # folder below it ("" for itself) -> number of photos directly in there
 
     @property
     def is_hollow(self) -> bool:
@@ -105,7 +102,7 @@ class ClassFolder:
 
     @property
     def loses_a_level(self) -> bool:
-        """Whether its photos lie in several folders below it, which one class for all of them does not tell apart."""
+        """Whether its photos lie in several folders below it, which become one class."""
         return self.is_hollow and len([folder for folder in self.photos_in if folder]) > 1
 
     @property
@@ -115,7 +112,7 @@ class ClassFolder:
 
 
 def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
-    """Checks that the folders that were taken for classes are classes, and not a level above or beside them.
+    """Checks that folders are classes, and not a level above or beside them.
 
     Args:
         root: the data folder.
@@ -136,7 +133,7 @@ def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_spli
 
 
 def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """`images` and `masks`, `images_1` and `images_2` or `100CANON` say nothing of what the photos show."""
+    """Refuses names such as `images` and `masks`, `images_1` and `images_2` or `100CANON`."""
     by_machine = [one for one in classes if _BY_MACHINE.fullmatch(one.name)]
     words = [re.findall(r"[^\W\d_]+", one.name.casefold()) for one in classes]
     kinds = [[word for word in of_name if _KIND.fullmatch(word)] for of_name in words]
@@ -144,14 +141,14 @@ def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
     if by_machine or (all(kinds) and (all_kinds or all(of_name == words[0] for of_name in words))):
         raise DataError(
             "folders that are named after what their photos show",
-            f"{_named(by_machine or classes)} in '{root}'",
+            f"{_quoted(one.name for one in by_machine or classes)} in '{root}'",
             f"{'move the photos into a folder for each class, ' if by_machine else ''}{labels_remedy(root)}, "
             "or --flat if these are the classes",
         )
 
 
 def _refuse_same_beside(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """`PlantVillage/<classes>` beside the same classes."""
+    """Refuses `PlantVillage/<classes>` beside the same classes."""
     names = {one.name.casefold(): one.name for one in classes}
     for one in classes:
         same = sorted(name for name in one.first_level if names.get(name.casefold(), one.name) != one.name)
@@ -171,7 +168,7 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
         return DataError(
             "train, val and test folders that hold the class folders",
             f"class folders that hold them, such as '{first.name}/{inner}' in '{root}'",
-            f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and part its photos anew",
+            f"move the photos to '{inner}/{first.name}' and so on, or pass {flat} and split its photos anew",
         )
     if all(_KIND.fullmatch(name.casefold()) for one in losing for name in one.first_level):
         return DataError(
@@ -187,19 +184,19 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
         folder = wrapped_in(one.photos_in)
         below = {path[len(folder) :].strip("/").split("/", 1)[0] for path in one.photos_in if path.startswith(folder)}
         if "train" in split_folders(below) and not in_splits:
-            # The data set itself; what lies beside it is not.
+            # The data set itself, among other folders.
             remedy = f"'{root / one.name / folder}'"
     return DataError(
         "class folders with photos",
-        f"{_named(losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
+        f"{_quoted(one.name for one in losing)} in '{root}', which hold folders such as '{first.name}/{inner}'",
         f"pass {remedy}",
     )
 
 
 def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """Beside class folders, photos to test on that lie in a folder of their own; "train" and "valid" may be classes.
+    """Refuses test photos in a folder beside class folders, and `train_rust` beside `test_rust`.
 
-    Of `train_rust` and `test_rust` each name holds a split.
+    "train" and "valid" may be classes.
     """
     named: dict[str, dict[str, str]] = {}
     for one in classes:
@@ -246,34 +243,55 @@ def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
 
 
 def wrapped_in(photos_in: Mapping[str, int]) -> str:
-    """The folder below which the others part: "" where they do so at once.
+    """The folder that all others share as their parent, "" where they have none in common.
 
     Example:
         >>> wrapped_in({"a/b/rust": 1, "a/b/scab": 1}), wrapped_in({"rust": 1, "scab": 1}), wrapped_in({"": 3})
         ('a/b', '', '')
     """
-    parts = [folder.split("/") for folder in photos_in if folder]
-    common: list[str] = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1 or any(len(one) <= len(common) + 1 for one in parts):
-            break
-        common.append(level[0])
-    return "/".join(common)
+    parents = [folder.rpartition("/")[0] for folder in photos_in if folder]
+    return posixpath.commonpath(parents) if parents else ""
 
 
 def labels_remedy(root: Path) -> str:
-    """Which label file to pass: one that lies in the data folder, where there is one."""
+    """The option for labels from a file, with a file of the data folder where there is one."""
     files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
-    # A Kaggle folder holds a sample of what to hand in besides.
+    # A Kaggle folder also holds a sample submission.
     files = [path for path in files if "submission" not in path.name.lower()] or files
     chosen = next((path for path in files if split_named(path.stem) == "train"), files[0] if files else None)
     return f"pass --labels '{chosen}'" if chosen else "pass --labels FILE with the label of each photo"
 
 
-def _named(classes: Sequence[ClassFolder]) -> str:
-    return _quoted(one.name for one in classes)
-
-
 def _quoted(names: Iterable[str]) -> str:
     first, more = (quoted := [f"'{name}'" for name in names])[:3], len(quoted) - 3
     return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
+# Between two digits a space separates numbers: "grade 1 1" is not "grade 11".
+_SPACES = re.compile(r"(?<!\d)[\s_]+|[\s_]+(?!\d)")
+
+
+def alike_names(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of names that differ in capitals, spaces (also written `_`) or normal form alone.
+
+    Example:
+        >>> alike_names(["Late blight", "Rust", "late_blight ", "rust 2"])
+        (('Late blight', 'late_blight '),)
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        groups[_SPACES.sub("", composed(name).casefold())].append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def alike_in_words(group: Sequence[str]) -> str:
+    """A group of `alike_names` as a sentence.
+
+    Example:
+        >>> alike_in_words(("Rust", "rust"))
+        "classes whose names differ in capitals, spaces or normal form alone: 'Rust' and 'rust'"
+    """
+    written = [f"'{name}'" for name in dict.fromkeys(map(composed, group))]
+    if len(written) == 1:
+        return f"{len(group)} class folders {written[0]} in different Unicode normal forms, which are one class"
+    return f"classes whose names differ in capitals, spaces or normal form alone: {' and '.join(written)}"

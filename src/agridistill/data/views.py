@@ -1,7 +1,7 @@
-"""Views: a photo seen anew, replayed exactly from a 4-byte seed.
+"""Views: random augmentations of a photo, each a function of a 4-byte seed.
 
-A view is drawn from its seed alone, so the same seed gives the same pixels in any process, with any number of
-workers, in any order. Geometry is one resampling of the photo (no second interpolation) and lossless turns.
+The same seed gives the same pixels in any process, with any number of workers, in any order. Geometry is one resampling
+of the photo (no second interpolation) and lossless turns.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Augmentation:
         contrast: largest relative change of contrast.
         saturation: largest relative change of saturation.
         cast: largest relative change of one colour channel, as a wrong white balance makes it.
-        min_size: smallest size of what is seen, 0 to 1: a leaf further away, on the colour of its rim; 1 is off.
+        min_size: smallest scale of the picture, 0 to 1: a leaf further away, on the colour of its rim; 1 is off.
         blur: largest deviation of a Gaussian blur, as out of focus; a share of the side.
         noise: largest deviation of a Gaussian noise in every channel, as of a sensor in poor light; levels of 255.
         jpeg: lowest quality of a second JPEG, libjpeg's scale from 1 to 100; 100 is off.
 
-    The last four act each on a third of the views.
+    Each of the last four acts on a third of the views.
     """
 
     min_scale: float = 0.5
@@ -54,40 +54,40 @@ class Augmentation:
     jpeg: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_scale <= 1:
-            raise ConfigError("augmentation.min_scale above 0 and at most 1", str(self.min_scale), "correct it")
-        if not 1 <= self.max_aspect <= 4:
-            raise ConfigError("augmentation.max_aspect from 1 to 4", str(self.max_aspect), "correct it")
-        for name in ("brightness", "contrast", "saturation", "cast"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"augmentation.{name} from 0 to below 1", str(getattr(self, name)), "correct it")
-        if not 0.1 <= self.min_size <= 1:
-            raise ConfigError("augmentation.min_size from 0.1 to 1", str(self.min_size), "correct it")
-        if not 0 <= self.blur <= 0.2:
-            raise ConfigError("augmentation.blur from 0 to 0.2", str(self.blur), "correct it")
-        if not 0 <= self.noise <= 128:
-            raise ConfigError("augmentation.noise from 0 to 128", str(self.noise), "correct it")
-        if not 1 <= self.jpeg <= 100:
-            raise ConfigError("augmentation.jpeg from 1 to 100", str(self.jpeg), "correct it")
+        ranges = {
+            "min_scale": ("above 0 and at most 1", 0 < self.min_scale <= 1),
+            "max_aspect": ("from 1 to 4", 1 <= self.max_aspect <= 4),
+            "brightness": ("from 0 to below 1", 0 <= self.brightness < 1),
+            "contrast": ("from 0 to below 1", 0 <= self.contrast < 1),
+            "saturation": ("from 0 to below 1", 0 <= self.saturation < 1),
+            "cast": ("from 0 to below 1", 0 <= self.cast < 1),
+            "min_size": ("from 0.1 to 1", 0.1 <= self.min_size <= 1),
+            "blur": ("from 0 to 0.2", 0 <= self.blur <= 0.2),
+            "noise": ("from 0 to 128", 0 <= self.noise <= 128),
+            "jpeg": ("from 1 to 100", 1 <= self.jpeg <= 100),
+        }
+        for name, (allowed, holds) in ranges.items():
+            if not holds:
+                raise ConfigError(f"augmentation.{name} {allowed}", str(getattr(self, name)), "correct it")
 
     @property
-    def spoils(self) -> bool:
-        """Whether views are spoilt as the field spoils photos, beside geometry and colour."""
+    def corrupts(self) -> bool:
+        """Whether views have corruptions of the field, beside geometry and colour."""
         return self.min_size < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
 
 
 def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
-    """Its settings by name, for keys: 1 and 1.0 are one setting."""
+    """The settings by name, for cache keys: 1 and 1.0 are one setting."""
     return {name: value if isinstance(value, bool) else float(value) for name, value in asdict(augmentation).items()}
 
 
-# Counts the ways in which a photo and a seed became a view, by way of a small copy too: a teacher cache or a copy of
-# another way is of other pixels. 2: colour profiles, bits and bands are read (`preprocess.read_photo`).
+# To be raised when a photo and a seed give other pixels, also through a small copy: it is part of the caches' keys.
+# 2: colour profiles, bits and bands are read (`preprocess.read_photo`).
 VIEWS_VERSION = 2
 
-# Keeps the draws of what spoils a view apart from the others: where nothing spoils, views are as they always were.
-_SPOILING = 1
-_SPOILT_SHARE = 1 / 3
+# Keeps the draws of corruptions independent: without them, views stay as in earlier versions.
+_CORRUPTION = 1
+_CORRUPTED_SHARE = 1 / 3
 
 
 def view_seed(seed: int, view: int, path: str) -> int:
@@ -122,8 +122,8 @@ def render_view(image: Image.Image, seed: int, augmentation: Augmentation, prepr
     size = preprocessing.image_size
     seen = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     seen = _change_colours(seen, rng, augmentation)
-    if augmentation.spoils:
-        seen = _spoil(seen, np.random.default_rng((seed, _SPOILING)), augmentation)
+    if augmentation.corrupts:
+        seen = _corrupt(seen, np.random.default_rng((seed, _CORRUPTION)), augmentation)
     pixels = np.asarray(seen)
     flip, turns = rng.random() < 0.5, int(rng.integers(4))
     if augmentation.flip and flip:
@@ -147,7 +147,7 @@ def _draw_box(
     box_height = min(float(height), base_height * float(np.sqrt(scale / aspect)))
     left = rng.random() * (width - box_width)
     top = rng.random() * (height - box_height)
-    # Clamped: rounding must not carry the box a hair over the border, which Pillow refuses.
+    # Clamped: rounding may move the box over the border, which Pillow refuses.
     return left, top, min(left + box_width, float(width)), min(top + box_height, float(height))
 
 
@@ -166,10 +166,10 @@ def _change_colours(image: Image.Image, rng: np.random.Generator, augmentation: 
     return image.point(np.concatenate(table).tolist())
 
 
-def _spoil(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
-    """What the field does to a photo, in the order in which it does it: distance, focus, sensor, storage."""
-    # All drawn first, whatever is on: one setting changes neither whether another acts nor how strongly.
-    acts, amounts = rng.random(4) < _SPOILT_SHARE, rng.random(4)
+def _corrupt(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
+    """Corruptions of the field, in their order there: distance, focus, sensor, storage."""
+    # All drawn first: one setting changes neither whether another acts nor how strongly.
+    acts, amounts = rng.random(4) < _CORRUPTED_SHARE, rng.random(4)
     if acts[0] and augmentation.min_size < 1:
         image = _move_away(image, 1 - float(amounts[0]) * (1 - augmentation.min_size), rng)
     if acts[1] and augmentation.blur:

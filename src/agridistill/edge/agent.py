@@ -16,18 +16,15 @@ import numpy as np
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.open_alerts import open_alerts_json
 from agridistill.edge.alerts.plots import Plots
-from agridistill.edge.decisions.current_model import CurrentModel
-from agridistill.edge.decisions.deciding import thumbnail
 from agridistill.edge.delivery.payloads import alert_payload, detection_payload
 from agridistill.edge.events import AgentState, Detection, Frame
-from agridistill.edge.sources.latest import LatestFrame
-from agridistill.edge.sources.source import SourceEndedError
+from agridistill.edge.sources import LatestFrame, SourceEndedError
 from agridistill.edge.status.host import disk_free_bytes, processor_celsius, resident_bytes
 from agridistill.edge.status.state_file import write_state
 from agridistill.edge.store.history import History
-from agridistill.edge.store.messages import Message
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.edge.systemd import notify
+from agridistill.edge.verdict import CurrentModel, thumbnail
 from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.runtime.backends import return_freed_memory
 from agridistill.version import __version__
@@ -36,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _TAKE_S = 0.5
 # Each writing wears an SD card a little; half a minute without one reads as a dead agent.
-_STATE_EVERY_S, _TIDY_EVERY_S = 10.0, 60.0
+_STATE_EVERY_S = 10.0
 _FRAMES_BETWEEN_CLEARINGS = 500
 _RETRY_FIRST_S, _RETRY_LONGEST_S = 0.5, 30.0
 _LATENCIES = 500
@@ -113,7 +110,7 @@ class Agent:
         self._verdicts = Counter(stores.history.verdict_counts())
         self._decided = 0
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
-        self._next_state = self._next_tidy = 0.0
+        self._next_state = 0.0
         self._trouble: str | None = None
         self._finished = self.stopped = False
         self._alerts_refused, self._warn_again_at = False, 0.0
@@ -159,7 +156,7 @@ class Agent:
         self._verdicts[detection.verdict] += 1
         self._decided += 1
         if frame.identity:
-            self._frames.source.done(frame.identity)
+            self._frames.done(frame.identity)
         self._hooks.detection(detection)
         self.plots.see(detection)
         if self._decided % _FRAMES_BETWEEN_CLEARINGS == 0:
@@ -237,15 +234,8 @@ class Agent:
             self.plots = self._create_plots(classes)
 
     def beat(self, *, now: bool = False) -> None:
-        """Tells systemd and whoever looks that the agent is alive, and tidies from time to time."""
+        """Reports to systemd and in the state file that the agent is alive."""
         clock = time.monotonic()
-        if clock >= self._next_tidy:
-            self._next_tidy = clock + _TIDY_EVERY_S
-            for outbox in self._stores.outboxes:
-                try:
-                    outbox.expire()
-                except OutboxError as error:
-                    logger.warning("old messages cannot be dropped: %s", error)
         if clock >= self._next_state or now:
             self._next_state = clock + _STATE_EVERY_S
             notify("WATCHDOG=1")
@@ -257,7 +247,6 @@ class Agent:
 
     def _state(self) -> AgentState:
         latencies = np.array(self._latencies) if self._latencies else None
-        source = self._frames.source
         return AgentState(
             device=self._device,
             version=__version__,
@@ -265,7 +254,7 @@ class Agent:
             started_s=self._started_s,
             at_s=time.time(),
             uptime_s=time.monotonic() - self._started,
-            source=source.name,
+            source=self._frames.name,
             source_lost_s=self._frames.lost_for_s,
             source_trouble=self._frames.trouble,
             frames=sum(self._verdicts.values()),

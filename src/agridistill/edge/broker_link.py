@@ -21,7 +21,7 @@ from agridistill.edge.events import AgentState
 from agridistill.edge.settings import BrokerOptions, PageOptions, read_secret
 from agridistill.edge.status.host import is_loopback
 from agridistill.edge.store.outbox import Outbox
-from agridistill.edge.workers import UpdateWorker
+from agridistill.edge.updates.updater import UpdateWorker
 
 # A state sent every few seconds would cost a device on a mobile network half a megabyte an hour, and each message about
 # a plot becomes a row in Home Assistant's database.

@@ -16,30 +16,20 @@ from agridistill.edge.alerts.defaults import ill_classes, why_all_is_ill
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.broker_link import BrokerLink
-from agridistill.edge.decisions.current_model import CurrentModel, require_model
-from agridistill.edge.decisions.deciding import Decider, Origin
-from agridistill.edge.decisions.earlier_models import EarlierModels
 from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import PageOptions, UpdateOptions, WatchSettings, read_secret
-from agridistill.edge.sources.latest import STILL_AFTER_S, LatestFrame
-from agridistill.edge.sources.source import (
-    SourceSettings,
-    open_source,
-    public_name,
-    require_source,
-    source_identity,
-    split_url,
-)
+from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
+from agridistill.edge.sources.reader import STILL_AFTER_S
 from agridistill.edge.status.page import PageServer
 from agridistill.edge.status.state_file import HISTORY_FILE
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Outbox
-from agridistill.edge.updates.keys import read_trusted_keys
-from agridistill.edge.updates.settings import UpdateSettings
+from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
-from agridistill.edge.updates.updater import Updater
-from agridistill.edge.workers import UpdateWorker
+from agridistill.edge.updates.updater import Updater, UpdateWorker
+from agridistill.edge.urls import public_name, split_url
+from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, Origin, require_model
 from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.backends import open_artefact
@@ -152,7 +142,7 @@ def _keep_apart(source: str, state: Path) -> None:
 
 def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -> Stores:
     def outbox(name: str) -> Outbox:
-        return stack.enter_context(Outbox(state / f"{name}.sqlite", settings.outbox.limits))
+        return stack.enter_context(Outbox(state / f"{name}.sqlite", settings.outbox))
 
     limits = settings.history
     if settings.after == "delete":
@@ -270,7 +260,10 @@ def _workers(
         if not command.can_be_run:
             logger.warning("%s cannot be run: alerts wait until it can", command.name)
         workers.append(Deliverer(next(outboxes), command, command.name).run)
-    updates = UpdateWorker(settings.updates, updater, agent) if settings.updates and updater else None
+    updates = None
+    if settings.updates and updater:
+        every_s = 3600 * settings.updates.every_hours
+        updates = UpdateWorker(settings.updates.source, every_s, updater, agent.model_changed.set)
     if updates is not None:
         workers.append(updates.run)
     if connection is not None:

@@ -13,14 +13,13 @@ from typing import Any, Literal
 from agridistill.arguments import require_threads
 from agridistill.edge.alerts.defaults import default_rules
 from agridistill.edge.alerts.rules import Rule
-from agridistill.edge.decisions.quality import QualitySettings
 from agridistill.edge.status.host import is_loopback
 from agridistill.edge.store.history import HistoryLimits
-from agridistill.edge.store.messages import OutboxLimits
+from agridistill.edge.store.outbox import OutboxLimits
 from agridistill.errors import ConfigError
+from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
-_DAY_S = 86_400.0
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words"})
@@ -102,19 +101,6 @@ class UpdateOptions:
 
 
 @dataclass(frozen=True)
-class OutboxOptions:
-    """[outbox]: how much may wait for a broker; a webhook and a command have an outbox of the same limits each."""
-
-    max_megabytes: float = 200.0
-    max_age_days: float = 0.0
-
-    @property
-    def limits(self) -> OutboxLimits:
-        """As the outbox takes them."""
-        return OutboxLimits(int(self.max_megabytes * 1e6), self.max_age_days * _DAY_S)
-
-
-@dataclass(frozen=True)
 class WatchSettings:
     """All of a device.
 
@@ -155,7 +141,7 @@ class WatchSettings:
     command: CommandOptions | None = None
     page: PageOptions | None = None
     updates: UpdateOptions | None = None
-    outbox: OutboxOptions = field(default_factory=OutboxOptions)
+    outbox: OutboxLimits = field(default_factory=OutboxLimits)
     history: HistoryLimits = field(default_factory=HistoryLimits)
 
     def __post_init__(self) -> None:

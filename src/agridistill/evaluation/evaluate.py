@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
 from agridistill.errors import DataError, PhotoError, RunError
 from agridistill.evaluation.metrics import (
     ClassScores,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from agridistill.data.layout import FOLDERS, Layout
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import DataError, RunError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import ChosenPhotos, SplitChoice, choose_photos

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.progress import ProgressCallback, begin, silent

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agridistill.data.layout import FOLDERS, Layout
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import ModelError
 from agridistill.evaluation.evidence import FORMAT_VERSION, as_data_uri, square
 from agridistill.evaluation.held_out import SplitChoice, choose_photos

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from agridistill.arguments import described, to_path
-from agridistill.data.inspection import fingerprint, inspect_photos, turned_phashes_of, usable_samples
-from agridistill.data.inspection_store import InspectionStore
-from agridistill.data.layout import FOLDERS, Layout, read_layout
-from agridistill.data.learnt import LearntPhotos, read_learnt
-from agridistill.data.samples import SPLIT_NAMES, PhotoFolder, Sample, left_out
-from agridistill.data.splits import Split, assign_leaf_ids, digests_of, match_split, read_split, unnamed_photos
+from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, left_out
+from agridistill.data.inspection import InspectionStore, fingerprint, inspect_photos, turned_phashes_of, usable_samples
+from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.leaf_ids import assign_leaf_ids
+from agridistill.data.likeness import LearntPhotos, read_learnt
+from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
 from agridistill.evaluation.evaluate import EvaluationResult, evaluate
 from agridistill.manifest import ModelManifest, composed, require_same_classes
@@ -160,7 +160,7 @@ def evaluate_folder(
             all of them.
         split_file: made by `data split`, or a run's `splits.json`.
         run: the model's run folder, whose own split is used on the data that it was trained on.
-        learnt: file that names the photos which the model has learnt from (`data.learnt`), which are logged.
+        learnt: file that names the photos which the model has learnt from (`data.likeness`), which are logged.
         class_names: the model's class for a folder of another name; the data may lack some of the model's classes.
         batch_size: photos at once.
         parameters: of the model, for the result.
@@ -263,7 +263,7 @@ def choose_photos(
             *(unnamed_photos(samples, parts or {}) if given is not None else ()),
             *unused_names(folder.classes, class_names or {}),
         ),
-        folder.strays,
+        folder.non_photo_files,
     )
     if split == "train":
         return photos

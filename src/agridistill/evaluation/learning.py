@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from agridistill.data.splits import read_split
+from agridistill.data.split import read_split
 from agridistill.errors import DataError
 
 Progress = Literal["never began", "memorised", "still improving", "stopped", "unclear"]

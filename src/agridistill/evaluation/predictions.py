@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.data.layout import FOLDERS, Layout
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import RunError
 from agridistill.evaluation.evaluate import predict_logits
 from agridistill.evaluation.held_out import choose_photos

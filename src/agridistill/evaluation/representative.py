@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.models import normalise_batch

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
 from agridistill.errors import DataError, PhotoError
 from agridistill.evaluation.corruptions import CORRUPTIONS, Corruption, Photo
 from agridistill.evaluation.metrics import Interval, accuracy_interval

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from agridistill.data.layout import FOLDERS, Layout
-from agridistill.data.learnt import learnt_path, write_learnt
-from agridistill.data.samples import Sample
-from agridistill.data.splits import digests_of, read_split
+from agridistill.data.folder import Sample
+from agridistill.data.labels import FOLDERS, Layout
+from agridistill.data.likeness import learnt_path, write_learnt
+from agridistill.data.split import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
 from agridistill.evaluation.answering import FEW_PHOTOS, Answering, fit_answering
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from agridistill.data.layout import FOLDERS, Layout, read_layout
-from agridistill.data.samples import require_outside
-from agridistill.data.splits import read_split
+from agridistill.data.folder import require_outside
+from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.split import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.evidence import gather_evidence, read_evidence
 from agridistill.evaluation.gallery import write_gallery

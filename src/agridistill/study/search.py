@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from agridistill.data.layout import FOLDERS, Layout, read_layout
-from agridistill.data.samples import require_outside
-from agridistill.data.splits import read_split
+from agridistill.data.folder import require_outside
+from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.split import read_split
 from agridistill.errors import ConfigError, RunError
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from agridistill.data.layout import FOLDERS, Layout
-from agridistill.data.splits import read_split
+from agridistill.data.labels import FOLDERS, Layout
+from agridistill.data.split import read_split
 from agridistill.errors import RunError
 from agridistill.evaluation.predictions import Predictions, predictions_on_test
 from agridistill.models import load_backend

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from agridistill.data.layout import FOLDERS, Layout
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import AgriDistillError, RunError
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder

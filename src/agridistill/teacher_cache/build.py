@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from agridistill.data.datamodule import Batch, ViewKey, collate
+from agridistill.data.loader import Batch, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
 from agridistill.losses.attention import unit_peak
 from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from agridistill.data.datamodule import PhotoDataset, ViewKey
-from agridistill.data.samples import Sample
+from agridistill.data.folder import Sample
+from agridistill.data.loader import PhotoDataset, ViewKey
 from agridistill.data.views import VIEWS_VERSION, Augmentation, plain_settings, view_seed
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models import OUTPUTS_VERSION

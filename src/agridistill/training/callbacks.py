@@ -224,6 +224,7 @@ class ProgressLine(Callback):
         total = int(trainer.estimated_stepping_batches)
         self._progress.add_task(self.label, total=total, completed=trainer.global_step, state="", scores="")
         self._show(trainer, f"step 0/{trainer.num_training_batches}")
+        self._progress.refresh()  # the first step may take long
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

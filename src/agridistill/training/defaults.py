@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from agridistill.data.layout import FOLDERS, Layout, read_layout
+from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.errors import AgriDistillError
 from agridistill.manifest import read_manifest
 from agridistill.models import hub_reachable, packaged

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from agridistill.data.datamodule import ViewKey, collate
-from agridistill.data.kept import Kept
+from agridistill.data.cache import DerivedCache
+from agridistill.data.loader import ViewKey, collate
 from agridistill.data.views import plain_settings
 from agridistill.errors import ConfigError
 from agridistill.models import normalise_batch
@@ -64,9 +64,9 @@ class FitHead(Callback):
     def _features(self, model: nn.Module, device: torch.device) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features `(N, C)` of a few views of each photo by a network in inference, and their labels `(N,)`."""
         viewing = self.viewing
-        cache = Kept("features", viewing.root, self._identity(model))
+        cache = DerivedCache("features", viewing.root, self._identity(model))
         keys = self._keys()
-        places = {key: cache.place(viewing.samples[key.position].path, str(key.seed)) for key in keys}
+        places = {key: cache.path_for(viewing.samples[key.position].path, str(key.seed)) for key in keys}
         rows = {key: row for key, place in places.items() if (row := cache.read(place)) is not None}
         missing: Any = [key for key in keys if key not in rows]
         model.to(device)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from agridistill.data.prepare import PreparedData, check_parts, tell_shared_leaves
-from agridistill.data.samples import SPLIT_NAMES, Sample
-from agridistill.data.splits import Split, labelled_share, read_split
+from agridistill.data.folder import SPLIT_NAMES, Sample
+from agridistill.data.prepare import PreparedData, check_parts, warn_of_shared_leaves
+from agridistill.data.split import Split, labelled_share, read_split
 from agridistill.errors import DataError
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DataSettings, FitSettings
@@ -37,7 +37,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
         if found is not None:
             prepared, inherited = found, name
             # An earlier version, which did not recognise turned copies, may have made it.
-            tell_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
+            warn_of_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
             break
     for name, run in parents.items():
         if name != inherited:

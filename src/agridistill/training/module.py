@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from agridistill.data.datamodule import Batch
+from agridistill.data.loader import Batch
 from agridistill.errors import RunError
 from agridistill.losses.objective import DistillationObjective
 from agridistill.manifest import Preprocessing

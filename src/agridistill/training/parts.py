@@ -10,7 +10,7 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from agridistill.data.datamodule import PhotoDataModule, default_workers
+from agridistill.data.loader import PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.errors import ConfigError, ModelError
 from agridistill.evaluation.representative import representative_batches

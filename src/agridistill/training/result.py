@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agridistill.data.learnt import LearntPhotos, read_learnt, write_learnt
+from agridistill.data.likeness import LearntPhotos, read_learnt, write_learnt
 from agridistill.data.prepare import PreparedData
-from agridistill.data.splits import read_split
+from agridistill.data.split import read_split
 from agridistill.errors import AgriDistillError, RunError
 from agridistill.evaluation.answering import fit_answering
 from agridistill.evaluation.evaluate import EvaluationResult, evaluate, predict_logits

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from agridistill.data.layout import FOLDERS, Layout
+from agridistill.data.folder import require_outside
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.data.samples import require_outside
 from agridistill.errors import ConfigError, ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest

@@ -15,8 +15,8 @@ from typing import Any
 import tomli_w
 import torch
 
-from agridistill.data.layout import Layout
-from agridistill.data.learnt import RUN_NAME as LEARNT_NAME
+from agridistill.data.labels import Layout
+from agridistill.data.likeness import LEARNT_NAME
 from agridistill.errors import RunError
 from agridistill.manifest import MANIFEST_NAME
 from agridistill.storage import write_json, write_text
@@ -39,7 +39,7 @@ class RunFolder:
         self.manifest = path / MANIFEST_NAME  # the model's contract; written after the training
         self.checkpoint = path / "last.ckpt"  # state of the last epoch, for a resume only
         self.lock = path / ".lock"  # held by the process that trains
-        self.learnt = path / LEARNT_NAME  # hashes of the photos that the model learnt from; see `data.learnt`
+        self.learnt = path / LEARNT_NAME  # hashes of the photos that the model learnt from; see `data.likeness`
         self.caches = path / "cache"  # this model's outputs as a teacher, for views of other runs
         self.metrics = path / "metrics.csv"  # one row an epoch
         self.evaluation = path / "evaluation.json"  # the last file of a run: it marks the run as finished

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from agridistill.data.conflicts import MAX_CONFLICT_SHARE
+from agridistill.data.folder import MAX_CONFLICT_SHARE
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import ResizeRule

@@ -19,8 +19,7 @@ from agridistill.edge.delivery.broker import BrokerSettings, parse_broker, topic
 from agridistill.edge.delivery.lost import RefusedError
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.mqtt_session import Session
-from agridistill.edge.store.messages import Message
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.errors import ConfigError
 
 
@@ -128,6 +127,7 @@ def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(br
     assert wire.connections >= 2
 
 
+@pytest.mark.slow
 def test_a_connection_that_only_seems_to_be_there_is_noticed(broker: Broker, outbox: Outbox) -> None:
     broker.start()
     receiver, wire = Receiver(broker.port), Wire(broker.port)

@@ -18,8 +18,7 @@ from agridistill.edge.delivery.allowance import Allowance, UnderWay
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.mqtt_session import Session
-from agridistill.edge.store.messages import Message
-from agridistill.edge.store.outbox import Outbox
+from agridistill.edge.store.outbox import Message, Outbox
 
 DISCOVERY = "homeassistant/device/agridistill_pi/config"
 STATUS, STATE = "agridistill/pi/status", "agridistill/pi/state"

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from tests.edge.conftest import free_port, wait_for
 
+from agridistill.edge.sources import LatestFrame, SourceEndedError, SourceLostError, SourceSettings, open_source
 from agridistill.edge.sources.cameras import CameraSource, VideoSource
-from agridistill.edge.sources.latest import LatestFrame
-from agridistill.edge.sources.source import SourceEndedError, SourceLostError, SourceSettings, open_source
 from agridistill.errors import EdgeError
 
 cv2 = pytest.importorskip("cv2")
@@ -128,7 +127,7 @@ def test_a_stream_that_is_not_there_is_lost_without_its_password_being_told() ->
     # In a process of its own: OpenCV and FFmpeg write to the terminal by themselves.
     code = (
         "import sys\n"
-        "from agridistill.edge.sources.source import *\n"
+        "from agridistill.edge.sources import *\n"
         "source = open_source(sys.argv[1], settings=SourceSettings(), seen=lambda identity: False)\n"
         "try: source.open()\n"
         "except SourceLostError as error: print(source.name, error, source.live)\n"
@@ -142,7 +141,7 @@ def test_a_stream_that_is_not_there_is_lost_without_its_password_being_told() ->
 def test_opencv_does_not_write_into_the_log_by_itself(text: str) -> None:
     code = (
         "import sys\n"
-        "from agridistill.edge.sources.source import *\n"
+        "from agridistill.edge.sources import *\n"
         "try: open_source(sys.argv[1], settings=SourceSettings(), seen=lambda identity: False).open()\n"
         "except SourceLostError: print('lost')\n"
     )

@@ -9,25 +9,26 @@ import logging
 import os
 import random
 import shutil
+import struct
 import tempfile
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.test_heic import HEIC
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources import listing
-from agridistill.edge.sources.folder import FolderSource
-from agridistill.edge.sources.hashes import Hashes
-from agridistill.edge.sources.source import SourceLostError, SourceSettings
+from agridistill.edge.sources import SourceLostError, SourceSettings, listing, open_source
+from agridistill.edge.sources.folder import FolderSource, photo_time
+from agridistill.edge.sources.listing import Hashes
 from agridistill.edge.store.history import History
-from agridistill.errors import OutboxError, PhotoError
+from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.heatmaps import explanation_mark
 from agridistill.preprocess import UnreachablePhotoError, read_photo
 
@@ -217,7 +218,7 @@ def test_a_photo_that_is_replaced_while_it_is_read_is_given_as_it_is_at_last(
             path.write_bytes(photo_bytes(2, size=(90, 90)))
         return photo
 
-    monkeypatch.setattr("agridistill.edge.sources.reading.read_photo", read_slowly)
+    monkeypatch.setattr("agridistill.edge.sources.source.read_photo", read_slowly)
     source = opened()
     assert given(source).pixels.shape == (90, 90, 3)
     assert reads == [(64, 48), (90, 90)]
@@ -296,7 +297,7 @@ def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_o
     monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(listing, "_LONGEST_PAUSE_S", 0.4)
     for module in ("listing", "folder"):
-        monkeypatch.setattr(f"agridistill.edge.sources.{module}.MOST", 5)
+        monkeypatch.setattr(f"agridistill.edge.sources.{module}.MAX_FOUND", 5)
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
     locked = [root / f"locked{number:02}.jpg" for number in range(12)]
@@ -336,7 +337,7 @@ def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
         raise UnreachablePhotoError("a readable photo", "a dead disk", "wait")
 
     monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
-    monkeypatch.setattr("agridistill.edge.sources.reading.read_photo", refuse)
+    monkeypatch.setattr("agridistill.edge.sources.source.read_photo", refuse)
     (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
     source = opened()
     assert names(source) == []
@@ -486,8 +487,8 @@ def test_a_folder_that_vanishes_is_lost_and_goes_on_when_it_is_back(opened: Open
 def test_more_photos_than_one_search_gives_all_come(
     opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agridistill.edge.sources.listing.MOST", 10)
-    monkeypatch.setattr("agridistill.edge.sources.folder.MOST", 10)
+    monkeypatch.setattr("agridistill.edge.sources.listing.MAX_FOUND", 10)
+    monkeypatch.setattr("agridistill.edge.sources.folder.MAX_FOUND", 10)
     data = photo_bytes()
     for number in range(57):
         (tmp_path / "in" / f"{number:03}.jpg").write_bytes(data)
@@ -583,10 +584,10 @@ def test_hashes_agree_with_a_set_and_forget_what_is_gone() -> None:
         hashes.add(number)
         reference.add(number)
     assert [number in hashes for number in numbers] == [number in reference for number in numbers]
-    hashes.keep(array("q", numbers[4000:]))
+    hashes.keep(np.array(numbers[4000:], np.int64))
     kept = hashes.include(np.array(numbers, np.int64))
     assert kept.tolist() == [4000 <= place < 4500 for place in range(5000)]
-    hashes.keep(array("q"))
+    hashes.keep(np.empty(0, np.int64))
     assert numbers[4200] not in hashes
 
 
@@ -659,3 +660,124 @@ def test_pictures_of_where_a_model_looked_are_no_photos(
     assert names(source) == ["b-explained.png"]
     assert len(caplog.messages) == 1
     assert "pictures that predict --explain wrote are left out, the first 'a-explained-" in caplog.text
+
+
+NOON = datetime(2026, 5, 12, 12, 0, tzinfo=UTC).timestamp()
+NOW = NOON + 6 * 86_400
+TAKEN, TAKEN_ZONE, DIGITISED, WRITTEN = 0x9003, 0x9011, 0x9004, 0x0132
+
+
+def saved(path: Path, tags: dict[int, str], kind: str = "JPEG") -> Path:
+    exif = Image.Exif()
+    exif[0x010F] = "the camera's maker"  # without a tag outside the folders Pillow writes none into a PNG
+    for tag, text in tags.items():
+        (exif if tag == WRITTEN else exif.get_ifd(0x8769))[tag] = text
+    pixels = np.random.default_rng(len(str(path))).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, kind, **({"exif": exif} if tags else {}))
+    return path
+
+
+@pytest.fixture
+def in_kampala(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Three hours before UTC, without summer time."""
+    monkeypatch.setenv("TZ", "EAT-3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_kampala")
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {TAKEN: "2026:05:12 15:00:00"},
+        {TAKEN: "2026:05:12 15:00:00", TAKEN_ZONE: "   :  "},
+        {TAKEN: "2026:05:12 12:00:00", TAKEN_ZONE: "Z"},
+        {TAKEN: "2026:05:12 17:30:00", TAKEN_ZONE: "+05:30"},
+        {TAKEN: "2026:05:12 05:00:00", TAKEN_ZONE: "-07:00", WRITTEN: "2026:05:13 00:00:00"},
+        {TAKEN: "0000:00:00 00:00:00", DIGITISED: "2026-05-12 15:00:00"},
+        {TAKEN: "    :  :     :  :  ", WRITTEN: "2026:05:12 15:00:00"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_photo_says_when_it_was_taken(tmp_path: Path, tags: dict[int, str], kind: str) -> None:
+    assert photo_time(saved(tmp_path / "a", tags, kind), NOW) == (NOON, "")
+
+
+def heic_taken(text: str) -> bytes:
+    """The HEIC photo of another test with a time in its EXIF."""
+    exif = Image.Exif()
+    exif[WRITTEN] = text
+    block = b"\0\0\0\x06" + exif.tobytes()
+    extent = struct.pack(">HHIHI", 2, 0, len(HEIC) - 36, 1, 0)  # of the EXIF in the photo's list of items
+    place, mdat = HEIC.index(extent) + len(extent), HEIC.index(b"mdat") - 4
+    made = bytearray(HEIC[:-36] + block)
+    made[place : place + 4] = struct.pack(">I", len(block))
+    made[mdat : mdat + 4] = struct.pack(">I", len(made) - mdat)
+    return bytes(made)
+
+
+@pytest.mark.needs("heic")
+@pytest.mark.usefixtures("in_kampala")
+def test_a_phones_heic_photo_says_when_it_was_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(heic_taken("2026:05:12 15:00:00"))
+    assert photo_time(tmp_path / "a.heic", NOW) == (NOON, "")
+
+
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        ({}, "no EXIF time"),
+        ({TAKEN: "yesterday"}, "no EXIF time"),
+        ({TAKEN: "2026:02:31 12:00:00"}, "no EXIF time"),
+        ({TAKEN: "1970:01:01 00:00:10"}, "an EXIF time before 2010"),
+        ({TAKEN: "1980:01:01 00:00:10"}, "an EXIF time before 2010"),
+        ({TAKEN: "2000:01:01 00:00:10"}, "an EXIF time before 2010"),
+        ({TAKEN: "2031:05:12 12:00:00"}, "an EXIF time in the future"),
+        ({TAKEN: "9999:12:31 23:59:59"}, "an EXIF time in the future"),
+    ],
+    ids=str,
+)
+def test_a_time_that_cannot_be_is_none(tmp_path: Path, tags: dict[int, str], problem: str) -> None:
+    assert photo_time(saved(tmp_path / "a.jpg", tags), NOW) == (None, problem)
+
+
+def test_a_camera_that_is_a_little_ahead_took_its_photo_now(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", {TAKEN: "2026:05:12 12:02:00", TAKEN_ZONE: "+00:00"})
+    assert photo_time(path, NOON) == (NOON, "")
+    assert photo_time(path, NOON - 600) == (None, "an EXIF time in the future")
+    assert photo_time(tmp_path / "gone.jpg", NOON) == (None, "no EXIF time")
+    (tmp_path / "text.jpg").write_text("no photo")
+    assert photo_time(tmp_path / "text.jpg", NOON) == (None, "no EXIF time")
+
+
+def test_a_folder_gives_each_photo_its_own_time_and_reports_once_what_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_s = int(time.time()) - 3 * 86_400
+    stamp = datetime.fromtimestamp(at_s, UTC).strftime("%Y:%m:%d %H:%M:%S")
+    tags = [{TAKEN: stamp, TAKEN_ZONE: "+00:00"}, {}, {}, {TAKEN: "1980:01:01 00:00:10"}]
+    for number, one in enumerate(tags):
+        os.utime(saved(tmp_path / f"{number}.jpg", one), (at_s + number, at_s + number))
+    found = {}
+    for wanted in ("photo", "arrival"):
+        source = FolderSource(tmp_path, SourceSettings(time=wanted), lambda identity: False)  # type: ignore[arg-type]
+        source.open()
+        frames = [source.read(1) for _ in tags]
+        found[wanted] = [frame.taken_s for frame in frames if frame is not None]
+        assert all(frame is not None and time.time() - frame.at_s < 60 for frame in frames)
+        source.close()
+    assert found == {"photo": [at_s, None, None, None], "arrival": [None] * 4}
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == [
+        "1.jpg: no EXIF time; such photos count by when they come",
+        "3.jpg: an EXIF time before 2010; such photos count by when they come",
+    ]
+
+
+@pytest.mark.parametrize("text", ["0", "rtsp://camera/stream", "http://camera/a.jpg"])
+def test_only_photos_of_a_folder_have_a_time_of_their_own(text: str) -> None:
+    with pytest.raises(EdgeError, match="a folder of photos where time"):
+        open_source(text, settings=SourceSettings(time="photo"), seen=lambda identity: False)

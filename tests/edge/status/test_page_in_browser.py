@@ -19,7 +19,7 @@ from agridistill.edge.store.history import History
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = chromium()
-pytestmark = pytest.mark.needs("chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 TOKEN = "a-token-of-some-length"  # noqa: S105 - of these tests alone
 
 

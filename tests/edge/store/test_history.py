@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge.events import Alert, Detection
-from agridistill.edge.store.history import History, HistoryLimits
+from agridistill.edge.store import History, HistoryLimits, StateRemovedError
 from agridistill.errors import OutboxError
 
 
@@ -34,6 +34,12 @@ def detection(number: int, **changes: object) -> Detection:
 def alert(number: int, **changes: object) -> Alert:
     made = Alert(f"{number:032x}", "late blight", "north", "open", 10.0, 10.0 + number, None, "blight", 0.5, 8, "half")
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def trims_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each commit waits for the disk: a few have to do."""
+    monkeypatch.setattr("agridistill.edge.store.history._TRIM_EVERY", 20)
 
 
 @pytest.fixture
@@ -96,18 +102,18 @@ def test_a_detection_that_is_there_is_not_added_again(path: Path) -> None:
         assert history.verdict_counts() == {"answer": 1}
 
 
-def test_whoever_only_looks_follows_to_a_file_that_was_begun_anew(path: Path) -> None:
+def test_a_reader_follows_to_the_file_that_replaced_a_damaged_one(path: Path) -> None:
     with History(path) as history:
         history.add(detection(1))
-        with History.reading(path) as looking:
-            assert len(looking.recent()) == 1
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
-            assert len(looking.recent()) == 1
-            with pytest.raises(OutboxError, match="removed or replaced"):
+        with History.reading(path) as reader:
+            assert len(reader.recent()) == 1
+            path.rename(path.with_name("aside"))
+            assert len(reader.recent()) == 1
+            with pytest.raises(StateRemovedError, match="removed or replaced"):
                 history.add(detection(2))
-            history.add(detection(3))
-            assert looking.recent() == [detection(3)]
+            with History(path) as new:
+                new.add(detection(3))
+                assert reader.recent() == [detection(3)]
 
 
 def test_photos_are_known_for_good_also_after_their_detections_have_gone(path: Path) -> None:
@@ -135,24 +141,26 @@ def test_a_photo_that_was_begun_and_never_ended_is_counted_and_not_known(path: P
         assert history.knows("big")
 
 
+@pytest.mark.usefixtures("trims_often")
 def test_of_photos_the_newest_are_remembered(path: Path) -> None:
-    with History(path, HistoryLimits(photos=100)) as history:
-        for number in range(1000):
+    with History(path, HistoryLimits(photos=20)) as history:
+        for number in range(100):
             history.add(detection(number), identity=f"photo {number}")
-        assert history.knows("photo 999")
-        assert history.knows("photo 900")
+        assert history.knows("photo 99")
+        assert history.knows("photo 80")
         assert not history.knows("photo 0")
 
 
+@pytest.mark.usefixtures("trims_often")
 def test_what_is_kept_is_bounded_and_the_newest_stay(path: Path) -> None:
-    with History(path, HistoryLimits(detections=50, thumbnails=5)) as history:
-        for number in range(1000):
+    with History(path, HistoryLimits(detections=10, thumbnails=5)) as history:
+        for number in range(100):
             history.add(detection(number), thumbnail=b"jpeg")
         kept = history.recent(1000)
-        assert [item.event_id for item in kept[:50]] == [detection(number).event_id for number in range(999, 949, -1)]
-        assert len(kept) <= 50 + 200
-        assert history.thumbnail(detection(999).event_id) == b"jpeg"
-        assert history.thumbnail(detection(760).event_id) is None
+        assert [item.event_id for item in kept[:10]] == [detection(number).event_id for number in range(99, 89, -1)]
+        assert len(kept) <= 10 + 20
+        assert history.thumbnail(detection(99).event_id) == b"jpeg"
+        assert history.thumbnail(detection(72).event_id) is None
         assert history.thumbnail("no such") is None
 
 

@@ -15,12 +15,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
-from agridistill.edge.updates.keys import TrustedKeys, create_key, key_id, read_private_key, read_public_key
 from agridistill.edge.updates.publishing import PublishSettings, publish
-from agridistill.edge.updates.settings import UpdateResult, UpdateSettings
-from agridistill.edge.updates.slots import ModelSlots
-from agridistill.edge.updates.stored import ActiveModel
-from agridistill.edge.updates.updater import Updater
+from agridistill.edge.updates.release import (
+    TrustedKeys,
+    UpdateSettings,
+    create_key,
+    key_id,
+    read_private_key,
+    read_public_key,
+)
+from agridistill.edge.updates.slots import ActiveModel, ModelSlots
+from agridistill.edge.updates.updater import Updater, UpdateResult
 from agridistill.manifest import read_manifest
 from agridistill.runtime.backends import manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor

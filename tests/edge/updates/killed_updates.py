@@ -16,8 +16,7 @@ import numpy as np
 import onnxruntime  # noqa: F401 - once, and not in each child
 
 from agridistill.edge.updates import updater
-from agridistill.edge.updates.keys import read_trusted_keys
-from agridistill.edge.updates.settings import UpdateSettings
+from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor

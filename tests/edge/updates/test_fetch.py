@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tests.edge.dripping import dripping, soon
 
+from agridistill.edge.updates.fetch import open_source
 from agridistill.edge.updates.release import Release, stored_release
-from agridistill.edge.updates.sources import open_source
 
 from .conftest import QUICK, Device, Publisher, Server, model_like
 
@@ -179,7 +179,7 @@ def test_a_body_may_take_longer_than_its_header(device_for: MakeDevice, large: P
     ):
         begin = time.monotonic()
         for _ in range(25):
-            assert body.read(1)
+            assert next(body)
     assert time.monotonic() - begin > 0.4
 
 

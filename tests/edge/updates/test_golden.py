@@ -13,8 +13,7 @@ import pytest
 from tests.edge.conftest import wait_for
 
 from agridistill.edge.updates import golden as golden_module
-from agridistill.edge.updates.settings import UpdateResult
-from agridistill.edge.updates.updater import MAX_KILLED_CHECKS
+from agridistill.edge.updates.updater import MAX_KILLED_CHECKS, UpdateResult
 
 from .conftest import Device, Publisher
 

@@ -15,6 +15,7 @@ import pytest
 from .conftest import Device, Publisher, Server, model_like, wait_for_size
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.usefixtures("without_golden"),
 ]
@@ -79,7 +80,7 @@ def test_a_download_goes_on_after_a_kill(
     code = (
         "import sys; from pathlib import Path; from agridistill.edge.updates.updater import Updater\n"
         "from agridistill.edge.updates.slots import ModelSlots\n"
-        "from agridistill.edge.updates.keys import read_trusted_keys\n"
+        "from agridistill.edge.updates.release import read_trusted_keys\n"
         "Updater(ModelSlots(Path(sys.argv[1]), Path('none')), read_trusted_keys(Path(sys.argv[2]))).check(sys.argv[3])"
     )
     words = [sys.executable, "-c", code, device.slots.folder, publisher.key_file.parent, server.url]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.updates.pointer import COPY_NAME, POINTER_NAME, read_pointer
+from agridistill.edge.updates.slots import COPY_NAME, POINTER_NAME, read_pointer
 from agridistill.errors import EdgeError
 
 from .conftest import Device, Publisher
@@ -167,7 +167,7 @@ def test_where_starts_cannot_be_counted_a_model_on_trial_does_not_run(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agridistill.edge.updates.pointer.write_json", refuses)
+        patch.setattr("agridistill.edge.updates.slots.write_json", refuses)
         assert device.start().version == 1
         assert "No space left" in caplog.text
         device.slots.confirm()
@@ -176,7 +176,7 @@ def test_where_starts_cannot_be_counted_a_model_on_trial_does_not_run(
     assert device.start().version == 2
     device.slots.confirm()
     with monkeypatch.context() as patch:
-        patch.setattr("agridistill.edge.updates.pointer.write_json", refuses)
+        patch.setattr("agridistill.edge.updates.slots.write_json", refuses)
         assert device.start().version == 2
 
 

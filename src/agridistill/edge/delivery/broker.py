@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from agridistill.edge.store.messages import Pending
+from agridistill.edge.store.outbox import Pending
 from agridistill.errors import ConfigError
 
 # One level of a topic: what is not in here would be another level, a wildcard, or trouble in a shell.

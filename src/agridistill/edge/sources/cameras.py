@@ -16,48 +16,73 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources.rtsp_status import rtsp_status
+from agridistill.edge.sources.login import rtsp_status
 from agridistill.edge.sources.source import (
     SourceEndedError,
     SourceLostError,
     SourceSettings,
-    credentials,
-    public_name,
-    refused,
-    split_url,
-    with_credentials,
+    login_refused,
 )
+from agridistill.edge.urls import public_name, split_url, with_user, without_user
 from agridistill.errors import EdgeError, MissingExtraError, PhotoError
 
 _TIMEOUT_MS = 10_000
 _RTSP_PORT = 554
-_USUAL_FPS = 25.0
+_DEFAULT_FPS = 25.0
 _GRAIN_S = 1e-6
 
 
-class CameraSource:
-    """The newest frame of a camera or a stream, every `every_s`. Frames between are passed over, not queued.
+class _Capture:
+    """What a camera and a video file share: an OpenCV capture that may be closed."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self._cv2 = _opencv()
+        self._capture: Any = None
+
+    def done(self, frame_identity: str) -> None:
+        """Does nothing: a frame is not stored, and a video stays as it is."""
+
+    def close(self) -> None:
+        """Releases the camera or the file."""
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+    def _picture(self) -> NDArray[np.uint8] | None:
+        """The grabbed frame, `(H, W, 3)` uint8 RGB; None where it cannot be decoded."""
+        worked, image = self._capture.retrieve()
+        if not worked or image is None or not image.size:
+            return None
+        return np.asarray(self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB), np.uint8)
+
+    def _lost(self, got: str) -> SourceLostError:
+        return SourceLostError(f"frames from {self.name}", got, "it will be tried again")
+
+
+class CameraSource(_Capture):
+    """The newest frame of a camera or a stream, every `every_s`. Frames in between are dropped, not queued.
 
     Args:
         target: a camera's number, its device, or the address of a stream.
         settings: how frames are taken.
 
     Raises:
-        EdgeError: an address that cannot be read.
+        EdgeError: a malformed address.
         MissingExtraError: no OpenCV.
     """
 
     live = True
 
     def __init__(self, target: int | str, settings: SourceSettings) -> None:
-        self._cv2 = _opencv()
+        super().__init__()
         self._settings, self._target = settings, target
         self.name = f"camera {target}" if isinstance(target, int) else target
-        self._is_stream = isinstance(target, str) and "://" in target
-        if isinstance(target, str) and self._is_stream:
-            parts = split_url(target)
-            self.name, self._target = public_name(parts), with_credentials(parts, settings)
-        self._capture: Any = None
+        self._address = split_url(target) if isinstance(target, str) and "://" in target else None
+        if self._address is not None:
+            self.name = public_name(self._address)
+            self._target = with_user(self._address, *settings.login(self._address))
         self._due = 0.0
         self._number = 0
 
@@ -65,11 +90,12 @@ class CameraSource:
         """Connects.
 
         Raises:
-            SourceLostError: it is not there, or taken by another program.
+            SourceRefusedError: it refuses user and password.
+            SourceLostError: it is away, or another program uses it.
         """
         self.close()
         cv2 = self._cv2
-        if self._is_stream:
+        if self._address is not None:
             waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
             self._capture = cv2.VideoCapture(self._target, cv2.CAP_FFMPEG, waits)
         else:
@@ -79,12 +105,12 @@ class CameraSource:
         if not self._capture.isOpened():
             self.close()
             raise self._not_opened()
-        # Not every driver has it: reading without a pause keeps its queue empty as well.
+        # Not every driver supports it; reading without a pause keeps its queue empty as well.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The first frame after the pause; those before it are drained, or the driver would give them late.
+        """The first frame after the pause; frames before it are drained, or the driver would give them late.
 
         Raises:
             SourceLostError: no frame came.
@@ -102,43 +128,31 @@ class CameraSource:
                 return None
         at_s = time.time()
         self._due = now + self._settings.every_s
-        pixels = _retrieved(self._cv2, self._capture)
+        pixels = self._picture()
         if pixels is None:
             raise self._lost("a frame that cannot be decoded")
         self._number += 1
         return Frame(pixels, str(self._number), self._settings.plot, at_s)
 
-    def done(self, frame_identity: str) -> None:
-        """Nothing is kept."""
-
-    def close(self) -> None:
-        """Lets go of the camera."""
-        if self._capture is not None:
-            self._capture.release()
-            self._capture = None
-
     def _not_opened(self) -> SourceLostError:
-        if self._is_stream and (parts := split_url(str(self._target))).scheme == "rtsp":
-            user, password = credentials(parts, self._settings)
-            bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-            status = rtsp_status(parts.hostname or "", parts.port or _RTSP_PORT, bare, user, password)
+        if self._address is not None and self._address.scheme == "rtsp":
+            user, password = self._settings.login(self._address)
+            bare, port = without_user(self._address).geturl(), self._address.port or _RTSP_PORT
+            status = rtsp_status(self._address.hostname or "", port, bare, user, password)
             if status in (401, 403):
-                return refused(self.name, status, user)
+                return login_refused(self.name, status, user)
             if status is not None and status >= 300:
                 return self._lost(f"RTSP status {status}")
         return self._lost("no answer")
 
-    def _lost(self, got: str) -> SourceLostError:
-        return SourceLostError(f"frames from {self.name}", got, "it will be tried again")
 
-
-class VideoSource:
+class VideoSource(_Capture):
     """Frames of a video file, every `every_s` of the video's own time; 0 takes all.
 
     Args:
         path: of the file.
         settings: how frames are taken.
-        seen: whether a frame was decided on in an earlier life of the agent.
+        seen: whether a frame was decided on before.
 
     Raises:
         MissingExtraError: no OpenCV.
@@ -147,20 +161,19 @@ class VideoSource:
     live = False
 
     def __init__(self, path: Path, settings: SourceSettings, seen: Callable[[str], bool]) -> None:
-        self._cv2 = _opencv()
+        super().__init__()
         self.name, self._path = str(path), path
         self._settings, self._seen = settings, seen
-        self._capture: Any = None
-        self._next = 0  # frames before it have been through
+        self._next = 0  # frames before it were given
         self._file = ""
-        self._fps, self._index, self._due_s = _USUAL_FPS, -1, 0.0
+        self._fps, self._index, self._due_s = _DEFAULT_FPS, -1, 0.0
 
     def open(self) -> None:
-        """Starts at the beginning; frames that have been through are passed over.
+        """Starts at the beginning; frames that were given before are passed over.
 
         Raises:
             SourceLostError: the file is gone.
-            EdgeError: it is no video that OpenCV can read.
+            EdgeError: no video that OpenCV can read.
         """
         self.close()
         try:
@@ -175,7 +188,7 @@ class VideoSource:
             self.close()
             raise EdgeError("a video that can be read", f"'{self._path}'", "convert it, for instance with ffmpeg")
         fps = self._capture.get(self._cv2.CAP_PROP_FPS)
-        self._fps = fps if np.isfinite(fps) and fps > 0 else _USUAL_FPS
+        self._fps = fps if np.isfinite(fps) and fps > 0 else _DEFAULT_FPS
         self._index, self._due_s = -1, 0.0
 
     def read(self, wait_s: float) -> Frame | None:
@@ -183,74 +196,49 @@ class VideoSource:
 
         Raises:
             PhotoError: a frame that cannot be decoded.
-            SourceEndedError: the video is through.
+            SourceEndedError: the video has ended.
             SourceLostError: the file is gone.
         """
         if self._capture is None:
             raise self._lost("a closed one")
         deadline = time.monotonic() + wait_s
-        while self._grab():
-            if self._is_due():
+        while self._capture.grab():
+            self._index += 1
+            if self._is_due() and self._index >= self._next:
+                self._next = self._index + 1
                 identity = hashlib.sha256(os.fsencode(f"{self._file}\0{self._index}")).hexdigest()[:32]
-                if self._index >= self._next:
-                    self._next = self._index + 1
-                    if not self._seen(identity):
-                        return self._frame(identity)
+                if not self._seen(identity):
+                    pixels = self._picture()
+                    if pixels is None:
+                        got = f"frame {self._index} of '{self._path}'"
+                        raise PhotoError("a frame that can be decoded", got, "convert it")
+                    return Frame(pixels, str(self._index), self._settings.plot, time.time(), identity)
             if time.monotonic() >= deadline:
                 return None
         if not self._path.exists():
             raise self._lost("a file that is gone")
         raise SourceEndedError("a frame", f"the end of '{self._path}'", "name another video")
 
-    def done(self, frame_identity: str) -> None:
-        """The video stays as it is."""
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        if self._capture is not None:
-            self._capture.release()
-            self._capture = None
-
-    def _grab(self) -> bool:
-        self._index += 1
-        return bool(self._capture.grab())
-
     def _is_due(self) -> bool:
-        # Phones write frames at uneven times; where the file does not tell them, they are even.
-        told_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
-        at_s = told_s if told_s > 0 else self._index / self._fps
+        # Phones write frames at uneven times; a file without times has even ones.
+        position_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
+        at_s = position_s if position_s > 0 else self._index / self._fps
         if at_s + _GRAIN_S < self._due_s:
             return False
         every_s = self._settings.every_s
         self._due_s = every_s * (1 + (at_s + _GRAIN_S) // every_s) if every_s else 0.0
         return True
 
-    def _frame(self, identity: str) -> Frame:
-        pixels = _retrieved(self._cv2, self._capture)
-        if pixels is None:
-            raise PhotoError("a frame that can be decoded", f"frame {self._index} of '{self._path}'", "convert it")
-        return Frame(pixels, str(self._index), self._settings.plot, time.time(), identity)
-
-    def _lost(self, got: str) -> SourceLostError:
-        return SourceLostError(f"the video '{self._path}'", got, "it will be tried again")
-
-
-def _retrieved(cv2: Any, capture: Any) -> NDArray[np.uint8] | None:
-    worked, image = capture.retrieve()
-    if not worked or image is None or not image.size:
-        return None
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
-
 
 def _opencv() -> Any:
-    # Both tell of failures by themselves, on stderr, with the address and the password in it.
+    # Both libraries log failures to stderr, with the address and the password in it.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        # By its name: the type checker must not depend on whether it is there.
+        # By its name: the type checker must not depend on whether it is installed.
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise MissingExtraError("OpenCV", f"{error}", "pip install 'agridistill[camera]'") from None
-    # OpenCV 5 has it in a module of its own alone, OpenCV 4.10 at the top alone.
+    # OpenCV 5 has it in a module of its own only, OpenCV 4.10 at the top only.
     for place in (getattr(getattr(cv2, "utils", None), "logging", None), cv2):
         with contextlib.suppress(AttributeError):
             place.setLogLevel(0)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A folder that photos come into, by whatever means: copied, moved, uploaded, slowly."""
+"""A watched folder that photos arrive in: copied, moved, uploaded, slowly."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import hashlib
 import heapq
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources.listing import MOST, Listing, Photo
-from agridistill.edge.sources.photo_time import photo_time
-from agridistill.edge.sources.reading import PhotoReader
-from agridistill.edge.sources.source import Attempts, SourceSettings
+from agridistill.edge.sources.listing import MAX_FOUND, Listing, Photo
+from agridistill.edge.sources.source import Attempts, PhotoReader, SourceSettings
 from agridistill.edge.words import sendable
 from agridistill.errors import OutboxError, PhotoError
+from agridistill.photo_files import READS_HEIC
 from agridistill.preprocess import UnreachablePhotoError
 
 logger = logging.getLogger(__name__)
@@ -25,25 +29,26 @@ logger = logging.getLogger(__name__)
 SETTLE_S = 2.0
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG", b"IEND"
-_MOST_DIGESTED_BYTES = 32_000_000
-_TAIL_BYTES = 12  # PNG's last part: its length, its name and a checksum
+_MAX_DIGESTED_BYTES = 32_000_000
+_TAIL_BYTES = 12  # PNG's last chunk: its length, its name and a checksum
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
+_EXIF_FOLDER = 0x8769
+# DateTimeOriginal, DateTimeDigitized and DateTime, each with the tag of its zone.
+_TIME_TAGS = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
+_TIME = re.compile(r"(\d{4})\D(\d\d)\D(\d\d)[ T](\d\d)\D(\d\d)\D(\d\d)")
+_ZONE = re.compile(r"([+-])(\d\d):?(\d\d)")
+_EARLIEST_YEAR = 2010  # clocks that were never set start at 1970, 1980 or 2000
+_CLOCK_DIFFERENCE_S = 300.0  # between camera and device
 
 
 class FolderSource:
     """New photos below a folder, oldest first. The first subfolder's name is the plot.
 
-    A JPEG or a PNG is taken as soon as it is whole. Formats without an end mark, and files that do not decode, are
-    looked at again once nothing has been written for `settle_s`: a copy may have its full size from its beginning.
-    What the system refuses (rights, a disk, a network) is tried again after pauses of up to a minute.
-
-    Args:
-        root: the folder. Hidden names, what machines keep for themselves (`@eaDir`, …), `.part` and `.tmp` are passed
-            over; links to folders are followed, each folder once.
-        settings: how photos are taken.
-        seen: whether a photo was decided on in an earlier life of the agent; asked once for each.
-        bad: called with a key for each photo that can never be decoded; `seen` is asked for it later.
-        attempts: see `open_source`.
-        settle_s: see above.
+    A JPEG or a PNG is taken as soon as its end mark is there. Formats without an end mark, and files that cannot be
+    decoded, are tried again once nothing has been written for `settle_s`: a copy may have its full size from the start.
+    What the system refuses (rights, a disk, a network) is tried again after pauses of up to a minute. Hidden names,
+    those of machines (`@eaDir`, …), `.part` and `.tmp` are passed over; links to folders are followed, each folder
+    once. Arguments as in `open_source`.
     """
 
     live = False
@@ -63,33 +68,29 @@ class FolderSource:
         self._reader = PhotoReader(settings, attempts)
         self._listing = Listing(root)
         self._pending: list[Photo] = []
-        # Photos that were not whole when they were tried, and since when they are as they are.
+        # Photos that were incomplete when they were tried, and since when they have not changed.
         self._growing: dict[str, tuple[Photo, float]] = {}
         self._handed: dict[str, Photo] = {}
-        # Photos that were taken at their end mark, while they may still have been written to, and what they held.
+        # Photos that were taken at their end mark, while they may still have been written to, and their digest.
         self._lately: dict[str, tuple[Photo, bytes]] = {}
-        self._told_undeletable = False
-        self._told_unreachable: Photo | None = None
-        self._told_untimed: set[str] = set()
+        self._logged_undeletable = False
+        self._logged_unreachable: Photo | None = None
+        self._logged_time_problems: set[str] = set()
 
     def open(self) -> None:
-        """Begins to watch.
-
-        Raises:
-            SourceLostError: the folder is not there.
-        """
+        """Starts to watch; raises SourceLostError where the folder does not exist."""
         self._listing.open()
 
     def read(self, wait_s: float) -> Frame | None:
-        """The oldest photo that is whole and new.
+        """The oldest photo that is complete and new.
 
         Raises:
-            PhotoError: one that cannot be read although nobody writes to it any more; told once.
+            PhotoError: a photo that cannot be read although it no longer changes; once for each.
             SourceLostError: the folder is gone.
         """
         deadline = time.monotonic() + wait_s
         while True:
-            self._look_around()
+            self._look_for_photos()
             frame = self._next(deadline)
             left = deadline - time.monotonic()
             if frame is not None or left <= 0:
@@ -97,42 +98,40 @@ class FolderSource:
             self._listing.wait(left, poll=bool(self._growing or self._pending))
 
     def done(self, frame_identity: str) -> None:
-        """Forgets the photo, or deletes it where that is wanted and it is still the same one."""
+        """Deletes the photo where the settings say so and it is still the same file."""
         photo = self._handed.pop(frame_identity, None)
         if photo is not None:
-            self._let_go(photo)
+            self._delete(photo)
 
     def close(self) -> None:
-        """Ends to watch."""
+        """Stops watching."""
         self._listing.close()
 
-    def _look_around(self) -> None:
-        for name in self._listing.news():
+    def _look_for_photos(self) -> None:
+        for name in self._listing.events():
             photo = self._listing.now(name)
-            if photo is None:
-                continue
-            if len(self._pending) < MOST:
+            if photo is not None and len(self._pending) < MAX_FOUND:
                 heapq.heappush(self._pending, photo)
-            else:
-                self._listing.ask_again()
-        if self._listing.is_due(idle=not self._pending and len(self._growing) < MOST):
+            elif photo is not None:
+                self._listing.request_rescan()
+        if self._listing.is_due(idle=not self._pending and len(self._growing) < MAX_FOUND):
             self._pending = self._listing.search()
-            told = self._told_unreachable
-            if told is not None and self._listing.now(told.name) != told:
-                self._tell_reachable()
+            logged = self._logged_unreachable
+            if logged is not None and self._listing.now(logged.name) != logged:
+                self._log_reachable()
 
     def _next(self, deadline: float) -> Frame | None:
         for name in list(self._growing):
-            frame = self._considered(name)
+            frame = self._consider(name)
             if frame is not None:
                 return frame
         while self._pending:
-            frame = self._considered(heapq.heappop(self._pending).name)
+            frame = self._consider(heapq.heappop(self._pending).name)
             if frame is not None or time.monotonic() > deadline:
                 return frame
         return None
 
-    def _considered(self, name: str) -> Frame | None:
+    def _consider(self, name: str) -> Frame | None:
         photo = self._listing.now(name)
         if photo is None or self._listing.knows(photo):
             self._growing.pop(name, None)
@@ -141,62 +140,59 @@ class FolderSource:
         has_settled = photo == before and time.monotonic() - since >= self._settle_s
         if photo == before and not has_settled:
             return None
-        if before is None and len(self._growing) >= MOST:
-            self._listing.ask_again()
+        if before is None and len(self._growing) >= MAX_FOUND:
+            self._listing.request_rescan()
             return None
-        if photo != before and self._is_through(photo):
-            self._forget(photo)
+        if photo != before:
+            decided = self._seen(photo.identity)
+            if decided or self._seen(_bad_key(photo)):
+                if decided:
+                    self._delete(photo)
+                self._remember(photo)
+                return None
+        if self._is_touched(photo):
             return None
-        if self._is_same_again(photo):
-            return None
-        return self._tried(photo, has_settled=has_settled)
+        return self._try(photo, has_settled=has_settled)
 
-    def _is_through(self, photo: Photo) -> bool:
-        if self._seen(photo.identity):
-            self._let_go(photo)
-            return True
-        return self._seen(_bad_key(photo))
-
-    def _is_same_again(self, photo: Photo) -> bool:
-        """Whether only its time is another one: `scp -p` and others set it after the content, and it is one photo."""
+    def _is_touched(self, photo: Photo) -> bool:
+        """Whether only its time differs from a photo taken before: `scp -p` and others set it after the content."""
         before, digest = self._lately.get(photo.name, (None, b""))
         if before is None or before.size != photo.size or _digest(self._listing.root / photo.name) != digest:
             return False
         if not self._seen(before.identity):
-            # Not committed yet: after a kill this is the photo that has to be decided on.
+            # Not committed yet: after a kill this is the photo to decide on.
             self._growing[photo.name] = (photo, time.monotonic())
             return True
         with contextlib.suppress(OutboxError):
             self._bad(_bad_key(photo))
-        self._forget(photo)
-        self._let_go(photo)
+        self._remember(photo)
+        self._delete(photo)
         return True
 
-    def _tried(self, photo: Photo, *, has_settled: bool) -> Frame | None:
-        """Decodes it; without success it is to be looked at again, or is a bad photo once it has settled."""
-        path = self._listing.root / photo.name
-        at_s = time.time()
+    def _try(self, photo: Photo, *, has_settled: bool) -> Frame | None:
+        """Decodes a photo; one that fails is tried again, or is a bad photo once it has settled."""
+        path, at_s = self._listing.root / photo.name, time.time()
         if has_settled or _has_end_mark(path):
             error = None
             digest = b"" if has_settled else _digest(path)
             try:
                 pixels = self._reader.read(path, photo.identity)
+                taken_s = self._taken_s(photo, at_s)
             except UnreachablePhotoError as found:
                 self._set_aside(photo, found)
                 return None
             except PhotoError as found:
                 error = found
-            taken_s = self._taken_s(photo, at_s) if error is None else None
-            if self._listing.now(photo.name) == photo:
+            if self._listing.now(photo.name) == photo:  # else it was written to meanwhile
                 if error is None:
-                    self._forget(photo)
-                    self._note(photo, digest)
+                    self._remember(photo)
+                    self._remember_digest(photo, digest)
                     if self._settings.after == "delete":
                         self._handed[photo.identity] = photo
                     return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
                 if has_settled:
-                    self._forget(photo)
-                    # Without it the photo is only told again after a restart.
+                    self._remember(photo)
+                    # If the disk refuses, the photo is only reported again after a restart.
                     with contextlib.suppress(OutboxError):
                         self._bad(_bad_key(photo))
                     raise error
@@ -204,50 +200,50 @@ class FolderSource:
         return None
 
     def _taken_s(self, photo: Photo, at_s: float) -> float | None:
-        """The photo's own time, where that is wanted; each kind of photo without a usable one is reported once."""
+        """The photo's own time, where the settings use it; each kind of problem is logged once."""
         if self._settings.time != "photo":
             return None
         taken_s, problem = photo_time(self._listing.root / photo.name, at_s)
-        if problem and problem not in self._told_untimed:
-            self._told_untimed.add(problem)
+        if problem and problem not in self._logged_time_problems:
+            self._logged_time_problems.add(problem)
             logger.warning("%s: %s; such photos count by when they come", sendable(photo.name), problem)
         return taken_s
 
-    def _note(self, photo: Photo, digest: bytes) -> None:
+    def _remember_digest(self, photo: Photo, digest: bytes) -> None:
         self._lately.pop(photo.name, None)
         if digest:
             self._lately[photo.name] = (photo, digest)
-        if len(self._lately) > MOST:
+        if len(self._lately) > MAX_FOUND:
             del self._lately[next(iter(self._lately))]
 
-    def _forget(self, photo: Photo) -> None:
+    def _remember(self, photo: Photo) -> None:
         self._growing.pop(photo.name, None)
         self._listing.remember(photo)
-        if photo == self._told_unreachable:
-            self._tell_reachable()
+        if photo == self._logged_unreachable:
+            self._log_reachable()
 
     def _set_aside(self, photo: Photo, error: UnreachablePhotoError) -> None:
         self._growing.pop(photo.name, None)
         self._listing.set_aside(photo)
-        if self._told_unreachable is None:
-            self._told_unreachable = photo
+        if self._logged_unreachable is None:
+            self._logged_unreachable = photo
             logger.warning("photos cannot be read for now, and are tried again: %s", error)
 
-    def _tell_reachable(self) -> None:
-        if self._told_unreachable is not None:
-            logger.warning("the photo %s can be read again, or is gone", sendable(self._told_unreachable.name))
-            self._told_unreachable = None
+    def _log_reachable(self) -> None:
+        if self._logged_unreachable is not None:
+            logger.warning("the photo %s can be read again, or is gone", sendable(self._logged_unreachable.name))
+            self._logged_unreachable = None
 
-    def _let_go(self, photo: Photo) -> None:
+    def _delete(self, photo: Photo) -> None:
         if self._settings.after != "delete" or self._listing.now(photo.name) != photo:
             return
-        # What comes under its name from now on is another file, whatever it holds.
+        # A later file of this name is another one, whatever it holds.
         self._lately.pop(photo.name, None)
         try:
             (self._listing.root / photo.name).unlink()
         except OSError as error:
-            if not self._told_undeletable and not isinstance(error, FileNotFoundError):
-                self._told_undeletable = True
+            if not self._logged_undeletable and not isinstance(error, FileNotFoundError):
+                self._logged_undeletable = True
                 logger.warning("photos below %s cannot be deleted: %s", self.name, error.strerror)
 
     def _plot(self, photo: Photo) -> str:
@@ -262,16 +258,16 @@ def _has_end_mark(path: Path) -> bool:
             file.seek(-min(_TAIL_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
             tail = file.read(_TAIL_BYTES)
     except OSError:
-        return True  # reading it tells why
+        return True  # reading the photo reports it
     if head.startswith(_JPEG):
         return tail.endswith(_JPEG_END)
     return head == _PNG and tail[4:8] == _PNG_END
 
 
 def _digest(path: Path) -> bytes:
-    """Of what a file holds; empty where it cannot be read, or is larger than is worth it."""
+    """Of the content; empty where it cannot be read, or is too large to be worth it."""
     try:
-        if path.stat().st_size > _MOST_DIGESTED_BYTES:
+        if path.stat().st_size > _MAX_DIGESTED_BYTES:
             return b""
         with path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()[:16]
@@ -280,5 +276,48 @@ def _digest(path: Path) -> bytes:
 
 
 def _bad_key(photo: Photo) -> str:
-    # Not its identity, by which decided ones are known: those may be deleted.
+    # Not its identity, which marks photos that were decided on: those may be deleted.
     return f"bad {photo.identity}"
+
+
+class PhotoTime(NamedTuple):
+    """When a photo was taken, in seconds since 1970; None with the problem in words."""
+
+    at_s: float | None
+    problem: str = ""
+
+
+def photo_time(path: Path, now_s: float) -> PhotoTime:
+    """When a photo was taken, by its EXIF; a time without a zone is the device's local time.
+
+    A time before 2010 or after `now_s` (seconds since 1970) is none: the camera's clock was wrong.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            exif = image.getexif()
+            tags = {**exif, **exif.get_ifd(_EXIF_FOLDER)}
+    except Exception:  # Pillow's readers raise many types on damaged metadata; the pixels may be intact
+        tags = {}
+    times = (_moment(str(tags.get(time, "")), str(tags.get(zone, ""))) for time, zone in _TIME_TAGS)
+    found = next((moment for moment in times if moment is not None), None)
+    if found is None:
+        return PhotoTime(None, "no EXIF time")
+    if found.year < _EARLIEST_YEAR:
+        return PhotoTime(None, f"an EXIF time before {_EARLIEST_YEAR}")
+    if found.timestamp() > now_s + _CLOCK_DIFFERENCE_S:
+        return PhotoTime(None, "an EXIF time in the future")
+    return PhotoTime(min(found.timestamp(), now_s))
+
+
+def _moment(text: str, zone: str) -> datetime | None:
+    numbers = _TIME.match(text.strip("\0 "))
+    if numbers is None:
+        return None
+    try:
+        local = datetime(*map(int, numbers.groups()))  # type: ignore[arg-type] # noqa: DTZ001 # its zone follows
+        if offset := _ZONE.match(zone.strip("\0 ")):
+            size = timedelta(hours=int(offset[2]), minutes=int(offset[3]))
+            return local.replace(tzinfo=timezone(-size if offset[1] == "-" else size))
+        return local.replace(tzinfo=UTC) if zone.strip("\0 ").upper() == "Z" else local.astimezone()
+    except (ValueError, OverflowError, OSError):  # such as 0000:00:00, which unset cameras write
+        return None

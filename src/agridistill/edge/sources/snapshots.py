@@ -1,58 +1,54 @@
-"""A camera that gives its pictures at an address: HTTP snapshots one by one, or an endless stream of them."""
+"""A camera with an http(s) address: snapshots one by one, or an endless MJPEG stream."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import re
-import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Generator, Iterator
+
+import httpx
 
 from agridistill.edge.events import Frame
-from agridistill.edge.http_exchange import HttpClient, tls_context
-from agridistill.edge.sources.http_login import Login
-from agridistill.edge.sources.mjpeg import MjpegStream
-from agridistill.edge.sources.reading import PhotoReader
+from agridistill.edge.http import HttpClient, HttpError, http_errors, tls_context
+from agridistill.edge.sources.login import authorization, challenges
 from agridistill.edge.sources.source import (
+    PhotoReader,
     SourceLostError,
     SourceRefusedError,
     SourceSettings,
-    credentials,
-    public_name,
-    refused,
-    split_url,
+    login_refused,
 )
+from agridistill.edge.urls import public_name, split_url, without_user
 from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 30_000_000
-_CHUNK_BYTES = 65_536
-# A camera that gives nothing else is broken, and as good as away; a single damaged picture is just left out.
-_MOST_UNREADABLE = 3
-# With `every_s` 0 a picture that does not change would be fetched, for nothing, as fast as the network allows.
+# A camera that gives nothing else is broken, and as good as away; a single damaged picture is skipped.
+_MAX_UNREADABLE = 3
+# With `every_s` 0 a picture that does not change would be fetched as fast as the network allows.
 _UNCHANGED_PAUSE_S = 0.1
 _STREAM = "multipart/"
-# What can be no picture, whatever is in it. Cameras also say application/octet-stream, nothing at all, or nonsense.
+# These types are never a picture. Cameras also send application/octet-stream, no type, or nonsense.
 _NO_PICTURE = re.compile(r"(text|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
+_START, _MARKER = b"\xff\xd8\xff", re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_RESTARTS = range(0xD0, 0xD8)
 
 
 class SnapshotSource:
     """Fetches a picture every `every_s`; one that did not change is no new frame.
 
-    Where the answer is a stream (`multipart/x-mixed-replace`, MJPEG), it stays open, and its newest picture is taken.
+    An answer that is a stream (`multipart/x-mixed-replace`, MJPEG) stays open, and its newest picture is taken.
 
     Args:
         url: `http(s)://[USER:PASSWORD@]HOST[:PORT]/…`.
         settings: how frames are taken.
-        timeout_s: of the whole exchange, from the connection to the last byte.
+        timeout_s: of the whole exchange; in a stream, of each picture.
 
     Raises:
-        EdgeError: an address that cannot be read.
+        EdgeError: a malformed address.
     """
 
     live = True
@@ -62,22 +58,18 @@ class SnapshotSource:
         self.name = public_name(parts)
         self._settings, self._timeout_s = settings, timeout_s
         self._reader = PhotoReader(settings)
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
-        self._url = bare.geturl()
-        self._user, password = credentials(parts, settings)
-        self._client = HttpClient(
-            _StaysSafe(),
-            Login(bare._replace(path="/", query="").geturl(), self._user, password),
-            context=tls_context(settings.ca_file),
-        )
+        self._url = without_user(parts)._replace(fragment="").geturl()
+        self._user, password = settings.login(parts)
+        auth = None if self._user is None else _Login(self._url, self._user, password)
+        self._client = HttpClient(auth=auth, context=tls_context(settings.ca_file), follow_redirects=True)
         self._due = 0.0
         self._number = self._unreadable = 0
-        self._last = b""
+        self._last_digest = b""
         self._is_stream = False
         self._stream: MjpegStream | None = None
 
     def open(self) -> None:
-        """The first picture is fetched at once: it shows whether the camera is there."""
+        """Makes the first picture due at once: it shows whether the camera is there."""
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
@@ -85,39 +77,35 @@ class SnapshotSource:
 
         Raises:
             SourceRefusedError: user and password, or the camera's certificate, are wrong.
-            SourceLostError: no answer, an error, something other than a picture, or three in a row that cannot be read.
+            SourceLostError: no answer, an error, something other than a picture, or three in a row that are unreadable.
             PhotoError: a picture that is damaged, or too large.
         """
         if self._is_stream:
-            data = self._streamed(wait_s)
+            data = self._next_of_stream(wait_s)
         else:
             pause = self._due - time.monotonic()
             if pause > 0:
                 time.sleep(min(pause, wait_s))
-            if time.monotonic() < self._due:
-                return None
-            data = self._fetched()
-        if data is None:
-            return None
-        return self._frame(data, time.time())
+            data = None if time.monotonic() < self._due else self._snapshot()
+        return None if data is None else self._frame(data, time.time())
 
     def done(self, frame_identity: str) -> None:
-        """Nothing is kept."""
+        """Does nothing: a picture is not stored."""
 
     def close(self) -> None:
-        """Ends a stream; nothing stays open from one snapshot to the next."""
+        """Ends a stream; snapshots leave nothing open."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def _frame(self, data: bytes, at_s: float) -> Frame | None:
         digest = hashlib.sha256(data).digest()
-        if digest == self._last:
+        if digest == self._last_digest:
             self._due = max(self._due, time.monotonic() + _UNCHANGED_PAUSE_S)
             if self._unreadable:
                 self._count_unreadable("the same bytes as before, which are no picture")
             return None
-        self._last = digest
+        self._last_digest = digest
         try:
             pixels = self._reader.read(data)
         except PhotoError as error:
@@ -128,26 +116,34 @@ class SnapshotSource:
         return Frame(pixels, str(self._number), self._settings.plot, at_s)
 
     def _count_unreadable(self, got: str) -> None:
-        # Once lost it stays so until a picture can be read: each further one that cannot is no return.
+        # A lost camera stays lost until a picture can be read.
         self._unreadable += 1
-        if self._unreadable >= _MOST_UNREADABLE:
+        if self._unreadable >= _MAX_UNREADABLE:
             raise self._lost(f"{self._unreadable} answers in a row that cannot be read, the last: {got}") from None
 
-    def _fetched(self) -> bytes | None:
-        """A snapshot; None where the camera turns out to send a stream, which is read from the next call on."""
+    def _snapshot(self) -> bytes | None:
+        """A picture; None where the camera turns out to send a stream, which the next call reads."""
         self._due = time.monotonic() + self._settings.every_s
         with self._losses(), self._client.whole(self._url, self._timeout_s) as answer:
-            if _kind(answer).startswith(_STREAM):
+            kind = _kind(answer)
+            if kind.startswith(_STREAM):
                 self._is_stream, self._due = True, 0.0
                 return None
-            return self._read(answer)
+            if _NO_PICTURE.fullmatch(kind):
+                raise self._lost(f"{kind[:100]} in a picture's place")
+            data = bytearray()
+            for piece in answer.iter_raw():
+                data += piece
+                if len(data) > MAX_BYTES:
+                    raise self._lost(f"more than {MAX_BYTES // 1_000_000} MB")
+            return bytes(data)
 
-    def _streamed(self, wait_s: float) -> bytes | None:
-        """The stream's newest picture, where one is due; None as well where it is a snapshot now."""
+    def _next_of_stream(self, wait_s: float) -> bytes | None:
+        """The stream's newest picture; None where none is due, and where the camera gives snapshots by now."""
         with self._losses():
             if self._stream is None:
                 answer = self._client.header(self._url, self._timeout_s)
-                self._stream = MjpegStream(answer, timeout_s=self._timeout_s, most_bytes=MAX_BYTES)
+                self._stream = MjpegStream(answer, timeout_s=self._timeout_s, max_bytes=MAX_BYTES)
                 if not _kind(answer).startswith(_STREAM):
                     self._is_stream = False
                     self.close()
@@ -161,56 +157,149 @@ class SnapshotSource:
     def _losses(self) -> Iterator[None]:
         try:
             yield
-        except SourceLostError:
-            raise
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in (401, 403):
-                raise refused(self.name, error.code, self._user) from None
-            raise self._lost(f"HTTP status {error.code}") from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLCertVerificationError):
-                raise self._distrusted(error.reason) from None
-            raise self._lost(str(error.reason)) from None
-        except OSError as error:
-            raise self._lost(error.strerror or str(error) or type(error).__name__) from None
-        except (http.client.HTTPException, ValueError) as error:
-            # Their texts may repeat the address, and with it a token.
-            raise self._lost(type(error).__name__) from None
-
-    def _read(self, answer: http.client.HTTPResponse) -> bytes:
-        kind = _kind(answer)
-        if _NO_PICTURE.fullmatch(kind):
-            raise self._lost(f"{kind[:100]} in a picture's place")
-        data = bytearray()
-        while piece := answer.read1(_CHUNK_BYTES):
-            data += piece
-            if len(data) > MAX_BYTES:
-                raise self._lost(f"more than {MAX_BYTES // 1_000_000} MB")
-        expected = answer.headers.get("Content-Length", "")
-        if expected.isdecimal() and len(data) < int(expected):
-            raise self._lost(f"{len(data):,} of {int(expected):,} bytes")
-        return bytes(data)
-
-    def _distrusted(self, error: ssl.SSLCertVerificationError) -> SourceRefusedError:
-        return SourceRefusedError(
-            f"a certificate of {self.name} that is trusted", error.verify_message, "name its authority's in ca_file"
-        )
+        except HttpError as error:
+            if error.status in (401, 403):
+                raise login_refused(self.name, error.status, self._user) from None
+            if error.certificate:
+                expected = f"a certificate of {self.name} that is trusted"
+                raise SourceRefusedError(expected, error.certificate, "name its authority's in ca_file") from None
+            raise self._lost(str(error)) from None
 
     def _lost(self, got: str) -> SourceLostError:
         return SourceLostError(f"a picture from {self.name}", got, "it will be tried again")
 
 
-def _kind(answer: http.client.HTTPResponse) -> str:
+class _Login(httpx.Auth):
+    """Answers a 401 of the camera; hosts that a redirect leads to get no password."""
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self._origin, self._user, self._password = _origin(httpx.URL(url)), user, password
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        response = yield request
+        # A second answer only to a nonce that has expired: cameras lock an account after some wrong passwords.
+        for must_be_stale in (False, True):
+            request = response.request
+            if response.status_code != 401 or _origin(request.url) != self._origin:
+                return
+            offers = challenges(response.headers.get_list("WWW-Authenticate"))
+            if must_be_stale and not any(offer.fields.get("stale", "").lower() == "true" for offer in offers):
+                return
+            uri = request.url.raw_path.decode("ascii")
+            answer = authorization(offers, self._user, self._password, request.method, uri)
+            if answer is None:
+                return
+            request.headers.encoding = "latin-1"
+            request.headers["Authorization"] = answer
+            response = yield request
+
+
+class JpegFrames:
+    """Cuts a stream of bytes into JPEGs by their own markers; a thumbnail within a picture is not one.
+
+    What stands between pictures does not matter: other boundaries than the header's, missing or wrong lengths.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+        self._at, self._in_scan = 0, False  # in the current picture; 0 between two
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The pictures that are complete now; incomplete ones are dropped.
+
+        Raises:
+            HttpError: one is larger than `max_bytes`.
+        """
+        self._buffer += data
+        found = []
+        while (picture := self._step()) is not None:
+            found += [picture] if picture else []
+        if len(self._buffer) > self._max_bytes:
+            raise HttpError(f"more than {self._max_bytes // 1_000_000} MB")
+        return found
+
+    def _step(self) -> bytes | None:
+        """A picture, b"" where more can be parsed, None where more bytes are needed."""
+        buffer = self._buffer
+        if not self._at:
+            start = buffer.find(_START)
+            del buffer[: start if start >= 0 else -len(_START) + 1]
+            self._at, self._in_scan = 2 * (start >= 0), False
+            return None if start < 0 else b""
+        if self._in_scan:
+            marker = _MARKER.search(buffer, self._at)
+            if marker is None:
+                self._at = max(self._at, len(buffer) - 1)
+                return None
+            self._at, self._in_scan = marker.start(), False
+        if len(buffer) < self._at + 4 and not (len(buffer) >= self._at + 2 and buffer[self._at + 1] == _EOI):
+            return None
+        return self._segment(buffer[self._at], buffer[self._at + 1])
+
+    def _segment(self, first: int, code: int) -> bytes:
+        at, length = self._at, int.from_bytes(self._buffer[self._at + 2 : self._at + 4])
+        if first == 0xFF and code == _EOI:
+            picture = bytes(self._buffer[: at + 2])
+            self._drop(at + 2)
+            return picture
+        if first == 0xFF and code == 0xFF:  # fill bytes
+            self._at += 1
+        elif first == 0xFF and (code in _RESTARTS or code == _TEM):
+            self._at += 2
+        elif first == 0xFF and code == _SOI:  # the picture before was cut off
+            self._drop(at)
+        elif first != 0xFF or length < 2:  # not a JPEG: search the next one
+            self._drop(2)
+        else:
+            self._at, self._in_scan = at + 2 + length, code == _SOS
+        return b""
+
+    def _drop(self, count: int) -> None:
+        del self._buffer[:count]
+        self._at = 0
+
+
+class MjpegStream:
+    """The newest complete picture of an endless answer; without one for `timeout_s` the stream is dead."""
+
+    def __init__(self, answer: httpx.Response, *, timeout_s: float, max_bytes: int) -> None:
+        self._answer, self._chunks, self._timeout_s = answer, answer.iter_raw(), timeout_s
+        self._frames = JpegFrames(max_bytes)
+        self._complete_at, self._has_given = time.monotonic(), False
+
+    def newest(self, due: float, wait_s: float) -> bytes | None:
+        """The first picture that is complete at `due` (monotonic) or later; earlier ones are read and dropped.
+
+        None after `wait_s`, except before the first picture of a stream.
+
+        Raises:
+            HttpError: the connection is cut, ends, or gives no picture in time, or a picture is too large.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            with http_errors():
+                data = next(self._chunks, b"")
+            if not data:
+                raise HttpError("the end of the stream")
+            pictures, now = self._frames.feed(data), time.monotonic()
+            if pictures:
+                self._complete_at, self._has_given = now, True
+                if now >= due:
+                    return pictures[-1]
+            if now - self._complete_at > self._timeout_s:
+                raise HttpError(f"no whole picture in {self._timeout_s:g} s")
+            if now >= deadline and self._has_given:
+                return None
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._answer.close()
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _kind(answer: httpx.Response) -> str:
     return str(answer.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
-
-
-class _StaysSafe(urllib.request.HTTPRedirectHandler):
-    """A password for an encrypted address must not follow a redirect to a plain one."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        if req.type == "https" and not newurl.lower().startswith("https:"):
-            raise urllib.error.URLError("a redirect from https to something else")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,9 +1,9 @@
-"""History: what was seen and warned of, on the device itself, also without a broker."""
+"""History: detections and alerts on the device itself, also without a broker."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS alerts (
     source TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS alerts_by_change ON alerts (state, updated_s);
--- Photos of a folder that were decided on: their detections may be gone by age, they must not come anew.
+-- Photos of a folder that were decided on; they outlive their detections.
 CREATE TABLE IF NOT EXISTS photos (
     seq INTEGER PRIMARY KEY,
     identity TEXT NOT NULL UNIQUE,
@@ -48,8 +48,9 @@ _ADDED = tuple(
     (table, column, "TEXT NOT NULL DEFAULT ''")
     for table, column in (("detections", "source"), ("alerts", "source"), ("photos", "model"))
 )
-# Trimming one by one would cost every detection a delete of its own.
+# Trimming after each detection would cost a delete each time.
 _TRIM_EVERY = 200
+_OWN, _OTHERS = "source IN ('', ?)", "source NOT IN ('', ?)"
 _MARK = (
     "INSERT INTO photos (identity, model) VALUES (?, ?) "
     "ON CONFLICT (identity) DO UPDATE SET begun = NULL, model = excluded.model"
@@ -58,19 +59,12 @@ _MARK = (
 
 @dataclass(frozen=True)
 class HistoryLimits:
-    """How much is kept.
-
-    Attributes:
-        detections: the newest ones.
-        thumbnails: of the newest detections.
-        alerts: resolved ones; open ones always stay.
-        photos: whose identity is remembered, so that they are not decided on again.
-    """
+    """[history]: how much is kept of the newest entries; open alerts always stay."""
 
     detections: int = 50_000
-    thumbnails: int = 500
-    alerts: int = 5_000
-    photos: int = 1_000_000
+    thumbnails: int = 500  # of the newest detections
+    alerts: int = 5_000  # resolved ones
+    photos: int = 1_000_000  # whose identity is remembered, so that they are not decided on again
 
     def __post_init__(self) -> None:
         if min(self.thumbnails, self.alerts) < 0 or min(self.detections, self.photos) < 1:
@@ -80,44 +74,39 @@ class HistoryLimits:
 class History:
     """Detections and alerts in a SQLite file. Several processes may read it while the agent writes.
 
+    Methods raise OutboxError where the disk is full or refuses, and change nothing then; those that write raise
+    StateRemovedError where the file was removed.
+
     Args:
-        path: of the file; its folder is made.
+        path: of the file; its folder is created.
         limits: how much is kept.
-        source: identity of what is watched now (see `source_identity`): new detections and alerts are kept under it.
-            Those of an older AgriDistill, which kept none, count as its own.
+        source: identity of the watched source (see `source_identity`): new detections and alerts are stored under it.
+            Those of an older AgriDistill, which stored none, count as its own.
 
     Raises:
         OutboxError: the file cannot be opened, or is of a newer version.
     """
 
     def __init__(self, path: Path, limits: HistoryLimits | None = None, source: str = "") -> None:
-        self.limits = limits or HistoryLimits()
-        self._source = source
+        self.limits, self._source = limits or HistoryLimits(), source
         self._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION, added=_ADDED)
         self._until_trim = 0
 
     @classmethod
     def reading(cls, path: Path) -> History:
-        """The history of an agent in another process.
-
-        Raises:
-            OutboxError: it is not there, or cannot be read.
-        """
+        """The history of a running agent, read-only; raises OutboxError where it is missing or cannot be read."""
         history = cls.__new__(cls)
         history.limits, history._source = HistoryLimits(), ""
         history._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION, read_only=True)
         return history
 
     def add(self, detection: Detection, *, thumbnail: bytes | None = None, identity: str = "") -> None:
-        """Commits a detection; one whose event id is there already stays as it was.
+        """Commits a detection; one whose event id exists already stays as it was.
 
         Args:
-            detection: what the agent said.
+            detection: of a frame.
             thumbnail: a small JPEG.
-            identity: of the photo, which will then be known by `knows`; "" for live frames.
-
-        Raises:
-            OutboxError: the disk is full or refuses; nothing was added then.
+            identity: of the photo, which `knows` then returns; "" for live frames.
         """
         row = (
             detection.event_id,
@@ -149,26 +138,16 @@ class History:
 
     def decided_by(self, identity: str) -> str | None:
         """The model that decided on a photo: first 12 digits of its sha256, "" where unknown, None where none has."""
-        with self._file.reading() as database:
-            query = "SELECT model FROM photos WHERE identity = ? AND begun IS NULL"
-            row = database.execute(query, (identity,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._rows("SELECT model FROM photos WHERE identity = ? AND begun IS NULL", identity)
+        return str(rows[0][0]) if rows else None
 
     def mark(self, identity: str) -> None:
-        """Remembers a photo that cannot be decided on.
-
-        Raises:
-            OutboxError: the disk is full or refuses.
-        """
+        """Remembers a photo that cannot be decided on."""
         with self._file.writing() as database:
             database.execute(_MARK, (identity, ""))
 
     def begin(self, identity: str) -> int:
-        """Notes that a photo is about to be read; gives how often that was noted before without an `end`.
-
-        Raises:
-            OutboxError: the disk is full or refuses.
-        """
+        """Records that reading a photo begins; returns how often that was recorded before without an `end`."""
         with self._file.writing() as database:
             row = database.execute("SELECT begun FROM photos WHERE identity = ?", (identity,)).fetchone()
             database.execute(
@@ -179,11 +158,7 @@ class History:
         return int(row[0] or 0) if row else 0
 
     def end(self, identity: str) -> None:
-        """Notes that a photo has been read, and the agent is alive.
-
-        Raises:
-            OutboxError: the disk is full or refuses.
-        """
+        """Records that reading a photo ended, and the agent survived it."""
         with self._file.writing() as database:
             database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
@@ -194,73 +169,42 @@ class History:
 
         Args:
             limit: of their number.
-            plot: of this one alone.
+            plot: only of this one.
             since_s: not older than this, seconds since 1970.
-            own: of the source that is watched now alone.
+            own: only of the source that is watched now.
         """
-        wheres, values = ["1"], list[Any]()
-        if plot is not None:
-            wheres.append("plot = ?")
-            values.append(plot)
-        if since_s is not None:
-            wheres.append("at_s >= ?")
-            values.append(since_s)
-        if own:
-            wheres.append("source IN ('', ?)")
-            values.append(self._source)
-        query = f"SELECT document FROM detections WHERE {' AND '.join(wheres)} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - our own words
-        with self._file.reading() as database:
-            rows = database.execute(query, (*values, limit)).fetchall()
-        return [Detection.from_json(json.loads(document)) for (document,) in rows]
+        where, values = _conditions({"plot = ?": plot, "at_s >= ?": since_s, _OWN: self._source if own else None})
+        query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
+        return [Detection.from_json(json.loads(document)) for (document,) in self._rows(query, *values, limit)]
 
     def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """When the last detection of a plot of this source that has one of the verdicts was seen, seconds since 1970.
-
-        Returns:
-            None where none is kept.
-        """
-        query = (
-            f"SELECT at_s FROM detections WHERE plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) "  # noqa: S608 - our own words
-            "AND source IN ('', ?) ORDER BY seq DESC LIMIT 1"
-        )
-        with self._file.reading() as database:
-            row = database.execute(query, (plot, *verdicts, self._source)).fetchone()
-        return float(row[0]) if row else None
+        """When the last detection of a plot of this source with one of the verdicts was seen (seconds since 1970)."""
+        where, values = self._of_plot(plot, verdicts)
+        rows = self._rows(f"SELECT at_s FROM detections WHERE {where} ORDER BY seq DESC LIMIT 1", *values)  # noqa: S608 - constants
+        return float(rows[0][0]) if rows else None
 
     def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """When the newest leaf of a plot of this source was seen, or was taken where its photo counts by its own time.
-
-        Returns:
-            Seconds since 1970; None where none is kept.
-        """
-        query = (
-            "SELECT max(coalesce(json_extract(document, '$.taken_s'), at_s)) FROM detections "  # noqa: S608 - our own words
-            f"WHERE plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) AND source IN ('', ?)"
-        )
-        with self._file.reading() as database:
-            (at_s,) = database.execute(query, (plot, *verdicts, self._source)).fetchone()
+        """When the newest leaf of a plot of this source was taken, by the photo itself where that counts, else seen."""
+        where, values = self._of_plot(plot, verdicts)
+        time_s = "max(coalesce(json_extract(document, '$.taken_s'), at_s))"
+        ((at_s,),) = self._rows(f"SELECT {time_s} FROM detections WHERE {where}", *values)  # noqa: S608 - constants
         return None if at_s is None else float(at_s)
 
     def plots(self) -> list[str]:
-        """Of all detections that are kept."""
-        with self._file.reading() as database:
-            return [plot for (plot,) in database.execute("SELECT DISTINCT plot FROM detections").fetchall()]
+        """Plots of all stored detections."""
+        return [plot for (plot,) in self._rows("SELECT DISTINCT plot FROM detections")]
 
     def thumbnail(self, event_id: str) -> bytes | None:
-        """The small JPEG of a detection, where one was kept."""
-        with self._file.reading() as database:
-            row = database.execute("SELECT thumbnail FROM detections WHERE event_id = ?", (event_id,)).fetchone()
-        return row[0] if row else None
+        """The small JPEG of a detection, where one is stored."""
+        rows = self._rows("SELECT thumbnail FROM detections WHERE event_id = ?", event_id)
+        return rows[0][0] if rows else None
 
     def put_alerts(self, alerts: Sequence[Alert], *, told_s: Sequence[float]) -> None:
         """Commits alerts as they are now, all or none.
 
         Args:
             alerts: new ones, or changed ones by their ids.
-            told_s: of each, when people were last told of it, seconds since 1970; 0 for not yet.
-
-        Raises:
-            OutboxError: the disk is full or refuses.
+            told_s: of each, the time of its last notification, seconds since 1970; 0 for none.
         """
         with self._file.writing() as database:
             for alert, told in zip(alerts, told_s, strict=True):
@@ -290,38 +234,27 @@ class History:
     def alerts_told(
         self, *, state: AlertState | None = None, limit: int = 50, own: bool | None = None
     ) -> list[tuple[Alert, float]]:
-        """Alerts, the newest change first, each with when people were last told of it.
+        """Alerts, the newest change first, each with the time of its last notification.
 
         Args:
-            state: in this one alone.
+            state: only in this one.
             limit: of their number.
             own: True for those of the source that is watched now, False for those of others, None for all.
         """
-        wheres, values = ["1"], list[Any]()
-        if state is not None:
-            wheres.append("state = ?")
-            values.append(state)
-        if own is not None:
-            wheres.append("source IN ('', ?)" if own else "source NOT IN ('', ?)")
-            values.append(self._source)
-        query = f"SELECT document, told_s FROM alerts WHERE {' AND '.join(wheres)} ORDER BY updated_s DESC LIMIT ?"  # noqa: S608 - our own words
-        with self._file.reading() as database:
-            rows = database.execute(query, (*values, limit)).fetchall()
-        return [(Alert.from_json(json.loads(document)), told) for document, told in rows]
+        of_source = {_OWN: self._source if own else None, _OTHERS: self._source if own is False else None}
+        where, values = _conditions({"state = ?": state, **of_source})
+        query = f"SELECT document, told_s FROM alerts WHERE {where} ORDER BY updated_s DESC LIMIT ?"  # noqa: S608 - constants
+        rows = self._rows(query, *values, limit)
+        return [(Alert.from_json(json.loads(document)), told_s) for document, told_s in rows]
 
     def counts_by_label(self, *, since_s: float = 0.0) -> dict[str, int]:
-        """How many answers each label got, of the detections that are kept."""
-        with self._file.reading() as database:
-            rows = database.execute(
-                "SELECT label, count(*) FROM detections WHERE verdict = 'answer' AND at_s >= ? GROUP BY label",
-                (since_s,),
-            ).fetchall()
-        return dict(rows)
+        """Number of answers by label, of the stored detections."""
+        query = "SELECT label, count(*) FROM detections WHERE verdict = 'answer' AND at_s >= ? GROUP BY label"
+        return dict(self._rows(query, since_s))
 
     def verdict_counts(self) -> dict[str, int]:
-        """How many detections of each verdict there have been, also of those that are no longer kept."""
-        with self._file.reading() as database:
-            rows = database.execute("SELECT name, value FROM counters WHERE name LIKE 'verdict:%'").fetchall()
+        """Number of detections by verdict, also of those that are no longer stored."""
+        rows = self._rows("SELECT name, value FROM counters WHERE name LIKE 'verdict:%'")
         return {name.partition(":")[2]: value for name, value in rows}
 
     def close(self) -> None:
@@ -334,6 +267,14 @@ class History:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with self._file.reading() as database:
+            return database.execute(query, values).fetchall()
+
+    def _of_plot(self, plot: str, verdicts: Collection[Verdict]) -> tuple[str, tuple[object, ...]]:
+        where = f"plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) AND {_OWN}"
+        return where, (plot, *verdicts, self._source)
+
     def _trim(self, database: Any) -> None:
         (newest,) = database.execute("SELECT coalesce(max(seq), 0) FROM detections").fetchone()
         database.execute("DELETE FROM detections WHERE seq <= ?", (newest - self.limits.detections,))
@@ -343,3 +284,9 @@ class History:
             "UPDATE detections SET thumbnail = NULL WHERE seq <= ? AND thumbnail IS NOT NULL",
             (newest - self.limits.thumbnails,),
         )
+
+
+def _conditions(wanted: Mapping[str, object | None]) -> tuple[str, list[object]]:
+    """Conditions that have a value, joined, and the values."""
+    used = {condition: value for condition, value in wanted.items() if value is not None}
+    return " AND ".join(used) or "true", list(used.values())

@@ -1,4 +1,4 @@
-"""One SQLite file that no kill or power cut takes a commit from: what outbox and history have in common."""
+"""One SQLite file whose commits survive a kill and a power cut."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from agridistill.errors import OutboxError
+from agridistill.errors import EdgeError, OutboxError
 
 logger = logging.getLogger(__name__)
+
+
+class StateRemovedError(EdgeError):
+    """A file of the state was removed or replaced while the agent runs: commits to it would be lost."""
 
 
 class SqliteFile:
     """A database of one file. May be used from several threads.
 
-    A commit is on the disk when `writing` ends (write-ahead log, full synchronisation). A file that is damaged all the
-    same is set aside and told, never deleted; one that somebody removes or replaces while it is open is told and begun
-    anew.
+    A commit is on the disk when `writing` ends (write-ahead log, full synchronisation). A damaged file is set aside,
+    logged and replaced by a new one, never deleted.
 
     Args:
-        path: of the file; its folder is made.
-        what: is kept there, for messages: "outbox".
-        schema: statements that make what is not there yet.
+        path: of the file; its folder is created.
+        what: it holds, for messages: "outbox".
+        schema: statements that create what is missing.
         version: of the schema; files of a newer one are refused.
         added: columns that older files lack, as (table, column, definition); both versions can read the file.
-        read_only: for another process that only looks; nothing is made then.
+        created: called with the new database that replaces a damaged one while the agent runs.
+        read_only: for a reader beside the agent; nothing is created then.
 
     Raises:
         OutboxError: the file cannot be opened, or is of a newer version.
@@ -43,31 +47,43 @@ class SqliteFile:
         schema: str,
         version: int,
         added: Sequence[tuple[str, str, str]] = (),
+        created: Callable[[sqlite3.Connection], None] = lambda database: None,
         read_only: bool = False,
     ) -> None:
-        self.path = path
-        self._added = added
-        self._what, self._schema, self._version = what, schema, version
+        self.path, self._what, self._schema, self._version = path, what, schema, version
+        self._added, self._created, self._read_only = added, created, read_only
         self._lock = threading.Lock()
-        self._read_only = read_only
         self._identity: tuple[int, int] | None = None
-        self.generation = 0
-        """Grows where a damaged or removed file gave way to a new one."""
         if read_only:
-            self._database = self._opened_to_read()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = self._opened_or_new()
+            self._database = self._open_to_read()
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            try:
+                self._database = self._open()
+            except sqlite3.OperationalError:
+                raise  # locked or without rights: not damaged
+            except sqlite3.DatabaseError:
+                self._set_aside()
+                self._database = self._open()
+        except sqlite3.Error as error:
+            raise self._failure(error) from None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on the disk at its end; none of it is there where the body or the disk fails.
+        """One transaction, on the disk at its end; it is rolled back where the body or the disk fails.
 
         Raises:
-            OutboxError: the disk is full or refuses, or the file was not there any more; the next try meets a new one.
+            OutboxError: the disk is full or refuses.
+            StateRemovedError: the file was removed or replaced.
         """
         with self._lock:
-            self._begin_anew_where_removed()
+            if _identity(self.path) != self._identity and not self._read_only:
+                raise StateRemovedError(
+                    f"the {self._what} where it was",
+                    f"'{self.path}', which was removed or replaced",
+                    "start the agent again, and leave its state folder alone while it runs",
+                )
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
@@ -76,7 +92,7 @@ class SqliteFile:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
-                    self._begin_anew_where_damaged(error)
+                    self._replace_damaged(error)
                     raise self._failure(error) from None
                 raise
 
@@ -88,79 +104,39 @@ class SqliteFile:
             OutboxError: it cannot be read.
         """
         with self._lock:
-            self._follow_where_replaced()
+            # A reader follows to the file that replaced a damaged one.
+            if self._read_only and _identity(self.path) not in (None, self._identity):
+                before, self._database = self._database, self._open_to_read()
+                before.close()
             try:
                 yield self._database
             except sqlite3.Error as error:
-                self._begin_anew_where_damaged(error)
+                self._replace_damaged(error)
                 raise self._failure(error) from None
 
     def close(self) -> None:
-        """Closes the file; what it holds stays."""
+        """Closes the file."""
         with self._lock:
             self._database.close()
 
     def _failure(self, error: sqlite3.Error) -> OutboxError:
-        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-        remedy = "free some room on the disk" if full else "check the disk"
+        is_full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        remedy = "free some room on the disk" if is_full else "check the disk"
         return OutboxError(f"an {self._what} that can be written and read", f"'{self.path}' ({error})", remedy)
 
-    def _opened_or_new(self) -> sqlite3.Connection:
-        try:
-            return self._opened()
-        except sqlite3.DatabaseError as error:
-            # Locked or without rights: not damaged. An OperationalError is a DatabaseError, too.
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._failure(error) from None
-        self._set_aside()
-        try:
-            return self._opened()
-        except sqlite3.Error as error:
-            raise self._failure(error) from None
-
-    def _begin_anew_where_damaged(self, error: sqlite3.Error) -> None:
-        """A file that turns out to be damaged while it is open; the next try meets a new one."""
+    def _replace_damaged(self, error: sqlite3.Error) -> None:
+        """Sets the open file aside where it is damaged; the next call uses a new one."""
         name = getattr(error, "sqlite_errorname", "")
         if self._read_only or not name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return
         self._database.close()
-        self._database = self._opened_anew()
-        self.generation += 1
-
-    def _begin_anew_where_removed(self) -> None:
-        """What is committed to a file without a name is lost with the process."""
-        if self._read_only or _identity(self.path) == self._identity:
-            return
-        self._database.close()
-        logger.error("the %s '%s' was removed or replaced while it was open: a new one is begun", self._what, self.path)
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._database = self._opened()
-        except (OSError, sqlite3.Error):
-            self._database = _nowhere()
-        self.generation += 1
-        raise OutboxError(
-            f"the {self._what} where it was",
-            f"'{self.path}', which was removed or replaced",
-            "leave the state folder alone while the agent runs",
-        )
-
-    def _follow_where_replaced(self) -> None:
-        """Whoever only looks follows to the file that the agent has begun anew; the old one is shown until then."""
-        if not self._read_only or _identity(self.path) in (None, self._identity):
-            return
-        database = self._opened_to_read()
-        self._database.close()
-        self._database = database
-
-    def _opened_anew(self) -> sqlite3.Connection:
         try:
             self._set_aside()
-            return self._opened()
+            self._database = self._open()
+            self._created(self._database)
         except (OSError, sqlite3.Error):
-            # Not even that. Without tables every further call fails, and is told.
-            return _nowhere()
+            # Without tables every further call fails, and reports that.
+            self._database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
 
     def _set_aside(self) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
@@ -170,7 +146,7 @@ class SqliteFile:
             if part.exists():
                 part.rename(f"{aside}{suffix}")
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
         try:
             database.execute("PRAGMA journal_mode = WAL")
@@ -191,20 +167,14 @@ class SqliteFile:
             raise
         return database
 
-    def _opened_to_read(self) -> sqlite3.Connection:
+    def _open_to_read(self) -> sqlite3.Connection:
         if not self.path.is_file():
-            raise OutboxError(
-                f"an {self._what}", f"no file '{self.path}'", "start the agent, or name its state folder with --state"
-            )
+            remedy = "start the agent, or name its state folder with --state"
+            raise OutboxError(f"an {self._what}", f"no file '{self.path}'", remedy)
+        address = f"{self.path.absolute().as_uri()}?mode=ro"
         database: sqlite3.Connection | None = None
         try:
-            database = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=30,
-            )
+            database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
             self._refuse_newer(database)
             self._identity = _identity(self.path)
         except BaseException as error:
@@ -218,15 +188,8 @@ class SqliteFile:
     def _refuse_newer(self, database: sqlite3.Connection) -> None:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > self._version:
-            raise OutboxError(
-                f"an {self._what} of version {self._version} or older",
-                f"version {version} in '{self.path}'",
-                "update AgriDistill on this device",
-            )
-
-
-def _nowhere() -> sqlite3.Connection:
-    return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            expected = f"an {self._what} of version {self._version} or older"
+            raise OutboxError(expected, f"version {version} in '{self.path}'", "update AgriDistill on this device")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

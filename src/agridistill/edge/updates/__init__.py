@@ -1,1 +1,5 @@
-"""Signed model updates: the device always runs the old or the new model, never none."""
+"""Signed model updates: `release` (signatures), `fetch`, `golden` (a trial on the device), `slots` (which model runs).
+
+`Updater` connects them and `UpdateWorker` runs it beside the agent; `publish` creates releases. A device always has the
+old or the new model, never none.
+"""

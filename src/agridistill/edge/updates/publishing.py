@@ -1,4 +1,4 @@
-"""Publishing: a model, photos with known answers and a key make a release that devices take."""
+"""Publishing: a model, golden photos and a key become a release for devices."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
-from agridistill.edge.updates.keys import key_id
-from agridistill.edge.updates.pointer import sync_folder
 from agridistill.edge.updates.release import (
     MAX_RELEASE_BYTES,
     MODEL_SUFFIXES,
@@ -22,6 +20,7 @@ from agridistill.edge.updates.release import (
     Release,
     ReleaseFile,
     TrustChange,
+    key_id,
     signed_release,
     stored_release,
 )
@@ -31,7 +30,7 @@ from agridistill.progress import ProgressCallback, silent
 from agridistill.runtime.backends import manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.reading import expand
-from agridistill.storage import replacing
+from agridistill.storage import replacing, sync_folder
 
 MAX_GOLDEN_PHOTOS = 200
 _NAMED_PHOTOS = 5
@@ -39,51 +38,31 @@ _NAMED_PHOTOS = 5
 
 @dataclass(frozen=True)
 class PublishSettings:
-    """What a release says beside its files.
+    """What a release holds beside its files."""
 
-    Attributes:
-        version: grows from release to release.
-        channel: devices take the releases of one channel.
-        minimum_agreement: share of the golden photos, above 0 to 1, that a device's own engine has to get right.
-        base_url: where the folder of the releases can be fetched, for those that come by MQTT; "" for none.
-        trust: public keys of 32 bytes that devices are to trust from now on.
-        revoke: ids of keys that they are to trust no more.
-    """
-
-    version: int
-    channel: str = "default"
-    minimum_agreement: float = 0.9
-    base_url: str = ""
-    trust: tuple[bytes, ...] = ()
-    revoke: tuple[str, ...] = ()
+    version: int  # grows from release to release
+    channel: str = "default"  # devices take the releases of one channel
+    minimum_agreement: float = 0.9  # share of the golden photos that a device's own engine has to get right, above 0
+    base_url: str = ""  # of the folder of the releases, for those that come by MQTT
+    trust: tuple[bytes, ...] = ()  # public keys of 32 bytes that devices trust from now on
+    revoke: tuple[str, ...] = ()  # ids of keys that they no longer trust
 
 
 @dataclass(frozen=True)
 class PublishResult:
-    """A release that was written.
+    """A release that was written."""
 
-    Attributes:
-        release: path of its `release.json`.
-        version: of it.
-        key_ids: of the keys that signed it.
-        files: how many.
-        size_bytes: that a device downloads.
-        golden_photos: how many.
-        agreement: share of them that the model gets right here, 0 to 1.
-        unchanged: the very same release was there already.
-    """
-
-    release: str
+    release: str  # path of its `release.json`
     version: int
-    key_ids: tuple[str, ...]
+    key_ids: tuple[str, ...]  # of the keys that signed it
     files: int
-    size_bytes: int
+    size_bytes: int  # that a device downloads
     golden_photos: int
-    agreement: float
-    unchanged: bool
+    agreement: float  # share of the golden photos that the model gets right here, 0 to 1
+    unchanged: bool  # the very same release existed already
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure."""
+        """All figures."""
         return asdict(self)
 
 
@@ -96,18 +75,18 @@ def publish(
     *,
     progress: ProgressCallback = silent,
 ) -> PublishResult:
-    """Writes `OUT/vVERSION/…` and then `OUT/release.json`, which a device sees as one.
+    """Writes `OUT/vVERSION/…` and then `OUT/release.json`, which switches devices to it at once.
 
     Args:
         model: an exported file with its manifest beside it.
-        golden: photos in folders of their class; or photos without, for which the model's own answers here count.
-        out: folder that is served to devices; releases of all versions lie in it.
+        golden: photos in folders of their class; or without folders, where the model's own answers here count.
+        out: folder that is served to devices; it holds the releases of all versions.
         keys: that sign; a device needs one that it trusts.
         settings: version and the rest.
         progress: called with (photos answered, photos).
 
     Raises:
-        EdgeError: nothing to sign with, a version that was published already, or values that no release may have.
+        EdgeError: no key, a version that was published already, or values that no release may have.
         ModelError: no exported model, or one that does not get its own golden photos right.
         DataError: golden photos that cannot be read.
     """
@@ -130,9 +109,16 @@ def publish(
     unchanged = _is_published(out, release)
     if not unchanged:
         _write(out, release, contents, signed_release(release, keys))
-    size = release.size_bytes
-    path = str(out / RELEASE_NAME)
-    return PublishResult(path, release.version, tuple(own), len(contents), size, len(photos), agreement, unchanged)
+    return PublishResult(
+        release=str(out / RELEASE_NAME),
+        version=release.version,
+        key_ids=tuple(own),
+        files=len(contents),
+        size_bytes=release.size_bytes,
+        golden_photos=len(photos),
+        agreement=agreement,
+        unchanged=unchanged,
+    )
 
 
 def _golden(
@@ -156,18 +142,14 @@ def _golden(
     wrong = [photo for photo, label, answer in zip(photos, labels, answers, strict=True) if label != answer]
     agreement = (len(photos) - len(wrong)) / len(photos)
     if agreement < minimum:
+        named = ", ".join(f"'{photo}'" for photo in wrong[:_NAMED_PHOTOS])
+        named += f" and {len(wrong) - _NAMED_PHOTOS} more" if len(wrong) > _NAMED_PHOTOS else ""
         raise ModelError(
             f"a model that answers {100 * minimum:g} % of its golden photos right",
-            f"{100 * agreement:.1f} % (wrong: {_named(wrong)})",
+            f"{100 * agreement:.1f} % (wrong: {named})",
             "take other photos or lower --minimum-agreement",
         )
     return photos, labels, agreement
-
-
-def _named(photos: Sequence[Path]) -> str:
-    """The first few, and how many more."""
-    more = len(photos) - _NAMED_PHOTOS
-    return ", ".join(f"'{photo}'" for photo in photos[:_NAMED_PHOTOS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _release(
@@ -201,20 +183,16 @@ def _release(
 
 
 def _is_published(out: Path, release: Release) -> bool:
-    """Whether the very same release is there.
-
-    Raises:
-        EdgeError: a newer one is there, or another one of this version: some devices may have it already.
-    """
+    """Whether the very same release is published; EdgeError where a newer one is, or another one of this version."""
     path = out / RELEASE_NAME
     if not path.exists():
         return False
-    there = stored_release(path.read_bytes())
-    if there.version > release.version:
-        raise EdgeError(f"a version above {there.version}", str(release.version), "devices take no older one")
-    if there.version < release.version:
+    published = stored_release(path.read_bytes())
+    if published.version > release.version:
+        raise EdgeError(f"a version above {published.version}", str(release.version), "devices take no older one")
+    if published.version < release.version:
         return False
-    if there.model_copy(update={"created": release.created}) != release:
+    if published.model_copy(update={"created": release.created}) != release:
         remedy = f"publish with --version {release.version + 1}"
         raise EdgeError("a new version", f"another release of version {release.version} in '{out}'", remedy)
     return True

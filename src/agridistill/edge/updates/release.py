@@ -1,23 +1,30 @@
-"""A release: what a new model consists of, signed. What is not signed is never believed."""
+"""A release: what a new model consists of, signed with Ed25519. Nothing unsigned is ever used."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import PurePath
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agridistill.edge.updates.keys import TrustedKeys, key_id
-from agridistill.errors import EdgeError
+from agridistill.errors import ConfigError, EdgeError
 
 RELEASE_NAME = "release.json"
 MAX_RELEASE_BYTES = 1_000_000
 MODEL_SUFFIXES = (".onnx", ".tflite")
-# A signature made for anything else, by the same key, is none of a release.
+PASSWORD_VARIABLE = "AGRIDISTILL_KEY_PASSWORD"  # noqa: S105 - the variable's name
+PUBLIC_SUFFIX = ".pub"
+_MAX_KEY_BYTES = 10_000
+# A signature that the same key made for anything else is not one of a release.
 _SIGNED_PREFIX = b"agridistill-model release v1\n"
 _MAX_SIGNATURES = 16
 
@@ -29,7 +36,33 @@ _KeyBytes = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class RefusedError(EdgeError):
-    """A release that must not be installed: not signed, not whole, not newer, or not as good as it says."""
+    """A release that must not be installed: not signed, not intact, not newer, or worse than it claims."""
+
+
+class UnavailableError(EdgeError):
+    """A release cannot be fetched now; a later try may succeed."""
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How updates are fetched and tried."""
+
+    channel: str = "default"  # releases of another one are refused
+    max_file_bytes: int = 500_000_000
+    spare_bytes: int = 50_000_000  # room on the disk that an update leaves free
+    timeout_s: float = 30.0  # of a connection with the header of its answer, and of each read of the body
+    patience_s: float = 3600.0  # for all files; the next check continues the download
+    attempts: int = 4  # tries in a row without a new byte before a file is given up
+    pause_s: float = 1.0  # before the second try; doubled before each further one
+    golden_limit_s: float = 120.0  # for all golden photos
+    engine: str | None = None  # None takes the fastest one here
+    threads: int = 0  # of one prediction; 0 takes one for each core
+    ca_file: Path | None = None  # authorities to trust for https; None trusts the system's
+
+    def __post_init__(self) -> None:
+        limits = (self.max_file_bytes, self.timeout_s, self.patience_s, self.attempts, self.golden_limit_s)
+        if min(limits) <= 0 or min(self.spare_bytes, self.pause_s, self.threads) < 0:
+            raise ConfigError("limits above 0 for updates", "less", "correct the settings")
 
 
 class _Signed(BaseModel):
@@ -37,13 +70,7 @@ class _Signed(BaseModel):
 
 
 class ReleaseFile(_Signed):
-    """One file of a release.
-
-    Attributes:
-        name: plain, in the release's folder `vVERSION`.
-        size_bytes: of its content.
-        sha256: of its content, lower-case hex.
-    """
+    """One file of a release, in its folder `vVERSION`."""
 
     name: PlainName
     size_bytes: int = Field(ge=0)
@@ -51,63 +78,41 @@ class ReleaseFile(_Signed):
 
 
 class GoldenPhoto(_Signed):
-    """A photo whose answer is known.
-
-    Attributes:
-        photo: one of the release's files.
-        label: what the model has to answer.
-    """
+    """A photo, one of the release's files, and the label that the model has to answer."""
 
     photo: PlainName
     label: str
 
 
 class TrustChange(_Signed):
-    """Keys that count from this release on.
+    """Keys that devices trust, or stop to trust, from this release on."""
 
-    Attributes:
-        add: public keys, 32 bytes each, in hex.
-        remove: ids of keys that count no more.
-    """
-
-    add: tuple[_KeyBytes, ...] = Field(default=(), max_length=_MAX_SIGNATURES)
+    add: tuple[_KeyBytes, ...] = Field(default=(), max_length=_MAX_SIGNATURES)  # public keys in hex
     remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)
 
 
 class Release(_Signed):
-    """What is signed.
-
-    Attributes:
-        version: grows from release to release.
-        created: when it was signed.
-        channel: devices take the releases of one channel; so one key can serve several crops.
-        files: all that is downloaded.
-        model: which of them is the artefact; `NAME.json`, its manifest, is one of them, too.
-        classes: of the model, in the order of its logits.
-        golden: photos that the new model has to answer on the device before it is used.
-        minimum_agreement: share of them that it has to get right, above 0 to 1.
-        base_url: where the folder `vVERSION` lies, for releases that come by MQTT; "" where it lies beside this file.
-        trust: keys to add and to remove.
-    """
+    """What is signed."""
 
     product: Literal["agridistill-model"] = "agridistill-model"
     format_version: Literal[1] = 1
-    version: int = Field(ge=1, le=2**53)
+    version: int = Field(ge=1, le=2**53)  # grows from release to release
     created: AwareDatetime
-    channel: PlainName = "default"
+    channel: PlainName = "default"  # devices take the releases of one channel, so one key can serve several crops
     files: tuple[ReleaseFile, ...] = Field(min_length=2, max_length=1000)
-    model: PlainName
-    classes: tuple[str, ...] = Field(min_length=2)
+    model: PlainName  # one of the files; its manifest `NAME.json` is another
+    classes: tuple[str, ...] = Field(min_length=2)  # in the order of the model's logits
     golden: tuple[GoldenPhoto, ...] = Field(min_length=1)
-    minimum_agreement: float = Field(gt=0, le=1)
+    minimum_agreement: float = Field(gt=0, le=1)  # share of the golden photos to answer right on the device
+    # Where the folder `vVERSION` lies, for releases that come by MQTT; "" where it lies beside this file.
     base_url: str = Field(default="", pattern=r"^(https?://[!-~]+/)?$", max_length=2000)
     trust: TrustChange = TrustChange()
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> Self:
+    def _is_consistent(self) -> Self:
         names = [file.name for file in self.files]
-        for holds, wanted in (
-            # Some file systems take two names that differ in case for one.
+        for holds, expected in (
+            # Some file systems ignore case.
             (len({name.lower() for name in names}) == len(names), "each file named once"),
             (not any(name.lower() == RELEASE_NAME or name.endswith(".part") for name in names), "other file names"),
             (PurePath(self.model).suffix in MODEL_SUFFIXES and self.model in names, "its model among its files"),
@@ -117,7 +122,7 @@ class Release(_Signed):
             (not {key_id(bytes.fromhex(key)) for key in self.trust.add} & set(self.trust.remove), "one word on a key"),
         ):
             if not holds:
-                raise ValueError(f"a release needs {wanted}")
+                raise ValueError(f"a release needs {expected}")
         return self
 
     @property
@@ -127,22 +132,17 @@ class Release(_Signed):
 
     @property
     def folder(self) -> str:
-        """Name of the folder that holds its files, beside `release.json`."""
+        """Name of the folder with its files, beside `release.json`."""
         return f"v{self.version}"
 
     @property
     def size_bytes(self) -> int:
-        """Of all its files."""
+        """Size of all files."""
         return sum(file.size_bytes for file in self.files)
 
 
 def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """The content of `release.json`.
-
-    Args:
-        release: what to sign.
-        keys: a signature of each is written; a device needs one that it trusts.
-    """
+    """The content of `release.json`, with a signature of each key; a device needs one that it trusts."""
     payload = release.model_dump_json().encode()
     signatures = [
         {
@@ -156,38 +156,36 @@ def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes
 
 
 def verified_release(envelope: bytes, keys: TrustedKeys) -> Release:
-    """Reads a `release.json`; its payload is looked at only after its signature was checked.
+    """Reads a `release.json`; its payload is parsed only after its signature was checked.
 
     Raises:
         RefusedError: too large, damaged, signed by no trusted key, or of another format.
     """
-    payload, signatures = _opened(envelope)
-    for signature in signatures:
-        if keys.verifies(signature["key_id"], signature["signature"], _SIGNED_PREFIX + payload):
-            return _release(payload)
-    signers = ", ".join(signature["key_id"] for signature in signatures) or "nobody"
-    raise RefusedError(
-        "a release signed by a trusted key", f"one signed by {signers}, or changed since", "sign it with a trusted key"
-    )
+    payload, signatures = _open_envelope(envelope)
+    if not any(keys.verifies(name, signature, _SIGNED_PREFIX + payload) for name, signature in signatures):
+        signers = ", ".join(name for name, _ in signatures) or "nobody"
+        got = f"one signed by {signers}, or changed since"
+        raise RefusedError("a release signed by a trusted key", got, "sign it with a trusted key")
+    return _parse(payload)
 
 
 def stored_release(envelope: bytes) -> Release:
-    """Reads a `release.json` whose signature was checked when it was stored; the key may have gone since.
+    """Reads a `release.json` whose signature was checked when it was stored; the key may be gone since.
 
     Raises:
         RefusedError: damaged.
     """
-    return _release(_opened(envelope)[0])
+    return _parse(_open_envelope(envelope)[0])
 
 
-def _opened(envelope: bytes) -> tuple[bytes, list[dict[str, Any]]]:
+def _open_envelope(envelope: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
     try:
         if len(envelope) > MAX_RELEASE_BYTES:
             raise ValueError(f"more than {MAX_RELEASE_BYTES:,} bytes")
         document = json.loads(envelope.decode("utf-8"))
         payload = base64.b64decode(document["payload"], validate=True)
         signatures = [
-            {"key_id": _text(found["key_id"]), "signature": base64.b64decode(found["signature"], validate=True)}
+            (_printable(found["key_id"]), base64.b64decode(found["signature"], validate=True))
             for found in document["signatures"][:_MAX_SIGNATURES]
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -196,18 +194,134 @@ def _opened(envelope: bytes) -> tuple[bytes, list[dict[str, Any]]]:
     return payload, signatures
 
 
-def _text(value: Any) -> str:
+def _printable(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
         raise ValueError("no key id")
     return value
 
 
-def _release(payload: bytes) -> Release:
+def _parse(payload: bytes) -> Release:
     try:
         return Release.model_validate_json(payload)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "release"
-        raise RefusedError(
-            "a release that this version can read", f"{where}: {first['msg'][:200]}", "publish it again"
-        ) from None
+        got = f"{where}: {first['msg'][:200]}"
+        raise RefusedError("a release that this version can read", got, "publish it again") from None
+
+
+class TrustedKeys:
+    """Public keys of 32 bytes by their id."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self.keys = dict(keys)
+
+    def verifies(self, identity: str, signature: bytes, message: bytes) -> bool:
+        """Whether a trusted key of this id signed the message."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.keys[identity]).verify(signature, message)
+        except (KeyError, InvalidSignature, ValueError):
+            return False
+        return True
+
+    def changed(self, add: Iterable[bytes], remove: Iterable[str]) -> TrustedKeys:
+        """The same keys with some more and without others."""
+        keys = self.keys | {key_id(key): key for key in add}
+        removed = set(remove)
+        return TrustedKeys({name: key for name, key in keys.items() if name not in removed})
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def key_id(key: bytes) -> str:
+    """The first 16 hexadecimal digits of the sha256 of a public key's 32 bytes."""
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+def read_trusted_keys(path: Path) -> TrustedKeys:
+    """Reads one public key, or every `*.pub` of a folder.
+
+    Raises:
+        EdgeError: there is none, or one cannot be read.
+    """
+    files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
+    if not files:
+        raise EdgeError("a folder with public keys", f"'{path}' without a *{PUBLIC_SUFFIX}", "copy the publisher's")
+    return TrustedKeys({key_id(key): key for key in map(read_public_key, files)})
+
+
+def read_public_key(path: Path) -> bytes:
+    """Reads an Ed25519 public key in PEM; returns its 32 bytes.
+
+    Raises:
+        EdgeError: no such file, or no such key.
+    """
+    try:
+        key = serialization.load_pem_public_key(_read_key(path))
+    except (ValueError, UnsupportedAlgorithm):
+        raise EdgeError("an Ed25519 public key in PEM", f"'{path}'", "copy the publisher's .pub file") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise EdgeError("an Ed25519 public key in PEM", f"another kind in '{path}'", "copy the publisher's .pub file")
+    return key.public_bytes_raw()
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """Reads an Ed25519 private key in PEM (PKCS8), with the password in AGRIDISTILL_KEY_PASSWORD where it needs one.
+
+    Raises:
+        EdgeError: no such file, no such key, or another password.
+    """
+    content, password = _read_key(path), _password()
+    try:
+        try:
+            key = serialization.load_pem_private_key(content, password)
+        except TypeError:  # a needless password, or a missing one
+            key = serialization.load_pem_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        got, remedy = f"'{path}', or another password", f"check the file and {PASSWORD_VARIABLE}"
+        raise EdgeError("an Ed25519 private key in PEM", got, remedy) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise EdgeError("an Ed25519 private key in PEM", f"another kind in '{path}'", "make one with --new-key")
+    return key
+
+
+def create_key(path: Path) -> str:
+    """Writes a new private key that only its owner may read, and its public key `PATH.pub`; returns its id.
+
+    It is encrypted with the password in AGRIDISTILL_KEY_PASSWORD where that is set.
+
+    Raises:
+        EdgeError: one of the two files exists: a key is never overwritten.
+        OSError: they cannot be written.
+    """
+    public = path.with_name(path.name + PUBLIC_SUFFIX)
+    for file in (path, public):
+        if file.exists():
+            raise EdgeError("a new file for a key", f"'{file}', which exists", "name another one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key, password = Ed25519PrivateKey.generate(), _password()
+    encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    # With its final rights from the start: nobody else may read it, not even for a moment.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file_out:
+        file_out.write(content)
+        file_out.flush()
+        os.fsync(file_out.fileno())
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(encoding, form))
+    return key_id(key.public_key().public_bytes_raw())
+
+
+def _password() -> bytes | None:
+    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        with path.open("rb") as file:
+            return file.read(_MAX_KEY_BYTES)
+    except OSError as error:
+        raise EdgeError("a key's file", f"'{path}' ({error.strerror or error})", "check the path") from None

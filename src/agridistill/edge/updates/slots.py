@@ -1,51 +1,137 @@
-"""Slots: the models of a device, each in a folder of its own, and the pointer that says which one runs."""
+"""The models of a device, each in a folder of its own, and the pointer: one small file that names the one that runs.
+
+Replacing the pointer is the switch: after a kill or a power cut it is the old one or the new one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
+import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from agridistill.edge.updates.pointer import Pointer, pointer_is_there, read_pointer, sync_folder, write_pointer
-from agridistill.edge.updates.pointer_changes import check_killed, confirmed, ended_well, refusing, switched
-from agridistill.edge.updates.release import RELEASE_NAME, RefusedError, Release, stored_release
-from agridistill.edge.updates.stored import ActiveModel, slot_damage, sync_content
+from agridistill.edge.updates.fetch import damage_of, read_stored
+from agridistill.edge.updates.release import RELEASE_NAME, RefusedError, Release, key_id
 from agridistill.errors import EdgeError, RunError
-from agridistill.storage import only_one
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from agridistill.storage import only_one, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-MAX_TRIAL_STARTS = 3
-"""A new model that was started so often without a `confirm` or an orderly end is taken back."""
-CONFIRM_FRAMES = 20
-"""A new model that answered so many frames, over lives that ended in an orderly way, has worked."""
+MAX_TRIAL_STARTS = 3  # without a `confirm` or an orderly end; then a new model is taken back
+CONFIRM_FRAMES = 20  # answered over lives that ended in an orderly way; then a new model works
 UPDATE_LOCK = "update.lock"
+POINTER_NAME, COPY_NAME = "current.json", "current.copy.json"
 _POINTER_LOCK = "current.lock"
 _SLOT = re.compile(r"v([1-9][0-9]{0,15})")
 _STAGING = re.compile(r"v([1-9][0-9]{0,15})\.part")
-_threads = threading.Lock()
+_FORMAT_VERSION = 1
+_MAX_POINTER_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which model runs, and what must not be forgotten."""
+
+    active: int = 0  # version to run; 0 is the model that the device was started with
+    good: int = 0  # version to return to
+    trial: bool = False  # the active version is not confirmed yet
+    starts: int = 0  # of the active version on trial that did not end in an orderly way
+    frames: int = 0  # that the active version on trial answered, in lives that ended in an orderly way
+    highest: int = 0  # version ever accepted; older ones are refused
+    refused: Mapping[int, str] = field(default_factory=dict)  # versions that failed here -> why
+    killed_checks: Mapping[int, int] = field(default_factory=dict)  # versions whose golden check was killed -> times
+    added_keys: tuple[str, ...] = ()  # public keys that releases added, in hex
+    removed_keys: tuple[str, ...] = ()  # ids of keys that releases removed
+
+    def switched(self, release: Release) -> Pointer:
+        """A release becomes the active version, on trial, and its keys count."""
+        added, removed = release.trust.add, release.trust.remove
+        added_ids = {key_id(bytes.fromhex(key)) for key in added}
+        kept_removed = [name for name in self.removed_keys if name not in added_ids]
+        kept_added = [key for key in self.added_keys if key_id(bytes.fromhex(key)) not in removed]
+        return replace(
+            self,
+            active=release.version,
+            # A version on trial is not confirmed as one to return to.
+            good=self.good if self.trial else self.active,
+            trial=True,
+            starts=0,
+            frames=0,
+            highest=max(self.highest, release.version),
+            killed_checks={},
+            added_keys=tuple(dict.fromkeys((*kept_added, *added))),
+            removed_keys=tuple(dict.fromkeys((*kept_removed, *removed))),
+        )
+
+    def refusing(self, version: int, why: str) -> Pointer:
+        """A version failed here. Versions below the highest are refused anyway."""
+        refused = {**self.refused, version: why[:300]}
+        return replace(self, refused={number: text for number, text in refused.items() if number >= self.highest})
+
+
+def read_pointer(folder: Path) -> Pointer | None:
+    """The pointer, or its copy where it is damaged; None where both are."""
+    for name in (POINTER_NAME, COPY_NAME):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            with (folder / name).open("rb") as file:
+                document = json.loads(file.read(_MAX_POINTER_BYTES))
+            if document.pop("sha256") != _digest(document) or document.pop("format_version") != _FORMAT_VERSION:
+                continue
+            for name in ("refused", "killed_checks"):  # earlier versions write no killed_checks
+                document[name] = {int(version): value for version, value in document.get(name, {}).items()}
+            for name in ("added_keys", "removed_keys"):
+                document[name] = tuple(document[name])
+            return Pointer(**document)
+    return None
+
+
+def write_pointer(folder: Path, pointer: Pointer) -> None:
+    """Replaces the pointer; raises OSError where the disk refuses, and the old pointer holds."""
+    document = json.loads(json.dumps({"format_version": _FORMAT_VERSION, **asdict(pointer)}))
+    document["sha256"] = _digest(document)
+    write_json(folder / POINTER_NAME, document)
+    sync_folder(folder)
+    # The copy only protects against damage. The switch is done: a full disk here must not make the caller undo it.
+    with contextlib.suppress(OSError):
+        write_json(folder / COPY_NAME, document)
+        sync_folder(folder)
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ActiveModel:
+    """The model to run."""
+
+    path: Path  # of the artefact
+    version: int  # 0 for the first model
+    trial: bool = False
+    frames: int = 0  # that it answered in earlier lives on trial
 
 
 class ModelSlots:
     """The models of one device. May be used from several threads and processes.
 
+    `staging`, `switch`, `refuse` and `count_killed_check` raise OSError where the disk refuses; the old model stays.
+
     Args:
-        folder: `STATE/models`; made when the first update comes.
+        folder: `STATE/models`; created when the first update comes.
         first: the model that the device was started with: the last resort, never removed.
     """
 
     def __init__(self, folder: Path, first: Path) -> None:
         self.folder, self.first = folder, first
+        self._mutex = threading.Lock()  # for file systems without locks
 
     def start(self) -> ActiveModel:
         """The model to run now; counts the start where it is on trial. Never fails: the last resort is the first model.
@@ -62,37 +148,39 @@ class ModelSlots:
             return self._unwritten(error)
 
     def confirm(self, version: int | None = None) -> None:
-        """Says that a model has worked for a while; slots that are not needed any more are removed.
+        """Records that a version works, None for the active one; slots that are no longer needed are removed.
 
-        A disk that refuses is logged; the model stays on trial then.
-
-        Args:
-            version: that has worked, which an update may have replaced meanwhile; None stands for the active one.
+        Nothing changes where an update has replaced it meanwhile. If the disk refuses, that is logged and the model
+        stays on trial.
         """
         try:
             pointer = self.pointer()
             worked = pointer.active if version is None else version
-            if pointer.trial and pointer.active == worked:
-                pointer = self._change(lambda found: confirmed(found, worked))
-                logger.warning("model version %d is confirmed", worked)
-                for version in self._versions():
-                    if version not in (pointer.active, pointer.good):
-                        shutil.rmtree(self.slot(version), ignore_errors=True)
+            if not pointer.trial or pointer.active != worked:
+                return
+            pointer = self._change(
+                lambda now: replace(now, trial=False, starts=0, frames=0) if now.active == worked else now
+            )
+            logger.warning("model version %d is confirmed", worked)
+            for old in self._versions():
+                if old not in (pointer.active, pointer.good):
+                    shutil.rmtree(self.slot(old), ignore_errors=True)
         except OSError as error:
             logger.warning("a model on trial cannot be confirmed: %s", error)
 
     def ended_well(self, version: int, answered: int) -> None:
-        """Says that the agent ended in an orderly way: where the model is on trial, this start does not count.
+        """Records an orderly end of the agent: the start of `version` does not count, its `answered` frames do.
 
-        Answers are counted over all such lives; 20 confirm the model. A disk that refuses is logged; the start counts
-        then.
-
-        Args:
-            version: that ran, which an update may have replaced meanwhile.
-            answered: frames that it answered in this life.
+        20 frames over all such lives confirm a model. If the disk refuses, that is logged and the start counts.
         """
+
+        def ended(now: Pointer) -> Pointer:
+            if not now.trial or now.active != version:
+                return now
+            return replace(now, starts=max(0, now.starts - 1), frames=now.frames + answered)
+
         try:
-            pointer = self._change(lambda found: ended_well(found, version, answered))
+            pointer = self._change(ended)
         except OSError as error:
             logger.warning("the orderly end of a model on trial cannot be written down: %s", error)
             return
@@ -100,21 +188,13 @@ class ModelSlots:
             self.confirm(version)
 
     def give_up(self, version: int, why: str) -> ActiveModel:
-        """Refuses a version that cannot be loaded or does not work, and gives the one to run instead.
-
-        Args:
-            version: that was running.
-            why: one line, for the log and for whoever asks later.
-
-        Raises:
-            EdgeError: it is the first model: there is nothing to return to.
-        """
+        """Refuses a version that does not work, and returns the one to run instead; EdgeError for the first model."""
         if version == 0:
             raise EdgeError("a first model that works", f"'{self.first}' ({why})", "start with another --model")
 
-        def given_up(pointer: Pointer) -> Pointer:
-            pointer = refusing(pointer, version, why)
-            return self._returned(pointer, why) if pointer.active == version else pointer
+        def given_up(now: Pointer) -> Pointer:
+            now = now.refusing(version, why)
+            return self._returned(now, why) if now.active == version else now
 
         try:
             self._change(given_up)
@@ -124,7 +204,7 @@ class ModelSlots:
         return self.start()
 
     def pointer(self) -> Pointer:
-        """What is known now; made anew from the slots where the file is damaged."""
+        """The current pointer; rebuilt from the slots where the file is damaged."""
         return read_pointer(self.folder) or self._rebuilt()
 
     def slot(self, version: int) -> Path:
@@ -132,65 +212,56 @@ class ModelSlots:
         return self.folder / f"v{version}"
 
     def release(self, version: int) -> Release | None:
-        """What was signed of a stored version; None where that cannot be read."""
+        """The signed release of a stored version; None where it cannot be read."""
         with contextlib.suppress(OSError, RefusedError):
-            return stored_release((self.slot(version) / RELEASE_NAME).read_bytes())
+            return read_stored(self.slot(version))
         return None
 
     def staging(self, release: Release, envelope: bytes) -> Path:
-        """Folder in which a release comes together; what an earlier try brought is still in it.
-
-        Raises:
-            OSError: the disk refuses.
-        """
-        # From here on a missing pointer is a lost one, and never just the first update that was killed.
+        """Folder in which a release is assembled; it still holds what an earlier try fetched."""
+        # From here on a missing pointer is a lost one, and not a first update that was killed.
         self._change(lambda pointer: pointer)
         folder = self.folder / f"v{release.version}.part"
         for path in self.folder.iterdir():
             if _STAGING.fullmatch(path.name) and path != folder:
                 shutil.rmtree(path, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = {name for file in release.files for name in (file.name, f"{file.name}.part")}
+        expected = {name for file in release.files for name in (file.name, f"{file.name}.part")}
         for path in folder.iterdir():
-            if path.name not in wanted:
+            if path.name not in expected:
                 path.unlink()
-        # Not by a temporary name: it counts only when the folder is renamed, after it was synchronised.
-        with (folder / RELEASE_NAME).open("wb") as file_out:
-            file_out.write(envelope)
+        # Without a temporary name: it counts only when the folder is renamed, after it was synchronised.
+        (folder / RELEASE_NAME).write_bytes(envelope)
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
-        """Makes a release that was fetched and tried the active one, on trial, and its keys count.
-
-        Raises:
-            OSError: the disk refuses; the old model stays.
-        """
-        sync_content(staging)
+        """Makes a release that was fetched and tried the active one, on trial, and its keys count."""
+        for path in staging.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(staging)
         slot = self.slot(release.version)
         if slot.exists():
             shutil.rmtree(slot)
         staging.rename(slot)
         sync_folder(self.folder)
-        self._change(lambda pointer: switched(pointer, release))
+        self._change(lambda pointer: pointer.switched(release))
 
     def refuse(self, version: int, why: str) -> None:
-        """Writes down that a version failed here: it is not tried again.
-
-        Raises:
-            OSError: the disk refuses.
-        """
-        self._change(lambda pointer: refusing(pointer, version, why))
+        """Records that a version failed here: it is not tried again."""
+        self._change(lambda pointer: pointer.refusing(version, why))
 
     def count_killed_check(self, version: int) -> int:
-        """Writes down that the golden check of a version was killed; gives how often that was.
+        """Records that the golden check of a version was killed; returns how often that happened."""
 
-        Raises:
-            OSError: the disk refuses.
-        """
-        return self._change(lambda pointer: check_killed(pointer, version)).killed_checks[version]
+        def counted(now: Pointer) -> Pointer:
+            times = {number: count for number, count in now.killed_checks.items() if number >= now.highest}
+            return replace(now, killed_checks={**times, version: times.get(version, 0) + 1})
+
+        return self._change(counted).killed_checks[version]
 
     def sweep(self) -> None:
-        """Removes what killed updates left; a folder that may still become a model is kept, to be gone on with."""
+        """Removes the leftovers of killed updates, but not a folder whose download can be continued."""
         with contextlib.suppress(OSError, RunError), only_one(self.folder / UPDATE_LOCK, "model update"):
             pointer = self.pointer()
             for path in list(self.folder.iterdir()):
@@ -200,42 +271,41 @@ class ModelSlots:
                 if version and useless and version != pointer.active:
                     shutil.rmtree(path, ignore_errors=True)
                 elif slot and version > pointer.highest:
-                    # All was there but the switch.
+                    # Complete, but for the switch.
                     staging = path.with_name(f"{path.name}.part")
                     shutil.rmtree(staging, ignore_errors=True)
                     path.rename(staging)
-            with self._locked():
+            with only_one(self.folder / _POINTER_LOCK, "pointer", wait=True):
                 for path in self.folder.glob(".current*.part"):
                     path.unlink(missing_ok=True)
 
     def _damage(self, version: int) -> str | None:
-        return slot_damage(self.slot(version), version) if version else None
+        return damage_of(self.slot(version), version) if version else None
 
     def _started(self, pointer: Pointer) -> Pointer:
         if pointer.trial and pointer.starts >= MAX_TRIAL_STARTS:
             why = f"it was started {pointer.starts} times without being confirmed"
-            pointer = self._returned(refusing(pointer, pointer.active, why), why)
+            pointer = self._returned(pointer.refusing(pointer.active, why), why)
         if damage := self._damage(pointer.active):
             # Not refused: the same version may be fetched again.
             pointer = self._returned(pointer, damage)
         return replace(pointer, starts=pointer.starts + 1) if pointer.trial else pointer
 
     def _returned(self, pointer: Pointer, why: str) -> Pointer:
-        """The last good version becomes the active one, or the next older one whose files are whole."""
+        """The last good version becomes the active one, or the next older one whose files are intact."""
         older = [version for version in reversed(self._versions()) if version <= pointer.highest]
-        for version in (pointer.good, *older, 0):
-            if version == pointer.active or version in pointer.refused or self._damage(version):
-                continue
-            logger.warning("model version %d gives way to version %d: %s", pointer.active, version, why)
-            good = next((less for less in older if less < version and less not in pointer.refused), 0)
-            return replace(pointer, active=version, good=good, trial=False, starts=0, frames=0)
-        raise AssertionError("version 0 is always whole")
+        barred = {pointer.active, *pointer.refused}
+        active = next(
+            version for version in (pointer.good, *older, 0) if version not in barred and not self._damage(version)
+        )
+        logger.warning("model version %d gives way to version %d: %s", pointer.active, active, why)
+        good = next((less for less in older if less < active and less not in pointer.refused), 0)
+        return replace(pointer, active=active, good=good, trial=False, starts=0, frames=0)
 
     def _unwritten(self, error: Exception) -> ActiveModel:
-        """The model where starts cannot be counted: one on trial is not run then, for nobody would take it back."""
+        """The model where starts cannot be counted: one on trial does not run then, as it could not be taken back."""
         pointer = self.pointer()
-        wanted = pointer.good if pointer.trial else pointer.active
-        for version in (wanted, pointer.good):
+        for version in (pointer.good if pointer.trial else pointer.active, pointer.good):
             if not self._damage(version):
                 with contextlib.suppress(OSError, RefusedError):
                     logger.warning(
@@ -247,9 +317,8 @@ class ModelSlots:
     def _model(self, pointer: Pointer) -> ActiveModel:
         if pointer.active == 0:
             return ActiveModel(self.first, 0)
-        slot = self.slot(pointer.active)
-        release = stored_release((slot / RELEASE_NAME).read_bytes())
-        return ActiveModel(slot / release.model, pointer.active, pointer.trial, pointer.frames)
+        path = self.slot(pointer.active) / read_stored(self.slot(pointer.active)).model
+        return ActiveModel(path, pointer.active, pointer.trial, pointer.frames)
 
     def _versions(self) -> list[int]:
         with contextlib.suppress(OSError):
@@ -258,27 +327,18 @@ class ModelSlots:
         return []
 
     def _rebuilt(self) -> Pointer:
-        """Without a pointer: the newest version whose files are whole, on trial, for nobody knows how it did."""
-        whole = [version for version in self._versions() if not self._damage(version)]
-        newest, before = (*reversed(whole), 0, 0)[:2]
+        """Without a pointer: the newest version whose files are intact, on trial again."""
+        intact = [version for version in self._versions() if not self._damage(version)]
+        newest, before = (*reversed(intact), 0, 0)[:2]
         return Pointer(active=newest, good=before, trial=newest > 0, highest=newest)
 
     def _change(self, change: Callable[[Pointer], Pointer]) -> Pointer:
-        with self._locked():
+        with self._mutex, only_one(self.folder / _POINTER_LOCK, "pointer", wait=True):
             before = read_pointer(self.folder)
-            if before is None and (pointer_is_there(self.folder) or self._versions()):
+            was_written = any((self.folder / name).exists() for name in (POINTER_NAME, COPY_NAME))
+            if before is None and (was_written or self._versions()):
                 logger.error("what is known of the models in '%s' is lost: read from them, keys as given", self.folder)
             after = change(before or self._rebuilt())
             if after != before:
                 write_pointer(self.folder, after)
             return after
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer of the pointer at a time; it is held for moments only."""
-        with _threads, (self.folder / _POINTER_LOCK).open("ab") as file:
-            if fcntl is not None:
-                # File systems without locks let everybody in.
-                with contextlib.suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX)
-            yield

@@ -1,51 +1,80 @@
-"""Updater: looks at a source, and brings a newer model that is signed, whole and right onto the device."""
+"""Brings a newer model that is signed, intact and tried onto the device; the worker looks for one from time to time."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from agridistill.edge.updates.fetch import fetch_files
+from agridistill.edge.backoff import Backoff
+from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source
 from agridistill.edge.updates.golden import KilledCheckError, check_golden
-from agridistill.edge.updates.keys import TrustedKeys
-from agridistill.edge.updates.pointer import Pointer
-from agridistill.edge.updates.release import RefusedError, Release, verified_release
-from agridistill.edge.updates.settings import UpdateResult, UpdateSettings
-from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots
-from agridistill.edge.updates.sources import ReleaseSource, UnavailableError, open_source
+from agridistill.edge.updates.release import (
+    RefusedError,
+    Release,
+    TrustedKeys,
+    UnavailableError,
+    UpdateSettings,
+    verified_release,
+)
+from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
 from agridistill.errors import EdgeError, RunError
 from agridistill.storage import only_one
 
 logger = logging.getLogger(__name__)
 
 MAX_KILLED_CHECKS = 3
-"""So often a golden check that was killed is postponed; then the version is refused."""
+"""A golden check that was killed is postponed so often; then the version is refused."""
+# A postponed update is tried again after pauses that double, up to an hour or the interval of the checks.
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
+_POLL_S = 0.5
+
+UpdateOutcome = Literal["current", "installed", "refused", "postponed"]
+"""current: nothing new. installed: the new model is on trial from its next start on. refused: the release must not be
+used. postponed: it cannot be fetched now, or the disk is full; the next check tries again."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What a check did."""
+
+    outcome: UpdateOutcome
+    version: int | None = None  # None where no release is valid
+    reason: str = ""  # one line
+    patient: bool = False  # postponed for a reason that lasts: retry late
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is published over MQTT."""
+        return {"outcome": self.outcome, "version": self.version, "reason": self.reason}
 
 
 class Updater:
-    """Checks for updates. What a source can do wrong is a result, never an exception.
+    """Checks for updates. A failure of a source is a result, never an exception.
 
     Args:
         slots: of this device.
-        keys: that the device was given; what releases added and removed comes on top.
+        keys: of the device's settings; keys that releases added and removed come on top.
         settings: limits and patience.
     """
 
     def __init__(self, slots: ModelSlots, keys: TrustedKeys, settings: UpdateSettings | None = None) -> None:
         self.slots, self.keys, self.settings = slots, keys, settings or UpdateSettings()
-        # Of what comes by itself and of what is looked at, each its own: either may be out while the other is there.
-        self._told = {True: ("", ""), False: ("", "")}
+        # Outages are logged separately for releases that arrive as a message and for the polled source.
+        self._logged = {True: ("", ""), False: ("", "")}
 
     def check(self, source: str | Path | bytes | ReleaseSource, stop: threading.Event | None = None) -> UpdateResult:
-        """Looks for a newer release and installs it; `ModelSlots.start` then gives the new model.
+        """Looks for a newer release and installs it; `ModelSlots.start` then returns the new model.
 
         Args:
-            source: as for `open_source`.
-            stop: of the agent; when it is set, golden photos are left unanswered and the update is postponed.
+            source: as in `open_source`.
+            stop: of the agent; setting it ends the golden check, and the update is postponed.
         """
-        by_itself = isinstance(source, bytes)
+        is_message = isinstance(source, bytes)
         try:
             if isinstance(source, str | Path | bytes):
                 source = open_source(source, self.settings)
@@ -58,7 +87,7 @@ class Updater:
             result = UpdateResult("refused", None, str(error))
         except OSError as error:
             result = UpdateResult("postponed", None, f"the disk or the system refuses ({error})")
-        self._tell(result, by_itself)
+        self._log(result, is_message)
         return result
 
     def _checked(self, source: ReleaseSource, stop: threading.Event | None) -> UpdateResult:
@@ -67,49 +96,44 @@ class Updater:
         keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
         release = verified_release(envelope, keys)
         try:
-            self._require_channel(release)
-            if release.version == pointer.active:
-                self._require_same(release)
+            if self._is_current(release, pointer, keys):
                 return UpdateResult("current", release.version)
-            self._require_wanted(release, pointer, keys)
             staging = self.slots.staging(release, envelope)
             fetch_files(source, release, staging, self.settings)
             self._try(release, staging, stop)
             self.slots.switch(release, staging)
         except UnavailableError as error:
-            # Each kill counts: a memory that was full for a quarter of an hour must not refuse a version for good.
+            # Each killed check counts: a memory that was full for some minutes must not refuse a version for good.
             patient = isinstance(error, KilledCheckError)
             return UpdateResult("postponed", release.version, str(error), patient)
         except RefusedError as error:
             return UpdateResult("refused", release.version, str(error))
         return UpdateResult("installed", release.version)
 
-    def _require_channel(self, release: Release) -> None:
-        if release.channel != self.settings.channel:
-            expected = f"a release of the channel '{self.settings.channel}'"
-            raise RefusedError(expected, f"one of '{release.channel}'", "check the device's source")
-
-    def _require_same(self, release: Release) -> None:
-        """Whoever publishes something else under the running version's number must not believe that it runs."""
-        running = self.slots.release(release.version)
-        # When it was signed, and where its files lie, is no content.
-        if running and running.model_copy(update={"created": release.created, "base_url": release.base_url}) != release:
-            expected = f"version {release.version} as it runs here"
-            raise RefusedError(expected, "another release of that version", "publish with a higher --version")
-
-    def _require_wanted(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> None:
-        version = release.version
+    def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
+        """Whether the release runs already; raises RefusedError where it must not be installed."""
+        version, channel = release.version, self.settings.channel
+        if release.channel != channel:
+            expected, got = f"a release of the channel '{channel}'", f"one of '{release.channel}'"
+            raise RefusedError(expected, got, "check the device's source")
+        if version == pointer.active:
+            running = self.slots.release(version)
+            # When it was signed, and where its files lie, may differ.
+            same = {"created": release.created, "base_url": release.base_url}
+            if running and running.model_copy(update=same) != release:
+                expected, got = f"version {version} as it runs here", "another release of that version"
+                raise RefusedError(expected, got, "publish with a higher --version")
+            return True
         if version in pointer.refused:
-            raise RefusedError(
-                "a version that works here", f"{version} ({pointer.refused[version]})", "publish another"
-            )
-        # The highest itself is taken again where its files were damaged on the disk.
+            got = f"{version} ({pointer.refused[version]})"
+            raise RefusedError("a version that works here", got, "publish another")
+        # The highest itself is installed again where its files were damaged on the disk.
         if version < pointer.highest:
             raise RefusedError(f"a version above {pointer.highest}", str(version), "publish with a higher --version")
         if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove):
-            raise RefusedError(
-                "a release that leaves a trusted key", "one that removes all", "add one with --trust-key"
-            )
+            expected = "a release that leaves a trusted key"
+            raise RefusedError(expected, "one that removes all", "add one with --trust-key")
+        return False
 
     def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
         try:
@@ -122,19 +146,88 @@ class Updater:
                 got = f"one whose golden check was killed {times} times"
                 raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
         except RefusedError as error:
-            # Whole and signed, and yet it fails: it would fail at every check.
+            # Intact and signed, and yet it fails: it would fail at every check.
             self.slots.refuse(release.version, str(error))
             shutil.rmtree(staging, ignore_errors=True)
             raise
 
-    def _tell(self, result: UpdateResult, by_itself: bool) -> None:
-        """An outage and a refusal are told once, and that it is over, once."""
-        # A download that is cut off is told in other numbers each time: it is one outage all the same.
+    def _log(self, result: UpdateResult, is_message: bool) -> None:
+        """Logs an outage and a refusal once, and its end once."""
+        # A download that is cut off differs in its numbers each time: it is one outage.
         now = (result.outcome, result.reason if result.outcome == "refused" else "") if result.reason else ("", "")
-        before, self._told[by_itself] = self._told[by_itself], now
+        before, self._logged[is_message] = self._logged[is_message], now
         if now[0] and now != before:
             logger.warning("a model update is %s: %s", result.outcome, result.reason)
         elif not now[0] and before[0]:
             logger.warning("model updates can be had again")
         if result.outcome == "installed":
             logger.warning("model version %s is installed, on trial", result.version)
+
+
+class _Check:
+    """A source to check, and when it is due on the monotonic clock."""
+
+    def __init__(self, source: str | bytes, longest_s: float) -> None:
+        self.source, self._longest_s = source, longest_s
+        self.due_at = time.monotonic()
+        self._backoff = Backoff(_FIRST_RETRY_S, longest_s, least=0.8)
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self.due_at
+
+    def postpone(self, *, patient: bool) -> None:
+        if patient:
+            self._backoff.skip_to_longest()
+        self.due_at = time.monotonic() + self._backoff.pause_s()
+
+    def done(self, pause_s: float) -> None:
+        self._backoff.reset()
+        self.due_at = time.monotonic() + pause_s
+
+
+class UpdateWorker:
+    """Checks a source at intervals, installs releases that arrive over MQTT, and retries what was postponed.
+
+    Args:
+        source: as in `Updater.check`; "" for messages only.
+        every_s: between two checks of the source.
+        updater: does the work.
+        installed: called after an installation.
+    """
+
+    def __init__(self, source: str, every_s: float, updater: Updater, installed: Callable[[], None]) -> None:
+        self._source, self._every_s, self._updater, self._installed = source, every_s, updater, installed
+        self._longest_s = min(_LONGEST_RETRY_S, every_s)
+        self._offered: list[bytes] = []
+        self._wake = threading.Event()
+        self.last: UpdateResult | None = None
+
+    def offer(self, envelope: bytes) -> None:
+        """Takes a release that arrived over MQTT; the latest one counts."""
+        self._offered = [envelope]
+        self._wake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Checks and waits until `stop`."""
+        polled = _Check(self._source, self._longest_s) if self._source else None
+        message: _Check | None = None
+        while not stop.is_set():
+            self._wake.clear()
+            if self._offered:
+                message = _Check(self._offered.pop(), self._longest_s)
+            if message is not None and message.is_due() and self._is_done(message, stop):
+                message = None
+            if polled is not None and polled.is_due() and self._is_done(polled, stop):
+                polled.done(self._every_s)
+            checks = [check for check in (message, polled) if check is not None]
+            while not (stop.wait(_POLL_S) or self._wake.is_set() or any(check.is_due() for check in checks)):
+                pass
+
+    def _is_done(self, check: _Check, stop: threading.Event) -> bool:
+        self.last = self._updater.check(check.source, stop)
+        if self.last.outcome == "installed":
+            self._installed()
+        if self.last.outcome == "postponed":
+            check.postpone(patient=self.last.patient)
+            return False
+        return True

@@ -1,0 +1,253 @@
+"""What is wrong with a data folder, found before a long training run."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, described_without_photos, left_out
+from agridistill.data.inspection import digests_of_photos, inspect_photos, looks_of, phashes_of
+from agridistill.data.labels import FOLDERS, Layout, read_layout
+from agridistill.data.leaf_ids import assign_leaf_ids, unknown_originals, without_original
+from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.data.prepare import conflicting_groups
+from agridistill.data.split import match_split, read_split
+from agridistill.data.structure import alike_in_words
+from agridistill.photo_files import passed_over
+from agridistill.preprocess import MAX_PIXELS
+from agridistill.progress import ProgressCallback, begin, silent
+
+MAX_IMBALANCE = 10
+# One for each of train, val and test.
+MIN_LEAVES = 3
+
+Groups = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class ClassCheck:
+    """One class of the folder."""
+
+    name: str
+    photos: int  # readable ones
+    leaves: int  # groups of photos that stay together in a split
+    photos_per_split: dict[str, int] | None  # train/val/test -> readable photos; None where no split is given
+
+
+@dataclass(frozen=True)
+class Straddling:
+    """Photos of one leaf, or identical files, that are in several splits."""
+
+    paths: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found. Groups are paths."""
+
+    root: Path
+    classes: tuple[ClassCheck, ...]  # in label order
+    unreadable: tuple[tuple[str, str], ...]  # (path, reason)
+    oversize: tuple[tuple[str, str], ...]  # (path, reason): photos above the pixel limit
+    non_photo_files: tuple[str, ...]  # files among the photos that are no photos
+    without_photos: Mapping[str, tuple[str, ...]]  # class folder without a photo -> the files in it
+    alike_names: Groups  # names of class folders that differ in capitals, spaces or normal form alone
+    exact_duplicates: Groups  # identical files
+    conflicting_duplicates: Groups  # identical files in several classes
+    conflicting_copies: (
+        Groups  # other copies of one photo, also flipped, turned, scaled, saved again, in several classes
+    )
+    near_duplicates: Groups  # photos that look alike, also flipped or turned, but are no identical files
+    without_original: tuple[str, ...]  # photos of an augmentation tool whose originals neither names nor looks show
+    straddling_leaves: tuple[Straddling, ...]
+    straddling_duplicates: tuple[Straddling, ...]  # identical files
+    straddling_lookalikes: tuple[Straddling, ...]  # look-alikes of different leaves
+    cut_from_train: tuple[str, ...]  # missing train/val/test folders: their photos are taken from train
+    unassigned: int  # readable photos that the split does not name
+    imbalance: float | None  # photos of the largest class by those of the smallest
+    problems: tuple[str, ...] = ()  # a sentence each
+    notes: tuple[str, ...] = ()  # what is worth knowing, a sentence each
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole result as plain JSON values; counts are photos unless the key says otherwise."""
+        document = asdict(self)
+        document["root"] = str(self.root)
+        document["strays"] = document.pop("non_photo_files")
+        document["imbalance_ratio"] = document.pop("imbalance")
+        document["unassigned_photos"] = document.pop("unassigned")
+        for key in ("unreadable", "oversize"):
+            document[key] = [{"path": path, "reason": reason} for path, reason in document[key]]
+        return document
+
+
+def check(
+    root: Path,
+    *,
+    layout: Layout = FOLDERS,
+    split_file: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: ProgressCallback = silent,
+) -> CheckResult:
+    """Reads every photo of a data folder and reports what is wrong with it.
+
+    Args:
+        root: folder of class folders, or of train/val/test folders of them.
+        layout: how the labels are found.
+        split_file: from `agridistill data split`; takes precedence over train/val/test folders.
+        max_pixels: photos with more are a problem.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: no such folder, fewer than two classes, or the split file is not of this data.
+    """
+    split = read_split(split_file) if split_file is not None else None
+    folder = read_layout(root, layout)
+    split_of = match_split(split, folder.samples) if split is not None else folder.given_split
+    inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
+    records = inspection.records
+    readable = [sample for sample in folder.samples if records[sample.path].error is None]
+    bad: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
+    for sample in folder.samples:
+        record = records[sample.path]
+        if record.error is not None:
+            bad[record.width * record.height > max_pixels].append((sample.path, record.error))
+    samples = assign_leaf_ids(folder, readable, inspection)
+    label_of = {sample.path: sample.label for sample in samples}
+    leaf_of = {sample.path: sample.leaf_id for sample in samples}
+    by_leaf: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        by_leaf[sample.leaf_id].append(sample.path)
+    exact = exact_groups(digests_of_photos(samples, inspection))
+    begin(progress, "comparing photos")
+    # Of identical files the first one is compared.
+    repeated = {path for group in exact for path in group[1:]}
+    compared = [sample for sample in samples if sample.path not in repeated]
+    copies = copy_groups(looks_of(compared, inspection))
+    alike = (*copies, *near_groups(phashes_of(compared, inspection)))
+    merged = merge_groups((sample.path for sample in compared), alike)
+    near = sorted(sorted(group) for group in merged if len(group) > 1)
+    classes = _class_checks(folder, samples, split_of)
+    smallest = min((one.photos for one in classes), default=0)
+    given = folder.given_split if split is None else None
+    present = set(given.values()) if given is not None else set(SPLIT_NAMES)
+    found = CheckResult(
+        root=root,
+        classes=classes,
+        unreadable=tuple(bad[False]),
+        oversize=tuple(bad[True]),
+        non_photo_files=folder.non_photo_files,
+        without_photos=dict(folder.without_photos),
+        alike_names=folder.alike_names,
+        exact_duplicates=tuple(map(tuple, exact)),
+        conflicting_duplicates=conflicting_groups(exact, label_of),
+        conflicting_copies=conflicting_groups(copies, label_of),
+        near_duplicates=tuple(map(tuple, near)),
+        without_original=without_original(samples),
+        straddling_leaves=_straddling(by_leaf.values(), split_of),
+        straddling_duplicates=_straddling(exact, split_of),
+        straddling_lookalikes=_straddling(
+            (group for group in near if len({leaf_of[path] for path in group}) > 1), split_of
+        ),
+        cut_from_train=tuple(name for name in SPLIT_NAMES if name not in present),
+        unassigned=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
+        imbalance=max(one.photos for one in classes) / smallest if smallest else None,
+    )
+    return replace(
+        found,
+        problems=(*folder.problems, *_problems(found, max_pixels)),
+        notes=(*folder.notes, *left_out(replace(folder, problems=())), *_notes(found)),
+    )
+
+
+def _class_checks(
+    folder: PhotoFolder, samples: Iterable[Sample], split_of: Mapping[str, str] | None
+) -> tuple[ClassCheck, ...]:
+    of_class: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        of_class[sample.label].append(sample)
+    checks = []
+    for label, name in enumerate(folder.classes):
+        members = of_class[label]
+        per_split = None
+        if split_of is not None:
+            counts = Counter(split_of.get(sample.path) for sample in members)
+            per_split = {split: counts[split] for split in SPLIT_NAMES}
+        checks.append(ClassCheck(name, len(members), len({sample.leaf_id for sample in members}), per_split))
+    return tuple(checks)
+
+
+def _straddling(groups: Iterable[Sequence[str]], split_of: Mapping[str, str] | None) -> tuple[Straddling, ...]:
+    if split_of is None:
+        return ()
+    found = []
+    for paths in groups:
+        splits = {split_of[path] for path in paths if path in split_of}
+        if len(splits) > 1:
+            found.append(Straddling(tuple(paths), tuple(name for name in SPLIT_NAMES if name in splits)))
+    return tuple(found)
+
+
+def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
+    for bad, what in ((result.unreadable, "cannot be read"), (result.oversize, f"above {max_pixels:,} pixels")):
+        if bad:
+            path, reason = bad[0]
+            yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
+    if result.non_photo_files:
+        yield passed_over(result.non_photo_files)
+    for name, files in result.without_photos.items():
+        yield f"class folder {described_without_photos(name, files)}"
+    yield from map(alike_in_words, result.alike_names)
+    if result.conflicting_duplicates:
+        group = result.conflicting_duplicates[0]
+        yield (
+            f"{_count(result.conflicting_duplicates, 'group')} of identical files in several classes, "
+            f"the first '{group[0]}' and '{group[-1]}'"
+        )
+    if result.conflicting_copies:
+        group = result.conflicting_copies[0]
+        yield (
+            f"{_count(result.conflicting_copies, 'group')} of copies of one photo (also flipped, turned or scaled) in "
+            f"several classes, the first '{group[0]}' and '{group[-1]}'"
+        )
+    if result.without_original:
+        yield unknown_originals(result.without_original)
+    for one in result.classes:
+        if one.leaves < MIN_LEAVES:
+            yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test need one each"
+        yield from (
+            f"'{one.name}' has no photos in {split}"
+            for split, photos in (one.photos_per_split or {}).items()
+            if not photos and split not in result.cut_from_train
+        )
+    for groups, what in ((result.straddling_leaves, "leaf"), (result.straddling_duplicates, "group")):
+        if groups:
+            kind = " of identical files" if what == "group" else ""
+            splits = " and ".join(groups[0].splits)
+            yield f"{_count(groups, what)}{kind} in several splits, the first in {splits}: '{groups[0].paths[0]}'"
+
+
+def _notes(result: CheckResult) -> Iterable[str]:
+    if result.cut_from_train:
+        yield f"no photos in {' and '.join(result.cut_from_train)}: training takes them from train, leaf by leaf"
+    if result.exact_duplicates:
+        photos = sum(len(group) for group in result.exact_duplicates)
+        yield f"{_count(result.exact_duplicates, 'group')} of identical files ({photos} photos)"
+    if result.near_duplicates:
+        photos = sum(len(group) for group in result.near_duplicates)
+        yield f"{_count(result.near_duplicates, 'group')} of photos that look alike ({photos} photos)"
+    if result.straddling_lookalikes:
+        groups = _count(result.straddling_lookalikes, "group")
+        yield f"{groups} of look-alikes in several splits, of different leaves by name"
+    if result.imbalance is not None and result.imbalance > MAX_IMBALANCE:
+        yield f"the largest class has {result.imbalance:.1f} times the photos of the smallest"
+    if result.unassigned:
+        yield f"{_count(range(result.unassigned), 'photo')} in no split"
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    plural = {"leaf": "leaves"}.get(noun, f"{noun}s")
+    return f"{len(items):,} {noun if len(items) == 1 else plural}"

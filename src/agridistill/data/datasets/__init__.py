@@ -1,0 +1,208 @@
+"""Public data sets: one row each in `DATASETS`, fetched by `data fetch`.
+
+Adding a data set takes one module, which knows its classes and the names of its leaves, and one row here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from agridistill.data.datasets import plantvillage
+from agridistill.data.datasets.archive import ArchiveLimits, list_files, unpack
+from agridistill.data.datasets.fetch import (
+    DownloadOptions,
+    discard,
+    download,
+    require_sha256,
+    split_source,
+    without_secrets,
+)
+from agridistill.data.folder import Sample, scan
+from agridistill.data.inspection import MAX_BAD_SHARE, inspect_photos
+from agridistill.errors import DataError, FetchError
+from agridistill.photo_files import is_of_machine, is_photo
+from agridistill.progress import ProgressCallback, begin, silent
+from agridistill.storage import replacing_folder, require_writable
+
+__all__ = ["DATASETS", "Dataset", "FetchResult", "fetch_dataset", "leaves_by_name"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One public data set of class folders."""
+
+    address: str  # of an archive of one commit, never of a branch
+    sha256: str | None  # of that archive; None where the server packs it anew: the commit then names the content
+    classes: tuple[str, ...]  # names of the class folders; others in the archive are left out
+    leaf_ids: Callable[[Path, Sequence[Sample], Sequence[str]], dict[str, str]]
+    """(data folder, samples, classes) -> leaf id of each sample path whose leaf is known."""
+    title: str  # for messages
+    leaf_map: str = ""  # name of a file that `leaf_ids` reads from the data folder
+    photo_root: str = ""  # the folder of the class folders, where the archive holds several renderings of them
+    other_roots: frozenset[str] = frozenset()  # folders of the other renderings
+
+
+DATASETS: Mapping[str, Dataset] = {
+    "plantvillage-tomato": Dataset(
+        address="https://github.com/spMohanty/PlantVillage-Dataset/archive/40789680ba2e6382608dba47b397688fcbd0d04a.zip",
+        sha256=None,
+        classes=plantvillage.TOMATO_CLASSES,
+        leaf_ids=plantvillage.leaf_ids,
+        # Hughes and Salathé 2015, CC BY-SA 3.0.
+        title="PlantVillage's tomatoes",
+        leaf_map=plantvillage.LEAF_MAP_NAME,
+        photo_root="color",
+        other_roots=frozenset({"grayscale", "segmented"}),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """What was fetched."""
+
+    out: Path
+    source: str  # address or file
+    archive_sha256: str
+    classes: int
+    photos: int  # files in the class folders, readable or not
+    unreadable: tuple[str, ...]  # paths of the photos that cannot be read
+    has_leaf_map: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {**asdict(self), "out": str(self.out)}
+
+
+def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, str]:
+    """The leaf id of each sample path that some known data set's naming explains.
+
+    Raises:
+        DataError: a leaf map in the folder is damaged.
+    """
+    found: dict[str, str] = {}
+    for dataset in DATASETS.values():
+        found = dataset.leaf_ids(root, samples, classes) | found
+    return found
+
+
+def fetch_dataset(
+    dataset: Dataset,
+    out: Path,
+    *,
+    source: str | None = None,
+    options: DownloadOptions | None = None,
+    limits: ArchiveLimits | None = None,
+    progress: ProgressCallback = silent,
+) -> FetchResult:
+    """Downloads, unpacks and verifies a data set.
+
+    The folder appears whole or not at all. An interrupted download stays beside it as `OUT.part`; the next call resumes
+    it.
+
+    Args:
+        dataset: row of `DATASETS`.
+        out: folder to make; it must not exist or be empty.
+        source: http(s) address or local file of a .zip or .tar archive that holds the class folders at any depth, by
+            default the data set's address; `#sha256=…` at its end is verified.
+        options: tries, pauses and timeouts of a download.
+        limits: on what the archive may hold.
+        progress: called with (done, total): bytes of the download, then files unpacked, then photos verified.
+
+    Raises:
+        FetchError: `out` is taken; the source cannot be reached or trusted, or holds something else.
+        OSError: the disk is full or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FetchError("a new or empty folder", f"'{out}', which exists", "choose another --out")
+    if out.name in ("", ".."):
+        # The finished folder is renamed to this name, which cannot be the working directory.
+        raise FetchError("the name of a folder to make", f"'{out}'", "write --out with a name")
+    require_writable(out, folder=True)
+    place, sha256 = split_source(source) if source is not None else (dataset.address, dataset.sha256)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if "://" not in place:
+        archive = Path(place)
+        if not archive.is_file():
+            got = f"the folder '{archive}'" if archive.is_dir() else f"'{archive}', which does not exist"
+            raise FetchError("an archive file or an http(s) address", got, "correct --source")
+        archive_sha256 = require_sha256(archive, sha256, f"in '{archive}'", "get the archive again")
+        return _unpack_verified(dataset, archive, archive_sha256, out, place, limits, progress)
+    archive = out.with_name(f"{out.name}.part")
+    archive_sha256 = download(place, archive, sha256=sha256, options=options, progress=progress)
+    try:
+        result = _unpack_verified(dataset, archive, archive_sha256, out, without_secrets(place), limits, progress)
+    except FetchError:
+        # The download is complete and wrong: resuming it would give the same file.
+        discard(archive)
+        raise
+    discard(archive)
+    return result
+
+
+def _unpack_verified(
+    dataset: Dataset,
+    archive: Path,
+    sha256: str,
+    out: Path,
+    source: str,
+    limits: ArchiveLimits | None,
+    progress: ProgressCallback,
+) -> FetchResult:
+    """Unpacks beside `out`, reads every photo and the leaf map, then renames the folder."""
+    places = _places(dataset, archive, list_files(archive, limits=limits))
+    with replacing_folder(out) as folder:
+        begin(progress, "unpacking")
+        unpack(archive, folder, places, limits=limits, progress=progress)
+        scanned = scan(folder)
+        has_leaf_map = bool(dataset.leaf_map) and (folder / dataset.leaf_map).exists()
+        if has_leaf_map:
+            try:
+                dataset.leaf_ids(folder, scanned.samples, scanned.classes)
+            except DataError as error:
+                raise FetchError("an archive with a usable leaf map", error.got, "name another --source") from None
+        begin(progress, "reading photos")
+        records = inspect_photos(scanned, progress=progress).records
+        bad = tuple(path for path, record in records.items() if record.error is not None)
+        if len(bad) > MAX_BAD_SHARE * len(records):
+            got = f"{len(bad)} of {len(records)} unreadable, the first '{bad[0]}' ({records[bad[0]].error})"
+            raise FetchError("readable photos", got, "name another --source")
+    return FetchResult(out, source, sha256, len(scanned.classes), len(records), bad, has_leaf_map)
+
+
+def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, PurePosixPath]:
+    """Where each file of the archive goes: the photos of the classes, and the leaf map nearest to the top."""
+    found: dict[PurePosixPath, dict[str, PurePosixPath]] = {}
+    leaf_maps: list[str] = []
+    for name in names:
+        path = PurePosixPath(name)
+        if path.name == dataset.leaf_map:
+            leaf_maps.append(name)
+        if len(path.parts) < 2 or path.parts[-2] not in dataset.classes or dataset.other_roots & set(path.parts[:-2]):
+            continue
+        if is_photo(path.name) and not any(is_of_machine(part) for part in path.parts[:-1]):
+            found.setdefault(path.parent.parent, {})[name] = PurePosixPath(path.parts[-2], path.name)
+    roots = sorted(found)
+    if len(roots) > 1:
+        roots = [root for root in roots if root.name == dataset.photo_root]
+    if len(found) > 1 and len(roots) != 1:
+        several = " and ".join(f"'{root}'" for root in sorted(found)[:2])
+        got = f"{len(found)} in '{archive.name}' ({several})"
+        raise FetchError(f"one folder of class folders of {dataset.title}", got, "pack only one")
+    places = dict(found[roots[0]]) if roots else {}
+    counts = Counter(place.parent.name for place in places.values())
+    missing = [name for name in dataset.classes if not counts[name]]
+    if missing:
+        got = f"none of {', '.join(missing)}" if counts else "none of them"
+        raise FetchError(
+            f"photos of the {len(dataset.classes)} classes of {dataset.title}",
+            f"{got} in '{archive.name}'",
+            "name another --source",
+        )
+    if leaf_maps:
+        places[min(leaf_maps, key=lambda name: (name.count("/"), name))] = PurePosixPath(dataset.leaf_map)
+    return places

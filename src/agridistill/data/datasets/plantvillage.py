@@ -1,0 +1,163 @@
+"""PlantVillage: its tomato classes, and which photos show the same leaf by their names and by `leaf-map.json`.
+
+Names look like `<uuid>___RS_Late.B 4892.jpg` (a series and a camera's shot number) or
+`<uuid>___GHLB Leaf 2.1 Day 12.jpg` (the leaf is named; the figure after the point counts its photos). Copies drop the
+uuid, and append ` copy`, ` 2`, `_flipLR` and the like.
+
+Leaves were shot in a row, mostly two to five photos each, but the names do not show where one leaf ends. Groups are
+therefore coarse: a group too large costs a little balance, a group too small leaks a leaf from training into the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from agridistill.data.folder import Sample
+from agridistill.data.likeness import merge_groups
+from agridistill.errors import DataError
+
+TOMATO_CLASSES = (
+    "Tomato___Bacterial_spot",
+    "Tomato___Early_blight",
+    "Tomato___Late_blight",
+    "Tomato___Leaf_Mold",
+    "Tomato___Septoria_leaf_spot",
+    "Tomato___Spider_mites Two-spotted_spider_mite",
+    "Tomato___Target_Spot",
+    "Tomato___Tomato_Yellow_Leaf_Curl_Virus",
+    "Tomato___Tomato_mosaic_virus",
+    "Tomato___healthy",
+)
+LEAF_MAP_NAME = "leaf-map.json"
+# Copies of the data lack photos, and missing numbers may hide shots of the same leaf: of "Matt.S_CG" the shots 1019
+# and 1027, with none between them, show one leaf; a leaf of "UF.GRC_YLCV_Lab" has 25 shots.
+MAX_SHOT_GAP = 8
+
+LeafMap = Mapping[str, tuple[str, ...]]
+"""Lower-cased name without uuid and suffix -> leaf ids, each `class:::number` as in the data set."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}_+")
+# Cameras count with four and more digits; a leaf's own number has at most three, or a point and its photo's number.
+_NAMED_LEAF = re.compile(r"(?P<series>[a-z][a-z0-9_.-]*)[ _]+leaf[ _]+(?P<leaf>\d{1,3}(?![0-9a-z])|\d+(?=\.\d))")
+_SHOT = re.compile(r"(?P<series>.*?[a-z.])[ _]+(?P<number>\d{1,6})(?![0-9a-z])")
+# "_ps" (background cut away) and "es" mark other photos of the same plants.
+_VARIANT = re.compile(r"(?:_ps|es)$")
+# Without its uuid a name such as "IMG 0001" says nothing; these are the series of the tomato classes.
+_TOMATO_SERIES = frozenset({
+    "com.g_fl", "com.g_spm_fl", "com.g_tgs_fl", "crnl_l.mold", "gcrec_bact.sp", "gh_hl leaf", "ghlb leaf", "ghlb2 leaf",
+    "jr_sept.l.s", "keller.st_cg", "matt.s_cg", "psu_cg", "rs_erly.b", "rs_hl", "rs_late.b", "uf.grc_bs_lab leaf",
+    "uf.grc_ylcv_lab", "ylcv_gcrec", "ylcv_nrec",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A file name: a named leaf, or a shot in a series (then `leaf` is None)."""
+
+    stem: str
+    series: str
+    number: str
+    leaf: str | None
+
+
+def leaf_ids(root: Path, samples: Iterable[Sample], classes: Sequence[str]) -> dict[str, str]:
+    """The leaf of each photo whose name is understood, see `leaves_of`.
+
+    Raises:
+        DataError: a `leaf-map.json` in the folder or its parent is damaged.
+    """
+    return leaves_of(samples, classes, read_leaf_map(root))
+
+
+def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
+    """The leaf of each photo whose name is understood.
+
+    The leaf map wins over names. Photos that it does not list are joined with the photos of the same class and series
+    that are at most `MAX_SHOT_GAP` shot numbers away.
+
+    Returns:
+        Sample path -> leaf id; photos with other names are absent.
+    """
+    names: dict[str, _Name] = {}
+    mapped: dict[str, list[str]] = {}
+    class_of: dict[str, str] = {}
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    shots: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+    for sample in samples:
+        path, class_name, name = sample.path, classes[sample.label], _parse_name(sample.path)
+        if name is None:
+            continue
+        leaves = (leaf_map or {}).get(name.stem) or (leaf_map or {}).get(f"{name.series} {name.number}") or ()
+        # Series of several crops share names: entries of other classes do not count.
+        mapped[path] = [leaf for leaf in leaves if ":::" not in leaf or leaf.split(":::", 1)[0] == class_name]
+        names[path], class_of[path] = name, class_name
+        for leaf in mapped[path]:
+            groups["", leaf].append(path)
+        if name.leaf is None:
+            shots[class_name, name.series].append((int(name.number), path))
+        elif not mapped[path]:
+            groups[class_name, name.leaf].append(path)
+    neighbours = [
+        (path, next_path)
+        for series in shots.values()
+        for (number, path), (next_number, next_path) in pairwise(sorted(series))
+        if next_number - number <= MAX_SHOT_GAP and not (mapped[path] and mapped[next_path])
+    ]
+    found: dict[str, str] = {}
+    for group in merge_groups(names, (*groups.values(), *neighbours)):
+        # The smallest of all, so that the order of the samples does not matter.
+        ids = [leaf for path in group for leaf in mapped[path]]
+        ids = ids or [
+            f"{class_of[path]}:{names[path].leaf or f'{names[path].series} {names[path].number}'}" for path in group
+        ]
+        found.update(dict.fromkeys(group, min(ids)))
+    return found
+
+
+def read_leaf_map(root: Path) -> LeafMap | None:
+    """Reads `leaf-map.json` from the data folder or its parent; None where there is none.
+
+    Raises:
+        DataError: the file is not a JSON object of lists of leaf ids.
+    """
+    path = next(
+        (path for path in (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME) if path.is_file()), None
+    )
+    if path is None:
+        return None
+    remedy = "restore the file or remove it"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("a leaf map in JSON", f"'{path}' ({error})", remedy) from None
+    if not isinstance(raw, dict):
+        raise DataError("a leaf map: name -> [leaf]", f"'{path}', which holds no object", remedy)
+    leaf_map: dict[str, tuple[str, ...]] = {}
+    for key, value in raw.items():
+        entries = [value] if isinstance(value, str) else value
+        if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
+            raise DataError("a leaf map: name -> [leaf]", f"{value!r} for '{key}' in '{path}'", remedy)
+        leaf_map[" ".join(key.lower().split())] = tuple(entries)
+    return leaf_map
+
+
+def _parse_name(path: str) -> _Name | None:
+    stem = " ".join(os.path.splitext(path.rpartition("/")[2])[0].lower().split())  # noqa: PTH122 - Path is slow
+    rest = _UUID.sub("", stem, count=1)
+    has_uuid = rest != stem
+    leaf = _NAMED_LEAF.match(rest)
+    if leaf is not None:
+        plant = _VARIANT.sub("", leaf["series"])
+        known = has_uuid or f"{plant} leaf" in _TOMATO_SERIES
+        return _Name(rest, leaf["series"], leaf["leaf"], f"{plant} leaf {int(leaf['leaf'])}") if known else None
+    shot = _SHOT.match(rest)
+    if shot is None or not (has_uuid or shot["series"] in _TOMATO_SERIES):
+        return None
+    return _Name(rest, shot["series"], shot["number"], None)

@@ -1,0 +1,262 @@
+"""Drawn leaves, for the demo and the tests only: scores on them predict nothing about real leaves."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from agridistill.data.leaf_shapes import SYMPTOMS, Floats, Leaf, Points, blurred, grid, grow, noise, to_bytes
+from agridistill.errors import DataError, nearest
+from agridistill.progress import ProgressCallback, silent
+from agridistill.storage import replacing_folder
+
+CLASSES: tuple[str, ...] = tuple(SYMPTOMS)
+_SMALLEST_IMAGE = 32
+_JPEG_QUALITY = 90
+
+
+def draw_leaf(
+    class_name: str, rng_leaf: np.random.Generator, rng_shot: np.random.Generator, image_size: int
+) -> Image.Image:
+    """Draws one photo of one leaf.
+
+    Args:
+        class_name: one of `CLASSES`.
+        rng_leaf: decides outline, colour, veins and lesions.
+        rng_shot: decides pose, light, background and camera.
+        image_size: height and width of the photo, in pixels, at least 32.
+
+    Returns:
+        RGB, `image_size` square.
+
+    Raises:
+        DataError: no such class, or too small an image.
+
+    Example:
+        >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size
+        (64, 64)
+    """
+    return photograph(_diseased_leaf(class_name, rng_leaf, image_size), rng_shot)
+
+
+def draw_leaves(
+    out: Path,
+    *,
+    leaves_per_class: int = 40,
+    shots_per_leaf: int = 3,
+    image_size: int = 128,
+    seed: int = 0,
+    progress: ProgressCallback = silent,
+) -> Path:
+    """Writes a folder of class folders of drawn leaves; it appears whole or not at all.
+
+    Files are named as PlantVillage's are, `UUID___SYN_CLASS Leaf LEAF.SHOT.jpg`, with leaf and shot counted from 1.
+    A photo depends on `seed`, its class, its leaf and its shot, not on how many others are drawn.
+
+    Args:
+        out: must not exist, or be an empty folder.
+        leaves_per_class: at least 1.
+        shots_per_leaf: photos of each leaf, at least 1.
+        image_size: height and width of a photo, in pixels, at least 32.
+        seed: not negative.
+        progress: called with (photos done, photos in all).
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: `out` holds something already, or a number is out of its range.
+    """
+    _require("leaf per class", leaves_per_class, 1)
+    _require("shot per leaf", shots_per_leaf, 1)
+    _require("as the seed", seed, 0)
+    _require("px for drawn leaves", image_size, _SMALLEST_IMAGE)
+    total = len(CLASSES) * leaves_per_class * shots_per_leaf
+    done = 0
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError("a new or empty folder for drawn leaves", f"'{out}', which is in use", "name another folder")
+    with replacing_folder(out) as folder:
+        for class_name in CLASSES:
+            (folder / class_name).mkdir()
+            for leaf in range(1, leaves_per_class + 1):
+                for name, photo in _shots_of(class_name, leaf, shots_per_leaf, image_size, seed):
+                    photo.save(folder / class_name / name, quality=_JPEG_QUALITY)
+                    done += 1
+                    progress(done, total)
+    return out
+
+
+def _shots_of(class_name: str, leaf: int, shots: int, image_size: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
+    key = (CLASSES.index(class_name), leaf)
+    drawn = _diseased_leaf(class_name, _generator(seed, *key), image_size)
+    initials = "".join(word[0] for word in class_name.split("_")).upper()
+    for shot in range(1, shots + 1):
+        identity = uuid.uuid5(uuid.NAMESPACE_OID, f"agridistill drawn leaf {seed} {class_name} {leaf} {shot}")
+        yield f"{identity}___SYN_{initials} Leaf {leaf}.{shot}.jpg", photograph(drawn, _generator(seed, *key, shot))
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _diseased_leaf(class_name: str, rng: np.random.Generator, image_size: int) -> Leaf:
+    if class_name not in SYMPTOMS:
+        raise DataError("a class of drawn leaves", repr(class_name), nearest(class_name, CLASSES))
+    _require("px for drawn leaves", image_size, _SMALLEST_IMAGE)
+    severity = rng.uniform(0.2, 1.0)
+    # Other leaves are a little curled too: the outline alone must not reveal the class.
+    curl = 0.35 + 0.65 * severity if class_name == "yellow_curl" else rng.uniform(0, 0.35)
+    return SYMPTOMS[class_name](grow(rng, 2 * image_size, curl=curl), severity, rng)
+
+
+def _require(what: str, number: int, smallest: int) -> None:
+    if number < smallest:
+        raise DataError(f"at least {smallest} {what}", str(number), "name a larger number")
+
+
+def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
+    """One shot of a leaf; `rng` decides everything but the leaf.
+
+    Returns:
+        RGB, square, half the size of the leaf's canvas: it is drawn larger and scaled down against jagged edges.
+    """
+    size = len(leaf.mask)
+    pose, light = _Pose.random(rng), _Light.random(rng)
+    fine_mask = pose.seen(leaf.mask, size)
+    # Only outline and colours need the fine canvas. They are scaled down before the photo is developed, because light
+    # adds up linearly only before that.
+    mask, colour = _halved(fine_mask), _halved(pose.seen(leaf.colour, size) * fine_mask[..., None])
+    height = pose.seen(_halved(leaf.height), size // 2)
+    diffuse, gloss = light.on_leaf(height, 4 * pose.scale / size)
+    ground = _background(rng, size // 2) * light.on_ground(_halved(leaf.mask), mask, pose)[..., None]
+    lit = colour * diffuse[..., None] + (gloss * mask)[..., None]
+    return _develop(rng, lit + ground * (1 - mask)[..., None])
+
+
+@dataclass(frozen=True)
+class _Pose:
+    """Where the leaf lies in the photo: canvas units, radians."""
+
+    angle: float
+    scale: float
+    squeeze: float
+    shift: tuple[float, float]
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> _Pose:
+        shift = rng.normal(0, 0.05, 2)
+        return cls(rng.normal(0, 0.3), rng.uniform(1.0, 1.25), rng.uniform(0.86, 1.0), (shift[0], shift[1] - 0.03))
+
+    def coefficients(self, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[float, ...]:
+        """Pillow's six coefficients, from a pixel of the photo to its pixel of the canvas."""
+        cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
+        matrix = np.array([[cos / self.squeeze, sin / self.squeeze], [-sin, cos]])
+        centre = np.full(2, size / 2)
+        origin = centre - matrix @ (centre * (1 + np.asarray(self.shift) + np.asarray(offset)))
+        return (*matrix[0].tolist(), float(origin[0]), *matrix[1].tolist(), float(origin[1]))
+
+    def seen(self, plane: Floats, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> Floats:
+        """A plane, or a plane of colours from 0 to 1, as it appears in a photo of `size`."""
+        coloured = plane.ndim == 3
+        image = Image.fromarray(to_bytes(plane) if coloured else plane).transform(
+            (size, size), Image.Transform.AFFINE, self.coefficients(size, offset=offset), Image.Resampling.BILINEAR
+        )
+        return np.asarray(image, np.float32) / np.float32(255 if coloured else 1)
+
+
+@dataclass(frozen=True)
+class _Light:
+    """One lamp or the sun over ambient light; `direction` points to it, its third part is up."""
+
+    direction: tuple[float, float, float]
+    ambient: float
+    softness: float
+    lift: float
+    shine: float
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> _Light:
+        around, up = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 1.25)
+        direction = (np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up))
+        sunny = rng.random() < 0.4
+        ambient = rng.uniform(0.35, 0.5) if sunny else rng.uniform(0.6, 0.85)
+        softness = rng.uniform(0.006, 0.02) if sunny else rng.uniform(0.03, 0.09)
+        return cls(
+            direction, ambient, softness, rng.uniform(0.04, 0.14), rng.uniform(0.05, 0.4) * (1.0 if sunny else 0.5)
+        )
+
+    def on_leaf(self, height: Floats, pixel: float) -> tuple[Floats, Floats]:
+        """Brightness of the leaf's surface, 1 where flat (Lambert's law), and the highlights of its wax (Blinn's)."""
+        down, right = np.gradient(height, pixel)
+        steepness = np.sqrt(1 + right * right + down * down)
+
+        def facing(direction: Points) -> Floats:
+            x, y, up = direction.astype(np.float32)
+            return np.asarray(np.maximum(up - x * right - y * down, 0) / steepness, np.float32)
+
+        lamp = np.asarray(self.direction)
+        half_way = lamp + np.array([0, 0, 1])
+        diffuse = self.ambient + (1 - self.ambient) / lamp[2] * facing(lamp)
+        return np.asarray(diffuse, np.float32), np.float32(self.shine) * facing(
+            half_way / np.linalg.norm(half_way)
+        ) ** 16
+
+    def on_ground(self, canvas_mask: Floats, mask: Floats, pose: _Pose) -> Floats:
+        """Brightness of the ground, 1 in full light, darker where the leaf hides the lamp or lies close."""
+        size = len(mask)
+        reach = self.lift / self.direction[2]
+        cast = pose.seen(canvas_mask, size, offset=(-self.direction[0] * reach, -self.direction[1] * reach))
+        hidden = (1 - self.ambient) * 0.9 * blurred(cast, self.softness * size)
+        return np.asarray(1 - hidden - 0.25 * blurred(mask, 0.025 * size), np.float32)
+
+
+def _background(rng: np.random.Generator, size: int) -> Floats:
+    """Grey or purple card in most shots; else paper, soil or wood. `(size, size, 3)`, 0 to 1."""
+    kind = rng.choice(["card", "paper", "soil", "wood"], p=[0.79, 0.07, 0.07, 0.07])
+    grain = rng.standard_normal((size, size), np.float32)
+    if kind == "card":
+        base = (
+            np.array([0.47, 0.44, 0.47]) + rng.normal(0, 0.02, 3) + np.array([0.03, 0, 0.05]) * rng.uniform(-0.3, 1.2)
+        )
+        pattern = 0.02 * noise(rng, size, 6) + 0.03 * noise(rng, size, 80) + rng.uniform(0.02, 0.09) * grain
+    elif kind == "paper":
+        base = np.array([0.74, 0.71, 0.65]) * rng.uniform(0.8, 1.1)
+        pattern = 0.02 * noise(rng, size, 4) + 0.02 * noise(rng, size, 40, stretch=0.3) + 0.015 * grain
+    elif kind == "soil":
+        base = np.array([0.32, 0.25, 0.19]) * rng.uniform(0.7, 1.4)
+        pattern = 0.12 * noise(rng, size, 9) + 0.18 * noise(rng, size, 26) + 0.18 * noise(rng, size, 70) + 0.08 * grain
+    else:
+        base = np.array([0.46, 0.37, 0.28]) * rng.uniform(0.7, 1.3)
+        pattern = 0.10 * noise(rng, size, 10, stretch=9) + 0.10 * noise(rng, size, 60, stretch=25) + 0.02 * grain
+        if rng.random() < 0.5:
+            pattern = pattern.T
+    return np.asarray(base.astype(np.float32) * np.exp(pattern)[..., None], np.float32)
+
+
+def _develop(rng: np.random.Generator, scene: Floats) -> Image.Image:
+    """Uneven light over the photo, exposure, white balance, contrast, focus, sensor noise."""
+    x, y = grid(len(scene))
+    tilt, vignette = rng.normal(0, 0.10, 2).astype(np.float32), np.float32(rng.uniform(0, 0.22))
+    falloff = np.exp(tilt[0] * x + tilt[1] * y - vignette * (x * x + y * y))
+    warmth, tint = rng.normal(0, 0.05), rng.normal(0, 0.025)
+    balance = np.exp(rng.normal(0.05, 0.12) + np.array([warmth, tint, -warmth]))
+    exposed = scene * (falloff[..., None] * balance.astype(np.float32))
+    contrast = np.float32(rng.uniform(0.85, 1.15))
+    toned = np.float32(0.4) * (exposed * np.float32(2.5)) ** contrast
+    # A soft shoulder: highlights fade into white instead of breaking off.
+    toned = np.where(toned > 0.75, 1 - 0.25 * np.exp(-(toned - 0.75) / 0.25), toned)
+    photo = Image.fromarray(to_bytes(toned))
+    if rng.random() < 0.3:
+        photo = photo.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.7) * photo.width / 128))
+    pixels = np.asarray(photo, np.float32)
+    speckle = rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(0.5, 4.0))
+    return Image.fromarray(np.clip(pixels + speckle + 0.5, 0, 255).astype(np.uint8))
+
+
+def _halved(plane: Floats) -> Floats:
+    return np.asarray((plane[::2, ::2] + plane[1::2, ::2] + plane[::2, 1::2] + plane[1::2, 1::2]) / 4, np.float32)

@@ -1,0 +1,307 @@
+"""Class folders -> list of samples. Only names are read here, no pixels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agridistill.data.structure import (
+    ClassFolder,
+    alike_names,
+    labels_remedy,
+    require_class_folders,
+    require_no_splits_inside,
+    split_folders,
+    split_named,
+    wrapped_in,
+)
+from agridistill.errors import DataError
+from agridistill.heatmaps import is_explanation
+from agridistill.manifest import composed
+from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_folder, is_photo, subfolders
+
+SPLIT_NAMES = ("train", "val", "test")
+# As of unreadable photos. A wrong copy here and there is no harm; where one photo in twenty has two labels, a folder
+# was copied into another one, or its photos show several conditions each, which no classifier of one label learns.
+MAX_CONFLICT_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled photo."""
+
+    path: str  # relative to the data folder, with forward slashes
+    label: int  # index into the class list
+    leaf_id: str  # the same for all photos of one leaf; the photo's own path where nothing is known
+
+
+@dataclass(frozen=True)
+class PhotoFolder:
+    """A scanned data folder. All paths are relative to its root."""
+
+    root: Path
+    classes: tuple[str, ...]  # in Unicode's normal form C, sorted; a label is an index into them
+    samples: tuple[Sample, ...]  # all files with a photo's suffix, sorted by path
+    given_split: Mapping[str, str] | None = None  # path -> split, from train/val/test folders or a label file
+    non_photo_files: tuple[str, ...] = ()  # files among the photos, also pictures of `predict --explain`; never used
+    without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class folders without any photo -> the files in them; such a folder is none of the classes."""
+    unlabelled: tuple[str, ...] = ()  # photos in no class folder, or without a row in a label file; never used
+    problems: tuple[str, ...] = ()  # of a label file, a sentence each
+    notes: tuple[str, ...] = ()  # how classes were found, where that is not obvious, a sentence each
+    alike_names: tuple[tuple[str, ...], ...] = ()  # classes that differ in capitals, spaces or normal form alone
+    in_split_folders: bool = False  # the first folder of each path is that of its split
+
+
+def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> PhotoFolder:
+    """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
+
+    Args:
+        root: the data folder.
+        nested: True makes each folder with photos a class of its own, named by its path ("Tomato/Late blight"); False
+            makes each folder of the first level a class with all photos below it; None does that too, where nothing is
+            lost by it.
+        min_classes: fewer are an error.
+
+    Raises:
+        DataError: not a folder, empty, too few classes, classes that differ between the splits, other folders beside
+            those of splits, two folders of one split, or folders that may be no classes.
+    """
+    require_folder(root)
+    folders = subfolders(root)
+    splits = _split_folders(root, folders)
+    if splits is not None:
+        return _scan_given_split(root, splits, nested, min_classes)
+    scanned = _scan_classes(root, [(name, composed(name)) for name in folders], nested, min_classes)
+    alike = {group: None for names in (folders, scanned.classes if nested else ()) for group in alike_names(names)}
+    return replace(scanned, alike_names=tuple(alike))
+
+
+def require_folder(root: Path) -> None:
+    """Checks that the data folder can be read.
+
+    Raises:
+        DataError: it is not there, a file, or not readable.
+    """
+    if not root.exists():
+        raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
+    if not root.is_dir():
+        raise DataError(
+            "a folder of class folders", f"the file '{root}'", "name the folder that holds the class folders"
+        )
+    try:
+        os.scandir(root).close()
+    except PermissionError:
+        raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
+
+
+def all_files(root: Path) -> tuple[list[str], list[str]]:
+    """Photos and other files anywhere below the data folder, as paths relative to it, sorted."""
+    photos, others = _files(root, ".")
+    return sorted(path.removeprefix("./") for path in photos), sorted(path.removeprefix("./") for path in others)
+
+
+def require_outside(path: Path, root: Path, option: str = "--out") -> None:
+    """Checks that results do not go into the photo folder, where their folder would become a class.
+
+    Args:
+        path: that will be written; hidden names are allowed.
+        root: the photo folder.
+        option: that named the path, for the error.
+
+    Raises:
+        DataError: it lies in the photo folder.
+    """
+    full, photos = path.resolve(), root.resolve()
+    if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
+        raise DataError(
+            f"{option} outside the photo folder, in which each folder is a class",
+            f"'{path}' in '{root}'",
+            f"choose another {option}",
+        )
+
+
+def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
+    """The folder of each split; None where the folders are classes, of which one may be named like a split.
+
+    A mixture is refused: read as classes it would make a model of "train" and "test".
+    """
+    found = split_folders(folders)
+    train, named = found.get("train", []), [name for names in found.values() for name in names]
+    others = [name for name in folders if name not in named]
+    if not found or (others and len(found) == 1 and len(named) == 1):
+        return None
+    if train and all(not subfolders(root / name) and _loose_photos(root, name) for name in train):
+        raise DataError(
+            "class folders in the folder of train photos",
+            f"photos without one in '{root / train[0]}'",
+            labels_remedy(root),
+        )
+    for split, names in found.items():
+        if len(names) > 1:
+            raise DataError(f"one folder of {split} photos", f"'{names[0]}' and '{names[1]}' in '{root}'", "merge them")
+    splits = {split: found[split][0] for split in SPLIT_NAMES if split in found}
+    if not train:
+        if others or len(splits) == 1:
+            return None
+        raise DataError(
+            "a folder of train photos beside val and test",
+            f"'{root}' without one",
+            f"add it, or name the folder that holds the class folders, such as '{root / splits['test']}'",
+        )
+    if others:
+        beside = " and ".join(f"'{name}'" for name in sorted(named))
+        raise DataError(
+            "class folders, or only train, val and test folders of them",
+            f"'{others[0]}' beside {beside} in '{root}'",
+            "move it away, or name the folder that holds the class folders",
+        )
+    return splits
+
+
+def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | None, min_classes: int) -> PhotoFolder:
+    names_of = {split: subfolders(root / folder) for split, folder in folder_of.items()}
+    for split, names in names_of.items():
+        unknown = sorted(set(map(composed, names)) - set(map(composed, names_of["train"])))
+        if unknown:
+            raise DataError(
+                "the same classes in train, val and test",
+                f"'{unknown[0]}' in {folder_of[split]} but not in train",
+                "correct the folders"
+                if split_named(unknown[0]) is None
+                else f"move the folders in '{folder_of[split]}/{unknown[0]}' one level up, and those of train likewise",
+            )
+    pairs = [(f"{folder}/{name}", composed(name)) for split, folder in folder_of.items() for name in names_of[split]]
+    split_of = {folder: split for split, folder in folder_of.items()}
+    scanned = _scan_classes(root, pairs, nested, min_classes, split_of=split_of)
+    loose = [path for folder in folder_of.values() for path in _loose_photos(root, folder)]
+    alike = {group: None for names in names_of.values() for group in alike_names(names)}
+    unlabelled = tuple(sorted((*scanned.unlabelled, *loose)))
+    return replace(scanned, unlabelled=unlabelled, alike_names=tuple(alike))
+
+
+def _scan_classes(
+    root: Path,
+    folders: Sequence[tuple[str, str]],
+    nested: bool | None,
+    min_classes: int,
+    split_of: Mapping[str, str] | None = None,
+) -> PhotoFolder:
+    """The photos of class folders.
+
+    Args:
+        root: the data folder.
+        folders: pairs of a folder (relative to the root) and the class of its photos.
+        nested, min_classes: as for `scan`.
+        split_of: folder of a split -> split; None where there are none.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    others: defaultdict[str, list[str]] = defaultdict(list)
+    photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for folder, name in folders:
+        photos, other_files = _files(root, folder)
+        photos_in[name].update(path[len(folder) + 1 :].rpartition("/")[0] for path in photos)
+        for paths, of_class in ((photos, found), (other_files, others)):
+            if nested:
+                for path in paths:
+                    of_class[_nested_class(folder, name, path)].append(path)
+            else:
+                of_class[name].extend(paths)
+    classes = tuple(sorted(name for name, photos in found.items() if photos))
+    held = [ClassFolder(name, photos_in[name]) for name in sorted(photos_in) if photos_in[name]]
+    # Nested, a folder above classes is none itself.
+    above = {name[:end] for name in classes for end in range(len(name) + 1) if name[end : end + 1] in ("", "/")}
+    without_photos = {name: tuple(sorted(others.get(name, ()))) for name in sorted({*photos_in, *others} - above)}
+    loose = _loose_photos(root, ".")
+    if len(classes) < min_classes:
+        raise _too_few_classes(root, held, without_photos, loose=bool(loose))
+    if nested:
+        require_no_splits_inside(root, classes)
+    elif nested is None:
+        require_class_folders(root, held, in_splits=split_of is not None)
+    samples = sorted(
+        (Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]),
+        key=lambda sample: sample.path,
+    )
+    return PhotoFolder(
+        root,
+        classes,
+        tuple(samples),
+        {sample.path: split_of[sample.path.split("/", 1)[0]] for sample in samples} if split_of else None,
+        tuple(sorted(path for paths in others.values() for path in paths)),
+        without_photos,
+        unlabelled=tuple(loose),
+        notes=tuple(
+            f"'{one.name}' holds folders ({len(one.first_level)}), whose photos are all of this one class"
+            for one in held
+            if nested is None and one.loses_a_level
+        ),
+        in_split_folders=bool(split_of),
+    )
+
+
+def _nested_class(folder: str, name: str, path: str) -> str:
+    inner = composed(path[len(folder) + 1 :].rpartition("/")[0])
+    return f"{name}/{inner}" if inner else name
+
+
+def _too_few_classes(
+    root: Path, held: Sequence[ClassFolder], without_photos: Mapping[str, Sequence[str]], *, loose: bool
+) -> DataError:
+    got = f"only '{held[0].name}'" if held else "no photos in class folders"
+    besides = "".join(f", {described_without_photos(*one)}" for one in list(without_photos.items())[:1])
+    remedy = "put the photos of each class in a folder of its own"
+    if held and held[0].loses_a_level:
+        inner = root / held[0].name / wrapped_in(held[0].photos_in)
+        remedy = f"pass the folder that holds the class folders, '{inner}'"
+    elif held or loose:
+        remedy = f"{remedy}, or {labels_remedy(root)}"
+    remedy = how_to_read((path for paths in without_photos.values() for path in paths), otherwise=remedy)
+    return DataError("at least two class folders with photos", f"{got} in '{root}'{besides}", remedy)
+
+
+def described_without_photos(name: str, files: Sequence[str]) -> str:
+    """A class folder without photos, and the files in it.
+
+    Example:
+        >>> described_without_photos("rust", ["rust/1.heic", "rust/2.heic"])
+        "'rust' without photos (2 .heic)"
+    """
+    return f"'{name}' without photos ({counts_by_suffix(files) if files else 'an empty folder'})"
+
+
+def left_out(folder: PhotoFolder) -> list[str]:
+    """What a scan left out although it may be wanted, a sentence each."""
+    lines = list(folder.problems)
+    if folder.unlabelled:
+        count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"
+        lines.append(f"left out: {count} without a label, the first '{folder.unlabelled[0]}'")
+    return lines
+
+
+def _loose_photos(root: Path, folder: str) -> list[str]:
+    """Photos directly in a folder, relative to the root, sorted."""
+    with os.scandir(root / folder) as entries:
+        photos = sorted(entry.name for entry in entries if is_photo(entry.name) and not is_folder(entry))
+    return photos if folder == "." else [f"{folder}/{name}" for name in photos]
+
+
+def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Photos and other files anywhere below a class folder, as paths relative to the root."""
+    photos: list[str] = []
+    others: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        gone = isinstance(error, FileNotFoundError)
+        remedy = "correct the link or remove it" if gone else "change its permissions"
+        raise DataError("readable class folders", f"'{error.filename}' ({error.strerror})", remedy)
+
+    for inside, names in files_below(root / folder, refuse):
+        for name in names:
+            # Plain strings: a Path for each file takes longer than everything else here.
+            path = f"{folder}/{inside}{name}"
+            (photos if is_photo(name) and not is_explanation(f"{root}/{path}") else others).append(path)
+    return photos, others

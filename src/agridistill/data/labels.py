@@ -1,0 +1,241 @@
+"""How the labels of a data folder are found: by its folders, or by a CSV or TSV with a row for each photo."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agridistill.arguments import described, to_optional_path
+from agridistill.data.folder import PhotoFolder, Sample, all_files, require_folder, scan
+from agridistill.data.label_table import (
+    LabelTable,
+    PhotoFinder,
+    are_numbers,
+    find_columns,
+    name_one_folder,
+    read_table,
+    split_values,
+)
+from agridistill.data.structure import alike_names, split_folders
+from agridistill.errors import ConfigError, DataError
+
+# Rows of absent photos are reported; where they are more, the folder or the column is wrong.
+_MAX_ABSENT_SHARE = 0.5
+_NAME_COLUMNS = "name the columns with --label-columns IMAGE,LABEL"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to find the label of each photo.
+
+    Attributes:
+        nested: classes are named by the path of their folder ("Tomato/Late blight"); False takes the first level
+            alone; None takes it where nothing is lost by that, and refuses other folders.
+        label_file: CSV or TSV with a row for each photo; the folders then have no meaning.
+        label_columns: names of its columns of photos and labels, and of the split where there is one; where empty, they
+            are found by usual names.
+
+    Raises:
+        ConfigError: options that exclude each other.
+    """
+
+    nested: bool | None = None
+    label_file: Path | None = None
+    label_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.label_file is not None and self.nested is not None:
+            raise ConfigError("labels from a file or from folders", "both", "leave --nested or --flat away")
+        if self.label_columns and self.label_file is None:
+            raise ConfigError("a label file for --label-columns", "none", "pass --labels FILE")
+        if self.label_columns and len(self.label_columns) not in (2, 3):
+            got = f"'{','.join(self.label_columns)}'"
+            raise ConfigError("--label-columns IMAGE,LABEL or IMAGE,LABEL,SPLIT", got, "correct it")
+
+    def words(self) -> tuple[str | Path, ...]:
+        """The command-line options of this layout."""
+        if self.label_file is not None:
+            columns = ("--label-columns", ",".join(self.label_columns)) if self.label_columns else ()
+            return ("--labels", self.label_file, *columns)
+        return () if self.nested is None else ("--nested" if self.nested else "--flat",)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; the file's path is absolute."""
+        file = str(self.label_file.resolve()) if self.label_file is not None else None
+        return {"nested": self.nested, "label_file": file, "label_columns": list(self.label_columns)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any] | None) -> Layout:
+        """Reads the result of `to_json`; None is the default."""
+        if document is None:
+            return cls()
+        file = document["label_file"]
+        return cls(document["nested"], Path(file) if file is not None else None, tuple(document["label_columns"]))
+
+
+FOLDERS = Layout()
+"""Class folders, or train/val/test folders of them."""
+
+
+def to_layout(label_file: object, label_columns: object, nested: object) -> Layout | None:
+    """The layout of a Python call's arguments; None where none of them is given.
+
+    Raises:
+        ConfigError: another type, or arguments that exclude each other.
+    """
+    file = to_optional_path("label_file", label_file)
+    if isinstance(label_columns, str) or not isinstance(label_columns, Sequence):
+        raise ConfigError("a list of column names for 'label_columns'", described(label_columns), "correct it")
+    if nested is not None and not isinstance(nested, bool):
+        raise ConfigError("True, False or None for 'nested'", described(nested), "correct it")
+    if file is None and nested is None and not label_columns:
+        return None
+    return Layout(nested, file, tuple(str(name) for name in label_columns))
+
+
+def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -> PhotoFolder:
+    """Lists the photos of a data folder with their labels.
+
+    Raises:
+        DataError: the folder or the label file cannot be used.
+    """
+    if layout.label_file is not None:
+        return scan_labelled(root, layout.label_file, layout.label_columns, min_classes=min_classes)
+    return scan(root, nested=layout.nested, min_classes=min_classes)
+
+
+def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_classes: int = 2) -> PhotoFolder:
+    """Lists the photos of a folder with the labels of a table; folders only say where a photo is.
+
+    A cell names its photo by the path from the data folder or from the table, by a path that ends like the photo's,
+    by the file's name, or by that without its suffix. Photos without a row or with an empty label are left out.
+
+    Args:
+        root: the data folder.
+        file: CSV or TSV whose first line names the columns; in UTF-8, or in UTF-16 with a byte order mark.
+        columns: names of the columns of photos and labels, and of the split; found by usual names where empty.
+        min_classes: fewer are an error.
+
+    Raises:
+        DataError: the folder or the file cannot be used, a photo with two labels or splits, too few classes, a
+            cell that fits several photos, or more than half of the photos are not there.
+    """
+    require_folder(root)
+    table = read_table(file)
+    photos, others = all_files(root)
+    finder = PhotoFinder(root, file, photos)
+    image, label, split = find_columns(table, columns, finder.found)
+    splits = split_values(table, split, named=len(columns) == 3) if split is not None else None
+    rows, absent = _rows(table, finder, image, label, splits)
+    if len(absent) == len(table.rows) or len(absent) > _MAX_ABSENT_SHARE * len(table.rows):
+        line, cell = absent[0]
+        raise DataError(
+            f"the photos that '{file}' names, in '{root}'",
+            f"none for {len(absent):,} of its {len(table.rows):,} rows, the first '{cell}' (column "
+            f"'{table.header[image]}', line {line})",
+            f"pass the folder that holds them, or {_NAME_COLUMNS}",
+        )
+    labelled = _row_of_photo(table, rows)
+    classes = tuple(sorted({row.label for row in labelled.values()}))
+    if len(classes) < min_classes:
+        raise DataError(
+            "at least two classes" if min_classes > 1 else "labels",
+            f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'",
+            _NAME_COLUMNS,
+        )
+    index_of = {name: index for index, name in enumerate(classes)}
+    in_column = {path: row.split for path, row in labelled.items() if row.split is not None}
+    by_folders = _split_by_folders(labelled) if not in_column else {}
+    find_other = PhotoFinder(root, file, others)
+    unread = {path for _, cell in absent for path in find_other.candidates(cell)[:1]}
+    problems = []
+    if absent:
+        line, cell = absent[0]
+        count = "1 row" if len(absent) == 1 else f"{len(absent):,} rows"
+        problems.append(f"{count} of '{file}' without a photo that can be read, the first '{cell}' (line {line})")
+    return PhotoFolder(
+        root,
+        classes,
+        tuple(Sample(path, index_of[row.label], path) for path, row in sorted(labelled.items())),
+        in_column or by_folders or None,
+        tuple(sorted(unread)),
+        unlabelled=tuple(sorted(path for path in photos if path not in labelled)),
+        problems=tuple(problems),
+        alike_names=alike_names(classes),
+        notes=tuple(_notes(table, (image, label, split), len(rows) - len(labelled), classes, used=splits is not None)),
+        in_split_folders=bool(by_folders),
+    )
+
+
+class _Row(NamedTuple):
+    """A row of the table whose photo is there."""
+
+    line: int
+    path: str
+    label: str
+    split: str | None
+
+
+def _rows(
+    table: LabelTable, finder: PhotoFinder, image: int, label: int, splits: Sequence[str] | None
+) -> tuple[list[_Row], list[tuple[int, str]]]:
+    """The rows of photos that are there, and (line, cell) of the others."""
+    cells = table.values(image)
+    one_folder = name_one_folder(cells)
+    rows, absent = [], []
+    for index, ((line, _), cell, text) in enumerate(zip(table.rows, cells, table.values(label), strict=True)):
+        path = finder.find(cell, line, one_folder=one_folder)
+        if path is None:
+            absent.append((line, cell))
+        else:
+            name = unicodedata.normalize("NFC", " ".join(text.split()))
+            rows.append(_Row(line, path, name, splits[index] if splits is not None else None))
+    return rows, absent
+
+
+def _row_of_photo(table: LabelTable, rows: Iterable[_Row]) -> dict[str, _Row]:
+    """The row of each photo that has a label; two rows of a photo that differ are an error."""
+    of_photo: dict[str, _Row] = {}
+    for row in rows:
+        before = of_photo.setdefault(row.path, row)
+        for what, old, new in (("label", before.label, row.label), ("split", before.split, row.split)):
+            if old != new:
+                raise DataError(
+                    f"one {what} for each photo",
+                    f"'{old}' and '{new}' for '{row.path}' in lines {before.line} and {row.line} of '{table.path}'",
+                    "correct the file",
+                )
+    return {path: row for path, row in of_photo.items() if row.label}
+
+
+def _split_by_folders(labelled: Iterable[str]) -> dict[str, str]:
+    """The split by folders such as `train_images` and `test_images`, where all labelled photos lie in them."""
+    top = {path: path.split("/", 1)[0] if "/" in path else "" for path in labelled}
+    found = split_folders(sorted(set(top.values())))
+    split_of = {name: split for split, names in found.items() for name in names}
+    if "train" not in found or len(found) < 2 or not set(top.values()) <= split_of.keys():
+        return {}
+    return {path: split_of[name] for path, name in top.items()}
+
+
+def _notes(
+    table: LabelTable, columns: tuple[int, int, int | None], repeated: int, classes: Sequence[str], *, used: bool
+) -> Iterable[str]:
+    image, label, split = columns
+    names = f"photos by column '{table.header[image]}', labels by '{table.header[label]}'"
+    if split is not None:
+        names += f", splits by '{table.header[split]}'" if used else ""
+    yield f"labels of '{table.path}': {names}"
+    if split is not None and not used:
+        yield f"column '{table.header[split]}' names no train, val or test: it is not used"
+    if repeated:
+        yield f"rows without a label, or again with the same one: {repeated:,}"
+    joined = [name for name in classes if len(words := re.split(r"[\s,;|+&]+", name)) > 1 and {*words} <= {*classes}]
+    if joined:
+        yield f"labels such as '{joined[0]}' are of several classes: each such combination is a class of its own"
+    if are_numbers(classes):
+        yield "labels are numbers, and so are the names of the classes"

@@ -1,0 +1,269 @@
+"""Leaf ids: which photos show one leaf, by names, by copies and by likeness.
+
+Turns by a few degrees, shears and crops look like other photos: only the names that tools write show their originals.
+
+| name | original | written by |
+|---|---|---|
+| `IMG_1_jpg.rf.<hash>.jpg` | `IMG_1.jpg` | Roboflow |
+| `rust_original_IMG_1.jpg_<uuid>.jpg` | `IMG_1.jpg` | Augmentor |
+| `IMG_1_0_4711.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
+| `aug_7_4711.jpg`, where several numbers occur | the photo number 7 | Keras with `save_prefix="aug"` |
+| `IMG_1_flip.jpg`, `rot90_IMG_1.jpg`, `IMG_1_aug_3.jpg` | `IMG_1.jpg` | scripts around imgaug, Albumentations, OpenCV |
+| `IMG_1_GaussNoise2.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | scripts with words of their own |
+
+A number alone (`IMG_1_2`, `leaf (3)`) is a counter of a camera or of Windows and groups nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from agridistill.data.datasets import leaves_by_name
+from agridistill.data.folder import PhotoFolder, Sample
+from agridistill.data.inspection import Inspection, digests_of_photos, looks_of, phashes_of
+from agridistill.data.likeness import copy_groups, exact_groups, merge_groups, near_groups
+from agridistill.manifest import composed
+
+_SUFFIX = r"(?:jpe?g|jfif|jpe|png|bmp|webp|tiff?)"
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_TOOLS = {
+    ".rf.": re.compile(rf"(?P<base>.+?)(?:_{_SUFFIX}){{0,2}}\.rf\.[0-9a-z_-]{{16,}}"),
+    "_original_": re.compile(rf".*?_original_(?P<base>.+)\.{_SUFFIX}_{_UUID}"),
+}
+_KERAS = re.compile(r"(?P<series>(?:aug[a-z]*)?_\d{1,5})_\d{1,7}")
+_ANY_END = re.compile(r"\d{1,5}_\d{1,7}\Z|[^\W\d_]")
+_NUMBERED = re.compile(r"aug[a-z]*[\W_]*\d+[\W_]*")
+
+_WAY = r"(?:horizontal(?:ly)?|vertical(?:ly)?|random(?:ly)?|left|right|hor|ver|lr|rl|ud|tb|hv|[hvxy])"
+_DONE = (
+    rf"(?:(?:new)?(?:\d{{1,3}}deg)?{_WAY}?flip(?:ped)?{_WAY}?\d?|mirror(?:ed)?|rot(?:at(?:e|ed|ion))?m?\d{{0,3}}(?:deg)?"
+    r"|(?:new)?\d{1,3}deg(?:rees?)?|transposed?|shear(?:ed)?\d*|aug(?:ment(?:ed|ation)?)?s?\d*)"
+)
+# Also words of photographers and crops: they count where the original is there, or after a word of the others.
+_PERHAPS = (
+    r"(?:copy|zoom(?:ed)?\d*|crop(?:ped)?\d*|shift(?:ed)?\d*|translated?|scaled?\d*|resized?\d*|noisy|gaussian"
+    r"|bright(?:er|ness|ened)?\d*|dark(?:er|ened)?\d*|contrast\d*|(?:newpixel|noise|blur)\d*|blurred|saltpepper"
+    r"|sharp(?:en|ened)?|hue|saturation|gamma\d*|colou?r|jitter|clahe|equali[sz]ed?|elastic|distort(?:ed|ion)?|cutout"
+    r"|gr[ae]y(?:scale)?|rot(?:ate|ated|ation)?(?:left|right)|perspective|affine)"
+)
+_GAP = r"[\W_]+"
+_UNIT = r"(?:by|deg(?:rees?)?)"
+# A number follows a word: one before it belongs to the name of the original.
+_MARKS = re.compile(
+    rf"(?:{_WAY}{_GAP})*(?:{_DONE}|{_PERHAPS})(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}|{_UNIT}|\d{{1,7}}))*[\W_]*"
+)
+_SURE_MARKS = re.compile(
+    rf"(?:{_WAY}{_GAP})*{_DONE}(?:{_GAP}(?:{_UNIT}{_GAP})?\d{{1,7}}){{0,2}}"
+    rf"(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}|{_UNIT}))*[\W_]*"
+)
+_HINT = re.compile(r"flip|mirror|rot|deg|transpos|shear|aug")
+_AUGUST = re.compile(r"aug[\W_]*(?:19|20)\d\d(?!\d)|(?<!\d)(?:19|20)\d\d[\W_]*aug")
+_MADE_FOLDER = re.compile(r"aug(?:mented|mentations?|s)?|flip(?:ped)?|rotat(?:ed|ions?)|output")
+_ORIGINALS_FOLDER = re.compile(r"originals?")
+# Of names whose original is not there, or that have words of their own: more of one beginning are numbers of something
+# else, such as of a day's photos or of a plot.
+_MOST_WITHOUT_ORIGINAL = 50
+
+_Place = tuple[int, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    """A photo by its name."""
+
+    path: str  # of the sample
+    place: _Place  # its label and folders, without those of splits and of augmentation
+    folder: str  # all of its folders
+    stem: str  # lower-case name without suffix
+    in_made_folder: bool  # a folder is named after augmentation
+    named_original: str | None  # the name of the original, by this name alone
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.in_made_folder and self.named_original is None and not _is_numbered(self.stem)
+
+
+def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
+    """Gives each sample the id of its leaf.
+
+    From the names that a data set of `DATASETS` explains, where they are understood. The other photos of a class form
+    groups by likeness (`near_groups`), and all photos of a class by the names that augmentation tools write
+    (`sibling_groups`). Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one
+    leaf everywhere, also across classes.
+
+    Returns:
+        The samples in their order, with new leaf ids.
+
+    Raises:
+        DataError: `leaf-map.json` is damaged.
+    """
+    chosen = tuple(samples)
+    named = leaves_by_name(folder.root, chosen, folder.classes)
+    by_leaf: dict[str, list[str]] = defaultdict(list)
+    for path, leaf in named.items():
+        by_leaf[leaf].append(path)
+    groups = [
+        *by_leaf.values(),
+        *exact_groups(digests_of_photos(chosen, inspection)),
+        *copy_groups(looks_of(chosen, inspection)),
+        *sibling_groups(chosen, split_folders=folder.in_split_folders),
+    ]
+    for label in {sample.label for sample in chosen}:
+        of_class = phashes_of((sample for sample in chosen if sample.label == label), inspection)
+        # Names go before likeness: different PlantVillage leaves in one pose look alike.
+        groups += [paths for paths in near_groups(of_class) if not named.keys() >= set(paths)]
+    leaf_of: dict[str, str] = {}
+    for group in merge_groups((sample.path for sample in chosen), groups):
+        leaf_of.update(dict.fromkeys(group, min((named[path] for path in group if path in named), default=min(group))))
+    return tuple(replace(sample, leaf_id=leaf_of[sample.path]) for sample in chosen)
+
+
+def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
+    """Groups of two and more photos of one class that are made from one photo, by their names.
+
+    Args:
+        samples: with their labels.
+        split_folders: whether the first folder of each path is that of a split.
+    """
+    photos = [_photo(sample, split_folders) for sample in samples]
+    plain: dict[_Place, dict[str, list[_Photo]]] = defaultdict(lambda: defaultdict(list))
+    series: dict[tuple[_Place, str], set[str]] = defaultdict(set)
+    for photo in photos:
+        if photo.is_plain:
+            plain[photo.place][photo.stem].append(photo)
+        elif (keras := _KERAS.fullmatch(photo.stem)) is not None:
+            series[photo.place, photo.folder].add(keras["series"])
+    groups: dict[tuple[_Place, str, str], set[str]] = defaultdict(set)
+    trusted: set[tuple[_Place, str, str]] = set()
+    for photo in photos:
+        base = _base(photo, plain[photo.place], series[photo.place, photo.folder])
+        if base is None:
+            continue
+        originals = plain[photo.place].get(base, [])
+        # Cameras count anew in each folder: of several originals of one name only the one beside it counts.
+        folder = photo.folder if len(originals) > 1 else ""
+        groups[photo.place, base, folder] |= {photo.path} | {
+            one.path for one in originals if folder in ("", one.folder)
+        }
+        if (originals and not _has_own_word(photo.stem, base)) or any(
+            tool.fullmatch(photo.stem) for tool in _TOOLS.values()
+        ):
+            trusted.add((photo.place, base, folder))
+    return sorted(
+        sorted(paths)
+        for key, paths in groups.items()
+        if len(paths) > 1 and (key in trusted or len(paths) <= _MOST_WITHOUT_ORIGINAL)
+    )
+
+
+def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor looks show.
+
+    Args:
+        samples: with their final leaf ids.
+    """
+    chosen = tuple(samples)
+    numbered = {sample.path for sample in chosen if _is_numbered(_stem(sample.path))}
+    if not numbered:
+        return ()
+    known = {sample.leaf_id for sample in chosen if sample.path not in numbered}
+    plain_labels = {sample.label for sample in chosen if sample.path not in numbered}
+    sizes = Counter(sample.leaf_id for sample in chosen)
+    # Where a class holds nothing else, photos that are grouped by their number have their siblings beside them.
+    return tuple(
+        sample.path
+        for sample in chosen
+        if sample.path in numbered
+        and sample.leaf_id not in known
+        and (sample.label in plain_labels or sizes[sample.leaf_id] == 1)
+    )
+
+
+def unknown_originals(paths: Sequence[str]) -> str:
+    """The problem with photos of `without_original` (at least one), and the remedy, as a sentence."""
+    return (
+        f"originals of {len(paths):,} photos of an augmentation tool are unknown, the first '{paths[0]}': copies of "
+        "one leaf may be in training and in the test; remove them (training augments by itself), or name them after "
+        "their originals, such as IMG_1_aug_3.jpg"
+    )
+
+
+def _base(photo: _Photo, originals: Container[str], series: Collection[str]) -> str | None:
+    """The name of the original; None for an original, and for a name that does not show it."""
+    stem = photo.stem
+    if photo.in_made_folder and stem in originals:
+        return stem
+    keras = _KERAS.fullmatch(stem)
+    if keras is not None:
+        return keras["series"] if len(series) > 1 else None
+    return _beside(stem, originals) or photo.named_original
+
+
+def _beside(stem: str, originals: Container[str]) -> str | None:
+    """The longest name of an existing original to which this name adds words of augmentation."""
+    for start, end in reversed(_gaps(stem)):
+        before, after = stem[:start], stem[end:]
+        if before in originals and (_MARKS.fullmatch(after) or (_has_digit(before) and _ANY_END.match(after))):
+            return before
+    for start, end in _gaps(stem):
+        if stem[end:] in originals and _MARKS.fullmatch(stem[:start]):
+            return stem[end:]
+    return None
+
+
+def _has_own_word(stem: str, base: str) -> bool:
+    """Whether the name adds a word to that of its original that may also number the leaves of a plot."""
+    after = re.sub(rf"\A{_GAP}", "", stem.removeprefix(base))
+    return stem.startswith(base) and after[:1].isalpha() and not _MARKS.fullmatch(after)
+
+
+def _named_original(stem: str) -> str | None:
+    """The name of the original, by this name alone."""
+    for hint, tool in _TOOLS.items():
+        if hint in stem and (match := tool.fullmatch(stem)) is not None:
+            return match["base"]
+    if not _HINT.search(stem) or _AUGUST.search(stem) or _is_numbered(stem):
+        return None
+    gaps = _gaps(stem)
+    for start, end in gaps:
+        # A name without a number, such as "leaf", is of a kind and not of one photo.
+        if _has_digit(stem[:start]) and _SURE_MARKS.fullmatch(stem[end:]):
+            return stem[:start]
+    for start, end in reversed(gaps):
+        before, after = stem[:start], stem[end:]
+        # "rot_90_IMG_1", but "flip_12" of "12".
+        names_one = _has_digit(after) and (not before[-1].isdigit() or re.search(r"[a-z]", after))
+        if names_one and _SURE_MARKS.fullmatch(before):
+            return after
+    return None
+
+
+def _is_numbered(stem: str) -> bool:
+    return (_KERAS.fullmatch(stem) or _NUMBERED.fullmatch(stem)) is not None
+
+
+def _gaps(stem: str) -> list[tuple[int, int]]:
+    """Start and end of what separates the words of a name."""
+    return [match.span() for match in re.finditer(_GAP, stem) if match.start() > 0 and match.end() < len(stem)]
+
+
+def _has_digit(text: str) -> bool:
+    return any(character.isdigit() for character in text)
+
+
+def _photo(sample: Sample, split_folders: bool) -> _Photo:
+    # File systems keep one name in several normal forms.
+    path = composed(sample.path)
+    folder = path.rpartition("/")[0]
+    names = folder.split("/")[1 if split_folders else 0 :]
+    made = [name for name in names if _MADE_FOLDER.fullmatch(name.lower())]
+    kept = tuple(name for name in names if name not in made and not _ORIGINALS_FOLDER.fullmatch(name.lower()))
+    stem = _stem(path)
+    return _Photo(sample.path, (sample.label, kept), folder, stem, bool(made), _named_original(stem))
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0].lower()

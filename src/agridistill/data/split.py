@@ -1,0 +1,292 @@
+"""Training, validation and test photos: no leaf in two of them, every class in each where possible."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from agridistill.data.folder import SPLIT_NAMES, Sample
+from agridistill.errors import DataError
+from agridistill.manifest import composed
+from agridistill.storage import write_json
+
+FORMAT_VERSION = 1
+_REMAKE = "make it again with 'agridistill data split'"
+# Photos placed over all trials: bounds the time on large folders, and leaves many trials to small ones.
+_PLACEMENTS = 100_000
+_MAX_TRIALS = 100
+
+
+@dataclass(frozen=True)
+class Split:
+    """The photos of each part, as sorted `Sample.path`."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Name -> paths, in the order train, val, test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def make_split(
+    samples: Iterable[Sample], *, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
+) -> Split:
+    """Divides photos by leaves, each class near its fractions.
+
+    Large leaf groups are placed first, each where its classes lack most; of many seeded orders the one with the least
+    deviation is taken. Every class gets photos in train, with two leaves also in test, and with three in all.
+
+    Args:
+        samples: with their leaf ids; their order does not matter.
+        val_fraction: share of each class's photos in val; 0 for none.
+        test_fraction: share of each class's photos in test; 0 for none.
+        seed: of the orders that are tried.
+
+    Raises:
+        DataError: impossible fractions, or too few leaves to fill a part.
+    """
+    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise DataError(f"a {name} fraction from 0 to below 1", str(fraction), "correct it")
+    if val_fraction + test_fraction >= 1:
+        raise DataError("val and test fractions below 1 together", f"{val_fraction} + {test_fraction}", "lower them")
+    fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
+    placement = _Placement(samples, fractions)
+    trials = max(1, min(_MAX_TRIALS, _PLACEMENTS // max(1, len(placement.groups))))
+    attempts = (placement.attempt(np.random.default_rng([seed, trial])) for trial in range(trials))
+    part_of_group = min(attempts, key=lambda attempt: attempt[0])[1]
+    parts: list[list[str]] = [[], [], []]
+    for group, part in zip(placement.groups, part_of_group, strict=True):
+        parts[part] += group.paths
+    for name, paths, fraction in zip(SPLIT_NAMES, parts, fractions, strict=True):
+        if fraction > 0 and not paths:
+            raise DataError(
+                "enough leaves for train, val and test",
+                f"{len(placement.groups)} leaf groups, none left for {name}",
+                "add photos of other leaves",
+            )
+    return Split(*(tuple(sorted(paths)) for paths in parts))
+
+
+@dataclass(frozen=True)
+class _LeafGroup:
+    """The photos of one leaf."""
+
+    paths: tuple[str, ...]  # sorted
+    counts: tuple[tuple[int, int], ...]  # (class, photos); one pair but for files under two labels
+
+
+class _Placement:
+    """Places leaf groups into train (0), val (1) and test (2); a part with share 0 stays empty."""
+
+    def __init__(self, samples: Iterable[Sample], fractions: Sequence[float]) -> None:
+        by_leaf: dict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            by_leaf[sample.leaf_id].append(sample)
+        groups = (
+            _LeafGroup(
+                tuple(sorted(one.path for one in leaf)), tuple(sorted(Counter(one.label for one in leaf).items()))
+            )
+            for leaf in by_leaf.values()
+        )
+        # The same order for any order of the samples.
+        self.groups = sorted(groups, key=lambda group: group.paths)
+        self._used = [part for part in range(3) if fractions[part] > 0]
+        n_classes = 1 + max((label for group in self.groups for label, _ in group.counts), default=-1)
+        self._totals = [0.0] * n_classes
+        leaves = [0] * n_classes
+        for group in self.groups:
+            for label, count in group.counts:
+                self._totals[label] += count
+                leaves[label] += 1
+        self._targets = [[fraction * total for total in self._totals] for fraction in fractions]
+        # The order in which a class with few leaves gets its parts.
+        wanted = [part for part in (0, 2, 1) if part in self._used]
+        self._required = [wanted[:count] for count in leaves]
+
+    def attempt(self, rng: np.random.Generator) -> tuple[float, list[int]]:
+        """One random order; gives the deviation (lower is better) and the part of each group."""
+        sizes = np.array([len(group.paths) for group in self.groups])
+        order = np.argsort(-sizes * np.exp(0.5 * rng.standard_normal(len(sizes))), kind="stable")
+        counts = [[0.0] * len(self._totals) for _ in range(3)]
+        parts = [0] * len(self.groups)
+        for index in order.tolist():
+            group = self.groups[index]
+            parts[index] = min(self._used, key=lambda part: self._added_cost(counts, group, part))
+            for label, count in group.counts:
+                counts[parts[index]][label] += count
+        missing = self._repair(parts, counts)
+        deviation = sum(
+            ((counts[part][label] - self._targets[part][label]) / total) ** 2
+            for part in self._used
+            for label, total in enumerate(self._totals)
+            if total
+        )
+        return missing + deviation, parts
+
+    def _added_cost(self, counts: list[list[float]], group: _LeafGroup, part: int) -> float:
+        """How much the squared deviation grows; a difference of squares, so that one group costs constant time."""
+        return sum(
+            count * (2 * (counts[part][label] - self._targets[part][label]) + count) / self._totals[label] ** 2
+            for label, count in group.counts
+        )
+
+    def _repair(self, parts: list[int], counts: list[list[float]]) -> int:
+        """Moves groups into required parts that a class lacks; gives how many parts stay without photos."""
+        by_class: dict[int, list[int]] = defaultdict(list)
+        for index, group in enumerate(self.groups):
+            for label, _ in group.counts:
+                by_class[label].append(index)
+        missing = 0
+        for label, required in enumerate(self._required):
+            for part in required:
+                if counts[part][label]:
+                    continue
+                donors = [index for index in by_class[label] if self._may_leave(index, parts, by_class)]
+                if not donors:
+                    missing += 1
+                    continue
+                moved = min(donors, key=lambda index: (self._added_cost(counts, self.groups[index], part), index))
+                for moved_label, count in self.groups[moved].counts:
+                    counts[parts[moved]][moved_label] -= count
+                    counts[part][moved_label] += count
+                parts[moved] = part
+        return missing
+
+    def _may_leave(self, index: int, parts: list[int], by_class: Mapping[int, list[int]]) -> bool:
+        """Whether none of the group's classes loses a part that it requires."""
+        part = parts[index]
+        return all(
+            part not in self._required[label] or sum(parts[other] == part for other in by_class[label]) > 1
+            for label, _ in self.groups[index].counts
+        )
+
+
+def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
+    """The photos that keep their labels where only a share does: drawn from each class, at least one of it.
+
+    A smaller share of the same seed is part of a larger one, and a photo more or less moves few others.
+
+    Args:
+        samples: in any order, which the result keeps.
+        share: of each class's photos, above 0 and up to 1; rounded up.
+        seed: of the drawing.
+
+    Example:
+        >>> photos = [Sample(f"{name}/{i}.jpg", label, "") for label, name in enumerate("ab") for i in range(10)]
+        >>> [len(labelled_share(photos, share)) for share in (1.0, 0.25, 0.01)]
+        [20, 6, 2]
+    """
+    chosen = tuple(samples)
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for sample in chosen:
+        by_class[sample.label].append(sample.path)
+    kept: set[str] = set()
+    for paths in by_class.values():
+        paths.sort(key=lambda path: sha256(f"{seed}/{path}".encode("utf-8", "surrogateescape")).digest())
+        kept.update(paths[: math.ceil(share * len(paths))])
+    return tuple(sample for sample in chosen if sample.path in kept)
+
+
+def write_split(
+    path: Path,
+    split: Split,
+    *,
+    seed: int | None,
+    val_fraction: float | None,
+    test_fraction: float | None,
+    fingerprint: str,
+) -> None:
+    """Writes a split as JSON, whole or not at all, with the settings that made it; None where it was given."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+        "data_fingerprint": fingerprint,
+        "splits": asdict(split),
+    }
+    write_json(path, document)
+
+
+def read_split(path: Path) -> Split:
+    """Reads and checks a split file.
+
+    Raises:
+        DataError: not there, damaged, of another format, or a photo named twice.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError("a split file", f"no file '{path}'", "make one with 'agridistill data split'") from None
+    except (OSError, ValueError) as error:
+        raise DataError("a split file in JSON", f"'{path}' ({error})", _REMAKE) from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"a split file of format {FORMAT_VERSION}", f"format {version!r} in '{path}'", _REMAKE)
+    parts = raw.get("splits")
+    if not isinstance(parts, dict) or set(parts) != set(SPLIT_NAMES):
+        raise DataError("the splits train, val and test", f"others in '{path}'", _REMAKE)
+    seen: dict[str, str] = {}
+    for name in SPLIT_NAMES:
+        paths = parts[name]
+        if not isinstance(paths, list) or not all(isinstance(item, str) for item in paths):
+            raise DataError(f"a list of photos in '{name}'", f"something else in '{path}'", _REMAKE)
+        for item in paths:
+            if item in seen:
+                raise DataError("each photo once", f"'{item}' in {seen[item]} and in {name} of '{path}'", _REMAKE)
+            seen[item] = name
+    return Split(**{name: tuple(sorted(parts[name])) for name in SPLIT_NAMES})
+
+
+def digests_of(split: Split) -> dict[str, str]:
+    """Names the photos for validation and for the test without revealing them: `{"val": sha256, "test": sha256}`."""
+    return {
+        name: sha256("\n".join(sorted(split.parts()[name])).encode("utf-8", "surrogateescape")).hexdigest()
+        for name in ("val", "test")
+    }
+
+
+def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
+    """Looks up the photos of a split in the data.
+
+    Returns:
+        Sample path -> "train", "val" or "test"; samples that the split does not name are absent.
+
+    Raises:
+        DataError: the split names a photo that the data does not hold.
+    """
+    paths = {sample.path for sample in samples}
+    # The same names on another system may have another normal form.
+    by_name = {composed(path): path for path in sorted(paths)}
+    wanted = {
+        path if path in paths else by_name.get(composed(path), path): name
+        for name, part in split.parts().items()
+        for path in part
+    }
+    absent = sorted(set(wanted) - paths)
+    if absent:
+        raise DataError(
+            "a split of this data",
+            f"{len(absent)} of its {len(wanted)} photos are not there, the first '{absent[0]}'",
+            "use the data that the split was made from, or make another with 'agridistill data split'",
+        )
+    return wanted
+
+
+def unnamed_photos(samples: Iterable[Sample], part_of: Mapping[str, str]) -> list[str]:
+    """One sentence on the photos that a split file does not name; none where it names all."""
+    paths = sorted(sample.path for sample in samples if sample.path not in part_of)
+    if not paths:
+        return []
+    count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
+    return [f"left out: {count} that the split file does not name, the first '{paths[0]}'"]

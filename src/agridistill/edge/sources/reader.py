@@ -1,0 +1,332 @@
+"""From a text in the settings to frames: the choice of a source, and the thread that reads it.
+
+The thread retries a source while it is away, and holds at most one frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agridistill.edge.backoff import Backoff
+from agridistill.edge.events import Frame
+from agridistill.edge.sources.folder import FolderSource
+from agridistill.edge.sources.source import (
+    Attempts,
+    Source,
+    SourceEndedError,
+    SourceLostError,
+    SourceRefusedError,
+    SourceSettings,
+)
+from agridistill.edge.urls import split_url, without_user
+from agridistill.edge.words import duration_words
+from agridistill.errors import EdgeError, PhotoError
+
+logger = logging.getLogger(__name__)
+
+_READ_S = 0.25
+_STOP_S = 0.8
+STILL_AFTER_S = 600.0
+"""After so long without a movement or a change of light a picture is most likely stuck."""
+_MAX_POINTS_A_SIDE = 256
+# A sensor's noise alone changes more than this; a clock in the picture changes less.
+_SAME_LEVELS, _CHANGED_SHARE = 2, 0.01
+# A night picture is plain black, and a lost signal often one colour: neither shows whether a camera is stuck.
+_PLAIN_LEVELS, _PLAIN_SHARE = 8, 0.02
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"})
+_CHOICES = "a folder, http(s)://…, rtsp://…, /dev/videoN, a camera's number or a video file"
+_NUMBER, _DEVICE = re.compile(r"\d{1,3}"), re.compile(r"/dev/video\d+")
+
+
+def open_source(
+    text: str,
+    *,
+    settings: SourceSettings,
+    seen: Callable[[str], bool],
+    bad: Callable[[str], None] = lambda key: None,
+    attempts: Attempts | None = None,
+) -> Source:
+    """Creates the source that a text names; its reader opens it.
+
+    Args:
+        text: a folder, an `http(s)://` snapshot or MJPEG stream, an `rtsp://` stream, `/dev/videoN` or a camera's
+            number, or a video file.
+        settings: how frames are taken.
+        seen: whether a frame of this identity was decided on before.
+        bad: called with a key for each photo of a folder that can never be decoded; `seen` has to return true for it
+            from then on. It differs from the identity: what was not decided on must not be deleted.
+        attempts: records which large photo is being read; None records nothing.
+
+    Raises:
+        EdgeError: none of these.
+        MissingExtraError: OpenCV is needed and not installed.
+    """
+    if settings.ca_file is not None and not text.lower().startswith("https://"):
+        raise EdgeError("an https:// source where there is a ca_file", "another source", "remove ca_file")
+    path = Path(text)
+    if settings.time == "photo" and ("://" in text or not path.is_dir()):
+        raise EdgeError('a folder of photos where time = "photo"', "another source", "remove time")
+    kind = _kind(text)
+    if kind == "folder":
+        return FolderSource(path, settings, seen, bad=bad, attempts=attempts)
+    # OpenCV and httpx take time and memory to import; a folder needs neither.
+    if kind == "http":
+        from agridistill.edge.sources.snapshots import SnapshotSource
+
+        return SnapshotSource(text, settings)
+    from agridistill.edge.sources.cameras import CameraSource, VideoSource
+
+    if kind == "video":
+        return VideoSource(path, settings, seen)
+    return CameraSource(int(text) if kind == "number" else text, settings)
+
+
+def require_source(text: str) -> None:
+    """Checks that a text names a source, before anything is created for it.
+
+    Raises:
+        EdgeError: it names none.
+    """
+    if "://" not in text:
+        _kind(text)
+
+
+def source_identity(text: str) -> str:
+    """16 hexadecimal digits, the same for each path of a folder and each user of an address; they reveal no secret."""
+    if "://" in text:
+        text = without_user(split_url(text)).geturl()
+    elif Path(text).exists():
+        text = str(Path(text).resolve())
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+
+
+def _kind(text: str) -> str:
+    if "://" in text:
+        scheme = split_url(text).scheme
+        if scheme in ("http", "https"):
+            return "http"
+        if scheme in ("rtsp", "rtsps"):
+            return "stream"
+        raise EdgeError(_CHOICES, f"an address with {scheme}://", "check the source")
+    path = Path(text)
+    if text and path.is_dir():
+        return "folder"
+    if _NUMBER.fullmatch(text):
+        return "number"
+    if _DEVICE.fullmatch(text):
+        return "device"
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return "video"
+    missing = "" if path.exists() else ", which does not exist"
+    raise EdgeError(_CHOICES, f"'{text}'{missing}", "check the source")
+
+
+class Stillness:
+    """Finds pictures that repeat an earlier one: a stuck camera keeps answering, often with other bytes each time."""
+
+    def __init__(self) -> None:
+        self._last: NDArray[np.int16] | None = None
+
+    def repeats(self, pixels: NDArray[np.uint8]) -> bool:
+        """Whether hardly any point of `pixels`, `(H, W, 3)` uint8, differs from the last picture that was new."""
+        step = max(1, max(pixels.shape[:2]) // _MAX_POINTS_A_SIDE)
+        points = pixels[::step, ::step].astype(np.int16)
+        last = self._last
+        if last is not None and last.shape == points.shape:
+            differs = np.abs(points - np.median(points, axis=(0, 1))) > _PLAIN_LEVELS
+            is_plain = differs.any(axis=-1).mean() < _PLAIN_SHARE
+            changed = (np.abs(points - last) > _SAME_LEVELS).any(axis=-1)
+            if not is_plain and changed.mean() < _CHANGED_SHARE:
+                return True
+        self._last = points
+        return False
+
+
+class LatestFrame:
+    """The latest frame of a live source, or the next one of a source that waits.
+
+    `skipped` counts live frames that a newer one replaced, `unreadable` photos that could not be read. A live picture
+    that repeats the one before it is no new frame; a long time without a new one is reported.
+
+    Args:
+        source: only this object's thread opens, reads and closes it.
+        first_pause_s: before a lost source is retried; it doubles each time.
+        longest_pause_s: the limit of these pauses.
+        still_after_s: a live source that gives no new picture for so long is stuck.
+        clock: monotonic seconds.
+        end_after_s: a source that waits ends when nothing came from it for so long; None never ends it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        first_pause_s: float = 1.0,
+        longest_pause_s: float = 60.0,
+        still_after_s: float = STILL_AFTER_S,
+        clock: Callable[[], float] = time.monotonic,
+        end_after_s: float | None = None,
+    ) -> None:
+        self._source, self._end_after_s = source, end_after_s
+        self.name = source.name
+        self.skipped = self.unreadable = 0
+        self._backoff = Backoff(first_pause_s, longest_pause_s)
+        self._changed = threading.Condition()
+        self._waiting: Frame | PhotoError | None = None
+        self._end: BaseException | None = None
+        self._lost_at: float | None = None
+        self._refusal: str | None = None
+        self._stillness, self._still_after_s, self._clock = Stillness(), still_after_s, clock
+        self._new_at, self._is_still = clock(), False
+        self._stop = threading.Event()
+        # A camera's driver may block forever: the process has to be able to end all the same.
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends within a second, also while the source is away or its driver does not answer."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def take(self, wait_s: float) -> Frame | None:
+        """The waiting frame; None where none came within `wait_s`, or after `stop`.
+
+        Raises:
+            PhotoError: a photo that cannot be read, in a frame's place.
+            SourceEndedError: there will be no more frames.
+            Exception: any other error that ended the reader.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._waiting is not None or self._end is not None or self._stop.is_set(), wait_s
+            )
+            found, self._waiting = self._waiting, None
+            self._changed.notify_all()
+            if isinstance(found, PhotoError):
+                raise found
+            if found is None and self._end is not None:
+                raise self._end
+            return found
+
+    def done(self, frame_identity: str) -> None:
+        """Reports to the source that the detection of a frame is committed."""
+        self._source.done(frame_identity)
+
+    @property
+    def lost_for_s(self) -> float | None:
+        """How long the source has been away; None while it is there."""
+        lost_at = self._lost_at
+        return None if lost_at is None else time.monotonic() - lost_at
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with a source that answers; None where nothing is, and while it is away."""
+        if self._is_still:
+            return f"its picture has not changed for {duration_words(self._clock() - self._new_at)}"
+        return self._refusal
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    self._read_until_lost()
+                except SourceLostError as error:
+                    self._report_loss(error)
+                self._stop.wait(self._backoff.pause_s())
+        except BaseException as error:  # `take` raises it in the agent's thread
+            with self._changed:
+                self._end = error
+                self._changed.notify_all()
+
+    def _report_loss(self, error: SourceLostError) -> None:
+        """Logs a loss once, and again where a lost source refuses, or the other way round."""
+        refusal = error.got if isinstance(error, SourceRefusedError) else None
+        if self._lost_at is None or (refusal is None) != (self._refusal is None):
+            logger.warning("the source %s %s (%s)", self.name, "refuses" if refusal else "is away", error)
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            self._backoff.reset()
+        self._refusal = refusal
+        if refusal is not None:
+            self._backoff.skip_to_longest()  # cameras lock an account after some wrong passwords
+
+    def _read_until_lost(self) -> None:
+        try:
+            self._source.open()
+            self._new_at, self._is_still = self._clock(), False
+            idle_since = time.monotonic()
+            while not self._stop.is_set():
+                found: Frame | PhotoError | None
+                try:
+                    found = self._source.read(_READ_S)
+                except PhotoError as error:
+                    found = error
+                if self._lost_at is not None:
+                    logger.warning("the source %s is back", self.name)
+                    self._lost_at = self._refusal = None
+                if self._source.live and not isinstance(found, PhotoError):
+                    found = self._new_picture(found)
+                if found is not None:
+                    self._offer(found)
+                    idle_since = time.monotonic()
+                elif self._end_after_s is not None and time.monotonic() - idle_since > self._end_after_s:
+                    raise SourceEndedError("another photo", f"none in '{self.name}'", "all are decided on")
+        finally:
+            self._source.close()
+            self._is_still = False
+
+    def _new_picture(self, frame: Frame | None) -> Frame | None:
+        """The frame, or None where it repeats the last picture."""
+        if frame is not None and not self._stillness.repeats(frame.pixels):
+            self._new_at = self._clock()
+            if self._is_still:
+                self._is_still = False
+                logger.warning("the picture of %s changes again", self.name)
+            return frame
+        if not self._is_still and self._clock() - self._new_at >= self._still_after_s:
+            self._is_still = True
+            logger.warning(
+                "the picture of %s has not changed for %s: a stuck camera? It counts as no leaf until it changes",
+                self.name,
+                duration_words(self._clock() - self._new_at),
+            )
+        return None
+
+    def _offer(self, found: Frame | PhotoError) -> None:
+        with self._changed:
+            self.unreadable += isinstance(found, PhotoError)
+            if not self._source.live:
+                self._changed.wait_for(lambda: self._waiting is None or self._stop.is_set())
+            if isinstance(self._waiting, Frame):
+                if isinstance(found, PhotoError):
+                    return  # a usable frame takes precedence
+                self.skipped += self._source.live
+            self._waiting = found
+            self._changed.notify_all()

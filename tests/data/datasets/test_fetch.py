@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from agridistill.data.datasets import fetch as download_module
+from agridistill.data.datasets.fetch import DownloadOptions, discard, download
+from agridistill.errors import FetchError
+
+CONTENT = bytes((number * 31 + number // 257) % 256 for number in range(3_000_000))
+QUICK = DownloadOptions(attempts=3, pause_s=0.01, timeout_s=5)
+
+
+@dataclass
+class _Behaviour:
+    """What the server does, and what it was asked."""
+
+    content: bytes = CONTENT
+    etag: str | None = '"v1"'
+    ranges: bool = True
+    heeds_if_range: bool = True
+    announces_length: bool = True
+    statuses: list[int] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+    asked: list[str | None] = field(default_factory=list)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    behaviour: _Behaviour
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up early is meant in these tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version: ClassVar[str] = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        how = self.server.behaviour
+        wanted = self.headers.get("Range")
+        how.asked.append(wanted)
+        self.close_connection = True
+        if how.statuses:
+            self.send_error(how.statuses.pop(0))
+            return
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and how.ranges else 0
+        if how.heeds_if_range and self.headers.get("If-Range") not in (None, how.etag):
+            start = 0
+        if start and start >= len(how.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(how.content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = how.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(how.content) - 1}/{len(how.content)}")
+        if how.etag:
+            self.send_header("ETag", how.etag)
+        if how.announces_length:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        cut = how.cuts.pop(0) if how.cuts else None
+        part = body if cut is None else body[:cut]
+        if how.announces_length:
+            self.wfile.write(part)
+            return
+        for place in range(0, len(part), 100_000):
+            piece = part[place : place + 100_000]
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        if cut is None:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    with _Server(("127.0.0.1", 0), _Handler) as running:
+        running.behaviour = _Behaviour()
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def _url(server: _Server) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}/photos.zip"
+
+
+def test_a_whole_file_arrives_and_progress_reaches_its_size(server: _Server, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    download(
+        _url(server),
+        tmp_path / "x.part",
+        sha256=hashlib.sha256(CONTENT).hexdigest().upper(),
+        options=QUICK,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert server.behaviour.asked == [None]
+
+
+def test_a_cut_connection_is_continued_where_it_stopped(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.cuts = [1_000_000, 500_000]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+    assert server.behaviour.asked == [None, "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_a_later_call_continues_an_earlier_one(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.cuts = [1_000_000, 0, 0]
+    with pytest.raises(FetchError, match=r"1,000,000 bytes .*run the same command again"):
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    server.behaviour.asked.clear()
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+    assert server.behaviour.asked == ["bytes=1000000-"]
+
+
+def test_a_finished_download_is_not_fetched_again(server: _Server, tmp_path: Path) -> None:
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    server.behaviour.content = CONTENT
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert server.behaviour.asked == [None, f"bytes={len(CONTENT)}-"]
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_starts_again(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.ranges = False
+    server.behaviour.cuts = [1_000_000]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+
+
+def test_a_server_that_names_no_version_starts_again(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.etag = None
+    server.behaviour.cuts = [1_000_000]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+    assert server.behaviour.asked == [None, None]
+
+
+def test_a_weak_etag_is_not_trusted_with_a_range(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.etag = 'W/"v1"'
+    server.behaviour.cuts = [1_000_000]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert server.behaviour.asked == [None, None]
+
+
+@pytest.mark.parametrize("heeds_if_range", [True, False])
+def test_two_versions_are_never_glued_together(server: _Server, tmp_path: Path, heeds_if_range: bool) -> None:
+    server.behaviour.cuts = [1_000_000, 0, 0]
+    with pytest.raises(FetchError):
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    newer = CONTENT[::-1]
+    server.behaviour.content, server.behaviour.etag = newer, '"v2"'
+    server.behaviour.heeds_if_range = heeds_if_range
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == newer
+
+
+def test_a_file_that_became_shorter_is_fetched_anew(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.cuts = [1_000_000, 0, 0]
+    with pytest.raises(FetchError):
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    server.behaviour.content = CONTENT[:500_000]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT[:500_000]
+
+
+def test_another_address_does_not_continue_the_first(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.cuts = [1_000_000, 0, 0]
+    with pytest.raises(FetchError):
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    server.behaviour.asked.clear()
+    download(_url(server) + "?mirror", tmp_path / "x.part", options=QUICK)
+    assert server.behaviour.asked == [None]
+
+
+def test_a_file_without_an_announced_length_is_continued_too(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.announces_length = False
+    server.behaviour.cuts = [2_500_000]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+    assert len(server.behaviour.asked) == 2
+
+
+def test_a_file_that_never_comes_whole_is_told(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.ranges = False
+    server.behaviour.cuts = [1_000] * 20
+    with pytest.raises(FetchError) as raised:
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert str(raised.value) == (
+        f"expected the whole of '{_url(server)}'; got 1,000 bytes (of 3,000,000); "
+        "run the same command again: it goes on where it stopped"
+    )
+    assert len(server.behaviour.asked) == 3
+
+
+def test_a_busy_server_is_asked_again(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.statuses = [503, 429]
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert (tmp_path / "x.part").read_bytes() == CONTENT
+
+
+def test_a_missing_file_is_told_at_once(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.statuses = [404]
+    with pytest.raises(FetchError, match=r"got status 404 Not Found from 'http://127.0.0.1:\d+/photos.zip'; check the"):
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert server.behaviour.asked == [None]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there_is_told(server: _Server, tmp_path: Path) -> None:
+    url = _url(server)
+    server.server_close()
+    with pytest.raises(FetchError, match=r"the whole of .*0 bytes"):
+        download(url, tmp_path / "x.part", options=DownloadOptions(attempts=2, pause_s=0.01, timeout_s=2))
+
+
+def test_another_sha256_is_refused_and_removed(server: _Server, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"an archive with sha256 000000000000…; got [0-9a-f]{12}…"):
+        download(_url(server), tmp_path / "x.part", sha256="0" * 64, options=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("announces_length", [True, False])
+def test_a_file_above_the_limit_is_refused_and_removed(server: _Server, tmp_path: Path, announces_length: bool) -> None:
+    server.behaviour.announces_length = announces_length
+    with pytest.raises(FetchError, match="at most 2,000,000 bytes"):
+        download(_url(server), tmp_path / "x.part", options=DownloadOptions(max_bytes=2_000_000))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x.zip", "file:///etc/passwd", "http://", "http://host:port/x", "http://[x/"]
+)
+def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(FetchError, match="an http or https address"):
+        download(url, tmp_path / "x.part", options=QUICK)
+
+
+def test_neither_messages_nor_files_hold_a_token(server: _Server, tmp_path: Path) -> None:
+    server.behaviour.cuts = [1_000, 0, 0]
+    with pytest.raises(FetchError) as raised:
+        download(_url(server) + "?token=hush", tmp_path / "x.part", options=QUICK)
+    assert "hush" not in str(raised.value)
+    assert all(b"hush" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_discard_removes_all_that_a_download_left(server: _Server, tmp_path: Path) -> None:
+    download(_url(server), tmp_path / "x.part", options=QUICK)
+    discard(tmp_path / "x.part")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_network(
+    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download_module, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        download(_url(server), tmp_path / "x.part", options=QUICK)
+    assert server.behaviour.asked == [None]
