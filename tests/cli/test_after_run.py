@@ -47,9 +47,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool
 
 def after_training(run_folder: Path, *, student: str, parameters: int | None, planned: bool = False) -> str:
     result = replace(evaluation(run_folder), parameters=parameters)
-    words = after_run.after_training(
-        Path("photos"), run_folder, result, student=student, for_student=["--student", student], planned=planned
-    )
+    plan = after_run.StudentPlan(student, planned, ["--student", student])
+    words = after_run.after_training(Path("photos"), run_folder, result, plan)
     return shlex.join(map(str, words)).replace(str(run_folder.parent), "RUNS")
 
 

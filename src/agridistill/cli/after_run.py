@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,25 +168,24 @@ def gpu_at_hand() -> bool:
     return shutil.which("nvidia-smi") is not None
 
 
-def after_training(
-    data: Path, run: Path, result: EvaluationResult, *, student: str, for_student: Sequence[str | Path], planned: bool
-) -> Words:
+@dataclass(frozen=True)
+class StudentPlan:
+    """A student that may follow a run on labels alone."""
+
+    model: str  # name of its network
+    planned: bool  # whether the recipe has a section for it
+    words: Sequence[str | Path]  # options of `distill` that train it with the settings of the run
+
+
+def after_training(data: Path, run: Path, result: EvaluationResult, student: StudentPlan) -> Words:
     """The command after a usable run on labels alone: a student under it, or the file for the device.
 
     Distilling takes many times the steps of training, so without a GPU it is proposed only where it was planned.
-
-    Args:
-        data: photos of the run.
-        run: the finished run.
-        result: its evaluation.
-        student: name of the student's network.
-        for_student: options of `distill` that train the student with the settings of this run.
-        planned: whether the recipe has a section for the student.
     """
-    size = _parameters(student, len(result.classes))
+    size = _parameters(student.model, len(result.classes))
     larger = size is not None and result.parameters is not None and size > result.parameters
-    if (planned or gpu_at_hand()) and not larger:
-        return ("distill", data, "--teacher", run, *for_student, "--out", sibling(run, "student"))
+    if (student.planned or gpu_at_hand()) and not larger:
+        return ("distill", data, "--teacher", run, *student.words, "--out", sibling(run, "student"))
     return export_of(run, result)
 
 

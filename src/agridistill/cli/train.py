@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,14 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from agridistill.cli import after_run, options
-from agridistill.cli.output import (
-    next_command,
-    print_json,
-    print_skipped,
-    progress_bar,
-    silence_other_ranks,
-    stderr,
-)
+from agridistill.cli.output import next_command, print_json, print_skipped, progress_bar, silence_other_ranks, stderr
 from agridistill.cli.tables import count, print_evaluation
 from agridistill.progress import is_first_process
 
@@ -126,7 +118,7 @@ def train(
     recipe, reason = run.recipe_for("train", data, out, {("train", "model"): model})
     config = train_config(recipe)
     # Read now: after hours of training, the recipe may be gone.
-    student, planned, for_student = _student_plan(run)
+    plan = _student_plan(run)
     silence_other_ranks(config.train.processes)
     finished = run.is_finished(out)
     with progress_bar("reading photos", then="preparing", first_line=reason) as progress:
@@ -137,20 +129,16 @@ def train(
         )
     verdict = show_result(result, json=run.json, model=config.train.model, finished=finished)
     if verdict.usable:
-        words = [*run.words(), *for_student]
-        evaluation = result.evaluation
-        next_command(
-            *after_run.after_training(data, out, evaluation, student=student, for_student=words, planned=planned)
-        )
+        next_command(*after_run.after_training(data, out, result.evaluation, plan))
 
 
-def _student_plan(run: RunOptions) -> tuple[str, bool, Sequence[str | Path]]:
-    """The student's network, whether the recipe plans it, and options of `distill` for the same size and machine."""
+def _student_plan(run: RunOptions) -> after_run.StudentPlan:
+    """The student that may follow, of the same size and for the same machine."""
     from agridistill.config import read_recipe, serves
 
     recipe = read_recipe(run.recipe) if run.recipe is not None else {}
     settings = recipe.get("distill")
-    words: list[str | Path] = []
+    words = list(run.words())
     if run.recipe is not None:
         # Without a recipe `distill` chooses a network that works here.
         words += ["--student", _STUDENT] if "model" not in (settings or {}) else []
@@ -160,7 +148,7 @@ def _student_plan(run: RunOptions) -> tuple[str, bool, Sequence[str | Path]]:
             words += [f"--{key.replace('_', '-')}", str(getattr(run, key))]
     if run.pretrained is not None:
         words.append("--pretrained" if run.pretrained else "--no-pretrained")
-    return (settings or {}).get("model", _STUDENT), settings is not None, words
+    return after_run.StudentPlan((settings or {}).get("model", _STUDENT), settings is not None, words)
 
 
 @options.with_groups
