@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
         ("benchmark", ("tomato",), {"plan": {"queries": 0}}, "of at least 1 for 'plan.queries'; got 0 (int)"),
         ("compare", ("photos", None, "study"), {}, "expected a recipe with a section [compare]; got an empty one"),
         ("compare", ("photos", {"compare": {"cand": 1}}, "study"), {}, "a known key of [compare]; got 'cand' in the"),
+        (
+            "compare",
+            ("photos", {"compare": {}}, "study"),
+            {},
+            "a folder of class folders; got 'photos', which does not",
+        ),
         ("compare", ("photos", {"compare": {}}, "study"), {"jobs": 1.5}, "for 'jobs'; got 1.5 (float)"),
         ("report", (None,), {}, PATHS.format("folder", "None")),
     ],
@@ -218,3 +225,18 @@ def test_every_option_of_the_inner_functions_can_be_passed(name: str, home: str)
     assert outer[start : start + 3] == ["label_file", "label_columns", "nested"]
     outer[start : start + 3] = ["layout"]
     assert [one for one in outer if one not in ("config", "recipe", "settings")] == inner
+
+
+def test_help_shows_every_public_name_with_its_types() -> None:
+    text = pydoc.render_doc(agridistill, renderer=pydoc.plaintext)
+    functions = text[text.index("\nFUNCTIONS") :]
+    for name in ("benchmark", "compare", "distill", "evaluate", "export", "load", "report", "train"):
+        function = getattr(agridistill, name)
+        assert inspect.isfunction(function)
+        assert f"    {name}(" in functions
+        assert inspect.signature(function).return_annotation != inspect.Signature.empty
+        for parameter in inspect.signature(function).parameters.values():
+            assert parameter.annotation is not parameter.empty
+    for name in agridistill.__all__:
+        if isinstance(getattr(agridistill, name), type):
+            assert f"    class {name}(" in text

@@ -14,32 +14,32 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from agridistill.errors import (
+    AgriDistillError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    ModelError,
+    PhotoError,
+    RunError,
+)
 from agridistill.version import __version__ as __version__
 
-# Some builds of ONNX Runtime report to its maker, and keep an id of the machine, unless this stands in the environment
-# before it is loaded; its own switch comes too late. What is set there already is somebody's choice.
+# Some builds of ONNX Runtime send usage data unless this is set before they are loaded. A value of the user stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from agridistill.api import evaluate, export, load
-    from agridistill.benchmark import benchmark
     from agridistill.benchmark.result import BenchmarkResult
-    from agridistill.benchmark.run import BenchmarkPlan
+    from agridistill.benchmark.run import BenchmarkPlan, benchmark
     from agridistill.data.views import Augmentation
-    from agridistill.errors import (
-        AgriDistillError,
-        ConfigError,
-        DataError,
-        MissingExtraError,
-        ModelError,
-        PhotoError,
-        RunError,
-    )
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.exporting.artefact import ExportResult
-    from agridistill.report import write_report as report
+    from agridistill.report import report
     from agridistill.report.page import ReportResult
     from agridistill.runs import compare, distill, train
     from agridistill.runtime.explanation import Explanation
@@ -91,56 +91,63 @@ __all__ = [
     "train",
 ]
 
-_NAMES_OF = {
-    "agridistill.api": ("evaluate", "export", "load"),
-    "agridistill.benchmark.result": ("BenchmarkResult",),
-    "agridistill.benchmark.run": ("BenchmarkPlan",),
-    "agridistill.data.views": ("Augmentation",),
-    "agridistill.errors": (
-        "AgriDistillError",
-        "ConfigError",
-        "DataError",
-        "MissingExtraError",
-        "ModelError",
-        "PhotoError",
-        "RunError",
-    ),
-    "agridistill.evaluation.evaluate": ("EvaluationResult",),
-    "agridistill.exporting.artefact": ("ExportResult",),
-    "agridistill.report.page": ("ReportResult",),
-    "agridistill.runs": ("compare", "distill", "train"),
-    "agridistill.runtime.explanation": ("Explanation",),
-    "agridistill.runtime.predictor": ("PhotoResult", "Predictor"),
-    "agridistill.runtime.verdict": ("Prediction",),
-    "agridistill.training.result": ("RunResult",),
-    "agridistill.training.settings": (
-        "DataSettings",
-        "DistillConfig",
-        "FitSettings",
-        "ObjectiveSettings",
-        "PairSettings",
-        "TrainConfig",
-    ),
+_HOMES = {
+    name: f"agridistill.{module}"
+    for module, names in {
+        "api": "evaluate export load",
+        "benchmark.result": "BenchmarkResult",
+        "benchmark.run": "BenchmarkPlan benchmark",
+        "data.views": "Augmentation",
+        "evaluation.evaluate": "EvaluationResult",
+        "exporting.artefact": "ExportResult",
+        "report": "report",
+        "report.page": "ReportResult",
+        "runs": "compare distill train",
+        "runtime.explanation": "Explanation",
+        "runtime.predictor": "PhotoResult Predictor",
+        "runtime.verdict": "Prediction",
+        "training.result": "RunResult",
+        "training.settings": "DataSettings DistillConfig FitSettings ObjectiveSettings PairSettings TrainConfig",
+    }.items()
+    for name in names.split()
 }
-_HOMES = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("benchmark", "report"):
-        # Packages that can be called, see there.
-        return importlib.import_module(f"agridistill.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'agridistill' has no attribute '{name}'")
-    try:
-        home = importlib.import_module(_HOMES[name])
-    except ModuleNotFoundError as error:
-        from agridistill.errors import MissingExtraError
-
-        extra = "report" if _HOMES[name].startswith("agridistill.report") else "train"
-        needed, got = f"the libraries of agridistill.{name}", f"no module '{error.name}'"
-        raise MissingExtraError(needed, got, f"pip install 'agridistill[{extra}]'") from None
-    return getattr(home, name)
+    return _imported(name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        extra = "report" if _HOMES[name].startswith("agridistill.report") else "train"
+        needed, got = f"the libraries of agridistill.{name}", f"no module '{error.name}'"
+        raise MissingExtraError(needed, got, f"pip install 'agridistill[{extra}]'") from None
+
+
+class _FunctionOfPackage:
+    """A function with the name of the package that holds it: importing the package does not replace the function."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return _imported(self._name)
+
+    def __set__(self, instance: object, value: object) -> None:
+        """The import system sets the package here; `sys.modules` holds it."""
+
+
+class _Package(ModuleType):
+    benchmark = _FunctionOfPackage("benchmark")
+    report = _FunctionOfPackage("report")
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,12 +1,13 @@
-"""What Python users and the commands start from: `load` a model, `evaluate` it on a folder, `export` it.
+"""The public functions that act on a finished model: `load`, `evaluate` and `export`.
 
-This is the one place that decides what kind of model a path is.
+Only this module decides what kind of model a path is.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,13 +41,14 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         model: a finished run folder, an exported `.onnx` or `.tflite` file, or the name of a shipped model ("tomato").
         engine: runs an exported file: "onnxruntime" or "openvino", "litert"; None takes the fastest that is installed.
         threads: of one prediction with an exported file; 0 takes one for each core.
-        photos: that will be classified, where that is known: for a few, an engine that starts fast is taken.
+        photos: number of photos to classify, if known: for a few, an engine that starts fast is chosen.
 
     Raises:
         ConfigError: an argument of a wrong type or range.
         ModelError: not there, unfinished or damaged, or no such engine.
         MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
+    from agridistill.runtime.backends import engines_for, open_artefact
     from agridistill.runtime.predictor import Predictor
     from agridistill.runtime.shipped import missing_model, model_path
 
@@ -55,25 +57,15 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
     require_threads(threads)
     if photos is not None:
         require_whole("photos", photos, at_least=0)
-    # Not Path.exists(): it raises where the name is too long.
+    # Path.exists() raises where the name is too long.
     if not os.path.exists(path):  # noqa: PTH110
         raise missing_model(path)
-    if path.is_dir() and engine is not None:
-        from agridistill.runtime.backends import engines_for
-
-        engines_for(path, (engine,))
     if not path.is_dir():
-        from agridistill.runtime.backends import open_artefact
-
         return Predictor(open_artefact(path, engine=engine, threads=threads, photos=photos))
-    try:
+    if engine is not None:
+        engines_for(path, (engine,))
+    with training_extra("torch, to run a model that is not exported"):
         from agridistill.models import load_backend
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "torch, to run a model that is not exported",
-            f"no module '{error.name}'",
-            "pip install 'agridistill[train]'",
-        ) from None
     return Predictor(load_backend(path))
 
 
@@ -94,17 +86,15 @@ def evaluate(
 
     Args:
         model: a finished run folder, an exported file, or the name of a shipped model.
-        data: a folder of class folders, or of train/val/test folders of them. Classes of the model that it lacks have
-            no scores and are left out of macro-F1.
+        data: as for `train`. Classes of the model that it lacks have no scores and are left out of macro-F1.
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
         class_names: the model's class for a folder of another name, as a mapping or the path of a TOML file of them.
-        label_file: CSV or TSV with the label of each photo; None takes the folders.
-        label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
-        nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
-            takes it too, where nothing is lost by that.
+        label_file: as for `train`.
+        label_columns: as for `train`.
+        nested: as for `train`.
         engine: as for `load`.
-        progress: told twice, while the photos are checked and while they are classified.
+        progress: called with (done, total) while the photos are checked, then while they are classified.
 
     Raises:
         ConfigError: an argument of a wrong type or name.
@@ -117,16 +107,10 @@ def evaluate(
     require_choice("split", split, SPLITS)
     _require_engine(engine)
     require_callable("progress", progress)
-    try:
+    with training_extra("the training part of AgriDistill, to score a model"):
         from agridistill.data.labels import FOLDERS, to_layout
         from agridistill.data.likeness import learnt_path
         from agridistill.evaluation.held_out import evaluate_folder, to_class_names
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "the training part of AgriDistill, to score a model",
-            f"no module '{error.name}'",
-            "pip install 'agridistill[train]'",
-        ) from None
 
     names = to_class_names(class_names)
     layout = to_layout(label_file, label_columns, nested) or FOLDERS
@@ -171,12 +155,11 @@ def export(
         precision: of weights and activations.
         micro: an int8 `NAME.tflite` for microcontrollers, with int8 logits, and `NAME.c` and `NAME.h` beside it.
         batch: 1 fixes the batch of an `.onnx` file; None leaves it open.
-        data: the photos that the run learnt from; None takes the folder that it names.
+        data: the photos that the run was trained on; None takes the folder that the run names.
         split_file: which of them are for training and validation, where the run does not know them.
-        label_file: CSV or TSV with the label of each photo; None, with `nested` None, takes what the run started with.
-        label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
-        nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
-            takes it too, where nothing is lost by that.
+        label_file: as for `train`; None, with `nested` None, takes what the run started with.
+        label_columns: as for `train`.
+        nested: as for `train`.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes a file that misses its gate.
         progress: called with (done, total) while photos are read and classified.
@@ -196,15 +179,9 @@ def export(
     if batch is not None and batch != 1:
         raise ConfigError("batch=1 or None", f"{batch!r}", "leave it out")
     require_callable("progress", progress)
-    try:
+    with training_extra("the training part of AgriDistill, to export a run", "train,export"):
         from agridistill.data.labels import to_layout
         from agridistill.exporting.artefact import export as write
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "the training part of AgriDistill, to export a run",
-            f"no module '{error.name}'",
-            "pip install 'agridistill[train,export]'",
-        ) from None
     return write(
         run_folder,
         file,
@@ -220,13 +197,8 @@ def export(
     )
 
 
-def _require_engine(engine: str | None) -> None:
-    if engine is not None and not isinstance(engine, str):
-        raise ConfigError("the name of an engine, or None", described(engine), "leave it out")
-
-
 def model_cost(backend: Backend) -> tuple[int | None, int | None]:
-    """Parameters and MACs: as the artefact's manifest says, or counted where torch runs the network."""
+    """Parameters and MACs, from the artefact's manifest or counted in a torch network; None where unknown."""
     from agridistill.runtime.backends import SUFFIXES
 
     if Path(backend.manifest.weights_file).suffix in SUFFIXES:
@@ -238,3 +210,25 @@ def model_cost(backend: Backend) -> tuple[int | None, int | None]:
         return None, None
     cost = complexity(backend.model, backend.manifest.preprocessing.image_size)
     return cost.parameters, cost.macs
+
+
+@contextmanager
+def training_extra(needed: str = "the training part of AgriDistill", extra: str = "train") -> Iterator[None]:
+    """Around an import of what an extra holds.
+
+    Args:
+        needed: what is imported, for the message.
+        extra: of AgriDistill, which holds it.
+
+    Raises:
+        MissingExtraError: a library of the extra is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(needed, f"no module '{error.name}'", f"pip install 'agridistill[{extra}]'") from None
+
+
+def _require_engine(engine: object) -> None:
+    if engine is not None and not isinstance(engine, str):
+        raise ConfigError("the name of an engine, or None", described(engine), "leave it out")

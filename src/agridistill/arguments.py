@@ -1,4 +1,4 @@
-"""Arguments of the public Python functions: a wrong type ends in one line, before any work begins."""
+"""Checks of the arguments of public Python functions, before any work: a wrong type or range is a `ConfigError`."""
 
 from __future__ import annotations
 
@@ -35,78 +35,46 @@ def described(value: object) -> str:
 
 
 def to_path(name: str, value: object) -> Path:
-    """A path that was given as `str` or `Path`.
-
-    Args:
-        name: of the argument, for the message.
-        value: as given.
-
-    Raises:
-        ConfigError: another type, or an empty text.
-    """
+    """The path in an argument `name`, which is `str` or `Path` and not empty."""
     if isinstance(value, str | os.PathLike) and (path := os.fspath(value)) and isinstance(path, str):
         return Path(path)
     raise ConfigError(f"a path as str or Path for '{name}'", described(value), "pass the path of a file or folder")
 
 
 def to_optional_path(name: str, value: object) -> Path | None:
-    """As `to_path`, or None where nothing was given."""
+    """As `to_path`; None stays None."""
     return None if value is None else to_path(name, value)
 
 
 def require_whole(name: str, value: object, *, at_least: int) -> None:
-    """Checks a whole number.
-
-    Raises:
-        ConfigError: another type, or a smaller number.
-    """
-    # numpy's whole numbers have __index__ as well.
+    """Checks a whole number; numpy's, which have `__index__` too, count."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < at_least:
         raise ConfigError(f"a whole number of at least {at_least} for '{name}'", described(value), "correct it")
 
 
 def require_threads(value: object) -> None:
-    """Checks a number of threads; the system may hang with hundreds on each core.
-
-    Raises:
-        ConfigError: no whole number, below 0, or more than 4 on each core.
-    """
+    """Checks a number of threads, 0 or more; with more than 4 on each core the system may hang."""
     require_whole("threads", value, at_least=0)
-    cores = os.cpu_count() or 1
-    if int(value) > _THREADS_ON_A_CORE * cores:  # type: ignore[call-overload]
-        raise ConfigError(
-            f"threads up to {_THREADS_ON_A_CORE * cores}, 4 on each core here, or 0 for one on each core",
-            described(value),
-            "lower them",
-        )
+    most = _THREADS_ON_A_CORE * (os.cpu_count() or 1)
+    if int(value) > most:  # type: ignore[call-overload]
+        expected = f"threads up to {most}, {_THREADS_ON_A_CORE} on each core here, or 0 for one on each core"
+        raise ConfigError(expected, described(value), "lower them")
 
 
 def require_share(name: str, value: object) -> None:
-    """Checks a number from 0 to 1.
-
-    Raises:
-        ConfigError: another type or range.
-    """
+    """Checks a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ConfigError(f"a number from 0 to 1 for '{name}'", described(value), "correct it")
 
 
 def require_flag(name: str, value: object) -> None:
-    """Checks a flag; a text such as "no" would count as True.
-
-    Raises:
-        ConfigError: another type.
-    """
+    """Checks a flag; a text such as "no" would count as True."""
     if not isinstance(value, bool):
         raise ConfigError(f"True or False for '{name}'", described(value), "correct it")
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Checks one of several names.
-
-    Raises:
-        ConfigError: none of them; the message names the nearest.
-    """
+    """Checks one of several names; the message has the nearest."""
     if not isinstance(value, str):
         raise ConfigError(f"a name for '{name}'", described(value), "known: " + ", ".join(choices))
     if value not in choices:
@@ -114,10 +82,6 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def require_callable(name: str, value: Any) -> None:
-    """Checks a function.
-
-    Raises:
-        ConfigError: it cannot be called.
-    """
+    """Checks a function."""
     if not callable(value):
         raise ConfigError(f"a function for '{name}'", described(value), "pass a function, or leave it out")

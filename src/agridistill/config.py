@@ -68,18 +68,18 @@ def _check_document(document: Mapping[str, Any], where: str) -> None:
 
 
 def _section_remedy(name: str) -> str:
-    """Where a key stands in place of a section, the section that it belongs to."""
+    """Names the section of a key that stands in place of a section."""
     owner = next((section for section, kind in SECTIONS.items() if name in setting_names(kind)), None)
     return f"write '{name}' into the section [{owner}]" if owner else nearest(name, SECTIONS)
 
 
 def recipe_from(command: str, config: object, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe that a Python call means, by the same checks as a recipe file.
+    """The recipe of a Python call, checked as a recipe file is.
 
     Args:
         command: "train", "distill" or "compare".
         config: a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None for none.
-        settings: by key as in a recipe, "epochs" or "distill.epochs"; they go before `config`.
+        settings: by key as in a recipe, "epochs" or "distill.epochs"; they override `config`.
 
     Raises:
         ConfigError: of another type or for another command, or an unknown section or key.
@@ -87,11 +87,8 @@ def recipe_from(command: str, config: object, settings: Mapping[str, Any]) -> Re
     recipe = _given_recipe(config)
     if recipe or isinstance(config, str | Path):
         require_serves(recipe, command)
-    changed = {section: dict(content) for section, content in recipe.items()}
-    for name, value in settings.items():
-        section, key = _locate(command, name, "in the settings")
-        changed.setdefault(section, {})[key] = _as_plain(value)
-    return changed
+    located = {_locate(command, name, "in the settings"): _as_plain(value) for name, value in settings.items()}
+    return _changed(recipe, located)
 
 
 def _given_recipe(config: object) -> Recipe:
@@ -118,7 +115,7 @@ def _given_recipe(config: object) -> Recipe:
 
 
 def _as_plain(value: Any) -> Any:
-    """What JSON and TOML know of a Python value: paths are text, numpy's numbers are numbers."""
+    """A Python value as JSON and TOML hold it: a path as text, a numpy scalar as a number."""
     if isinstance(value, Path):
         return str(value)
     return value.item() if isinstance(value, np.generic) else value
@@ -132,20 +129,20 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def _recipe_path(named: Path) -> Path:
-    """The file that was named: a folder of a recipe's name does not hide the recipe."""
+    """The file of a path or a shipped name; a folder of that name does not hide a shipped recipe."""
     if named.exists() and not named.is_dir():
         return named
     return shipped_recipes().get(str(named), named)
 
 
 def serves(recipe: Recipe, command: str) -> bool:
-    """Whether a recipe says something for the command: in a section of its own, or only in sections of all commands."""
+    """Whether a recipe is for the command: it has a section of the command, or only sections of all commands."""
     own = set(_SECTIONS_OF[command]) - SHARED_SECTIONS
     return bool(recipe) and (bool(own & set(recipe)) or set(recipe) <= SHARED_SECTIONS)
 
 
 def require_serves(recipe: Recipe, command: str) -> None:
-    """Checks that a recipe was meant for the command; of another one's its command would train the defaults.
+    """Checks that a recipe is for the command. Otherwise the command would silently use defaults.
 
     Args:
         recipe: as read from a file.
@@ -173,50 +170,35 @@ def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Re
     Raises:
         ConfigError: no `=`, or an unknown key.
     """
-    changed = {section: dict(content) for section, content in recipe.items()}
+    located = {}
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise ConfigError("--set key=value", f"'{override}'", "write the value after an equals sign")
-        section, key = _locate(command, name.strip(), "in --set")
-        changed.setdefault(section, {})[key] = _value(text.strip())
-    return changed
+        located[_locate(command, name.strip(), "in --set")] = _value(text.strip())
+    return _changed(recipe, located)
 
 
 def with_options(recipe: Recipe, options: Mapping[tuple[str, str], Any]) -> Recipe:
-    """Applies command-line options; those that are None were not given."""
+    """Applies command-line options by section and key; those that are None were not given."""
+    return _changed(recipe, {place: _as_plain(value) for place, value in options.items() if value is not None})
+
+
+def _changed(recipe: Recipe, values: Mapping[tuple[str, str], Any]) -> Recipe:
     changed = {section: dict(content) for section, content in recipe.items()}
-    for (section, key), value in options.items():
-        if value is not None:
-            changed.setdefault(section, {})[key] = value
+    for (section, key), value in values.items():
+        changed.setdefault(section, {})[key] = value
     return changed
 
 
 def train_config(recipe: Recipe) -> TrainConfig:
-    """The settings of `train`.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range.
-    """
-    return TrainConfig(
-        data=build_section(DataSettings, "data", recipe),
-        augmentation=build_section(Augmentation, "augmentation", recipe),
-        train=build_section(FitSettings, "train", recipe),
-    )
+    """The settings of `train`; a wrong type or range is a ConfigError."""
+    return TrainConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["train"]})
 
 
 def distill_config(recipe: Recipe) -> DistillConfig:
-    """The settings of `distill`.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range.
-    """
-    return DistillConfig(
-        data=build_section(DataSettings, "data", recipe),
-        augmentation=build_section(Augmentation, "augmentation", recipe),
-        distill=build_section(FitSettings, "distill", recipe),
-        objective=build_section(ObjectiveSettings, "objective", recipe),
-    )
+    """The settings of `distill`; a wrong type or range is a ConfigError."""
+    return DistillConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["distill"]})
 
 
 def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
@@ -224,7 +206,7 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
 
     Args:
         recipe: as read.
-        overrides: of `--set`. A teacher that the study trains shares them where they concern photos and views.
+        overrides: of `--set`. Those of [data] and [augmentation] also apply to a teacher that the study trains.
 
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
@@ -232,9 +214,9 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
     changed = with_overrides(recipe, "distill", overrides)
     shared = {name: dict(changed[name]) for name in SHARED_SECTIONS if name in changed}
     if "data" in shared:
-        # The share of labels is the students' alone.
+        # The share of labels is for students only.
         shared["data"] |= {"labels": recipe.get("data", {}).get("labels", 1.0)}
-    settings = build_section(CompareSettings, "compare", recipe)
+    settings = _section("compare", recipe)
     return plan_study(settings, train_config({**recipe, **shared}), partial(_changed_config, recipe), overrides)
 
 
@@ -244,22 +226,16 @@ def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
     """
-    settings = build_section(CompareSettings, "compare", recipe)
-    return plan_search(settings, partial(_changed_config, recipe), overrides)
+    return plan_search(_section("compare", recipe), partial(_changed_config, recipe), overrides)
 
 
 def _changed_config(recipe: Recipe, changes: Sequence[str]) -> DistillConfig:
     return distill_config(with_overrides(recipe, "distill", changes))
 
 
-def build_section(kind: type[Any], section: str, recipe: Recipe) -> Any:
-    """One section of a recipe as its settings.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown key.
-    """
+def _section(name: str, recipe: Recipe) -> Any:
     remedy = "correct the recipe or the option"
-    return build_settings(kind, recipe.get(section, {}), section=section, remedy=remedy)
+    return build_settings(SECTIONS[name], recipe.get(name, {}), section=name, remedy=remedy)
 
 
 def _locate(command: str, name: str, where: str) -> tuple[str, str]:

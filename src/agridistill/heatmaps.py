@@ -1,4 +1,4 @@
-"""A map of values laid over a picture; Pillow and numpy alone, so that a device can draw it."""
+"""A map of values drawn over a picture; needs only Pillow and numpy, so that a device can draw it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 _STRENGTH = 0.55
-# Cividis (Nunez, Anderton and Renslow 2018), which colour-blind readers see as others do, at 17 even steps.
+# Cividis (Nunez, Anderton and Renslow 2018), the same to colour-blind readers, at 17 even steps.
 _COLOURS = (
     *((0, 34, 78), (0, 46, 106), (26, 56, 111), (50, 67, 109), (67, 78, 108), (83, 90, 109), (97, 101, 111)),
     *((111, 112, 115), (125, 124, 120), (140, 136, 120), (155, 148, 118), (171, 160, 114), (188, 174, 108)),
     *((205, 187, 99), (222, 201, 88), (240, 216, 70), (254, 232, 56)),
 )
 
-_NAMED_SO = re.compile(r"-explained(-\d+)?\.png", re.IGNORECASE)
+_NAME = re.compile(r"-explained(-\d+)?\.png", re.IGNORECASE)
 _MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
 
 
 def explanation_mark() -> PngInfo:
-    """What a PNG of where a model looked carries, so that it is never taken for a photo."""
+    """The metadata of an explanation PNG, by which it is recognised and never read as a photo."""
     mark = PngInfo()
     mark.add_text(_MARK_KEY, _MARK)
     return mark
 
 
 def is_explanation(path: str | PathLike[str]) -> bool:
-    """Whether a file is a picture that `predict --explain` wrote; only files of such names are looked into."""
-    if not _NAMED_SO.search(str(path)):
+    """Whether `predict --explain` wrote a file; only files with such a name are opened."""
+    if not _NAME.search(str(path)):
         return False
     try:
         with Image.open(path) as picture:
             return picture.info.get(_MARK_KEY) == _MARK
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False  # whoever reads it as a photo says why
+        return False  # reading it as a photo reports the error
 
 
 def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Colours of values: blue for 0, grey between, yellow for 1.
 
     Args:
-        values: `(H, W)`, 0 to 1; others count as the nearer end.
+        values: `(H, W)`; clipped to 0 to 1.
 
     Returns:
         `(H, W, 3)` uint8, RGB.

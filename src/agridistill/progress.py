@@ -1,32 +1,169 @@
-"""How long work reports how far it is, without knowing who shows it."""
+"""Progress callbacks, and who may write to stderr while work runs: one console, one display, one process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total)."""
 
+STDOUT, STDERR = 1, 2
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+
 
 @runtime_checkable
 class StagedProgress(Protocol):
-    """A callback that also takes the name of what is being done."""
+    """A progress callback that also takes the name of the current stage."""
 
     def __call__(self, done: int, total: int, /) -> None:
-        """Takes how far it is."""
+        """Takes the progress within the stage."""
         ...
 
     def stage(self, name: str, /) -> None:
-        """Takes what is done from now on, such as "converting to int8"."""
+        """Starts a stage, such as "converting to int8"."""
         ...
 
 
 def begin(progress: ProgressCallback, stage: str) -> None:
-    """Names what is done from now on; a plain callback, which has no method `stage`, is left alone."""
+    """Starts a stage; a plain callback without a method `stage` is not called."""
     if isinstance(progress, StagedProgress):
         progress.stage(stage)
 
 
 def silent(done: int, total: int) -> None:
-    """Shows nothing."""
+    """A progress callback that does nothing."""
+
+
+def is_first_process(processes: int) -> bool:
+    """Whether this process writes the run folder and prints.
+
+    torchrun and Slurm set each process's rank in the environment; Lightning sets it for the processes that it starts.
+
+    Args:
+        processes: of the run; with 1 the environment is ignored.
+    """
+    return processes == 1 or all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+@functools.cache
+def stderr_console() -> Console:
+    """The console that everything on stderr is printed with."""
+    from rich.console import Console
+
+    return Console(file=_terminal_copy(), stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def _terminal_copy() -> IO[str] | None:
+    """A duplicate of a terminal on stderr, so that silencing a library does not stop the display; None without one."""
+    try:
+        if sys.stderr is None or not sys.stderr.isatty():
+            return None
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors)
+    except (OSError, ValueError):
+        return None
+
+
+class Display(Protocol):
+    """A live display in the last lines of the terminal."""
+
+    def hide(self) -> None:
+        """Removes the display."""
+        ...
+
+    def show(self, label: str) -> None:
+        """Draws the display; the label is used where no pass is running."""
+        ...
+
+
+_displays: list[Display] = []
+
+
+@contextmanager
+def registered_display(display: Display) -> Iterator[None]:
+    """Lets `hidden_displays` hide this display until the block ends."""
+    _displays.append(display)
+    try:
+        yield
+    finally:
+        _displays.remove(display)
+
+
+@contextmanager
+def hidden_displays(then: str) -> Iterator[None]:
+    """Hides the registered displays while the block draws its own: two would overwrite each other.
+
+    Args:
+        then: label of the displays when they return: the work that follows the block.
+    """
+    hidden = list(_displays)
+    for display in hidden:
+        display.hide()
+    try:
+        yield
+    finally:
+        for display in hidden:
+            display.show(then)
+
+
+@contextmanager
+def captured_output(*descriptors: int) -> Iterator[IO[bytes]]:
+    """Redirects file descriptors of the whole process, native code included, to a temporary file that is yielded.
+
+    Args:
+        descriptors: `STDOUT`, `STDERR` or both; a closed one is left alone.
+    """
+    _flush()
+    before: dict[int, int] = {}
+    with _unnamed_file() as file:
+        try:
+            for descriptor in descriptors:
+                with suppress(OSError):
+                    before[descriptor] = os.dup(descriptor)
+                    os.dup2(file.fileno(), descriptor)
+            yield file
+        finally:
+            _flush()
+            for descriptor, saved in before.items():
+                os.dup2(saved, descriptor)
+                os.close(saved)
+
+
+@contextmanager
+def stderr_without_lines(start: bytes) -> Iterator[None]:
+    """Drops the lines on stderr that begin with `start`; the others are printed when the block ends."""
+    kept: list[bytes] = []
+    try:
+        with captured_output(STDERR) as file:
+            try:
+                yield
+            finally:
+                _flush()
+                file.seek(0)
+                kept = [line for line in file if not line.startswith(start)]
+    finally:
+        with suppress(OSError):
+            for line in kept:
+                os.write(STDERR, line)
+
+
+def _unnamed_file() -> IO[bytes]:
+    # In memory where possible: a device with a full disk must still load its model.
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("captured"), "w+b")
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()

@@ -1,17 +1,19 @@
-"""`train`, `distill` and `compare` for Python: settings of any kind become the same checked recipe as the commands'."""
+"""The public functions that make runs: `train`, `distill` and `compare`.
+
+Settings of any kind become the same checked recipe as those of the commands.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from agridistill.api import training_extra
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
-from agridistill.config import Recipe, distill_config, recipe_from, require_serves, train_config
+from agridistill.config import Recipe, compare_plan, distill_config, recipe_from, require_serves, train_config
 from agridistill.data.labels import FOLDERS, Layout, to_layout
-from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from agridistill.training.settings import DistillConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
-
-_RECIPE_NAME = "recipe.toml"
 
 
 def train(
@@ -48,10 +48,10 @@ def train(
         label_file: CSV or TSV with the label of each photo; None takes the folders.
         label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
         nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
-            takes it too, where nothing is lost by that.
+            takes the first level too, where this loses nothing.
         resume: continues an unfinished run.
         progress: called with (done, total) while the photos are read.
-        settings: single settings by their key in a recipe, such as `epochs=3, image_size=96`; they go before `config`.
+        settings: single settings by their key in a recipe, such as `epochs=3, image_size=96`; they override `config`.
 
     Returns:
         The finished run with its evaluation on the test split.
@@ -70,9 +70,8 @@ def train(
     layout = to_layout(label_file, label_columns, nested)
     require_flag("resume", resume)
     require_callable("progress", progress)
-    recipe = _recipe("train", config, settings, run, resume=resume)
-    chosen = train_config(_completed("train", config, recipe, folder, None, layout, resume=resume))
-    with training_part():
+    chosen = train_config(_recipe("train", config, settings, folder, None, run, layout, resume=resume))
+    with training_extra():
         from agridistill.training import run as runs
     return runs.train(folder, run, chosen, layout=layout, split_file=splits, resume=resume, progress=progress)
 
@@ -109,8 +108,8 @@ def distill(
         cache: stores the teacher's outputs for each view once; otherwise the teacher runs in every step.
         cache_dir: folder of these caches; `cache` in the teacher's run folder where None.
         progress: called with (done, total) while the photos are read.
-        settings: single settings by their key in a recipe, such as `epochs=3, method="kd"`; they go before `config`.
-            A `DistillConfig` has chosen its method already: `method` chooses it anew.
+        settings: single settings by their key in a recipe, such as `epochs=3, method="kd"`; they override `config`.
+            A `method` replaces the method of a `DistillConfig`.
 
     Returns:
         The finished run with its evaluation on the test split.
@@ -125,9 +124,8 @@ def distill(
     require_flag("resume", resume)
     require_flag("cache", cache)
     require_callable("progress", progress)
-    recipe = _recipe("distill", config, settings, run, resume=resume)
-    chosen = distill_config(_completed("distill", config, recipe, folder, teacher_run, layout, resume=resume))
-    with training_part():
+    chosen = distill_config(_recipe("distill", config, settings, folder, teacher_run, run, layout, resume=resume))
+    with training_extra():
         from agridistill.training import run as runs
     return runs.distill(
         folder,
@@ -192,14 +190,12 @@ def compare(
     require_callable("tell", tell)
     checked = recipe_from("compare", recipe, {})
     require_serves(checked, "compare")
-    with training_part():
-        from agridistill.config import compare_plan
+    with training_extra():
         from agridistill.study import compare as study
-    plan = compare_plan(checked)
     return study.compare(
         folder,
         study_folder,
-        plan,
+        compare_plan(checked),
         layout=layout or FOLDERS,
         teacher=teacher_run,
         split_file=splits,
@@ -210,46 +206,32 @@ def compare(
     )
 
 
-def _recipe(command: str, config: object, settings: Mapping[str, Any], run: Path, *, resume: bool) -> Recipe:
-    """As the commands: on a resume the settings of the run, changed by what is given; a whole config stands alone."""
-    stored = run / _RECIPE_NAME
-    if not (resume and stored.exists() and (config is None or isinstance(config, Mapping))):
-        return recipe_from(command, config, settings)
-    base, given = recipe_from(command, stored, {}), recipe_from(command, config, settings)
-    return {section: {**base.get(section, {}), **given.get(section, {})} for section in {**base, **given}}
-
-
-def _completed(
+def _recipe(
     command: Literal["train", "distill"],
     config: object,
-    recipe: Recipe,
+    settings: Mapping[str, Any],
     data: Path,
     teacher: Path | None,
+    run: Path,
     layout: Layout | None,
     *,
     resume: bool,
 ) -> Recipe:
-    """With a network and settings that fit photos and hardware; a whole config, a recipe and a resume have theirs."""
-    if resume or not (config is None or isinstance(config, Mapping)):
-        return recipe
-    with training_part():
+    """The settings of a call; those that it leaves open come from the run on a resume, else from photos and hardware.
+
+    A config object and a recipe file are complete: they are taken as they are.
+    """
+
+    given = recipe_from(command, config, settings)
+    if config is not None and not isinstance(config, Mapping):
+        return given
+    stored = run / "recipe.toml"
+    if resume:
+        base = recipe_from(command, stored, {}) if stored.exists() else {}
+        return {section: {**base.get(section, {}), **given.get(section, {})} for section in {**base, **given}}
+    with training_extra():
         from agridistill.training.defaults import choice_for
-    choice = choice_for(command, recipe, data, teacher, layout or FOLDERS)
+    choice = choice_for(command, given, data, teacher, layout or FOLDERS)
     if choice.reason:
         logger.info(choice.reason)
     return choice.recipe
-
-
-@contextmanager
-def training_part() -> Iterator[None]:
-    """Around an import of what needs torch.
-
-    Raises:
-        MissingExtraError: the extra `train` is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "the training part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[train]'"
-        ) from None

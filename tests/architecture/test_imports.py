@@ -63,6 +63,11 @@ def test_light_modules_import_without_the_training_libraries(module: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, agridistill; print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
+    assert python(code).stdout == "[]\n"
+
+
 def test_losses_need_torch_alone() -> None:
     others = WITHOUT.replace("'torch', ", "")
     done = python(f"{others}\nfrom agridistill.losses import *\nprint(KDLoss(), METHODS)")

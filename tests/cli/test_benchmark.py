@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.benchmark import run as benchmark_run
 from agridistill.benchmark.host import Host
 from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.cli.benchmark import print_benchmark
 from agridistill.cli.main import main
-from agridistill.cli.tables import print_benchmark
 
 Capture = pytest.CaptureFixture[str]
 
@@ -128,7 +129,7 @@ def test_the_papers_rows_are_shown_only_on_request(colour_model: Path, capsys: C
 
 def test_a_machine_that_was_busy_is_told(colour_model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     steady, shaken = model(model="steady"), model(model="shaken", latency_ms_p50_of_turns=(2.0, 3.1))
-    monkeypatch.setattr("agridistill.benchmark.run.benchmark", lambda *_, **__: benchmark_of(steady, shaken))
+    monkeypatch.setattr(benchmark_run, "benchmark", lambda *_, **__: benchmark_of(steady, shaken))
     _, _, err = run(capsys, "benchmark", colour_model)
     assert "the turns of shaken with onnxruntime had medians from 2.00 to 3.10 ms; stop what else runs" in err
     assert "steady" not in err

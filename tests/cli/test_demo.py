@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.cli.test_evaluate import result
 
 from agridistill.cli import demo
 from agridistill.errors import RunError
@@ -72,3 +73,20 @@ def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(
     (tmp_path / "teacher" / "evaluation.json").write_text(text)
     with pytest.raises(RunError, match=r"teacher/evaluation.json', which is damaged .*; remove the folder '.*teacher'"):
         demo.run_demo(tmp_path)
+
+
+def test_the_comparison_has_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        demo.DemoRow("ce [student]", Path("run"), result(), train_s=75.4),
+        demo.DemoRow("teacher", Path("run"), result(parameters=None, macs=34_470_000_000), train_s=740),
+        demo.DemoRow("tiny", Path("run"), result(parameters=950, macs=21_600), train_s=12),
+    ]
+    demo.print_rows(rows)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "91.2 %" in line]
+    cells = {line.split("  ")[0].strip(): [cell.strip() for cell in line.split("  ") if cell][1:] for line in lines}
+    interval = "91.2 % (89.5–92.7)"
+    assert cells == {
+        "ce [student]": [interval, "0.903", "4.21 M", "215 M", "1 min 15 s"],
+        "teacher": [interval, "0.903", "–", "34.5 G", "12 min 20 s"],
+        "tiny": [interval, "0.903", "950", "21.6 k", "12 s"],
+    }

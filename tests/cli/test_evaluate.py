@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.cli.main import main
-from agridistill.cli.tables import ComparisonRow, print_comparison, print_evaluation
+from agridistill.cli.tables import print_evaluation
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores, Interval
 
@@ -184,27 +184,3 @@ def test_many_classes_show_their_most_frequent_confusions(capsys: Capture) -> No
     assert "confusion matrix" not in out
     first = next(line for line in out.splitlines() if line.split()[:2] == ["class", "15"] and line.split()[-1] == "164")
     assert first.split() == ["class", "15", "class", "14", "164"]
-
-
-def test_a_comparison_shows_a_line_a_model(capsys: Capture) -> None:
-    rows = [
-        ComparisonRow("ce [student]", result(), train_s=75.4),
-        ComparisonRow("teacher", result(parameters=None, macs=34_470_000_000), train_s=7400),
-        ComparisonRow("tiny", result(parameters=950, macs=21_600), train_s=12),
-        ComparisonRow("unknown", result(macs=None)),
-    ]
-    print_comparison(rows, title="at equal budget")
-    lines = capsys.readouterr().out.splitlines()
-    cells = {
-        line.split("  ")[0].strip(): [cell for cell in line.split("  ") if cell][1:]
-        for line in lines
-        if "91.2 %" in line
-    }
-    cells = {name: [cell.strip() for cell in row] for name, row in cells.items()}
-    interval = "91.2 % (89.5–92.7)"
-    assert cells == {
-        "ce [student]": [interval, "0.903", "4.21 M", "215 M", "1 min 15 s"],
-        "teacher": [interval, "0.903", "–", "34.5 G", "2 h 3 min"],
-        "tiny": [interval, "0.903", "950", "21.6 k", "12 s"],
-        "unknown": [interval, "0.903", "4.21 M", "–", "–"],
-    }

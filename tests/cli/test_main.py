@@ -135,7 +135,7 @@ def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
     ("number", "message"),
     [
         (errno.ENOSPC, "expected room on the disk; got a full disk at '/x/model.safetensors'"),
-        (errno.EACCES, "expected a place that may be written and read"),
+        (errno.EACCES, "expected a path with permission to read and write"),
         (errno.ENOTDIR, "expected a usable path"),
         (errno.EIO, "got 'Input/output error' at '/x/model.safetensors'; check disk"),
         (errno.ELOOP, "expected a system that can read and write; got "),
@@ -251,10 +251,8 @@ def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
     file.write_text(recipe)
     finished = SimpleNamespace(evaluation=SimpleNamespace(parameters=30_000_000, classes=("a", "b")))
     monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink() or finished)
-    monkeypatch.setattr(
-        "agridistill.cli.options.show_result", lambda *args, **options: ModelVerdict("usable", "Usable")
-    )
-    monkeypatch.setattr("agridistill.cli.next_steps.gpu_at_hand", lambda: True)
+    monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
+    monkeypatch.setattr("agridistill.cli.after_run.gpu_at_hand", lambda: True)
     code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")
     assert code == 0
     words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"
@@ -408,9 +406,9 @@ class OutOfMemoryError(RuntimeError):
         ),
         (
             RuntimeError("DataLoader worker (pid 21207) is killed by signal: Terminated. "),
-            "got a stop from outside; run it again (--resume for a started run)",
+            "the command was stopped from outside; run it again (--resume for a started run)",
         ),
-        (typer.Abort(), "expected the command to reach its end; got an abort"),
+        (typer.Abort(), "the command was aborted; run it again"),
         (ModuleNotFoundError("no", name="huggingface_hub"), "pip install 'agridistill[train]'"),
         (ModuleNotFoundError("no", name="tensorboard.compat"), "pip install 'agridistill[train]'"),
     ],

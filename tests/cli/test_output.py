@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agridistill import terminal
 from agridistill.cli import output
-from agridistill.progress import begin
+from agridistill.progress import begin, hidden_displays
 
 
 @pytest.mark.parametrize("path", ["run", "a/run", "/a/run"])
@@ -96,11 +95,11 @@ def test_a_download_of_unknown_size_is_a_spinner(seen: Seen) -> None:
 def test_it_gives_way_to_a_display_of_the_work_itself(seen: Seen) -> None:
     with output.progress_bar("reading photos") as progress:
         progress(2, 2)
-        with terminal.alone(then="evaluating"):
+        with hidden_displays(then="evaluating"):
             assert not seen.is_drawn
         assert seen.is_drawn
         assert seen.line == "evaluating 0:00:00"
-    with terminal.alone(then="no display is open any more"):
+    with hidden_displays(then="no display is open any more"):
         pass
 
 
@@ -129,7 +128,7 @@ def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_what_would_command_a_terminal_is_shown_as_its_number(name: str, expected: str) -> None:
-    assert output.shown(name) == expected
+    assert output.printable(name) == expected
 
 
 def test_a_log_line_cannot_command_the_terminal_or_pass_for_another(capsys: pytest.CaptureFixture[str]) -> None:

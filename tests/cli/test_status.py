@@ -152,9 +152,9 @@ def test_a_history_that_cannot_be_read_leaves_the_state(folder: Path, capsys: Ca
     code, out, _ = run(capsys, "--state", folder)
     assert code == 0
     assert "/photos/inbox" in out
-    assert "Alerts and detections cannot be told: expected an event history" in out
+    assert "Alerts and detections cannot be read: expected an event history" in out
     assert "No alert is open" not in out
-    assert "Nothing was seen" not in out
+    assert "no detections yet" not in out
     _, out, _ = run(capsys, "--state", folder, "--json")
     document = json.loads(out)
     assert (document["open_alerts"], document["detections"]) == (None, None)
@@ -191,7 +191,7 @@ def test_an_agent_without_a_detection_yet_is_shown(tmp_path: Path, capsys: Captu
     write_state(tmp_path, state(pid=os.getpid()))
     code, out, _ = run(capsys, "--state", tmp_path)
     assert code == 0
-    assert "Nothing was seen yet." in out
+    assert "There are no detections yet." in out
     assert not (tmp_path / HISTORY_FILE).exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from tests.cli.test_benchmark import benchmark_of, model
 from tests.cli.test_evaluate import result
 
 from agridistill.cli import output
-from agridistill.cli.cells import FigureTable, new_table, show_note, show_table
-from agridistill.cli.study_tables import print_study
-from agridistill.cli.tables import ComparisonRow, print_benchmark, print_comparison, print_evaluation
+from agridistill.cli.benchmark import print_benchmark
+from agridistill.cli.compare import print_study
+from agridistill.cli.demo import DemoRow, print_rows
+from agridistill.cli.tables import FigureTable, new_table, print_evaluation, print_note, print_table
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores
 
@@ -141,7 +143,7 @@ def test_comparisons_keep_names_and_figures_whole(
 ) -> None:
     screen(width)
     names = ("baseline student", "hybrid student with a long name, of run 12")
-    print_comparison([ComparisonRow(name, result(), 75) for name in names], title="Test split of the drawn leaves")
+    print_rows([DemoRow(name, Path("run"), result(), 75) for name in names])
     found = cells(printed(capsys, width))
     assert set(names) <= set(found)
     for figure in ("91.2 % (89.5–92.7)", "0.903", "4.21 M", "215 M", "1 min 15 s"):
@@ -180,7 +182,7 @@ def test_what_has_no_room_goes_below(
     name: str, columns: int, width: int, lines: list[str], screen: Screen, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen(width)
-    show_table(table(name, columns))
+    print_table(table(name, columns))
     found = [line.rstrip() for line in printed(capsys, width) if line.strip() and "─" not in line]
     assert found[: 1 + len(lines)] == ["title", *lines]
     assert f"figure{columns - 1}" in found[-1]
@@ -190,14 +192,14 @@ def test_a_name_wider_than_the_screen_is_continued_and_loses_nothing(
     screen: Screen, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen(20)
-    show_table(table("runs/" + 30 * "x" + ".onnx", 2))
+    print_table(table("runs/" + 30 * "x" + ".onnx", 2))
     text = "".join(line.strip() for line in printed(capsys, 20))
     assert "runs/" + 30 * "x" + ".onnx" in text
 
 
 def test_in_a_file_a_table_is_whole_and_a_note_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    show_table(table("a very long name " * 5, 30))
-    show_note("word " * 50)
+    print_table(table("a very long name " * 5, 30))
+    print_note("word " * 50)
     lines = capsys.readouterr().out.splitlines()
     assert any("figure0" in line and "figure29" in line and "a very long name" in line for line in lines)
     assert lines[-1].split() == ["word"] * 50

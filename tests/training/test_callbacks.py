@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from tests.conftest import TINY_STUDENT
 
-from agridistill import terminal
 from agridistill.models import create_model
+from agridistill.progress import registered_display
 from agridistill.training.callbacks import BestWeights
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill, train
@@ -104,9 +104,9 @@ class Recorded:
 def displayed(monkeypatch: pytest.MonkeyPatch, leaves: Path, out: Path, *, is_terminal: bool) -> tuple[str, list[str]]:
     """What a run of two epochs prints, and what it asks of the command's own display."""
     console, display = Console(file=io.StringIO(), force_terminal=is_terminal, width=80), Recorded()
-    monkeypatch.setattr(terminal, "stderr", console)
+    monkeypatch.setattr("agridistill.training.callbacks.stderr_console", lambda: console)
     fit = FitSettings(model=TINY_STUDENT, epochs=2, batch_size=32, pretrained=False, workers=0, precision="fp32")
-    with terminal.registered(display):
+    with registered_display(display):
         train(leaves, out, TrainConfig(data=DataSettings(image_size=32), train=fit))
     return console.file.getvalue(), display.asked  # type: ignore[attr-defined]
 

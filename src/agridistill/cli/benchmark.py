@@ -4,45 +4,51 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr
+from agridistill.cli.tables import UNDEFINED, cell, count, digits, new_table, percent, print_note, print_table
 
 if TYPE_CHECKING:
-    from agridistill.benchmark.result import BenchmarkResult
+    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles, PublishedResult
 
-# Turns of one model that differ by more say that something else used the machine.
+# Turns of one model that differ by more show that something else used the machine.
 _STEADY = 1.5
+# The most important first: a narrow screen shows the last ones in a table of their own.
+_COLUMNS = (
+    "accuracy",
+    "size",
+    "inference, ms\np50 / p90 / p99",
+    "file to label, ms\np50 / p90 / p99",
+    "photos/s",
+    "memory",
+    "energy",
+    "load",
+    "parameters",
+    "MACs\nFLOPs",
+)
 
 
 def benchmark(
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL", help="Run folders, exported models, or ones that come along (tomato)."),
+        list[Path], Argument(metavar="MODEL", help="Run folders, exported models, or shipped ones (tomato).")
     ],
     engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", help="torch, onnxruntime, openvino, litert, or all that are installed; repeatable."),
+        list[str] | None, Option(help="torch, onnxruntime, openvino, litert, or all that are installed; repeatable.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Of one prediction; 0 takes every core.")] = 1,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of class folders: measure the accuracy as well.")
-    ] = None,
-    split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Of --data.")] = "test",
+    threads: Annotated[int, Option(min=0, help="Of one prediction; 0 takes every core.")] = 1,
+    data: Annotated[Path | None, Option(help="Folder of class folders: measure the accuracy as well.")] = None,
+    split: Annotated[options.SplitName, Option(help="Of --data.")] = "test",
     splits: options.Splits = None,
-    photos: Annotated[
-        Path | None, typer.Option("--photos", help="Photo or folder for file to label; drawn leaves otherwise.")
-    ] = None,
-    queries: Annotated[int, typer.Option("--queries", min=1, help="Of each kind for each model.")] = 1024,
+    photos: Annotated[Path | None, Option(help="Photo or folder for file to label; drawn leaves otherwise.")] = None,
+    queries: Annotated[int, Option(min=1, help="Of each kind for each model.")] = 1024,
     json: options.Json = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table to this file as CSV.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")] = None,
-    published: Annotated[
-        bool, typer.Option("--published/--no-published", help="Also show the figures of the paper.")
-    ] = False,
+    csv: Annotated[Path | None, Option(help="Also write the table to this file as CSV.")] = None,
+    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
+    published: Annotated[bool, Option(help="Also show the figures of the paper.")] = False,
 ) -> None:
     """Measure models side by side: latency, throughput, memory, energy, load time, size and, with --data, accuracy.
 
@@ -50,7 +56,7 @@ def benchmark(
     """
     from agridistill.benchmark.result import CSV_COLUMNS
     from agridistill.errors import ConfigError
-    from agridistill.storage import require_result_file
+    from agridistill.storage import require_result_file, write_json, write_text
 
     if out is not None:
         require_result_file(out, keys=("host", "queries", "models"))
@@ -61,7 +67,6 @@ def benchmark(
     with progress_bar("measuring") as progress:
         from agridistill.benchmark.run import PUBLISHABLE_QUERIES, BenchmarkPlan
         from agridistill.benchmark.run import benchmark as measure
-        from agridistill.storage import write_json, write_text
 
         result = measure(
             models,
@@ -76,33 +81,101 @@ def benchmark(
         )
     if not published:
         result = replace(result, published=())
-    # Shown first: a disk that refuses must not cost what took minutes to measure.
+    # Printed first: a disk that fails must not lose what took minutes to measure.
     if json:
         print_json(result.to_json())
     else:
-        from agridistill.cli.tables import print_benchmark
-
         print_benchmark(result)
     if out is not None:
         write_json(out, result.to_json())
     if csv is not None:
         write_text(csv, result.to_csv())
     if queries < PUBLISHABLE_QUERIES:
-        stderr.print(
-            f"{queries:,} queries are too few to publish: leave --queries at {PUBLISHABLE_QUERIES:,} or more",
-            markup=False,
-        )
-    _tell_unsteady(result)
-    next_command("predict", models[0], "IMAGE")
-
-
-def _tell_unsteady(result: BenchmarkResult) -> None:
+        stderr.print(f"{queries:,} queries are too few to publish: leave --queries at {PUBLISHABLE_QUERIES:,} or more")
     for model in result.models:
         fastest, slowest = min(model.latency_ms_p50_of_turns), max(model.latency_ms_p50_of_turns)
         if slowest > _STEADY * fastest:
             stderr.print(
                 f"the machine was busy: the turns of {model.model} with {model.engine} had medians from "
                 f"{fastest:.2f} to {slowest:.2f} ms; stop what else runs and measure again",
-                markup=False,
                 style="yellow",
             )
+    next_command("predict", models[0], "IMAGE")
+
+
+def print_benchmark(result: BenchmarkResult) -> None:
+    """Prints one line a model, published figures below, and how it was measured."""
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    table = new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
+    for model in result.models:
+        table.add_row(f"{cell(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
+    if result.published:
+        table.add_section()
+    for paper in result.published:
+        where = f" on a {paper.device}" if paper.device else ""
+        table.add_row(f"{cell(paper.model)}{where}\n[italic]published, not measured[/]", *_published_cells(paper))
+    print_table(table)
+    for line in _notes(result):
+        print_note(line)
+
+
+def _measured_cells(model: ModelResult) -> tuple[str, ...]:
+    accuracy = UNDEFINED
+    if model.accuracy is not None:
+        low, high = model.accuracy.ci95
+        accuracy = f"{percent(model.accuracy.share)}\n({100 * low:.1f}–{100 * high:.1f})"
+    return (
+        accuracy,
+        _megabytes(model.size_bytes),
+        _percentiles(model.latency),
+        _percentiles(model.end_to_end),
+        f"{digits(model.throughput_photos_per_s)}\n(x{model.throughput_batch_size})",
+        _megabytes(model.peak_memory_bytes),
+        "unmeasured" if model.energy_j is None else f"{digits(1000 * model.energy_j)} mJ",
+        f"{digits(model.load_s)} s",
+        count(model.parameters),
+        f"{count(model.macs)}\n{count(model.flops)}",
+    )
+
+
+def _published_cells(paper: PublishedResult) -> tuple[str, ...]:
+    return (
+        percent(paper.accuracy),
+        _megabytes(paper.size_bytes),
+        UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}",
+        *[UNDEFINED] * 6,
+        f"{count(paper.macs)}\n{count(paper.flops)}",
+    )
+
+
+def _notes(result: BenchmarkResult) -> list[str]:
+    photos, host = result.photos, result.host
+    source = "drawn leaves" if photos.source == "drawn" else printable(photos.source)
+    instructions = f" ({', '.join(host.instructions)})" if host.instructions else ""
+    versions = ", ".join(f"{name} {version or 'unknown'}" for name, version in host.versions.items())
+    notes = [
+        f"{result.queries:,} queries of each kind in {result.turns} turns, {result.warm_up_queries} untimed before "
+        f"each; {photos.photos} photos ({source}) of {photos.mean_pixels / 1e6:.2g} megapixels and "
+        f"{photos.mean_bytes / 1e3:.0f} kB on average",
+        "photos/s: inference, in brackets the photos at once; memory: peak above a bare Python's; "
+        "energy: of all processor packages for one inference; load: until ready, in a fresh process",
+        f"{host.system}, Python {host.python}, {host.cores} cores{instructions}; {versions}; {host.date_utc}",
+    ]
+    if result.data is not None:
+        notes.insert(0, f"accuracy (95 % interval): {printable(result.data)}")
+    if result.published:
+        from agridistill.benchmark.result import PAPER
+
+        notes.append(
+            f"published: {PAPER}, on PlantVillage's tomato leaves and other machines; it names no percentile, calls "
+            "its MACs FLOPs and its size memory"
+        )
+    return notes
+
+
+def _percentiles(latency: Percentiles) -> str:
+    return " / ".join(digits(value) for value in (latency.p50, latency.p90, latency.p99))
+
+
+def _megabytes(number: int | None) -> str:
+    return UNDEFINED if number is None else f"{digits(number / 1e6)} MB"

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
+from agridistill.cli.output import next_command, print_json, print_skipped, printable, progress_bar, stdout
+from agridistill.cli.tables import cell, new_table, print_table
 
 if TYPE_CHECKING:
     from agridistill.data.check import CheckResult
@@ -18,19 +20,16 @@ app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
 
 
 @app.command()
+@options.with_groups
 def check(
     data: options.Data,
-    labels: options.Labels = None,
-    label_columns: options.LabelColumns = None,
-    nested: options.Nested = None,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", help="Split made by `data split`; what straddles it is a problem.")
-    ] = None,
+    labels: options.LabelOptions,
+    splits: Annotated[Path | None, Option(help="Split made by `data split`; a leaf in two parts is a problem.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Read every photo and tell what is wrong: exit code 1 when something is."""
-    layout = options.layout_of(labels, label_columns, nested)
-    words = layout.words() if layout else ()
+    """Read every photo and report what is wrong: exit code 1 when something is."""
+    layout = labels.layout()
+    words = (*labels.words(), *(("--splits", splits) if splits else ()))
     with progress_bar("reading photos") as progress:
         from agridistill.data.check import check as check_data
         from agridistill.data.labels import FOLDERS
@@ -41,35 +40,29 @@ def check(
     else:
         _print_check(result)
     if result.problems:
-        next_command(
-            "data", "check", data, *words, *(("--splits", splits) if splits else ()), *(() if json else ("--json",))
-        )
+        next_command("data", "check", data, *words, *(() if json else ("--json",)))
         raise typer.Exit(1)
     if splits is None:
         next_command("data", "split", data, *words, "--out", "splits.json")
     else:
-        next_command("train", data, *words, "--splits", splits, "--out", "model")
+        next_command("train", data, *words, "--out", "model")
 
 
 @app.command()
+@options.with_groups
 def split(
     data: options.Data,
-    out: Annotated[Path, typer.Option("--out", help="Split file to write (JSON).")],
-    labels: options.Labels = None,
-    label_columns: options.LabelColumns = None,
-    nested: options.Nested = None,
-    val_fraction: Annotated[float, typer.Option("--val-fraction", help="Share of each class in val.")] = 0.15,
-    test_fraction: Annotated[float, typer.Option("--test-fraction", help="Share of each class in test.")] = 0.15,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another split.")] = 0,
-    conflicts: Annotated[
-        float,
-        typer.Option("--conflicts", min=0, max=1, help="Share of photos that may have several labels."),
-    ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing split file.")] = False,
+    out: Annotated[Path, Option(help="Split file to write (JSON).")],
+    labels: options.LabelOptions,
+    val_fraction: Annotated[float, Option(help="Share of each class in val.")] = 0.15,
+    test_fraction: Annotated[float, Option(help="Share of each class in test.")] = 0.15,
+    seed: Annotated[int, Option(min=0, help="Another seed, another split.")] = 0,
+    conflicts: Annotated[float, Option(min=0, max=1, help="Share of photos that may have several labels.")] = 0.05,
+    force: Annotated[bool, Option("--force", help="Replace an existing split file.")] = False,
     json: options.Json = False,
 ) -> None:
     """Divide photos into train, val and test; no leaf stands in two of them."""
-    layout = options.layout_of(labels, label_columns, nested)
+    layout = labels.layout()
     with progress_bar("reading photos") as progress:
         from agridistill.data.labels import FOLDERS
         from agridistill.data.prepare import split_data
@@ -87,25 +80,26 @@ def split(
         )
     if prepared.skipped:
         path, reason = prepared.skipped[0]
-        stderr.print(
-            f"left out: {len(prepared.skipped)} unreadable photos, the first '{shown(path)}' ({reason})", markup=False
-        )
+        print_skipped(len(prepared.skipped), f"'{path}' ({reason})")
     if json:
         print_json({"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)})
     else:
-        _print_split(prepared, out)
-    next_command("train", data, *(layout.words() if layout else ()), "--splits", out, "--out", "model")
+        table = new_table(f"{out}: photos (leaf groups)", "class", "train", "val", "test")
+        for row in _split_counts(prepared):
+            cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
+            table.add_row(cell(str(row["name"])), *cells)
+        print_table(table)
+    next_command("train", data, *labels.words(), "--splits", out, "--out", "model")
 
 
 @app.command()
 def fetch(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Data set, such as plantvillage-tomato; an unknown name lists all.")
+        str, Argument(metavar="NAME", help="Data set, such as plantvillage-tomato; an unknown name lists all.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Data folder to make.")],
+    out: Annotated[Path, Option(help="Data folder to make.")],
     source: Annotated[
-        str | None,
-        typer.Option("--source", metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified."),
+        str | None, Option(metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified.")
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -120,47 +114,31 @@ def fetch(
     if json:
         print_json(result.to_json())
     else:
-        stdout.print(f"{result.photos:,} photos in {result.classes} classes: {shown(str(out))}", markup=False)
+        stdout.print(f"{result.photos:,} photos in {result.classes} classes: {printable(str(out))}")
     next_command("data", "check", out)
 
 
 def _print_check(result: CheckResult) -> None:
-    from agridistill.cli.cells import new_table, plain, show_table
-
     split_names = tuple(result.classes[0].photos_per_split or ())
     table = new_table(str(result.root), "class", "photos", "leaf groups", *split_names)
     for one in result.classes:
         per_split = (f"{one.photos_per_split[name]:,}" for name in split_names) if one.photos_per_split else ()
-        table.add_row(plain(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
-    show_table(table)
+        table.add_row(cell(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
+    print_table(table)
     for text in result.notes:
-        stdout.print(f"note: {shown(text)}", markup=False)
+        stdout.print(f"note: {printable(text)}")
     for text in result.problems:
-        stdout.print(f"problem: {shown(text)}", markup=False, style="red")
+        stdout.print(f"problem: {printable(text)}", style="red")
     if not result.problems:
         stdout.print("nothing wrong", style="green")
 
 
 def _split_counts(prepared: PreparedData) -> list[dict[str, object]]:
     parts = {"train": prepared.train, "val": prepared.val, "test": prepared.test}
-    return [
-        {
-            "name": class_name,
-            **{f"{name}_photos": sum(one.label == label for one in part) for name, part in parts.items()},
-            **{
-                f"{name}_leaves": len({one.leaf_id for one in part if one.label == label})
-                for name, part in parts.items()
-            },
-        }
-        for label, class_name in enumerate(prepared.classes)
-    ]
-
-
-def _print_split(prepared: PreparedData, out: Path) -> None:
-    from agridistill.cli.cells import new_table, plain, show_table
-
-    table = new_table(f"{out}: photos (leaf groups)", "class", "train", "val", "test")
-    for row in _split_counts(prepared):
-        cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
-        table.add_row(plain(str(row["name"])), *cells)
-    show_table(table)
+    rows: list[dict[str, object]] = []
+    for label, class_name in enumerate(prepared.classes):
+        own = {name: [one for one in part if one.label == label] for name, part in parts.items()}
+        photos = {f"{name}_photos": len(part) for name, part in own.items()}
+        leaves = {f"{name}_leaves": len({one.leaf_id for one in part}) for name, part in own.items()}
+        rows.append({"name": class_name, **photos, **leaves})
+    return rows

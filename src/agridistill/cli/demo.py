@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json as json_module
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
+from agridistill.cli.tables import accuracy, cell, count, new_table, print_table
 from agridistill.errors import MissingExtraError, RunError
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json
 
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
+    from agridistill.training.settings import DistillConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _FIRST_SIZE, _FIRST_EPOCHS = 96, 3
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the drawn photos and the runs.")] = Path("demo"),
+    out: Annotated[Path, Option(help="Folder for the drawn photos and the runs.")] = Path("demo"),
     json: options.Json = False,
 ) -> None:
     """Draw leaves, train a first model and its file for a device, then a teacher with two students, and compare them.
@@ -45,13 +46,10 @@ def demo(
     if json:
         print_json(result.to_json())
     else:
-        from agridistill.cli.tables import ComparisonRow, print_comparison
-
-        rows = [ComparisonRow(row.name, row.evaluation, row.train_s) for row in result.rows]
-        print_comparison(rows, title="Test split of the drawn leaves")
+        print_rows(result.rows)
     if result.artefact is not None:
         megabytes = result.artefact.stat().st_size / 1e6
-        stderr.print(f"For a device: {result.artefact}, {megabytes:.1f} MB in int8, with its manifest.", markup=False)
+        stderr.print(f"For a device: {result.artefact}, {megabytes:.1f} MB in int8, with its manifest.")
     model = result.artefact or next(row.run for row in result.rows if row.name == "hybrid student")
     next_command("predict", model, result.data / "mosaic")
 
@@ -66,13 +64,25 @@ class DemoRow:
     train_s: float
 
 
+def print_rows(rows: Sequence[DemoRow]) -> None:
+    """Prints one line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
+    columns = ("accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
+    table = new_table("Test split of the drawn leaves", "model", *columns)
+    for row in rows:
+        found, seconds = row.evaluation, round(row.train_s)
+        time = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+        figures = (f"{found.macro_f1:.3f}", count(found.parameters), count(found.macs), time)
+        table.add_row(cell(row.name), accuracy(found), *figures)
+    print_table(table)
+
+
 @dataclass(frozen=True)
 class DemoResult:
     """The demo's photos and models; also written as `demo.json`."""
 
     data: Path
     rows: tuple[DemoRow, ...]  # in the order of the table
-    artefact: Path | None = None  # the first model in int8; None where weights or converter are not installed
+    artefact: Path | None = None  # the first model in int8; None without weights or converter
 
     def to_json(self) -> dict[str, Any]:
         """Every row with its whole evaluation."""
@@ -108,36 +118,33 @@ def run_demo(
     """
     from agridistill.data.drawn_leaves import draw_leaves
     from agridistill.data.views import Augmentation
-    from agridistill.training.run import distill, train
     from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
 
     data = out / "leaves"
     if not data.exists():
         draw_leaves(data, leaves_per_class=leaves_per_class, shots_per_leaf=3, image_size=96, progress=progress)
     photos, views = DataSettings(image_size=IMAGE_SIZE), Augmentation()
-    teacher_config = TrainConfig(photos, views, FitSettings(**_FIT | {"model": TEACHER, "epochs": teacher_epochs}))
+    teacher_fit = FitSettings(**_FIT | {"model": TEACHER, "epochs": teacher_epochs})
     student_fit = FitSettings(**_FIT | {"model": STUDENT, "epochs": student_epochs, "lr": 3e-3, "precision": "fp32"})
 
-    def student(method: str) -> Callable[[Path, bool], object]:
-        config = DistillConfig(photos, views, student_fit, ObjectiveSettings(method=method))
-        return lambda run, resume: distill(data, out / "teacher", run, config, resume=resume)
+    def student(name: str, method: str) -> DemoRow:
+        config = DistillConfig(photos, views, student_fit, ObjectiveSettings(method))
+        return _finished(name, data, out / f"student-{method}", config, out / "teacher")
 
     first, artefact = _first_model(data, out)
-    teacher = _finished("teacher", out / "teacher", lambda run, resume: train(data, run, teacher_config, resume=resume))
-    baseline = _finished("baseline student", out / "student-ce", student("ce"))
-    hybrid = _finished("hybrid student", out / "student-hybrid", student("hybrid"))
-    result = DemoResult(data, (*first, baseline, hybrid, teacher), artefact)
+    teacher = _finished("teacher", data, out / "teacher", TrainConfig(photos, views, teacher_fit))
+    rows = (*first, student("baseline student", "ce"), student("hybrid student", "hybrid"), teacher)
+    result = DemoResult(data, rows, artefact)
     write_json(out / "demo.json", result.to_json())
     return result
 
 
 def _first_model(data: Path, out: Path) -> tuple[tuple[DemoRow, ...], Path | None]:
-    """What `train` without a recipe does on a processor, and its artefact; nothing without the weights' package."""
+    """What `train` without a recipe does without a GPU, and its artefact; nothing if the weights are not installed."""
     from agridistill.data.views import Augmentation
     from agridistill.exporting.artefact import export
     from agridistill.models import packaged
     from agridistill.training.defaults import EMBEDDED, fine_tuning
-    from agridistill.training.run import train
     from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
 
     weights = packaged(EMBEDDED)
@@ -146,31 +153,39 @@ def _first_model(data: Path, out: Path) -> tuple[tuple[DemoRow, ...], Path | Non
         return (), None
     fit = FitSettings(**{**fine_tuning(1), "model": EMBEDDED, "epochs": _FIRST_EPOCHS, "batch_size": 16})
     config = TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit)
-    row = _finished("from ImageNet weights", out / "first", lambda run, resume: train(data, run, config, resume=resume))
+    row = _finished("from ImageNet weights", data, out / "first", config)
     artefact = out / "leaf.onnx"
     try:
         if not artefact.exists():
-            export(out / "first", artefact, precision="int8")
+            export(row.run, artefact, precision="int8")
     except MissingExtraError as error:
         logger.warning("the demo writes no file for a device: %s", error)
         return (row,), None
     return (row,), artefact
 
 
-def _finished(name: str, run: Path, start: Callable[[Path, bool], object]) -> DemoRow:
+def _finished(
+    name: str, data: Path, run: Path, config: TrainConfig | DistillConfig, teacher: Path | None = None
+) -> DemoRow:
     """A finished run, after starting or resuming it where needed."""
-    from agridistill.evaluation.evaluate import EvaluationResult
+    from agridistill.training import run as runs
+    from agridistill.training.result import read_result
     from agridistill.training.run_folder import RunFolder
+    from agridistill.training.settings import TrainConfig
 
     folder = RunFolder(run)
     if not folder.evaluation.exists():
-        start(run, folder.recipe.exists())
+        resume = folder.recipe.exists()
+        if isinstance(config, TrainConfig):
+            runs.train(data, run, config, resume=resume)
+        else:
+            runs.distill(data, teacher, run, config, resume=resume)
     try:
-        document = json_module.loads(folder.evaluation.read_text(encoding="utf-8"))
-        return DemoRow(name, run, EvaluationResult.from_json(document), float(document["train_s"]))
+        result = read_result(folder, ())
     except (RunError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             "the whole evaluation of a run",
             f"'{folder.evaluation}', which is damaged ({type(error).__name__}: {error})",
             f"remove the folder '{run}' and run the demo again",
         ) from None
+    return DemoRow(name, run, result.evaluation, result.train_s)

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, sibling, stderr
+from agridistill.cli.after_run import print_verdict, verdict_on
+from agridistill.cli.output import next_command, print_json, print_skipped, progress_bar, sibling, stderr
+from agridistill.cli.tables import print_evaluation
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
-    from agridistill.data.labels import Layout
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.progress import ProgressCallback
 
 
-class _Chosen(TypedDict):
-    layout: Layout
-    split: Literal["test", "val", "train", "all"]
-    split_file: Path | None
-    class_names: Mapping[str, str]
-
-
+@options.with_groups
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or one that comes along (tomato).")
-    ],
+    model: options.Model,
     data: options.Data,
-    split: Annotated[Literal["test", "val", "train", "all"], typer.Option("--split", help="Which photos.")] = "test",
-    labels: options.Labels = None,
-    label_columns: options.LabelColumns = None,
-    nested: options.Nested = None,
+    labels: options.LabelOptions,
+    split: Annotated[options.SplitName, Option(help="Which photos.")] = "test",
     splits: options.Splits = None,
     map_: Annotated[
-        Path | None,
-        typer.Option("--map", metavar="FILE", help='TOML: lines of "folder name" = "model class".'),
+        Path | None, Option("--map", metavar="FILE", help='TOML: lines of "folder name" = "model class".')
     ] = None,
     evidence: Annotated[
-        Path | None,
-        typer.Option(
-            "--evidence", metavar="DIR", help="Also gather robustness, calibration and mistakes for `report`."
-        ),
+        Path | None, Option(metavar="DIR", help="Also gather robustness, calibration and mistakes for `report`.")
     ] = None,
     json: options.Json = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")] = None,
+    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
 ) -> None:
     """Score a model on labelled photos.
 
@@ -55,13 +41,12 @@ def evaluate(
     Other data needs train/val/test folders, --splits or --split all. It may lack some of the model's classes.
     """
     from agridistill import api
-    from agridistill.cli.verdicts import print_verdict, verdict_on
     from agridistill.data.labels import FOLDERS
     from agridistill.evaluation.held_out import read_class_names
     from agridistill.runtime.shipped import model_path
     from agridistill.storage import require_result_file, require_writable, write_json
 
-    layout = options.layout_of(labels, label_columns, nested)
+    layout = labels.layout() or FOLDERS
     model = model_path(model)
     if out is not None:
         require_result_file(out, keys=("model", "split", "confusion_matrix"))
@@ -76,17 +61,15 @@ def evaluate(
             split=split,
             split_file=splits,
             class_names=names,
-            label_file=labels,
-            label_columns=layout.label_columns if layout else (),
-            nested=nested,
+            label_file=labels.labels,
+            label_columns=layout.label_columns,
+            nested=labels.nested,
             progress=progress,
         )
     if result.split == "all" != split:
         split = "all"
-        stderr.print("No photo that the model has learnt from is recognised here: all of them test it.")
-    if result.skipped:
-        first = result.skipped_photos[0]
-        stderr.print(f"left out: {result.skipped} unreadable photos, the first {first}", markup=False)
+        stderr.print("No photo here is known to be of the model's training: all of them are used for testing.")
+    print_skipped(result.skipped, result.skipped_photos[0] if result.skipped else "")
     verdict = verdict_on(result, model)
     document = result.to_json() | {"verdict": verdict.to_json()}
     if out is not None:
@@ -94,15 +77,14 @@ def evaluate(
     if json:
         print_json(document)
     else:
-        from agridistill.cli.tables import print_evaluation
-
-        print_evaluation(result, title=f"{result.model} on {_photos(split)} of {data}")
+        photos = "all photos" if split == "all" else f"the {split} split"
+        print_evaluation(result, title=f"{result.model} on {photos} of {data}")
     print_verdict(verdict, json=json)
     if evidence is not None:
-        # After the scores are told: it takes minutes, and they are there.
+        # After the scores are printed: it takes minutes.
+        chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": names}
         with progress_bar("gathering evidence") as progress:
-            _gather(model, data, layout or FOLDERS, split, splits, names, evidence, result, progress)
-    if evidence is not None:
+            _gather(model, data, evidence, result, chosen, progress)
         next_command("report", evidence)
     elif verdict.usable:
         next_command("predict", model, data)
@@ -111,32 +93,22 @@ def evaluate(
 def _gather(
     model: Path,
     data: Path,
-    layout: Layout,
-    split: Literal["test", "val", "train", "all"],
-    splits: Path | None,
-    names: Mapping[str, str],
     folder: Path,
     result: EvaluationResult,
+    chosen: dict[str, Any],
     progress: ProgressCallback,
 ) -> None:
-    """Everything that `report FOLDER` reads of one model."""
-    from agridistill import api
+    """Writes everything that `report FOLDER` reads of one model; `chosen` says which photos."""
+    from agridistill.api import load
     from agridistill.evaluation.evidence import gather_evidence
     from agridistill.storage import write_json
 
     name = sibling(model, model.name).stem
-    backend = api.load(model).backend
     own = model / "splits.json" if model.is_dir() else None
     write_json(folder / "evaluation.json", result.to_json())
-    chosen: _Chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": names}
-    found = gather_evidence(backend, data, own_split=own, progress=progress, **chosen)
+    found = gather_evidence(load(model).backend, data, own_split=own, progress=progress, **chosen)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
         from agridistill.evaluation.gallery import write_gallery
 
-        file = folder / "evidence" / "gallery.json"
-        write_gallery({name: model}, data, file, progress=progress, **chosen)
-
-
-def _photos(split: str) -> str:
-    return "all photos" if split == "all" else f"the {split} split"
+        write_gallery({name: model}, data, folder / "evidence" / "gallery.json", progress=progress, **chosen)

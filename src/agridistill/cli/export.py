@@ -6,58 +6,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, sibling, stderr
+from agridistill.cli import after_run, options
+from agridistill.cli.output import next_command, print_json, progress_bar, stderr
 
 if TYPE_CHECKING:
-    from agridistill.evaluation.metrics import AbstentionPoint
+    from agridistill.exporting.artefact import ExportResult
 
 _SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 
 
+@options.with_groups
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write; its manifest lies beside it.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Finished run folder.")],
+    out: Annotated[Path, Option(help="File to write; its manifest lies beside it.")],
+    labels: options.LabelOptions,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["onnx", "litert", "micro"] | None,
-        typer.Option(
-            "--format", help="The suffix of --out says it otherwise; micro: int8 .tflite and C source for TFLM."
-        ),
+        Option("--format", help="By default the suffix of --out; micro: int8 .tflite and C source for TFLM."),
     ] = None,
-    precision: Annotated[Literal["fp32", "int8"], typer.Option("--precision", help="Of weights and activations.")] = (
-        "fp32"
-    ),
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Photos that the run learnt from; by default where they were.")
-    ] = None,
-    labels: options.Labels = None,
-    label_columns: options.LabelColumns = None,
-    nested: options.Nested = None,
+    precision: Annotated[Literal["fp32", "int8"], Option(help="Of weights and activations.")] = ("fp32"),
+    data: Annotated[Path | None, Option(help="Photos that the run was trained on; by default where they were.")] = None,
     splits: options.Splits = None,
-    answers: Annotated[
-        float, typer.Option("--answers", min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")
-    ] = 0.95,
-    force: Annotated[bool, typer.Option("--force", help="Write it even if it misses its gate.")] = False,
+    answers: Annotated[float, Option(min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")] = 0.95,
+    force: Annotated[bool, Option("--force", help="Write it even if it misses its gate.")] = False,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, max=1, help="1 fixes the batch of an .onnx file (tract, ncnn, MNN).")
+        int | None, Option(min=1, max=1, help="1 fixes the batch of an .onnx file (tract, ncnn, MNN).")
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Write a run's network as one file that a device runs: photos as they are go in, logits come out.
 
-    It is held against the network on the run's validation photos first, and not written if it lost too much.
+    The file is compared with the network on the run's validation photos, and not written if it lost too much accuracy.
     """
     if format is not None:
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
-    from agridistill.cli.device_forms import better_form, known_forms
-    from agridistill.cli.verdicts import print_verdict, verdict_on_artefact
-
-    layout = options.layout_of(labels, label_columns, nested)
+    layout = labels.layout()
     if earlier := _replaced_run(out, run):
-        stderr.print(f"{out} replaces the artefact of the run '{earlier}'", markup=False)
+        stderr.print(f"{out} replaces the artefact of the run '{earlier}'")
     with progress_bar("reading photos") as progress:
         from agridistill.exporting.artefact import export as write
 
@@ -74,24 +63,17 @@ def export(
             force=force,
             progress=progress,
         )
-    verdict = verdict_on_artefact(result, run)
+    verdict = after_run.verdict_on_artefact(result, run)
     if json:
         print_json(result.to_json() | {"verdict": verdict.to_json()})
     else:
-        parity = result.parity
-        stderr.print(
-            f"{out}: {result.size_bytes / 1e6:.2f} MB, accuracy {100 * parity.accuracy:.2f} % on {parity.photos} "
-            f"validation photos (network {100 * parity.network_accuracy:.2f} %), same answer on "
-            f"{100 * parity.top1_agreement:.1f} %; {_answers(result.abstention)}",
-            markup=False,
-        )
-    print_verdict(verdict, json=True)
+        stderr.print(_summary(result, out))
+    after_run.print_verdict(verdict, json=True)
     if format == "micro" and not json:
-        stderr.print(_micro(out), markup=False)
-    if precision == "int8" and (best := better_form(run, known_forms(run))) is not None:
-        next_command("export", best, "--out", sibling(best, f"{best.resolve().name}.onnx"), "--precision", "int8")
-        return
-    if verdict.usable:
+        stderr.print(_micro(out))
+    if precision == "int8" and (best := after_run.better_form(run, after_run.known_forms(run))) is not None:
+        next_command(*after_run.export_of(best))
+    elif verdict.usable:
         next_command("predict", out, "IMAGE")
 
 
@@ -107,15 +89,23 @@ def _replaced_run(out: Path, run: Path) -> str | None:
         lineage = read_manifest(manifest_path(out)).lineage
         weights = read_manifest(run / MANIFEST_NAME).weights_sha256
     except ModelError:
-        return None  # the export says why, where it matters
+        return None  # the export reports it, where it matters
     return str(lineage.get("run", "unknown")) if lineage.get("run_weights_sha256") != weights else None
 
 
-def _answers(abstention: AbstentionPoint) -> str:
-    if not abstention.coverage:
-        return "answers no photo"
-    share, right = 100 * abstention.coverage, 100 * abstention.accuracy
-    return f"abstains below {abstention.threshold:.2f}: answers {share:.0f} %, {right:.1f} % of them right"
+def _summary(result: ExportResult, out: Path) -> str:
+    parity, abstention = result.parity, result.abstention
+    answers = "answers no photo"
+    if abstention.coverage:
+        answers = (
+            f"abstains below {abstention.threshold:.2f}: answers {100 * abstention.coverage:.0f} %, "
+            f"{100 * abstention.accuracy:.1f} % of them right"
+        )
+    return (
+        f"{out}: {result.size_bytes / 1e6:.2f} MB, accuracy {100 * parity.accuracy:.2f} % on {parity.photos} "
+        f"validation photos (network {100 * parity.network_accuracy:.2f} %), same answer on "
+        f"{100 * parity.top1_agreement:.1f} %; {answers}"
+    )
 
 
 def _micro(out: Path) -> str:

@@ -1,7 +1,8 @@
-"""What every command prints and where: results on stdout, progress and logs on stderr."""
+"""What every command prints and where: results on stdout; progress, logs and the next command on stderr."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shlex
@@ -26,46 +27,55 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from agridistill import terminal
-from agridistill.processes import is_first_process
-from agridistill.progress import StagedProgress
+from agridistill.progress import StagedProgress, is_first_process, registered_display, stderr_console
 from agridistill.storage import json_text
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = terminal.stderr
+stdout = Console(highlight=False, soft_wrap=True, markup=False)
+stderr = stderr_console()
+
+# What a command imports beyond the base, by the extra that holds it.
+_NEEDS = {
+    "train": ("train", ("torch", "timm", "lightning")),
+    "distill": ("train", ("torch", "timm", "lightning")),
+    "evaluate": ("train", ("torch", "sklearn")),
+    "export": ("export", ("onnx", "onnxscript")),
+    "report": ("report", ("jinja2", "matplotlib")),
+    "watch": ("edge", ("paho", "cryptography", "httpx")),
+    "publish": ("edge", ("cryptography",)),
+}
 
 
 class LogLines(logging.Handler):
-    """Log records on stderr, beside a progress bar without breaking it.
+    """Log records on stderr, without breaking a progress bar.
 
-    Further lines of a record are indented: no name with a line feed in it passes for a record of its own.
+    Further lines of a record are indented: a name that holds a line feed cannot look like a record.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
-        text = "\n  ".join(shown(line) for line in self.format(record).split("\n"))
-        stderr.print(f"{record.levelname.lower()}: {text}", markup=False, style="yellow")
+        text = "\n  ".join(printable(line) for line in self.format(record).split("\n"))
+        stderr.print(f"{record.levelname.lower()}: {text}", style="yellow")
 
 
-def leave_talking_to_the_first(processes: int) -> None:
-    """Of the processes of one run one talks; an error is told by whoever meets it."""
+def silence_other_ranks(processes: int) -> None:
+    """Of the processes of one run only the first prints; an error is printed by the process that fails."""
     if not is_first_process(processes):
         stdout.quiet = stderr.quiet = True
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of a command with --json."""
+    """Prints the one JSON document of a command with --json."""
     sys.stdout.write(json_text(document))
-    # A reader that has ended (such as `head`) is no defect; at Python's own exit it would look like one.
+    # A reader that has ended (such as `head`) is an error here; at Python's own exit it would be a traceback.
     sys.stdout.flush()
 
 
-def shown(name: str) -> str:
-    """The same text as a terminal can show it: what would command it, or is no Unicode, stands as its number.
+def printable(name: str) -> str:
+    """A text with its control characters and invalid Unicode replaced by their escape sequences.
 
     Example:
-        >>> print(shown("leaf\\x1b[2J.jpg"))
+        >>> print(printable("leaf\\x1b[2J.jpg"))
         leaf\\x1b[2J.jpg
     """
     if name.isprintable():
@@ -74,38 +84,44 @@ def shown(name: str) -> str:
 
 
 def _is_visible(sign: str) -> bool:
-    # Python calls no space but the plain one printable.
+    # For Python only the ASCII space is a printable space.
     return sign.isprintable() or unicodedata.category(sign) == "Zs"
 
 
 def sibling(path: Path, name: str) -> Path:
-    """Another name in the folder where `path` stands, also where `path` is written as `.` or `..`."""
+    """Another name in the folder of `path`, also where `path` is written as `.` or `..`."""
     return path.resolve().parent / name if path.name in ("", "..") else path.with_name(name)
 
 
 def next_command(*words: str | Path) -> None:
-    """The command that a user would run next, ready to be copied. On stderr, so that stdout stays the result."""
-    from agridistill.cli.next_steps import missing_extra
-
-    extra = missing_extra(str(words[0]))
-    install = f"pip install 'agridistill[{extra}]' && " if extra else ""
+    """Prints the command that a user would run next, ready to be copied, and how to install what it needs."""
+    extra, modules = _NEEDS.get(str(words[0]), ("", ()))
+    missing = any(importlib.util.find_spec(module) is None for module in modules)
+    install = f"pip install 'agridistill[{extra}]' && " if missing else ""
     stderr.print("Next: ", end="", style="bold")
-    stderr.print(f"{install}agridistill " + shlex.join(str(word) for word in words), markup=False)
+    stderr.print(f"{install}agridistill " + shlex.join(str(word) for word in words))
+
+
+def print_skipped(count: int, first: str) -> None:
+    """Reports photos that were left out of a result."""
+    if count:
+        stderr.print(f"left out: {count} unreadable photos, the first {printable(first)}")
 
 
 @contextmanager
-def progress_bar(label: str, *, then: str = "working") -> Iterator[StagedProgress]:
-    """Shows on stderr that work goes on, from now until the block ends; gives the callback that moves the bar.
+def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> Iterator[StagedProgress]:
+    """Shows progress on stderr until the block ends; yields the callback that moves the bar.
 
-    A spinner with the time since it began; a bar with count and time left while a pass with a known end runs. Without
-    a terminal nothing is printed.
+    A pass of known length is a bar with count and time left, other work a spinner with its time. Without a terminal
+    nothing is drawn.
 
     Args:
-        label: of the first pass, and of all that follow until the callback's `stage` names another.
-        then: label of the spinner after a pass, where no stage was named.
+        label: of the first pass, and of all further ones until the callback's `stage` sets another.
+        then: label of the spinner after a pass, where no stage was set.
+        first_line: printed at the first progress, so after all checks: an error before it is the only line.
     """
-    display = _Display(label, then, stderr)
-    with terminal.registered(display):
+    display = _Display(label, then, first_line, stderr)
+    with registered_display(display):
         display.show("starting")
         try:
             yield display
@@ -114,10 +130,10 @@ def progress_bar(label: str, *, then: str = "working") -> Iterator[StagedProgres
 
 
 class _Display:
-    """The callback of `progress_bar`, and what it draws."""
+    """The callback of `progress_bar`, and its drawing."""
 
-    def __init__(self, label: str, then: str, console: Console) -> None:
-        self._label, self._then = label, then
+    def __init__(self, label: str, then: str, first_line: str, console: Console) -> None:
+        self._label, self._then, self._first_line, self._console = label, then, first_line, console
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -125,7 +141,7 @@ class _Display:
             _Either(MofNCompleteColumn()),
             _Either(TimeRemainingColumn()),
         )
-        # stdout stays the command's own: rich would send to stderr what is printed there meanwhile.
+        # Without redirect_stdout=False rich would print results to stderr.
         self._progress = Progress(
             *columns,
             console=console,
@@ -137,7 +153,10 @@ class _Display:
         self._task = self._progress.add_task("", total=None)
 
     def __call__(self, done: int, total: int) -> None:
-        """A bar from the beginning of a pass to its end, a spinner where the end is unknown."""
+        """Draws a bar during a pass, a spinner after it or where its length is unknown."""
+        if self._first_line:
+            self._console.print(self._first_line)
+            self._first_line = ""
         if done >= total > 0:
             self._spin(self._then)
         elif total <= 0:
@@ -148,16 +167,16 @@ class _Display:
             self._progress.update(self._task, completed=done, total=total)
 
     def stage(self, name: str) -> None:
-        """A spinner with the name of what is done from now on."""
+        """Draws a spinner with the name of the stage."""
         self._label = self._then = name
         self._begin(name, None)
 
     def hide(self) -> None:
-        """Takes it away."""
+        """Removes the display."""
         self._progress.stop()
 
     def show(self, label: str) -> None:
-        """Draws it, with the label where no pass is running."""
+        """Draws the display, with the label where no pass is running."""
         if self._total is None:
             self._spin(label)
         self._progress.start()
@@ -171,19 +190,19 @@ class _Display:
             self._begin(label, None)
 
     def _begin(self, label: str, total: int | None) -> None:
-        # A new task has a clock of its own.
+        # A new task starts its clock at zero.
         self._progress.remove_task(self._task)
         self._task = self._progress.add_task(label, total=total)
 
 
 class _Either(ProgressColumn):
-    """One column for work whose end is known, another or none for work whose end is not."""
+    """One column for work of known length, another or none for other work."""
 
     def __init__(self, known: ProgressColumn, unknown: ProgressColumn | None = None) -> None:
         super().__init__()
         self._known, self._unknown = known, unknown
 
     def render(self, task: Task) -> RenderableType:
-        """The column that belongs to the task."""
+        """The column for the task."""
         column = self._known if task.total is not None else self._unknown
         return column(task) if column is not None else Text()

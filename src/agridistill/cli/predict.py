@@ -1,4 +1,4 @@
-"""`agridistill predict`: label and probability for photos."""
+"""`agridistill predict` and `models`: labels and probabilities for photos, and the models that are shipped."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, shown, stderr, stdout
+from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr, stdout
+from agridistill.cli.tables import cell, new_table, percent, print_table
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
-    from agridistill.runtime.predictor import PhotoResult
+    from agridistill.runtime.predictor import PhotoResult, Predictor
 
 
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Run folder, exported model, or one that comes along (tomato).")
-    ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
-    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Name the N most probable classes.")] = 1,
+    model: options.Model,
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
+    top: Annotated[int, Option(min=1, metavar="N", help="Name the N most probable classes.")] = 1,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Write NAME-explained.png for each photo: where the model looked.")
+        bool, Option("--explain", help="Write NAME-explained.png for each photo: where the model looked.")
     ] = False,
     explain_out: Annotated[
-        Path | None, typer.Option("--explain-out", metavar="FOLDER", help="Where --explain writes; here otherwise.")
+        Path | None, Option(metavar="FOLDER", help="Where --explain writes; here otherwise.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Tell what photos show, one line a photo: an answer with its probability, or that the model is unsure, that the
-    photo is unlike those that it learnt from, or that the photo is unusable and why.
+    """Classify photos, one line a photo: an answer with its probability, or that the model is unsure, that the photo is
+    unlike its training photos, or that the photo is unusable and why.
 
-    A photo that cannot be read or is not there is told on stderr, and the rest goes on; the exit code is then 1, or 2
-    where one is not there.
+    A photo that is missing or cannot be read is reported on stderr, and the rest goes on; the exit code is then 1, or 2
+    where one is missing.
     """
-    if explain or explain_out is not None:
+    explain = explain or explain_out is not None
+    if explain:
         from agridistill.storage import require_writable
 
         require_writable(explain_out or Path(), "--explain-out", folder=True)
-    # Not Path.exists(), which raises where a name is too long. Where nothing is there, `expand` tells why.
+    # Path.exists() raises where a name is too long. If nothing is there, `expand` reports why.
     missing = [image for image in images if not os.path.exists(image)]  # noqa: PTH110
     if len(missing) == len(images):
         missing = []
@@ -53,30 +54,28 @@ def predict(
         begin(progress, "loading the model")
         predictor = load(model, photos=len(photos))
     results = predictor.predict_many(photos, top=top)
-    if explain or explain_out is not None:
-        from agridistill.cli.explain import with_pictures
-
-        results = with_pictures(predictor, photos, results, explain_out, lambda prediction: prediction.words)
+    if explain:
+        results = _with_pictures(predictor, photos, results, explain_out or Path())
     if json:
-        told = list(_with_progress(results, len(photos)))
-        failed = sum(result.prediction is None for result in told)
-        print_json(_document(model, told, missing))
+        found = list(_with_progress(results, len(photos)))
+        failed = sum(result.prediction is None for result in found)
+        print_json(_document(model, found, missing))
     else:
         failed = 0
-        # On a screen the lines themselves show how far it is.
+        # On a screen the lines themselves show the progress.
         for result in results if stdout.is_terminal else _with_progress(results, len(photos)):
             if result.prediction is not None:
-                stdout.print(f"{shown(result.name)}: {shown(result.prediction.words)}", markup=False)
+                stdout.print(f"{printable(result.name)}: {printable(result.prediction.words)}")
             else:
                 failed += 1
-                stderr.print(f"error: {shown(str(result.error))}", markup=False, style="red")
+                stderr.print(f"error: {printable(str(result.error))}", style="red")
     if failed:
-        stderr.print(f"{failed} of {len(photos)} photos could not be read", markup=False)
+        stderr.print(f"{failed} of {len(photos)} photos could not be read")
     for image in missing:
-        stderr.print(f"error: {shown(_missing(image))}", markup=False, style="red")
+        stderr.print(f"error: {printable(_missing(image))}", style="red")
     if failed or missing:
         raise typer.Exit(2 if missing else 1)
-    # A device has no part that evaluates.
+    # On a device `evaluate` is not installed.
     next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
 
 
@@ -87,6 +86,24 @@ def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[Photo
             progress(done, total)
 
 
+def _with_pictures(
+    predictor: Predictor, photos: Sequence[Path], results: Iterator[PhotoResult], folder: Path
+) -> Iterator[PhotoResult]:
+    """The same results; after each, writes a picture of where the model looked and names it on stderr."""
+    # No picture may replace a photo, or a picture of this command.
+    taken = {photo.resolve() for photo in photos}
+    for photo, result in zip(photos, results, strict=True):
+        yield result
+        if result.prediction is None:
+            continue
+        number = 1
+        while (file := folder / f"{photo.stem}-explained{f'-{number}' if number > 1 else ''}.png").resolve() in taken:
+            number += 1
+        taken.add(file.resolve())
+        predictor.explain(photo).save(file, title=printable(result.prediction.words))
+        stderr.print(f"{printable(result.name)}: where the model looked: {printable(str(file))}")
+
+
 def _missing(image: Path) -> str:
     return f"expected a photo or a folder of photos; got '{image}', which does not exist; check the path"
 
@@ -94,7 +111,7 @@ def _missing(image: Path) -> str:
 def _document(model: Path, results: list[PhotoResult], missing: Sequence[Path]) -> dict[str, Any]:
     photos = [
         {
-            "photo": shown(result.name),
+            "photo": printable(result.name),
             "verdict": result.prediction.verdict,
             "reason": result.prediction.reason,
             "label": result.prediction.label,
@@ -106,7 +123,28 @@ def _document(model: Path, results: list[PhotoResult], missing: Sequence[Path]) 
         for result in results
         if result.prediction is not None
     ]
-    errors = [
-        {"photo": shown(result.name), "error": shown(result.error)} for result in results if result.error is not None
-    ] + [{"photo": shown(str(image)), "error": shown(_missing(image))} for image in missing]
-    return {"model": shown(str(model)), "photos": photos, "errors": errors}
+    errors = [(result.name, result.error) for result in results if result.error is not None]
+    errors += [(str(image), _missing(image)) for image in missing]
+    failed = [{"photo": printable(name), "error": printable(error)} for name, error in errors]
+    return {"model": printable(str(model)), "photos": photos, "errors": failed}
+
+
+def models(json: options.Json = False) -> None:
+    """List the models that come with AgriDistill: name, size, classes, accuracy and file."""
+    from agridistill.runtime.shipped import shipped_models
+
+    found = shipped_models()
+    if json:
+        print_json({"models": found})
+        return
+    table = new_table("shipped models", "name", "size", "input", "classes", "accuracy")
+    for model in found:
+        size, pixels = f"{model['size_bytes'] / 1e6:.1f} MB", f"{model['image_size']} px"
+        table.add_row(cell(model["name"]), size, pixels, str(len(model["classes"])), percent(model["test_accuracy"]))
+    print_table(table)
+    stdout.print("accuracy: share of right answers on unseen leaves of the data set that the model was trained on")
+    for model in found:
+        stdout.print(f"{model['name']}: {model['file']}")
+        stdout.print(f"  classes: {', '.join(model['classes'])}")
+    if found:
+        next_command("predict", found[0]["name"], "IMAGE")

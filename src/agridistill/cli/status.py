@@ -7,34 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from agridistill.cli import options
-from agridistill.cli.cells import UNDEFINED, new_table, plain, show_table
-from agridistill.cli.output import next_command, print_json, shown, stdout
+from agridistill.cli.output import next_command, print_json, printable, stdout
+from agridistill.cli.tables import UNDEFINED, FigureTable, cell, new_table, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agridistill.cli.cells import FigureTable
     from agridistill.edge.events import AgentState, Alert, Detection
 
+# Shorter outages often end without help.
 _LONG_S = 300.0
-"""An outage below this passes by itself often enough not to call anybody."""
 
 
 def status(
     state: Annotated[
-        Path | None,
-        typer.Option("--state", metavar="DIR", help="State folder of the agent.", show_default="the user's own"),
+        Path | None, Option(metavar="DIR", help="State folder of the agent.", show_default="the user's own")
     ] = None,
-    last: Annotated[int, typer.Option("--last", min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
+    last: Annotated[int, Option(min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
     json: options.Json = False,
 ) -> None:
-    """Tell how the agent on this device is: does it run, what waits, what it saw last.
+    """Show how the agent on this device is: does it run, what waits to be sent, what it saw last.
 
-    The exit code is 1 where it does not run although there is more to watch, where something waits for an agent that
-    has come to its end, where the source has been away or messages have waited for a receiver for five minutes, or
-    where the disk refuses detections.
+    The exit code is 1 if the agent does not run although there is more to watch, if it has ended with messages still to
+    send, if the source has been away or messages have waited for a receiver for five minutes, or if the disk refuses
+    detections.
     """
     import time
 
@@ -47,31 +46,29 @@ def status(
     running = is_running(found, now_s)
     problems = _problems(found, running)
     if json:
-        document = {
-            "running": running,
-            "problems": problems,
-            "state": found.to_json(),
-            "open_alerts": None if seen.error else [alert.to_json() for alert in seen.alerts],
-            "detections": None if seen.error else [detection.to_json() for detection in seen.detections],
-            "history_error": seen.error,
-        }
-        print_json(document)
+        alerts, detections = ([one.to_json() for one in part] for part in (seen.alerts, seen.detections))
+        document = {"running": running, "problems": problems, "state": found.to_json()}
+        document |= {"open_alerts": None if seen.error else alerts, "detections": None if seen.error else detections}
+        print_json(document | {"history_error": seen.error})
     else:
         style = "bold green" if running else "bold" if found.finished or found.stopped else "bold red"
-        stdout.print(shown(_headline(found, running, now_s)), markup=False, style=style)
-        show_table(_state_table(found, running))
+        stdout.print(printable(_headline(found, running, now_s)), style=style)
+        print_table(_state_table(found, running))
         _print_history(seen, last, now_s, str(found.model.get("sha256", ""))[:12])
         for problem in problems:
-            stdout.print(f"Problem: {problem}", markup=False, style="red")
+            stdout.print(f"Problem: {problem}", style="red")
     if not running:
-        next_command("watch", *_source_and_model(found), *(() if state is None else ("--state", state)))
+        # A source whose secrets are replaced by … cannot be given again.
+        source = found.source if "…" not in found.source else "SOURCE"
+        words = () if state is None else ("--state", state)
+        next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
     if problems:
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the history tells; nothing where it cannot be read, and why."""
+    """What the history holds; nothing where it cannot be read, and why."""
 
     alerts: list[Alert] = field(default_factory=list)
     detections: list[Detection] = field(default_factory=list)
@@ -82,23 +79,28 @@ def _history(file: Path, last: int) -> _Seen:
     from agridistill.edge.store.history import History
     from agridistill.errors import OutboxError
 
-    # An agent that has just started may not have made it yet.
+    # An agent that has just started may not have created it yet.
     if not file.exists():
         return _Seen()
     try:
         with History.reading(file) as history:
             return _Seen(history.alerts(state="open", limit=100), history.recent(last))
     except OutboxError as error:
-        # On a medium that cannot be written, for instance: the state is worth the most there.
+        # For instance on a read-only disk: the state is printed anyway.
         return _Seen(error=str(error))
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
-    from agridistill.edge.words import duration_words
-    from agridistill.processes import process_lives
+    from agridistill.edge.state import process_lives
+    from agridistill.edge.words import duration_words, number_of, total
 
     if not running and (state.finished or state.stopped):
-        return _left_behind(state)
+        unsent = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
+        return [
+            f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
+            for name, number in unsent.items()
+            if number
+        ]
     if not running and process_lives(state.pid):
         return [
             f"the agent's state is of {_local(state.at_s)}, but there is a process {state.pid}: "
@@ -112,7 +114,7 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     elif state.source_lost_s is not None and state.source_lost_s >= _LONG_S:
         problems.append(f"the source has been away for {duration_words(state.source_lost_s)}")
     if state.broker is not None and not state.broker.get("connected"):
-        # Without a message that waits, nobody misses the broker.
+        # Without waiting messages the broker is not needed.
         oldest_s = (state.outbox or {}).get("oldest_s", 0)
         if oldest_s >= _LONG_S:
             problems.append(f"the broker is away, and messages have waited for {duration_words(oldest_s)}")
@@ -122,111 +124,77 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     return problems
 
 
-def _left_behind(state: AgentState) -> list[str]:
-    """What an agent that decided on everything could not send before it ended."""
-    from agridistill.edge.words import number_of, total
-
-    waiting = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
-    return [
-        f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
-        for name, number in waiting.items()
-        if number
-    ]
-
-
 def _headline(state: AgentState, running: bool, now_s: float) -> str:
     from agridistill.edge.words import duration_words
 
     if running:
         return f"{state.device}: running for {duration_words(state.uptime_s)} (process {state.pid})"
+    end = "not running since"
+    if state.finished or state.stopped:
+        end = "all was decided on by" if state.finished else "stopped by Ctrl-C at"
     ago = duration_words(now_s - state.at_s)
-    if state.finished:
-        return f"{state.device}: all was decided on by {_local(state.at_s)} ({ago} ago); what follows is from then"
-    if state.stopped:
-        return f"{state.device}: stopped by Ctrl-C at {_local(state.at_s)} ({ago} ago); what follows is from then"
-    return f"{state.device}: not running since {_local(state.at_s)} ({ago} ago); what follows is from then"
-
-
-def _source_and_model(state: AgentState) -> tuple[str, ...]:
-    """For the command that goes on; an address whose secrets are left out cannot be given again."""
-    path = str(state.model.get("path") or "MODEL")
-    return state.source if "…" not in state.source else "SOURCE", "--model", path
+    return f"{state.device}: {end} {_local(state.at_s)} ({ago} ago); what follows is from then"
 
 
 def _state_table(state: AgentState, running: bool) -> Table:
     from rich.table import Table
 
-    from agridistill.edge.words import (
-        broker_words,
-        bytes_words,
-        model_words,
-        queue_words,
-        source_trouble_words,
-        verdict_counts_words,
-        waiting_words,
-    )
+    from agridistill.edge import words
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    trouble = source_trouble_words(state)
-    verdicts = verdict_counts_words(state.verdicts) if state.frames else ""
+    trouble = words.source_trouble_words(state)
+    verdicts = words.verdict_counts_words(state.verdicts) if state.frames else ""
+    memory, disk = (
+        UNDEFINED if size is None else words.bytes_words(size) for size in (state.memory_bytes, state.disk_free_bytes)
+    )
     rows = [
         ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
         ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
-        ("model", model_words(state)),
-        ("broker", broker_words(state)),
-        ("queue", queue_words(state)),
-        *((name, waiting_words(waits)) for name, waits in state.outputs.items()),
+        ("model", words.model_words(state)),
+        ("broker", words.broker_words(state)),
+        ("queue", words.queue_words(state)),
+        *((name, words.waiting_words(waits)) for name, waits in state.outputs.items()),
         ("processor", UNDEFINED if state.processor_celsius is None else f"{state.processor_celsius:.0f} °C"),
-        ("memory", UNDEFINED if state.memory_bytes is None else bytes_words(state.memory_bytes)),
-        ("free disk", UNDEFINED if state.disk_free_bytes is None else bytes_words(state.disk_free_bytes)),
+        ("memory", memory),
+        ("free disk", disk),
     ]
     for name, value in rows:
-        table.add_row(name, plain(value))
+        table.add_row(name, printable(value))
     return table
 
 
 def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
-    if seen.error:
-        stdout.print(f"Alerts and detections cannot be told: {plain(seen.error)}", style="yellow")
-        return
-    _print_alerts(seen.alerts, now_s)
-    if seen.detections:
-        show_table(_detections_table(seen.detections, model))
-    elif last:
-        stdout.print("Nothing was seen yet.")
-
-
-def _print_alerts(alerts: list[Alert], now_s: float) -> None:
     from agridistill.edge.words import duration_words
 
-    if not alerts:
+    if seen.error:
+        stdout.print(f"Alerts and detections cannot be read: {printable(seen.error)}", style="yellow")
+        return
+    if not seen.alerts:
         stdout.print("No alert is open.")
-    for alert in alerts:
+    for alert in seen.alerts:
         since = duration_words(now_s - alert.since_s)
-        told = f"{plain(alert.level.capitalize())}, open for {since}: {plain(alert.text)}"
-        stdout.print(told, style="yellow")
+        stdout.print(printable(f"{alert.level.capitalize()}, open for {since}: {alert.text}"), style="yellow")
+    if seen.detections:
+        print_table(_detections_table(seen.detections, model))
+    elif last:
+        stdout.print("There are no detections yet.")
 
 
 def _detections_table(detections: list[Detection], model: str) -> FigureTable:
     from agridistill.edge.words import detection_words, number_of
 
     table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
-    # By whom, where another model than the present one decided.
+    # The model of each, where another model than the present one decided.
     several = any(one.model != model for one in detections)
     for name in ("plot", "answer", "photo", *(("model",) if several else ())):
         table.add_column(name, justify="left")
     for one in detections:
-        table.add_row(
-            _local(one.at_s),
-            plain(one.plot or UNDEFINED),
-            plain(detection_words(one)),
-            plain(one.photo),
-            *((one.model,) if several else ()),
-            style="" if one.verdict == "answer" else "yellow",
-        )
+        cells = [one.plot or UNDEFINED, detection_words(one), one.photo, *((one.model,) if several else ())]
+        style = "" if one.verdict == "answer" else "yellow"
+        table.add_row(_local(one.at_s), *map(cell, cells), style=style)
     return table
 
 

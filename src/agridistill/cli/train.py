@@ -1,132 +1,258 @@
-"""`agridistill train`: any timm model on labels alone."""
+"""`agridistill train` and `distill`: any timm model on labels alone, and a student under a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
-from agridistill.cli import options
-from agridistill.cli.output import leave_talking_to_the_first, next_command, progress_bar
+from agridistill.cli import after_run, options
+from agridistill.cli.output import next_command, print_json, print_skipped, progress_bar, silence_other_ranks, stderr
+from agridistill.cli.tables import count, print_evaluation
+from agridistill.progress import is_first_process
+
+if TYPE_CHECKING:
+    from agridistill.config import Recipe
+    from agridistill.evaluation.verdict import ModelVerdict
+    from agridistill.training.result import RunResult
+
+Out = Annotated[Path, Option("--out", help="Run folder to write.")]
 
 _STUDENT = "mobilenetv3_large_minimal_100"
+# Options that set a recipe key of another section than the command's own.
+_SECTIONS = {"image_size": "data"}
+_RECIPE_KEYS = (
+    *("epochs", "image_size", "batch_size", "lr", "seed", "balance", "keep_views", "workers", "precision"),
+    *("pretrained", "weights", "devices", "nodes"),
+)
 
 
-class _StudentPlan(TypedDict):
-    student: str
-    planned: bool
+@dataclass
+class RunOptions(options.LabelOptions):
+    """The options that `train` and `distill` share."""
+
+    recipe: Annotated[
+        Path | None, Option(metavar="NAME|FILE", help="Shipped recipe, as cpu or paper, or a file in TOML.")
+    ] = None
+    set_: options.Set = None
+    splits: options.Splits = None
+    epochs: Annotated[int | None, Option(help="Passes over the training photos.")] = None
+    image_size: Annotated[int | None, Option(help="Input size in pixels.")] = None
+    batch_size: Annotated[int | None, Option(help="Photos a step, over all processes.")] = None
+    lr: Annotated[float | None, Option(help="Peak learning rate.")] = None
+    seed: Annotated[int | None, Option(help="Of weights, order, views and dropout.")] = None
+    balance: Annotated[bool | None, Option(help="Show each class equally often, for classes with few photos.")] = None
+    keep_views: Annotated[bool | None, Option(help="Draw each view once and keep its pixels (150 kB at 224 px).")] = (
+        None
+    )
+    workers: Annotated[int | None, Option(help="Loader processes; -1 chooses.")] = None
+    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Option(help="auto measures.")] = None
+    pretrained: Annotated[bool | None, Option(help="Start from the model hub's weights.")] = None
+    weights: Annotated[Path | None, Option(help="Safetensors file or finished run to start from.")] = None
+    devices: Annotated[int | None, Option(help="Processes on this machine, one for each GPU.")] = None
+    nodes: Annotated[int | None, Option(help="Machines that run this command.")] = None
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished run, or show a finished one's result.")] = (
+        False
+    )
+    json: options.Json = False
+
+    def recipe_for(
+        self,
+        command: Literal["train", "distill"],
+        data: Path,
+        out: Path,
+        changes: dict[tuple[str, str], Any],
+        teacher: Path | None = None,
+    ) -> tuple[Recipe, str]:
+        """The recipe that the options mean, and the reason for what was chosen for the user in a sentence.
+
+        It is the recipe file (on a resume without one: the run's own), changed by --set, then by the options. Without
+        either, network and settings are chosen to fit photos and hardware.
+
+        Args:
+            command: "train" or "distill".
+            data: folder of photos.
+            out: run folder.
+            changes: options of one command alone, by section and key; None where not given.
+            teacher: run folder of the teacher.
+
+        Raises:
+            ConfigError: the recipe file cannot be used, or has no section for the command.
+        """
+        from agridistill.config import read_recipe, require_serves, with_options, with_overrides
+        from agridistill.data.labels import FOLDERS
+
+        recipe: Recipe = {}
+        if self.recipe is not None:
+            recipe = read_recipe(self.recipe)
+            require_serves(recipe, command)
+        elif self.resume and (out / "recipe.toml").exists():
+            recipe = read_recipe(out / "recipe.toml")
+        given = changes | {(_SECTIONS.get(key, command), key): getattr(self, key) for key in _RECIPE_KEYS}
+        recipe = with_options(with_overrides(recipe, command, self.set_ or []), given)
+        if self.recipe is not None or self.resume:
+            return recipe, ""
+        from agridistill.training.defaults import choice_for
+
+        choice = choice_for(command, recipe, data, teacher, self.layout() or FOLDERS)
+        return choice.recipe, choice.reason
+
+    def is_finished(self, out: Path) -> bool:
+        """Whether a resume has nothing left to train: the stored result is printed."""
+        return self.resume and (out / "evaluation.json").exists()
 
 
+@options.with_groups
 def train(
     data: options.Data,
-    out: options.Out,
-    model: Annotated[
-        str | None, typer.Option("--model", help="timm's name, e.g. swin_tiny_patch4_window7_224.")
-    ] = None,
-    recipe: options.RecipeFile = None,
-    set_: options.Set = None,
-    labels: options.Labels = None,
-    label_columns: options.LabelColumns = None,
-    nested: options.Nested = None,
-    splits: options.Splits = None,
-    epochs: options.Epochs = None,
-    image_size: options.ImageSize = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    seed: options.Seed = None,
-    balance: options.Balance = None,
-    keep_views: options.KeepViews = None,
-    workers: options.Workers = None,
-    precision: options.Precision = None,
-    pretrained: options.Pretrained = None,
-    weights: options.Weights = None,
-    devices: options.Devices = None,
-    nodes: options.Nodes = None,
-    resume: options.Resume = False,
-    json: options.Json = False,
+    out: Out,
+    run: RunOptions,
+    model: Annotated[str | None, Option(help="timm's name, e.g. swin_tiny_patch4_window7_224.")] = None,
 ) -> None:
     """Train a network on labels alone: a teacher, or a baseline to compare with."""
     from agridistill.config import train_config
 
-    layout = options.layout_of(labels, label_columns, nested)
-    chosen = options.recipe_for(
-        "train",
-        recipe,
-        out,
-        set_,
-        {
-            "model": model,
-            "epochs": epochs,
-            "data.image_size": image_size,
-            "batch_size": batch_size,
-            "lr": lr,
-            "seed": seed,
-            "balance": balance,
-            "keep_views": keep_views,
-            "workers": workers,
-            "precision": precision,
-            "pretrained": pretrained,
-            "weights": weights,
-            "devices": devices,
-            "nodes": nodes,
-        },
-        resume=resume,
-    )
-    chosen, reason = options.completed("train", chosen, data, layout=layout, recipe_file=recipe, resume=resume)
-    config = train_config(chosen)
-    # Now: after hours of training, the recipe may be gone.
-    plan = _student_plan(recipe)
-    for_student = _for_student(
-        recipe,
-        pretrained,
-        {"--image-size": image_size, "--batch-size": batch_size, "--workers": workers, "--precision": precision},
-    )
-    leave_talking_to_the_first(config.train.processes)
-    finished = options.is_finished(out, resume=resume)
-    with progress_bar("reading photos", then="preparing") as progress:
-        from agridistill.training import run
+    layout = run.layout()
+    recipe, reason = run.recipe_for("train", data, out, {("train", "model"): model})
+    config = train_config(recipe)
+    # Read now: after hours of training, the recipe may be gone.
+    plan = _student_plan(run)
+    silence_other_ranks(config.train.processes)
+    finished = run.is_finished(out)
+    with progress_bar("reading photos", then="preparing", first_line=reason) as progress:
+        from agridistill.training import run as runs
 
-        announced = options.Announced(progress, reason)
-        result = run.train(data, out, config, layout=layout, split_file=splits, resume=resume, progress=announced)
-    verdict = options.show_result(result, json=json, model=config.train.model, finished=finished)
+        result = runs.train(
+            data, out, config, layout=layout, split_file=run.splits, resume=run.resume, progress=progress
+        )
+    verdict = show_result(result, json=run.json, model=config.train.model, finished=finished)
     if verdict.usable:
-        from agridistill.cli.next_steps import after_training
-
-        words = [*(layout.words() if layout else ()), *for_student]
-        next_command(*after_training(data, out, result.evaluation, for_student=words, **plan))
+        next_command(*after_run.after_training(data, out, result.evaluation, plan))
 
 
-def _student_plan(recipe_file: Path | None) -> _StudentPlan:
-    from agridistill.config import read_recipe
-
-    settings = read_recipe(recipe_file).get("distill") if recipe_file is not None else None
-    return {"student": (settings or {}).get("model", _STUDENT), "planned": settings is not None}
-
-
-def _for_student(
-    recipe_file: Path | None, pretrained: bool | None, given: Mapping[str, object | None]
-) -> list[str | Path]:
-    """The options of `distill` that make a student as this teacher is made: same size, same machine, same recipe.
-
-    Args:
-        recipe_file: passed on where it says something for `distill`.
-        pretrained: None where not given.
-        given: options that both commands have; None where not given.
-    """
+def _student_plan(run: RunOptions) -> after_run.StudentPlan:
+    """The student that may follow, of the same size and for the same machine."""
     from agridistill.config import read_recipe, serves
 
-    recipe = read_recipe(recipe_file) if recipe_file is not None else {}
-    words: list[str | Path] = []
-    if recipe_file is not None and "model" not in recipe.get("distill", {}):
-        # Without a recipe `distill` chooses what works here.
-        words += ["--student", _STUDENT]
-    if recipe_file is not None and serves(recipe, "distill"):
-        words += ["--recipe", recipe_file]
-    for option, value in given.items():
-        if value is not None:
-            words += [option, str(value)]
-    if pretrained is not None:
-        words.append("--pretrained" if pretrained else "--no-pretrained")
-    return words
+    recipe = read_recipe(run.recipe) if run.recipe is not None else {}
+    settings = recipe.get("distill")
+    words = list(run.words())
+    if run.recipe is not None:
+        # Without a recipe `distill` chooses a network that works here.
+        words += ["--student", _STUDENT] if "model" not in (settings or {}) else []
+        words += ["--recipe", run.recipe] if serves(recipe, "distill") else []
+    for key in ("image_size", "batch_size", "workers", "precision"):
+        if getattr(run, key) is not None:
+            words += [f"--{key.replace('_', '-')}", str(getattr(run, key))]
+    if run.pretrained is not None:
+        words.append("--pretrained" if run.pretrained else "--no-pretrained")
+    return after_run.StudentPlan((settings or {}).get("model", _STUDENT), settings is not None, words)
+
+
+@options.with_groups
+def distill(
+    data: options.Data,
+    out: Out,
+    run: RunOptions,
+    teacher: Annotated[Path | None, Option(help="Run folder of the teacher.")] = None,
+    student: Annotated[str | None, Option(help="timm's name; default: fastest in int8.")] = None,
+    method: Annotated[
+        str | None,
+        Option(
+            help="ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint; "
+            "default: hybrid-hint (with --weights hybrid, with --int8 kd)."
+        ),
+    ] = None,
+    views: Annotated[int | None, Option(help="Views of each photo that the teacher classifies; 0 chooses.")] = None,
+    cache: Annotated[bool, Option(help="Run the teacher once (but for features), or in every step.")] = True,
+    cache_dir: Annotated[Path | None, Option(help="Folder of the teacher's caches.")] = None,
+    int8: Annotated[
+        bool | None, Option("--int8/--fp32", help="Train a finished student (--weights) on, rounded as in int8.")
+    ] = None,
+) -> None:
+    """Train a student under a teacher (the method ce needs none: it is the equal baseline)."""
+    from agridistill.config import distill_config
+
+    layout = run.layout()
+    own: dict[tuple[str, str], Any] = {("distill", "model"): student, ("objective", "method"): method}
+    own |= {("distill", "views"): views, ("distill", "int8"): int8}
+    recipe, reason = run.recipe_for("distill", data, out, own, teacher)
+    config = distill_config(recipe)
+    fit = config.distill
+    silence_other_ranks(fit.processes)
+    finished = run.is_finished(out)
+    larger = _larger_student(fit.model, teacher) if teacher is not None and not fit.int8 else ""
+    first_line = "\n".join(filter(None, (reason, larger)))
+    with progress_bar("reading photos", then="preparing", first_line=first_line) as progress:
+        from agridistill.training import run as runs
+
+        result = runs.distill(
+            data,
+            teacher,
+            out,
+            config,
+            layout=layout,
+            split_file=run.splits,
+            resume=run.resume,
+            cache=cache,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+    verdict = show_result(result, json=run.json, model=fit.model, finished=finished)
+    if teacher is not None and not fit.int8:
+        _print_weaker_teacher(result, teacher)
+    if teacher is not None and is_first_process(fit.processes):
+        forms = after_run.known_forms(out) if finished else after_run.measure_forms(out, teacher, data=data)
+        best = after_run.better_form(out, forms)
+        if best is not None:
+            next_command(*after_run.export_of(best))
+            return
+    if verdict.usable:
+        next_command(*after_run.export_of(out, result.evaluation))
+
+
+def show_result(result: RunResult, *, json: bool, model: str, finished: bool) -> ModelVerdict:
+    """Prints the evaluation on the test split and the verdict, which is returned.
+
+    Args:
+        result: of the run.
+        json: prints one document.
+        model: timm's name.
+        finished: whether the run was finished before this command.
+    """
+    verdict = after_run.verdict_on(result.evaluation, result.out)
+    if finished:
+        stderr.print(f"'{result.out}' is finished: this is its stored result")
+    print_skipped(len(result.skipped), f"'{result.skipped[0][0]}'" if result.skipped else "")
+    if json:
+        document = result.evaluation.to_json() | {"verdict": verdict.to_json()}
+        print_json({"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document})
+    else:
+        print_evaluation(result.evaluation, title=f"{model} on the test split")
+    after_run.print_verdict(verdict, json=json)
+    return verdict
+
+
+def _larger_student(student: str, teacher: Path) -> str:
+    """A warning of a student with more parameters than its teacher; empty otherwise."""
+    sizes = after_run.larger_than_teacher(student, teacher)
+    if sizes is None:
+        return ""
+    return (
+        f"warning: the student {student} has more parameters ({count(sizes[0])}) than its teacher ({count(sizes[1])}): "
+        "expect little from this teacher; pass a smaller --student, or use agridistill train"
+    )
+
+
+def _print_weaker_teacher(result: RunResult, teacher: Path) -> None:
+    from agridistill.training.result import teacher_evaluation
+
+    of_teacher = teacher_evaluation(result.out, teacher)
+    # Compared as they are printed.
+    if of_teacher is not None and round(of_teacher.accuracy, 3) < round(result.evaluation.accuracy, 3):
+        stderr.print(
+            f"The student ({result.evaluation.accuracy:.1%}) is better than its teacher ({of_teacher.accuracy:.1%}), "
+            "which may hold it back: compare it with one that learns from labels alone (--method ce)."
+        )

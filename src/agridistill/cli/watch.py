@@ -6,15 +6,16 @@ import json as json_format
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-from agridistill.cli.output import next_command, shown, stderr, stdout
+from agridistill.cli.output import next_command, printable, stderr, stdout
 
 if TYPE_CHECKING:
     from agridistill.edge.alerts import AlertMessage
@@ -25,110 +26,78 @@ if TYPE_CHECKING:
 def watch(
     source: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="[SOURCE]",
             help="A folder of photos, http(s)://… (snapshots or MJPEG), rtsp://…, /dev/videoN or a video file.",
         ),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model", metavar="MODEL", help="Exported model (.onnx, .tflite), or one that comes along (tomato)."
-        ),
+        Path | None, Option(metavar="MODEL", help="Exported model (.onnx, .tflite), or a shipped one (tomato).")
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings and rules as TOML; options override them."),
+        Path | None, Option(metavar="FILE", help="Settings and rules as TOML; options override them.")
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(
-            "--state",
-            metavar="DIR",
-            help="Folder for what must not be lost.",
-            show_default="~/.local/state/agridistill",
-        ),
+        Option(metavar="DIR", help="Folder for what must not be lost.", show_default="~/.local/state/agridistill"),
     ] = None,
-    broker: Annotated[
-        str | None, typer.Option("--broker", metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")
-    ] = None,
+    broker: Annotated[str | None, Option(metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")] = None,
     device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", metavar="NAME", help="Name on the page, in messages and topics.", show_default="the host's"
-        ),
+        str | None, Option(metavar="NAME", help="Name on the page, in messages and topics.", show_default="the host's")
     ] = None,
     plot: Annotated[
-        str | None,
-        typer.Option("--plot", metavar="NAME", help="Where the plants stand. In a folder, subfolders are plots."),
+        str | None, Option(metavar="NAME", help="Where the plants stand. In a folder, subfolders are plots.")
     ] = None,
-    every: Annotated[
-        float | None, typer.Option("--every", min=0, metavar="S", help="Seconds between a camera's frames.")
-    ] = None,
-    after: Annotated[
-        Literal["keep", "delete"] | None, typer.Option("--after", help="What becomes of a folder's photos.")
-    ] = None,
-    page: Annotated[
-        str | None, typer.Option("--page", metavar="[HOST:]PORT", help="Serve the local page and the metrics.")
-    ] = None,
+    every: Annotated[float | None, Option(min=0, metavar="S", help="Seconds between a camera's frames.")] = None,
+    after: Annotated[Literal["keep", "delete"] | None, Option(help="Keep or delete a folder's photos.")] = None,
+    page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve the local page and the metrics.")] = None,
     thumbnails: Annotated[
-        bool | None,
-        typer.Option(
-            "--thumbnails/--no-thumbnails",
-            help="Keep small pictures for the page.",
-            show_default="on where the page is local",
-        ),
+        bool | None, Option(help="Keep small pictures for the page.", show_default="on where the page is local")
     ] = None,
-    once: Annotated[
-        bool, typer.Option("--once", help="End when all photos of a folder are decided on and told.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print alerts and trouble only.")] = False,
+    once: Annotated[bool, Option("--once", help="End when all photos of a folder are classified and sent.")] = False,
+    json: Annotated[bool, Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="Print alerts and problems only.")] = False,
 ) -> None:
-    """Watch photos as they come: decide, warn, and send what was seen to a broker, which may be away for weeks.
+    """Watch photos as they come: classify, warn, and send the detections to a broker, which may be away for weeks.
 
-    Every detection is on the disk before anything is sent. Ctrl-C or SIGTERM end it in an orderly way; the same command
-    goes on where it stopped.
+    Every detection is on the disk before anything is sent. Ctrl-C or SIGTERM end the agent cleanly; the same command
+    continues where it stopped.
     """
-    from agridistill.errors import ConfigError, MissingExtraError
+    from agridistill.api import training_extra
+    from agridistill.errors import ConfigError
     from agridistill.runtime.shipped import model_path
 
-    try:
+    with training_extra("the field part of AgriDistill", "edge"):
         from agridistill.edge.agent import Listeners
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
         from agridistill.edge.state import state_folder
         from agridistill.edge.words import number_of, verdict_counts_words
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "the field part of AgriDistill", f"no module '{error.name}'", "pip install 'agridistill[edge]'"
-        ) from None
 
     settings = read_settings(config) if config is not None else WatchSettings()
-    settings = _with_options(settings, source, model, broker, device, plot, every, after, page, thumbnails)
+    given = {"source": source, "model": model, "device": device, "plot": plot, "every_s": every, "after": after}
+    settings = _with_options(settings, given | {"thumbnails": thumbnails}, broker=broker, page=page)
     if not settings.source:
         raise ConfigError("a source to watch", "none", "agridistill watch FOLDER --model leaf.onnx")
     if settings.model is None:
         raise ConfigError(
             "a model", "none", "--model tomato, or agridistill export RUN --out leaf.onnx and --model leaf.onnx"
         )
-    from dataclasses import replace
-
     settings = replace(settings, model=model_path(settings.model))
     folder = state if state is not None else state_folder()
-    teller = _Teller(json=json, quiet=quiet)
+    printer = _Printer(json=json, quiet=quiet)
     with _stopping() as (stop, by_user):
-        listeners = Listeners(teller.detection, teller.alert, teller.page)
+        listeners = Listeners(printer.detection, printer.alert, printer.page)
         end = run(settings, folder, stop, listeners, once=once, by_user=by_user.is_set)
     if not json:
-        told = verdict_counts_words(end.verdicts)
-        news = f"{teller.detections:,} new" if teller.detections else "nothing new"
-        stderr.print(f"ended: {news}; {number_of(end.frames, 'frame')} decided on in all ({told})", markup=False)
+        counts = verdict_counts_words(end.verdicts)
+        new = f"{printer.detections:,} new" if printer.detections else "nothing new"
+        stderr.print(f"ended: {new}; {number_of(end.frames, 'frame')} decided on in all ({counts})")
     next_command("status", *(("--state", folder) if state is not None else ()))
 
 
-class _Teller:
-    """Prints what is committed."""
+class _Printer:
+    """Prints detections and alerts once they are stored."""
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
         self._json, self._quiet = json, quiet
@@ -139,14 +108,14 @@ class _Teller:
         if self._json:
             self._line({"event": "detection", **detection.to_json()})
         elif not self._quiet:
-            stdout.print(_detection_line(detection), markup=False)
+            stdout.print(_detection_line(detection))
 
     def alert(self, message: AlertMessage) -> None:
         if self._json:
             self._line({"event": "alert", "change": message.change, **message.alert.to_json()})
 
     def page(self, address: str) -> None:
-        stderr.print(f"page: {address}", markup=False)
+        stderr.print(f"page: {address}")
 
     @staticmethod
     def _line(document: dict[str, Any]) -> None:
@@ -157,59 +126,32 @@ class _Teller:
 def _detection_line(detection: Detection) -> str:
     from agridistill.edge.words import detection_words
 
-    at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - people's own time
+    at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - local time
     # In a folder the plot is the subfolder, with which the photo's name begins.
     named = not detection.plot or detection.photo.startswith(f"{detection.plot}/")
-    return shown(f"{at} {'' if named else detection.plot + ' '}{detection.photo}: {detection_words(detection)}")
+    return printable(f"{at} {'' if named else detection.plot + ' '}{detection.photo}: {detection_words(detection)}")
 
 
 def _with_options(
-    settings: WatchSettings,
-    source: str | None,
-    model: Path | None,
-    broker: str | None,
-    device: str | None,
-    plot: str | None,
-    every: float | None,
-    after: Literal["keep", "delete"] | None,
-    page: str | None,
-    thumbnails: bool | None,
+    settings: WatchSettings, given: Mapping[str, Any], *, broker: str | None, page: str | None
 ) -> WatchSettings:
-    """The file's settings, changed by the options that were given."""
-    from dataclasses import replace
-
+    """The file's settings, changed by the options; None where not given."""
     from agridistill.edge.delivery.broker import BrokerSettings
     from agridistill.edge.settings import PageSettings
     from agridistill.errors import ConfigError
 
-    plain = {
-        "source": source,
-        "model": model,
-        "device": device,
-        "plot": plot,
-        "every_s": every,
-        "after": after,
-        "thumbnails": thumbnails,
-    }
-    if plot is not None and not plot.strip():
-        raise ConfigError("a plot's name for --plot", f"'{plot}'", "for example --plot north, or leave it out")
-    changes: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes.get("plot", "x").strip():
+        raise ConfigError("a plot's name for --plot", f"'{given['plot']}'", "for example --plot north, or leave it out")
     if broker is not None:
         changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerSettings(broker)
     if page is not None:
-        host, port = _address(page)
+        host, _, port = page.rpartition(":")
+        if not port.isdecimal():
+            raise ConfigError("--page [HOST:]PORT", f"'{page}'", "for example --page 8571")
         before = settings.page or PageSettings()
-        changes["page"] = replace(before, port=port, host=host or before.host)
+        changes["page"] = replace(before, port=int(port), host=host.strip("[]") or before.host)
     return replace(settings, **changes)
-
-
-def _address(text: str) -> tuple[str, int]:
-    from agridistill.errors import ConfigError
-
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal():
-        raise ConfigError("--page [HOST:]PORT", f"'{text}'", "for example --page 8571")
-    return host.strip("[]"), int(port)
 
 
 @contextmanager

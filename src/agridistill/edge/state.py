@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from agridistill.edge.events import SCHEMA_VERSION, AgentState
 from agridistill.errors import EdgeError
-from agridistill.processes import process_lives
 from agridistill.storage import write_json
 
 STATE_FILE, HISTORY_FILE = "state.json", "history.sqlite"
@@ -151,3 +151,17 @@ def disk_free_bytes(path: Path) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of this number; it may be another program's by now."""
+    # 0 and below would ask for groups of processes; on Windows the signal 0 is a Ctrl-C.
+    if pid <= 0 or sys.platform == "win32":
+        return pid > 0
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from agridistill.native_output import STDERR, STDOUT, held_back
+from agridistill.progress import STDERR, STDOUT, captured_output
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     with (
         warnings.catch_warnings(),
-        held_back(STDOUT, STDERR),
+        captured_output(STDOUT, STDERR),
         contextlib.redirect_stdout(unheard),
         contextlib.redirect_stderr(unheard),
     ):

@@ -1,13 +1,11 @@
 """Reports: one HTML page and its plots, from result files alone.
 
-`agridistill.report("study")` is the public function; because the package has the same name, it can be called.
+The attribute `agridistill.report` is the function of this package.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from agridistill.arguments import to_path
@@ -16,10 +14,10 @@ from agridistill.errors import MissingExtraError
 if TYPE_CHECKING:
     from agridistill.report.page import ReportResult
 
-__all__ = ["write_report"]
+__all__ = ["report"]
 
 
-def write_report(folder: Path | str) -> ReportResult:
+def report(folder: Path | str) -> ReportResult:
     """Writes `report.html`, and each plot with its numbers, from the result files of a study or a run.
 
     Args:
@@ -32,15 +30,8 @@ def write_report(folder: Path | str) -> ReportResult:
     """
     path = to_path("folder", folder)
     try:
-        from agridistill.report.page import report
+        from agridistill.report.page import report as write
     except ModuleNotFoundError as error:
         needed, got = "matplotlib and jinja2 for the report", f"no module '{error.name}'"
         raise MissingExtraError(needed, got, "pip install 'agridistill[report]'") from None
-    return report(path)
-
-
-class _CallablePackage(ModuleType):
-    __call__ = staticmethod(write_report)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+    return write(path)

@@ -15,12 +15,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from agridistill import terminal
 from agridistill.errors import RunError
 from agridistill.evaluation.verdict import count
 from agridistill.manifest import sha256_of
 from agridistill.models import save_weights
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
 from agridistill.storage import write_text
 from agridistill.teacher_cache.build import CachedTeacher, Gather
 from agridistill.training.module import DistillationModule
@@ -177,11 +176,11 @@ class BuildCache(Callback):
         if not visible:
             yield silent
             return
-        console = terminal.stderr
+        console = stderr_console()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         begin, first, next_tenth = 0.0, -1, 1
-        with terminal.alone(then="preparing"), bar:
+        with hidden_displays(then="preparing"), bar:
             task = bar.add_task("teacher cache", total=None, visible=False)
 
             def show(done: int, total: int) -> None:
@@ -205,7 +204,7 @@ class ProgressLine(Callback):
     """A bar over all steps with the time left; without a terminal a line at the start and one an epoch."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.console = label, terminal.stderr
+        self.label, self.console = label, stderr_console()
         self._open = ExitStack()
         self._progress: Progress | None = None
         self._begin = 0.0
@@ -220,7 +219,7 @@ class ProgressLine(Callback):
             epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
             _print(self.console, f"{self.label}  {count(epochs, 'epoch')} of {count(steps, 'step')}")
             return
-        self._open.enter_context(terminal.alone(then="evaluating"))
+        self._open.enter_context(hidden_displays(then="evaluating"))
         self._progress = self._open.enter_context(_step_bar(self.console))
         total = int(trainer.estimated_stepping_batches)
         self._progress.add_task(self.label, total=total, completed=trainer.global_step, state="", scores="")

@@ -16,7 +16,7 @@ from agridistill.data.cache import SPARE_BYTES, KeptViews
 from agridistill.data.split import write_split
 from agridistill.manifest import ModelManifest, sha256_of
 from agridistill.models import describe_start
-from agridistill.processes import is_first_process
+from agridistill.progress import is_first_process
 from agridistill.storage import only_one
 from agridistill.teacher_cache import CachedTeacher
 from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere

@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from agridistill import terminal
 from agridistill.data.cache import DerivedCache
 from agridistill.data.loader import ViewKey, collate
 from agridistill.data.views import plain_settings
 from agridistill.errors import ConfigError
 from agridistill.models import normalise_batch
+from agridistill.progress import stderr_console
 from agridistill.teacher_cache import Viewing
 from agridistill.training.module import DistillationModule
 
@@ -53,7 +53,7 @@ class FitHead(Callback):
             # Through the module, which keeps frozen batch norm in inference.
             training = module.training
             module.eval()
-            with terminal.stderr.status("fitting the classifier to the frozen backbone's features"):
+            with stderr_console().status("fitting the classifier to the frozen backbone's features"):
                 fit_classifier(head, *self._features(module.model, module.device), balance=self.balance)
             module.train(training)
         if trainer.world_size > 1:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from agridistill.data.folder import require_outside
 from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.errors import ModelError, RunError
+from agridistill.errors import ConfigError, ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
 from agridistill.models import require_known_model
-from agridistill.processes import is_first_process, require_launched
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, is_first_process, silent
 from agridistill.storage import require_writable
 from agridistill.training.fit import carry_out
 from agridistill.training.inherited_split import inherit_split, parent_runs
@@ -145,7 +145,7 @@ def _finished(request: _Request, config: Config | None) -> RunResult | None:
 def _require_startable(request: _Request, config: Config) -> None:
     """Checks what can be known before the photos are read, which may take minutes."""
     folder, resume, fit = request.folder, request.resume, config.fit
-    require_launched(fit.processes)
+    _require_launched(fit.processes)
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
@@ -189,3 +189,14 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
         folder.require_same_data(request.data, prepared.fingerprint)
         return prepared
     return inherit_split(parent_runs(request.teacher, config.fit), prepared, settings)
+
+
+def _require_launched(processes: int) -> None:
+    """Checks that torchrun started as many processes as the run expects; otherwise each would train on its own."""
+    launched = os.environ.get("WORLD_SIZE", str(processes)) if "TORCHELASTIC_RUN_ID" in os.environ else str(processes)
+    if launched != str(processes):
+        raise ConfigError(
+            f"--devices times --nodes of {launched}, the processes that torchrun started",
+            str(processes),
+            "pass the same numbers to both",
+        )

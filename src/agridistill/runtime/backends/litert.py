@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.manifest import ModelManifest
-from agridistill.native_output import without_lines
 from agridistill.preprocess import Pixels
+from agridistill.progress import stderr_without_lines
 from agridistill.runtime.backends import cannot_run, missing_engine, require_input
 
 
@@ -35,7 +35,7 @@ class LiteRtBackend:
         cores = threads or os.cpu_count() or 1
         try:
             # Its INFO lines, such as that of XNNPACK, are for the engine's developers, and no setting silences them.
-            with without_lines(b"INFO: "):
+            with stderr_without_lines(b"INFO: "):
                 self._interpreter = Interpreter(str(path), num_threads=cores, experimental_op_resolver_type=kernels)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from agridistill.native_output import STDERR, STDOUT, held_back, without_lines
+from agridistill.progress import STDERR, STDOUT, captured_output, stderr_without_lines
 
 Capture = pytest.CaptureFixture[str]
 
 
 def test_what_native_code_writes_is_held_back_until_the_block_ends(capfd: Capture) -> None:
     os.write(STDOUT, b"before\n")
-    with held_back(STDOUT, STDERR) as file:
+    with captured_output(STDOUT, STDERR) as file:
         os.write(STDOUT, b"one\n")
         os.write(STDERR, b"two\n")
         file.seek(0)
@@ -24,7 +24,7 @@ def test_what_native_code_writes_is_held_back_until_the_block_ends(capfd: Captur
 def test_what_python_printed_before_and_after_is_not_lost(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", os.fdopen(STDOUT, "w", closefd=False))
     sys.stdout.write("before ")
-    with held_back(STDOUT):
+    with captured_output(STDOUT):
         sys.stdout.write("within ")
     sys.stdout.write("after")
     sys.stdout.flush()
@@ -33,7 +33,7 @@ def test_what_python_printed_before_and_after_is_not_lost(capfd: Capture, monkey
 
 def test_lines_of_noise_are_dropped_and_all_others_kept(capfd: Capture) -> None:
     def fail() -> None:
-        with without_lines(b"INFO: "):
+        with stderr_without_lines(b"INFO: "):
             os.write(STDERR, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nwarning: disk\n")
             raise ZeroDivisionError
 
@@ -46,7 +46,7 @@ def test_a_closed_descriptor_is_left_alone() -> None:
     saved = os.dup(STDERR)
     os.close(STDERR)
     try:
-        with held_back(STDERR):
+        with captured_output(STDERR):
             pass
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(STDERR)
