@@ -11,7 +11,7 @@
 #   denied: closed without an answer
 #
 # What it means for us: what may be denied is sent last and alone; a connection that ends twice with the same message
-# under way ends because of it (edge/delivery/allowance.py).
+# under way ends because of it (edge/delivery/broker.py).
 set -euo pipefail
 folder=$(mktemp -d)
 broker=

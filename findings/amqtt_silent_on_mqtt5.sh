@@ -12,7 +12,7 @@
 #   version 3.1.1, last will: answer 20020000
 #
 # What it means for us: a CONNECT of version 5 without an answer is followed by one of 3.1.1
-# (edge/delivery/mqtt_session.py::Session.open).
+# (edge/delivery/session.py::Session.open).
 set -euo pipefail
 folder=$(mktemp -d)
 broker=

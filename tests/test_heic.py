@@ -125,7 +125,7 @@ def test_without_the_extra_folders_of_heic_photos_are_told_with_the_remedy(
     for name in ("rust/1.heic", "scab/2.HEIC"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(HEIC)
-    with pytest.raises(DataError, match=r"1 file: \.heic\); HEIC photos are read after pip install"):
+    with pytest.raises(DataError, match=r"1 \.heic\); HEIC photos are read after pip install"):
         scan(tmp_path)
     with pytest.raises(DataError, match=r"but 2 \.heic; HEIC photos are read after pip install"):
         expand([tmp_path])

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS_OF = {
     "tests/edge/delivery": "mosquitto",
     "tests/edge/test_torture.py": "mosquitto",
-    "tests/edge/status/test_page_in_browser.py": "chromium",
+    "tests/edge/page/test_page_in_browser.py": "chromium",
     "tests/report/test_browser.py": "chromium",
     "tests/integration/test_deployment.py": "openssl",
     "tests/edge/verdict/test_quality.py": "photos",

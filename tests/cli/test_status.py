@@ -13,7 +13,7 @@ import typer
 from tests.edge.looks import HOSTILE, detection, filled_history, state
 
 from agridistill.cli.status import status
-from agridistill.edge.status.state_file import HISTORY_FILE, write_state
+from agridistill.edge.state import HISTORY_FILE, write_state
 from agridistill.errors import EdgeError
 
 Capture = pytest.CaptureFixture[str]

@@ -12,8 +12,8 @@ from tests.edge.looks import detection, state
 
 from agridistill.cli import status as status_module
 from agridistill.cli.watch import _detection_line
-from agridistill.edge.status.page_view import PageContent, page_html
-from agridistill.edge.status.state_file import HISTORY_FILE, write_state
+from agridistill.edge.page.view import PageContent, page_html
+from agridistill.edge.state import HISTORY_FILE, write_state
 from agridistill.edge.store.history import History
 from agridistill.runtime.verdict import Prediction
 

@@ -64,7 +64,7 @@ def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder
     assert result.problems == (
         "1 file that is no photo (1 .dng), the first 'wilt/1.dng'",
         "class folder 'mosaic' without photos (an empty folder)",
-        "class folder 'wilt' without photos (1 file: .dng)",
+        "class folder 'wilt' without photos (1 .dng)",
     )
     assert result.to_json()["without_photos"] == {"mosaic": (), "wilt": ("wilt/1.dng",)}
 

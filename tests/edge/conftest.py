@@ -17,6 +17,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from tests.needs import NEEDS, program
 
+from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings
+
 MOSQUITTO = program("mosquitto")
 
 
@@ -191,3 +193,20 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     found = Broker(tmp_path / "broker")
     yield found
     found.stop()
+
+
+def access_to(
+    host: str = "127.0.0.1",
+    port: int = 1883,
+    *,
+    device: str = "device",
+    prefix: str = "agridistill",
+    username: str | None = None,
+    password: str | None = None,
+    ack_timeout_s: float = 30.0,
+    **settings: Any,
+) -> BrokerAccess:
+    """A device's access to a broker."""
+    user = f"{username}@" if username else ""
+    found = BrokerSettings(f"mqtt://{user}{host}:{port}/{prefix}", **settings)
+    return BrokerAccess(found, device, password, ack_timeout_s)

@@ -57,7 +57,6 @@ def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path
     assert found.quality.darkest == 40.0
     assert found.quality.brightest == 0.35
     assert found.rules[0].classes == ("*blight",)
-    assert found.window_s == 2 * 86_400  # two windows of a plot are compared
     assert [rule.name for rule in found.rules_for(["rust"])] == ["blight"]
     assert found.broker is not None
     assert found.broker.password_file == tmp_path / "secrets" / "mqtt"

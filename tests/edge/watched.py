@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from agridistill.edge import building
+from agridistill.edge.agent import Listeners
 from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.building import Listeners, watch
+from agridistill.edge.building import watch
 from agridistill.edge.events import AgentState, Detection
 from agridistill.edge.settings import WatchSettings
 from agridistill.runtime.verdict import QualitySettings

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
@@ -19,11 +20,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.edge.conftest import MOSQUITTO, free_port, let_go, wait_for
 from tests.edge.looks import state
 
-from agridistill.edge.alerts.defaults import ill_classes
 from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.plot_report import PlotReport
-from agridistill.edge.delivery.payloads import alert_payload, detection_payload, plot_payload, state_payload
-from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.alerts.plots import PlotReport
+from agridistill.edge.alerts.rules import ill_classes
+from agridistill.edge.events import AgentState, Alert, Detection, json_bytes
 from agridistill.edge.settings import WatchSettings, read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +62,10 @@ def test_every_setting_is_explained_in_the_field_guide() -> None:
     ]
     from agridistill.edge import settings as module
     from agridistill.edge.alerts.rules import Rule
+    from agridistill.edge.delivery.broker import BrokerSettings
+    from agridistill.edge.store.outbox import OutboxLimits
 
-    for kind in (module.BrokerOptions, module.PageOptions, module.UpdateOptions, module.OutboxLimits, Rule):
+    for kind in (BrokerSettings, module.PageSettings, module.UpdateOptions, OutboxLimits, Rule):
         names += list(kind.__dataclass_fields__)
     names += [*vars(defaults.quality), *vars(defaults.history)]
     missing = [name for name in names if f"`{name}`" not in guide and f"[{name}]" not in guide]
@@ -79,19 +81,19 @@ def test_real_messages_fit_their_schemas(name: str) -> None:
     )
     unusable = replace(detection, verdict="unusable", reason="dark", label=None, probability=None, probabilities={})
     without_broker: AgentState = state(broker=None, outbox=None, latency_ms={}, memory_bytes=None, source_lost_s=3.0)
-    payloads = {
-        "detection": [detection_payload(detection), detection_payload(unusable)],
-        "alert": [alert_payload(AlertMessage("opened", alert, 0.0))],
+    messages: dict[str, list[Any]] = {
+        "detection": [detection, unusable],
+        "alert": [AlertMessage("opened", alert, 0.0)],
         "plot": [
-            plot_payload(PlotReport("north", 1.0, 3, 0.8, "blight", {"blight": 0.8, "healthy": 0.2})),
-            plot_payload(PlotReport("south", 1.0)),
+            PlotReport("north", 1.0, 3, 0.8, "blight", {"blight": 0.8, "healthy": 0.2}),
+            PlotReport("south", 1.0),
         ],
-        "state": [state_payload(state()), state_payload(without_broker)],
+        "state": [state(), without_broker],
     }
     schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    for payload in payloads[name]:
-        document = json.loads(payload)
+    for message in messages[name]:
+        document = json.loads(json_bytes(message.to_json()))
         jsonschema.validate(document, schema)
         assert set(document) == set(schema["properties"])
         for key in schema["required"]:

@@ -15,7 +15,7 @@ def draw_study(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Two methods with three seeds each on 40 leaves of 1 to 9 photos, which are easy or hard as a whole."""
     rng = np.random.default_rng(seed)
     leaves = [f"leaf{number}" for number in range(40) for _ in range(rng.integers(1, 10))]
-    ease = {leaf: rng.normal() for leaf in set(leaves)}
+    ease = {leaf: rng.normal() for leaf in dict.fromkeys(leaves)}
     chance = np.array([1 / (1 + math.exp(-1 - ease[leaf])) for leaf in leaves])
     baseline = rng.random((3, len(leaves))) < chance
     method = rng.random((3, len(leaves))) < chance + 0.05

@@ -37,7 +37,7 @@ def status(
     """
     import time
 
-    from agridistill.edge.status.state_file import HISTORY_FILE, is_running, read_state, state_folder
+    from agridistill.edge.state import HISTORY_FILE, is_running, read_state, state_folder
 
     folder = state_folder() if state is None else state
     found = read_state(folder)
@@ -91,7 +91,7 @@ def _history(file: Path, last: int) -> _Seen:
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
-    from agridistill.edge.status.state_file import process_lives
+    from agridistill.edge.state import process_lives
     from agridistill.edge.words import duration_words, number_of, total
 
     if not running and (state.finished or state.stopped):

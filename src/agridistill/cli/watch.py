@@ -18,7 +18,7 @@ from typer import Argument, Option
 from agridistill.cli.output import next_command, printable, stderr, stdout
 
 if TYPE_CHECKING:
-    from agridistill.edge.alerts.lifecycle import AlertMessage
+    from agridistill.edge.alerts import AlertMessage
     from agridistill.edge.events import Detection
     from agridistill.edge.settings import WatchSettings
 
@@ -68,10 +68,10 @@ def watch(
     from agridistill.runtime.shipped import model_path
 
     with training_extra("the field part of AgriDistill", "edge"):
-        from agridistill.edge.building import Listeners
+        from agridistill.edge.agent import Listeners
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
-        from agridistill.edge.status.state_file import state_folder
+        from agridistill.edge.state import state_folder
         from agridistill.edge.words import number_of, verdict_counts_words
 
     settings = read_settings(config) if config is not None else WatchSettings()
@@ -136,19 +136,20 @@ def _with_options(
     settings: WatchSettings, given: Mapping[str, Any], *, broker: str | None, page: str | None
 ) -> WatchSettings:
     """The file's settings, changed by the options; None where not given."""
-    from agridistill.edge.settings import BrokerOptions, PageOptions
+    from agridistill.edge.delivery.broker import BrokerSettings
+    from agridistill.edge.settings import PageSettings
     from agridistill.errors import ConfigError
 
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes.get("plot", "x").strip():
         raise ConfigError("a plot's name for --plot", f"'{given['plot']}'", "for example --plot north, or leave it out")
     if broker is not None:
-        changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerOptions(broker)
+        changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerSettings(broker)
     if page is not None:
         host, _, port = page.rpartition(":")
         if not port.isdecimal():
             raise ConfigError("--page [HOST:]PORT", f"'{page}'", "for example --page 8571")
-        before = settings.page or PageOptions()
+        before = settings.page or PageSettings()
         changes["page"] = replace(before, port=int(port), host=host.strip("[]") or before.host)
     return replace(settings, **changes)
 

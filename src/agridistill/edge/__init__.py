@@ -1,1 +1,1 @@
-"""The agent in the field: watches, decides, warns, and never loses a detection."""
+"""The agent in the field: watches photos, decides, warns, and delivers every detection; `building.watch` runs it."""

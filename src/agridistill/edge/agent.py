@@ -1,4 +1,4 @@
-"""The agent: takes frames, decides, commits, warns, and keeps at it whatever happens around it."""
+"""The agent: takes frames, decides, commits, and sends alerts, also while the disk or the source is in trouble."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.open_alerts import open_alerts_json
-from agridistill.edge.alerts.plots import Plots
-from agridistill.edge.delivery.payloads import alert_payload, detection_payload
-from agridistill.edge.events import AgentState, Detection, Frame
+from agridistill.edge.alerts import AlertMessage, PlotReport, Plots
+from agridistill.edge.alerts.lifecycle import open_alerts_json
+from agridistill.edge.backoff import Backoff
+from agridistill.edge.delivery.broker import Connection
+from agridistill.edge.events import AgentState, Detection, Frame, json_bytes
 from agridistill.edge.sources import LatestFrame, SourceEndedError
-from agridistill.edge.status.host import disk_free_bytes, processor_celsius, resident_bytes
-from agridistill.edge.status.state_file import write_state
+from agridistill.edge.state import (
+    disk_free_bytes,
+    notify_systemd,
+    processor_celsius,
+    resident_bytes,
+    write_state,
+)
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Message, Outbox
-from agridistill.edge.systemd import notify
 from agridistill.edge.verdict import CurrentModel, thumbnail
 from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.runtime.backends import return_freed_memory
@@ -31,6 +35,8 @@ from agridistill.version import __version__
 
 logger = logging.getLogger(__name__)
 
+BROKER = "broker"
+"""Name of the outbox of detections and alerts; the others hold alerts alone."""
 _TAKE_S = 0.5
 # Each writing wears an SD card a little; half a minute without one reads as a dead agent.
 _STATE_EVERY_S = 10.0
@@ -40,55 +46,36 @@ _LATENCIES = 500
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """Who else wants to know.
+class Listeners:
+    """Callbacks, all in the agent's thread."""
 
-    Attributes:
-        detection: called with each detection that is committed.
-        alert: called with each message about an alert that is on its way.
-        broker: gives host, port and whether it is connected; None without a broker.
-        idle: called where no frame waits.
-    """
-
-    detection: Callable[[Detection], None] = lambda detection: None
-    alert: Callable[[AlertMessage], None] = lambda message: None
-    broker: Callable[[], dict[str, object] | None] = lambda: None
-    idle: Callable[[], None] = lambda: None
+    detection: Callable[[Detection], None] = lambda detection: None  # that is committed
+    alert: Callable[[AlertMessage], None] = lambda message: None  # that is in the outboxes
+    page: Callable[[str], None] = lambda address: None  # of the page, once it can be opened
 
 
 @dataclass(frozen=True)
 class Stores:
-    """Where the agent keeps what it must not lose.
+    """What the agent keeps on the disk."""
 
-    Attributes:
-        folder: of the state.
-        history: what was seen and warned of.
-        detections: outbox of detections and alerts; None without a broker.
-        alerts: outboxes of alerts alone: webhook, command.
-    """
-
-    folder: Path
+    folder: Path  # of the state
     history: History
-    detections: Outbox | None = None
-    alerts: Sequence[Outbox] = field(default_factory=tuple)
-
-    @property
-    def outboxes(self) -> list[Outbox]:
-        """All that there are."""
-        return [*([self.detections] if self.detections is not None else []), *self.alerts]
+    outboxes: Mapping[str, Outbox] = field(default_factory=dict)  # by receiver: "broker", "webhook", "command"
 
 
 class Agent:
-    """Runs in one thread; sources, broker, page and updates have threads of their own.
+    """Runs in one thread; sources, broker, page and updates have their own threads.
 
     Args:
         device: its name.
         frames: reader of the source, not started.
         model: the one that runs now.
-        plots: gives the plots for a model's classes; called again where a new model has others.
+        plots: creates the plots for a model's classes; called again where a new model has others.
         stores: of the state.
         keep_thumbnails: whether small pictures go into the history.
-        hooks: who else wants to know.
+        listeners: callbacks.
+        idle: called where no frame waits.
+        connection: of the broker; None without one.
     """
 
     def __init__(
@@ -100,10 +87,13 @@ class Agent:
         stores: Stores,
         *,
         keep_thumbnails: bool = False,
-        hooks: Hooks | None = None,
+        listeners: Listeners | None = None,
+        idle: Callable[[], None] = lambda: None,
+        connection: Connection | None = None,
     ) -> None:
         self._device, self._frames, self._model, self._stores = device, frames, model, stores
-        self._create_plots, self._keep_thumbnails, self._hooks = plots, keep_thumbnails, hooks or Hooks()
+        self._create_plots, self._keep_thumbnails = plots, keep_thumbnails
+        self._listeners, self._idle, self._connection = listeners or Listeners(), idle, connection
         self.plots = plots(model.decider.manifest.classes)
         self.model_changed = threading.Event()
         self._started_s, self._started = time.time(), time.monotonic()
@@ -113,9 +103,14 @@ class Agent:
         self._next_state = 0.0
         self._trouble: str | None = None
         self._finished = self.stopped = False
-        self._alerts_refused, self._warn_again_at = False, 0.0
-        self._handed: dict[str, set[int]] = {}
+        self._alerts_refused, self._send_again_at = False, 0.0
+        self._sent_to: dict[str, set[str]] = {}  # receivers by event id
         self.state = self._state()
+
+    @property
+    def reports(self) -> list[PlotReport]:
+        """Of each plot with recent leaves; thread-safe."""
+        return self.plots.reports
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop`, or until a source that ends has ended.
@@ -123,10 +118,10 @@ class Agent:
         Raises:
             AgriDistillError: not even the first model works.
         """
-        notify("READY=1")
+        notify_systemd("READY=1")
         with self._frames:
             while not stop.is_set():
-                self.beat()
+                self.report()
                 try:
                     frame = self._frames.take(_TAKE_S)
                 except PhotoError as error:
@@ -139,13 +134,13 @@ class Agent:
                 if frame is not None:
                     self._take(frame, stop)
                 else:
-                    self._hooks.idle()
+                    self._idle()
                 if self.model_changed.is_set():
                     self.model_changed.clear()
                     self._follow_model()
-                self._warn()
-        notify("STOPPING=1")
-        self.beat(now=True)
+                self._send_alerts()
+        notify_systemd("STOPPING=1")
+        self.report(now=True)
 
     def _take(self, frame: Frame, stop: threading.Event) -> None:
         began = time.perf_counter()
@@ -157,17 +152,17 @@ class Agent:
         self._decided += 1
         if frame.identity:
             self._frames.done(frame.identity)
-        self._hooks.detection(detection)
+        self._listeners.detection(detection)
         self.plots.see(detection)
         if self._decided % _FRAMES_BETWEEN_CLEARINGS == 0:
             return_freed_memory()
 
     def _commit(self, detection: Detection, frame: Frame, stop: threading.Event) -> bool:
         """Outbox first, then the history; while the disk refuses, the frame is held and tried again."""
-        message = Message(detection_payload(detection), "detection", detection.plot, detection.event_id)
+        message = Message(json_bytes(detection.to_json()), "detection", detection.plot, detection.event_id)
         small = thumbnail(frame) if self._keep_thumbnails else None
-        outbox = self._stores.detections
-        pause = _RETRY_FIRST_S
+        outbox = self._stores.outboxes.get(BROKER)
+        backoff = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S)
         while True:
             try:
                 if outbox is not None:
@@ -178,54 +173,55 @@ class Agent:
                 if self._trouble is None:
                     logger.error("detections cannot be committed (%s): the agent waits for the disk", error)
                 self._trouble = f"detections cannot be committed: {error}"
-                if stop.wait(pause):
+                if stop.wait(backoff.pause_s()):
                     return False
-                pause = min(2 * pause, _RETRY_LONGEST_S)
-                self.beat()
+                self.report()
                 continue
             if self._trouble is not None:
                 logger.warning("detections can be committed again")
                 self._trouble = None
             return True
 
-    def _warn(self) -> None:
-        # First the history: an alert that goes out must be known by its id after a kill.
-        if time.monotonic() < self._warn_again_at or not self._keep_alerts():
+    def _send_alerts(self) -> None:
+        # First the history: an alert that is sent must be known by its id after a kill.
+        if time.monotonic() < self._send_again_at or not self._store_alerts():
             return
         has_news = False
         for message in self.plots.messages():
-            kept = Message(alert_payload(message), "alert", message.alert.plot, message.event_id)
-            # One that was handed over may be delivered and gone by the next try: it must not go out twice.
-            handed = self._handed.setdefault(message.event_id, set())
+            item = Message(json_bytes(message.to_json()), "alert", message.alert.plot, message.event_id)
+            # One that is in an outbox may be delivered by the next try: it must not be sent twice.
+            sent_to = self._sent_to.setdefault(message.event_id, set())
             try:
-                for number, outbox in enumerate(self._stores.outboxes):
-                    if number not in handed:
-                        outbox.add([kept])
-                        handed.add(number)
+                for receiver, outbox in self._stores.outboxes.items():
+                    if receiver not in sent_to:
+                        outbox.add([item])
+                        sent_to.add(receiver)
             except OutboxError as error:
-                if not self._alerts_refused:
-                    logger.error("an alert cannot be committed (%s): it is tried again", error)
-                self._alerts_refused, self._warn_again_at = True, time.monotonic() + _RETRY_LONGEST_S
+                self._refuse_alerts("an alert cannot be committed (%s): it is tried again", error, _RETRY_LONGEST_S)
                 return
             self._alerts_refused = False
-            self.plots.told(message)
-            del self._handed[message.event_id]
+            self.plots.sent(message)
+            del self._sent_to[message.event_id]
             logger.warning("alert %s: %s", message.change, message.alert.text)
-            self._hooks.alert(message)
+            self._listeners.alert(message)
             has_news = True
-        self._keep_alerts()
+        self._store_alerts()
         if has_news:
-            self.beat(now=True)  # the broker reads the state
+            self.report(now=True)  # the broker reads the state
 
-    def _keep_alerts(self) -> bool:
+    def _store_alerts(self) -> bool:
         try:
-            self.plots.keep()
+            self.plots.store()
             return True
         except OutboxError as error:
-            if not self._alerts_refused:
-                logger.error("an alert's change is not on the disk yet (%s): it is tried again", error)
-            self._alerts_refused, self._warn_again_at = True, time.monotonic() + _RETRY_FIRST_S
+            line = "an alert's change is not on the disk yet (%s): it is tried again"
+            self._refuse_alerts(line, error, _RETRY_FIRST_S)
             return False
+
+    def _refuse_alerts(self, line: str, error: OutboxError, pause_s: float) -> None:
+        if not self._alerts_refused:
+            logger.error(line, error)
+        self._alerts_refused, self._send_again_at = True, time.monotonic() + pause_s
 
     def _follow_model(self) -> None:
         self._model.refresh()
@@ -233,12 +229,12 @@ class Agent:
         if classes != self.plots.classes:
             self.plots = self._create_plots(classes)
 
-    def beat(self, *, now: bool = False) -> None:
+    def report(self, *, now: bool = False) -> None:
         """Reports to systemd and in the state file that the agent is alive."""
         clock = time.monotonic()
         if clock >= self._next_state or now:
             self._next_state = clock + _STATE_EVERY_S
-            notify("WATCHDOG=1")
+            notify_systemd("WATCHDOG=1")
             self.state = self._state()
             try:
                 write_state(self._stores.folder, self.state)
@@ -246,7 +242,9 @@ class Agent:
                 logger.info("%s", error)
 
     def _state(self) -> AgentState:
-        latencies = np.array(self._latencies) if self._latencies else None
+        latencies = list(self._latencies)
+        counts = {name: _outbox_state(outbox) for name, outbox in self._stores.outboxes.items()}
+        open_alerts = self.plots.open_alerts
         return AgentState(
             device=self._device,
             version=__version__,
@@ -261,14 +259,12 @@ class Agent:
             skipped=self._frames.skipped,
             unreadable=self._frames.unreadable,
             verdicts=dict(self._verdicts),
-            open_alerts=len(self.plots.open_alerts),
+            open_alerts=len(open_alerts),
             model=self._model.info,
-            broker=self._hooks.broker(),
-            outbox=_outbox_state(self._stores.detections),
-            outputs={box.path.stem: found for box in self._stores.alerts if (found := _outbox_state(box)) is not None},
-            latency_ms={}
-            if latencies is None
-            else {name: round(float(np.quantile(latencies, q)), 2) for name, q in (("p50", 0.5), ("p99", 0.99))},
+            broker=None if self._connection is None else dict(vars(self._connection)),
+            outbox=counts.pop(BROKER, None),
+            outputs={name: found for name, found in counts.items() if found is not None},
+            latency_ms={f"p{q}": round(float(np.percentile(latencies, q)), 2) for q in (50, 99) if latencies},
             memory_bytes=resident_bytes(),
             processor_celsius=processor_celsius(),
             disk_free_bytes=disk_free_bytes(self._stores.folder),
@@ -276,13 +272,11 @@ class Agent:
             finished=self._finished,
             stopped=self.stopped,
             cannot_warn=self.plots.cannot_warn,
-            alerts=tuple(open_alerts_json(self.plots.open_alerts)),
+            alerts=tuple(open_alerts_json(open_alerts)),
         )
 
 
-def _outbox_state(outbox: Outbox | None) -> dict[str, object] | None:
-    if outbox is None:
-        return None
+def _outbox_state(outbox: Outbox) -> dict[str, object] | None:
     try:
         counts = outbox.counts()
     except OutboxError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,58 +21,33 @@ AlertState = Literal["open", "resolved"]
 
 @dataclass(frozen=True)
 class Frame:
-    """One photo from a source.
+    """One photo from a source."""
 
-    Attributes:
-        pixels: `(H, W, 3)` uint8, RGB, upright.
-        name: of the file, relative to the source, or the frame's number.
-        plot: where the plant stands; "" where nobody said.
-        at_s: when it was seen, seconds since 1970 by the device's clock.
-        identity: the same when the same photo is read again after a restart; "" for live frames, which cannot be.
-        taken_s: when it was taken, by the photo itself, where that is what counts; else None.
-    """
-
-    pixels: NDArray[np.uint8]
-    name: str
-    plot: str
-    at_s: float
-    identity: str = ""
-    taken_s: float | None = None
+    pixels: NDArray[np.uint8]  # (H, W, 3), RGB, upright
+    name: str  # of the file, relative to the source, or the frame's number
+    plot: str  # where the plant stands; "" where that is not known
+    at_s: float  # when it was seen, seconds since 1970 by the device's clock
+    identity: str = ""  # the same when the same photo is read again after a restart; "" for live frames
+    taken_s: float | None = None  # when it was taken, by the photo itself, where that is what counts
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What the agent says about one frame.
+    """The agent's decision on one frame."""
 
-    Attributes:
-        event_id: 32 hexadecimal digits, by which a receiver knows a duplicate.
-        at_s: when the frame was seen, seconds since 1970 by the device's clock.
-        device: its name.
-        source: name of the source, without secrets.
-        photo: the frame's name.
-        plot: where the plant stands; "" where nobody said.
-        model: first 12 digits of the model file's sha256.
-        verdict: how far it may be believed.
-        reason: in words, why it is no answer; "" for an answer.
-        label: the most probable class; None where the model was not asked.
-        probability: of it, 0 to 1, calibrated; None where the model was not asked.
-        probabilities: of all classes; empty where the model was not asked.
-        taken_s: when the photo was taken, by itself, where it counts by that; None where it counts by `at_s`.
-    """
-
-    event_id: str
-    at_s: float
+    event_id: str  # 32 hexadecimal digits, by which a receiver recognises a duplicate
+    at_s: float  # when the frame was seen, seconds since 1970 by the device's clock
     device: str
-    source: str
-    photo: str
-    plot: str
-    model: str
+    source: str  # name of the source, without secrets
+    photo: str  # the frame's name
+    plot: str  # where the plant stands; "" where that is not known
+    model: str  # first 12 digits of the model file's sha256
     verdict: Verdict
-    reason: str = ""
-    label: str | None = None
-    probability: float | None = None
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    taken_s: float | None = None
+    reason: str = ""  # in words, why it is no answer; "" for an answer
+    label: str | None = None  # the most probable class; None where the model was not run
+    probability: float | None = None  # of it, 0 to 1, calibrated
+    probabilities: Mapping[str, float] = field(default_factory=dict)  # of all classes
+    taken_s: float | None = None  # when the photo was taken, where it counts by that; None where it counts by `at_s`
 
     def to_json(self) -> dict[str, Any]:
         """As it is published; see docs/mqtt.md."""
@@ -93,35 +69,20 @@ class Detection:
 
 @dataclass(frozen=True)
 class Alert:
-    """A rule that holds, or held, for a plot.
+    """A rule that holds, or held, for a plot."""
 
-    Attributes:
-        alert_id: 32 hexadecimal digits, the same from its opening to its end.
-        rule: name of the rule.
-        plot: where.
-        state: "open" until it is resolved.
-        since_s: when it opened, seconds since 1970 by the device's clock.
-        updated_s: when it last changed.
-        resolved_s: when it ended; None while it is open.
-        label: the class that is warned of.
-        share: of the leaves in the rule's window, 0 to 1, at the last change.
-        leaves: in that window.
-        text: one line for people.
-        level: "info", "warning" or "critical", as the rule says.
-    """
-
-    alert_id: str
+    alert_id: str  # 32 hexadecimal digits, the same from its opening to its end
     rule: str
     plot: str
     state: AlertState
-    since_s: float
-    updated_s: float
-    resolved_s: float | None
-    label: str
-    share: float
-    leaves: int
-    text: str
-    level: str = "warning"
+    since_s: float  # when it opened, seconds since 1970 by the device's clock
+    updated_s: float  # when it last changed
+    resolved_s: float | None  # when it ended
+    label: str  # the most frequent of the rule's classes
+    share: float  # of the leaves in the rule's window, 0 to 1, at the last change
+    leaves: int  # in that window
+    text: str  # one line for people
+    level: str = "warning"  # "info", "warning" or "critical", as the rule says
 
     def to_json(self) -> dict[str, Any]:
         """As it is published; see docs/mqtt.md."""
@@ -139,87 +100,47 @@ class Alert:
 
 @dataclass(frozen=True)
 class AgentState:
-    """How the agent is. Written to `state.json` in the state folder every few seconds, and retained at the broker.
-
-    Attributes:
-        device: its name.
-        version: of AgriDistill.
-        pid: of the process.
-        started_s: when the agent started, seconds since 1970.
-        at_s: when this was written.
-        uptime_s: by a clock that is never set back.
-        source: its name, without secrets.
-        source_lost_s: for how long the source has been away; None while it is there.
-        frames: that were decided on.
-        skipped: live frames that came while the model was busy.
-        unreadable: photos that could not be read.
-        verdicts: how many frames by verdict.
-        open_alerts: how many.
-        alerts: the newest of them, at most 50, newest first: plot, rule, level, text, share, leaves, label, disease
-            (the label in words), since_s, since (the same as text).
-        model: name, version, sha256 and where it lies.
-        broker: None where none is configured, else host, port and whether it is connected.
-        outbox: None where none is configured, else waiting, waiting_bytes, oldest_s, delivered, dropped.
-        latency_ms: p50 and p99 of the last frames, from the frame's being taken to its commit.
-        memory_bytes: resident.
-        processor_celsius: None where it is not known.
-        disk_free_bytes: where the state lies.
-        trouble: why detections cannot be committed; None where they can.
-        outputs: by name ("webhook", "command") the same as `outbox`, of alerts that wait for it.
-        cannot_warn: why no alert can open, and what to do; None where there are rules.
-        source_trouble: what is wrong with a source that answers, such as a wrong password; None where nothing is.
-        finished: whether the source came to its end (a video, or a folder's photos by `--once`): it needs no agent.
-        stopped: whether the user ended the agent with Ctrl-C.
-    """
+    """The agent's state: `state.json` in the state folder, and retained at the broker."""
 
     device: str
-    version: str
+    version: str  # of AgriDistill
     pid: int
-    started_s: float
-    at_s: float
-    uptime_s: float
-    source: str
-    source_lost_s: float | None
-    frames: int
-    skipped: int
-    unreadable: int
-    verdicts: Mapping[str, int]
+    started_s: float  # seconds since 1970
+    at_s: float  # when this was written
+    uptime_s: float  # by a monotonic clock
+    source: str  # its name, without secrets
+    source_lost_s: float | None  # time that the source has been away
+    frames: int  # that were decided on
+    skipped: int  # live frames that came while the model was busy
+    unreadable: int  # photos that could not be read
+    verdicts: Mapping[str, int]  # number of frames by verdict
     open_alerts: int
-    model: Mapping[str, Any]
-    broker: Mapping[str, Any] | None
-    outbox: Mapping[str, Any] | None
-    latency_ms: Mapping[str, float]
-    memory_bytes: int | None
+    model: Mapping[str, Any]  # name, version, sha256 and path
+    broker: Mapping[str, Any] | None  # host, port, connected; None without a broker
+    outbox: Mapping[str, Any] | None  # waiting, waiting_bytes, oldest_s, delivered, dropped; None without a broker
+    latency_ms: Mapping[str, float]  # p50 and p99 of the last frames, from taking a frame to its commit
+    memory_bytes: int | None  # resident
     processor_celsius: float | None
-    disk_free_bytes: int | None
-    trouble: str | None = None
-    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    finished: bool = False
-    stopped: bool = False
-    cannot_warn: str | None = None
-    alerts: tuple[Mapping[str, Any], ...] = ()
-    source_trouble: str | None = None
+    disk_free_bytes: int | None  # where the state lies
+    trouble: str | None = None  # why detections cannot be committed
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as `outbox`, of "webhook" and "command"
+    finished: bool = False  # the source came to its end (a video, or a folder's photos by `--once`)
+    stopped: bool = False  # the user ended the agent with Ctrl-C
+    cannot_warn: str | None = None  # why no alert can open, and the remedy
+    alerts: tuple[Mapping[str, Any], ...] = ()  # the newest open ones, at most 50 (alerts.lifecycle.open_alerts_json)
+    source_trouble: str | None = None  # of a source that answers, such as a wrong password
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:
-        """Of all that there are, by receiver: "broker", "webhook", "command"."""
+        """Of all receivers by name: "broker", "webhook", "command"."""
         return ({"broker": self.outbox} if self.outbox is not None else {}) | dict(self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         """As it is written and published."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> AgentState:
-        """Reads what `to_json` wrote.
 
-        Raises:
-            ValueError: another version, or wrong fields.
-        """
-        return _read(cls, document)
-
-
-_Event = TypeVar("_Event", Detection, Alert, AgentState)
+_Event = TypeVar("_Event", Detection, Alert)
 
 
 def _read(kind: type[_Event], document: Mapping[str, Any]) -> _Event:
@@ -231,3 +152,8 @@ def _read(kind: type[_Event], document: Mapping[str, Any]) -> _Event:
         return kind(**given)
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """A JSON document as it is sent."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agridistill.arguments import require_threads
-from agridistill.edge.alerts.defaults import default_rules
-from agridistill.edge.alerts.rules import Rule
-from agridistill.edge.status.host import is_loopback
+from agridistill.edge.alerts.rules import Rule, default_rules
+from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.delivery.outputs import Command
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.outbox import OutboxLimits
+from agridistill.edge.urls import is_loopback
 from agridistill.errors import ConfigError
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
@@ -26,74 +27,31 @@ _ADDRESSES = frozenset({"url", "source", "words"})
 
 
 @dataclass(frozen=True)
-class BrokerOptions:
-    """[broker]: where messages go.
-
-    Attributes:
-        url: `mqtt[s]://[USER@]HOST[:PORT][/PREFIX]`.
-        password_file: holds the password; else AGRIDISTILL_MQTT_PASSWORD.
-        ca_file: certificates of the authorities to trust; None takes the system's.
-        cert_file: of this device, where the broker asks for one.
-        key_file: of that certificate.
-        keepalive_s: a silence after which the broker is asked whether it is there.
-        inflight: messages under way without an acknowledgement, at most.
-        discovery: whether Home Assistant is told of the device.
-        discovery_prefix: Home Assistant's own.
-    """
+class WebhookSettings:
+    """[webhook]: alerts as JSON by POST."""
 
     url: str
-    password_file: Path | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    keepalive_s: int = 30
-    inflight: int = 20
-    discovery: bool = True
-    discovery_prefix: str = "homeassistant"
+    token_file: Path | None = None  # bearer token; else AGRIDISTILL_WEBHOOK_TOKEN
 
 
 @dataclass(frozen=True)
-class WebhookOptions:
-    """[webhook]: alerts as JSON by POST; the bearer token from a file, else from AGRIDISTILL_WEBHOOK_TOKEN."""
-
-    url: str
-    token_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class CommandOptions:
-    """[command]: a program that is run for each alert, without a shell, with the alert's JSON on its input."""
-
-    words: tuple[str, ...]
-    timeout_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class PageOptions:
+class PageSettings:
     """[page]: the local page and the metrics; elsewhere than on loopback a token is needed."""
 
     host: str = "127.0.0.1"
     port: int = 8571
-    token_file: Path | None = None
+    token_file: Path | None = None  # else AGRIDISTILL_PAGE_TOKEN
 
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """[updates]: signed models.
+    """[updates]: signed models."""
 
-    Attributes:
-        keys: a public key, or a folder of such.
-        source: `http(s)://…/release.json`, or a folder; "" for MQTT alone.
-        every_hours: between two looks at the source.
-        channel: releases of another one are refused.
-        ca_file: certificates of the authorities to trust for https; None takes the system's.
-    """
-
-    keys: Path
-    source: str = ""
-    every_hours: float = 6.0
-    channel: str = "default"
-    ca_file: Path | None = None
+    keys: Path  # a public key, or a folder of such
+    source: str = ""  # `http(s)://…/release.json`, or a folder; "" for MQTT alone
+    every_hours: float = 6.0  # between two checks of the source
+    channel: str = "default"  # releases of another one are refused
+    ca_file: Path | None = None  # certificates of trusted authorities for https; None for the system's
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.every_hours <= 24 * 31:
@@ -102,44 +60,31 @@ class UpdateOptions:
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """All of a device.
+    """The settings file of a device; see docs/field.md.
 
-    Attributes:
-        source: a folder, a camera, a stream, a snapshot or a video file.
-        model: an exported file, or a shipped model's name.
-        device: name of this device in topics; "" takes the host's name.
-        plot: where the plants stand; in a folder, of the photos outside its subfolders.
-        every_s: pause from one frame to the next of a camera, and within a video file.
-        after: what becomes of a folder's photo once it is decided on.
-        time: by which a folder's photo counts: when it comes, or when it was taken by its own EXIF.
-        ca_file: certificates of the authorities to trust for an https camera; None takes the system's.
-        threads: of one prediction.
-        thumbnails: keeps small pictures for the page, on the device alone; None keeps them where the page is local.
-        window_minutes: how long a leaf counts for what a plot's leaves say together, and for the default rules.
-        default_rules: where `rules` is empty, warns of every class that is not healthy.
-        healthy: names and patterns of healthy classes, besides those whose name says so.
-        quality, rules, broker, webhook, command, page, updates, outbox, history: see there.
+    Raises:
+        ConfigError: a value that cannot be used.
     """
 
-    source: str = ""
-    model: Path | None = None
-    device: str = ""
-    plot: str = ""
-    every_s: float = 1.0
-    after: Literal["keep", "delete"] = "keep"
-    time: Literal["arrival", "photo"] = "arrival"
-    ca_file: Path | None = None
-    threads: int = 1
-    thumbnails: bool | None = None
-    window_minutes: float = 1440.0
-    default_rules: bool = True
-    healthy: tuple[str, ...] = ()
+    source: str = ""  # a folder, a camera, a stream, a snapshot or a video file
+    model: Path | None = None  # an exported file, or a shipped model's name
+    device: str = ""  # name in topics; "" takes the host's name
+    plot: str = ""  # where the plants stand; in a folder, of the photos outside its subfolders
+    every_s: float = 1.0  # pause from one frame of a camera or video file to the next
+    after: Literal["keep", "delete"] = "keep"  # of a folder's photo once it is decided on
+    time: Literal["arrival", "photo"] = "arrival"  # a folder's photo counts by its arrival, or by its own EXIF
+    ca_file: Path | None = None  # certificates of trusted authorities for an https camera; None for the system's
+    threads: int = 1  # of one prediction
+    thumbnails: bool | None = None  # small pictures for the page; None keeps them where the page is local
+    window_minutes: float = 1440.0  # of a plot's health and report, and of the default rule
+    default_rules: bool = True  # where `rules` is empty, one rule for every class that is not healthy
+    healthy: tuple[str, ...] = ()  # names and patterns of healthy classes, besides those named so
     quality: QualitySettings = field(default_factory=QualitySettings)
     rules: tuple[Rule, ...] = ()
-    broker: BrokerOptions | None = None
-    webhook: WebhookOptions | None = None
-    command: CommandOptions | None = None
-    page: PageOptions | None = None
+    broker: BrokerSettings | None = None
+    webhook: WebhookSettings | None = None
+    command: Command | None = None
+    page: PageSettings | None = None
     updates: UpdateOptions | None = None
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
     history: HistoryLimits = field(default_factory=HistoryLimits)
@@ -152,7 +97,7 @@ class WatchSettings:
         names = [rule.name for rule in self.rules]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ConfigError("rules with names of their own", f"'{twice}' twice", "rename one")
+            raise ConfigError("rules with different names", f"'{twice}' twice", "rename one")
         if not 0 < self.window_minutes <= 60 * 24 * 31:
             raise ConfigError("window_minutes above 0, up to 31 days", f"{self.window_minutes:g}", "correct it")
         require_threads(self.threads)
@@ -166,11 +111,6 @@ class WatchSettings:
     def device_name(self) -> str:
         """The device's name, or the host's."""
         return self.device or _usable_name(socket.gethostname()) or "device"
-
-    @property
-    def window_s(self) -> float:
-        """The longest time that a leaf counts anywhere; a plot's window is compared with the one before it."""
-        return max([2 * 60 * self.window_minutes, *(rule.window_s for rule in self.rules)])
 
     @property
     def keeps_thumbnails(self) -> bool:

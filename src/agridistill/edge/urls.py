@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -55,3 +56,11 @@ def public_name(parts: SplitResult) -> str:
     # An @ in the path is the rest of a password that holds a slash.
     path = "" if "@" in parts.path else "/…" if _PARAMETERS.search(unquote(parts.path)) else parts.path
     return f"{parts.scheme}://{without_user(parts).netloc}{path}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address. A name may come to mean another one, except localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

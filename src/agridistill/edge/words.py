@@ -1,4 +1,4 @@
-"""Labels, times and sizes as people read them: on the page and in the terminal."""
+"""Labels, times and sizes as people read them, on the page and in the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agridistill.runtime.verdict import verdict_words
 
 
 def sendable(name: str) -> str:
-    """A file name that is no UTF-8 comes with lone surrogates, which neither JSON nor SQLite take: here as text.
+    """A file name as text for JSON and SQLite, which take no lone surrogates (a name that is not UTF-8).
 
     Example:
         >>> print(sendable("leaf\\udce9.jpg"))
@@ -22,14 +22,14 @@ def sendable(name: str) -> str:
 
 
 def detection_words(detection: Detection) -> str:
-    """What the agent says of a photo, in the words of `predict`: "Late blight 93 %", "unusable: too dark"."""
+    """The decision on a photo in the words of `predict`: "Late blight 93 %", "unusable: too dark"."""
     label, probability = detection.label, detection.probability
     top = [(label, probability)] if label is not None and probability is not None else []
     return verdict_words(detection.verdict, detection.reason, top)
 
 
 def verdict_counts_words(verdicts: Mapping[str, int]) -> str:
-    """How many frames got which verdict; "none" where there were none.
+    """Numbers of frames by verdict; "none" without frames.
 
     Example:
         >>> verdict_counts_words({"unsure": 2, "answer": 12, "unusable": 0})
@@ -103,7 +103,7 @@ def moment(at_s: float) -> datetime | None:
 
 
 def total(counts: int | Mapping[str, int]) -> int:
-    """How many, of a number or of numbers by kind."""
+    """The sum of numbers by kind, or the number itself."""
     return sum(counts.values()) if isinstance(counts, Mapping) else counts
 
 
@@ -114,13 +114,13 @@ def model_words(state: AgentState) -> str:
 
 
 def source_trouble_words(state: AgentState) -> str:
-    """What is wrong with the agent's source; "" where nothing is."""
+    """Trouble of the agent's source; "" without trouble."""
     away = "" if state.source_lost_s is None else f"away for {duration_words(state.source_lost_s)}"
     return state.source_trouble or away
 
 
 def broker_words(state: AgentState) -> str:
-    """Where the agent's broker is, and whether it is connected."""
+    """Address of the agent's broker, and whether it is connected."""
     if state.broker is None:
         return "none configured"
     where = f"{state.broker.get('host', '')}:{state.broker.get('port', '')}"
@@ -128,12 +128,12 @@ def broker_words(state: AgentState) -> str:
 
 
 def queue_words(state: AgentState) -> str:
-    """What waits for the agent's broker, and what was lost."""
+    """Messages that wait for the broker, and dropped ones."""
     return "nothing: no broker" if state.outbox is None else waiting_words(state.outbox)
 
 
 def waiting_words(outbox: Mapping[str, Any]) -> str:
-    """What waits in one outbox of the state, and what was lost."""
+    """Messages that wait in one outbox of the state, and dropped ones."""
     waiting, dropped = (total(outbox.get(key, 0)) for key in ("waiting", "dropped"))
     oldest = f", the oldest for {duration_words(outbox.get('oldest_s', 0))}" if waiting else ""
     return number_of(waiting, "message") + oldest + (f"; {dropped:,} dropped" if dropped else "")

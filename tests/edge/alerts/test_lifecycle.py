@@ -8,8 +8,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from agridistill.edge.alerts.leaves import LeafPool
 from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage
-from agridistill.edge.alerts.pooling import LeafPool
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.events import Alert
 
@@ -24,7 +24,7 @@ class Field:
 
     def __init__(self, *rules: Rule, known: tuple[tuple[Alert, float], ...] = ()) -> None:
         self.now_s, self.clock_s = NOON_S, 0.0
-        self.pool = LeafPool(CLASSES, window_s=600)
+        self.pool = LeafPool(CLASSES, [rule.window_s for rule in rules or (RULE,)])
         self.keeper = AlertKeeper(rules or (RULE,), CLASSES, self.pool, known, clock_s=0.0, now_s=NOON_S)
 
     def see(self, *shares: float, plot: str = "north", every_s: float = 1.0) -> list[AlertMessage]:
@@ -43,7 +43,7 @@ class Field:
         self.keeper.tidy(**now)
         messages = self.keeper.messages(**now)
         for message in messages:
-            self.keeper.told(message, **now)
+            self.keeper.sent(message, **now)
         return messages
 
 
@@ -213,14 +213,14 @@ def test_what_the_disk_did_not_take_is_given_again() -> None:
     assert field.keeper.changed() == changed
     field.see(*[0.5] * 4)
     newer = field.keeper.changed()
-    field.keeper.kept(changed)
+    field.keeper.stored(changed)
     assert field.keeper.changed() == newer
-    field.keeper.kept(newer)
+    field.keeper.stored(newer)
     assert field.keeper.changed() == []
 
 
 def test_of_several_classes_the_worst_is_named() -> None:
-    pool = LeafPool(("early", "late", "healthy"), window_s=600)
+    pool = LeafPool(("early", "late", "healthy"), [3600])
     keeper = AlertKeeper([Rule("any", ("early", "late"), least_leaves=1)], ("early", "late", "healthy"), pool)
     pool.add("", np.array([0.2, 0.5, 0.3]), 1.0)
     keeper.look("", clock_s=1.0, now_s=NOON_S)
@@ -230,8 +230,8 @@ def test_of_several_classes_the_worst_is_named() -> None:
 
 def test_an_alert_keeps_its_class_when_its_leaves_are_hardly_ill_any_more() -> None:
     classes = ("early", "late", "healthy")
-    pool = LeafPool(classes, window_s=600)
     rule = Rule("any", ("early", "late"), least_leaves=2, window_minutes=10)
+    pool = LeafPool(classes, [rule.window_s])
     keeper = AlertKeeper([rule], classes, pool)
 
     def see(clock_s: float, *probabilities: float) -> Alert:

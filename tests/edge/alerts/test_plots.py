@@ -35,12 +35,16 @@ def detection(number: int, blight: float, **changes: object) -> Detection:
 
 
 def plots(history: History, *rules: Rule) -> Plots:
-    return Plots(history, rules or (RULE,), CLASSES, window_s=3600, view_s=3600)
+    return Plots(history, rules or (RULE,), CLASSES, view_s=3600)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "history.sqlite"
+
+
+def health(made: Plots, plot: str) -> PlotHealth:
+    return next(one for one in made.health if one.plot == plot)
 
 
 def see(made: Plots, history: History, *seen: Detection) -> list[str]:
@@ -49,8 +53,8 @@ def see(made: Plots, history: History, *seen: Detection) -> list[str]:
         history.add(item)
         made.see(item)
         for message in made.messages():
-            made.told(message)
-            made.keep()
+            made.sent(message)
+            made.store()
             told.append(message.change)
     return told
 
@@ -59,8 +63,7 @@ def test_leaves_say_something_together_and_open_an_alert_that_is_kept(path: Path
     with History(path) as history:
         made = plots(history)
         assert see(made, history, *[detection(number, 0.9) for number in range(4)]) == ["opened"]
-        assert made.views["north"].label == "blight"
-        assert made.views["north"].probability > 0.99
+        assert [(report.label, report.leaves) for report in made.reports] == [("blight", 4)]
         assert [alert.state for alert in history.alerts()] == ["open"]
 
 
@@ -75,7 +78,7 @@ def test_photos_of_several_days_that_come_at_once_are_not_one_hour(path: Path) -
     with History(path) as history:
         made = plots(history)
         assert see(made, history, *[late(number, 0.9, 6 - number) for number in range(6)]) == []
-        assert made.views["north"].leaves == 1
+        assert health(made, "north").leaves == 1
         assert made.health[0].seen_s == pytest.approx(time.time() - DAY_S, abs=5)
 
 
@@ -105,11 +108,11 @@ def test_photos_of_one_hour_of_last_week_warn_when_they_come_in_any_order(path: 
     with History(path) as history:
         made = plots(history)
         assert see(made, history, *mixed()) == ["opened"]
-        assert made.views["north"].leaves == 5
+        assert health(made, "north").leaves == 5
         assert [alert.plot for alert in made.open_alerts] == ["north"]
     with History(path) as history:
         made = plots(history)
-        assert made.views["north"].leaves == 5
+        assert health(made, "north").leaves == 5
         assert made.messages() == []
         assert see(made, history, *[late(300 + number, 0.01, 6.9) for number in range(40)])[-1] == "resolved"
 
@@ -118,7 +121,7 @@ def test_a_photo_of_now_ends_the_window_now(path: Path) -> None:
     with History(path) as history:
         made = plots(history)
         see(made, history, *[late(number, 0.9, 2) for number in range(3)], detection(9, 0.9))
-        assert made.views["north"].leaves == 1
+        assert health(made, "north").leaves == 1
         assert made.open_alerts == []
 
 
@@ -129,7 +132,7 @@ def test_verdicts_without_calibrated_probabilities_do_not_count(path: Path) -> N
         unusable = [detection(9, 0.9, verdict="unusable", label=None, probability=None, probabilities={})]
         other_model = [detection(10 + number, 0.9, probabilities={"rust": 1.0}) for number in range(5)]
         assert see(made, history, *strange, *unusable, *other_model) == []
-        assert made.views == {}
+        assert made.health == []
 
 
 def test_after_a_restart_leaves_still_count_and_an_alert_is_not_told_anew(path: Path) -> None:
@@ -137,7 +140,7 @@ def test_after_a_restart_leaves_still_count_and_an_alert_is_not_told_anew(path: 
         see(plots(history), history, *[detection(number, 0.9) for number in range(3)])
     with History(path) as history:
         made = plots(history)
-        assert made.views["north"].leaves == 3
+        assert health(made, "north").leaves == 3
         assert see(made, history, detection(3, 0.9)) == ["opened"]
     with History(path) as history:
         again = plots(history)
@@ -151,7 +154,7 @@ def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same
         for number in range(4):
             history.add(detection(number, 0.9))
             made.see(detection(number, 0.9))
-        made.keep()
+        made.store()
         (lost,) = made.messages()
     with History(path) as history:
         (found,) = plots(history).messages()
@@ -162,14 +165,14 @@ def test_leaves_from_before_the_window_do_not_come_back(path: Path) -> None:
     with History(path) as history:
         for number in range(5):
             history.add(detection(number, 0.9, at_s=time.time() - 4000))
-        assert plots(history).views == {}
+        assert plots(history).health == []
 
 
 def test_a_clock_that_was_set_back_loses_no_leaves(path: Path) -> None:
     with History(path) as history:
         for number in range(5):
             history.add(detection(number, 0.9, at_s=time.time() + 10**7))
-        assert plots(history).views["north"].leaves == 5
+        assert health(plots(history), "north").leaves == 5
 
 
 def test_a_plot_knows_how_many_of_its_leaves_are_ill_and_of_what(path: Path) -> None:
@@ -189,7 +192,7 @@ def test_a_plot_knows_how_many_of_its_leaves_are_ill_and_of_what(path: Path) -> 
 def test_a_plot_is_named_after_what_its_alert_counts(path: Path) -> None:
     classes, rule = ("blight", "rust", "healthy"), Rule("ill", ("blight", "rust"), share=0.4, least_leaves=4)
     with History(path) as history:
-        made = Plots(history, (rule,), classes, window_s=3600, view_s=3600)
+        made = Plots(history, (rule,), classes, view_s=3600)
         for number in range(5):
             shares = {"blight": 0.28, "rust": 0.22, "healthy": 0.5}
             made.see(detection(number, 0.0, probabilities=shares))
@@ -225,7 +228,7 @@ def test_the_trend_is_against_the_window_before(path: Path, before: float, now: 
     with History(path) as history:
         for number in range(5):
             history.add(detection(number, before, at_s=time.time() - 5400))
-        made = Plots(history, (RULE,), CLASSES, window_s=7200, view_s=3600)
+        made = Plots(history, (RULE,), CLASSES, view_s=3600)
         for number in range(5, 10):
             made.see(detection(number, now))
         (found,) = made.health

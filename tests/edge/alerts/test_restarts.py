@@ -37,7 +37,7 @@ class Device:
         return self.clock_s
 
     def start(self, rule: Rule = RULE) -> list[AlertMessage]:
-        self.plots = Plots(self.history, [rule], CLASSES, window_s=HOUR_S, view_s=HOUR_S)
+        self.plots = Plots(self.history, [rule], CLASSES, view_s=HOUR_S)
         return self.tell()
 
     def see(self, *shares: float, verdict: Verdict = "answer") -> list[AlertMessage]:
@@ -52,8 +52,8 @@ class Device:
     def tell(self) -> list[AlertMessage]:
         messages = self.plots.messages()
         for message in messages:
-            self.plots.told(message)
-        self.plots.keep()
+            self.plots.sent(message)
+        self.plots.store()
         return messages
 
 
@@ -134,7 +134,7 @@ class TestClock:
         device.start(QUIET)
         device.see(*[0.0] * 20)
         device.start(QUIET)
-        device.plots = Plots(device.history, [RULE], CLASSES, window_s=HOUR_S, view_s=HOUR_S)
+        device.plots = Plots(device.history, [RULE], CLASSES, view_s=HOUR_S)
         (lost,) = device.plots.messages()
         device.wrong_s = -600
         (found,) = device.start()

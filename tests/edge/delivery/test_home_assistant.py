@@ -8,19 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.edge.conftest import access_to
 from tests.edge.looks import state
 
-from agridistill.edge import broker_link
-from agridistill.edge.alerts.open_alerts import open_alerts_json
-from agridistill.edge.alerts.plot_report import PlotReport
-from agridistill.edge.broker_link import BrokerLink
-from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.alerts.lifecycle import open_alerts_json
+from agridistill.edge.alerts.plots import PlotReport
+from agridistill.edge.delivery import link as link_module
+from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
-from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.payloads import plot_payload, state_payload
-from agridistill.edge.delivery.published_plots import PublishedPlots, plot_folders
-from agridistill.edge.events import Alert
-from agridistill.edge.settings import BrokerOptions, PageOptions
+from agridistill.edge.delivery.link import BrokerLink, PublishedPlots, page_address, plot_folders
+from agridistill.edge.events import Alert, json_bytes
+from agridistill.edge.settings import PageSettings
 from agridistill.edge.store.outbox import Outbox
 
 TOPIC = "homeassistant/device/farm_pi/config"
@@ -28,22 +26,22 @@ REMOVED = {"p": "sensor"}
 ALERT = Alert("a" * 32, "ill leaves", "north", "open", 1e9, 1e9, None, "Tomato___Late_blight", 0.5, 8, "text")
 
 
-def described(settings: BrokerSettings, *plots: str, **further: Any) -> dict[str, Any]:
-    ((topic, payload),) = discovery(settings, plots, **further).items()
+def described(access: BrokerAccess, *plots: str, **further: Any) -> dict[str, Any]:
+    ((topic, payload),) = discovery(access, plots, **further).items()
     found: dict[str, Any] = json.loads(payload)
     assert topic == f"homeassistant/device/{found['dev']['identifiers'][0]}/config"
     return found
 
 
 def test_plots_whose_names_have_to_be_changed_stay_apart() -> None:
-    settings = BrokerSettings("host", device="pi", prefix="farm")
+    settings = access_to("host", device="pi", prefix="farm")
     plots = ["北", "南", "a b", "a_b"]
     assert len({settings.plot_topic(plot) for plot in plots}) == 4
     assert len(described(settings, *plots)["cmps"]) == len(described(settings)["cmps"]) + 4
 
 
 def test_each_sensor_names_topics_that_the_agent_tells() -> None:
-    settings = BrokerSettings("host", device="pi 1", prefix="farm")
+    settings = access_to("host", device="pi 1", prefix="farm")
     found = described(settings, "north", "", "a/b")
     own = {settings.state_topic, settings.plot_topic("north"), settings.plot_topic(""), settings.plot_topic("a/b")}
     sensors = {name: config for name, config in found["cmps"].items() if config != REMOVED}
@@ -56,7 +54,7 @@ def test_each_sensor_names_topics_that_the_agent_tells() -> None:
 
 
 def test_the_device_has_its_models_name_its_page_and_no_temperature_that_it_cannot_measure() -> None:
-    settings = BrokerSettings("host", device="pi", prefix="farm")
+    settings = access_to("host", device="pi", prefix="farm")
     bare = described(settings)
     # Home Assistant keeps what is only left out, so a temperature that an earlier start told is removed.
     assert bare["cmps"]["temperature"] == REMOVED
@@ -67,18 +65,18 @@ def test_the_device_has_its_models_name_its_page_and_no_temperature_that_it_cann
 
 
 def test_the_sensor_of_a_plot_that_is_gone_is_removed() -> None:
-    found = described(BrokerSettings("host", device="pi", prefix="farm"), "south", gone=["north"])
+    found = described(access_to("host", device="pi", prefix="farm"), "south", gone=["north"])
     assert found["cmps"]["plot_north"] == REMOVED
     assert found["cmps"]["plot_south"]["name"] == "Plot south"
 
 
 def test_the_alert_names_plot_disease_and_time() -> None:
     jinja2 = pytest.importorskip("jinja2")
-    config = described(BrokerSettings("host", device="pi", prefix="farm"))["cmps"]["alert"]
+    config = described(access_to("host", device="pi", prefix="farm"))["cmps"]["alert"]
     older = Alert(**{**vars(ALERT), "plot": "south", "since_s": 9e8})
 
     def rendered(key: str, *alerts: Alert) -> str:
-        payload = json.loads(state_payload(state(open_alerts=len(alerts), alerts=open_alerts_json(alerts))))
+        payload = json.loads(json_bytes(state(open_alerts=len(alerts), alerts=open_alerts_json(alerts)).to_json()))
         text: str = jinja2.Template(config[key]).render(value_json=payload)
         return text
 
@@ -92,10 +90,10 @@ def test_the_alert_names_plot_disease_and_time() -> None:
 
 def test_the_alerts_attributes_stay_small_enough_to_be_recorded() -> None:
     jinja2 = pytest.importorskip("jinja2")
-    config = described(BrokerSettings("host", device="pi", prefix="farm"))["cmps"]["alert"]
+    config = described(access_to("host", device="pi", prefix="farm"))["cmps"]["alert"]
     plot = "a rather long name of a plot " * 2
     many = [Alert(**{**vars(ALERT), "plot": f"{plot}{number}", "text": 2 * plot}) for number in range(60)]
-    payload = json.loads(state_payload(state(open_alerts=60, alerts=open_alerts_json(many))))
+    payload = json.loads(json_bytes(state(open_alerts=60, alerts=open_alerts_json(many)).to_json()))
     text = jinja2.Template(config["json_attributes_template"]).render(value_json=payload)
     assert len(text.encode()) < 16_384
     assert len(json.loads(text)["alerts"]) == 20
@@ -104,13 +102,13 @@ def test_the_alerts_attributes_stay_small_enough_to_be_recorded() -> None:
 @pytest.mark.parametrize(("outbox", "shown"), [({"waiting": 3}, "3"), (None, "None")])
 def test_an_outbox_that_cannot_be_read_is_an_unknown_number(outbox: dict[str, int] | None, shown: str) -> None:
     jinja2 = pytest.importorskip("jinja2")
-    config = described(BrokerSettings("host", device="pi", prefix="farm"))["cmps"]["waiting"]
-    payload = json.loads(state_payload(state(outbox=outbox)))
+    config = described(access_to("host", device="pi", prefix="farm"))["cmps"]["waiting"]
+    payload = json.loads(json_bytes(state(outbox=outbox).to_json()))
     assert jinja2.Template(config["value_template"]).render(value_json=payload) == shown
 
 
 def test_each_sensor_is_handed_over_from_its_earlier_topic_and_what_is_gone_is_cleared() -> None:
-    settings = BrokerSettings("host", device="pi", prefix="farm")
+    settings = access_to("host", device="pi", prefix="farm")
     found = earlier_descriptions(discovery(settings, ["south"], gone=["north"]))
     assert json.loads(found["homeassistant/binary_sensor/farm_pi/alert/config"]) == {"migrate_discovery": True}
     assert json.loads(found["homeassistant/sensor/farm_pi/plot_south/config"]) == {"migrate_discovery": True}
@@ -120,11 +118,11 @@ def test_each_sensor_is_handed_over_from_its_earlier_topic_and_what_is_gone_is_c
 
 def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
     shares = {"healthy": 0.5, "Late_blight": 0.3, "rust": 0.2}
-    found = json.loads(plot_payload(PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares)))
+    found = PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares).to_json()
     assert (found["condition"], found["leaves"], found["ill_leaves"], found["ill_share"]) == ("Late blight", 10, 5, 0.5)
     assert (found["label"], found["probability"]) == ("Late_blight", 0.3)
     assert found["schema"] == 2, "readers of version 1 take the label for the pooled one, which is never null"
-    idle = json.loads(plot_payload(PlotReport("north", 9.0)))
+    idle = PlotReport("north", 9.0).to_json()
     assert (idle["condition"], idle["leaves"], idle["label"], idle["shares"]) == ("No recent leaves", 0, None, {})
 
 
@@ -132,18 +130,15 @@ class Link:
     """A link whose agent is what a test says; `told` is what the publisher would retain now."""
 
     def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, *known: PlotReport, **further: Any) -> None:
-        self.clock, taken = 1000.0, []
-        monkeypatch.setattr(broker_link.time, "monotonic", lambda: self.clock)
-        monkeypatch.setattr(MqttPublisher, "__init__", lambda publisher, *given: taken.append(given[2]))
-        self.agent = SimpleNamespace(state=state(), plots=SimpleNamespace(reports=list(known)))
-        link = BrokerLink(BrokerOptions("mqtt://127.0.0.1/farm"), "pi", outbox, **further)
-        link.worker(self.agent, None)  # type: ignore[arg-type]
-        link._is_connected = lambda: True
-        self._retained = taken[0]
+        self.clock = 1000.0
+        monkeypatch.setattr(link_module.time, "monotonic", lambda: self.clock)
+        self.agent = SimpleNamespace(state=state(), reports=list(known))
+        there = Connection("127.0.0.1", 1883, connected=True)
+        self._link = BrokerLink(access_to(device="pi", prefix="farm"), outbox, self.agent, connection=there, **further)
 
     def told(self, *reports: PlotReport) -> dict[str, Any]:
-        self.agent.plots.reports = list(reports)
-        return {topic: json.loads(payload) if payload else None for topic, payload in self._retained().items()}
+        self.agent.reports = list(reports)
+        return {topic: json.loads(payload) if payload else None for topic, payload in self._link.retained().items()}
 
 
 @pytest.fixture
@@ -234,7 +229,7 @@ def test_the_photos_folder_is_looked_into_once_a_minute(
     tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Path | None] = []
-    monkeypatch.setattr(broker_link, "plot_folders", lambda photos: looks.append(photos))
+    monkeypatch.setattr(link_module, "plot_folders", lambda photos: looks.append(photos))
     link = Link(outbox, monkeypatch, photos=tmp_path)
     for _ in range(121):
         link.told(*(PlotReport(f"plot {number}", 1.0) for number in range(5)))
@@ -256,23 +251,21 @@ def test_what_was_cleared_long_ago_is_forgotten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "address"),
     [
-        (None, None),
-        (PageOptions(), None),
-        (PageOptions(host="192.0.2.7"), "http://192.0.2.7:8571/"),
-        (PageOptions(host="0.0.0.0", port=80), "http://10.0.0.7:80/"),  # noqa: S104
+        (PageSettings(), None),
+        (PageSettings(host="192.0.2.7"), "http://192.0.2.7:8571/"),
+        (PageSettings(host="0.0.0.0", port=80), "http://10.0.0.7:80/"),  # noqa: S104
     ],
 )
 @pytest.mark.parametrize("by_broker", ["127.0.0.1", "::1", "fe80::1%eth0", None, "10.0.0.7"])
 def test_the_pages_address_is_one_that_others_can_open(
-    page: PageOptions | None, address: str | None, by_broker: str | None, monkeypatch: pytest.MonkeyPatch
+    page: PageSettings, address: str | None, by_broker: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_peer = {"farm": by_broker, "192.0.2.1": "10.0.0.7"}
-    monkeypatch.setattr(broker_link, "_own_address", lambda host, port: by_peer[host])
-    assert broker_link._page_url(page, BrokerSettings("farm"))() == address
+    monkeypatch.setattr(link_module, "_own_address", lambda host, port: by_peer[host])
+    assert page_address(page.host, page.port, ("farm", 1883))() == address
 
 
 def test_a_device_without_a_network_has_no_address_for_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_link, "_ELSEWHERE", ("127.0.0.1", 9))
-    page = PageOptions(host="0.0.0.0")  # noqa: S104
-    assert broker_link._page_url(page, BrokerSettings("127.0.0.1"))() is None
-    assert broker_link._own_address("127.0.0.1", 9) == "127.0.0.1"
+    monkeypatch.setattr(link_module, "_ELSEWHERE", ("127.0.0.1", 9))
+    assert page_address("0.0.0.0", 8571, ("127.0.0.1", 1883))() is None  # noqa: S104
+    assert link_module._own_address("127.0.0.1", 9) == "127.0.0.1"

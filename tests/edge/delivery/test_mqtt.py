@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
-from tests.edge.conftest import Broker, Receiver, Wire, wait_for
+from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
 
 from agridistill.edge.delivery import mqtt
-from agridistill.edge.delivery.broker import BrokerSettings, parse_broker, topic_level
-from agridistill.edge.delivery.lost import RefusedError
+from agridistill.edge.delivery.allowance import RefusedError
+from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, topic_level
 from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.mqtt_session import Session
+from agridistill.edge.delivery.session import Session
 from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.errors import ConfigError
 
@@ -41,7 +41,7 @@ def fill(box: Outbox, start: int, stop: int, plots: int = 3) -> None:
 
 @contextmanager
 def publishing(outbox: Outbox, port: int, **settings: object) -> Iterator[MqttPublisher]:
-    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", port, device="pi 1", **settings))  # type: ignore[arg-type]
+    publisher = MqttPublisher(outbox, access_to("127.0.0.1", port, device="pi 1", **settings))  # type: ignore[arg-type]
     stop = threading.Event()
     thread = threading.Thread(target=publisher.run, args=(stop,))
     thread.start()
@@ -161,7 +161,7 @@ def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(broker: Broke
 def test_a_broker_that_has_forgotten_everything_is_told_again(broker: Broker, outbox: Outbox) -> None:
     broker.start()
     publisher = MqttPublisher(
-        outbox, BrokerSettings("127.0.0.1", broker.port), lambda: {"homeassistant/sensor/x/config": b"{}"}
+        outbox, access_to("127.0.0.1", broker.port), lambda: {"homeassistant/sensor/x/config": b"{}"}
     )
     stop = threading.Event()
     thread = threading.Thread(target=publisher.run, args=(stop,))
@@ -182,7 +182,7 @@ def test_the_last_will_of_a_connection_that_only_seems_to_be_there_does_not_come
     broker: Broker, outbox: Outbox
 ) -> None:
     broker.start()
-    settings = BrokerSettings("127.0.0.1", broker.port, device="pi")
+    settings = access_to("127.0.0.1", broker.port, device="pi")
     receiver = Receiver(broker.port)
     sessions = [Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5) for _ in range(2)]
     for session in sessions:
@@ -228,7 +228,7 @@ def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox
     broker.start()
     receiver, wire = Receiver(broker.port), Wire(broker.port)
     session = Session(
-        outbox, BrokerSettings("127.0.0.1", wire.port, device="pi"), None, dict, {}, MQTTProtocolVersion.MQTTv5
+        outbox, access_to("127.0.0.1", wire.port, device="pi"), None, dict, {}, MQTTProtocolVersion.MQTTv5
     )
     session.open()
     wait_for(lambda: session.step() or ("agridistill/pi/status", b"online") in receiver.got)
@@ -270,7 +270,7 @@ def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
     guarded.start()
     fill(outbox, 0, 50)
     told = {"homeassistant/a": b"1", "homeassistant/b": b"1", "agridistill/pi/state": b"2"}
-    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", guarded.port, device="pi"), lambda: told)
+    publisher = MqttPublisher(outbox, access_to("127.0.0.1", guarded.port, device="pi"), lambda: told)
     stop = threading.Event()
     thread = threading.Thread(target=publisher.run, args=(stop,))
     thread.start()
@@ -352,11 +352,11 @@ def test_attempts_leave_no_open_sockets_behind(tmp_path: Path, outbox: Outbox) -
     passwords.write_text("")
     closed = Broker(tmp_path / "closed", f"allow_anonymous false\npassword_file {passwords}")
     closed.start()
-    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", closed.port, device="pi"))
+    publisher = MqttPublisher(outbox, access_to("127.0.0.1", closed.port, device="pi"))
 
     def attempt() -> int:
         with pytest.raises(RefusedError):
-            publisher._opened()
+            publisher._open()
         return len(list(Path("/proc/self/fd").iterdir()))
 
     first = attempt()
@@ -389,7 +389,7 @@ def test_what_is_no_broker_is_told_once(outbox: Outbox, caplog: pytest.LogCaptur
 
 
 def test_a_host_that_cannot_be_one_is_told_and_ends_nothing(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    publisher = MqttPublisher(outbox, BrokerSettings("a..b", 1883))
+    publisher = MqttPublisher(outbox, access_to("a..b", 1883))
     stop = threading.Event()
     thread = threading.Thread(target=publisher.run, args=(stop,))
     thread.start()
@@ -410,16 +410,16 @@ def test_a_wrong_password_is_told_without_it(tmp_path: Path, outbox: Outbox, cap
         wait_for(lambda: "refuses the device (Not authorized)" in caplog.text)
     closed.stop()
     assert "correct-horse" not in caplog.text
-    assert "correct-horse" not in repr(BrokerSettings("host", username="pi", password="correct-horse"))  # noqa: S106
+    assert "correct-horse" not in repr(access_to("host", username="pi", password="correct-horse"))  # noqa: S106
 
 
 class TestAddress:
     def test_an_address_is_taken_apart(self) -> None:
-        found = parse_broker("mqtts://pi%201@farm.example:1234/fields", device="pi")
+        found = BrokerSettings("mqtts://pi%201@farm.example:1234/fields")
         assert (found.host, found.port, found.tls, found.username) == ("farm.example", 1234, True, "pi 1")
-        assert found.base == "fields/pi"
-        assert parse_broker("localhost").port == 1883
-        assert parse_broker("mqtts://localhost").port == 8883
+        assert BrokerAccess(found, "pi").base == "fields/pi"
+        assert BrokerSettings("localhost").port == 1883
+        assert BrokerSettings("mqtts://localhost").port == 8883
 
     @pytest.mark.parametrize(
         ("url", "message"),
@@ -436,11 +436,11 @@ class TestAddress:
     )
     def test_what_is_no_address_is_refused_without_repeating_secrets(self, url: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message) as raised:
-            parse_broker(url)
+            BrokerSettings(url)
         assert "secret" not in str(raised.value)
 
     def test_a_plot_that_is_called_all_has_a_topic_of_its_own(self) -> None:
-        settings = BrokerSettings("host", device="pi")
+        settings = access_to("host", device="pi")
         assert settings.plot_topic("") == "agridistill/pi/plots/all"
         assert settings.plot_topic("all").startswith("agridistill/pi/plots/all-")
 
@@ -465,4 +465,4 @@ class TestAddress:
     )
     def test_settings_out_of_range_are_refused(self, settings: dict[str, object]) -> None:
         with pytest.raises(ConfigError):
-            BrokerSettings("host", **settings)  # type: ignore[arg-type]
+            access_to("host", **settings)  # type: ignore[arg-type]

@@ -184,10 +184,10 @@ class TestMessagesThatAreRefusedForWhatTheyAre:
         deliverer = Deliverer(box, webhook, webhook.name)
         with delivering(deliverer):
             wait_for(lambda: receiver.asked == 1)
-            wait_for(lambda: place in deliverer._aside)
+            wait_for(lambda: place in deliverer._refused)
             box.delivered([place])
             (place_of_later,) = box.add([later])
-            wait_for(lambda: list(deliverer._aside) == [place_of_later])
+            wait_for(lambda: list(deliverer._refused) == [place_of_later])
         assert receiver.got == []
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
-from tests.edge.conftest import Broker, Receiver, Wire, wait_for
+from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
 
-from agridistill.edge.delivery import allowance, mqtt, mqtt_session
+from agridistill.edge.delivery import allowance as allowance_module
+from agridistill.edge.delivery import mqtt
+from agridistill.edge.delivery import session as session_module
 from agridistill.edge.delivery.allowance import Allowance, UnderWay
-from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.mqtt_session import Session
+from agridistill.edge.delivery.session import Session
 from agridistill.edge.store.outbox import Message, Outbox
 
 DISCOVERY = "homeassistant/device/agridistill_pi/config"
@@ -49,7 +50,7 @@ def publishing(
     **settings: object,
 ) -> Iterator[MqttPublisher]:
     told = {STATE: b"{}", DISCOVERY: b"{}"} if retained is None else retained
-    made = BrokerSettings("127.0.0.1", port, device="pi", **settings)  # type: ignore[arg-type]
+    made = access_to("127.0.0.1", port, device="pi", **settings)  # type: ignore[arg-type]
     publisher, stop = MqttPublisher(outbox, made, lambda: told, commands), threading.Event()
     thread = threading.Thread(target=publisher.run, args=(stop,))
     thread.start()
@@ -94,7 +95,7 @@ def test_a_broker_that_closes_the_connection_on_discovery_gets_everything_else(
 def test_a_plot_that_is_denied_by_closing_waits_in_its_order_and_the_others_arrive(
     broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allowance, "_FIRST_PAUSE_S", 2.0)
+    monkeypatch.setattr(allowance_module, "_FIRST_PAUSE_S", 2.0)
     broker.start()
     receiver, wire = Receiver(broker.port), Wire(broker.port)
     wire.denied = lambda topic, payload: topic.endswith("/plot1")
@@ -167,7 +168,7 @@ def test_a_message_that_arrives_between_two_losses_is_not_denied() -> None:
 def test_a_broker_that_is_silent_to_mqtt_5_is_asked_by_3(
     broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt_session, "CONNECT_S", 0.3)
+    monkeypatch.setattr(session_module, "CONNECT_S", 0.3)
     broker.start()
     receiver = Receiver(broker.port)
     fill(outbox, 20)
@@ -240,7 +241,7 @@ def test_a_broker_without_retained_messages_or_acknowledgements_gets_everything(
 def test_without_acknowledgements_nothing_leaves_the_outbox_before_the_broker_has_read_it(
     tmp_path: Path, outbox: Outbox
 ) -> None:
-    settings = BrokerSettings("127.0.0.1", 1, device="pi")
+    settings = access_to("127.0.0.1", 1, device="pi")
     session = Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5)
     session._allowance.announced(qos=0)
     session._under_way[7] = UnderWay("agridistill/pi/detections/a", 0.0, 1)
@@ -281,7 +282,7 @@ def test_a_connection_that_we_give_up_leaves_the_device_offline(
 ) -> None:
     broker.start()
     receiver = Receiver(broker.port)
-    session = Session(outbox, BrokerSettings("127.0.0.1", broker.port, device="pi"), None, dict, {}, protocol)
+    session = Session(outbox, access_to("127.0.0.1", broker.port, device="pi"), None, dict, {}, protocol)
     session.open()
     wait_for(lambda: session.step() or (STATUS, b"online") in receiver.got)
     session.close()

@@ -14,14 +14,13 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
-from tests.edge.conftest import Broker, Receiver, Wire, wait_for
+from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
 from tests.edge.delivery.test_refusals import DISCOVERY, STATUS, fill, numbers, publishing, warnings
 
-from agridistill.edge.delivery import allowance, mqtt, mqtt_session
-from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.lost import LostError, UnansweredError
+from agridistill.edge.delivery import allowance, mqtt
+from agridistill.edge.delivery import session as session_module
 from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.mqtt_session import Session
+from agridistill.edge.delivery.session import LostError, Session, UnansweredError
 from agridistill.edge.store.outbox import Outbox
 
 ORDER = "agridistill/pi/update/set"
@@ -43,7 +42,7 @@ def test_the_state_of_many_plots_on_a_slow_line_does_not_hold_back_detections(
     broker: Broker, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As where the next change is there before the last ones have been taken.
-    monkeypatch.setattr(mqtt_session, "_TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(session_module, "_COLLECT_EVERY_S", 0.0)
     broker.start()
     receiver, count = Receiver(broker.port), itertools.count()
 
@@ -51,7 +50,7 @@ def test_the_state_of_many_plots_on_a_slow_line_does_not_hold_back_detections(
         return {f"agridistill/pi/plots/{plot}": b"%d" % next(count) for plot in range(50)}
 
     fill(outbox, 60)
-    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", broker.port, device="pi"), retained)
+    publisher = MqttPublisher(outbox, access_to("127.0.0.1", broker.port, device="pi"), retained)
     stop = threading.Event()
     thread = threading.Thread(target=publisher.run, args=(stop,))
     thread.start()
@@ -115,14 +114,14 @@ def test_a_level_that_was_denied_is_offered_again_as_one(monkeypatch: pytest.Mon
 
 def test_the_state_of_an_alert_does_not_wait_behind_the_plots(outbox: Outbox) -> None:
     told = {"state": b"0"} | {f"plots/{plot}": b"0" for plot in range(3)}
-    settings = BrokerSettings("127.0.0.1", 1, device="pi")
+    settings = access_to("127.0.0.1", 1, device="pi")
     session = Session(outbox, settings, None, lambda: told, {}, MQTTProtocolVersion.MQTTv5)
-    session._look_what_to_tell()
-    del session._to_tell["state"]  # sent
+    session._collect_changes()
+    del session._to_send["state"]  # sent
     told["state"] = b"an alert"
-    session._look_what_to_tell()
-    assert session._to_tell == {"state": b"an alert"} | {f"plots/{plot}": b"0" for plot in range(3)}
-    assert next(iter(session._to_tell)) == "state"
+    session._collect_changes()
+    assert session._to_send == {"state": b"an alert"} | {f"plots/{plot}": b"0" for plot in range(3)}
+    assert next(iter(session._to_send)) == "state"
     session.close()
 
 
@@ -130,17 +129,17 @@ def test_what_a_broker_denied_is_offered_again_on_the_same_connection(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(allowance, "_FIRST_PAUSE_S", 0.0)
-    settings = BrokerSettings("127.0.0.1", 1, device="pi")
+    settings = access_to("127.0.0.1", 1, device="pi")
     session = Session(
         outbox, settings, None, lambda: {DISCOVERY: b"{}"}, {ORDER: lambda order: None}, MQTTProtocolVersion.MQTTv5
     )
-    session._look_what_to_tell()
-    for mid, topic in enumerate(list(session._to_tell)):
-        session._to_tell.pop(topic)
+    session._collect_changes()
+    for mid, topic in enumerate(list(session._to_send)):
+        session._to_send.pop(topic)
         session._under_way[mid] = allowance.UnderWay(topic, 0.0, is_subscription=topic == ORDER)
-        session._answered(mid, "Not authorized")
-    session._look_what_to_tell()
-    assert session._to_tell == {ORDER: None, DISCOVERY: b"{}"}
+        session._resolve(mid, "Not authorized")
+    session._collect_changes()
+    assert session._to_send == {ORDER: None, DISCOVERY: b"{}"}
     session.close()
 
 
@@ -148,7 +147,7 @@ def test_what_a_broker_denied_is_offered_again_on_the_same_connection(
 def test_only_an_end_for_a_message_counts_against_it(outbox: Outbox, reason: int, is_denied: bool) -> None:
     found, topic = allowance.Allowance("farm:1883"), "agridistill/pi/detections/north"
     for _ in range(2):
-        settings = BrokerSettings("127.0.0.1", 1, device="pi")
+        settings = access_to("127.0.0.1", 1, device="pi")
         session = Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5, found)
         session._under_way[1] = allowance.UnderWay(topic, 0.0, 1)
         # DISCONNECT: not authorized, another device of this name, the server shuts down.
@@ -162,10 +161,10 @@ def test_only_an_end_for_a_message_counts_against_it(outbox: Outbox, reason: int
 def test_a_device_without_time_for_its_goodbye_is_offline_by_its_last_will(
     broker: Broker, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt_session, "_GOODBYE_S", 0.0)
+    monkeypatch.setattr(session_module, "_GOODBYE_S", 0.0)
     broker.start()
     receiver = Receiver(broker.port)
-    settings = BrokerSettings("127.0.0.1", broker.port, device="pi")
+    settings = access_to("127.0.0.1", broker.port, device="pi")
     session = Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5)
     session.open()
     wait_for(lambda: session.step() or (STATUS, b"online") in receiver.got)
@@ -179,18 +178,18 @@ def test_a_lost_connection_does_not_make_an_old_broker_of_a_new_one(
     broker: Broker, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.start()
-    publisher = MqttPublisher(outbox, BrokerSettings("127.0.0.1", broker.port, device="pi"))
+    publisher = MqttPublisher(outbox, access_to("127.0.0.1", broker.port, device="pi"))
     tried: list[MQTTProtocolVersion] = []
 
     def lost(protocol: MQTTProtocolVersion) -> Session:
         tried.append(protocol)
         raise (UnansweredError if protocol == MQTTProtocolVersion.MQTTv5 else LostError)("no answer")
 
-    publisher._opened().close()
-    monkeypatch.setattr(publisher, "_opened_by", lost)
+    publisher._open().close()
+    monkeypatch.setattr(publisher, "_open_by", lost)
     for _ in range(3):
         with pytest.raises(LostError):
-            publisher._opened()
+            publisher._open()
     new, old = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
     # Another broker may have taken its place: it is asked in the end.
     assert tried == [new, new, new, old]

@@ -13,8 +13,9 @@ from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.watched import GREEN, once, put, settings_for, watching
 
 from agridistill.edge.alerts.rules import Rule
-from agridistill.edge.settings import BrokerOptions, UpdateOptions, WatchSettings
-from agridistill.edge.status.state_file import read_state
+from agridistill.edge.delivery.broker import BrokerSettings
+from agridistill.edge.settings import UpdateOptions, WatchSettings
+from agridistill.edge.state import read_state
 from agridistill.edge.updates.publishing import PublishSettings, publish
 
 from .conftest import Publisher, model_like, plain_photo
@@ -61,7 +62,7 @@ def test_a_release_that_comes_over_mqtt_is_installed_and_told(
     publisher.publish(1, base_url=server.url.removesuffix("release.json"))
     broker.start()
     receiver = Receiver(broker.port)
-    options = BrokerOptions(f"mqtt://127.0.0.1:{broker.port}")
+    options = BrokerSettings(f"mqtt://127.0.0.1:{broker.port}")
     settings = replace(settings, broker=options, updates=UpdateOptions(keys=publisher.key_file.parent))
     with watching(settings, state):
         wait_for(lambda: ("agridistill/pi/status", b"online") in receiver.got)

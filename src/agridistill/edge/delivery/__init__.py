@@ -1,1 +1,6 @@
-"""From the outbox to whoever listens: MQTT, Home Assistant, webhooks, commands."""
+"""From the outbox to its receivers: an MQTT broker with Home Assistant, a webhook, a command."""
+
+from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection
+from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook
+
+__all__ = ["BrokerAccess", "BrokerSettings", "Command", "Connection", "Deliverer", "Webhook"]

@@ -1,4 +1,4 @@
-"""What a broker takes: what it announces, and what its refusals show. Kept over its connections."""
+"""What a broker takes and refuses: how a connection ends, and what one broker allows one device."""
 
 from __future__ import annotations
 
@@ -17,44 +17,52 @@ _PACKET_BYTES = 10
 _Key = tuple[str, int | None]
 
 
+class LostError(Exception):
+    """The connection ended, or could not be made."""
+
+
+class OldProtocolError(LostError):
+    """The broker answers that it does not speak MQTT 5."""
+
+
+class UnansweredError(LostError):
+    """The broker does not answer in MQTT 5: it speaks 3.1.1 alone, or the connection was lost."""
+
+
+class RefusedError(LostError):
+    """The broker is there and refuses the device, for instance its user name or password."""
+
+
+class TermsError(LostError):
+    """The broker refuses the last will for its quality of service or its being retained; the allowance knows now."""
+
+
 @dataclass(frozen=True)
 class UnderWay:
-    """Something that the broker has not acknowledged yet.
-
-    Attributes:
-        topic: of the message or the subscription.
-        sent: when, on the monotonic clock.
-        seq: place in the outbox; None for what is not of the outbox.
-        is_subscription: whether the device wants to read the topic.
-    """
+    """A message or subscription that the broker has not acknowledged yet."""
 
     topic: str
-    sent: float
-    seq: int | None = None
+    sent: float  # on the monotonic clock
+    seq: int | None = None  # place in the outbox; None for what is not of the outbox
     is_subscription: bool = False
 
 
 class Allowance:
-    """What one broker allows one device.
+    """What one broker allows one device, over its connections.
 
     Some brokers refuse a message with a reason (MQTT 5); others close the connection (RabbitMQ, aedes), and close it
-    again whenever the same message comes. What is refused is left out, offered again after pauses that double, and
+    again whenever the same message comes. A refused message is left out, offered again after pauses that double, and
     reported once.
 
     Args:
         where: host and port, for the log.
-
-    Attributes:
-        retain: whether the broker keeps retained messages.
-        qos: 0 where it takes messages without acknowledgement alone.
-        largest_bytes: of a packet; None for no limit.
-        careful_until: messages of the outbox up to this place go one by one, so that a lost connection names its cause.
     """
 
     def __init__(self, where: str = "") -> None:
         self.where = where
-        self.retain, self.qos = True, 1
-        self.largest_bytes: int | None = None
+        self.retain, self.qos = True, 1  # qos 0: the broker takes messages without acknowledgement alone
+        self.largest_bytes: int | None = None  # of a packet
+        # Messages of the outbox up to this place go one by one, so that a lost connection names its cause.
         self.careful_until = 0
         self._reported: set[str] = set()
         self._due: dict[_Key, float] = {}
@@ -103,7 +111,7 @@ class Allowance:
         return bool(self._due)
 
     def offers_again(self) -> bool:
-        """Whether the pause of something that was refused is over since the last call."""
+        """Whether the pause of a refused message has ended since the last call."""
         over = [key for key, due in self._due.items() if due <= time.monotonic()]
         for key in over:
             del self._due[key]
@@ -119,8 +127,7 @@ class Allowance:
         else:
             self._taken_levels.add(_level(item.topic))
         keys = key, (item.topic, None), (_level(item.topic), None)
-        known = [each for each in keys if self._pauses.pop(each, None) is not None]
-        if known:
+        if [each for each in keys if self._pauses.pop(each, None) is not None]:
             logger.warning("the broker %s takes '%s' again", self.where, item.topic)
 
     def refused(self, item: UnderWay, reason: str, *, key: _Key | None = None) -> None:
@@ -136,27 +143,27 @@ class Allowance:
         self._pauses[key] = min(2 * pause, _LONGEST_PAUSE_S) if pause else _FIRST_PAUSE_S
         self._due[key] = time.monotonic() + self._pauses[key]
         if item.is_subscription:
-            group, told = "read", f"the broker refuses to let the device read '{item.topic}' ({reason}): {_ADVICE}"
+            group, line = "read", f"the broker refuses to let the device read '{item.topic}' ({reason}): {_ADVICE}"
         elif item.seq is None:
-            # One for a device's own topics, one for Home Assistant's: each further one would say the same.
+            # One for a device's own topics, one for Home Assistant's: each further one would repeat it.
             group = item.topic.partition("/")[0]
-            told = f"the broker refuses '{item.topic}' ({reason}): it and others like it are left out; {_ADVICE}"
+            line = f"the broker refuses '{item.topic}' ({reason}): it and others like it are left out; {_ADVICE}"
         elif key[1] is not None:
             group = "message"
-            told = (
+            line = (
                 f"the broker {self.where} does not take a message on '{item.topic}' ({reason}): it waits in the outbox "
                 "and later ones pass it"
             )
         else:
             group = "messages"
-            told = (
+            line = (
                 f"the broker {self.where} does not take messages ('{item.topic}': {reason}; {_ADVICE}): those of this "
                 "topic wait in the outbox"
             )
-        self._warn_once(f"refused {group}", told)
+        self._warn_once(f"refused {group}", line)
 
     def ended(self, under_way: Collection[UnderWay], reason: str) -> bool:
-        """The connection ended while these were under way; gives whether this was reported as a refusal.
+        """The connection ended while these were under way; returns whether this was reported as a refusal.
 
         A connection that ends twice with the same single message under way ends because of it, where the broker could
         be reached at once in between (`unreachable`).
@@ -183,11 +190,9 @@ class Allowance:
         self._suspect = None
 
     def _key_of(self, item: UnderWay) -> _Key:
-        """What is left out where a connection ends for this: a message, its topic, or all topics beside it.
-
-        The last where another one of them was refused before, and none was ever taken: each denied plot would cost two
-        connections, and each end is an "offline" for Home Assistant.
-        """
+        """What is left out where a connection ends for this: a message, its topic, or all topics beside it."""
+        # The last where another of them was refused before and none was ever taken: each denied plot would cost two
+        # connections, and each end is an "offline" for Home Assistant.
         level = _level(item.topic)
         beside = {topic for topic, seq in self._pauses if seq is None and _level(topic) == level} - {item.topic}
         if item.seq is None and not item.is_subscription and level not in self._taken_levels and beside:

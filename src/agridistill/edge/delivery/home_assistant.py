@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agridistill.edge.delivery.broker import BrokerSettings, plot_level
-from agridistill.edge.delivery.mqtt_client import OFFLINE, ONLINE
+from agridistill.edge.delivery.broker import BrokerAccess, plot_level
+from agridistill.edge.delivery.session import OFFLINE, ONLINE
 from agridistill.version import __version__
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -24,46 +24,38 @@ _HAND_OVER = b'{"migrate_discovery": true}'
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What Home Assistant shows of the device itself.
+    """What Home Assistant shows of the device itself."""
 
-    Attributes:
-        model: name and version of the leaf model; "" for none.
-        page_url: of the local page, as another machine opens it; None for none.
-        has_temperature: whether the processor's temperature is known.
-    """
-
-    model: str = ""
-    page_url: str | None = None
-    has_temperature: bool = False
+    model: str = ""  # name and version of the leaf model
+    page_url: str | None = None  # of the local page, as another machine opens it
+    has_temperature: bool = False  # whether the processor's temperature is known
 
 
 def discovery(
-    settings: BrokerSettings,
+    access: BrokerAccess,
     plots: Iterable[str],
     gone: Iterable[str] = (),
     facts: DeviceFacts | None = None,
-    prefix: str = "homeassistant",
 ) -> dict[str, bytes]:
     """The retained description of the device with all its sensors.
 
     Args:
-        settings: of the broker, which name the device's topics.
+        access: to the broker.
         plots: each becomes a sensor.
         gone: whose sensor Home Assistant removes.
         facts: of the device.
-        prefix: Home Assistant's own.
 
     Returns:
         The payload by topic, `PREFIX/device/ID/config`, as described in Home Assistant's "MQTT discovery"; Home
         Assistant takes it from 2024.11 on.
     """
     facts = facts or DeviceFacts()
-    node = _name(settings.base.replace("/", "_"))
-    sensors = _device_sensors(settings, facts) | {_plot_id(plot): _plot_sensor(settings, plot) for plot in plots}
+    node = _name(access.base.replace("/", "_"))
+    sensors = _device_sensors(access, facts) | {_plot_id(plot): _plot_sensor(access, plot) for plot in plots}
     removed: dict[str, dict[str, Any]] = {_plot_id(plot): _REMOVED for plot in gone} | {"temperature": _REMOVED}
     device = {
         "identifiers": [node],
-        "name": settings.device,
+        "name": access.device,
         "manufacturer": "AgriDistill",
         "model": facts.model or None,
         "sw_version": __version__,
@@ -73,15 +65,16 @@ def discovery(
         "dev": {key: value for key, value in device.items() if value is not None},
         "o": {"name": "AgriDistill", "sw_version": __version__},
         "cmps": removed | {name: config | {"unique_id": f"{node}_{name}"} for name, config in sensors.items()},
-        "availability_topic": settings.status_topic,
+        "availability_topic": access.status_topic,
         "payload_available": ONLINE.decode(),
         "payload_not_available": OFFLINE.decode(),
     }
-    return {f"{prefix}/device/{node}/config": json.dumps(document, ensure_ascii=False).encode()}
+    topic = f"{access.settings.discovery_prefix}/device/{node}/config"
+    return {topic: json.dumps(document, ensure_ascii=False).encode()}
 
 
 def earlier_descriptions(description: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The topics on which earlier versions described each sensor alone, and what has to be told there first.
+    """The topics on which earlier versions described each sensor alone, and what has to be sent there first.
 
     Home Assistant ignores the device's description as long as it knows a sensor from a topic of its own, and does not
     come back to it when that topic is cleared. So each sensor is asked to be handed over, then the device is described,
@@ -99,46 +92,44 @@ def earlier_descriptions(description: Mapping[str, bytes]) -> dict[str, bytes]:
     return found
 
 
-def _device_sensors(settings: BrokerSettings, facts: DeviceFacts) -> dict[str, dict[str, Any]]:
+def _device_sensors(access: BrokerAccess, facts: DeviceFacts) -> dict[str, dict[str, Any]]:
     sensors = {
         "alert": {
             "p": "binary_sensor",
             "name": "Disease alert",
             "device_class": "problem",
-            "state_topic": settings.state_topic,
+            "state_topic": access.state_topic,
             "value_template": "{{ 'ON' if value_json.open_alerts > 0 else 'OFF' }}",
-            "json_attributes_topic": settings.state_topic,
+            "json_attributes_topic": access.state_topic,
             "json_attributes_template": _ALERTS,
         },
         "open_alerts": {
             "p": "sensor",
             "name": "Open alerts",
-            "state_topic": settings.state_topic,
+            "state_topic": access.state_topic,
             "value_template": "{{ value_json.open_alerts }}",
             "state_class": "measurement",
             "icon": "mdi:sprout",
         },
         # Null while the disk refuses; "None" is Home Assistant's word for an unknown value.
-        "waiting": _diagnostic(
-            settings, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None"
-        ),
-        "skipped": _diagnostic(settings, "Skipped frames", "value_json.skipped"),
+        "waiting": _diagnostic(access, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None"),
+        "skipped": _diagnostic(access, "Skipped frames", "value_json.skipped"),
     }
     if facts.has_temperature:
-        sensors["temperature"] = _diagnostic(settings, "Processor temperature", "value_json.processor_celsius") | {
+        sensors["temperature"] = _diagnostic(access, "Processor temperature", "value_json.processor_celsius") | {
             "device_class": "temperature",
             "unit_of_measurement": "°C",
         }
     return sensors
 
 
-def _plot_sensor(settings: BrokerSettings, plot: str) -> dict[str, Any]:
+def _plot_sensor(access: BrokerAccess, plot: str) -> dict[str, Any]:
     return {
         "p": "sensor",
         "name": f"Plot {plot}" if plot else "Plants",
-        "state_topic": settings.plot_topic(plot),
+        "state_topic": access.plot_topic(plot),
         "value_template": "{{ value_json.condition }}",
-        "json_attributes_topic": settings.plot_topic(plot),
+        "json_attributes_topic": access.plot_topic(plot),
         "icon": "mdi:leaf",
     }
 
@@ -153,11 +144,11 @@ def _name(text: str) -> str:
     return safe if safe == text else f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def _diagnostic(settings: BrokerSettings, name: str, value: str) -> dict[str, Any]:
+def _diagnostic(access: BrokerAccess, name: str, value: str) -> dict[str, Any]:
     return {
         "p": "sensor",
         "name": name,
-        "state_topic": settings.state_topic,
+        "state_topic": access.state_topic,
         "value_template": f"{{{{ {value} }}}}",
         "state_class": "measurement",
         "entity_category": "diagnostic",

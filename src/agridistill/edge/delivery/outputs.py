@@ -1,4 +1,4 @@
-"""Alerts to a webhook or a command: each from an outbox of its own, until it has been taken."""
+"""Alerts to a webhook or a command: each from its own outbox, until the receiver has taken it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agridistill.edge.backoff import Backoff
 from agridistill.edge.store.outbox import Message, Outbox, Pending
 from agridistill.errors import ConfigError, OutboxError
 
@@ -27,10 +27,10 @@ Deliver = Callable[[Message, threading.Event], None]
 _POLL_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 _ANSWER_S, _READ_BYTES = 10.0, 1000
-_REFUSES_THIS_ONE = (400, 413, 415, 422)
-"""Answers about a message; all others are about the receiver, the address or the token."""
-_PASSED_AT_ONCE = 20
-_LOOKED_AT = 100
+_ABOUT_THE_MESSAGE = (400, 413, 415, 422)
+"""Status codes about a message; all others are about the receiver, the address or the token."""
+_REFUSED_IN_A_ROW = 20
+_PAGE = 100
 
 
 class NotTakenError(Exception):
@@ -38,13 +38,13 @@ class NotTakenError(Exception):
 
 
 class RefusedMessageError(NotTakenError):
-    """A receiver does not take this message; another one it may."""
+    """A receiver does not take this message; it may take others."""
 
 
 class Deliverer:
-    """Hands over what is in an outbox, one by one, in order; what is not taken is offered again after a pause.
+    """Delivers the messages of an outbox in order; one that is not taken is offered again after a pause.
 
-    A message that is refused for what it is lets the ones behind it pass, and is offered again every five minutes.
+    A message that is refused for its content lets later ones pass, and is offered again every five minutes.
 
     Args:
         outbox: of this receiver alone.
@@ -55,77 +55,77 @@ class Deliverer:
     def __init__(self, outbox: Outbox, deliver: Deliver, name: str) -> None:
         self.outbox, self.name = outbox, name
         self._deliver = deliver
-        self._aside: dict[int, float] = {}
-        """When to offer a refused message again, on the monotonic clock, by its place."""
+        # Time of the next offer of a refused message, on the monotonic clock, by its place.
+        self._refused: dict[int, float] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Delivers until `stop`; a refusal is told once, and its end once."""
-        pause, refused, passed = _FIRST_PAUSE_S, False, 0
+        """Delivers until `stop`; an outage is logged once, and its end once."""
+        backoff, is_away, refusals = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), False, 0
         while not stop.is_set():
             waiting: Pending | None = None
             try:
                 waiting = self._next()
                 if waiting is None:
-                    # Whatever is refused was offered once: the receiver itself is well.
-                    pause, passed = _FIRST_PAUSE_S, 0
+                    # All that was refused was offered once: the receiver itself works.
+                    backoff.reset()
+                    refusals = 0
                     stop.wait(_POLL_S)
                     continue
                 self._deliver(waiting.message, stop)
-                self._aside.pop(waiting.seq, None)
+                self._refused.pop(waiting.seq, None)
                 self.outbox.delivered([waiting.seq])
             except (NotTakenError, OutboxError) as error:
                 if waiting is not None and isinstance(error, RefusedMessageError):
-                    self._put_aside(waiting.seq, error, quietly=bool(passed))
-                    passed += 1
-                    # One that refuses all it gets must not be asked about all that waits.
-                    if passed % _PASSED_AT_ONCE:
+                    self._postpone(waiting.seq, error, quietly=bool(refusals))
+                    refusals += 1
+                    # A receiver that refuses everything does not get all that waits at once.
+                    if refusals % _REFUSED_IN_A_ROW:
                         continue
-                if not refused:
+                if not is_away:
                     logger.warning("%s does not take alerts (%s): they wait in the outbox", self.name, error)
-                    refused = True
-                stop.wait(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                    is_away = True
+                stop.wait(backoff.pause_s())
                 continue
-            if refused:
+            if is_away:
                 logger.warning("%s takes alerts again", self.name)
-            pause, refused, passed = _FIRST_PAUSE_S, False, 0
+            backoff.reset()
+            is_away, refusals = False, 0
 
     def _next(self) -> Pending | None:
-        """The first one that was never refused, else the first that is to be offered again."""
+        """The first one that was never refused, else the first whose next offer is due."""
         after, first, again = 0, 0, None
-        while waiting := self.outbox.pending(after=after, limit=_LOOKED_AT):
+        while waiting := self.outbox.pending(after=after, limit=_PAGE):
             first, after = first or waiting[0].seq, waiting[-1].seq
             for pending in waiting:
-                if pending.seq not in self._aside:
+                if pending.seq not in self._refused:
                     return pending
-                if again is None and self._aside[pending.seq] <= time.monotonic():
+                if again is None and self._refused[pending.seq] <= time.monotonic():
                     again = pending
-        # All are known: those that are gone can be forgotten.
-        self._aside = {seq: due for seq, due in self._aside.items() if first and seq >= first}
+        # Forget those that are gone.
+        self._refused = {seq: due for seq, due in self._refused.items() if first and seq >= first}
         return again
 
-    def _put_aside(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
+    def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
         logger.log(
-            logging.INFO if quietly or seq in self._aside else logging.WARNING,
+            logging.INFO if quietly or seq in self._refused else logging.WARNING,
             "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes",
             self.name,
             error,
             _LONGEST_PAUSE_S / 60,
         )
-        self._aside[seq] = time.monotonic() + _LONGEST_PAUSE_S
+        self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
 @dataclass(frozen=True)
 class Webhook:
     """POSTs each message as JSON.
 
-    Attributes:
-        url: http or https. What stands behind its host is not logged: tokens often stand there.
-        token: for `Authorization: Bearer`; None for none.
+    Raises:
+        ConfigError: no http(s) address, or one with a user.
     """
 
-    url: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
+    url: str = field(repr=False)  # the log names its host alone: tokens often stand behind it
+    token: str | None = field(default=None, repr=False)  # for `Authorization: Bearer`
 
     def __post_init__(self) -> None:
         try:
@@ -133,7 +133,7 @@ class Webhook:
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        # The address itself stays out of the message: a token often stands in it.
+        # The message omits the address, which often holds a token.
         if not usable:
             raise ConfigError("a webhook http(s)://HOST[:PORT]/…", "another address", "correct it")
         if parts.username is not None or parts.password is not None:
@@ -163,23 +163,22 @@ class Webhook:
             with HttpClient().whole(self.url, _ANSWER_S, **request) as answer:
                 next(answer.iter_raw(_READ_BYTES), b"")
         except HttpError as error:
-            kind = RefusedMessageError if error.status in _REFUSES_THIS_ONE else NotTakenError
+            kind = RefusedMessageError if error.status in _ABOUT_THE_MESSAGE else NotTakenError
             raise kind(f"it answers {error.status}" if error.status else str(error)) from None
 
 
 @dataclass(frozen=True)
 class Command:
-    """Runs a program for each message, with the JSON on its standard input; exit code 0 has taken it.
+    """[command]: a program that runs for each alert, with the JSON on its standard input; exit code 0 has taken it.
 
-    `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT` stand in its environment.
+    Its environment holds `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
 
-    Attributes:
-        words: program and arguments, which no shell reads.
-        timeout_s: after which it is killed.
+    Raises:
+        ConfigError: no program, or no time.
     """
 
-    words: tuple[str, ...]
-    timeout_s: float = 60.0
+    words: tuple[str, ...]  # program and arguments, without a shell
+    timeout_s: float = 60.0  # after which it is killed
 
     def __post_init__(self) -> None:
         if not self.words or not self.words[0] or self.timeout_s <= 0:
@@ -212,21 +211,21 @@ class Command:
             )
         except OSError as error:
             raise NotTakenError(error.strerror or str(error)) from None
-        said = self._answer(process, message.payload, stop)
+        errors = self._communicate(process, message.payload, stop)
         if process.returncode:
-            told = " ".join(said.decode("utf-8", "replace").split())[:200]
-            raise NotTakenError(f"exit code {process.returncode}" + (f": {told}" if told else ""))
+            text = " ".join(errors.decode("utf-8", "replace").split())[:200]
+            raise NotTakenError(f"exit code {process.returncode}" + (f": {text}" if text else ""))
 
-    def _answer(self, process: subprocess.Popen[bytes], payload: bytes, stop: threading.Event) -> bytes:
+    def _communicate(self, process: subprocess.Popen[bytes], payload: bytes, stop: threading.Event) -> bytes:
         deadline = time.monotonic() + self.timeout_s
-        given: bytes | None = payload
+        rest: bytes | None = payload
         while True:
             try:
-                return process.communicate(given, timeout=_POLL_S)[1]
+                return process.communicate(rest, timeout=_POLL_S)[1]
             except subprocess.TimeoutExpired as error:
-                given = None  # communicate goes on with the rest
+                rest = None  # communicate continues with what is not written yet
                 if process.poll() is not None:
-                    # It has ended; what it started in the background holds its outputs, and may live on.
+                    # It has ended; programs that it started in the background hold its outputs, and may run on.
                     for stream in (process.stdin, process.stderr):
                         if stream is not None:
                             stream.close()

@@ -1,5 +1,11 @@
+"""The agent's state file, its reports to systemd, and what it measures of the device."""
+
+from __future__ import annotations
+
 import json
+import mmap
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +15,17 @@ from typing import Any
 import pytest
 from tests.edge.looks import state
 
-from agridistill.edge.status.state_file import STATE_FILE, is_running, read_state, state_folder, write_state
+from agridistill.edge.state import (
+    STATE_FILE,
+    disk_free_bytes,
+    is_running,
+    notify_systemd,
+    processor_celsius,
+    read_state,
+    resident_bytes,
+    state_folder,
+    write_state,
+)
 from agridistill.errors import EdgeError
 
 
@@ -90,3 +106,80 @@ def test_a_file_in_place_of_the_state_folder_is_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EdgeError, match=r"expected an agent's state folder; got the file .*; name the folder with"):
         read_state(tmp_path / "file")
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+
+def zone(thermal: Path, number: int, kind: str, temp: str) -> None:
+    folder = thermal / f"thermal_zone{number}"
+    folder.mkdir(parents=True)
+    (folder / "type").write_text(kind + "\n")
+    (folder / "temp").write_text(temp + "\n")
+
+
+def test_the_hottest_zone_of_the_processor_counts_and_no_other_one(tmp_path: Path) -> None:
+    zone(tmp_path, 0, "cpu-thermal", "48312")
+    zone(tmp_path, 1, "soc_thermal", "51000")
+    zone(tmp_path, 2, "battery", "80000")
+    zone(tmp_path, 3, "x86_pkg_temp", "50999")
+    assert processor_celsius(tmp_path) == 51.0
+
+
+@pytest.mark.parametrize("temp", ["", "hot", "-274000", "200000"])
+def test_a_sensor_that_tells_nonsense_is_passed_over(tmp_path: Path, temp: str) -> None:
+    zone(tmp_path, 0, "cpu-thermal", temp)
+    assert processor_celsius(tmp_path) is None
+    zone(tmp_path, 1, "cpu-thermal", "40000")
+    assert processor_celsius(tmp_path) == 40.0
+
+
+def test_what_the_system_does_not_tell_is_none(tmp_path: Path) -> None:
+    assert processor_celsius(tmp_path / "missing") is None
+    assert resident_bytes(tmp_path / "missing") is None
+    (tmp_path / "statm").write_text("12\n")
+    assert resident_bytes(tmp_path / "statm") is None
+    assert disk_free_bytes(tmp_path / "missing") is None
+
+
+@linux
+def test_memory_grows_by_what_is_taken() -> None:
+    before = resident_bytes()
+    # From the system: what an earlier test has freed the allocator may give again.
+    with mmap.mmap(-1, 60_000_000) as taken:
+        taken.write(b"1" * 60_000_000)
+        after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert 40_000_000 < after - before < 100_000_000
+
+
+def test_the_disk_has_room_within_its_size(tmp_path: Path) -> None:
+    free = disk_free_bytes(tmp_path)
+    assert free is not None
+    assert 0 < free < 10**18
+
+
+def test_systemd_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(str(tmp_path / "notify"))
+        heard.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify_systemd("READY=1")
+        assert heard.recv(100) == b"READY=1"
+
+
+def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind("\0agridistill-test-notify")
+        heard.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@agridistill-test-notify")
+        notify_systemd("WATCHDOG=1")
+        assert heard.recv(100) == b"WATCHDOG=1"
+
+
+def test_without_systemd_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify_systemd("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody listens"))
+    notify_systemd("READY=1")

@@ -14,7 +14,7 @@ from tests.needs import chromium
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
-from agridistill.edge.status.page import PageServer
+from agridistill.edge.page.server import PageServer
 from agridistill.edge.store.history import History
 
 playwright = pytest.importorskip("playwright.sync_api")

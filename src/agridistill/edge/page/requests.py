@@ -1,4 +1,4 @@
-"""One request to the page: who may ask, for what, and what is answered."""
+"""Requests to the page: authorisation, paths and answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
-from agridistill.edge.status import metrics
-from agridistill.edge.status.page_view import PageContent, content_html, login_html, page_html
+from agridistill.edge.page import metrics
+from agridistill.edge.page.view import PageContent, content_html, login_html, page_html
 from agridistill.edge.store.history import History
 from agridistill.errors import AgriDistillError
 from agridistill.storage import json_text
@@ -43,7 +43,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the client."""
+    """An answer to the client."""
 
     status: int
     content_type: str
@@ -58,51 +58,40 @@ class Answer:
         return cls(status, _TEXT, f"{line}\n".encode(), named)
 
 
+@dataclass(frozen=True)
 class PageSource:
-    """What the page tells, and to whom.
+    """Answers of the page, and who may have them."""
 
-    Args:
-        history: detections and alerts.
-        state: gives the agent's state now.
-        token: who looks must know it; None for everybody.
-        hosts: names under which the page may be asked; None for any.
-        plots: gives what is known of each plot now.
-        healthy: names and patterns of healthy classes, besides those whose name says so.
-    """
+    history: History
+    state: Callable[[], AgentState]
+    token: str | None  # required of clients; None for none
+    hosts: frozenset[str] | None  # names under which the page answers; None for any
+    plots: Callable[[], Sequence[PlotHealth]]
+    healthy: Sequence[str]  # names and patterns of healthy classes, besides those named so
 
-    def __init__(
-        self,
-        history: History,
-        state: Callable[[], AgentState],
-        token: str | None,
-        hosts: frozenset[str] | None,
-        plots: Callable[[], Sequence[PlotHealth]],
-        healthy: Sequence[str],
-    ) -> None:
-        self._plots, self._healthy = plots, tuple(healthy)
-        self._history, self._state, self._hosts = history, state, hosts
-        self._token = token
-        # What lies in the browser is not the token, stays the same over a new start, and ends with the token.
-        self._session = token and hmac.new(token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
+    @property
+    def _session(self) -> str | None:
+        # The cookie is not the token, stays valid over a restart, and ends with the token.
+        return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
 
     @property
     def needs_token(self) -> bool:
-        """Whether who looks must know a token."""
-        return self._token is not None
+        """Whether clients need a token."""
+        return self.token is not None
 
     def serves(self, hosts: Iterable[str]) -> bool:
-        """Whether a request's Host headers name this page. A foreign name that leads here is another site's trick."""
+        """Whether a request's Host headers name this page; a foreign name means DNS rebinding."""
         given = list(hosts)
-        if self._hosts is None:
+        if self.hosts is None:
             return True
         try:
-            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self._hosts
+            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self.hosts
         except ValueError:
             return False
 
     def knows(self, authorization: str, cookies: str) -> bool:
-        """Whether a request shows the token, or the cookie that one got for it."""
-        if self._token is None or self._session is None:
+        """Whether a request carries the token, or the cookie that was set for it."""
+        if self.token is None or self._session is None:
             return True
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
@@ -114,29 +103,29 @@ class PageSource:
         return cookie is not None and _same(cookie.value, self._session)
 
     def is_token(self, given: str) -> bool:
-        """Whether this is the token; takes equally long, however much of it is right."""
-        return self._token is not None and _same(given, self._token)
+        """Whether this is the token, compared in constant time."""
+        return self.token is not None and _same(given, self.token)
 
     def logged_in(self) -> Answer:
-        """Sends a browser that showed the token to the page, without the token in its address."""
+        """Redirects a browser that sent the token to the page, without the token in the address."""
         cookie = f"{_COOKIE}={self._session}; Path=/; Max-Age={_COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
         return Answer.text(HTTPStatus.SEE_OTHER, "welcome", Location="/", Set_Cookie=cookie)
 
     def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
-        """What stands under a path."""
+        """The answer to a path."""
         if path == "/":
             nonce = secrets.token_urlsafe(16)
             return Answer(HTTPStatus.OK, _HTML, _bytes(page_html(self._content(), nonce)), nonce=nonce)
         if path == "/content":
             return Answer(HTTPStatus.OK, _HTML, _bytes(content_html(self._content())))
         if path == "/metrics":
-            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self._state())))
+            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self.state())))
         if path == "/api/state":
-            return _json(self._state().to_json())
+            return _json(self.state().to_json())
         if path in ("/api/detections", "/api/alerts"):
             return self._listed(path, query)
         picture = _PICTURE.fullmatch(path)
-        jpeg = self._history.thumbnail(picture[1]) if picture else None
+        jpeg = self.history.thumbnail(picture[1]) if picture else None
         if jpeg is None:
             return Answer.text(HTTPStatus.NOT_FOUND, "not found")
         # An event's picture never changes.
@@ -147,19 +136,19 @@ class PageSource:
         if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= _MAX_LISTED):
             return Answer.text(HTTPStatus.BAD_REQUEST, f"expected a limit from 1 to {_MAX_LISTED}")
         if path == "/api/detections":
-            return _json([detection.to_json() for detection in self._history.recent(int(given))])
-        return _json([alert.to_json() for alert in self._history.alerts(limit=int(given))])
+            return _json([detection.to_json() for detection in self.history.recent(int(given))])
+        return _json([alert.to_json() for alert in self.history.alerts(limit=int(given))])
 
     def _content(self) -> PageContent:
-        detections = self._history.recent(_SHOWN_DETECTIONS)
+        detections = self.history.recent(_SHOWN_DETECTIONS)
         return PageContent(
-            state=self._state(),
-            open_alerts=self._history.alerts(state="open", limit=_SHOWN_ALERTS),
-            resolved_alerts=self._history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
+            state=self.state(),
+            open_alerts=self.history.alerts(state="open", limit=_SHOWN_ALERTS),
+            resolved_alerts=self.history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
             detections=detections,
-            pictured={one.event_id for one in detections if self._history.thumbnail(one.event_id) is not None},
-            plots=self._plots(),
-            healthy=self._healthy,
+            pictured={one.event_id for one in detections if self.history.thumbnail(one.event_id) is not None},
+            plots=self.plots(),
+            healthy=self.healthy,
         )
 
 
@@ -181,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(self._answered(self._logged_in))
 
     def version_string(self) -> str:
-        """Says no versions: they would tell what to attack."""
+        """Names no versions, which would help an attacker."""
         return "AgriDistill"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
@@ -204,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             return inner()
         except AgriDistillError as error:
-            logger.info("the page has nothing to show: %s", error)
+            logger.info("the page cannot be rendered: %s", error)
             return Answer.text(HTTPStatus.SERVICE_UNAVAILABLE, "the agent's state cannot be read now", Retry_After="5")
         except OSError:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import socketserver
 import sys
@@ -15,35 +16,35 @@ from typing import Any
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
-from agridistill.edge.status.host import is_loopback
-from agridistill.edge.status.page_requests import Handler, PageSource
+from agridistill.edge.page.requests import Handler, PageSource
 from agridistill.edge.store.history import History
+from agridistill.edge.urls import is_loopback
 from agridistill.errors import EdgeError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 8571
 _MAX_CONNECTIONS = 8
 _WAIT_FOR_PLACE_S = 1.0
-# A client that sends a byte now and then would never meet the socket's own timeout.
+# A client that sends a byte now and then never reaches the socket's own timeout.
 _LONGEST_CONNECTION_S = 30.0
-# How long a stop may take, and the limit of a connection be passed over.
+# Longest delay of a stop, and of the end of a connection at its limit.
 _POLL_S = 0.1
 _MIN_TOKEN = 16
+_TOKEN = re.compile(f"[!-~]{{{_MIN_TOKEN},}}")  # printable ASCII without blanks
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 5\r\n\r\ntoo many connections\n"
 
 
 class PageServer:
-    """Shows the agent to browsers and to Prometheus, in threads of its own.
+    """Serves the agent's page, JSON and metrics, in its own threads.
 
     Args:
         history: detections and alerts; best one of `History.reading`, which never waits for the agent's own.
         state: gives the agent's state now.
-        host: address to listen on.
+        host: address to bind to.
         port: 0 takes any that is free.
-        token: who looks must know it, at least 16 characters; None only on loopback.
-        plots: gives what is known of each plot now.
-        healthy: names and patterns of healthy classes, besides those whose name says so.
+        token: required of clients, at least 16 characters; None only on loopback.
+        plots: gives the health of each plot now.
+        healthy: names and patterns of healthy classes, besides those named so.
 
     Raises:
         EdgeError: a host that is not loopback without a token, or an unusable token or port.
@@ -55,12 +56,12 @@ class PageServer:
         state: Callable[[], AgentState],
         *,
         host: str = "127.0.0.1",
-        port: int = DEFAULT_PORT,
+        port: int = 8571,
         token: str | None = None,
         plots: Callable[[], Sequence[PlotHealth]] = tuple,
         healthy: Sequence[str] = (),
     ) -> None:
-        if token is not None and (len(token) < _MIN_TOKEN or not _is_one_ascii_word(token)):
+        if token is not None and not _TOKEN.fullmatch(token):
             raise EdgeError(
                 f"a token of the page of {_MIN_TOKEN} or more ASCII characters without blanks",
                 f"one of {len(token)} characters",
@@ -120,10 +121,6 @@ class PageServer:
         self.stop()
 
 
-def _is_one_ascii_word(token: str) -> bool:
-    return token.isascii() and token.isprintable() and " " not in token
-
-
 class _Server(ThreadingHTTPServer):
     """Answers a bounded number of connections, each for a bounded time."""
 
@@ -145,7 +142,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Waits a little for a place: a page with many pictures asks for more than there are."""
+        """Waits a little for a free connection: a page with many pictures opens more than there are."""
         if not self._places.acquire(timeout=_WAIT_FOR_PLACE_S):
             with contextlib.suppress(OSError):
                 request.setblocking(False)
@@ -157,7 +154,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._let_go(request)
+            self._release(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -165,7 +162,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._let_go(request)
+            self._release(request)
 
     def service_actions(self) -> None:
         """Ends connections that have been open for too long."""
@@ -180,7 +177,7 @@ class _Server(ThreadingHTTPServer):
             time.sleep(0.01)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tells defects of ours. A client that goes away, also in the middle, is none."""
+        """Logs our defects; a client that disconnects, also in the middle, is none."""
         if not isinstance(sys.exception(), OSError):
             logger.exception("the page could not answer")
 
@@ -191,7 +188,7 @@ class _Server(ThreadingHTTPServer):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def _let_go(self, request: socket.socket) -> None:
+    def _release(self, request: socket.socket) -> None:
         with self._lock:
             self._since.pop(request, None)
         self._places.release()

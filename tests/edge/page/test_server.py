@@ -19,10 +19,10 @@ from tests.edge.looks import HOSTILE, alert, detection, filled_history, picture,
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
-from agridistill.edge.status import page as page_module
-from agridistill.edge.status.metrics import metrics_text
-from agridistill.edge.status.page import PageServer
-from agridistill.edge.status.plots_view import _verdict
+from agridistill.edge.page import server as page_module
+from agridistill.edge.page.metrics import metrics_text
+from agridistill.edge.page.server import PageServer
+from agridistill.edge.page.view import _verdict
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
 

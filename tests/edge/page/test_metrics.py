@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.edge.looks import state
 
-from agridistill.edge.status.metrics import metrics_text
+from agridistill.edge.page.metrics import metrics_text
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (-?[0-9.]+(?:e[+-]?[0-9]+)?)")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,(?=.)|$)')
@@ -124,5 +124,5 @@ def test_what_is_not_known_is_left_out_and_an_outage_shows() -> None:
 
 
 def test_the_latency_says_between_which_moments_it_is() -> None:
-    line = "# HELP agridistill_frame_latency_seconds From when a frame is taken to its commit, lately."
+    line = "# HELP agridistill_frame_latency_seconds From taking a frame to its commit, of the last frames."
     assert line in metrics_text(state()).splitlines()

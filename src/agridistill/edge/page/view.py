@@ -9,57 +9,121 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-from agridistill.edge.alerts.defaults import is_healthy
 from agridistill.edge.alerts.plots import PlotHealth
+from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, is_healthy
 from agridistill.edge.events import AgentState, Alert, Detection
-from agridistill.edge.status.plots_view import badge_html, plot_words, plots_html, time_html
-from agridistill.edge.status.state_file import FRESH_S
+from agridistill.edge.state import FRESH_S
 from agridistill.edge.words import (
     broker_words,
     bytes_words,
     detection_words,
     duration_words,
+    leaves_words,
     model_words,
+    moment,
     plain_label,
     queue_words,
     source_trouble_words,
     waiting_words,
 )
 
+# Beside the colours, for readers who do not see them; screen readers take the words.
+_ICONS = {"ill": "!", "some": "~", "healthy": "✓", "few": "…"}
+_TRENDS = {"up": ("▲", "Getting worse"), "down": ("▼", "Getting better"), "steady": ("▶", "Steady")}
+
+_DAY_S = 86_400.0
 REFRESH_S = 5
 _LEVELS = ("critical", "warning", "info")
 
 
+def plots_html(plots: Sequence[PlotHealth], alerts: Sequence[Alert], now_s: float) -> str:
+    """The cards of all plots with leaves in their window, those with open alerts first."""
+    current = [one for one in plots if now_s - one.seen_s <= one.window_s]
+    if not current:
+        return (
+            '<p class="notice">No leaves in this window of time. A subfolder of the photos is a plot, and each photo '
+            "of a leaf counts as one leaf.</p>\n"
+        )
+    warned = {alert.plot for alert in alerts if alert.level != "info"}
+    # What needs a look first; sorting keeps the order of the names within.
+    current.sort(key=lambda one: list(_ICONS).index(_verdict(one, one.plot in warned)[0]))
+    cards = "".join(_plot_card(one, warned=one.plot in warned) for one in current)
+    return f'<ul class="plots">\n{cards}</ul>\n'
+
+
+def badge_html(kind: str, words: str) -> str:
+    """A coloured badge ("ill", "some", "healthy" or "few") with an icon and words that mean the same."""
+    return f'<p class="badge {kind}"><span aria-hidden="true">{_ICONS[kind]}</span> {words}</p>'
+
+
+def plot_words(plot: str) -> str:
+    """A plot's name as HTML."""
+    return f"Plot {escape(plot)}" if plot else "No plot"
+
+
+def time_html(at_s: float) -> str:
+    """A time that the page's script shows in the reader's zone."""
+    when = moment(at_s)
+    if when is None:
+        return "an unknown time"
+    return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
+
+
+def _plot_card(health: PlotHealth, *, warned: bool) -> str:
+    kind, words = _verdict(health, warned)
+    condition = (
+        f"<p>Mostly {escape(plain_label(health.label))}</p>" if health.label is not None and health.ill_leaves else ""
+    )
+    window = _window_words(health.window_s)
+    leaves = leaves_words(health.leaves)
+    return (
+        f'<li class="plot {kind}"><h3>{plot_words(health.plot)}</h3>{badge_html(kind, words)}'
+        f'<p class="number">{health.ill_leaves:,} of {leaves} ill</p>{condition}<p>{_trend_html(health)}</p>'
+        f'<p class="soft">Within {window}, last leaf {time_html(health.seen_s)}</p></li>\n'
+    )
+
+
+def _verdict(health: PlotHealth, warned: bool) -> tuple[str, str]:
+    if warned:
+        return "ill", "Alert open"
+    if health.leaves < DEFAULT_LEAST_LEAVES:
+        return "few", f"Too few leaves: take {DEFAULT_LEAST_LEAVES}"
+    if health.ill_share >= DEFAULT_SHARE:
+        return "ill", "Ill"
+    if health.ill_share >= DEFAULT_SHARE / 2:
+        return "some", "Some ill"
+    return "healthy", "Few ill" if health.ill_leaves else "Healthy"
+
+
+def _trend_html(health: PlotHealth) -> str:
+    trend = health.trend
+    if trend is None:
+        needed = f"{DEFAULT_LEAST_LEAVES} leaves in the {_window_words(health.window_s)} before"
+        return f'<span class="soft">No trend yet: it needs {needed}</span>'
+    icon, words = _TRENDS[trend]
+    shares = f"{100 * health.ill_share:.0f} % ill, {100 * health.ill_share_before:.0f} % before"
+    return f'<span aria-hidden="true">{icon}</span> {words}: {shares}'
+
+
+def _window_words(window_s: float) -> str:
+    return "24 h" if window_s == _DAY_S else duration_words(window_s)
+
+
 @dataclass(frozen=True)
 class PageContent:
-    """What the page shows.
-
-    Attributes:
-        state: of the agent.
-        open_alerts: in the order in which they are shown.
-        resolved_alerts: the last ones.
-        detections: the last ones, newest first.
-        pictured: event ids of those that have a picture.
-        plots: how ill each plot's leaves are, in the order in which they are shown.
-        healthy: names and patterns of healthy classes, besides those whose name says so.
-    """
+    """Content of the page."""
 
     state: AgentState
     open_alerts: Sequence[Alert]
-    resolved_alerts: Sequence[Alert]
-    detections: Sequence[Detection]
-    pictured: Collection[str]
+    resolved_alerts: Sequence[Alert]  # the last ones
+    detections: Sequence[Detection]  # the last ones, newest first
+    pictured: Collection[str]  # event ids of those that have a picture
     plots: Sequence[PlotHealth] = ()
-    healthy: Sequence[str] = ()
+    healthy: Sequence[str] = ()  # names and patterns of healthy classes, besides those named so
 
 
 def page_html(content: PageContent, nonce: str) -> str:
-    """The whole page.
-
-    Args:
-        content: what it shows.
-        nonce: by which the browser knows the page's own style and script.
-    """
+    """The whole page; the nonce allows its own style and script."""
     device = escape(content.state.device)
     without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
     return (
@@ -73,7 +137,7 @@ def page_html(content: PageContent, nonce: str) -> str:
 
 
 def content_html(content: PageContent) -> str:
-    """The sections of the page, which its script asks for again and again."""
+    """The sections of the page, which its script reloads."""
     state = content.state
     sections = {
         "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state)),
@@ -89,18 +153,13 @@ def content_html(content: PageContent) -> str:
 
 
 def login_html(nonce: str, *, refused: bool) -> str:
-    """Asks for the token.
-
-    Args:
-        nonce: by which the browser knows the page's own style.
-        refused: whether a token was given that is not the right one.
-    """
-    told = '<p class="notice critical" role="alert">This is not the token.</p>' if refused else ""
+    """The form for the token, with an error where a wrong one was given."""
+    error = '<p class="notice critical" role="alert">This is not the token.</p>' if refused else ""
     return (
         _head("AgriDistill: token", nonce, "")
         + "<main><h1>This page needs its token</h1>"
         + '<p class="soft">It is the one that the agent was started with.</p>'
-        + told
+        + error
         + '<form method="post" action="/login"><label for="token">Token</label><input id="token" name="token" '
         'type="password" autocomplete="current-password" required autofocus>'
         "<button>Show the page</button></form></main>\n</body>\n</html>\n"
@@ -183,8 +242,8 @@ def _state_html(state: AgentState) -> str:
         # No line breaks between a number and its unit.
         shares = (f"{name.lstrip('p')}\N{NO-BREAK SPACE}%" for name in state.latency_ms)
         times = (f"{value:.0f}\N{NO-BREAK SPACE}ms" for value in state.latency_ms.values())
-        told = ", ".join(f"{share} within {time}" for share, time in zip(shares, times, strict=True))
-        rows.append(("Time for a frame", told, False))
+        times_text = ", ".join(f"{share} within {time}" for share, time in zip(shares, times, strict=True))
+        rows.append(("Time for a frame", times_text, False))
     if state.processor_celsius is not None:
         rows.append(("Processor", f"{state.processor_celsius:.0f} °C", False))
     if state.memory_bytes is not None:
@@ -218,7 +277,7 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
     if sure and detection.label is not None:
         health = "healthy" if is_healthy(detection.label, healthy) else "ill"
         words = badge_html(health, health.capitalize()) + words
-    if detection.verdict == "unsure":  # the others' words hold the reason
+    if detection.verdict == "unsure":  # the words of other verdicts hold the reason
         words += f"<p>{escape(detection.reason)}</p>"
     if detection.probability is not None:
         words += _bar_html(detection.probability)

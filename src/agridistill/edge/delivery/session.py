@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -11,27 +13,35 @@ from typing import Any
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agridistill.edge.delivery.allowance import Allowance, UnderWay
-from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.delivery.lost import LostError, OldProtocolError, RefusedError, TermsError, UnansweredError
-from agridistill.edge.delivery.mqtt_client import CONNECT_S, OFFLINE, ONLINE, create_client, hang_up, let_go
+from agridistill.edge.delivery.allowance import (
+    Allowance,
+    LostError,
+    OldProtocolError,
+    RefusedError,
+    TermsError,
+    UnansweredError,
+    UnderWay,
+)
+from agridistill.edge.delivery.broker import BrokerAccess
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import OutboxError
 
 logger = logging.getLogger(__name__)
 
+ONLINE, OFFLINE = b"online", b"offline"
+CONNECT_S = 10.0
 _POLL_S = 0.02
 _GOODBYE_S = 5.0
-_TELL_EVERY_S = 1.0
-# For a broker that keeps no retained messages.
-_TELL_ALL_EVERY_S = 600.0
-_LONGEST_ORDER_BYTES = 2_000_000
+_COLLECT_EVERY_S = 1.0
+_RESEND_ALL_EVERY_S = 600.0  # to a broker that keeps no retained messages
+_LONGEST_COMMAND_BYTES = 2_000_000
 _SKIMMED = 200
 # Reason codes of MQTT 5.
-_NO_RETAIN, _NO_QOS = 0x9A, 0x9B
-# Client id, user or password, rights, a ban, the way to log in: all others are about the broker.
+_WITH_WILL, _NO_RETAIN, _NO_QOS = 0x04, 0x9A, 0x9B
+# Client id, user or password, rights, a ban, authentication method: all others are about the broker.
 _ABOUT_THE_DEVICE = (0x85, 0x86, 0x87, 0x8A, 0x8C)
 # Busy, shutting down, silence, another device of this name, an operator, another server, too many connections.
 _ABOUT_NO_MESSAGE = (0x89, 0x8B, 0x8D, 0x8E, 0x98, 0x9C, 0x9D, 0x9F, 0xA0)
@@ -41,61 +51,59 @@ class Session:
     """One connection.
 
     Args:
-        outbox: what is to be sent.
-        settings: of the broker.
+        outbox: of the device.
+        access: to the broker.
         tls: None for none.
-        retained: what the broker has to know, by topic, in the order of their weight; empty payloads clear a topic.
-        commands: what to do with a message on a topic.
+        retained: payloads by topic that the broker keeps, the most important first; an empty payload clears a topic.
+        commands: handlers of messages by topic.
         protocol: by MQTT 5 a broker says what it refuses; by 3.1.1 it acknowledges that, too.
-        allowance: what the broker is known to take; it learns more.
+        allowance: what the broker is known to take; it is updated.
     """
 
     def __init__(
         self,
         outbox: Outbox,
-        settings: BrokerSettings,
+        access: BrokerAccess,
         tls: ssl.SSLContext | None,
         retained: Callable[[], Mapping[str, bytes]],
         commands: Mapping[str, Callable[[bytes], None]],
         protocol: MQTTProtocolVersion,
         allowance: Allowance | None = None,
     ) -> None:
-        self._outbox, self._settings, self._retained, self._commands = outbox, settings, retained, commands
-        self._window, self._allowance = settings.inflight, allowance or Allowance()
+        self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands
+        self._window, self._allowance = access.settings.inflight, allowance or Allowance()
         self._took_one = self._has_greeted = self._is_outboxs_turn = False
-        self._to_tell: dict[str, bytes | None] = {}
-        self._told: dict[str, bytes] = {}
-        self._tell_at, self._tell_all_at = 0.0, time.monotonic() + _TELL_ALL_EVERY_S
+        self._to_send: dict[str, bytes | None] = {}
+        self._known: dict[str, bytes] = {}
+        self._collect_at, self._resend_all_at = 0.0, time.monotonic() + _RESEND_ALL_EVERY_S
         self._under_way: dict[int, UnderWay] = {}
         self._barrier: tuple[int, list[int]] | None = None
         self._acknowledged: list[int] = []
         self._last_sent, self._starts_over = 0, False
         self._refused: ReasonCode | None = None
-        self._ended = ""
-        self._ends_for_a_message = True
+        self._ended, self._ends_for_a_message = "", True
         self._accepted = self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
-        self.is_proven = False
-        """Whether the broker took something, or nothing waits for it."""
-        client = self._client = create_client(settings, tls, protocol, self._allowance)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
-        client.on_unsubscribe = self._on_unsubscribe
-        client.on_message = self._on_message
+        self.confirmed_working = False  # the broker took something, or nothing waits for it
+        client = self._client = access.create_client(tls, protocol)
+        client.connect_timeout = CONNECT_S
+        client.will_set(access.status_topic, OFFLINE, qos=self._allowance.qos, retain=self._allowance.retain)
+        client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
+        client.on_publish, client.on_message = self._on_publish, self._on_message
+        client.on_subscribe, client.on_unsubscribe = self._on_subscribe, self._on_unsubscribe
 
     def open(self) -> None:
-        """Connects, and begins to tell what has to be retained.
+        """Connects, and begins to send what has to be retained.
 
         Raises:
             OldProtocolError, UnansweredError: it does not answer in MQTT 5.
             RefusedError: it refuses the device.
             TermsError: it refuses the last will; another try has another one.
             LostError: it does not answer.
-            OSError: nobody is there.
+            OSError: the address cannot be reached.
         """
-        self._client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s)
+        settings = self._access.settings
+        self._client.connect(settings.host, settings.port, settings.keepalive_s)
         deadline = time.monotonic() + CONNECT_S
         # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know, or is silent (amqtt).
         unanswered = UnansweredError if self._is_new else LostError
@@ -109,8 +117,8 @@ class Session:
             if time.monotonic() > deadline:
                 raise unanswered("no answer")
         # What may be denied comes last: a broker that closes the connection then does so behind what matters.
-        self._to_tell[self._settings.status_topic] = ONLINE
-        self._look_what_to_tell()
+        self._to_send[self._access.status_topic] = ONLINE
+        self._collect_changes()
 
     def step(self) -> None:
         """Takes acknowledgements, and sends what there is room for.
@@ -123,43 +131,36 @@ class Session:
         if self._acknowledged:
             seqs, self._acknowledged = self._acknowledged, []
             self._outbox.delivered(seqs)
-            self._took_one = self.is_proven = True
-        if time.monotonic() >= self._tell_at:
-            self._look_what_to_tell()
+            self._took_one = self.confirmed_working = True
+        if time.monotonic() >= self._collect_at:
+            self._collect_changes()
         self._send()
-        self._ask_for_proof()
+        self._request_proof()
         oldest = min((each.sent for each in self._under_way.values()), default=None)
-        if oldest is not None and time.monotonic() - oldest > self._settings.ack_timeout_s:
-            self._ended = f"no acknowledgement for {self._settings.ack_timeout_s:g} s"
+        if oldest is not None and time.monotonic() - oldest > self._access.ack_timeout_s:
+            self._ended = f"no acknowledgement for {self._access.ack_timeout_s:g} s"
             raise LostError(self._ended)
-        if not self._under_way and not self._to_tell:
-            self.is_proven = True
+        if not self._under_way and not self._to_send:
+            self.confirmed_working = True
 
     def explain_end(self) -> bool:
-        """Whether the lost connection needs no line of its own in the log.
-
-        That is so behind a refusal, and where it was closed with messages under way: either one of them was the cause,
-        which the next time will show, or the broker is away, which the next attempt will show.
-        """
+        """Whether the log needs no line for the end: it was a refusal, or the next attempt shows the cause."""
         under_way = list(self._under_way.values()) if self._ends_for_a_message else []
         is_reported = self._allowance.ended(under_way, self._ended or "it closes the connection")
         return is_reported or self._was_refused or (bool(under_way) and not self._ended)
 
     def say_goodbye(self) -> None:
-        """Waits a little for what is under way, and says that the device is off by its own will.
-
-        Where there is no time for that, `close` leaves it to the last will.
-        """
-        self._look_what_to_tell()
-        self._to_tell.pop(self._settings.status_topic, None)  # it comes last
-        self._to_tell[self._settings.status_topic] = OFFLINE
+        """Waits a little for what is under way, and sends "offline"; where time is short the last will does."""
+        self._collect_changes()
+        self._to_send.pop(self._access.status_topic, None)  # it comes last
+        self._to_send[self._access.status_topic] = OFFLINE
         deadline = time.monotonic() + _GOODBYE_S
-        while (self._under_way or self._to_tell) and time.monotonic() < deadline:
+        while (self._under_way or self._to_send) and time.monotonic() < deadline:
             if not self._under_way:
-                self._tell_next()
-            self._ask_for_proof()
+                self._send_next()
+            self._request_proof()
             self._loop()
-        if self._under_way or self._to_tell:
+        if self._under_way or self._to_send:
             return
         self._said_goodbye = True
         self._client.disconnect()
@@ -167,50 +168,60 @@ class Session:
             self._client.loop(_POLL_S)
 
     def close(self) -> None:
-        """Lets go of the connection, whatever its state, and keeps what was acknowledged."""
+        """Ends the connection, whatever its state, and commits what was acknowledged."""
         if self._acknowledged:
             try:
                 self._outbox.delivered(self._acknowledged)
             except OutboxError as error:
                 logger.info("acknowledged messages will be sent again: %s", error)
             self._acknowledged = []
-        if not self._said_goodbye:
-            hang_up(self._client, can_say_why=self._is_new and self._accepted)
-        let_go(self._client)
+        connection = self._client.socket()
+        # Without a goodbye the connection ends so that the broker publishes the last will. By 3.1.1 every DISCONNECT
+        # takes the last will back.
+        if not self._said_goodbye and self._is_new and self._accepted:
+            self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL))
+        elif not self._said_goodbye and isinstance(connection, socket.socket):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        # paho closes its pair of sockets when the client is collected. In a circle with its callbacks that comes late:
+        # a broker that refuses for hours would fill the table of open files before.
+        self._client.loop(0)
+        self._client.on_connect = self._client.on_disconnect = self._client.on_message = None
+        self._client.on_publish = self._client.on_subscribe = self._client.on_unsubscribe = None
 
-    def _look_what_to_tell(self) -> None:
-        """Orders that are not subscribed to, and retained topics that the broker does not know yet as they are."""
+    def _collect_changes(self) -> None:
+        """Collects topics to subscribe to, and retained payloads that the broker does not hold yet."""
         now = time.monotonic()
         self._starts_over |= self._allowance.offers_again()
-        if not self._allowance.retain and now >= self._tell_all_at:
-            self._tell_all_at = now + _TELL_ALL_EVERY_S
-            self._told.clear()
-            self._to_tell[self._settings.status_topic] = ONLINE
+        if not self._allowance.retain and now >= self._resend_all_at:
+            self._resend_all_at = now + _RESEND_ALL_EVERY_S
+            self._known.clear()
+            self._to_send[self._access.status_topic] = ONLINE
         for topic in self._commands:
-            if topic not in self._told and self._allowance.may_send(topic):
-                self._to_tell[topic], self._told[topic] = None, b""
+            if topic not in self._known and self._allowance.may_send(topic):
+                self._to_send[topic], self._known[topic] = None, b""
         retained = self._retained()
         for topic, payload in retained.items():
-            if self._told.get(topic) != payload and self._allowance.may_send(topic):
+            if self._known.get(topic) != payload and self._allowance.may_send(topic):
                 if self._allowance.fits(topic, payload):
-                    self._to_tell[topic] = payload
-                self._told[topic] = payload
+                    self._to_send[topic] = payload
+                self._known[topic] = payload
         # An alert's state does not wait behind the plots that wait already.
-        order = (self._settings.status_topic, *self._commands, *retained)
-        first = {topic: self._to_tell[topic] for topic in order if topic in self._to_tell}
-        self._to_tell = first | self._to_tell
-        self._tell_at = now + _TELL_EVERY_S
+        order = (self._access.status_topic, *self._commands, *retained)
+        first = {topic: self._to_send[topic] for topic in order if topic in self._to_send}
+        self._to_send = first | self._to_send
+        self._collect_at = now + _COLLECT_EVERY_S
 
     def _send(self) -> None:
         if any(each.seq is None for each in self._under_way.values()):
             return
-        # First "online", then the outbox's first message: what may be denied waits until the broker takes that one.
-        # Then in turns: the state of many plots over a slow line must not hold back detections and alerts.
-        if not self._to_tell or (self._has_greeted and (self._is_outboxs_turn or not self._took_one)):
+        # First "online", then the outbox's first message; what may be denied waits until the broker takes that one.
+        # Then in turns: the state of many plots over a slow line must not delay detections and alerts.
+        if not self._to_send or (self._has_greeted and (self._is_outboxs_turn or not self._took_one)):
             self._send_from_outbox()
             self._is_outboxs_turn = False
-        if self._to_tell and not self._under_way:
-            self._tell_next()
+        if self._to_send and not self._under_way:
+            self._send_next()
             self._is_outboxs_turn = True
 
     def _send_from_outbox(self) -> None:
@@ -222,26 +233,23 @@ class Session:
         room = (1 if goes_alone else self._window) - len(self._under_way)
         if room <= 0:
             return
-        for pending in self._outbox.pending(after=self._last_sent, limit=_SKIMMED if self._skims else room):
+        skims = self._allowance.leaves_out or self._allowance.largest_bytes is not None
+        for pending in self._outbox.pending(after=self._last_sent, limit=_SKIMMED if skims else room):
             self._last_sent = pending.seq
-            topic, payload = self._settings.topic_of(pending), pending.message.payload
+            topic, payload = self._access.topic_of(pending), pending.message.payload
             if self._allowance.may_send(topic, pending.seq) and self._allowance.fits(topic, payload, pending.seq):
                 self._publish(topic, payload, pending.seq)
                 room -= 1
                 if not room:
                     return
 
-    @property
-    def _skims(self) -> bool:
-        return self._allowance.leaves_out or self._allowance.largest_bytes is not None
-
-    def _tell_next(self) -> None:
+    def _send_next(self) -> None:
         """One retained message or subscription, alone under way for the same reason."""
-        topic = next(iter(self._to_tell))
-        payload = self._to_tell.pop(topic)
+        topic = next(iter(self._to_send))
+        payload = self._to_send.pop(topic)
         self._has_greeted = True
         if not self._allowance.may_send(topic):
-            self._told.pop(topic, None)
+            self._known.pop(topic, None)
         elif payload is None:
             code, mid = self._client.subscribe(topic, qos=self._allowance.qos)
             self._require_sent(code)
@@ -259,12 +267,12 @@ class Session:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise LostError(self._ended or paho.error_string(code))
 
-    def _ask_for_proof(self) -> None:
+    def _request_proof(self) -> None:
         """Of messages without acknowledgement (QoS 0): a broker that answers what came behind them has read them."""
         if self._allowance.qos == 0 and self._barrier is None:
             sent = [mid for mid, each in self._under_way.items() if not each.is_subscription]
             if sent:
-                code, mid = self._client.unsubscribe(self._settings.status_topic)
+                code, mid = self._client.unsubscribe(self._access.status_topic)
                 self._require_sent(code)
                 self._barrier = mid or 0, sent
 
@@ -281,11 +289,11 @@ class Session:
         words = f"it refuses: {reason}"
         if self._is_new and "rotocol" in str(reason):
             return OldProtocolError(words)
-        if reason.value == _NO_RETAIN and self._allowance.retain:
-            self._allowance.announced(retain=False, qos=self._allowance.qos)
-            return TermsError(words)
-        if reason.value == _NO_QOS and self._allowance.qos:
-            self._allowance.announced(retain=self._allowance.retain, qos=0)
+        retain, qos = self._allowance.retain, self._allowance.qos
+        if (reason.value == _NO_RETAIN and retain) or (reason.value == _NO_QOS and qos):
+            self._allowance.announced(
+                retain=retain and reason.value != _NO_RETAIN, qos=0 if reason.value == _NO_QOS else qos
+            )
             return TermsError(words)
         return RefusedError(str(reason)) if reason.value in _ABOUT_THE_DEVICE else LostError(words)
 
@@ -310,18 +318,18 @@ class Session:
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         # Without acknowledgements paho calls this when the message is written, which proves nothing.
         if self._allowance.qos:
-            self._answered(mid, str(reason) if reason.is_failure else "")
+            self._resolve(mid, str(reason) if reason.is_failure else "")
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        self._answered(mid, next((str(reason) for reason in reasons if reason.is_failure), ""))
+        self._resolve(mid, next((str(reason) for reason in reasons if reason.is_failure), ""))
 
     def _on_unsubscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         if self._barrier is not None and self._barrier[0] == mid:
             for sent in self._barrier[1]:
-                self._answered(sent, "")
+                self._resolve(sent, "")
             self._barrier = None
 
-    def _answered(self, mid: int, refusal: str) -> None:
+    def _resolve(self, mid: int, refusal: str) -> None:
         found = self._under_way.pop(mid, None)
         if found is None:
             return
@@ -329,7 +337,7 @@ class Session:
         if refusal:
             self._allowance.refused(found, refusal)
             if found.seq is None:
-                self._told.pop(found.topic, None)  # offered again where the allowance says so
+                self._known.pop(found.topic, None)  # offered again where the allowance says so
             return
         self._allowance.taken(found)
         if found.seq is not None:
@@ -337,6 +345,6 @@ class Session:
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         act = self._commands.get(message.topic)
-        # Nobody sends an order of megabytes; a retained one of no bytes takes the order back.
-        if act is not None and 0 < len(message.payload) <= _LONGEST_ORDER_BYTES:
+        # A retained message of no bytes takes a command back.
+        if act is not None and 0 < len(message.payload) <= _LONGEST_COMMAND_BYTES:
             act(bytes(message.payload))

@@ -1,0 +1,5 @@
+"""The local page with its JSON, and Prometheus's metrics."""
+
+from agridistill.edge.page.server import PageServer
+
+__all__ = ["PageServer"]

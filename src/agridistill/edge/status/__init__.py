@@ -1,1 +1,0 @@
-"""How the agent is: its state, metrics, and the local page."""
