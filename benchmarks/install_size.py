@@ -79,11 +79,17 @@ def of_least(work: Path) -> dict[str, Any]:
     return {"packages": LEAST, "without": NOT_IN_LEAST, "of_which_model_mb": round(model, 1), **measured(packages)}
 
 
+# What a device on a mobile network pays for.
+MAX_FETCHED_MB = 70
+
+
 def main(extra: str, out: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         document = of_least(Path(work)) if extra == "least" else of_extra(extra, Path(work))
     write_json(out, document)
     print(document)
+    if document.get("fetched_mb", 0) > MAX_FETCHED_MB:
+        sys.exit(f"error: expected at most {MAX_FETCHED_MB} MB to fetch; got {document['fetched_mb']} MB")
 
 
 if __name__ == "__main__":

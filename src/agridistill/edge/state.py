@@ -154,8 +154,8 @@ def disk_free_bytes(path: Path) -> int | None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether there is a process of this number; it may be another program's by now."""
-    # 0 and below would ask for groups of processes; on Windows the signal 0 is a Ctrl-C.
+    """Whether a process has this id; it may be of another program by now."""
+    # Signal 0 to 0 or below addresses process groups; on Windows signal 0 is a Ctrl-C.
     if pid <= 0 or sys.platform == "win32":
         return pid > 0
     try:
