@@ -200,14 +200,14 @@ def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: st
     only_model = [name for name in model if name not in data]
     only_data = [name for name in data if name not in model]
     parts = [
-        f"only the {whose} has " + ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
+        ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "") + f" in the {whose} only"
         for whose, names in ((owner, only_model), ("data", only_data))
         if names
     ]
     raise ModelError(
-        f"a {owner} with the data's classes",
+        f"a {owner} with the same classes as the data",
         " and ".join(parts) or "the same classes in another order",
-        f"correct the class folders' names or use a {owner} of this data",
+        f"rename the class folders, or use a {owner} that is trained on this data",
     )
 
 

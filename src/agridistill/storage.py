@@ -166,13 +166,13 @@ def require_writable(path: Path, option: str = "--out", *, folder: bool = False)
 
 
 def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str] = (), header: str = "") -> None:
-    """Checks that a result can be written, and that a file that it would replace is an earlier result of the kind.
+    """Checks that a result can be written: a file that is there already must be an earlier result of the same kind.
 
     Args:
         path: of the file.
         option: that named it, for the error.
-        keys: of the JSON document; for other text none.
-        header: how other text begins.
+        keys: that every JSON result of this kind has; empty for results that are not JSON.
+        header: the text that a result begins with where it is not JSON.
 
     Raises:
         RunError: as `require_writable`, or a file that holds something else.

@@ -306,7 +306,7 @@ def test_alike_names_are_a_problem_and_a_warning(
     tmp_path: Path, write_folder, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_folder(tmp_path / "photos", {"Rust": 6, "rust": 6, "scab": 6})
-    expected = "classes whose names differ in capitals, spaces or normal form alone: 'Rust' and 'rust'"
+    expected = "these class names differ only in capitals, spaces or Unicode normal form: 'Rust' and 'rust'"
     assert check(root).problems == (expected,)
     split_data(root, tmp_path / "s.json")
     assert [record.getMessage() for record in caplog.records] == [expected]

@@ -117,18 +117,18 @@ def test_a_damaged_result_is_refused(changes: dict[str, Any], message: str) -> N
     [
         (
             ("blue", "green"),
-            "got only the model has 'red' and only the data has 'blue'; correct the class folders' names",
+            "got 'red' in the model only and 'blue' in the data only; rename the class folders",
         ),
-        (("green",), "got only the model has 'red'; "),
+        (("green",), "got 'red' in the model only; "),
         (("red", "green"), "got the same classes in another order"),
-        (("green", "red", *"abcdef"), "got only the data has 'a', 'b', 'c', 'd', 'e', …; "),
+        (("green", "red", *"abcdef"), "got 'a', 'b', 'c', 'd', 'e', … in the data only; "),
     ],
 )
 def test_a_model_of_other_classes_is_refused_before_a_photo_is_read(
     colour_backend: MakeBackend, tmp_path: Path, classes: tuple[str, ...], message: str
 ) -> None:
     backend = colour_backend()
-    with pytest.raises(ModelError, match="expected a model with the data's classes; " + message):
+    with pytest.raises(ModelError, match="expected a model with the same classes as the data; " + message):
         evaluate(backend, [Sample("nowhere.jpg", 0, "a")], tmp_path, classes=classes, split="test")
     assert backend.batch_sizes == []
 

@@ -330,7 +330,7 @@ def test_other_classes_are_told_before_the_photos_are_read(colour_backend: MakeB
     with pytest.raises(ModelError, match="expected photos of classes that the model knows; got 'blue'; known: green"):
         evaluate_folder(colour_backend(), colour_folder, split="all", progress=lambda *step: steps.append(step))
     # An export and a teacher need all of their classes.
-    with pytest.raises(ModelError, match="only the model has 'red' and only the data has 'blue'"):
+    with pytest.raises(ModelError, match="'red' in the model only and 'blue' in the data only"):
         choose_photos(colour_backend().manifest, colour_folder, progress=lambda *step: steps.append(step))
     assert steps == []
 

@@ -113,7 +113,9 @@ class TestFeatureAttention:
         torch.testing.assert_close(attention, torch.full((1, 2, 2), features[0, 0, 0, 0].item() ** 2))
 
     def test_refuses_token_sequences(self):
-        with pytest.raises(ModelError, match="expected a feature map of 4 axes; got 3 axes"):
+        with pytest.raises(
+            ModelError, match=r"expected a feature map with 4 axes \(batch, channels, height, width\); got 3 axes"
+        ):
             feature_attention(torch.zeros(2, 49, 8))
 
 

@@ -198,7 +198,7 @@ def test_a_teacher_of_other_classes_is_refused_and_they_are_named(
 ) -> None:
     shutil.copytree(leaves, tmp_path / "data")
     (tmp_path / "data" / "mosaic").rename(tmp_path / "data" / "rust")
-    with pytest.raises(ModelError, match="only the teacher has 'mosaic' and only the data has 'rust'"):
+    with pytest.raises(ModelError, match="'mosaic' in the teacher only and 'rust' in the data only"):
         distill(tmp_path / "data", teacher_run, tmp_path / "run", student())
 
 

@@ -48,7 +48,7 @@ class Percentiles:
         return cls(float(p50), float(p90), float(p99))
 
     def to_json(self, name: str) -> dict[str, float]:
-        """Three keys that start with `name`."""
+        """The percentiles in milliseconds: `NAME_ms_p50`, `NAME_ms_p90` and `NAME_ms_p99`."""
         return {f"{name}_ms_p50": self.p50, f"{name}_ms_p90": self.p90, f"{name}_ms_p99": self.p99}
 
 

@@ -31,7 +31,7 @@ def compare(
     set_: options.Set = None,
     splits: options.Splits = None,
     jobs: Annotated[int, Option(min=0, help="Runs at a time; 0 takes one for each GPU, one without.")] = 0,
-    evidence: Annotated[bool, Option(help="Robustness, calibration and attention for the report, too.")] = True,
+    evidence: Annotated[bool, Option(help="Also measure robustness, calibration and attention for the report.")] = True,
     search: Annotated[int, Option(min=0, metavar="N", help="Instead: N trials of \\[compare.search], by Optuna.")] = 0,
     storage: Annotated[
         str | None, Option(metavar="URL", help="Optuna storage of --search; SQLite in --out otherwise.")

@@ -78,7 +78,7 @@ def watch(
     given = {"source": source, "model": model, "device": device, "plot": plot, "every_s": every, "after": after}
     settings = _with_options(settings, given | {"thumbnails": thumbnails}, broker=broker, page=page)
     if not settings.source:
-        raise ConfigError("a source to watch", "none", "agridistill watch FOLDER --model leaf.onnx")
+        raise ConfigError("a source to watch", "none", "run agridistill watch FOLDER --model leaf.onnx")
     if settings.model is None:
         raise ConfigError(
             "a model", "none", "--model tomato, or agridistill export RUN --out leaf.onnx and --model leaf.onnx"

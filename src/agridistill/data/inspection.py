@@ -112,7 +112,7 @@ class InspectionStore:
             self._changed = True
 
     def save(self) -> None:
-        """Writes the records of the photos that are there now, unless none has changed."""
+        """Writes the records of the photos that are there now, unless nothing has changed."""
         if not self._changed and self._seen.keys() == self._known.keys():
             return
         try:

@@ -95,10 +95,12 @@ def near_groups(hashes: Mapping[str, int], *, max_bits: int = NEAR_DUPLICATE_BIT
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
-    """Groups of two and more paths whose looks differ in at most `COPY_BITS` under one of eight turns.
+    """Groups of two or more photos that are copies of one photo, also flipped or turned.
+
+    The looks of two copies differ in at most `COPY_BITS` bits under one of the eight turns and flips.
 
     Args:
-        looks: path -> look.
+        looks: the look of each photo (see this module) by its path.
     """
     paths_of = _paths_of_values(looks)
     return _groups_of_two(paths_of, _copy_pairs(list(paths_of)))

@@ -58,7 +58,9 @@ def make_split(
         if not 0 <= fraction < 1:
             raise DataError(f"a {name} fraction from 0 to below 1", str(fraction), "correct it")
     if val_fraction + test_fraction >= 1:
-        raise DataError("val and test fractions below 1 together", f"{val_fraction} + {test_fraction}", "lower them")
+        raise DataError(
+            "val and test fractions whose sum is below 1", f"{val_fraction} + {test_fraction}", "lower them"
+        )
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     placement = _Placement(samples, fractions)
     trials = max(1, min(_MAX_TRIALS, _PLACEMENTS // max(1, len(placement.groups))))

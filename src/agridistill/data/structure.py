@@ -289,9 +289,9 @@ def alike_in_words(group: Sequence[str]) -> str:
 
     Example:
         >>> alike_in_words(("Rust", "rust"))
-        "classes whose names differ in capitals, spaces or normal form alone: 'Rust' and 'rust'"
+        "these class names differ only in capitals, spaces or Unicode normal form: 'Rust' and 'rust'"
     """
     written = [f"'{name}'" for name in dict.fromkeys(map(composed, group))]
     if len(written) == 1:
         return f"{len(group)} class folders {written[0]} in different Unicode normal forms, which are one class"
-    return f"classes whose names differ in capitals, spaces or normal form alone: {' and '.join(written)}"
+    return f"these class names differ only in capitals, spaces or Unicode normal form: {' and '.join(written)}"

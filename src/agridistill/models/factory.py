@@ -168,9 +168,8 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
     """What a model starts from, for the lineage of its run; arguments as in `create_model`.
 
     Returns:
-        `source`, one of `run`, `file`, `package`, `hub` and `random`, and what names it: `file` and `sha256` of a run
-        or a file; `package`, `file`, `sha256` and `licence` of a package; `hub` and `licence` of the hub's
-        weights, which are None where unknown.
+        `source`, and further keys that depend on it. "run" and "file": `file`, `sha256`. "package": `package`, `file`,
+        `sha256`, `licence`. "hub": `hub`, `licence`, each None where it is unknown. "random": none.
 
     Raises:
         ModelError: no file of weights at `weights`.

@@ -35,7 +35,8 @@ def feature_attention(features: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW"
         tensor([[[5., 2.]]])
     """
     if features.dim() != 4:
-        raise ModelError("a feature map of 4 axes", f"{features.dim()} axes", "tap a stage that keeps height and width")
+        expected = "a feature map with 4 axes (batch, channels, height, width)"
+        raise ModelError(expected, f"{features.dim()} axes", "choose a stage whose output keeps height and width")
     return features.float().square().mean(dim={"NCHW": 1, "NHWC": 3}[layout])
 
 

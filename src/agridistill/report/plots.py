@@ -142,7 +142,12 @@ def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
 
 @rc_context(_STYLE)
 def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: str) -> Plot:
-    """Validation accuracy (0 to 1) by epoch, one row a seed for each candidate: the mean in a band over all seeds."""
+    """Draws the validation accuracy by epoch: the mean of each candidate's seeds, in a band from lowest to highest.
+
+    Args:
+        curves: for each candidate one row per seed with the accuracy (0 to 1) after each epoch.
+        name: of the plot.
+    """
     figure, axes = _create_figure()
     lowest = 100.0
     for index, (candidate, rows) in enumerate(curves.items()):

@@ -138,7 +138,7 @@ def test_a_refusal_is_no_absence_and_is_not_tried_again_soon(caplog: pytest.LogC
         assert latest.trouble is None
     first, second, third = told(caplog)
     assert "is away" in first
-    assert "refuses" in second
+    assert "answers, but cannot be used" in second
     assert "status 401" in second
     assert "away" not in second
     assert "is back" in third

@@ -192,7 +192,8 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
     if len(found) > 1 and len(roots) != 1:
         several = " and ".join(f"'{root}'" for root in sorted(found)[:2])
         got = f"{len(found)} in '{archive.name}' ({several})"
-        raise FetchError(f"one folder of class folders of {dataset.title}", got, "pack only one")
+        expected = f"one folder in the archive that holds the class folders of {dataset.title}"
+        raise FetchError(expected, got, "put only one of them into the archive")
     places = dict(found[roots[0]]) if roots else {}
     counts = Counter(place.parent.name for place in places.values())
     missing = [name for name in dataset.classes if not counts[name]]

@@ -191,7 +191,7 @@ def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
 
 
 def ill_classes(classes: Sequence[str], healthy: Sequence[str] = ()) -> list[str]:
-    """The classes of a model that are not healthy, by name or by the names and patterns of `healthy`.
+    """The classes of a model but those that are healthy by their own name or by a name or pattern of `healthy`.
 
     Raises:
         ConfigError: a name or pattern of `healthy` that fits no class.

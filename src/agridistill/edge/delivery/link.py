@@ -43,7 +43,7 @@ class AgentView(Protocol):
 
     @property
     def reports(self) -> list[PlotReport]:
-        """Of each plot with recent leaves."""
+        """The condition of each plot that has recent leaves."""
 
 
 class BrokerLink:

@@ -135,7 +135,9 @@ class Webhook:
             usable = False
         # The message omits the address, which often holds a token.
         if not usable:
-            raise ConfigError("a webhook http(s)://HOST[:PORT]/…", "another address", "correct it")
+            raise ConfigError(
+                "a webhook's address http(s)://HOST[:PORT]/…", "another one (hidden: it may hold a token)", "correct it"
+            )
         if parts.username is not None or parts.password is not None:
             raise ConfigError("a webhook's address without a user", "one with", "use token_file")
 

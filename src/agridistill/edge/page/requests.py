@@ -90,7 +90,7 @@ class PageSource:
             return False
 
     def knows(self, authorization: str, cookies: str) -> bool:
-        """Whether a request carries the token, or the cookie that was set for it."""
+        """Whether a request carries the token or the login's cookie; always true where no token is set."""
         if self.token is None or self._session is None:
             return True
         scheme, _, credentials = authorization.partition(" ")

@@ -51,11 +51,11 @@ def challenges(headers: Iterable[str]) -> list[Challenge]:
 
 
 def authorization(offers: Iterable[Challenge], user: str, password: str, method: str, uri: str) -> str | None:
-    """The header that answers the strongest offer; None where none can be answered.
+    """The value of the `Authorization` header for the strongest login method; None where none is supported.
 
     Args:
-        offers: of the server.
-        user: name.
+        offers: the server's challenges.
+        user: the user's name.
         password: sent in clear with Basic only.
         method: of the request, such as "GET".
         uri: of the request as it is sent.

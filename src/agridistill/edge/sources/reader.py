@@ -269,7 +269,8 @@ class LatestFrame:
         """Logs a loss once, and again where a lost source refuses, or the other way round."""
         refusal = error.got if isinstance(error, SourceRefusedError) else None
         if self._lost_at is None or (refusal is None) != (self._refusal is None):
-            logger.warning("the source %s %s (%s)", self.name, "refuses" if refusal else "is away", error)
+            state = "answers, but cannot be used" if refusal else "is away"
+            logger.warning("the source %s %s (%s)", self.name, state, error)
         if self._lost_at is None:
             self._lost_at = time.monotonic()
             self._backoff.reset()

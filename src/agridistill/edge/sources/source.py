@@ -149,7 +149,7 @@ class PhotoReader:
         is_grey = np.abs(pixels[_LAST_PIXELS].astype(np.int16) - _GREY) <= 1
         if is_grey.all() and np.ptp(pixels) > 2 and _is_jpeg(source):
             got = f"{name}, which lost some of its data"
-            raise PhotoError("a whole photo", got, "check the camera and the way here")
+            raise PhotoError("a complete photo", got, "check the camera and the transfer of its photos")
         return pixels
 
 

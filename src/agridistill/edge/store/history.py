@@ -184,7 +184,7 @@ class History:
         return float(rows[0][0]) if rows else None
 
     def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """When the newest leaf of a plot of this source was taken, by the photo itself where that counts, else seen."""
+        """Time of a plot's newest leaf, seconds since 1970: the photo's own where that counts, else its arrival."""
         where, values = self._of_plot(plot, verdicts)
         time_s = "max(coalesce(json_extract(document, '$.taken_s'), at_s))"
         ((at_s,),) = self._rows(f"SELECT {time_s} FROM detections WHERE {where}", *values)  # noqa: S608 - constants

@@ -158,7 +158,7 @@ def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.Gra
         ModelError: a network that does not end with a linear classifier.
     """
     if not isinstance(network, fx.GraphModule):
-        raise ModelError("a network rounded to int8", type(network).__name__, "round it first")
+        raise ModelError("a network rounded to int8", type(network).__name__, "call `quantised` first")
     graph = copy.deepcopy(network)
     (last,) = graph.graph.output_node().all_input_nodes
     linear = _module(graph, last)
