@@ -192,7 +192,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
         (_photos("", TOMATO_CLASSES[:8]), "got none of Tomato___Tomato_mosaic_virus, Tomato___healthy in 'a.zip'"),
         (
             {**_photos("train/"), **_photos("valid/")},
-            "one folder of class folders of PlantVillage's tomatoes; got 2 in 'a.zip' ('train' and",
+            "that holds the class folders of PlantVillage's tomatoes; got 2 in 'a.zip' ('train' and",
         ),
         ({**_photos(""), "leaf-map.json": b"{"}, "an archive with a usable leaf map"),
         ({**_photos(""), "Tomato___healthy/../../evil.jpg": b"x"}, "paths inside the archive"),
