@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +120,12 @@ def __getattr__(name: str) -> Any:
     return _imported(name)
 
 
+# Types of results that only an extra gives: without it, `help` and completion leave them out.
+_NEEDS = {"EvaluationResult": "sklearn", "ExportResult": "torch", "ReportResult": "jinja2", "RunResult": "torch"}
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(name for name in __all__ if name not in _NEEDS or find_spec(_NEEDS[name]) is not None)
 
 
 def _imported(name: str) -> Any:

@@ -74,6 +74,17 @@ def test_losses_need_torch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_lists_what_the_base_install_has() -> None:
+    # Here the libraries stand on the disk: only their absence from the search says that they are not installed.
+    absent = "import importlib.util as u; found = u.find_spec\n"
+    absent += f"u.find_spec = lambda name, *more: None if name in {(*HEAVY, 'jinja2')!r} else found(name, *more)\n"
+    show = "import pydoc, agridistill; print(pydoc.render_doc(agridistill, renderer=pydoc.plaintext))"
+    done = python(f"{WITHOUT}\n{absent}\n{show}")
+    assert done.returncode == 0, done.stderr
+    assert "predict_many(self" in done.stdout
+    assert "class RunResult" not in done.stdout
+
+
 def test_a_missing_training_part_is_one_line_with_its_remedy(tmp_path: object) -> None:
     done = python(
         f"{WITHOUT}\nfrom agridistill.cli.main import main\nmain(['train', {str(tmp_path)!r}, '--out', 'never'])"
