@@ -32,7 +32,7 @@ def export(
     answers: Annotated[float, Option(min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")] = 0.95,
     force: Annotated[bool, Option("--force", help="Write it even if it misses its gate.")] = False,
     batch: Annotated[
-        int | None, Option(min=1, max=1, help="1 fixes the batch of an .onnx file (tract, ncnn, MNN).")
+        int | None, Option(min=1, max=1, help="1 fixes the batch of an .onnx file (tract, IREE; MNN: fp32).")
     ] = None,
     json: options.Json = False,
 ) -> None:
