@@ -131,6 +131,7 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
         compare(leaves, copy, compare_plan({**RECIPE, "train": {**RECIPE["train"], "lr": 0.5}}))
 
 
+@pytest.mark.slow
 def test_a_study_of_labels_alone_trains_no_teacher(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
     candidates = [{"name": "ce"}, {"name": "other", "set": ["method=ce", "lr=2e-3"]}]
@@ -156,6 +157,7 @@ def test_two_processes_do_not_train_one_study(study: Path, leaves: Path, teacher
         compare(leaves, study, plan(), teacher=teacher_run)
 
 
+@pytest.mark.slow
 def test_what_the_teacher_has_learnt_of_the_test_is_told(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
     split = tmp_path / "other.json"
     learnt = set(json.loads((teacher_run / "splits.json").read_text())["splits"]["train"])

@@ -103,6 +103,7 @@ def test_calls_that_go_on_try_other_points(
     assert len({trial["settings"]["w_att"] for trial in document["trials"]}) == 5
 
 
+@pytest.mark.slow
 def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_run: Path) -> None:
     with pytest.raises(RunError, match="the recipe that this search began with; got another one for 'hybrid-full'"):
         search(leaves, searched, search_plan(changed(seed=5)), 2, teacher=teacher_run)
