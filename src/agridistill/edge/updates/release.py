@@ -303,7 +303,7 @@ def create_key(path: Path) -> str:
     key, password = Ed25519PrivateKey.generate(), _password()
     encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    # With its final rights from the start: nobody else may read it, not even for a moment.
+    # With its final rights from the start: no other user may read it, not even for a moment.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file_out:
         file_out.write(content)
         file_out.flush()
