@@ -1,0 +1,248 @@
+"""Makes the leaf weights: what an EfficientNet-Lite0 knows from ImageNet, in a MobileNetV3, from photos without labels.
+
+    python benchmarks/leaf_weights.py PHOTOS OUT --model mobilenetv3_large_100
+
+The teacher is the packaged Lite0 as it is, with its 1,000 classes. Teacher and student see the same view: a crop of 5
+to 100 % of the photo in any direction, in strongly changed colours, half of the batches mixed from two photos (as in
+"The augmented image prior", Asano and Saeed 2023, arXiv 2112.00725, one photo's crops carry a teacher's knowledge).
+The student matches logits, the features before the classifier, those of the last stage, and the attention at stride 16.
+Labels are not used. Only the training split is read. A stopped run goes on from OUT/last.ckpt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from agridistill.data.prepare import prepare_data
+from agridistill.losses import attention_distance, channel_mean_square, kd_loss
+from agridistill.models import StageTap, create_model
+from agridistill.preprocess import read_photo
+
+TEACHER, NUM_CLASSES = "efficientnet_lite0_even", 1000
+SIDE = 224
+MEAN, STD = 0.5, 0.5  # of the teacher; the student's, too
+LOG_EVERY, SAVE_EVERY_S = 50, 120.0
+
+
+def photos_of(root: Path, cache: Path) -> np.ndarray:
+    """The training photos, `(N, 224, 224, 3)` uint8, the centre of each."""
+    if not cache.exists():
+        prepared = prepare_data(root)
+        pixels = []
+        for sample in prepared.train:
+            image = read_photo(root / sample.path)
+            scale = SIDE / min(image.size)
+            image = image.resize((max(SIDE, round(image.width * scale)), max(SIDE, round(image.height * scale))))
+            left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
+            pixels.append(np.asarray(image.crop((left, top, left + SIDE, top + SIDE))))
+        np.save(cache, np.stack(pixels))
+    return np.load(cache, mmap_mode="r")
+
+
+def crops(photos: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """A view of each photo: `(B, 3, S, S)` float from 0 to 1, cut in any direction."""
+    count = len(photos)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=rng)
+
+    side = uniform(0.05, 1.0).sqrt()
+    ratio = uniform(-0.29, 0.29).exp()
+    wide, high = side * ratio, side / ratio
+    turn = uniform(-math.pi, math.pi) * (torch.rand(count, generator=rng) < 0.5)
+    flip = torch.where(torch.rand(count, generator=rng) < 0.5, -1.0, 1.0)
+    room = (1 - side).clamp_min(0)
+    across, down = room * uniform(-1, 1), room * uniform(-1, 1)
+    cosine, sine = turn.cos(), turn.sin()
+    theta = torch.stack(
+        [
+            torch.stack([flip * wide * cosine, -high * sine, across], 1),
+            torch.stack([flip * wide * sine, high * cosine, down], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, [count, 3, size, size], align_corners=False)
+    return F.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
+
+
+def colours(views: Tensor, rng: torch.Generator) -> Tensor:
+    """Views in changed light, contrast and colour, some grey, some with noise."""
+    count = len(views)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=rng)
+
+    def some(share: float) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=rng) < share
+
+    views = views * uniform(0.5, 1.5)
+    mean = views.mean((1, 2, 3), keepdim=True)
+    views = mean + (views - mean) * uniform(0.5, 1.5)
+    grey = views.mean(1, keepdim=True)
+    views = grey + (views - grey) * torch.where(some(0.1), 0.0, uniform(0.3, 1.8))
+    # A turn of the hue: of the colour's two axes about grey.
+    hue = (uniform(-math.pi, math.pi) * some(0.5)).view(-1)
+    axis = torch.full((3,), 3**-0.5)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) * 3**-0.5
+    turned = (
+        torch.eye(3) * hue.cos().view(-1, 1, 1)
+        + cross * hue.sin().view(-1, 1, 1)
+        + torch.outer(axis, axis) * (1 - hue.cos()).view(-1, 1, 1)
+    )
+    views = torch.einsum("bij,bjhw->bihw", turned, views)
+    if torch.rand((), generator=rng) < 0.3:
+        views = views + 0.06 * torch.randn(views.shape, generator=rng)
+    return views.clamp(0, 1)
+
+
+def mixed(views: Tensor, rng: torch.Generator) -> Tensor:
+    """Half of the batches as they are, a quarter blended from two views each, a quarter with a box of another view."""
+    draw, share = torch.rand(2, generator=rng).tolist()
+    if draw < 0.5:
+        return views
+    other = views.flip(0)
+    if draw < 0.75:
+        return torch.lerp(views, other, share)
+    size = views.shape[-1]
+    side = round(size * math.sqrt(share))
+    top, left = (torch.rand(2, generator=rng) * (size - side + 1)).int().tolist()
+    views = views.clone()
+    views[..., top : top + side, left : left + side] = other[..., top : top + side, left : left + side]
+    return views
+
+
+class Match(nn.Module):
+    """The student under the teacher: four named terms."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = [teacher.eval().requires_grad_(False)]
+        self._taps = StageTap(student, [16, 32]), StageTap(teacher, [16, 32])
+        self.to_last = nn.Conv2d(self._taps[0].channels(32), self._taps[1].channels(32), 1)
+        width = student.get_classifier().in_features
+        self.to_pooled = nn.Identity() if width == 1280 else nn.Linear(width, 1280)
+        self.register_buffer("spread", torch.ones(1280))
+
+    def forward(self, views: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher = self._teacher[0]
+            pooled_t = teacher.forward_head(teacher.forward_features(views), pre_logits=True)
+            logits_t = teacher.get_classifier()(pooled_t)
+            stages_t = self._taps[1].features()
+            if self.training:
+                self.spread.lerp_(pooled_t.std(0), 0.02)
+        pooled = self.student.forward_head(self.student.forward_features(views), pre_logits=True)
+        logits = self.student.get_classifier()(pooled)
+        stages = self._taps[0].features()
+        last, last_t = self.to_last(stages[32]), stages_t[32]
+        terms = {
+            "logits": kd_loss(logits, logits_t, 1.0),
+            "pooled": F.smooth_l1_loss(self.to_pooled(pooled) / self.spread, pooled_t / self.spread),
+            "last": 1 - F.cosine_similarity(last, last_t, dim=1).mean(),
+            "attention": attention_distance(channel_mean_square(stages[16]), channel_mean_square(stages_t[16])),
+        }
+        terms["total"] = terms["logits"] + 2 * terms["pooled"] + 2 * terms["last"] + terms["attention"]
+        return terms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="mobilenetv3_large_100")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--views", type=int, default=400_000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    photos = photos_of(given.photos, given.out.parent / "photos-224.npy")
+    torch.manual_seed(given.seed)
+    teacher = create_model(TEACHER, NUM_CLASSES, pretrained=True).to(memory_format=torch.channels_last)
+    student = create_model(given.model, NUM_CLASSES).to(memory_format=torch.channels_last)
+    match = Match(student, teacher).train()
+    average = torch.optim.swa_utils.AveragedModel(
+        student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999), use_buffers=True
+    )
+    matrices = [each for each in match.parameters() if each.ndim > 1]
+    vectors = [each for each in match.parameters() if each.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}], lr=given.lr
+    )
+    steps, done, seconds = given.views // given.batch_size, 0, 0.0
+    stored = given.out / "last.ckpt"
+    log: list[dict[str, float]] = []
+    if stored.exists():
+        state = torch.load(stored, weights_only=True)
+        match.load_state_dict(state["match"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, seconds, log = state["done"], state["seconds"], state["log"]
+        print(f"goes on at step {done:,} of {steps:,}", flush=True)
+    start, saved, sums = time.perf_counter() - seconds, time.perf_counter(), {}
+    while done < steps:
+        progress = done / steps
+        factor = max(0.01, progress / 0.03) if progress < 0.03 else 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = given.lr * factor
+        # Seeded by step: a run that goes on draws what it would have drawn.
+        rng = torch.Generator().manual_seed(given.seed * 1_000_003 + done)
+        chosen = torch.randint(len(photos), (given.batch_size,), generator=rng).numpy()
+        batch = torch.from_numpy(photos[np.sort(chosen)]).permute(0, 3, 1, 2).float().div_(255)
+        views = mixed(colours(crops(batch, given.size, rng), rng), rng)
+        views = ((views - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+        terms = match(views)
+        optimizer.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        nn.utils.clip_grad_norm_(match.parameters(), 5.0)
+        optimizer.step()
+        average.update_parameters(student)
+        done += 1
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / LOG_EVERY
+        if done % LOG_EVERY == 0:
+            now = time.perf_counter()
+            log.append({"step": done, **{name: round(value, 4) for name, value in sums.items()}})
+            rate = done * given.batch_size / (now - start)
+            left = (steps - done) * given.batch_size / rate / 60
+            print(json.dumps(log[-1]), f"{rate:.0f} photos/s, {left:.0f} min left", flush=True)
+            sums = {}
+        if done == steps or time.perf_counter() - saved > SAVE_EVERY_S:
+            saved = time.perf_counter()
+            state = {
+                "match": match.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "done": done,
+                "seconds": saved - start,
+                "log": log,
+            }
+            torch.save(state, stored.with_suffix(".new"))
+            stored.with_suffix(".new").replace(stored)
+    # Without the classifier of ImageNet: a user's classes get their own.
+    head = f"{student.pretrained_cfg['classifier']}."
+    tensors = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in average.module.state_dict().items()
+        if not name.startswith(head)
+    }
+    save_file({name: value.contiguous() for name, value in tensors.items()}, given.out / f"{given.model}.safetensors")
+    (given.out / "log.json").write_text(
+        json.dumps({"arguments": {k: str(v) for k, v in vars(given).items()}, "log": log})
+    )
+
+
+if __name__ == "__main__":
+    main()
