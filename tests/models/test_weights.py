@@ -191,7 +191,7 @@ def test_a_start_is_described(tmp_path: Path, fake_package: Callable[..., Packag
     run = describe_start("swin_nano_patch4_window4_64", True, teacher_run)
     assert run["source"] == "run"
     assert run["sha256"] == hashlib.sha256((teacher_run / "model.safetensors").read_bytes()).hexdigest()
-    with pytest.raises(ModelError, match=r"nothing.pth', which is not there"):
+    with pytest.raises(ModelError, match=r"nothing.pth' \(No such file"):
         describe_start(STUDENT, True, tmp_path / "nothing.pth")
 
 

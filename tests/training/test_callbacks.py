@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -12,32 +11,18 @@ import pytest
 import torch
 from rich.console import Console
 from tests.conftest import TINY_STUDENT
+from tests.training.small_runs import DATA, FIT, rows, student
 
 from agridistill.models import create_model
 from agridistill.progress import registered_display
-from agridistill.training.callbacks import BestWeights
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill, train
 from agridistill.training.settings import (
     DataSettings,
-    DistillConfig,
     FitSettings,
-    ObjectiveSettings,
     TrainConfig,
 )
-
-STUDENT = "mobilenetv3_small_050"
-FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
-DATA = DataSettings(image_size=64)
-
-
-def student(method: str = "hybrid", **objective: object) -> DistillConfig:
-    return DistillConfig(data=DATA, distill=FIT, objective=ObjectiveSettings(method=method, **objective))  # type: ignore[arg-type]
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+from agridistill.training.trainer import BestWeights
 
 
 def test_patience_begins_where_the_features_end(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
@@ -53,9 +38,9 @@ def test_early_stop_ends_a_run_that_no_longer_improves(leaves: Path, tmp_path: P
 
 
 def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_path: Path) -> None:
-    network = create_model(STUDENT, 3)
+    network = create_model(TINY_STUDENT, 3)
     best = BestWeights(tmp_path / "model.safetensors", 1000)
-    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, current_epoch=1, callback_metrics={})
+    trainer = SimpleNamespace(is_global_zero=True, current_epoch=1, callback_metrics={})
     trainer.callback_metrics = {"val/accuracy": 0.8, "val/nll": 0.5}
     module = DistillationModule.__new__(DistillationModule)
     torch.nn.Module.__init__(module)
@@ -69,8 +54,6 @@ def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_p
     again.load_state_dict(stored)
     # Whatever epoch 2 reaches now, its weights replace those that nobody remembers.
     assert again.best is None
-    again.load_state_dict({key: value for key, value in stored.items() if key != "sha256"})
-    assert again.best == (0.8, -0.5)
 
 
 @pytest.mark.parametrize(("photos", "kept"), [(200, 0), (199, 1)])
@@ -78,12 +61,10 @@ def test_few_validation_photos_choose_no_epoch(tmp_path: Path, photos: int, kept
     best = BestWeights(tmp_path / "model.safetensors", photos)
     module = DistillationModule.__new__(DistillationModule)
     torch.nn.Module.__init__(module)
-    module.model = create_model(STUDENT, 3)
+    module.model = create_model(TINY_STUDENT, 3)
     for epoch, accuracy in enumerate((1.0, 0.96)):
         metrics = {"val/accuracy": accuracy, "val/nll": 0.2}
-        trainer = SimpleNamespace(
-            sanity_checking=False, is_global_zero=True, current_epoch=epoch, callback_metrics=metrics
-        )
+        trainer = SimpleNamespace(is_global_zero=True, current_epoch=epoch, callback_metrics=metrics)
         best.on_validation_end(trainer, module)  # type: ignore[arg-type]
     assert best.epoch == kept
 
@@ -104,7 +85,7 @@ class Recorded:
 def displayed(monkeypatch: pytest.MonkeyPatch, leaves: Path, out: Path, *, is_terminal: bool) -> tuple[str, list[str]]:
     """What a run of two epochs prints, and what it asks of the command's own display."""
     console, display = Console(file=io.StringIO(), force_terminal=is_terminal, width=80), Recorded()
-    monkeypatch.setattr("agridistill.training.callbacks.stderr_console", lambda: console)
+    monkeypatch.setattr("agridistill.training.trainer.stderr_console", lambda: console)
     fit = FitSettings(model=TINY_STUDENT, epochs=2, batch_size=32, pretrained=False, workers=0, precision="fp32")
     with registered_display(display):
         train(leaves, out, TrainConfig(data=DataSettings(image_size=32), train=fit))

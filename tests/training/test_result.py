@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.training.result import teacher_evaluation
+from agridistill.training.run_folder import teacher_evaluation
 
 
 @pytest.fixture

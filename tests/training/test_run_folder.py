@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.small_runs import DATA, FIT
 
 from agridistill.errors import RunError
 from agridistill.evaluation.evaluate import EvaluationResult
@@ -18,14 +19,8 @@ from agridistill.manifest import read_manifest
 from agridistill.training.run import train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import (
-    DataSettings,
-    FitSettings,
     TrainConfig,
 )
-
-STUDENT = "mobilenetv3_small_050"
-FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
-DATA = DataSettings(image_size=64)
 
 
 def test_a_finished_run_is_never_overwritten(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
@@ -60,16 +55,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     (tmp_path / ".recipe.toml.7-ab.part").touch()
     RunFolder(tmp_path).require_startable(resume=False)
-
-
-def test_a_setting_that_a_version_adds_has_its_default_in_earlier_runs(tmp_path: Path) -> None:
-    folder, config = RunFolder(tmp_path), TrainConfig(DATA, train=FIT)
-    folder.write_recipe(config)
-    lines = folder.recipe.read_text().splitlines()
-    folder.recipe.write_text("\n".join(line for line in lines if not line.startswith("lr =")))
-    folder.require_same_recipe(config)
-    with pytest.raises(RunError, match=r"train\.lr = "):
-        folder.require_same_recipe(replace(config, train=replace(FIT, lr=0.5)))
 
 
 @pytest.mark.parametrize("method", ["write_environment", "write_recipe"])

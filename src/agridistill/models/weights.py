@@ -95,8 +95,10 @@ def weights_file(path: Path) -> Path:
         ModelError: no such file, a folder without a finished run, or weights that its manifest does not describe.
     """
     file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
-    if not file.is_file():
-        raise ModelError("a file of weights", f"'{file}', which is not there", "check the path")
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ModelError("a file of weights", f"'{file}' ({error.strerror})", "check the path") from None
     return file
 
 
