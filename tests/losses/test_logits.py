@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.losses.logits import (
-    KDLoss,
-    cross_entropy_loss,
-    dist_loss,
-    dkd_loss,
-    kd_loss,
-    standardised_kd_loss,
-)
+from agridistill.losses import KDLoss, cross_entropy_loss, dist_loss, dkd_loss, kd_loss, standardised_kd_loss
 
 
 def draw(*shape, seed=0, scale=3.0):

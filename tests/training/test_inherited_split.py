@@ -19,10 +19,7 @@ from agridistill.models import create_model, save_weights
 from agridistill.training import fit as fit_module
 from agridistill.training.run import distill, inherit_split, train
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import (
-    DataSettings,
-    TrainConfig,
-)
+from agridistill.training.settings import DataSettings, TrainConfig
 
 
 def test_a_student_is_tested_on_no_photo_that_its_teacher_learnt(

@@ -32,10 +32,7 @@ from agridistill.storage import only_one
 from agridistill.training import fit as fit_module
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import (
-    PairSettings,
-    TrainConfig,
-)
+from agridistill.training.settings import PairSettings, TrainConfig
 
 
 def test_files_that_are_no_photos_are_counted_and_named(
