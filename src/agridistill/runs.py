@@ -17,7 +17,7 @@ from agridistill.data.labels import FOLDERS, Layout, to_layout
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
-    from agridistill.training.result import RunResult
+    from agridistill.training.run_folder import RunResult
     from agridistill.training.settings import DistillConfig, TrainConfig
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.verdict import Level, ModelVerdict
 from agridistill.exporting.forms import DeviceForm
 from agridistill.progress import ProgressCallback
-from agridistill.training.result import stored_result
 from agridistill.training.run_folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -164,7 +163,7 @@ def test_a_teacher_is_proposed_for_the_device_only_where_it_is_usable(
 ) -> None:
     teacher = Path(shutil.copytree(student_run, tmp_path / "teacher"))
     monkeypatch.setattr(
-        "agridistill.training.run.distill", lambda *args, **options: stored_result(RunFolder(student_run))
+        "agridistill.training.run.distill", lambda *args, **options: RunFolder(student_run).read_result()
     )
     forms = (DeviceForm(teacher, "a", 0.9, 100, 9.0, 4_000_000), DeviceForm(student_run, "b", 0.5, 100, 3.0, 3_000_000))
     monkeypatch.setattr("agridistill.cli.after_run.measure_forms", lambda *args, **options: forms)

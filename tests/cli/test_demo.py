@@ -70,8 +70,9 @@ def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(
     monkeypatch.setattr(demo, "_first_model", lambda data, out: ((), None))
     (tmp_path / "leaves").mkdir()
     (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "environment.json").write_text('{"skipped": []}')
     (tmp_path / "teacher" / "evaluation.json").write_text(text)
-    with pytest.raises(RunError, match=r"teacher/evaluation.json', which is damaged .*; remove the folder '.*teacher'"):
+    with pytest.raises(RunError, match=r"a damaged '.*teacher/evaluation.json' .*; remove the folder '.*teacher'"):
         demo.run_demo(tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_the_teacher_s_features_are_asked_for_in_the_first_stage_only(batch):
 
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_every_parameter_has_a_gradient_in_both_stages_and_the_teacher_never(batch, progress):
-    parts = objective(w_att=5.0, alignment="learned", stage_weights="learned")
+    parts = objective(w_att=5.0, alignment="learned")
     parts(**batch, progress=progress)["total"].backward()
     assert all(parameter.grad is not None for parameter in parts.parameters())
     regressor_learns = any(parameter.grad.abs().sum() > 0 for parameter in parts.regressors.parameters())

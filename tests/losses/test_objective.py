@@ -73,7 +73,6 @@ class TestSum:
         assert objective_of("hybrid", temperature=1.0)(**batch)["kd"] != plain["kd"]
         assert objective_of("hybrid", label_smoothing=0.2)(**batch)["ce"] != plain["ce"]
         assert objective_of("hybrid", distance="kl")(**batch)["attention"] != plain["attention"]
-        assert objective_of("hybrid", grid="student")(**batch)["attention"] != plain["attention"]
         with_decay, without = (
             objective_of("hybrid", decay=decay)(**batch, progress=0.9) for decay in ("cosine", "none")
         )
@@ -188,38 +187,9 @@ class TestAlignment:
             objective(**batch | {"teacher_maps": means})["attention"],
         )
 
-    def test_learned_stage_weights_start_as_fixed_ones_and_follow_the_distances(self, batch):
-        objective = objective_of("at", stage_weights="learned", decay="none")
-        terms = objective(**batch, progress=0.5)
-        torch.testing.assert_close(terms["attention"], objective_of("at")(**batch)["attention"])
-        terms["total"].backward()
-        # d/ds of exp(-s) w L + s at s = 0 is 1 - w L, times w_att.
-        distances = torch.stack([terms["attention_s16_t16"], 0.5 * terms["attention_s32_t32"]]).detach()
-        torch.testing.assert_close(objective.log_variances.grad, 5.0 * (1 - distances))
-
-    def test_learned_stage_weights_come_back_from_their_bounds(self, batch):
-        objective = objective_of("at", stage_weights="learned", decay="none")
-        with torch.no_grad():
-            objective.log_variances.fill_(-5.01)
-        optimizer = torch.optim.AdamW(objective.parameters(), lr=0.1, weight_decay=0.0)
-        for _ in range(5):
-            optimizer.zero_grad()
-            objective(**batch, progress=0.5)["total"].backward(inputs=[objective.log_variances])
-            optimizer.step()
-        assert (objective.log_variances > -4.7).all()
-
-    def test_learned_stage_weights_equal_the_formula(self, batch):
-        objective = objective_of("at", stage_weights="learned")
-        with torch.no_grad():
-            objective.log_variances.copy_(torch.tensor([0.7, -50.0]))
-        terms = objective(**batch)
-        first, second = terms["attention_s16_t16"].item(), terms["attention_s32_t32"].item()
-        expected = np.exp(-0.7) * first + 0.7 + np.exp(5) * 0.5 * second - 5
-        assert terms["attention"].item() == pytest.approx(expected, rel=1e-5)
-
     def test_fixed_parts_have_nothing_to_train(self):
         assert list(objective_of("hybrid").parameters()) == []
-        ce = objective_of("ce", alignment="learned", stage_weights="learned", student_channels=CHANNELS)
+        ce = objective_of("ce", alignment="learned", student_channels=CHANNELS)
         assert list(ce.parameters()) == []
 
 
@@ -274,11 +244,8 @@ class TestWrongTeacher:
         ({"pairs": (StagePair(16, 16, weight=0.0),)}, "pair weights above 0; got 0.0"),
         ({"alignment": "learned", "student_channels": {16: 6}}, r"student_channels at stride 32; got strides \[16\]"),
         ({"teacher_maps": {16: 3}}, "one teacher map a stage with fixed alignment; got 3"),
-        ({"grid": 0}, "a grid of at least 1 x 1; got 0"),
-        ({"grid": "small"}, "a known grid; got 'small'; did you mean 'smaller'"),
         ({"distance": "L2"}, "a known distance; got 'L2'; did you mean 'l2'"),
         ({"alignment": "learnt"}, "a known alignment; got 'learnt'; did you mean 'learned'"),
-        ({"stage_weights": "learn"}, "a known stage_weights; got 'learn'; did you mean 'learned'"),
         ({"decay": "cos"}, "a known decay; got 'cos'; did you mean 'cosine'"),
     ],
 )

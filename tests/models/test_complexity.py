@@ -12,7 +12,6 @@ def test_mobilenet_has_the_published_cost():
     cost = complexity(timm.create_model("mobilenetv3_large_100", pretrained=False, num_classes=10), image_size=224)
     assert cost.parameters == 4_214_842
     assert round(cost.macs / 1e9, 4) == 0.2153
-    assert cost.flops == 2 * cost.macs
 
 
 def test_swin_large_on_the_meta_device_has_the_published_cost():
@@ -34,11 +33,6 @@ def test_attention_products_are_counted_fused_or_not():
     linear = tokens * width * (3 * width + width + 2 * 4 * width)
     attention = 2 * tokens * tokens * width
     assert counts == [patches + linear + attention + width * 2] * 2
-
-
-def test_photos_that_are_not_square_are_counted():
-    model = nn.Conv2d(3, 4, kernel_size=1, bias=False)
-    assert complexity(model, (5, 7)).macs == 3 * 4 * 5 * 7
 
 
 def test_the_model_stays_as_it_was():

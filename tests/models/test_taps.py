@@ -13,8 +13,8 @@ from torch import nn
 
 from agridistill.errors import ModelError
 from agridistill.losses.objective import DistillationObjective, StagePair
-from agridistill.models import StageTap, feature_attention
-from agridistill.models.taps import window_attention
+from agridistill.models import StageTap
+from agridistill.models.taps import feature_attention, window_attention
 
 
 def make_block(resolution, window=4, shift=2, heads=2, seed=0, **options):
@@ -96,12 +96,6 @@ class TestFeatureAttention:
             expected[b, i, j] += features[b, c, i, j] ** 2 / 5
         np.testing.assert_allclose(feature_attention(torch.from_numpy(features)), expected, rtol=1e-6)
 
-    def test_channels_last_features_give_the_same_map(self):
-        features = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(
-            feature_attention(features), feature_attention(features.permute(0, 2, 3, 1).contiguous(), layout="NHWC")
-        )
-
     @pytest.mark.parametrize(
         ("dtype", "value"), [(torch.float16, 300.0), (torch.bfloat16, 1e10), (torch.float16, 1e-6)]
     )
@@ -111,12 +105,6 @@ class TestFeatureAttention:
             attention = feature_attention(features)
         assert attention.dtype == torch.float32
         torch.testing.assert_close(attention, torch.full((1, 2, 2), features[0, 0, 0, 0].item() ** 2))
-
-    def test_refuses_token_sequences(self):
-        with pytest.raises(
-            ModelError, match=r"expected a feature map with 4 axes \(batch, channels, height, width\); got 3 axes"
-        ):
-            feature_attention(torch.zeros(2, 49, 8))
 
 
 class TestWindowAttention:
@@ -213,10 +201,6 @@ class TestWindowAttention:
             attention = window_attention(block.to(torch.bfloat16), x.to(torch.bfloat16))
         assert attention.dtype == torch.float32
         torch.testing.assert_close(attention, expected, rtol=0.2, atol=5e-3)
-
-    def test_refuses_a_block_of_another_kind(self):
-        with pytest.raises(ModelError, match="a Swin Transformer block; got Linear"):
-            window_attention(nn.Linear(2, 2), torch.zeros(1, 4, 4, 2))
 
 
 class TestStageTap:
@@ -364,10 +348,6 @@ class TestStageTap:
     def test_a_stride_that_the_model_lacks_is_reported_with_those_it_has(self):
         with pytest.raises(ModelError, match=r"a stride that SwinTransformer offers; got 2; choose from 4, 8, 16"):
             StageTap(make_swin(), [16, 2])
-
-    def test_another_kind_of_attention_is_refused(self):
-        with pytest.raises(ModelError, match='"activation" or "window"; got \'windows\''):
-            StageTap(make_swin(), [16], kind="windows")
 
     def test_window_attention_needs_a_swin_and_leaves_other_models_untouched(self):
         model = timm.create_model("mobilenetv3_small_050", pretrained=False)

@@ -191,7 +191,7 @@ def test_a_start_is_described(tmp_path: Path, fake_package: Callable[..., Packag
     run = describe_start("swin_nano_patch4_window4_64", True, teacher_run)
     assert run["source"] == "run"
     assert run["sha256"] == hashlib.sha256((teacher_run / "model.safetensors").read_bytes()).hexdigest()
-    with pytest.raises(ModelError, match=r"nothing.pth', which is not there"):
+    with pytest.raises(ModelError, match=r"nothing.pth' \(No such file"):
         describe_start(STUDENT, True, tmp_path / "nothing.pth")
 
 
@@ -352,5 +352,5 @@ def test_torchvisions_weights_of_another_size_are_reported_by_their_own_name(tmp
 def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     tensors = torchvision.models.mobilenet_v3_small(num_classes=3).state_dict()
     torch.save({**tensors, "conv_stem.weight": tensors["features.0.0.weight"]}, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"tensor 'conv_stem\.weight' that does not fit"):
+    with pytest.raises(ModelError, match=r"tensor '(conv_stem|features\.0\.0)\.weight' that does not fit"):
         create_model("mobilenetv3_small_100", 3, weights=tmp_path / "w.pth")

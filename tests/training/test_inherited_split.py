@@ -10,29 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import TINY_STUDENT
+from tests.training.small_runs import DATA, FIT, student
 
 from agridistill.data.prepare import prepare_data
 from agridistill.data.split import Split, read_split, write_split
 from agridistill.models import create_model, save_weights
 from agridistill.training import fit as fit_module
-from agridistill.training.inherited_split import inherit_split
-from agridistill.training.run import distill, train
+from agridistill.training.run import distill, inherit_split, train
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import (
-    DataSettings,
-    DistillConfig,
-    FitSettings,
-    ObjectiveSettings,
-    TrainConfig,
-)
-
-STUDENT = "mobilenetv3_small_050"
-FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
-DATA = DataSettings(image_size=64)
-
-
-def student(method: str = "hybrid", **objective: object) -> DistillConfig:
-    return DistillConfig(data=DATA, distill=FIT, objective=ObjectiveSettings(method=method, **objective))  # type: ignore[arg-type]
+from agridistill.training.settings import DataSettings, TrainConfig
 
 
 def test_a_student_is_tested_on_no_photo_that_its_teacher_learnt(
@@ -87,7 +74,7 @@ class TestSplitsOfEarlierRuns:
                         shutil.copy(photo, target)
         train(tmp_path / "old", tmp_path / "first", TrainConfig(DATA, train=FIT))
         weights = tmp_path / "first" / "model.safetensors"
-        save_weights(create_model(STUDENT, 6), weights)
+        save_weights(create_model(TINY_STUDENT, 6), weights)
         train(tmp_path / "new", tmp_path / "second", TrainConfig(DATA, train=replace(FIT, weights=str(weights))))
         part_of = {
             path: name
@@ -107,7 +94,7 @@ class TestSplitsOfEarlierRuns:
         moved = earlier.train[0]
         (tmp_path / "parted" / "train" / moved).rename(tmp_path / "parted" / "test" / moved)
         weights = tmp_path / "first" / "model.safetensors"
-        save_weights(create_model(STUDENT, 6), weights)
+        save_weights(create_model(TINY_STUDENT, 6), weights)
         train(tmp_path / "parted", tmp_path / "second", TrainConfig(DATA, train=replace(FIT, weights=str(weights))))
         assert f"test/{moved}" in read_split(tmp_path / "second" / "splits.json").test
 
@@ -115,7 +102,7 @@ class TestSplitsOfEarlierRuns:
         few = replace(DATA, labels=0.4)
         train(leaves, tmp_path / "first", TrainConfig(few, train=FIT))
         weights = tmp_path / "first" / "model.safetensors"
-        save_weights(create_model(STUDENT, 6), weights)
+        save_weights(create_model(TINY_STUDENT, 6), weights)
         train(leaves, tmp_path / "second", TrainConfig(few, train=replace(FIT, weights=str(weights))))
         assert read_split(tmp_path / "second" / "splits.json") == read_split(tmp_path / "first" / "splits.json")
 
@@ -220,7 +207,7 @@ def _photo(seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
 
 
-def test_a_teachers_split_of_an_earlier_version_stays_and_is_reported(
+def test_a_teachers_split_with_torn_leaves_stays_and_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     photos, run = tmp_path / "photos", tmp_path / "run"

@@ -11,10 +11,10 @@ import pytest
 
 from agridistill.errors import DataError, PeerError, RunError
 from agridistill.teacher_cache.build import sync_errors
+from agridistill.training.fit import require_share_for_each
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
-from agridistill.training.trainer import require_share_for_each
 
 pytestmark = pytest.mark.slow
 

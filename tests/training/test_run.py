@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import TINY_STUDENT
+from tests.training.small_runs import DATA, FIT, rows, student
 
 from agridistill.api import load
 from agridistill.data import loader
@@ -31,27 +32,7 @@ from agridistill.storage import only_one
 from agridistill.training import fit as fit_module
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import (
-    DataSettings,
-    DistillConfig,
-    FitSettings,
-    ObjectiveSettings,
-    PairSettings,
-    TrainConfig,
-)
-
-STUDENT = "mobilenetv3_small_050"
-FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
-DATA = DataSettings(image_size=64)
-
-
-def student(method: str = "hybrid", **objective: object) -> DistillConfig:
-    return DistillConfig(data=DATA, distill=FIT, objective=ObjectiveSettings(method=method, **objective))  # type: ignore[arg-type]
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+from agridistill.training.settings import PairSettings, TrainConfig
 
 
 def test_files_that_are_no_photos_are_counted_and_named(
@@ -73,7 +54,7 @@ def test_files_that_are_no_photos_are_counted_and_named(
 
 
 def test_every_loss_term_is_logged_by_name(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
-    config = student(pairs=(PairSettings(16, 16), PairSettings(8, 16)), alignment="learned", stage_weights="learned")
+    config = student(pairs=(PairSettings(16, 16), PairSettings(8, 16)), alignment="learned")
     result = distill(leaves, teacher_run, tmp_path / "run", config)
     (row,) = rows(tmp_path / "run")
     for term in ("ce", "kd", "attention", "attention_s16_t16", "attention_s8_t16", "total"):
@@ -186,7 +167,7 @@ def test_photos_are_normalised_as_the_weights_learnt_them(
     train(leaves, tmp_path / "run", config, resume=True)
     assert read_manifest(tmp_path / "run" / "manifest.json").preprocessing.std == halves
     # What the hub says of its weights, without fetching them.
-    network = create_model(STUDENT, 6)
+    network = create_model(TINY_STUDENT, 6)
     monkeypatch.setattr("agridistill.models.factory._create", lambda *args: network)
     hub = TrainConfig(DATA, train=replace(FIT, model="mobilenetv3_large_minimal_100", pretrained=True))
     monkeypatch.setattr(fit_module, "train_parts", lambda plan, *args: plan.preprocessing)

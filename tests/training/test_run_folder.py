@@ -1,4 +1,4 @@
-"""What a run folder holds, and when a run may start in it."""
+"""What a run folder holds, when a run may start in it, and which results are compared."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import errno
 import json
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.training.small_runs import DATA, FIT
 
 from agridistill.errors import RunError
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.manifest import read_manifest
 from agridistill.training.run import train
-from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import (
-    DataSettings,
-    FitSettings,
-    TrainConfig,
-)
-
-STUDENT = "mobilenetv3_small_050"
-FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
-DATA = DataSettings(image_size=64)
+from agridistill.training.run_folder import RunFolder, teacher_evaluation
+from agridistill.training.settings import TrainConfig
 
 
 def test_a_finished_run_is_never_overwritten(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
@@ -62,16 +56,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     RunFolder(tmp_path).require_startable(resume=False)
 
 
-def test_a_setting_that_a_version_adds_has_its_default_in_earlier_runs(tmp_path: Path) -> None:
-    folder, config = RunFolder(tmp_path), TrainConfig(DATA, train=FIT)
-    folder.write_recipe(config)
-    lines = folder.recipe.read_text().splitlines()
-    folder.recipe.write_text("\n".join(line for line in lines if not line.startswith("lr =")))
-    folder.require_same_recipe(config)
-    with pytest.raises(RunError, match=r"train\.lr = "):
-        folder.require_same_recipe(replace(config, train=replace(FIT, lr=0.5)))
-
-
 @pytest.mark.parametrize("method", ["write_environment", "write_recipe"])
 def test_a_start_that_fails_can_be_given_again(
     leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -105,3 +89,61 @@ def test_a_run_folder_holds_what_the_design_promises(teacher_run: Path) -> None:
     assert list((teacher_run / "tensorboard").glob("events*"))
     assert (teacher_run / "last.ckpt").exists()
     assert not list(teacher_run.glob("*.part"))
+
+
+@pytest.fixture
+def teacher(teacher_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(teacher_run, tmp_path / "teacher"))
+
+
+@pytest.fixture
+def student(teacher_run: Path, tmp_path: Path) -> Path:
+    """A run on the teacher's photos that has learnt from it."""
+    out = Path(shutil.copytree(teacher_run, tmp_path / "student"))
+    change(out / "manifest.json", lambda document: document["lineage"].update(teacher_sha256="0" * 64))
+    return out
+
+
+def change(path: Path, how: Callable[[dict[str, dict[str, object]]], object]) -> None:
+    document = json.loads(path.read_text())
+    how(document)
+    path.write_text(json.dumps(document))
+
+
+def test_a_teacher_is_compared_by_its_own_evaluation(teacher: Path, student: Path) -> None:
+    change(student / "evaluation.json", lambda document: document.update(accuracy=0.5))
+    found = teacher_evaluation(student, teacher)
+    assert found is not None
+    assert found.accuracy == json.loads((teacher / "evaluation.json").read_text())["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [
+        ("splits.json", lambda document: document["splits"]["train"].append(document["splits"]["test"].pop())),
+        ("environment.json", lambda document: document.update(data_fingerprint="1" * 64)),
+        ("evaluation.json", lambda document: document.clear()),
+    ],
+)
+def test_a_teacher_of_other_photos_is_not_compared(
+    teacher: Path,
+    student: Path,
+    file: str,
+    how: Callable[[dict[str, dict[str, object]]], object],
+) -> None:
+    assert teacher_evaluation(student, teacher) is not None
+    change(teacher / file, how)
+    assert teacher_evaluation(student, teacher) is None
+
+
+def test_a_teacher_that_was_not_asked_is_not_compared(teacher: Path, student: Path) -> None:
+    change(student / "manifest.json", lambda document: document["lineage"].pop("teacher_sha256"))
+    assert teacher_evaluation(student, teacher) is None
+
+
+def test_without_the_teachers_evaluation_nothing_is_said(teacher: Path, student: Path) -> None:
+    for damaged in ("", "[]"):
+        (teacher / "evaluation.json").write_text(damaged)
+        assert teacher_evaluation(student, teacher) is None
+    (teacher / "evaluation.json").unlink()
+    assert teacher_evaluation(student, teacher) is None

@@ -1,35 +1,35 @@
-"""Precision, memory and checkpoints that survive a full disk."""
+"""Checkpoints that survive a full disk, best weights, early stop, and what a training shows while it runs."""
 
 from __future__ import annotations
 
 import errno
+import io
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
 import torch
+from rich.console import Console
+from tests.conftest import TINY_STUDENT
+from tests.training.small_runs import DATA, FIT, rows, student
 
+from agridistill.models import create_model
+from agridistill.progress import registered_display
 from agridistill.training import trainer
-from agridistill.training.run import train
+from agridistill.training.module import DistillationModule
+from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import (
-    DataSettings,
-    FitSettings,
-    TrainConfig,
-)
-from agridistill.training.trainer import WholeCheckpoints, create_trainer
-
-STUDENT = "mobilenetv3_small_050"
-FIT = FitSettings(model=STUDENT, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
-DATA = DataSettings(image_size=64)
+from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
+from agridistill.training.trainer import BestWeights, WholeCheckpoints, create_trainer
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = create_trainer(FIT, RunFolder(tmp_path / "run"), "fp32", [])
+    trainer = create_trainer(FIT, RunFolder(tmp_path / "run"), [])
     assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
     path = tmp_path / "last.ckpt"
     WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
@@ -82,38 +82,6 @@ def test_a_run_goes_on_after_a_disk_without_room_for_its_checkpoint(leaves: Path
     assert train(leaves, tmp_path / "run", config, resume=True).evaluation.photos > 0
 
 
-class Slow(torch.nn.Module):
-    """A network that is slower in one precision."""
-
-    def __init__(self, slow: torch.dtype) -> None:
-        super().__init__()
-        self.layer = torch.nn.Conv2d(3, 4, 1)
-        self.norm = torch.nn.BatchNorm2d(4)
-        self.slow = slow
-
-    def forward(self, photos: torch.Tensor) -> torch.Tensor:
-        out = self.layer(photos)
-        for _ in range(400 if out.dtype is self.slow else 1):
-            out = out + 0.0
-        return self.norm(out)
-
-
-@pytest.mark.parametrize(("slow", "chosen"), [(torch.float32, "bf16"), (torch.bfloat16, "fp32")])
-def test_the_faster_precision_is_chosen_for_the_network_at_hand(slow: torch.dtype, chosen: str) -> None:
-    assert trainer.choose_precision(Slow(slow), 64, torch.device("cpu")) == chosen
-
-
-def test_measuring_changes_neither_the_network_nor_the_random_state() -> None:
-    model = Slow(torch.float32)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    trainer.choose_precision(model, 32, torch.device("cpu"))
-    assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
 def test_keeping_freed_memory_is_harmless_on_any_system(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.keep_freed_memory()
     monkeypatch.setattr("sys.platform", "darwin")
@@ -121,6 +89,88 @@ def test_keeping_freed_memory_is_harmless_on_any_system(monkeypatch: pytest.Monk
     trainer.keep_freed_memory()
 
 
-def test_a_gpu_that_only_emulates_bf16_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert trainer.choose_precision(Slow(torch.float32), 64, torch.device("cuda")) == "fp32"
+def test_patience_begins_where_the_features_end(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    fit = replace(FIT, epochs=8, patience=1, lr=1e-9)
+    distill(leaves, teacher_run, tmp_path / "run", replace(student("hybrid-hint", hint_share=0.5), distill=fit))
+    assert 5 <= len(rows(tmp_path / "run")) < 8
+
+
+def test_early_stop_ends_a_run_that_no_longer_improves(leaves: Path, tmp_path: Path) -> None:
+    fit = replace(FIT, epochs=12, patience=1, lr=1e-9)
+    train(leaves, tmp_path / "run", TrainConfig(DATA, train=fit))
+    assert len(rows(tmp_path / "run")) < 12
+
+
+def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_path: Path) -> None:
+    network = create_model(TINY_STUDENT, 3)
+    best = BestWeights(tmp_path / "model.safetensors", 1000)
+    trainer = SimpleNamespace(is_global_zero=True, current_epoch=1, callback_metrics={})
+    trainer.callback_metrics = {"val/accuracy": 0.8, "val/nll": 0.5}
+    module = DistillationModule.__new__(DistillationModule)
+    torch.nn.Module.__init__(module)
+    module.model = network
+    best.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    stored = best.state_dict()
+    again = BestWeights(best.path, 1000)
+    again.load_state_dict(stored)
+    assert again.best == (0.8, -0.5)
+    best.path.write_bytes(b"of epoch 2, which was killed before its checkpoint")
+    again.load_state_dict(stored)
+    # Whatever epoch 2 reaches now, its weights replace those that nobody remembers.
+    assert again.best is None
+
+
+@pytest.mark.parametrize(("photos", "kept"), [(200, 0), (199, 1)])
+def test_few_validation_photos_choose_no_epoch(tmp_path: Path, photos: int, kept: int) -> None:
+    best = BestWeights(tmp_path / "model.safetensors", photos)
+    module = DistillationModule.__new__(DistillationModule)
+    torch.nn.Module.__init__(module)
+    module.model = create_model(TINY_STUDENT, 3)
+    for epoch, accuracy in enumerate((1.0, 0.96)):
+        metrics = {"val/accuracy": accuracy, "val/nll": 0.2}
+        trainer = SimpleNamespace(is_global_zero=True, current_epoch=epoch, callback_metrics=metrics)
+        best.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    assert best.epoch == kept
+
+
+class Recorded:
+    """A display that keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def hide(self) -> None:
+        self.asked.append("hide")
+
+    def show(self, label: str) -> None:
+        self.asked.append(label)
+
+
+def displayed(monkeypatch: pytest.MonkeyPatch, leaves: Path, out: Path, *, is_terminal: bool) -> tuple[str, list[str]]:
+    """What a run of two epochs prints, and what it asks of the command's own display."""
+    console, display = Console(file=io.StringIO(), force_terminal=is_terminal, width=80), Recorded()
+    monkeypatch.setattr("agridistill.training.trainer.stderr_console", lambda: console)
+    fit = FitSettings(model=TINY_STUDENT, epochs=2, batch_size=32, pretrained=False, workers=0, precision="fp32")
+    with registered_display(display):
+        train(leaves, out, TrainConfig(data=DataSettings(image_size=32), train=fit))
+    return console.file.getvalue(), display.asked  # type: ignore[attr-defined]
+
+
+def test_a_terminal_shows_every_step_of_the_first_epoch(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, asked = displayed(monkeypatch, leaves, tmp_path / "run", is_terminal=True)
+    assert "epoch 1/2, step 0/2" in text
+    assert "left" in text
+    # Two displays would overwrite each other; after the fit, the command's own one says what follows.
+    assert asked == ["hide", "evaluating"]
+
+
+def test_without_a_terminal_the_first_line_comes_before_the_first_epoch_ends(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, asked = displayed(monkeypatch, leaves, tmp_path / "run", is_terminal=False)
+    lines = text.splitlines()
+    assert lines[0] == "run  2 epochs of 2 steps"
+    assert [line.split("  ")[1] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    assert asked == []

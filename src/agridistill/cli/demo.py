@@ -169,7 +169,6 @@ def _finished(
 ) -> DemoRow:
     """A finished run, after starting or resuming it where needed."""
     from agridistill.training import run as runs
-    from agridistill.training.result import read_result
     from agridistill.training.run_folder import RunFolder
     from agridistill.training.settings import TrainConfig
 
@@ -181,11 +180,7 @@ def _finished(
         else:
             runs.distill(data, teacher, run, config, resume=resume)
     try:
-        result = read_result(folder, ())
-    except (RunError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            "the whole evaluation of a run",
-            f"'{folder.evaluation}', which is damaged ({type(error).__name__}: {error})",
-            f"remove the folder '{run}' and run the demo again",
-        ) from None
+        result = folder.read_result()
+    except RunError as error:
+        raise RunError(error.expected, error.got, f"remove the folder '{run}' and run the demo again") from None
     return DemoRow(name, run, result.evaluation, result.train_s)

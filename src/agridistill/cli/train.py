@@ -16,7 +16,7 @@ from agridistill.progress import is_first_process
 if TYPE_CHECKING:
     from agridistill.config import Recipe
     from agridistill.evaluation.verdict import ModelVerdict
-    from agridistill.training.result import RunResult
+    from agridistill.training.run_folder import RunResult
 
 Out = Annotated[Path, Option("--out", help="Run folder to write.")]
 
@@ -48,7 +48,7 @@ class RunOptions(options.LabelOptions):
         None
     )
     workers: Annotated[int | None, Option(help="Loader processes; -1 chooses.")] = None
-    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Option(help="auto measures.")] = None
+    precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="bf16 is faster on most GPUs.")] = None
     pretrained: Annotated[bool | None, Option(help="Start from the model hub's weights.")] = None
     weights: Annotated[Path | None, Option(help="Safetensors file or finished run to start from.")] = None
     devices: Annotated[int | None, Option(help="Processes on this machine, one for each GPU.")] = None
@@ -247,7 +247,7 @@ def _larger_student(student: str, teacher: Path) -> str:
 
 
 def _print_weaker_teacher(result: RunResult, teacher: Path) -> None:
-    from agridistill.training.result import teacher_evaluation
+    from agridistill.training.run_folder import teacher_evaluation
 
     of_teacher = teacher_evaluation(result.out, teacher)
     # Compared as they are printed.

@@ -8,7 +8,6 @@ Example:
 """
 
 from agridistill.losses.attention import (
-    AttentionLoss,
     ChannelProjection,
     attention_distance,
     channel_mean_square,
@@ -17,8 +16,6 @@ from agridistill.losses.attention import (
 )
 from agridistill.losses.features import HintRegressor, hint_loss
 from agridistill.losses.logits import (
-    DISTLoss,
-    DKDLoss,
     KDLoss,
     cross_entropy_loss,
     dist_loss,
@@ -31,10 +28,7 @@ from agridistill.losses.objective import DistillationObjective, StagePair, atten
 
 __all__ = [
     "METHODS",
-    "AttentionLoss",
     "ChannelProjection",
-    "DISTLoss",
-    "DKDLoss",
     "DistillationObjective",
     "HintRegressor",
     "KDLoss",

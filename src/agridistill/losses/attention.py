@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from agridistill.errors import ConfigError, ModelError, nearest
 
 Distance = Literal["l2", "kl", "cosine"]
-NamedGrid = Literal["smaller", "student", "teacher"]
-Grid = NamedGrid | int
 
 # A map whose largest value lies below this is dead: its scale is not changed.
 _DEAD = 1e-20
@@ -68,18 +65,6 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
     return squared if distance == "l2" else squared.div(2)
 
 
-class AttentionLoss(nn.Module):
-    """`attention_distance` of maps of any two resolutions, as a module; arguments as in the functions."""
-
-    def __init__(self, distance: Distance = "l2", grid: Grid = "smaller") -> None:
-        super().__init__()
-        self.distance, self.grid = distance, grid
-
-    def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """`(B, H, W)` and `(B, h, w)`, or `(B, M, H, W)` and `(B, M, h, w)`, to a scalar."""
-        return attention_distance(*match_resolution(student_map, teacher_map, self.grid), distance=self.distance)
-
-
 def unit_peak(attention: Tensor) -> Tensor:
     """Maps `(..., H, W)` in float32, scaled to a largest magnitude of 1, so that no square or sum over- or underflows.
 
@@ -105,19 +90,15 @@ def _log_probabilities(flat: Tensor) -> Tensor:
     return torch.lerp(probabilities, uniform, _KL_FLOOR).log()
 
 
-def match_resolution(student_map: Tensor, teacher_map: Tensor, grid: Grid = "smaller") -> tuple[Tensor, Tensor]:
-    """Both maps on a common grid that is chosen from their sizes at run time, each axis by itself.
-
-    An axis shrinks by area interpolation and grows by bilinear interpolation.
+def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps on a common grid, found from their sizes at run time: the smaller height and the smaller width.
 
     Args:
-        student_map: `(B, H, W)` or `(B, M, H, W)`.
+        student_map: `(B, H, W)` or `(B, M, H, W)`; M may also be channels.
         teacher_map: `(B, h, w)` or `(B, m, h, w)`.
-        grid: "smaller" takes the smaller height and the smaller width; "student" or "teacher" that map's grid; a
-            number N the grid N x N.
 
     Returns:
-        Both maps in float32 with equal height and width.
+        Both maps in float32 with equal height and width, shrunk by area interpolation.
 
     Raises:
         ModelError: a map is neither `(B, H, W)` nor `(B, M, H, W)`.
@@ -131,27 +112,9 @@ def match_resolution(student_map: Tensor, teacher_map: Tensor, grid: Grid = "sma
         if attention.dim() not in (3, 4):
             shape = tuple(attention.shape)
             raise ModelError("attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", "pass maps, not features")
-    student, teacher = student_map.shape[-2:], teacher_map.shape[-2:]
-    sizes: dict[Grid, Sequence[int]] = {
-        "smaller": (min(student[0], teacher[0]), min(student[1], teacher[1])),
-        "student": student,
-        "teacher": teacher,
-    }
-    size = (grid, grid) if isinstance(grid, int) else sizes[grid]
-    return _resize(student_map, size), _resize(teacher_map, size)
-
-
-def _resize(attention: Tensor, size: Sequence[int]) -> Tensor:
-    resized = attention.float()
-    if resized.shape[-2:] == size:
-        return resized
-    if attention.dim() == 3:
-        resized = resized.unsqueeze(1)
-    # Shrinking and growing act on different axes, so a map that is wider but lower than the grid gets each once.
-    resized = F.adaptive_avg_pool2d(resized, (min(resized.shape[-2], size[0]), min(resized.shape[-1], size[1])))
-    if resized.shape[-2:] != size:
-        resized = F.interpolate(resized, size=size, mode="bilinear", align_corners=False)
-    return resized.squeeze(1) if attention.dim() == 3 else resized
+    height, width = (min(student_map.shape[axis], teacher_map.shape[axis]) for axis in (-2, -1))
+    student, teacher = (F.adaptive_avg_pool2d(each.float(), (height, width)) for each in (student_map, teacher_map))
+    return student, teacher
 
 
 def channel_mean_square(features: Tensor) -> Tensor:

@@ -119,22 +119,6 @@ class KDLoss(nn.Module):
         return kd_loss(student_logits, teacher_logits, self.temperature)
 
 
-class DKDLoss(KDLoss):
-    """`dkd_loss` as a module."""
-
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        """`(B, K)`, `(B, K)` and `(B,)` to a scalar."""
-        return dkd_loss(student_logits, teacher_logits, target, self.temperature)
-
-
-class DISTLoss(KDLoss):
-    """`dist_loss` as a module."""
-
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """`(B, K)` and `(B, K)` to a scalar."""
-        return dist_loss(student_logits, teacher_logits, self.temperature)
-
-
 def _correlation(left: Tensor, right: Tensor) -> Tensor:
     """Pearson's correlation of each row of `(N, M)` with its counterpart."""
     return (_centre_and_scale(left, torch.sum) * _centre_and_scale(right, torch.sum)).sum(dim=-1)

@@ -11,19 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from agridistill.errors import ConfigError, ModelError, nearest
-from agridistill.losses.attention import (
-    ChannelProjection,
-    Distance,
-    Grid,
-    NamedGrid,
-    channel_mean_square,
-    match_resolution,
-)
+from agridistill.losses.attention import ChannelProjection, Distance, channel_mean_square, match_resolution
 from agridistill.losses.features import HintRegressor
 from agridistill.losses.logits import cross_entropy_loss
 from agridistill.losses.methods import METHODS, Method
 
-FixedOrLearned = Literal["fixed", "learned"]
+Alignment = Literal["fixed", "learned"]
 Decay = Literal["cosine", "none"]
 
 
@@ -62,9 +55,7 @@ def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cos
 class DistillationObjective(nn.Module):
     """`w_ce * CE + w_kd * logit loss + w_att * schedule * attention`, each term in float32; losses are the method's.
 
-    `attention` is the sum of the pairs' distances, each times its weight. With learned stage weights it is
-    `sum(exp(-s) * weight * distance + s)` over the pairs, with one learned s each, which starts at 0 (Kendall, Gal and
-    Cipolla 2018, arXiv 1705.07115, equation 10, doubled, s = log of the variance, limited to [-5, 5]).
+    `attention` is the sum of the pairs' distances, each times its weight.
 
     With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2): in its first
     `hint_share` the total is `w_hint * hint` alone, the distance of the features; after it, the sum above, without
@@ -85,9 +76,7 @@ class DistillationObjective(nn.Module):
         alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
         teacher_maps: teacher's maps for each photo by stride, 1 where not given; more than 1 needs learned alignment.
             Where it is 1, several maps (the heads of window attention) are averaged.
-        stage_weights: whether the weights between the pairs are fixed or learned.
         distance: of the maps; see `attention_distance`.
-        grid: the maps' common grid; see `match_resolution`.
         warmup: see `attention_schedule`; a share of what follows the first stage.
         decay: see `attention_schedule`.
 
@@ -109,11 +98,9 @@ class DistillationObjective(nn.Module):
         pairs: Sequence[StagePair] = (),
         student_channels: Mapping[int, int] | None = None,
         teacher_channels: Mapping[int, int] | None = None,
-        alignment: FixedOrLearned = "fixed",
+        alignment: Alignment = "fixed",
         teacher_maps: Mapping[int, int] | None = None,
-        stage_weights: FixedOrLearned = "fixed",
         distance: Distance = "l2",
-        grid: Grid = "smaller",
         warmup: float = 0.1,
         decay: Decay = "cosine",
     ) -> None:
@@ -124,16 +111,16 @@ class DistillationObjective(nn.Module):
         self.temperature = method.temperature if temperature is None else temperature
         attends, hints = self.weights["w_att"] > 0, self.weights["w_hint"] > 0
         self.pairs = tuple(pairs) if attends or hints else ()
-        self.distance, self.grid = distance, grid
-        self.warmup, self.decay = warmup, decay
+        self.distance, self.warmup, self.decay = distance, warmup, decay
         self.teacher_maps = {pair.teacher: (teacher_maps or {}).get(pair.teacher, 1) for pair in self.pairs}
-        _require_known("alignment", alignment, get_args(FixedOrLearned))
-        _require_known("stage_weights", stage_weights, get_args(FixedOrLearned))
-        _require_known("distance", distance, get_args(Distance))
-        _require_known("decay", decay, get_args(Decay))
-        if isinstance(grid, str):
-            _require_known("grid", grid, get_args(NamedGrid))
         students, teachers = student_channels or {}, teacher_channels or {}
+        for name, value, kind in (
+            ("alignment", alignment, Alignment),
+            ("distance", distance, Distance),
+            ("decay", decay, Decay),
+        ):
+            if value not in get_args(kind):
+                raise ConfigError(f"a known {name}", f"'{value}'", nearest(value, get_args(kind)))
         self._check(alignment, students, teachers)
         self.projections, self.regressors = nn.ModuleDict(), nn.ModuleDict()
         for pair in self.pairs:
@@ -142,8 +129,6 @@ class DistillationObjective(nn.Module):
             if attends and alignment == "learned":
                 maps = self.teacher_maps[pair.teacher]
                 self.projections[pair.name] = ChannelProjection(students[pair.student], maps)
-        learned = stage_weights == "learned" and attends
-        self.log_variances = nn.Parameter(torch.zeros(len(self.pairs))) if learned else None
 
     def in_first_stage(self, progress: float) -> bool:
         """Whether the student learns features, at this share of the training."""
@@ -191,7 +176,7 @@ class DistillationObjective(nn.Module):
             if weights["w_att"] > 0:
                 for pair in self.pairs:
                     terms[pair.name] = self._pair_distance(pair, student_features, teacher_maps or {})
-                terms["attention"] = self._weighted_sum([terms[pair.name] for pair in self.pairs])
+                terms["attention"] = torch.stack([pair.weight * terms[pair.name] for pair in self.pairs]).sum()
                 total = total + weights["w_att"] * self._attention_share(progress) * terms["attention"]
             # Multiplied by 0 instead of left out: DDP needs a gradient of every parameter in both stages.
             if self.in_first_stage(progress):
@@ -213,7 +198,7 @@ class DistillationObjective(nn.Module):
         for pair in self.pairs:
             student = self.regressors[pair.name](_at_stride(features, pair.student, "student's features"))
             teacher = _at_stride(teachers, pair.teacher, "teacher's features").detach()
-            losses.append(pair.weight * self.method.features.loss(*match_resolution(student, teacher, self.grid)))
+            losses.append(pair.weight * self.method.features.loss(*match_resolution(student, teacher)))
         return torch.stack(losses).sum()
 
     def _pair_distance(self, pair: StagePair, features: Mapping[int, Tensor], maps: Mapping[int, Tensor]) -> Tensor:
@@ -234,18 +219,7 @@ class DistillationObjective(nn.Module):
             student = student.squeeze(1) if single else student
         else:
             student = channel_mean_square(student_features)
-        return self.method.maps.loss(*match_resolution(student, teacher, self.grid), self.distance)
-
-    def _weighted_sum(self, distances: Sequence[Tensor]) -> Tensor:
-        weighted = torch.stack([pair.weight * value for pair, value in zip(self.pairs, distances, strict=True)])
-        if self.log_variances is None:
-            return weighted.sum()
-        # Without bounds a pair that agrees fully would drive its weight to infinity. The parameter itself is bounded: a
-        # bound on its use would have no gradient beyond, and could not return.
-        with torch.no_grad():
-            self.log_variances.clamp_(-5.0, 5.0)
-        log_variances = self.log_variances.float()
-        return (torch.exp(-log_variances) * weighted + log_variances).sum()
+        return self.method.maps.loss(*match_resolution(student, teacher), self.distance)
 
     def _check(self, alignment: str, students: Mapping[int, int], teachers: Mapping[int, int]) -> None:
         weights, hints = self.weights, self.weights["w_hint"] > 0
@@ -256,7 +230,6 @@ class DistillationObjective(nn.Module):
         _require(self.temperature > 0, "a temperature above 0", self.temperature)
         _require(0 <= self.label_smoothing < 1, "label smoothing in [0, 1)", self.label_smoothing)
         _require(0 <= self.warmup < 1, "a warm-up share in [0, 1)", self.warmup)
-        _require(isinstance(self.grid, str) or self.grid > 0, "a grid of at least 1 x 1", self.grid)
         needed = weights["w_att"] > 0 or hints
         _require(not needed or bool(self.pairs), "at least one pair of stages for w_att > 0 or w_hint > 0", "none")
         names = [pair.name for pair in self.pairs]
@@ -274,11 +247,6 @@ class DistillationObjective(nn.Module):
 def _require(holds: bool, expected: str, got: object) -> None:
     if not holds:
         raise ConfigError(expected, str(got), "correct the objective's settings")
-
-
-def _require_known(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"a known {name}", f"'{value}'", nearest(value, known))
 
 
 def _matching_logits(student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:

@@ -1,11 +1,11 @@
 """Networks by name, their weights, their attention maps, their cost, and their int8 form (`models.int8`).
 
-Others import from here; the modules are `factory`, `weights`, `taps`, `teacher`, `complexity` and `int8`.
+Others import from here; the modules are `factory`, `weights`, `taps`, `teacher` and `int8`.
 """
 
-from agridistill.models.complexity import complexity
 from agridistill.models.factory import (
     VARIANTS,
+    complexity,
     create_model,
     describe_start,
     hub_reachable,
@@ -13,7 +13,7 @@ from agridistill.models.factory import (
     pretrained_normalisation,
     require_known_model,
 )
-from agridistill.models.taps import StageTap, feature_attention
+from agridistill.models.taps import StageTap
 from agridistill.models.teacher import (
     OUTPUTS_VERSION,
     HasPixels,
@@ -25,11 +25,12 @@ from agridistill.models.teacher import (
     network_of,
     normalise_batch,
 )
-from agridistill.models.weights import load_weights, save_weights
+from agridistill.models.weights import Channels, load_weights, save_weights, weights_file
 
 __all__ = [
     "OUTPUTS_VERSION",
     "VARIANTS",
+    "Channels",
     "HasPixels",
     "LiveTeacher",
     "StageTap",
@@ -38,7 +39,6 @@ __all__ = [
     "complexity",
     "create_model",
     "describe_start",
-    "feature_attention",
     "hub_reachable",
     "load_backend",
     "load_network",
@@ -49,4 +49,5 @@ __all__ = [
     "pretrained_normalisation",
     "require_known_model",
     "save_weights",
+    "weights_file",
 ]

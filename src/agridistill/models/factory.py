@@ -1,4 +1,4 @@
-"""Networks by timm's name or a variant's, with weights from a package, the model hub, a file or at random."""
+"""Networks by timm's name or a variant's, with weights from a package, the hub, a file or at random; their cost."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import torch
 from huggingface_hub import constants, get_session
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from agridistill.errors import ModelError, nearest
 from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, sha256_of
@@ -65,6 +67,10 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
+def _variant(name: str) -> Variant:
+    return VARIANTS.get(name, Variant(name))
+
+
 def create_model(
     name: str,
     num_classes: int,
@@ -90,7 +96,7 @@ def create_model(
         ModelError: unknown name, unreachable hub, unreadable or unfit weights.
     """
     require_known_model(name)
-    variant = VARIANTS.get(name, Variant(name))
+    variant = _variant(name)
     options = dict(variant.options)
     if drop_path is not None:
         options["drop_path_rate"] = drop_path
@@ -142,7 +148,7 @@ def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
     package = _installed(name)
     if package is not None:
         return package.mean, package.std
-    config = get_pretrained_cfg(VARIANTS.get(name, Variant(name)).architecture)
+    config = get_pretrained_cfg(_variant(name).architecture)
     if config is None or len(config.mean) != 3 or len(config.std) != 3:
         return IMAGENET_MEAN, IMAGENET_STD
     return cast(Channels, tuple(config.mean)), cast(Channels, tuple(config.std))
@@ -155,7 +161,7 @@ def packaged(name: str) -> PackagedWeights | None:
         name: timm's name without a tag, or one of `VARIANTS`. A name with a tag, such as `tf_efficientnet_lite0.in1k`,
             selects one set of the hub's weights and has none here.
     """
-    variant = VARIANTS.get(name, Variant(name))
+    variant = _variant(name)
     return PACKAGED.get(variant.architecture) if variant.fits_hub else None
 
 
@@ -183,7 +189,7 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[st
     if package is not None:
         fields = ("package", "file", "sha256", "licence")
         return {"source": "package", **{key: getattr(package, key) for key in fields}}
-    config = get_pretrained_cfg(VARIANTS.get(name, Variant(name)).architecture)
+    config = get_pretrained_cfg(_variant(name).architecture)
     return {"source": "hub", "hub": getattr(config, "hf_hub_id", None), "licence": getattr(config, "license", None)}
 
 
@@ -274,3 +280,39 @@ def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
         return True
     _unreachable_since[endpoint] = time.monotonic()
     return False
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Cost of one photo."""
+
+    parameters: int
+    macs: int
+
+
+def complexity(model: nn.Module, image_size: int) -> Complexity:
+    """Counts parameters, and multiply-accumulates of convolutions, linear layers and attention products for one photo.
+
+    Element-wise work (activations, normalisation, pooling) is not counted, as in the published figures.
+
+    Args:
+        model: takes `(1, 3, image_size, image_size)`; runs on its own device, which may be "meta", and keeps its mode.
+
+    Example:
+        >>> complexity(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False), image_size=10)
+        Complexity(parameters=216, macs=21600)
+    """
+    weight = next(model.parameters())
+    photo = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+    modes = {module: module.training for module in model.modules()}
+    counter = FlopCounterMode(display=False)
+    try:
+        model.eval()
+        # The counter does not know every fused attention kernel, but the products of the plain one.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(photo)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    # A multiply-accumulate is two floating-point operations.
+    return Complexity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)

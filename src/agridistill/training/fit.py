@@ -1,42 +1,51 @@
-"""One pass through a run: writes its start, trains with Lightning, and hands over to the evaluation."""
+"""One pass through a run: writes its start, trains with Lightning, calibrates, evaluates and completes the folder."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import threading
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning
+import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
 from agridistill.data.cache import SPARE_BYTES, KeptViews
+from agridistill.data.likeness import read_learnt, write_learnt
 from agridistill.data.split import write_split
-from agridistill.manifest import ModelManifest, sha256_of
-from agridistill.models import describe_start
+from agridistill.errors import DataError, RunError
+from agridistill.evaluation.answering import fit_answering
+from agridistill.evaluation.evaluate import evaluate, predict_logits
+from agridistill.evaluation.familiar import familiarity_of
+from agridistill.evaluation.learning import read_learning
+from agridistill.evaluation.verdict import judge
+from agridistill.manifest import ModelManifest, read_manifest, sha256_of
+from agridistill.models import TorchBackend, complexity, describe_start, network_of
 from agridistill.progress import is_first_process
-from agridistill.storage import only_one
+from agridistill.storage import only_one, write_json
 from agridistill.teacher_cache import CachedTeacher
-from agridistill.training.callbacks import BestWeights, BuildCache, EpochLog, SameEverywhere
-from agridistill.training.head import FitHead
 from agridistill.training.parts import RunParts, RunPlan, build_parts
-from agridistill.training.result import RunResult, complete_run, read_result
-from agridistill.training.run_folder import run_of
+from agridistill.training.run_folder import RunResult, run_of
+from agridistill.training.settings import FitSettings
+from agridistill.training.start import BuildCache, FitHead, SameEverywhere
 from agridistill.training.trainer import (
-    barrier_on_exit,
+    BestWeights,
+    EpochLog,
     create_trainer,
-    gather_all,
-    interruptible,
     keep_freed_memory,
     quiet_lightning,
-    require_share_for_each,
     stopped_early,
-    translate_peer_failure,
 )
 
 logger = logging.getLogger(__name__)
+
+# In gloo's and NCCL's messages where another process has ended.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited")
 
 
 def carry_out(plan: RunPlan) -> RunResult:
@@ -64,8 +73,20 @@ def carry_out(plan: RunPlan) -> RunResult:
             plan.folder.require_same_recipe(plan.config)
             plan.folder.require_same_teacher(plan.teacher_sha256)
         else:
-            _write_start(plan, parts.precision)
+            _write_start(plan)
         return train_parts(plan, parts, saved)
+
+
+def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
+    """Checks that every process has photos to train and to validate on.
+
+    Raises:
+        DataError: fewer photos than processes.
+    """
+    for name, photos in (("training", train), ("validation", val)):
+        if photos < fit.processes:
+            expected = f"at least {fit.processes} {name} photos, one for each process"
+            raise DataError(expected, str(photos), "lower --devices or --nodes, or add photos")
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:
@@ -79,64 +100,83 @@ def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None)
             raise SystemExit(0)
         for callback in (best, log):
             callback.load_state_dict(saved["callbacks"][callback.state_key])
-        return _complete(plan, parts, best, log)
+        return _complete(plan, best, log)
     callbacks: list[Callback] = [SameEverywhere({"photos": prepared.fingerprint, "recipe": asdict(plan.config)})]
-    with ExitStack() as stack:
-        if isinstance(parts.teacher, CachedTeacher):
-            callbacks.append(BuildCache(parts.teacher, parts.datamodule.workers, gather_all))
-            stack.enter_context(closing(parts.teacher))
-        if fit.head_first and saved is None:
-            callbacks.append(FitHead(plan.viewing, workers=parts.datamodule.workers, balance=fit.balance))
-        trainer = create_trainer(fit, folder, parts.precision, [*callbacks, best, log])
-        with (
-            translate_peer_failure(trainer) if fit.processes > 1 else nullcontext(),
-            quiet_lightning(),
-            interruptible(),
-        ):
-            trainer.fit(
-                parts.module,
-                datamodule=parts.datamodule,
-                ckpt_path=folder.checkpoint if saved is not None else None,
-                weights_only=True,  # a checkpoint from elsewhere may contain code
-            )
+    if isinstance(parts.teacher, CachedTeacher):
+        callbacks.append(BuildCache(parts.teacher, parts.datamodule.workers))
+    if fit.head_first and saved is None:
+        callbacks.append(FitHead(plan.viewing, workers=parts.datamodule.workers, balance=fit.balance))
+    trainer = create_trainer(fit, folder, [*callbacks, best, log])
+    closed = contextlib.closing(parts.teacher) if isinstance(parts.teacher, CachedTeacher) else contextlib.nullcontext()
+    with closed, _peer_failure_translated(trainer), quiet_lightning(), _interruptible():
+        trainer.fit(
+            parts.module,
+            datamodule=parts.datamodule,
+            ckpt_path=folder.checkpoint if saved is not None else None,
+            weights_only=True,  # a checkpoint from elsewhere may contain code
+        )
     if fit.processes == 1:
-        return _complete(plan, parts, best, log)
-    with barrier_on_exit(trainer):
+        return _complete(plan, best, log)
+    with _barrier_on_exit(trainer):
         if first:
-            _complete(plan, parts, best, log)
-    return read_result(folder, prepared.skipped)
+            _complete(plan, best, log)
+    return folder.read_result()
 
 
-def _complete(plan: RunPlan, parts: RunParts, best: BestWeights, log: EpochLog) -> RunResult:
-    lineage = {
-        "method": plan.config.objective.method,
-        "seed": plan.fit.seed,
-        "precision": parts.precision,
-        "best_epoch": best.epoch + 1,
-        "data_fingerprint": plan.prepared.fingerprint,
-        "start": plan.folder.read_environment().get("start", {}),
-        **({"teacher_sha256": plan.teacher_sha256} if plan.teacher else {}),
-    }
+def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
+    """Calibrates on the validation split, evaluates on the test split, and writes the last files."""
+    fit, folder, prepared = plan.fit, plan.folder, plan.prepared
     manifest = ModelManifest(
-        model=plan.fit.model,
-        classes=plan.prepared.classes,
+        model=fit.model,
+        classes=prepared.classes,
         preprocessing=plan.preprocessing,
-        weights_file=plan.folder.weights.name,
-        weights_sha256=sha256_of(plan.folder.weights),
-        precision="int8" if plan.fit.int8 else "fp32",
-        lineage=lineage,
+        weights_file=folder.weights.name,
+        weights_sha256=sha256_of(folder.weights),
+        precision="int8" if fit.int8 else "fp32",
+        lineage={
+            "method": plan.config.objective.method,
+            "seed": fit.seed,
+            "precision": fit.precision,
+            "best_epoch": best.epoch + 1,
+            "data_fingerprint": prepared.fingerprint,
+            "start": folder.read_environment()["start"],
+            **({"teacher_sha256": plan.teacher_sha256} if plan.teacher else {}),
+        },
     )
-    return complete_run(
-        plan.folder,
-        plan.prepared,
+    network = network_of(manifest, folder.path)
+    answering = fit_answering(predict_logits(TorchBackend(network, manifest), prepared.val, prepared.root))
+    familiarity = familiarity_of(prepared.root, prepared.train, prepared.val, manifest.preprocessing)
+    manifest = replace(
         manifest,
-        parents=[run for run in (plan.teacher, run_of(plan.weights) if plan.weights else None) if run],
-        best_epoch=best.epoch + 1,
-        train_s=sum(row["train_s"] for row in log.rows),
+        temperature=answering.temperature,
+        threshold=answering.abstention.threshold,
+        familiarity=familiarity.to_json() if familiarity else {},
     )
+    # The model knows the photos of its teacher, and of the run that it started from, too.
+    parents = [run for run in (plan.teacher, run_of(plan.weights) if plan.weights else None) if run]
+    inherited = [read_learnt(run.learnt, read_manifest(run.manifest)) for run in parents if run.manifest.exists()]
+    phashes = (prepared.phashes[sample.path] for sample in (*prepared.train, *prepared.val))
+    write_learnt(folder.learnt, prepared.fingerprint, phashes, filter(None, inherited))
+    # Written once, calibrated: a folder with a manifest is a model that can be used.
+    manifest.write(folder.manifest)
+    cost = complexity(network, manifest.preprocessing.image_size)
+    result = evaluate(
+        TorchBackend(network, manifest),
+        prepared.test,
+        prepared.root,
+        classes=prepared.classes,
+        split="test",
+        parameters=cost.parameters,
+        macs=cost.macs,
+    )
+    verdict = judge(result, learning=read_learning(folder.path, prepared.classes))
+    train_s = sum(row["train_s"] for row in log.rows)
+    figures = {"train_s": train_s, "best_epoch": best.epoch + 1, "verdict": verdict.to_json()}
+    write_json(folder.evaluation, result.to_json() | figures)
+    return RunResult(folder.path, result, best.epoch + 1, train_s, prepared.skipped)
 
 
-def _write_start(plan: RunPlan, precision: str) -> None:
+def _write_start(plan: RunPlan) -> None:
     """Environment, split and recipe, in this order: a folder with a recipe is a run that can be resumed."""
     fit, prepared, folder, data = plan.fit, plan.prepared, plan.folder, plan.config.data
     labels = Counter(sample.label for sample in prepared.train)
@@ -145,7 +185,7 @@ def _write_start(plan: RunPlan, precision: str) -> None:
             "seed": fit.seed,
             "data": str(prepared.root.resolve()),
             "data_fingerprint": prepared.fingerprint,
-            "precision": precision,
+            "precision": fit.precision,
             "start": describe_start(fit.model, fit.pretrained, plan.weights),
             "normalisation": {"mean": plan.preprocessing.mean, "std": plan.preprocessing.std},
             "skipped": [list(item) for item in prepared.skipped],
@@ -191,3 +231,58 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
             kept.folder,
             SPARE_BYTES / 1e9,
         )
+
+
+@contextlib.contextmanager
+def _barrier_on_exit(trainer: lightning.Trainer) -> Iterator[None]:
+    """All processes wait at the end of the block; a failure ends the processes that this one started."""
+    try:
+        yield
+        trainer.strategy.barrier()
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
+        raise
+
+
+@contextlib.contextmanager
+def _peer_failure_translated(trainer: lightning.Trainer) -> Iterator[None]:
+    """Turns the loss of another process into an error of this one.
+
+    Raises:
+        RunError: another process ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        if trainer.world_size == 1:
+            raise
+        # Lightning kills this process when another one fails; without its list this one ends by itself, with its own
+        # exit code.
+        if (started := getattr(trainer.strategy.launcher, "procs", None)) is not None:
+            started.clear()
+        text = str(error)
+        # By its text: gloo raises plain runtime errors.
+        lost = isinstance(error, RuntimeError) and any(word in text for word in _LOST)
+        if not (lost or isinstance(error, torch.distributed.DistError)):
+            raise
+        raise RunError(
+            "all processes of this run to its end",
+            f"the end of one of them before ('{text[:200]}')",
+            "see its own output or the log of its machine, and continue with --resume",
+        ) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes Ctrl-C during a fit a KeyboardInterrupt again: Lightning turns it into an exit and disables Ctrl-C."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)

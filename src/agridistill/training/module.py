@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import lightning
@@ -15,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from agridistill.data.loader import Batch
 from agridistill.errors import RunError
-from agridistill.losses.objective import DistillationObjective
+from agridistill.losses import DistillationObjective, attention_schedule
 from agridistill.manifest import Preprocessing
 from agridistill.models import LiveTeacher, StageTap, normalise_batch
 from agridistill.training.settings import FitSettings
@@ -45,20 +44,14 @@ class TeacherSource(Protocol):
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: a linear warm-up, then half a cosine down to 0.
-
-    Args:
-        progress: share of all steps that are done, 0 to 1.
-        warmup: share of the steps in which it rises.
+    """Share of the peak learning rate: a linear warm-up, then half a cosine down to 0, as of the attention's weight.
 
     Example:
         >>> [round(learning_rate_factor(p, 0.2), 2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
         [0.01, 0.5, 1.0, 0.5, 0.0]
     """
-    if progress < warmup:
-        # Not from 0: the first step would have no effect.
-        return max(progress / warmup, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+    # Not from 0: the first step would have no effect.
+    return max(attention_schedule(progress, warmup), 0.01 if progress < warmup else 0.0)
 
 
 class DistillationModule(lightning.LightningModule):
@@ -96,8 +89,7 @@ class DistillationModule(lightning.LightningModule):
         self.fit, self._teacher, self._hints = fit, teacher, hints
         # Of this epoch: Lightning's own metrics keep the last value of a term that is no longer computed.
         self.terms: set[str] = set()
-        strides = tuple(sorted({pair.student for pair in objective.pairs}))
-        self._tap = StageTap(self.model, strides) if strides else None
+        self._tap = StageTap(self.model, {pair.student for pair in objective.pairs})
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_nll = MeanMetric()
 
@@ -179,11 +171,9 @@ class DistillationModule(lightning.LightningModule):
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The named terms of the objective on one batch, "total" among them; progress is 0 to 1."""
         teacher = self._teacher.outputs(batch) if self._teacher is not None else None
-        features = None
         if not self.objective.in_first_stage(progress):
             self._hints = None  # its memory is not needed any more
-        elif self._hints is not None:
-            features = self._hints.outputs(batch)[1]
+        features = self._hints.outputs(batch)[1] if self._hints is not None else None
         return self._terms(batch.pixels, batch.target, teacher, features, progress)
 
     @torch.no_grad()
@@ -209,11 +199,10 @@ class DistillationModule(lightning.LightningModule):
         teacher_features: dict[int, Tensor] | None,
         progress: float,
     ) -> dict[str, Tensor]:
-        logits = self.model(normalise_batch(pixels, self.preprocessing))
         teacher_logits, teacher_maps = teacher if teacher is not None else (None, None)
         terms: dict[str, Tensor] = self.objective(
-            logits,
-            self._tap.features() if self._tap is not None else {},
+            self.model(normalise_batch(pixels, self.preprocessing)),
+            self._tap.features(),
             target,
             teacher_logits=teacher_logits,
             teacher_maps=teacher_maps,
@@ -227,8 +216,7 @@ class DistillationModule(lightning.LightningModule):
         if batch is None:
             return
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
-        if self._tap is not None:
-            self._tap.features()  # clears them: the next training step must not see these
+        self._tap.features()  # clears them: the next training step must not see these
         self.val_accuracy.update(logits, batch.target)
         self.val_nll.update(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
 
@@ -245,20 +233,18 @@ class DistillationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up and cosine decay; biases, norms and other vectors are not decayed."""
-        groups, rest = [], list(self.parameters())
-        if self.fit.layer_decay < 1:
+        fit, groups, rest = self.fit, [], list(self.parameters())
+        if fit.layer_decay < 1:
             # BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254), by timm.
-            layers = param_groups_layer_decay(self.model, self.fit.weight_decay, layer_decay=self.fit.layer_decay)
-            groups = [{**group, "lr": self.fit.lr * group["lr_scale"]} for group in layers]
+            layers = param_groups_layer_decay(self.model, fit.weight_decay, layer_decay=fit.layer_decay)
+            groups = [{**group, "lr": fit.lr * group["lr_scale"]} for group in layers]
             rest = list(self.objective.parameters())
         learned = [parameter for parameter in rest if parameter.requires_grad]
-        matrices = [parameter for parameter in learned if parameter.ndim > 1]
-        vectors = [parameter for parameter in learned if parameter.ndim <= 1]
         groups += [
-            {"params": matrices, "weight_decay": self.fit.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": [parameter for parameter in learned if parameter.ndim > 1], "weight_decay": fit.weight_decay},
+            {"params": [parameter for parameter in learned if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.fit.lr)
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=fit.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step / self.total_steps, self.fit.warmup)
         )

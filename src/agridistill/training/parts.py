@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from agridistill.manifest import (
     require_same_classes,
     sha256_of,
 )
-from agridistill.models import LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
+from agridistill.models import Channels, LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
 from agridistill.models.int8 import calibrate, quantised
 from agridistill.teacher_cache import (
     DISTILLATION_VIEWS,
@@ -34,11 +34,10 @@ from agridistill.teacher_cache import (
     cache_key,
     load_teacher,
 )
-from agridistill.training.head import classifier_of
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.trainer import choose_precision
+from agridistill.training.start import classifier_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,6 @@ class RunParts:
     module: DistillationModule
     datamodule: PhotoDataModule
     teacher: TeacherSource | None
-    precision: str
 
 
 def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
@@ -104,6 +102,7 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     With `restored`, a checkpoint replaces the starting weights, so neither hub nor file is needed.
     """
     fit, prepared = plan.fit, plan.prepared
+    gpu = torch.cuda.is_available()
     weights = None if restored else plan.weights
     model = create_model(
         fit.model,
@@ -127,24 +126,32 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
         seed=fit.seed,
         view_seed=plan.viewing.seed,
         views=plan.viewing.views,
-        workers=default_workers(_device().type, fit.devices) if fit.workers < 0 else fit.workers,
+        workers=default_workers("cuda" if gpu else "cpu", fit.devices) if fit.workers < 0 else fit.workers,
         keep_views=fit.keep_views,
         balance=fit.balance,
     )
     # Creating a teacher draws random weights; the student's must not depend on it.
     with torch.random.fork_rng(devices=[]):
         teacher, hints = _teachers(plan)
-    module = _module(plan, model, teacher, hints, datamodule.steps_per_epoch * fit.epochs)
-    precision = _precision(plan, model)
+    objective = _objective(plan, model, teacher, hints)
+    if fit.processes > 1 and gpu:
+        # Statistics of the whole batch, so that the number of processes changes no result.
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    module = DistillationModule(
+        model,
+        objective,
+        fit,
+        teacher=teacher,
+        hints=hints,
+        preprocessing=plan.preprocessing,
+        num_classes=len(prepared.classes),
+        total_steps=datamodule.steps_per_epoch * fit.epochs,
+    )
     module.check_with_example()
-    return RunParts(module, datamodule, teacher, precision)
+    return RunParts(module, datamodule, teacher)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _starting_normalisation(plan: RunPlan) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _starting_normalisation(plan: RunPlan) -> tuple[Channels, Channels]:
     """Mean and standard deviation of the RGB channels, 0 to 1, with which the starting weights were trained."""
     weights = None if plan.resume else plan.weights
     if weights is not None and weights.is_dir():
@@ -153,7 +160,7 @@ def _starting_normalisation(plan: RunPlan) -> tuple[tuple[float, float, float], 
     # A resume needs neither hub nor file: the run folder holds both.
     run = plan.folder if plan.resume else run_of(weights) if weights else None
     if run is not None:
-        stored = run.read_environment().get("normalisation", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+        stored = run.read_environment()["normalisation"]
         return tuple(stored["mean"]), tuple(stored["std"])
     package = packaged(plan.fit.model)
     if weights is not None and package is not None and sha256_of(weights) == package.sha256:
@@ -174,14 +181,15 @@ def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module
     objective, size = plan.config.objective, plan.preprocessing.image_size
     if objective.weights()["w_att"] or objective.weights()["w_hint"]:
         raise ConfigError("a method of labels and logits alone for int8", f"'{objective.method}'", "pass --method kd")
-    if weights is not None and (weights / MANIFEST_NAME).exists():
+    rounded = quantised(model, plan.preprocessing)
+    if weights is None:
+        return rounded
+    if (weights / MANIFEST_NAME).exists():
         trained = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
         if trained != size:
             expected = f"the image size that '{weights}' learnt"
             raise ConfigError(expected, f"{size} px instead of {trained}", f"pass --image-size {trained}")
-    rounded = quantised(model, plan.preprocessing)
-    if weights is not None:
-        calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
+    calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
     return rounded
 
 
@@ -221,63 +229,30 @@ def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, setting
     return CachedTeacher(caches, key, viewing, load)
 
 
-def _module(
-    plan: RunPlan, model: nn.Module, teacher: TeacherSource | None, hints: LiveTeacher | None, total_steps: int
-) -> DistillationModule:
-    fit, settings, classes = plan.fit, plan.config.objective, len(plan.prepared.classes)
+def _objective(
+    plan: RunPlan, model: nn.Module, teacher: TeacherSource | None, hints: LiveTeacher | None
+) -> DistillationObjective:
+    settings, classes = plan.config.objective, len(plan.prepared.classes)
     method, weights = get_method(settings.method), settings.weights()
     if weights["w_kd"] and classes < method.min_classes:
         expected = f"at least {method.min_classes} classes for {method.name}"
         raise ConfigError(expected, str(classes), "pass --method kd")
     compares_stages = weights["w_att"] or weights["w_hint"]
-    pairs = [StagePair(**asdict(pair)) for pair in settings.pairs] if compares_stages else []
-    strides = tuple(sorted({pair.student for pair in pairs}))
-    objective = DistillationObjective(
+    pairs = [StagePair(*astuple(pair)) for pair in settings.pairs] if compares_stages else []
+    with StageTap(model, {pair.student for pair in pairs}) as tap:
+        student_channels = {pair.student: tap.channels(pair.student) for pair in pairs}
+    return DistillationObjective(
         method,
         **weights,
         hint_share=settings.hint_share,
         temperature=settings.temperature,
-        label_smoothing=fit.label_smoothing,
+        label_smoothing=plan.fit.label_smoothing,
         pairs=pairs,
-        student_channels=_channels(model, strides),
+        student_channels=student_channels,
         teacher_channels=hints.map_counts() if hints is not None else {},
         teacher_maps=teacher.map_counts() if teacher is not None else {},
         alignment=settings.alignment,
-        stage_weights=settings.stage_weights,
         distance=settings.distance,
-        grid=settings.grid,
         warmup=settings.att_warmup,
         decay=settings.att_decay,
     )
-    if fit.processes > 1 and torch.cuda.is_available():
-        # Statistics of the whole batch, so that the number of processes changes no result.
-        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return DistillationModule(
-        model,
-        objective,
-        fit,
-        teacher=teacher,
-        hints=hints,
-        preprocessing=plan.preprocessing,
-        num_classes=classes,
-        total_steps=total_steps,
-    )
-
-
-def _channels(model: nn.Module, strides: tuple[int, ...]) -> dict[int, int]:
-    if not strides:
-        return {}
-    with StageTap(model, strides) as tap:
-        return {stride: tap.channels(stride) for stride in strides}
-
-
-def _precision(plan: RunPlan, model: nn.Module) -> str:
-    if plan.fit.precision != "auto":
-        return plan.fit.precision
-    stored = plan.folder.read_environment().get("precision") if plan.resume else None
-    if stored in ("fp32", "bf16"):
-        return str(stored)
-    if plan.fit.processes > 1 and _device().type == "cpu":
-        # Each process would measure for itself, with perhaps another result.
-        return "fp32"
-    return choose_precision(model, plan.preprocessing.image_size, _device())

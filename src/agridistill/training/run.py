@@ -1,27 +1,32 @@
-"""`train()` and `distill()`: from a data folder to a finished run folder; `agridistill.train` has the details."""
+"""`train()` and `distill()`: from a data folder to a finished run folder; `agridistill.train` has the details.
+
+A run takes over the split of a parent run (its teacher, or the run of --weights), so that no photo that the parent
+learnt from tests it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from agridistill.data.folder import require_outside
+from agridistill.data.folder import SPLIT_NAMES, Sample, require_outside
 from agridistill.data.labels import FOLDERS, Layout
-from agridistill.data.prepare import PreparedData, prepare_data
-from agridistill.errors import ConfigError, ModelError, RunError
+from agridistill.data.prepare import PreparedData, check_parts, prepare_data, warn_of_shared_leaves
+from agridistill.data.split import Split, labelled_share, read_split
+from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses import get_method
 from agridistill.manifest import read_manifest
-from agridistill.models import require_known_model
+from agridistill.models import require_known_model, weights_file
 from agridistill.progress import ProgressCallback, is_first_process, silent
 from agridistill.storage import require_writable
 from agridistill.training.fit import carry_out
-from agridistill.training.inherited_split import inherit_split, parent_runs
 from agridistill.training.parts import RunPlan
-from agridistill.training.result import RunResult, stored_result
-from agridistill.training.run_folder import RunFolder
-from agridistill.training.settings import DistillConfig, TrainConfig
+from agridistill.training.run_folder import RunFolder, RunResult, run_of
+from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,26 +56,11 @@ def train(
     resume: bool = False,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains any timm model on labels alone: teachers and standalone baselines.
+    """Trains any timm model on labels alone; arguments and errors as of `agridistill.train`.
 
-    Args:
-        data: a folder of photos.
-        out: the run folder; new, empty, or with `resume` an unfinished run.
-        config: settings; the defaults where None.
-        split_file: a split made by `data split`; without one a leaf-disjoint split is made.
-        layout: how the labels are found; None takes class folders, on a resume the layout of the run.
-        resume: continues after a kill with the result of an uninterrupted run; returns the result of a finished run.
-        progress: of the reading of the photos.
-
-    Raises:
-        AgriDistillError: data, settings, model or run folder cannot be used.
+    `layout` is how the labels are found; None takes class folders, on a resume the layout of the run.
     """
-    request = _Request(RunFolder(out), data, None, split_file, layout, resume, progress)
-    if resume and (finished := _finished(request, config)):
-        return finished
-    config = config or TrainConfig()
-    _require_startable(request, config)
-    return carry_out(RunPlan(request.folder, _prepare(request, config), config, resume=resume))
+    return _run(_Request(RunFolder(out), data, None, split_file, layout, resume, progress), config, TrainConfig())
 
 
 def distill(
@@ -86,80 +76,65 @@ def distill(
     cache_dir: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains a student under a teacher. Arguments and errors as in `train`, and:
-
-    Args:
-        data: a folder of photos.
-        teacher: a finished run; None only for the method `ce`, the equal baseline without a teacher.
-        out: the run folder.
-        config: settings.
-        split_file: without one the teacher's split is used on the teacher's data, so that no test photo of the student
-            was a training photo of the teacher.
-        layout: how the labels are found.
-        resume: continues a run.
-        cache: computes the teacher's logits and attention once for each view; otherwise it runs in every step. Features
-            (`w_hint`) come from the live teacher in their stage either way.
-        cache_dir: folder of the teacher's caches; `cache` in the teacher's run folder where None.
-        progress: of the reading of the photos.
-    """
+    """Trains a student under a teacher; arguments and errors as of `agridistill.distill`, `layout` as in `train`."""
     request = _Request(RunFolder(out), data, teacher, split_file, layout, resume, progress)
-    if resume and (finished := _finished(request, config)):
-        return finished
-    config = config or DistillConfig()
+    caches = (cache_dir or RunFolder(teacher).caches) if cache and teacher is not None else None
+    if caches is not None and cache_dir is not None:
+        require_writable(cache_dir, "--cache-dir", folder=True)
+    return _run(request, config, DistillConfig(), caches)
+
+
+def _run(request: _Request, config: Config | None, default: Config, caches: Path | None = None) -> RunResult:
+    if request.resume and request.folder.evaluation.exists():
+        return _finished(request, config)
+    config = config or default
     method = get_method(config.objective.method)
     _require_startable(request, config)
-    if method.needs and teacher is None:
+    if method.needs and request.teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
-    if teacher is not None:
+    if request.teacher is not None:
         # Before the photos are read, which may take minutes.
-        read_manifest(RunFolder(teacher).manifest).verified_weights(teacher)
-    if cache and cache_dir is not None:
-        require_writable(cache_dir, "--cache-dir", folder=True)
+        read_manifest(RunFolder(request.teacher).manifest).verified_weights(request.teacher)
     prepared = _prepare(request, config)
     # Without any weight on a term that needs it, the teacher is not loaded.
-    run = RunFolder(teacher) if teacher is not None and config.objective.needs_teacher else None
-    caches = (cache_dir or run.caches) if cache and run is not None else None
-    return carry_out(RunPlan(request.folder, prepared, config, run, caches, resume))
+    needed = config.objective.needs_teacher and request.teacher
+    teacher = RunFolder(needed) if needed else None
+    return carry_out(RunPlan(request.folder, prepared, config, teacher, caches if teacher else None, request.resume))
 
 
-def _finished(request: _Request, config: Config | None) -> RunResult | None:
-    """The stored result, where the run is finished; photos are read only where `data` is not the run's own folder."""
+def _finished(request: _Request, config: Config | None) -> RunResult:
+    """The stored result; photos are read only where `data` is not the run's own folder."""
     folder, data, teacher = request.folder, request.data, request.teacher
-    if request.split_file is not None:
-        raise RunError("the run's own split on a resume", f"--splits {request.split_file}", "leave --splits away")
-    if not folder.evaluation.exists():
-        return None
+    _require_own_split(request)
     if config is not None:
         folder.require_same_recipe(config)
     environment = folder.read_environment()
-    if teacher is not None and environment.get("teacher_sha256") is not None:
+    if teacher is not None and environment["teacher_sha256"] is not None:
         folder.require_same_teacher(read_manifest(RunFolder(teacher).manifest).weights_sha256)
     own = folder.read_layout()
     layout = request.layout or own
-    if environment.get("data") != str(data.resolve()) or layout.to_json() != own.to_json():
+    if environment["data"] != str(data.resolve()) or layout.to_json() != own.to_json():
         prepared = prepare_data(data, layout=layout, split_file=folder.splits, progress=request.progress)
         folder.require_same_data(data, prepared.fingerprint)
-    return stored_result(folder)
+    return folder.read_result()
+
+
+def _require_own_split(request: _Request) -> None:
+    if request.resume and request.split_file is not None:
+        raise RunError("the run's own split on a resume", f"--splits {request.split_file}", "leave --splits away")
 
 
 def _require_startable(request: _Request, config: Config) -> None:
     """Checks what can be known before the photos are read, which may take minutes."""
     folder, resume, fit = request.folder, request.resume, config.fit
+    _require_own_split(request)
     _require_launched(fit.processes)
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
     weights = Path(fit.weights) if fit.weights and not resume else None
-    if weights is not None and weights.is_dir():
-        read_manifest(RunFolder(weights).manifest).verified_weights(weights)
-    elif weights is not None:
-        if not weights.is_file():
-            raise ModelError("a weights file or a finished run", f"'{weights}', which is neither", "check --weights")
-        try:
-            weights.open("rb").close()
-        except OSError as error:
-            got = f"'{weights}' ({error.strerror})"
-            raise ModelError("a weights file that can be read", got, "check --weights") from None
+    if weights is not None:
+        weights_file(weights)
     # Deleting the parent run would delete a run in its folder.
     for name, run in (("teacher's", request.teacher), ("--weights", weights)):
         if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
@@ -188,15 +163,103 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     if resume:
         folder.require_same_data(request.data, prepared.fingerprint)
         return prepared
-    return inherit_split(parent_runs(request.teacher, config.fit), prepared, settings)
+    return inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
 
 
 def _require_launched(processes: int) -> None:
     """Checks that torchrun started as many processes as the run expects; otherwise each would train on its own."""
-    launched = os.environ.get("WORLD_SIZE", str(processes)) if "TORCHELASTIC_RUN_ID" in os.environ else str(processes)
-    if launched != str(processes):
-        raise ConfigError(
-            f"--devices times --nodes of {launched}, the processes that torchrun started",
-            str(processes),
-            "pass the same numbers to both",
+    launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if launched not in (None, str(processes)):
+        expected = f"--devices times --nodes of {launched}, the processes that torchrun started"
+        raise ConfigError(expected, str(processes), "pass the same numbers to both")
+
+
+def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
+    """The runs whose training photos must not test this run, by their role in messages."""
+    runs = {"the teacher": RunFolder(teacher) if teacher else None}
+    runs["the run of --weights"] = run_of(Path(fit.weights)) if fit.weights else None
+    return {name: run for name, run in runs.items() if run is not None and run.splits.exists()}
+
+
+def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
+    """Takes the first parent's split that fits, and warns where a test photo was a training photo of a parent.
+
+    A split fits on the parent's own data, and on data most of whose photos it names; other photos with the same names
+    keep their own split, as does a test that the user chose by a file or by folders.
+    """
+    inherited, labelled = "", settings.labels == 1
+    for name, run in parents.items() if "test" in prepared.cut else ():
+        same_labels = _has_same_labels(run, settings, prepared)
+        found = _with_split_of(run, prepared, named_only=same_labels)
+        if found is not None:
+            prepared, inherited, labelled = found, name, labelled or same_labels
+            # The user may have given it to the parent.
+            warn_of_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
+            break
+    for name, run in parents.items():
+        if name != inherited:
+            _warn_about_overlap(prepared, read_split(run.splits), name)
+    if labelled:
+        return prepared
+    train, val = (
+        labelled_share(part, settings.labels, seed=settings.split_seed) for part in (prepared.train, prepared.val)
+    )
+    return _divided(prepared, {"train": train, "val": val, "test": prepared.test}, prepared.cut)
+
+
+def _has_same_labels(run: RunFolder, settings: DataSettings, prepared: PreparedData) -> bool:
+    """Whether the run's split names exactly the share of labels of these settings."""
+    if settings.labels == 1 or not _is_same_data(run, prepared):
+        return False
+    data = run.read_recipe()["data"]
+    return (data["labels"], data["split_seed"]) == (settings.labels, settings.split_seed)
+
+
+def _is_same_data(run: RunFolder, prepared: PreparedData) -> bool:
+    return bool(run.read_environment()["data_fingerprint"] == prepared.fingerprint)
+
+
+def _with_split_of(run: RunFolder, prepared: PreparedData, *, named_only: bool) -> PreparedData | None:
+    """The same photos in the run's split; None where that split does not fit.
+
+    A photo that the split does not name follows its leaf, else goes to train; it is left out with `named_only`.
+    """
+    same_data = _is_same_data(run, prepared)
+    samples = sorted((*prepared.train, *prepared.val, *prepared.test), key=lambda sample: sample.path)
+    part_of = {path: name for name, paths in read_split(run.splits).parts().items() for path in paths}
+    named = [sample for sample in samples if sample.path in part_of]
+    if not same_data and 2 * len(named) <= len(samples):
+        return None
+    part_of_leaf = {sample.leaf_id: part_of[sample.path] for sample in named}
+    parts: dict[str, list[Sample]] = {name: [] for name in SPLIT_NAMES}
+    for sample in named if named_only else samples:
+        parts[part_of.get(sample.path) or part_of_leaf.get(sample.leaf_id, "train")].append(sample)
+    try:
+        check_parts(prepared.classes, **parts)
+    except DataError:
+        return None  # a few photos of the parent's, too few for a validation or a test
+    leaves = [{sample.leaf_id for sample in part} for part in parts.values()]
+    torn = len(set().union(*leaves)) < sum(map(len, leaves))
+    if torn and not same_data:
+        return None  # other photos of the same names, whose leaves the split does not know
+    return _divided(prepared, parts, frozenset())
+
+
+def _divided(prepared: PreparedData, parts: Mapping[str, Sequence[Sample]], cut: frozenset[str]) -> PreparedData:
+    samples: dict[str, Any] = {name: tuple(part) for name, part in parts.items()}
+    split = Split(**{name: tuple(sample.path for sample in part) for name, part in parts.items()})
+    return replace(prepared, **samples, split=split, cut=cut)
+
+
+def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None:
+    # By class and file name: the same photos may have been moved into train, val and test.
+    learnt = {Path(path).parts[-2:] for path in split.train}
+    overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
+    if overlap:
+        logger.warning(
+            "%s was trained on %d of the %d test photos of this split (or on photos of the same names): "
+            "the result will be too high",
+            name,
+            overlap,
+            len(prepared.test),
         )

@@ -1,13 +1,15 @@
-"""A run folder: its files, and the rules for starting, resuming and finishing a run."""
+"""A run folder: its files, the rules for starting and resuming a run, and the result of a finished one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,28 @@ import torch
 
 from agridistill.data.labels import Layout
 from agridistill.data.likeness import LEARNT_NAME
-from agridistill.errors import RunError
-from agridistill.manifest import MANIFEST_NAME
+from agridistill.data.split import read_split
+from agridistill.errors import AgriDistillError, RunError
+from agridistill.evaluation.evaluate import EvaluationResult
+from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
+from agridistill.version import __version__
 
 # Settings that a resume may change: they do not change what a run learns.
 MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
-_PACKAGES = ("agridistill", "torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
+_PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    out: Path  # the run folder
+    evaluation: EvaluationResult  # on the test split
+    best_epoch: int  # whose weights were kept, counted from 1
+    train_s: float  # seconds in training epochs
+    skipped: tuple[tuple[str, str], ...]  # unreadable photos that were left out, with the reason
 
 
 class RunFolder:
@@ -71,7 +87,7 @@ class RunFolder:
 
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Writes the resolved settings."""
-        write_text(self.recipe, tomli_w.dumps(without_none(asdict(config))))
+        write_text(self.recipe, _as_toml(config))
 
     def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
         """Checks that a resume has the settings of the run.
@@ -79,28 +95,23 @@ class RunFolder:
         Raises:
             RunError: names the first setting that differs.
         """
-        try:
-            stored = _flatten(tomllib.loads(self.recipe.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise RunError("the recipe of the run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
-        current = _flatten(without_none(asdict(config)))
-        # Settings that were added later have their defaults in runs of earlier versions.
-        defaults = _flatten(without_none(asdict(type(config)())))
-        stored = {key: value for key, value in defaults.items() if key in current} | stored
-        for key in sorted(stored.keys() | current.keys()):
-            if key.rsplit(".", 1)[-1] not in MAY_DIFFER and stored.get(key) != current.get(key):
-                raise RunError(
-                    f"{key} = {stored.get(key)} as in the run that is resumed",
-                    str(current.get(key)),
-                    "leave the option away or start a new run",
-                )
+        stored, current = _by_key(self.read_recipe()), _by_key(tomllib.loads(_as_toml(config)))
+        for section, key in sorted(stored.keys() | current.keys()):
+            before, now = stored.get((section, key)), current.get((section, key))
+            if key not in MAY_DIFFER and before != now:
+                expected = f"{section}.{key} = {before} as in the run that is resumed"
+                raise RunError(expected, str(now), "leave the option away or start a new run")
 
     def read_recipe(self) -> dict[str, Any]:
-        """The sections of the recipe; empty where it cannot be read."""
+        """The sections of the recipe.
+
+        Raises:
+            RunError: no recipe, or a damaged one.
+        """
         try:
             return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        except (OSError, ValueError) as error:
+            raise RunError("the recipe of a run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
 
     def require_same_teacher(self, sha256: str | None) -> None:
         """Checks that a resume has the teacher of the run.
@@ -147,31 +158,60 @@ class RunFolder:
             "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
-        versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+        versions = {"agridistill": __version__, "python": platform.python_version()}
+        versions |= {name: metadata.version(name) for name in _PACKAGES}
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
-        """The environment document; empty where there is none.
+        """The environment document.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: no such file, or a damaged one.
         """
         try:
-            document = json.loads(self.environment.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
+            return dict(json.loads(self.environment.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
             got = f"a damaged '{self.environment}' ({error})"
             raise RunError("the environment of a run", got, "start a new run") from None
-        return document if isinstance(document, dict) else {}
 
     def read_layout(self) -> Layout:
-        """How the labels of the run's photos were found.
+        """How the labels of the run's photos were found; errors as `read_environment`."""
+        return Layout.from_json(self.read_environment()["layout"])
+
+    def read_result(self) -> RunResult:
+        """The result of a finished run.
 
         Raises:
-            RunError: a damaged environment.
+            RunError: a damaged file.
         """
-        return Layout.from_json(self.read_environment().get("layout"))
+        skipped = tuple((path, reason) for path, reason in self.read_environment()["skipped"])
+        try:
+            document = json.loads(self.evaluation.read_text(encoding="utf-8"))
+            evaluation = EvaluationResult.from_json(document)
+            return RunResult(self.path, evaluation, document["best_epoch"], document["train_s"], skipped)
+        except (KeyError, OSError, RunError, TypeError, ValueError) as error:
+            reason = error.got if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            raise RunError(
+                "the whole result of a finished run",
+                f"a damaged '{self.evaluation}' ({reason})",
+                "restore the file, or start a new run; the model itself can be used",
+            ) from None
+
+    def test_photos(self) -> tuple[str, tuple[str, ...]]:
+        """The fingerprint of the run's data, and the paths of its test split."""
+        return self.read_environment()["data_fingerprint"], read_split(self.splits).test
+
+
+def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
+    """The teacher's evaluation, where the student learnt from a teacher and both have the same test photos."""
+    teacher_run, student_run = RunFolder(teacher), RunFolder(student)
+    try:
+        if "teacher_sha256" not in read_manifest(student_run.manifest).lineage:
+            return None
+        same_photos = teacher_run.test_photos() == student_run.test_photos()
+        return teacher_run.read_result().evaluation if same_photos else None
+    except (KeyError, AgriDistillError):
+        return None  # nothing to compare with
 
 
 def run_of(weights: Path) -> RunFolder | None:
@@ -180,36 +220,21 @@ def run_of(weights: Path) -> RunFolder | None:
     return run if run.recipe.exists() and weights in (run.path, run.weights) else None
 
 
-def without_none(value: Any) -> Any:
-    """The same nested value without None entries, which TOML cannot express."""
-    if isinstance(value, Mapping):
-        return {key: without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [without_none(item) for item in value]
-    return value
+def _as_toml(config: TrainConfig | DistillConfig) -> str:
+    """The sections of a recipe, without settings that are None, which TOML cannot express."""
+    sections = asdict(config).items()
+    return tomli_w.dumps(
+        {name: {key: value for key, value in content.items() if value is not None} for name, content in sections}
+    )
 
 
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _by_key(recipe: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
+    return {(section, key): value for section, content in recipe.items() for key, value in content.items()}
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()

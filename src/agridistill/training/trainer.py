@@ -1,93 +1,84 @@
-"""Lightning's trainer for our runs: precision, checkpoints, and one or several processes."""
+"""Lightning's trainer for our runs: checkpoints, best weights, the log of epochs, and progress with the time left."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import csv
 import ctypes
+import io
 import logging
 import platform
-import signal
-import statistics
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
-import torch.distributed
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from agridistill.errors import ConfigError, DataError, RunError
-from agridistill.storage import replacing
-from agridistill.teacher_cache.build import single_process
-from agridistill.training.callbacks import PatientStop, ProgressLine
+from agridistill.errors import ConfigError
+from agridistill.evaluation.verdict import count
+from agridistill.manifest import sha256_of
+from agridistill.models import save_weights
+from agridistill.progress import hidden_displays, stderr_console
+from agridistill.storage import replacing, write_text
+from agridistill.training.module import DistillationModule
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
-Precision = Literal["fp32", "bf16"]
-
-# bf16 must pay for its coarser arithmetic: below this gain fp32 stays.
-MIN_BF16_GAIN = 1.15
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Processes wait for each other's share of the teacher's cache, and for the evaluation in rank 0.
 _TIMEOUT = timedelta(days=2)
-# In gloo's and NCCL's messages where another process has ended.
-_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited")
+# Columns of a screen with room for the scores, and for words, beside the bar.
+_WIDE, _NARROW = 100, 70
 
 
-def choose_precision(model: nn.Module, image_size: int, device: torch.device) -> Precision:
-    """Measures whether training steps are faster in bf16 than in fp32.
+def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Callback]) -> lightning.Trainer:
+    """A trainer that saves a checkpoint every epoch, with the state of the callbacks, and logs to TensorBoard.
 
-    On processors MobileNetV3 is slower in bf16, a Swin twice as fast, so the network itself is timed on a copy: three
-    steps of each in turns, medians. The network takes `(B, 3, image_size, image_size)` float32.
+    Raises:
+        ConfigError: the machine does not have these devices.
     """
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type != "cpu":
-        return "fp32"
-    with torch.random.fork_rng(devices=[]):
-        trial = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
-        photos = torch.randn(8, 3, image_size, image_size).to(memory_format=torch.channels_last)
-        seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
-        for turn in range(4):
-            for precision, taken in seconds.items():
-                elapsed = _time_step(trial, photos, precision)
-                if turn:  # the first turn only warms up
-                    taken.append(elapsed)
-    gain = statistics.median(seconds["fp32"]) / statistics.median(seconds["bf16"])
-    return "bf16" if gain >= MIN_BF16_GAIN else "fp32"
-
-
-def _time_step(model: nn.Module, photos: Tensor, precision: Precision) -> float:
-    start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss = model(photos).float().square().mean()
-    torch.autograd.backward(loss)
-    model.zero_grad(set_to_none=True)
-    return time.perf_counter() - start
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep freed tensors for the next step instead of returning them to the system.
-
-    By default each tensor over 32 MB is mapped again in every step, and the kernel clears its pages: up to a third of a
-    MobileNetV3 training step on a CPU. Does nothing on other C libraries.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    checkpoint = ModelCheckpoint(
+        dirpath=folder.path,
+        filename=folder.checkpoint.stem,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    early_stop = [PatientStop(fit.patience)] if fit.patience else []
+    try:
+        with quiet_lightning():
+            return lightning.Trainer(
+                max_epochs=fit.epochs,
+                devices=fit.devices,
+                num_nodes=fit.nodes,
+                strategy=DDPStrategy(timeout=_TIMEOUT) if fit.processes > 1 else "auto",
+                precision="bf16-mixed" if fit.precision == "bf16" else "32-true",
+                logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+                # The checkpoint last: it stores the state of the others at the end of the epoch.
+                callbacks=[*early_stop, *callbacks, ProgressLine(folder.path.name), checkpoint],
+                plugins=[WholeCheckpoints()],
+                default_root_dir=folder.path,
+                gradient_clip_val=fit.clip_grad or None,
+                num_sanity_val_steps=0,
+                log_every_n_steps=20,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+    except MisconfigurationException as error:
+        expected = f"a machine for devices = {fit.devices}, nodes = {fit.nodes}"
+        raise ConfigError(expected, str(error).splitlines()[0][:200], "lower --devices or --nodes") from None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -115,50 +106,216 @@ class WholeCheckpoints(TorchCheckpointIO):
                 raise OSError(refused.errno, refused.strerror, str(path)) from error
 
 
-def create_trainer(
-    fit: FitSettings, folder: RunFolder, precision: str, callbacks: Sequence[Callback]
-) -> lightning.Trainer:
-    """A trainer that saves a checkpoint every epoch, with the state of the callbacks, and logs to TensorBoard.
+class PatientStop(EarlyStopping):
+    """Ends a run whose validation accuracy has not risen for `patience` epochs after the first stage."""
 
-    Raises:
-        ConfigError: the machine does not have these devices.
-    """
-    checkpoint = ModelCheckpoint(
-        dirpath=folder.path,
-        filename=folder.checkpoint.stem,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    early_stop = [PatientStop(fit.patience)] if fit.patience else []
-    try:
-        with quiet_lightning():
-            return lightning.Trainer(
-                max_epochs=fit.epochs,
-                devices=fit.devices,
-                num_nodes=fit.nodes,
-                strategy=DDPStrategy(timeout=_TIMEOUT) if fit.processes > 1 else "auto",
-                precision="bf16-mixed" if precision == "bf16" else "32-true",
-                logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
-                # The checkpoint last: it stores the state of the others at the end of the epoch.
-                callbacks=[*early_stop, *callbacks, ProgressLine(folder.path.name), checkpoint],
-                plugins=[WholeCheckpoints()],
-                default_root_dir=folder.path,
-                gradient_clip_val=fit.clip_grad or None,
-                num_sanity_val_steps=0,
-                log_every_n_steps=20,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-            )
-    except MisconfigurationException as error:
-        expected = f"a machine for devices = {fit.devices}, nodes = {fit.nodes}"
-        raise ConfigError(expected, str(error).splitlines()[0][:200], "lower --devices or --nodes") from None
+    def __init__(self, patience: int) -> None:
+        super().__init__("val/accuracy", patience=patience, mode="max", check_on_train_epoch_end=False)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Counts epochs without a better accuracy."""
+        if not (isinstance(module, DistillationModule) and module.objective.in_first_stage(module.progress)):
+            super().on_validation_end(trainer, module)
 
 
 def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
     """Whether the run of this checkpoint had no patience left; Lightning itself would continue it."""
     states = [state for name, state in saved["callbacks"].items() if name.startswith(PatientStop.__name__)]
     return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
+
+
+class BestWeights(Callback):
+    """Saves the network of the best epoch: highest validation accuracy, then lowest negative log-likelihood.
+
+    With few validation photos the last epoch is saved, where the learning rate has come to 0: few photos would choose
+    an early epoch by chance.
+
+    Args:
+        path: of the weights.
+        photos: in the validation split.
+    """
+
+    FEW_PHOTOS = 200
+
+    def __init__(self, path: Path, photos: int) -> None:
+        self.path, self.photos = path, photos
+        self.best: tuple[float, float] | None = None
+        self.epoch = -1
+        self._sha256: str | None = None
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Compares and saves."""
+        if not trainer.is_global_zero or not isinstance(module, DistillationModule):
+            return
+        metrics = trainer.callback_metrics
+        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
+        if self.photos < self.FEW_PHOTOS:
+            score = (float(trainer.current_epoch), 0.0)
+        if self.best is None or score > self.best:
+            self.best, self.epoch = score, trainer.current_epoch
+            save_weights(module.model, self.path)
+            self._sha256 = sha256_of(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best score, epoch and checksum of its weights."""
+        return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state, without its score where the weights are of a later epoch, which was killed.
+
+        That epoch is repeated, perhaps not to the last bit, and then its weights replace those in the file.
+        """
+        best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
+        unchanged = self.path.exists() and sha256_of(self.path) == self._sha256
+        self.best = (best[0], best[1]) if best and unchanged else None
+
+
+class EpochLog(Callback):
+    """`metrics.csv`: one row an epoch with every loss term; a resume continues it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._start, self._train_s, self._photos = 0.0, 0.0, 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._start, self._train_s, self._photos = time.perf_counter(), 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts photos; reads the clock here, so that validation does not count as training."""
+        self._photos += (len(batch.target) if batch is not None else 0) * trainer.world_size
+        self._train_s = time.perf_counter() - self._start
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Adds the epoch's row and writes the file."""
+        computed: Any = module.terms
+        terms = {f"train/{name}" for name in computed}
+        logged = {name.removesuffix("_epoch"): value for name, value in sorted(trainer.callback_metrics.items())}
+        row = {
+            "epoch": float(trainer.current_epoch + 1),
+            **{name: float(value) for name, value in logged.items() if name in terms or name.startswith("val/")},
+            # Of the head; earlier layers may have less.
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "train_s": self._train_s,
+            "photos_per_s": self._photos / max(self._train_s, 1e-9),
+        }
+        self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            names = list(dict.fromkeys(name for row in self.rows for name in row))
+            writer = csv.DictWriter(text, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+            write_text(self.path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the rows."""
+        self.rows = list(state_dict["rows"])
+
+
+class ProgressLine(Callback):
+    """A bar over all steps with the time left; without a terminal a line at the start and one an epoch."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.console = label, stderr_console()
+        self._open = contextlib.ExitStack()
+        self._bar: Progress | None = None
+        self._begin, self._first_epoch = 0.0, 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Draws the bar."""
+        self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
+        if not trainer.is_global_zero:
+            return
+        if not self.console.is_terminal:
+            epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
+            self.console.print(f"{self.label}  {count(epochs, 'epoch')} of {count(steps, 'step')}")
+            return
+        self._open.enter_context(hidden_displays(then="evaluating"))
+        self._bar = self._open.enter_context(_step_bar(self.console))
+        total = int(trainer.estimated_stepping_batches)
+        self._bar.add_task(self.label, total=total, completed=trainer.global_step, state="", scores="")
+        self._show(trainer, f"step 0/{trainer.num_training_batches}")
+        self._bar.refresh()  # the first step may take long
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar."""
+        self._show(trainer, f"step {batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Says why the bar does not move."""
+        self._show(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Without a terminal: a line with the time left."""
+        if self._bar is not None or not trainer.is_global_zero:
+            return
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        pace_s = (time.perf_counter() - self._begin) / max(1, done - self._first_epoch)
+        left = f"{pace_s * (total - done) / 60:.1f} min left"
+        self.console.print(f"{self.label}  epoch {done}/{total}  {_scores(trainer.callback_metrics)}  {left}")
+
+    def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
+        """Removes the bar."""
+        self._open.close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Removes the bar after an error or Ctrl-C."""
+        self._open.close()
+
+    def _show(self, trainer: lightning.Trainer, state: str) -> None:
+        if self._bar is not None:
+            state = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, {state}"
+            task, scores = self._bar.task_ids[0], _scores(trainer.callback_metrics)
+            self._bar.update(task, completed=trainer.global_step, state=state, scores=scores)
+
+
+def _step_bar(console: Console) -> Progress:
+    """A bar that fits the screen: a narrow one shows no scores."""
+    wide = console.width >= _WIDE
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(max(10, min(40, console.width - (90 if wide else 50)))),
+        TextColumn("{task.fields[state]}", markup=False),
+        *([TextColumn("{task.fields[scores]}", markup=False)] if wide else []),
+        TimeRemainingColumn(),
+        *([TextColumn("left")] if console.width >= _NARROW else []),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # rich would send to stderr what the caller prints meanwhile
+        refresh_per_second=5,
+        speed_estimate_period=600,  # longer than a validation, in which no step is made
+    )
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    loss = metrics.get("train/total_epoch", metrics.get("train/total"))
+    found = {"loss {:.3f}": loss, "val accuracy {:.1%}": metrics.get("val/accuracy")}
+    return "  ".join(text.format(float(value)) for text, value in found.items() if value is not None)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed tensors for the next step instead of returning them to the system.
+
+    By default each tensor over 32 MB is mapped again in every step, and the kernel clears its pages: up to a third of a
+    MobileNetV3 training step on a CPU. Does nothing on other C libraries.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @contextlib.contextmanager
@@ -176,77 +333,3 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in loggers.items():
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Makes Ctrl-C during a fit a KeyboardInterrupt again: Lightning turns it into an exit and disables Ctrl-C."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, handler)
-
-
-def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
-    """Checks that every process has photos to train and to validate on.
-
-    Raises:
-        DataError: fewer photos than processes.
-    """
-    for name, photos in (("training", train), ("validation", val)):
-        if photos < fit.processes:
-            expected = f"at least {fit.processes} {name} photos, one for each process"
-            raise DataError(expected, str(photos), "lower --devices or --nodes, or add photos")
-
-
-def gather_all(own: Any) -> Sequence[Any]:
-    """The `Gather` of all processes of the default group; of this process where there is none."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return single_process(own)
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, own)
-    return gathered
-
-
-@contextlib.contextmanager
-def barrier_on_exit(trainer: lightning.Trainer) -> Iterator[None]:
-    """All processes wait at the end of the block; a failure ends the processes that this one started."""
-    try:
-        yield
-        trainer.strategy.barrier()
-    except BaseException:
-        launcher = trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(signal.SIGTERM)
-        raise
-
-
-@contextlib.contextmanager
-def translate_peer_failure(trainer: lightning.Trainer) -> Iterator[None]:
-    """Turns the loss of another process into an error of this one.
-
-    Raises:
-        RunError: another process ended.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Lightning kills this process when another one fails; without its list this one ends by itself, with its own
-        # exit code.
-        if (started := getattr(trainer.strategy.launcher, "procs", None)) is not None:
-            started.clear()
-        text = str(error)
-        # By its text: gloo raises plain runtime errors.
-        lost = isinstance(error, RuntimeError) and any(word in text for word in _LOST)
-        if not (lost or isinstance(error, torch.distributed.DistError)):
-            raise
-        raise RunError(
-            "all processes of this run to its end",
-            f"the end of one of them before ('{text[:200]}')",
-            "see its own output or the log of its machine, and continue with --resume",
-        ) from error

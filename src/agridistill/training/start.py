@@ -1,16 +1,21 @@
-"""`head_first`: fits the classifier to features of the frozen backbone, which are computed once and cached."""
+"""What happens before the first step: processes are compared, the teacher's cache is built, the classifier fitted."""
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+import torch.distributed
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,11 +23,10 @@ from torch.utils.data import DataLoader
 from agridistill.data.cache import DerivedCache
 from agridistill.data.loader import ViewKey, collate
 from agridistill.data.views import plain_settings
-from agridistill.errors import ConfigError
+from agridistill.errors import ConfigError, RunError
 from agridistill.models import normalise_batch
-from agridistill.progress import stderr_console
-from agridistill.teacher_cache import Viewing
-from agridistill.training.module import DistillationModule
+from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
+from agridistill.teacher_cache import CachedTeacher, Viewing
 
 # A linear classifier learns little from more views.
 MAX_VIEWS = 2000
@@ -32,8 +36,77 @@ _BATCH = 16
 _C = 0.01
 
 
+class SameEverywhere(Callback):
+    """Stops a run whose processes do not have the same photos and settings."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Compares with rank 0."""
+        for name, value in trainer.strategy.broadcast(self.document).items():
+            if value != self.document[name]:
+                got = f"others in process {trainer.global_rank}"
+                raise RunError(f"the same {name} in every process", got, "compare them")
+
+
+class BuildCache(Callback):
+    """Builds what is missing in the teacher's cache; every process builds its share."""
+
+    def __init__(self, teacher: CachedTeacher, workers: int) -> None:
+        self.teacher, self.workers = teacher, workers
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Builds."""
+        with self._progress() if trainer.is_global_zero else nullcontext(silent) as progress:
+            self.teacher.prepare(
+                module.device,
+                workers=self.workers,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                gather=gather_all,
+                progress=progress,
+            )
+
+    @contextmanager
+    def _progress(self) -> Iterator[ProgressCallback]:
+        """A bar with the time left; without a terminal a line at each tenth. One line first, in both cases."""
+        console = stderr_console()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        begin, first, next_tenth = 0.0, -1, 1
+        with hidden_displays(then="preparing"), bar:
+            task = bar.add_task("teacher cache", total=None, visible=False)
+
+            def show(done: int, total: int) -> None:
+                nonlocal begin, first, next_tenth
+                bar.update(task, completed=done, total=total, visible=True)
+                if first < 0:
+                    # The first batch includes the start of teacher and loaders: it does not count for the time left.
+                    begin, first = time.perf_counter(), done
+                    size = f"{self.teacher.size_bytes / 1e6:.1f} MB in {self.teacher.folder}"
+                    console.print(f"teacher cache  {total:,} views to compute, once: {size}")
+                elif not console.is_terminal and 10 * done // total >= next_tenth:
+                    next_tenth = 10 * done // total + 1
+                    left_s = (time.perf_counter() - begin) / (done - first) * (total - done)
+                    console.print(f"teacher cache  {done:,} of {total:,} views  about {left_s / 60:.1f} min left")
+
+            yield show
+
+
+def gather_all(own: Any) -> Sequence[Any]:
+    """The `Gather` of all processes of the default group; of this process where there is none."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
+
+
 class FitHead(Callback):
-    """Fits the network's classifier to features of its frozen backbone, before the first step.
+    """`head_first`: fits the network's classifier to features of its frozen backbone.
+
+    The features of a few views of each photo are computed once, and kept in the user's cache for other runs.
 
     Args:
         viewing: the photos to learn from, and their views.
@@ -46,40 +119,36 @@ class FitHead(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Fits in rank 0; the other ranks receive its weights."""
-        if not isinstance(module, DistillationModule):
-            return
-        head = classifier_of(module.model)
+        model: Any = module.model
+        head = classifier_of(model)
         if trainer.is_global_zero:
             # Through the module, which keeps frozen batch norm in inference.
             training = module.training
             module.eval()
             with stderr_console().status("fitting the classifier to the frozen backbone's features"):
-                fit_classifier(head, *self._features(module.model, module.device), balance=self.balance)
+                fit_classifier(head, *self._features(model.to(module.device)), balance=self.balance)
             module.train(training)
         if trainer.world_size > 1:
             # Lightning has wrapped the network before this hook: from here on, processes share gradients alone.
             head.load_state_dict(trainer.strategy.broadcast(head.state_dict()))
 
     @torch.no_grad()
-    def _features(self, model: nn.Module, device: torch.device) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features `(N, C)` of a few views of each photo by a network in inference, and their labels `(N,)`."""
-        viewing = self.viewing
+    def _features(self, model: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features `(N, C)` of the readable views by a network in inference, and their labels `(N,)`."""
+        viewing, device = self.viewing, next(model.parameters()).device
         cache = DerivedCache("features", viewing.root, self._identity(model))
         keys = self._keys()
         places = {key: cache.path_for(viewing.samples[key.position].path, str(key.seed)) for key in keys}
         rows = {key: row for key, place in places.items() if (row := cache.read(place)) is not None}
         missing: Any = [key for key in keys if key not in rows]
-        model.to(device)
         for batch in DataLoader(
             viewing.dataset(), batch_size=_BATCH, sampler=missing, num_workers=self.workers, collate_fn=collate
         ):
             if batch is None:
                 continue
-            pixels = normalise_batch(batch.pixels.to(device), viewing.preprocessing)
-            found = _pooled(model, pixels).half().cpu().numpy()
-            for row, *view in zip(
-                found, batch.position.tolist(), batch.view.tolist(), batch.seed.tolist(), strict=True
-            ):
+            found = _pooled(model, normalise_batch(batch.pixels.to(device), viewing.preprocessing))
+            views = torch.stack([batch.position, batch.view, batch.seed], dim=1).tolist()
+            for view, row in zip(views, found.half().cpu().numpy(), strict=True):
                 key = ViewKey(*view)
                 rows[key] = row.tobytes()
                 cache.write(places[key], rows[key])
@@ -91,17 +160,14 @@ class FitHead(Callback):
         """The views: of all photos equally; with many photos, of a share of each class."""
         photos = self.viewing.samples
         views = max(1, min(VIEWS_OF_A_PHOTO, MAX_VIEWS // len(photos)))
+        share = min(1.0, MAX_VIEWS / (views * len(photos)))
         by_class: dict[int, list[int]] = defaultdict(list)
         for position, sample in enumerate(photos):
             by_class[sample.label].append(position)
-        share = min(1.0, MAX_VIEWS / (views * len(photos)))
         rng = np.random.default_rng(self.viewing.seed)
-        chosen = [
-            int(position)
-            for positions in by_class.values()
-            for position in rng.permutation(positions)[: max(1, round(share * len(positions)))]
-        ]
-        return [self.viewing.key(view, position) for position in sorted(chosen) for view in range(views)]
+        chosen = [rng.permutation(places)[: max(1, round(share * len(places)))] for places in by_class.values()]
+        positions = sorted(np.concatenate(chosen).tolist())
+        return [self.viewing.key(view, position) for position in positions for view in range(views)]
 
     def _identity(self, model: nn.Module) -> str:
         """Names all that the features depend on, beside the photo."""
@@ -121,8 +187,8 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     Raises:
         ConfigError: the network has none.
     """
-    own: Any = getattr(model, "get_classifier", None)
-    head = own() if own is not None else None
+    own: Any = getattr(model, "get_classifier", lambda: None)
+    head = own()
     if not isinstance(head, nn.Linear):
         raise ConfigError("a network with a linear classifier for head_first", type(model).__name__, "leave it away")
     return head
