@@ -27,7 +27,7 @@ from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
-    from agridistill.exporting.artefact import ExportResult
+    from agridistill.export.artefact import ExportResult
     from agridistill.runtime.backends import Backend
     from agridistill.runtime.predictor import Predictor
 
@@ -181,7 +181,7 @@ def export(
     require_callable("progress", progress)
     with training_extra("the training part of AgriDistill, to export a run", "train,export"):
         from agridistill.data.labels import to_layout
-        from agridistill.exporting.artefact import export as write
+        from agridistill.export.artefact import export as write
     return write(
         run_folder,
         file,

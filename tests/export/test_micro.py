@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from agridistill.errors import ModelError
-from agridistill.exporting.artefact import export
-from agridistill.exporting.flatbuffer import operator_names, output_levels, with_pixel_levels
-from agridistill.exporting.litert import to_litert
-from agridistill.exporting.micro import MicroNeeds, c_sources, micro_needs, require_micro_target, write_sources
+from agridistill.export import litert
+from agridistill.export.artefact import export
+from agridistill.export.flatbuffer import operator_names, output_levels, with_pixel_levels
+from agridistill.export.litert import to_litert
+from agridistill.export.micro import MicroNeeds, c_sources, micro_needs, require_micro_target, write_sources
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
 from agridistill.models import create_model, normalise_batch
 from agridistill.models.int8 import calibrate, quantised, with_rounded_logits
@@ -118,7 +119,7 @@ class TestFiles:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         network, manifest, *_ = deployable(True)
-        monkeypatch.setattr("agridistill.exporting.litert.with_pixel_levels", lambda content: content)
+        monkeypatch.setattr(litert, "with_pixel_levels", lambda content: content)
         plain = to_litert(network, manifest.preprocessing, int8=True)
         assert "CAST" in operator_names(plain)
         levels = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(1, 64, 64, 3)

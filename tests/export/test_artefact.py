@@ -18,10 +18,11 @@ from agridistill import api
 from agridistill.data.folder import scan
 from agridistill.data.split import Split, digests_of, read_split, write_split
 from agridistill.errors import DataError, ModelError
-from agridistill.exporting import artefact
-from agridistill.exporting.artefact import export
-from agridistill.exporting.onnx import to_onnx
-from agridistill.exporting.parity import Gate, compare
+from agridistill.export import artefact
+from agridistill.export import onnx as onnx_format
+from agridistill.export.artefact import export
+from agridistill.export.onnx import to_onnx
+from agridistill.export.parity import Gate, compare
 from agridistill.manifest import ModelManifest, read_manifest
 
 
@@ -287,7 +288,7 @@ def test_a_network_that_no_converter_knows_is_one_line(
     def fail(*args: object, **options: object) -> None:
         raise KeyError("aten.strange")
 
-    monkeypatch.setattr("agridistill.exporting.onnx.to_onnx", fail)
+    monkeypatch.setattr(onnx_format, "to_onnx", fail)
     with pytest.raises(ModelError, match=r"can be written as \.onnx; got .*aten\.strange.*; try another format"):
         export(student_run, tmp_path / "leaf.onnx", force=True)
     assert list(tmp_path.iterdir()) == []

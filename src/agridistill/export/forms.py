@@ -16,8 +16,8 @@ import numpy as np
 
 from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
-from agridistill.exporting.artefact import export, layout_of
-from agridistill.exporting.parity import GATES
+from agridistill.export.artefact import export, layout_of
+from agridistill.export.parity import GATES
 from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.models import load_network
 from agridistill.models.int8 import quantised

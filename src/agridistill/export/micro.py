@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agridistill.errors import ModelError
-from agridistill.exporting.flatbuffer import operator_names, output_levels
+from agridistill.export.flatbuffer import operator_names, output_levels
 from agridistill.storage import write_text
 
 _BYTES_A_LINE = 12

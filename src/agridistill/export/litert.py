@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from agridistill.errors import MissingExtraError
-from agridistill.exporting.deployed import Deployed, DeployedInt8
-from agridistill.exporting.flatbuffer import with_pixel_levels
-from agridistill.exporting.quiet import quiet
+from agridistill.export.deployed import Deployed, DeployedInt8
+from agridistill.export.flatbuffer import with_pixel_levels
+from agridistill.export.quiet import quiet
 from agridistill.manifest import Preprocessing
 
 

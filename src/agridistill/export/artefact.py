@@ -27,8 +27,8 @@ from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
 from agridistill.evaluation.representative import representative_batches
-from agridistill.exporting.micro import c_sources, micro_needs, require_micro_target, write_sources
-from agridistill.exporting.parity import GATES, Parity, compare
+from agridistill.export.micro import c_sources, micro_needs, require_micro_target, write_sources
+from agridistill.export.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
 from agridistill.models import TorchBackend, complexity, load_network
 from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
@@ -280,7 +280,7 @@ def _by_its_converter(
 ) -> bytes:
     if suffix == ".onnx":
         try:
-            from agridistill.exporting.onnx import to_onnx
+            from agridistill.export.onnx import to_onnx
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 "onnx and onnxscript, to write .onnx files",
@@ -290,7 +290,7 @@ def _by_its_converter(
         model = to_onnx(network, manifest.preprocessing, int8=int8, batch=batch)
         content: bytes = model.SerializeToString()
         return content
-    from agridistill.exporting.litert import to_litert
+    from agridistill.export.litert import to_litert
 
     return to_litert(network, manifest.preprocessing, int8=int8)
 
