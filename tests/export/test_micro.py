@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from agridistill.errors import ModelError
 from agridistill.export import litert
 from agridistill.export.artefact import export
-from agridistill.export.flatbuffer import operator_names, output_levels, with_pixel_levels
-from agridistill.export.litert import to_litert
-from agridistill.export.micro import MicroNeeds, c_sources, micro_needs, require_micro_target, write_sources
+from agridistill.export.litert import operator_names, output_levels, to_litert, with_pixel_levels
+from agridistill.export.micro import MicroNeeds, c_sources, micro_needs, require_micro_target
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
 from agridistill.models import create_model, normalise_batch
 from agridistill.models.int8 import calibrate, quantised, with_rounded_logits
@@ -51,7 +50,8 @@ def test_names_in_the_c_sources_are_ascii() -> None:
 
 def test_a_projects_own_source_is_not_replaced_and_an_earlier_export_is(tmp_path: Path) -> None:
     out = tmp_path / "main.tflite"
-    write_sources(out, c_sources(b"TFL3", NEEDS, "main", ("a",)))
+    for suffix, text in c_sources(b"TFL3", NEEDS, "main", ("a",)).items():
+        out.with_suffix(suffix).write_text(text)
     require_micro_target(out, "int8")
     (tmp_path / "main.c").write_text("int main(void) { return 0; }\n")
     with pytest.raises(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +17,7 @@ from agridistill.manifest import Preprocessing
 from agridistill.models import normalise_batch
 from agridistill.models.int8 import PhotoLevels, RoundedConv2d, RoundedLinear, UnitClamp
 from agridistill.models.int8.rounding import HIGH, LOW, WEIGHT_HIGH, ActivationRounding, weight_scales
+from agridistill.progress import STDERR, STDOUT, captured_output
 
 
 class Deployed(nn.Module):
@@ -150,19 +156,31 @@ class _Weights(nn.Module):
 class _Convolution(_Weights):
     def __init__(self, layer: nn.Conv2d, operators: Any) -> None:
         super().__init__(layer, operators)
-        self.stride, self.padding, self.dilation, self.groups = (
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-        )
+        self.geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, values: Tensor) -> Tensor:
-        return nn.functional.conv2d(
-            values, self.rounded(), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return nn.functional.conv2d(values, self.rounded(), self.bias, *self.geometry)
 
 
 class _Linear(_Weights):
     def forward(self, values: Tensor) -> Tensor:
         return nn.functional.linear(values, self.rounded(), self.bias)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences prints, warnings and logs of converters, also of native code: they are for their developers."""
+    unheard = io.StringIO()
+    before = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        captured_output(STDOUT, STDERR),
+        contextlib.redirect_stdout(unheard),
+        contextlib.redirect_stderr(unheard),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
