@@ -48,9 +48,8 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         ModelError: not there, unfinished or damaged, or no such engine.
         MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
-    from agridistill.runtime.backends import engines_for, open_artefact
+    from agridistill.runtime.backends import engines_for, missing_model, model_path, open_artefact
     from agridistill.runtime.predictor import Predictor
-    from agridistill.runtime.shipped import missing_model, model_path
 
     path = model_path(to_path("model", model))
     _require_engine(engine)
@@ -100,7 +99,7 @@ def evaluate(
         ConfigError: an argument of a wrong type or name.
         AgriDistillError: the model, the data or the split cannot be used.
     """
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.backends import model_path
 
     path, folder = model_path(to_path("model", model)), to_path("data", data)
     splits = to_optional_path("split_file", split_file)

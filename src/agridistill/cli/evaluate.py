@@ -43,7 +43,7 @@ def evaluate(
     from agridistill import api
     from agridistill.data.labels import FOLDERS
     from agridistill.evaluation.held_out import read_class_names
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.backends import model_path
     from agridistill.storage import require_result_file, require_writable, write_json
 
     layout = labels.layout() or FOLDERS

@@ -115,10 +115,12 @@ def _without_warnings() -> Iterator[None]:
 def _has_int8(run: Path) -> bool:
     """Whether a finished run can be exported in int8; reads its weights."""
     network, manifest = load_network(run)
-    try:
-        return manifest.precision == "int8" or bool(quantised(network, manifest.preprocessing))
-    except ModelError:
-        return False
+    if manifest.precision != "int8":
+        try:
+            quantised(network, manifest.preprocessing)
+        except ModelError:
+            return False
+    return True
 
 
 def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, bool, float]]:
