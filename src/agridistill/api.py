@@ -109,7 +109,8 @@ def evaluate(
     with training_extra("the training part of AgriDistill, to score a model"):
         from agridistill.data.labels import FOLDERS, to_layout
         from agridistill.data.likeness import learnt_path
-        from agridistill.evaluation.held_out import evaluate_folder, to_class_names
+        from agridistill.evaluation.evaluate import evaluate_folder
+        from agridistill.evaluation.held_out import to_class_names
 
     names = to_class_names(class_names)
     layout = to_layout(label_file, label_columns, nested) or FOLDERS

@@ -15,7 +15,8 @@ from agridistill.data.inspection import fingerprint, inspect_photos, phashes_of
 from agridistill.data.likeness import write_learnt
 from agridistill.data.split import Split, digests_of, write_split
 from agridistill.errors import DataError, ModelError
-from agridistill.evaluation.held_out import choose_photos, evaluate_folder
+from agridistill.evaluation.evaluate import evaluate_folder
+from agridistill.evaluation.held_out import choose_photos
 
 MakeBackend = Callable[..., Any]
 

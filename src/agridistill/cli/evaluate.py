@@ -109,6 +109,6 @@ def _gather(
     found = gather_evidence(load(model).backend, data, own_split=own, progress=progress, **chosen)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
-        from agridistill.evaluation.gallery import write_gallery
+        from agridistill.evaluation.evidence import write_gallery
 
         write_gallery({name: model}, data, folder / "evidence" / "gallery.json", progress=progress, **chosen)

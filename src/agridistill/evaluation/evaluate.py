@@ -1,17 +1,20 @@
-"""EvaluationResult: every number of an evaluation, to JSON and back."""
+"""EvaluationResult: every number of an evaluation, to JSON and back, and the functions that measure it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.folder import Sample
 from agridistill.errors import DataError, PhotoError, RunError
+from agridistill.evaluation.held_out import PhotoChoice, choose_photos
 from agridistill.evaluation.metrics import (
     ClassScores,
     Interval,
@@ -24,10 +27,15 @@ from agridistill.evaluation.metrics import (
     negative_log_likelihood,
 )
 from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.photo_files import passed_over
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import read_batches
+
+_BATCH = 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,21 +104,11 @@ class EvaluationResult:
             RunError: a key is missing or holds something else.
         """
         try:
-            known = {each.name: document[each.name] for each in fields(cls)}
-            for name in ("classes", "skipped_photos"):
-                known[name] = tuple(known[name])
-            low, high = known["accuracy_ci95"]
-            known["accuracy_ci95"] = Interval(low, high)
-            scores = [
-                [row[key] for key in ("class", "precision", "recall", "f1", "photos")] for row in known["per_class"]
-            ]
-            known["per_class"] = tuple(ClassScores(*row) for row in scores)
-            known["confusion_matrix"] = tuple(tuple(row) for row in known["confusion_matrix"])
-            return cls(**known)
-        except KeyError as error:
-            raise RunError("a complete evaluation", f"one without {error}", "evaluate the model again") from None
-        except (TypeError, ValueError) as error:
-            raise RunError("an evaluation in JSON", f"another document ({error})", "evaluate the model again") from None
+            return TypeAdapter(cls).validate_python(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            got = f"'{'.'.join(map(str, first['loc']))}': {first['msg']}"
+            raise RunError("a complete evaluation in JSON", got, "evaluate the model again") from None
 
 
 class LabelledLogits(NamedTuple):
@@ -137,7 +135,6 @@ def evaluate(
     classes: Sequence[str],
     split: str,
     skipped: Sequence[str] = (),
-    batch_size: int = 64,
     parameters: int | None = None,
     macs: int | None = None,
     progress: ProgressCallback = silent,
@@ -149,11 +146,8 @@ def evaluate(
         samples: the photos.
         root: the folder that their paths start from.
         classes: the data's class names; `Sample.label` is an index into them.
-        split: the samples' name, for the result.
+        split, parameters, macs: for the result.
         skipped: one line for each photo that was left out before; the result names them with those found here.
-        batch_size: photos at once.
-        parameters: of the model, for the result.
-        macs: of the model, for the result.
         progress: called with photos done and in total.
 
     Raises:
@@ -163,9 +157,53 @@ def evaluate(
     require_same_classes(backend.manifest.classes, classes)
     if not samples:
         raise DataError(f"photos in the split '{split}'", f"none in '{root}'", "choose another split")
-    found = predict_logits(backend, samples, root, batch_size=batch_size, progress=progress)
+    found = predict_logits(backend, samples, root, progress=progress)
     found = found._replace(skipped=(*skipped, *found.skipped))
     return score(found, backend.manifest, split=split, parameters=parameters, macs=macs)
+
+
+def evaluate_folder(
+    backend: Backend,
+    data: Path,
+    *,
+    run: Path | None = None,
+    parameters: int | None = None,
+    macs: int | None = None,
+    progress: ProgressCallback = silent,
+    **choice: Unpack[PhotoChoice],
+) -> EvaluationResult:
+    """Scores a model on one split of a data folder, and logs what of the folder is left out.
+
+    Args:
+        backend: the model, ready to run.
+        data: the folder.
+        run: the model's run folder, whose own split is used on the data that it was trained on.
+        parameters, macs: for the result.
+        progress: called with (done, total), first of the check of the photos, then of their classification.
+        choice: which photos, as for `choose_photos`; the data may lack some of the model's classes.
+
+    Raises:
+        DataError, ModelError: as `choose_photos`, or the model's output is unusable.
+    """
+    choice["class_names"] = choice.get("class_names") or {}
+    if run is not None:
+        choice["own_split"] = run / "splits.json"
+    photos = choose_photos(backend.manifest, data, progress=progress, **choice)
+    for line in photos.left_out:
+        logger.warning("%s", line)
+    if photos.non_photo_files:
+        logger.warning("left out: %s", passed_over(photos.non_photo_files))
+    return evaluate(
+        backend,
+        photos.samples,
+        photos.root,
+        classes=photos.classes,
+        split=photos.split,
+        skipped=photos.skipped,
+        parameters=parameters,
+        macs=macs,
+        progress=progress,
+    )
 
 
 def predict_logits(
@@ -173,7 +211,6 @@ def predict_logits(
     samples: Sequence[Sample],
     root: Path,
     *,
-    batch_size: int = 64,
     progress: ProgressCallback = silent,
 ) -> LabelledLogits:
     """Runs a model over labelled photos; an unreadable one is named and left out.
@@ -186,7 +223,7 @@ def predict_logits(
     read: list[Sample] = []
     skipped: list[str] = []
     paths = (root / sample.path for sample in samples)
-    for batch in read_batches(paths, backend.manifest.preprocessing, batch_size=batch_size):
+    for batch in read_batches(paths, backend.manifest.preprocessing, batch_size=_BATCH):
         readable = []
         done = len(read) + len(skipped)
         for (_, pixels), sample in zip(batch, samples[done : done + len(batch)], strict=True):
@@ -237,13 +274,9 @@ def score(
         nll_nats=negative_log_likelihood(found.logits, found.target, manifest.temperature),
         calibration_error=calibration_error(probabilities, found.target),
         per_class=per_class,
-        confusion_matrix=_rows(confusion_matrix(preds, found.target, len(manifest.classes))),
+        confusion_matrix=tuple(map(tuple, confusion_matrix(preds, found.target, len(manifest.classes)).tolist())),
         image_size=manifest.preprocessing.image_size,
         temperature=manifest.temperature,
         parameters=parameters,
         macs=macs,
     )
-
-
-def _rows(matrix: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(count) for count in row) for row in matrix)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from agridistill.arguments import described, to_path
 from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, left_out
@@ -16,12 +16,9 @@ from agridistill.data.leaf_ids import assign_leaf_ids
 from agridistill.data.likeness import LearntPhotos, read_learnt
 from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
-from agridistill.evaluation.evaluate import EvaluationResult, evaluate
 from agridistill.manifest import ModelManifest, composed, require_same_classes
-from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import Backend
 from agridistill.settings_file import read_toml
 
 
@@ -135,70 +132,15 @@ class ChosenPhotos:
     non_photo_files: tuple[str, ...] = ()
 
 
-def evaluate_folder(
-    backend: Backend,
-    data: Path,
-    *,
-    layout: Layout = FOLDERS,
-    split: SplitChoice = "test",
-    split_file: Path | None = None,
-    run: Path | None = None,
-    learnt: Path | None = None,
-    class_names: Mapping[str, str] | None = None,
-    batch_size: int = 64,
-    parameters: int | None = None,
-    macs: int | None = None,
-    progress: ProgressCallback = silent,
-) -> EvaluationResult:
-    """Scores a model on one split of a data folder.
+class PhotoChoice(TypedDict, total=False):
+    """Which photos of a folder, as `choose_photos` takes them."""
 
-    Args:
-        backend: the model, ready to run.
-        data: folder of class folders, or of train/val/test folders of them.
-        layout: how the labels are found.
-        split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
-            all of them.
-        split_file: made by `data split`, or a run's `splits.json`.
-        run: the model's run folder, whose own split is used on the data that it was trained on.
-        learnt: file that names the photos which the model has learnt from (`data.likeness`), which are logged.
-        class_names: the model's class for a folder of another name; the data may lack some of the model's classes.
-        batch_size: photos at once.
-        parameters: of the model, for the result.
-        macs: of the model, for the result.
-        progress: called with (done, total), first of the check of the photos, then of their classification.
-
-    Raises:
-        DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
-        ModelError: the model lacks a class of the data, or its output is unusable.
-    """
-    own_split = run / "splits.json" if run is not None else None
-    photos = choose_photos(
-        backend.manifest,
-        data,
-        layout=layout,
-        split=split,
-        split_file=split_file,
-        own_split=own_split,
-        learnt=learnt,
-        class_names=class_names or {},
-        progress=progress,
-    )
-    for line in photos.left_out:
-        logger.warning("%s", line)
-    if photos.non_photo_files:
-        logger.warning("left out: %s", passed_over(photos.non_photo_files))
-    return evaluate(
-        backend,
-        photos.samples,
-        photos.root,
-        classes=photos.classes,
-        split=photos.split,
-        skipped=photos.skipped,
-        batch_size=batch_size,
-        parameters=parameters,
-        macs=macs,
-        progress=progress,
-    )
+    layout: Layout
+    split: SplitChoice
+    split_file: Path | None
+    own_split: Path | None
+    learnt: Path | None
+    class_names: Mapping[str, str] | None
 
 
 def choose_photos(
@@ -215,12 +157,22 @@ def choose_photos(
 ) -> ChosenPhotos:
     """Finds the photos of a split.
 
+    Args:
+        manifest: of the model.
+        data: folder of class folders, or of train/val/test folders of them.
+        layout: how the labels are found.
+        split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
+            all of them.
+        split_file: made by `data split`, or a run's `splits.json`.
+        own_split: the one that the model was trained with.
+        learnt: file that names the photos which the model has learnt from (`data.likeness`), which are logged.
+        class_names: the model's class for a folder of another name; with a mapping, an empty one too, the data may
+            lack some of the model's classes.
+        progress: called with (done, total) while the photos are checked.
+
     The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
     tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are logged:
     by the run's own split, or in any folder by `learnt`, the file that names them.
-
-    The data has the model's classes, all of them; with `class_names`, an empty one too, it may have some of them, also
-    in folders of other names.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import sklearn.metrics
 from numpy.typing import NDArray
+from pydantic import Field
 
 from agridistill.preprocess import softmax
 
@@ -39,7 +40,7 @@ class ClassScores:
         photos: of this class.
     """
 
-    name: str
+    name: Annotated[str, Field(validation_alias="class")]
     precision: float | None
     recall: float | None
     f1: float | None

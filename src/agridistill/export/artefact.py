@@ -22,12 +22,16 @@ from agridistill.data.labels import Layout
 from agridistill.data.likeness import learnt_path
 from agridistill.data.split import digests_of, read_split
 from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
-from agridistill.evaluation.answering import FEW_PHOTOS, Answering, fit_answering
+from agridistill.evaluation.calibration import (
+    FEW_PHOTOS,
+    Answering,
+    familiarity_of,
+    fit_answering,
+    representative_batches,
+)
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
-from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
-from agridistill.evaluation.representative import representative_batches
 from agridistill.export.micro import c_sources, micro_needs, require_micro_target
 from agridistill.export.parity import GATES, Parity, compare
 from agridistill.manifest import ModelManifest
@@ -135,8 +139,8 @@ def export(
         engine = engines_of_file(file)[0]
         opened = LiteRtBackend(file, draft, reference=True) if micro else open_artefact(file, engine=engine)
         found = [predict_logits(opened, samples, val.root, progress=progress) for samples in compared]
-        logits = (np.concatenate([part.logits for part in parts]) for parts in (expected, found))
-        parity = compare(*logits, found[0].target)
+        of_network, of_file = (np.concatenate([part.logits for part in parts]) for parts in (expected, found))
+        parity = compare(of_network, of_file, found[0].target)
         result = ExportResult(out, precision, file.stat().st_size, parity, fit_answering(found[0], answers))
         failures = GATES[precision].failures(parity)
         if failures and not force:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc
 
-from agridistill.evaluation.answering import FEW_PHOTOS
+from agridistill.evaluation.calibration import FEW_PHOTOS
 
 _SIGNIFICANT = 0.05
 

@@ -11,9 +11,8 @@ from agridistill.data.likeness import LearntPhotos, read_learnt, write_learnt
 from agridistill.data.prepare import PreparedData
 from agridistill.data.split import read_split
 from agridistill.errors import AgriDistillError, RunError
-from agridistill.evaluation.answering import fit_answering
+from agridistill.evaluation.calibration import familiarity_of, fit_answering
 from agridistill.evaluation.evaluate import EvaluationResult, evaluate, predict_logits
-from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.learning import read_learning
 from agridistill.evaluation.verdict import judge
 from agridistill.manifest import ModelManifest, read_manifest
