@@ -132,8 +132,8 @@ def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
 
 def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
     """One line a form, the better one first, and the reason for the better one."""
+    from agridistill.evaluation.learning import percent
     from agridistill.evaluation.metrics import wilson_interval
-    from agridistill.evaluation.verdict import percent
 
     lines = []
     for form in forms:

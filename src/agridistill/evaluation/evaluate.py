@@ -90,6 +90,16 @@ class EvaluationResult:
         """Floating-point operations for one photo: 1 MAC is 2 FLOPs."""
         return None if self.macs is None else 2 * self.macs
 
+    @property
+    def chance(self) -> float:
+        """Accuracy that needs no learning: of guessing, or of naming the largest class for every photo."""
+        return max(1 / len(self.classes), max(scores.photos for scores in self.per_class) / self.photos)
+
+    @property
+    def named_photos(self) -> dict[str, int]:
+        """How many photos each class was named for."""
+        return dict(zip(self.classes, map(sum, zip(*self.confusion_matrix, strict=True)), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON document; undefined and unknown numbers are null."""
         document = asdict(self)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from agridistill.errors import RunError
-from agridistill.evaluation.verdict import count
+from agridistill.evaluation.learning import count
 from agridistill.manifest import sha256_of
 from agridistill.models import save_weights
 from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
