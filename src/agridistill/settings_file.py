@@ -54,12 +54,8 @@ def read_toml(
 ) -> dict[str, Any]:
     """Reads a TOML file.
 
-    Args:
-        path: of the file.
-        expected: what it should be, for errors ("a recipe").
-        absent: remedy where there is no file.
-        damaged: remedy where it is no TOML.
-        error_type: of the errors.
+    `expected` says what it should be ("a recipe"); `absent` and `damaged` are the remedies where there is no file and
+    where it is no TOML.
 
     Raises:
         AgriDistillError: of `error_type`: no file, or not readable as TOML.

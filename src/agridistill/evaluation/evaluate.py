@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.folder import Sample
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import DataError, PhotoError, RunError
 from agridistill.evaluation.held_out import PhotoChoice, choose_photos
 from agridistill.evaluation.metrics import (
@@ -32,8 +34,10 @@ from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import read_batches
+from agridistill.storage import write_json
 
-_BATCH = 64
+PREDICTIONS_FORMAT = 1
+_BATCH, _DECIMALS = 64, 4
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +160,8 @@ def evaluate(
         samples: the photos.
         root: the folder that their paths start from.
         classes: the data's class names; `Sample.label` is an index into them.
-        split, parameters, macs: for the result.
         skipped: one line for each photo that was left out before; the result names them with those found here.
-        progress: called with photos done and in total.
+        split, parameters, macs: for the result.
 
     Raises:
         DataError: no samples, or none that can be read.
@@ -189,7 +192,6 @@ def evaluate_folder(
         data: the folder.
         run: the model's run folder, whose own split is used on the data that it was trained on.
         parameters, macs: for the result.
-        progress: called with (done, total), first of the check of the photos, then of their classification.
         choice: which photos, as for `choose_photos`; the data may lack some of the model's classes.
 
     Raises:
@@ -290,3 +292,59 @@ def score(
         parameters=parameters,
         macs=macs,
     )
+
+
+class Predictions(NamedTuple):
+    """What a run says about each of the N photos of its test split, for what compares photo by photo."""
+
+    paths: tuple[str, ...]  # from the data folder
+    leaf_ids: tuple[str, ...]
+    correct: NDArray[np.bool_]  # (N,)
+
+
+def predictions_on_test(
+    backend: Backend,
+    data: Path,
+    run: Path,
+    file: Path,
+    *,
+    layout: Layout = FOLDERS,
+    progress: ProgressCallback = silent,
+) -> Predictions:
+    """The predictions on a run's own test split: from `file` where it holds those of these weights, else made and kept.
+
+    Raises:
+        DataError: the data has changed.
+        RunError: the model was trained on other data, a photo cannot be read, or the file is damaged.
+    """
+    manifest = backend.manifest
+    wanted = {
+        "format_version": PREDICTIONS_FORMAT,
+        "weights_sha256": manifest.weights_sha256,
+        "temperature": manifest.temperature,
+        "classes": list(manifest.classes),
+    }
+    try:
+        document = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if all(document.get(key) == value for key, value in wanted.items()):
+            return _predictions(document["photos"])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        got = f"a damaged '{file}' ({type(error).__name__}: {error})"
+        raise RunError("the predictions of a run", got, "remove the file") from None
+    photos = choose_photos(manifest, data, layout=layout, own_split=run / "splits.json", progress=progress)
+    found = predict_logits(backend, photos.samples, photos.root, progress=progress)
+    if found.skipped:
+        raise RunError("readable test photos for a comparison", found.skipped[0], "replace the photo")
+    logits = np.round(found.logits.astype(np.float64), _DECIMALS).tolist()
+    rows = [
+        {"path": sample.path, "leaf": sample.leaf_id, "target": sample.label, "logits": row}
+        for sample, row in zip(photos.samples, logits, strict=True)
+    ]
+    write_json(file, {**wanted, "photos": rows})
+    return _predictions(rows)
+
+
+def _predictions(rows: Sequence[Mapping[str, Any]]) -> Predictions:
+    paths, leaf_ids = (tuple(row[key] for row in rows) for key in ("path", "leaf"))
+    correct = [int(np.argmax(row["logits"])) == row["target"] for row in rows]
+    return Predictions(paths, leaf_ids, np.array(correct, bool))
