@@ -207,7 +207,7 @@ def robustness(
         raise DataError("labelled photos to corrupt", "none", "choose another split")
     begin(progress, "measuring robustness")
     chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, most_photos).round().astype(int))]
-    target, leaf_ids = np.array([sample.label for sample in chosen]), np.array([sample.leaf_id for sample in chosen])
+    target, leaf_ids = np.array([sample.label for sample in chosen]), [sample.leaf_id for sample in chosen]
     photos = [_photo(root / sample.path) for sample in chosen]
     masks = [leaf_mask(photo) for photo in photos]
     found = np.array([is_trustworthy(*one) for one in zip(photos, masks, strict=True)])
@@ -238,7 +238,7 @@ def robustness(
         mean_corrupted_accuracy=float(np.mean([accuracy for one in tried for accuracy in one.accuracies])),
         masked_photos=int(found.sum()),
         leaf_masked_accuracy=float(ground.mean()) if len(masked) else None,
-        leaf_masked_ci95=accuracy_interval(ground, leaf_ids[masked]) if len(masked) else None,
+        leaf_masked_ci95=accuracy_interval(ground, [leaf_ids[one] for one in masked]) if len(masked) else None,
         ground_masked_accuracy=float(leaf.mean()) if len(masked) else None,
         chance=float(np.bincount(labels).max() / len(labels)),
     )
