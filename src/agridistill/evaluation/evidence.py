@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from agridistill.data.folder import Sample
@@ -79,17 +80,21 @@ def gather_evidence(
         "classes": list(manifest.classes),
         "split": split,
         "photos": len(answers.target),
-        "reliability": reliability(answers, manifest.temperature),
-        "selective": selective(val, answers, manifest.temperature),
+        "reliability": _reliability(*_confident(answers, manifest.temperature)),
+        "selective": _selective(val, answers, manifest.temperature),
         "robustness": robustness(backend, shown.samples, shown.root, progress=progress).to_json(),
-        "mistakes": mistakes(answers, shown.samples, shown.root, manifest.classes, manifest.temperature),
+        "mistakes": _mistakes(answers, shown.samples, shown.root, manifest.classes, manifest.temperature),
     }
 
 
-def reliability(found: LabelledLogits, temperature: float) -> list[dict[str, Any]]:
-    """Confidence against accuracy in bins of equal width, those of the calibration error; empty bins are left out."""
+def _confident(found: LabelledLogits, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidence of each photo's answer, and whether it is right."""
     probabilities = softmax(found.logits, temperature)
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
+
+
+def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Confidence against accuracy in bins of equal width, those of the calibration error; empty bins are left out."""
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bin_of_photo = np.searchsorted(edges[1:-1], confidence, side="left")
     return [
@@ -105,7 +110,7 @@ def reliability(found: LabelledLogits, temperature: float) -> list[dict[str, Any
     ]
 
 
-def selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
+def _selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
     """Accuracy of the answers against the share of photos that are answered, most confident first.
 
     The threshold for 99 % is found on the validation split and held against the test split: found on the test split it
@@ -137,7 +142,7 @@ def selective(val: LabelledLogits | None, test: LabelledLogits, temperature: flo
     }
 
 
-def mistakes(
+def _mistakes(
     found: LabelledLogits, samples: Sequence[Sample], root: Path, classes: Sequence[str], temperature: float
 ) -> list[dict[str, Any]]:
     """The photos that the model is surest of and wrong about, one of each leaf."""
@@ -145,25 +150,20 @@ def mistakes(
     preds = probabilities.argmax(axis=1)
     if len(samples) != len(preds):
         raise RunError("readable photos for a report", found.skipped[0], "replace the photo")
-    shown: list[dict[str, Any]] = []
-    leaves: set[str] = set()
+    of_leaf: dict[str, int] = {}
     for index in np.argsort(-probabilities.max(axis=1), kind="stable").tolist():
-        sample = samples[index]
-        if preds[index] == found.target[index] or sample.leaf_id in leaves:
-            continue
-        leaves.add(sample.leaf_id)
-        shown.append(
-            {
-                "path": sample.path,
-                "truth": classes[sample.label],
-                "predicted": classes[preds[index]],
-                "probability": float(probabilities[index, preds[index]]),
-                "photo": thumbnail(root / sample.path),
-            }
-        )
-        if len(shown) == _MISTAKES:
-            break
-    return shown
+        if preds[index] != found.target[index]:
+            of_leaf.setdefault(samples[index].leaf_id, index)
+    return [
+        {
+            "path": samples[index].path,
+            "truth": classes[samples[index].label],
+            "predicted": classes[preds[index]],
+            "probability": float(probabilities[index, preds[index]]),
+            "photo": thumbnail(root / samples[index].path),
+        }
+        for index in list(of_leaf.values())[:_MISTAKES]
+    ]
 
 
 def thumbnail(path: Path) -> str:
@@ -194,11 +194,6 @@ def read_evidence(file: Path) -> dict[str, Any] | None:
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError("evidence in JSON", f"a damaged '{file}' ({error})", "remove the file") from None
-
-
-def _confident(found: LabelledLogits, temperature: float) -> tuple[Any, Any]:
-    probabilities = softmax(found.logits, temperature)
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
 
 
 class _Batch(NamedTuple):

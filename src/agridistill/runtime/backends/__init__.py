@@ -82,16 +82,15 @@ class Engine(NamedTuple):
     """What runs a kind of exported file."""
 
     suffix: str  # of the files
-    module: str  # that is imported
-    package: str  # that pip installs
+    module: str  # that is imported; pip installs it by the same name, with '-' for '_'
     create: Callable[[Path, ModelManifest, int], Backend]  # imports the engine: a device has only its own
     batches: bool = True  # False: files have fixed shapes, photos go through one after another
 
 
 ENGINES: Mapping[str, Engine] = {
-    "onnxruntime": Engine(".onnx", "onnxruntime", "onnxruntime", _create_onnxruntime),
-    "openvino": Engine(".onnx", "openvino", "openvino", _create_openvino),
-    "litert": Engine(".tflite", "ai_edge_litert", "ai-edge-litert", _create_litert, batches=False),
+    "onnxruntime": Engine(".onnx", "onnxruntime", _create_onnxruntime),
+    "openvino": Engine(".onnx", "openvino", _create_openvino),
+    "litert": Engine(".tflite", "ai_edge_litert", _create_litert, batches=False),
 }
 """The first engine of a suffix is its default; see `default_engine`."""
 SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
@@ -124,7 +123,7 @@ def manifest_path(artefact: Path) -> Path:
 
 def package_of(engine: str) -> str:
     """The distribution that holds an engine."""
-    return ENGINES[engine].package if engine in ENGINES else engine
+    return _module_of(engine).replace("_", "-")
 
 
 def engines_of_file(path: Path) -> tuple[str, ...]:
@@ -260,8 +259,12 @@ def _glibc() -> ctypes.CDLL | None:
     return None
 
 
+def _module_of(engine: str) -> str:
+    return ENGINES[engine].module if engine in ENGINES else engine
+
+
 def _is_installed(engine: str) -> bool:
-    return find_spec(ENGINES[engine].module if engine in ENGINES else engine) is not None
+    return find_spec(_module_of(engine)) is not None
 
 
 def model_path(model: Path | str) -> Path:
