@@ -36,6 +36,12 @@ def test_a_manifest_reads_back_as_it_was_written(written: Path) -> None:
     assert read_manifest(written) == MANIFEST
 
 
+def test_a_class_folder_whose_name_is_not_utf_8_keeps_it(written: Path) -> None:
+    named = replace(MANIFEST, classes=("healthy", "br\udcfblure"))
+    named.write(written)
+    assert read_manifest(written) == named
+
+
 def test_a_manifest_without_the_optional_fields_never_abstains_and_is_not_rescaled(written: Path) -> None:
     change(written, temperature="absent", threshold="absent", lineage="absent")
     assert read_manifest(written) == replace(MANIFEST, temperature=1.0, threshold=0.0, lineage={})

@@ -41,6 +41,11 @@ def test_tables_of_every_kind_become_settings() -> None:
     assert build_settings(Camera, table) == expected
 
 
+def test_names_that_are_not_utf_8_are_taken_as_they_are() -> None:
+    found = build_settings(Camera, {"name": "caf\udce9", "file": "caf\udce9.pem", "lens": {"width_mm": 2}})
+    assert (found.name, found.file, found.lens) == ("caf\udce9", Path("caf\udce9.pem"), Lens(2.0))
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

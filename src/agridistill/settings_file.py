@@ -151,9 +151,12 @@ def build_settings(
             name = f"{section}.{key}".removeprefix(".")
             expected = f"{name}: text, a finite number, true, false or a list of these"
             raise error_type(expected, f"{value} {where}".strip(), remedy) from None
+    adapter = TypeAdapter(kind)
     try:
-        # Strict JSON takes a list for a tuple, a text for a path and a whole number for a float, and nothing else.
-        return TypeAdapter(kind).validate_json(json.dumps(table), strict=True)
+        # Strict JSON takes a list for a tuple, a text for a path and a whole number for a float, and nothing else. It
+        # has no place for names that are not UTF-8, so the values themselves are taken from the table.
+        adapter.validate_json(json.dumps(table, ensure_ascii=False).encode("utf-8", "replace"), strict=True)
+        return adapter.validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
         place = first["loc"]

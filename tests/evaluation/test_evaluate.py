@@ -90,6 +90,8 @@ def test_a_result_reads_back_from_its_json() -> None:
     result = score(three_class_logits(), three_class_manifest(), split="test", parameters=7, macs=50)
     text = json.dumps(result.to_json(), allow_nan=False)
     assert EvaluationResult.from_json(json.loads(text) | {"train_s": 3.5}) == result
+    renamed = json.loads(text.replace('"absent"', '"caf\\udce9"'))  # a folder whose name is not UTF-8
+    assert EvaluationResult.from_json(renamed).classes[2] == "caf\udce9"
     absent = json.loads(text)["per_class"][2]
     assert absent == {"class": "absent", "precision": None, "recall": None, "f1": None, "photos": 0}
 
