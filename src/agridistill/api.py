@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -115,8 +116,7 @@ def evaluate(
     names = to_class_names(class_names)
     layout = to_layout(label_file, label_columns, nested) or FOLDERS
     backend = load(path, engine=engine).backend
-    parameters, macs = model_cost(backend)
-    return evaluate_folder(
+    result = evaluate_folder(
         backend,
         folder,
         layout=layout,
@@ -125,10 +125,10 @@ def evaluate(
         run=path if path.is_dir() else None,
         learnt=learnt_path(path),
         class_names=names,
-        parameters=parameters,
-        macs=macs,
         progress=progress,
     )
+    parameters, macs = model_cost(backend)
+    return replace(result, parameters=parameters, macs=macs)
 
 
 def export(

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def test_photos_that_were_left_out_before_are_counted_as_well(colour_backend: Ma
 
 
 def test_the_scores_follow_from_logits_labels_and_leaves() -> None:
-    result = score(three_class_logits(), three_class_manifest(temperature=2.0), split="val", parameters=7, macs=50)
+    result = replace(
+        score(three_class_logits(), three_class_manifest(temperature=2.0), split="val"), parameters=7, macs=50
+    )
     assert (result.split, result.photos, result.leaves, result.skipped) == ("val", 4, 3, 1)
     assert result.accuracy == 0.5
     assert result.accuracy_ci95 == accuracy_interval(np.array([True, False, True, False]), ["x", "x", "y", "z"])
@@ -87,7 +90,7 @@ def test_the_scores_follow_from_logits_labels_and_leaves() -> None:
 
 
 def test_a_result_reads_back_from_its_json() -> None:
-    result = score(three_class_logits(), three_class_manifest(), split="test", parameters=7, macs=50)
+    result = replace(score(three_class_logits(), three_class_manifest(), split="test"), parameters=7, macs=50)
     text = json.dumps(result.to_json(), allow_nan=False)
     assert EvaluationResult.from_json(json.loads(text) | {"train_s": 3.5}) == result
     renamed = json.loads(text.replace('"absent"', '"caf\\udce9"'))  # a folder whose name is not UTF-8

@@ -62,8 +62,8 @@ class EvaluationResult:
         confusion_matrix: counts, rows are the truth, columns the prediction.
         image_size: side of the model's input in pixels.
         temperature: by which the logits were divided.
-        parameters: of the model; None where unknown.
-        macs: multiply-accumulates for one photo; None where unknown.
+        parameters: of the model; None where the caller does not add it.
+        macs: multiply-accumulates for one photo; None where the caller does not add it.
     """
 
     model: str
@@ -149,8 +149,6 @@ def evaluate(
     classes: Sequence[str],
     split: str,
     skipped: Sequence[str] = (),
-    parameters: int | None = None,
-    macs: int | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
     """Scores a model on labelled photos, which are read as they are needed.
@@ -161,7 +159,7 @@ def evaluate(
         root: the folder that their paths start from.
         classes: the data's class names; `Sample.label` is an index into them.
         skipped: one line for each photo that was left out before; the result names them with those found here.
-        split, parameters, macs: for the result.
+        split: of the samples, for the result.
 
     Raises:
         DataError: no samples, or none that can be read.
@@ -172,7 +170,7 @@ def evaluate(
         raise DataError(f"photos in the split '{split}'", f"none in '{root}'", "choose another split")
     found = predict_logits(backend, samples, root, progress=progress)
     found = found._replace(skipped=(*skipped, *found.skipped))
-    return score(found, backend.manifest, split=split, parameters=parameters, macs=macs)
+    return score(found, backend.manifest, split=split)
 
 
 def evaluate_folder(
@@ -180,8 +178,6 @@ def evaluate_folder(
     data: Path,
     *,
     run: Path | None = None,
-    parameters: int | None = None,
-    macs: int | None = None,
     progress: ProgressCallback = silent,
     **choice: Unpack[PhotoChoice],
 ) -> EvaluationResult:
@@ -191,7 +187,6 @@ def evaluate_folder(
         backend: the model, ready to run.
         data: the folder.
         run: the model's run folder, whose own split is used on the data that it was trained on.
-        parameters, macs: for the result.
         choice: which photos, as for `choose_photos`; the data may lack some of the model's classes.
 
     Raises:
@@ -212,8 +207,6 @@ def evaluate_folder(
         classes=photos.classes,
         split=photos.split,
         skipped=photos.skipped,
-        parameters=parameters,
-        macs=macs,
         progress=progress,
     )
 
@@ -251,14 +244,7 @@ def predict_logits(
     return LabelledLogits(np.concatenate(logits), target, tuple(sample.leaf_id for sample in read), tuple(skipped))
 
 
-def score(
-    found: LabelledLogits,
-    manifest: ModelManifest,
-    *,
-    split: str,
-    parameters: int | None = None,
-    macs: int | None = None,
-) -> EvaluationResult:
+def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> EvaluationResult:
     """All metrics of a model's logits, with the manifest's temperature.
 
     Raises:
@@ -289,8 +275,6 @@ def score(
         confusion_matrix=tuple(map(tuple, confusion_matrix(preds, found.target, len(manifest.classes)).tolist())),
         image_size=manifest.preprocessing.image_size,
         temperature=manifest.temperature,
-        parameters=parameters,
-        macs=macs,
     )
 
 

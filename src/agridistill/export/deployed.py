@@ -73,7 +73,7 @@ def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Modul
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PhotoLevels):
-                setattr(parent, name, (_UnsignedPixels if unsigned else _SignedPixels)(child, operators))
+                setattr(parent, name, _Pixels(child, unsigned, operators))
             elif isinstance(child, UnitClamp):
                 # Levels of the rounding after it lie between 0 and 1.
                 setattr(parent, name, nn.Identity())
@@ -98,22 +98,22 @@ def _part_equal_biases(model: nn.Module) -> None:
 
 
 class _Pixels(nn.Module):
-    def __init__(self, levels: PhotoLevels, operators: Any) -> None:
+    def __init__(self, levels: PhotoLevels, unsigned: bool, operators: Any) -> None:
         super().__init__()
-        self.scale, self.zero_point, self.operators = levels.scale, levels.zero_point, operators
+        self.scale, self.zero_point, self.unsigned, self.operators = (
+            levels.scale,
+            levels.zero_point,
+            unsigned,
+            operators,
+        )
 
-
-class _UnsignedPixels(_Pixels):
     def forward(self, pixels: Tensor) -> Tensor:
+        if not self.unsigned:
+            values = (pixels.float() - self.zero_point) * self.scale
+            return _in_levels(values, self.scale, self.zero_point + LOW, self.operators)
         how = (self.scale, self.zero_point, 0, 255, torch.uint8)
-        values: Tensor = self.operators.dequantize_per_tensor(pixels, *how)
-        return values
-
-
-class _SignedPixels(_Pixels):
-    def forward(self, pixels: Tensor) -> Tensor:
-        values = (pixels.float() - self.zero_point) * self.scale
-        return _in_levels(values, self.scale, self.zero_point + LOW, self.operators)
+        levels: Tensor = self.operators.dequantize_per_tensor(pixels, *how)
+        return levels
 
 
 class _Activation(nn.Module):

@@ -59,15 +59,8 @@ def complete_run(
     # Written once, calibrated: a folder with a manifest is a model that can be used.
     manifest.write(folder.manifest)
     size = complexity(network, manifest.preprocessing.image_size)
-    result = evaluate(
-        TorchBackend(network, manifest),
-        prepared.test,
-        root,
-        classes=prepared.classes,
-        split="test",
-        parameters=size.parameters,
-        macs=size.macs,
-    )
+    result = evaluate(TorchBackend(network, manifest), prepared.test, root, classes=prepared.classes, split="test")
+    result = replace(result, parameters=size.parameters, macs=size.macs)
     verdict = judge(result, learning=read_learning(folder.path, prepared.classes))
     document = result.to_json() | {"train_s": train_s, "best_epoch": best_epoch, "verdict": verdict.to_json()}
     write_json(folder.evaluation, document)
