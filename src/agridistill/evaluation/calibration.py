@@ -85,14 +85,10 @@ class Answering:
 
 
 def fit_answering(val: LabelledLogits, wanted: float = WANTED_ANSWERS) -> Answering:
-    """Fits temperature and threshold on validation photos.
+    """Fits temperature and threshold on at least 1 validation photo, for a share `wanted`, 0 to 1, of right answers.
 
     Both come from all the photos. With fewer than 200, what they cost is measured by cross-validation: of five folds,
     leaves kept whole, each is answered with the temperature and threshold of the other four.
-
-    Args:
-        val: logits of at least 1 validation photo.
-        wanted: share of right answers, 0 to 1.
 
     Raises:
         ValueError: no photos.

@@ -44,13 +44,9 @@ logger = logging.getLogger(__name__)
 def gather_evidence(
     backend: Backend, data: Path, *, progress: ProgressCallback = silent, **choice: Unpack[PhotoChoice]
 ) -> dict[str, Any]:
-    """Everything that a report shows of a model on one split, beside its scores.
+    """Everything that a report shows of a model on one split of `data`, beside its scores.
 
-    Args:
-        backend: the model.
-        data: the photos.
-        progress: called with (done, total) of each part.
-        choice: which photos, as for `choose_photos`.
+    `choice` says which photos, as for `choose_photos`; `progress` is called with (done, total) of each part.
 
     Returns:
         A JSON document: "reliability", "selective", "robustness", "mistakes".
@@ -210,12 +206,8 @@ def write_gallery(
 ) -> None:
     """Writes attention maps of several runs; without a stage of stride 16 it logs a warning and removes `file`.
 
-    Args:
-        runs: run folders by name, at least one; all of one data folder.
-        data: the photos.
-        file: to write.
-        progress: called while photos are read.
-        choice: which photos, as for `choose_photos`; of the first run's own split.
+    `runs` are run folders by name, at least one, all of one data folder; `choice` says which photos of the first one's
+    own split, as for `choose_photos`.
     """
     manifests = {name: read_manifest(run / MANIFEST_NAME) for name, run in runs.items()}
     first = next(iter(runs))

@@ -220,15 +220,7 @@ def choose_photos(
 
 
 def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
-    """Why there is no such split.
-
-    Args:
-        data: the folder.
-        split: that was asked for.
-        trained_here: whether the model was trained on these very photos.
-        learnt: how many of them it is known to have learnt from, in words.
-        scored: whether every photo could be scored as well.
-    """
+    """Why there is no such split; `learnt` says how many of the photos the model is known to have learnt from."""
     if trained_here:
         got = "which the model was trained on, without the run's splits.json"
     else:

@@ -79,8 +79,7 @@ class Learning:
     def progress(self, chance: float) -> Progress:
         """Whether the training began, stopped by itself, or was stopped too early.
 
-        Args:
-            chance: accuracy that needs no learning, 0 to 1.
+        `chance` is the accuracy that needs no learning, 0 to 1.
         """
         accuracy, nll = self._column("val/accuracy"), self._column("val/nll")
         if not accuracy or len(accuracy) < MIN_EPOCHS:
@@ -107,12 +106,7 @@ class Learning:
 
 
 def read_learning(run: Path, classes: Sequence[str]) -> Learning:
-    """Reads what a run folder records; what is missing or damaged is unknown.
-
-    Args:
-        run: with `metrics.csv`, `splits.json` and `recipe.toml`.
-        classes: names of the class folders.
-    """
+    """Reads what a run folder records; what is missing or damaged is unknown."""
     return Learning(
         _rows(run / "metrics.csv"),
         _train_photos(run, classes),

@@ -37,17 +37,11 @@ _GROUND_SPREAD = 0.4  # of the ground's colour, in units of its distance from th
 
 
 def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
-    """The leaf's pixels, holes filled, with a margin for its soft edge.
+    """The leaf's pixels `(H, W)` of a photo `(H, W, 3)` uint8, holes filled, with a margin for its soft edge.
 
     Leaves are greener or yellower than the grey and purple ground, lesions yellower. That share of a pixel's light is
     smoothed and divided in two by Otsu's threshold; the largest piece, and what is not far smaller, is leaf. On a
     ground of plants or wood the mask is meaningless, see `is_trustworthy`.
-
-    Args:
-        photo: `(H, W, 3)` uint8.
-
-    Returns:
-        `(H, W)`.
     """
     side = min(photo.shape[:2])
     share = _leaf_colour(photo)
@@ -65,10 +59,6 @@ def is_trustworthy(photo: Photo, mask: NDArray[np.bool_]) -> bool:
 
     It has where the mask is mostly one piece of plausible area, the photo's rim is nearly all ground, and the ground
     has one colour, far from the leaf's.
-
-    Args:
-        photo: `(H, W, 3)` uint8.
-        mask: `(H, W)`, of `leaf_mask`.
     """
     if not _LEAST_LEAF <= mask.mean() <= _MOST_LEAF:
         return False
@@ -94,12 +84,10 @@ def _leaf_colour(photo: Photo) -> NDArray[np.float32]:
     return np.asarray(ndimage.gaussian_filter(share, _SMOOTH * min(photo.shape[:2])))
 
 
-def otsu_threshold(values: NDArray[np.floating], bins: int = 256) -> float:
+def otsu_threshold(values: NDArray[np.floating]) -> float:
     """The threshold that parts values into two groups of least variance within (Otsu 1979, equation 12).
 
-    Args:
-        values: of any shape; of one value alone, that value.
-        bins: of the histogram.
+    Where all values are the same, that value.
 
     Example:
         >>> 2 < otsu_threshold(np.array([1.0, 1.1, 1.2, 8.0, 8.1])) < 8
@@ -107,7 +95,7 @@ def otsu_threshold(values: NDArray[np.floating], bins: int = 256) -> float:
     """
     if values.min() == values.max():
         return float(values.min())
-    counts, edges = np.histogram(values, bins)
+    counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
