@@ -70,7 +70,8 @@ def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> In
         >>> f"{interval.low:.3f} to {interval.high:.3f}"
         '0.596 to 0.982'
     """
-    return wilson_interval(float(np.mean(correct)), effective_sample_size(correct, leaf_ids))
+    size = effective_sample_size(correct, leaf_ids)
+    return wilson_interval(float(np.mean(correct)), size)
 
 
 def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> Interval:
