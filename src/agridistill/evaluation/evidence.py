@@ -61,7 +61,7 @@ def gather_evidence(
         photos = choose_photos(manifest, data, progress=progress, **named)
         return photos, predict_logits(backend, photos.samples, photos.root, progress=progress)
 
-    shown, answers = answered(split)
+    chosen, answers = answered(split)
     if not len(answers.target):
         raise DataError(f"photos in the split '{split}'", f"none in '{data}'", "choose another split")
     try:
@@ -78,8 +78,8 @@ def gather_evidence(
         "photos": len(answers.target),
         "reliability": _reliability(*_confident(answers, manifest.temperature)),
         "selective": _selective(val, answers, manifest.temperature),
-        "robustness": robustness(backend, shown.samples, shown.root, progress=progress).to_json(),
-        "mistakes": _mistakes(answers, shown.samples, shown.root, manifest.classes, manifest.temperature),
+        "robustness": robustness(backend, chosen.samples, chosen.root, progress=progress).to_json(),
+        "mistakes": _mistakes(answers, chosen.samples, chosen.root, manifest.classes, manifest.temperature),
     }
 
 

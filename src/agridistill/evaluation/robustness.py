@@ -26,7 +26,7 @@ from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import PhotoSource, read_batches
 
 _SMOOTH, _MARGIN = 0.01, 0.02  # shares of the shorter side
-_DARK = 60.0  # levels, of three channels together
+_DARK = 60.0  # levels, the sum of three channels
 _LEAST_PIECE = 0.1
 # A mask is trusted between these. On 400 photos each: 94 % of PlantVillage's tomatoes, 24 % of black gram in the field
 # (those on paper, cloth or soil); of the latter every mask that was looked at covers the leaf.

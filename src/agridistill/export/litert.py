@@ -48,7 +48,7 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
     deployed = (
         DeployedInt8(network, unsigned=False, operators=operators) if int8 else Deployed(network, preprocessing)
     ).eval()
-    # Only tells the converter that pairs of quantise and dequantise are to be merged into int8 operators.
+    # Only says that pairs of quantise and dequantise are to be merged into int8 operators.
     static = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config()))
     with quiet(), tempfile.TemporaryDirectory() as folder:
         example = (torch.zeros(1, size, size, 3, dtype=torch.uint8),)
