@@ -25,12 +25,12 @@ import numpy as np
 from reporting import machine, publish
 
 from agridistill.api import load
+from agridistill.evaluation.calibration import REPRESENTATIVE_PHOTOS, representative_batches
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits, score
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import fit_temperature
-from agridistill.evaluation.representative import REPRESENTATIVE_PHOTOS, representative_batches
-from agridistill.exporting.litert import to_litert
-from agridistill.exporting.onnx import to_onnx
+from agridistill.export.litert import to_litert
+from agridistill.export.onnx import to_onnx
 from agridistill.models import TorchBackend, load_network
 from agridistill.models.int8 import Ranges, calibrate, folded, quantised
 from agridistill.preprocess import Pixels

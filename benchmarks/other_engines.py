@@ -29,7 +29,7 @@ from reporting import machine, publish
 
 from agridistill import api
 from agridistill.data.drawn_leaves import CLASSES, draw_leaf, draw_leaves
-from agridistill.exporting.artefact import export
+from agridistill.export.artefact import export
 from agridistill.manifest import read_manifest
 from agridistill.storage import write_json
 from agridistill.training.run import train

@@ -12,7 +12,7 @@
 #   nearly equal biases: read back from 0.500 to 0.500; largest error 0.018 of a deviation of 0.597
 #
 # What it means for us: export varies biases of one value by less than a thousandth of a level
-# (exporting/deployed.py), and tests/exporting/test_litert.py compares the file with the network.
+# (export/deployed.py), and tests/export/test_litert.py compares the file with the network.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -212,7 +212,7 @@ def test_report_is_a_function_however_the_package_was_imported(leaves: Path, tea
     [
         ("train", "agridistill.training.run"),
         ("distill", "agridistill.training.run"),
-        ("export", "agridistill.exporting.artefact"),
+        ("export", "agridistill.export.artefact"),
         ("compare", "agridistill.study.compare"),
     ],
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field, PositiveInt
 
-from agridistill.errors import ConfigError, DataError
+from agridistill.errors import ConfigError, DataError, ModelError
 from agridistill.settings_file import build_settings, read_toml, require_known_keys
 
 
@@ -39,6 +41,11 @@ def test_tables_of_every_kind_become_settings() -> None:
     assert build_settings(Camera, table) == expected
 
 
+def test_names_that_are_not_utf_8_are_taken_as_they_are() -> None:
+    found = build_settings(Camera, {"name": "caf\udce9", "file": "caf\udce9.pem", "lens": {"width_mm": 2}})
+    assert (found.name, found.file, found.lens) == ("caf\udce9", Path("caf\udce9.pem"), Lens(2.0))
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -50,13 +57,54 @@ def test_tables_of_every_kind_become_settings() -> None:
         ({"name": 3}, "expected name: input should be a valid string; got 3 in 'c.toml'; correct it"),
         ({"name": "x", "lens": {"width_mm": "2"}}, "expected lens.width_mm: input should be a valid number; got '2'"),
         ({"name": "x", "lens": {"width_mm": float("nan")}}, "expected lens: text, a finite number"),
-        ({}, "expected name: "),
+        ({}, "expected a value for name; got none in 'c.toml'; correct it"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line(table: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         build_settings(Camera, table, "in 'c.toml'")
     assert message in str(raised.value)
+
+
+@dataclass(frozen=True)
+class Flash:
+    level: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    photos: Annotated[int, Field(ge=1, le=1000)] = 20
+    cover: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    delay: Annotated[float | None, Field(gt=0)] = None
+    most: Annotated[int, Field(le=10)] = 1
+    columns: PositiveInt = 1
+    under: Annotated[int, Field(lt=10)] = 1
+    flashes: tuple[Flash, ...] = ()
+    by_season: dict[str, Flash] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"photos": 0}, "top.photos from 1 to 1,000; got 0"),
+        ({"photos": 1001}, "top.photos from 1 to 1,000; got 1001"),
+        ({"cover": 0.5}, "top.cover from 0 to below 0.5; got 0.5"),
+        ({"share": 1}, "top.share above 0 and below 1; got 1"),
+        ({"seeds": [3, -1]}, "top.seeds.1 of at least 0; got -1"),
+        ({"delay": 0}, "top.delay above 0; got 0"),
+        ({"most": 11}, "top.most of at most 10; got 11"),
+        ({"columns": 0}, "top.columns above 0; got 0"),
+        ({"under": 10}, "top.under below 10; got 10"),
+        ({"flashes": [{"level": 1}, {"level": 1.5}]}, "top.flashes.1.level above 0 and up to 1; got 1.5"),
+        ({"by_season": {"dry": {"level": 0}}}, "top.by_season.dry.level above 0 and up to 1; got 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named_with_the_whole_range(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        build_settings(Limits, table, "in 'c.toml'", "top", error_type=ModelError)
+    assert str(raised.value) == f"expected {message} in 'c.toml'; correct it"
 
 
 def test_secret_values_never_stand_in_an_error() -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from agridistill.benchmark.run import BenchmarkPlan, benchmark
     from agridistill.data.views import Augmentation
     from agridistill.evaluation.evaluate import EvaluationResult
-    from agridistill.exporting.artefact import ExportResult
+    from agridistill.export.artefact import ExportResult
     from agridistill.report import report
     from agridistill.report.page import ReportResult
     from agridistill.runs import compare, distill, train
@@ -100,7 +100,7 @@ _HOMES = {
         "benchmark.run": "BenchmarkPlan benchmark",
         "data.views": "Augmentation",
         "evaluation.evaluate": "EvaluationResult",
-        "exporting.artefact": "ExportResult",
+        "export.artefact": "ExportResult",
         "report": "report",
         "report.page": "ReportResult",
         "runs": "compare distill train",
@@ -152,6 +152,7 @@ class _FunctionOfPackage:
 
 class _Package(ModuleType):
     benchmark = _FunctionOfPackage("benchmark")
+    export = _FunctionOfPackage("export")
     report = _FunctionOfPackage("report")
 
 

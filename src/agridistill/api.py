@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +28,7 @@ from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
-    from agridistill.exporting.artefact import ExportResult
+    from agridistill.export.artefact import ExportResult
     from agridistill.runtime.backends import Backend
     from agridistill.runtime.predictor import Predictor
 
@@ -48,9 +49,8 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         ModelError: not there, unfinished or damaged, or no such engine.
         MissingExtraError: a run folder needs the `train` extra, an engine its own package.
     """
-    from agridistill.runtime.backends import engines_for, open_artefact
+    from agridistill.runtime.backends import engines_for, missing_model, model_path, open_artefact
     from agridistill.runtime.predictor import Predictor
-    from agridistill.runtime.shipped import missing_model, model_path
 
     path = model_path(to_path("model", model))
     _require_engine(engine)
@@ -100,7 +100,7 @@ def evaluate(
         ConfigError: an argument of a wrong type or name.
         AgriDistillError: the model, the data or the split cannot be used.
     """
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.backends import model_path
 
     path, folder = model_path(to_path("model", model)), to_path("data", data)
     splits = to_optional_path("split_file", split_file)
@@ -110,13 +110,13 @@ def evaluate(
     with training_extra("the training part of AgriDistill, to score a model"):
         from agridistill.data.labels import FOLDERS, to_layout
         from agridistill.data.likeness import learnt_path
-        from agridistill.evaluation.held_out import evaluate_folder, to_class_names
+        from agridistill.evaluation.evaluate import evaluate_folder
+        from agridistill.evaluation.held_out import to_class_names
 
     names = to_class_names(class_names)
     layout = to_layout(label_file, label_columns, nested) or FOLDERS
     backend = load(path, engine=engine).backend
-    parameters, macs = model_cost(backend)
-    return evaluate_folder(
+    result = evaluate_folder(
         backend,
         folder,
         layout=layout,
@@ -125,10 +125,10 @@ def evaluate(
         run=path if path.is_dir() else None,
         learnt=learnt_path(path),
         class_names=names,
-        parameters=parameters,
-        macs=macs,
         progress=progress,
     )
+    parameters, macs = model_cost(backend)
+    return replace(result, parameters=parameters, macs=macs)
 
 
 def export(
@@ -181,7 +181,7 @@ def export(
     require_callable("progress", progress)
     with training_extra("the training part of AgriDistill, to export a run", "train,export"):
         from agridistill.data.labels import to_layout
-        from agridistill.exporting.artefact import export as write
+        from agridistill.export.artefact import export as write
     return write(
         run_folder,
         file,

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
-from agridistill.errors import ModelError, nearest
+from pydantic import Field
+
+from agridistill.errors import ModelError
+from agridistill.settings_file import build_settings
 from agridistill.storage import write_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ResizeRule = Literal["crop", "stretch"]
-WeightPrecision = Literal["fp32", "int8"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Far beyond any real one: what is larger was not written by an export and would only fill the memory.
 _MAX_MANIFEST_BYTES = 4_000_000
-_MAX_IMAGE_SIZE = 4096
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,20 +39,10 @@ class Preprocessing:
         std: of each RGB channel, on the scale 0 to 1.
     """
 
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=4096)]
     resize: ResizeRule = "crop"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.image_size <= _MAX_IMAGE_SIZE:
-            raise ModelError(f"an image size of 1 to {_MAX_IMAGE_SIZE} px", str(self.image_size), "correct it")
-        if self.resize not in get_args(ResizeRule):
-            raise ModelError("a resize rule", repr(self.resize), nearest(self.resize, get_args(ResizeRule)))
-        if not all(math.isfinite(value) for value in self.mean):
-            raise ModelError("finite means", str(self.mean), "correct the manifest")
-        if not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise ModelError("positive standard deviations", str(self.std), "correct the manifest")
+    mean: tuple[Finite, Finite, Finite] = IMAGENET_MEAN
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -76,10 +68,10 @@ class ModelManifest:
     preprocessing: Preprocessing
     weights_file: str
     weights_sha256: str
-    temperature: float = 1.0
-    threshold: float = 0.0
+    temperature: Positive = 1.0
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     lineage: dict[str, Any] = field(default_factory=dict)
-    precision: str = "fp32"
+    precision: Literal["fp32", "int8"] = "fp32"
     measured: dict[str, Any] = field(default_factory=dict)
     familiarity: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -87,12 +79,6 @@ class ModelManifest:
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             raise ModelError("at least two classes, each named once", str(self.classes), "correct the manifest")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError("a positive temperature", str(self.temperature), "correct the manifest")
-        if not 0 <= self.threshold <= 1:
-            raise ModelError("a threshold from 0 to 1", str(self.threshold), "correct the manifest")
-        if self.precision not in get_args(WeightPrecision):
-            raise ModelError("a precision", repr(self.precision), nearest(self.precision, get_args(WeightPrecision)))
 
     def write(self, path: Path) -> None:
         """Writes the manifest as JSON, whole or not at all."""
@@ -133,7 +119,7 @@ def read_manifest(path: Path) -> ModelManifest:
     """Reads and checks a manifest.
 
     Raises:
-        ModelError: not there, not JSON, of a newer format, or with wrong fields.
+        ModelError: not there, not JSON, of another format, or with a wrong field, which it names.
     """
     try:
         with path.open("rb") as file:
@@ -155,32 +141,7 @@ def read_manifest(path: Path) -> ModelManifest:
         raise ModelError(
             f"manifest format {FORMAT_VERSION}", f"{version!r} in '{path}'", "use the version that wrote it"
         )
-    _refuse_unknown_fields(raw, ModelManifest, path)
-    try:
-        shape = _mapping(raw.pop("preprocessing"))
-        _refuse_unknown_fields(shape, Preprocessing, path)
-        return ModelManifest(
-            model=_text(raw.pop("model")),
-            classes=tuple(_text(name) for name in _listed(raw.pop("classes"))),
-            preprocessing=Preprocessing(
-                image_size=_whole(shape["image_size"]),
-                resize=cast(ResizeRule, _text(shape["resize"])),
-                mean=_triple(shape["mean"]),
-                std=_triple(shape["std"]),
-            ),
-            weights_file=_text(raw.pop("weights_file")),
-            weights_sha256=_text(raw.pop("weights_sha256")),
-            temperature=_number(raw.pop("temperature", 1.0)),
-            threshold=_number(raw.pop("threshold", 0.0)),
-            lineage=_mapping(raw.pop("lineage", {})),
-            precision=_text(raw.pop("precision", "fp32")),
-            measured=_mapping(raw.pop("measured", {})),
-            familiarity=_mapping(raw.pop("familiarity", {})),
-        )
-    except KeyError as error:
-        raise ModelError("a complete manifest", f"'{path}' without {error}", "restore the file") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ModelError("a complete manifest", f"'{path}' ({error})", "restore the file") from None
+    return build_settings(ModelManifest, raw, f"in '{path}'", remedy="restore the file", error_type=ModelError)
 
 
 def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: str = "model") -> None:
@@ -225,45 +186,3 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, as lower-case hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _refuse_unknown_fields(raw: Mapping[str, Any], manifest: type, path: Path) -> None:
-    known = [item.name for item in fields(manifest)]
-    unknown = sorted(set(raw) - set(known))
-    if unknown:
-        raise ModelError("a known manifest field", f"'{unknown[0]}' in '{path}'", nearest(unknown[0], known))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not an object")
-    return value
-
-
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
-    return value
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (_number(value) for value in _listed(values))
-    return red, green, blue

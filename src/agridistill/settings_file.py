@@ -1,23 +1,47 @@
-"""TOML files -> typed, strict settings: one reader for recipes, the agent and maps of class names.
+"""Files -> typed, strict settings: one reader for recipes, the agent's file, maps of class names and manifests.
 
-A group of settings is a frozen dataclass; a field of another one is a table of the file. An unknown key is an error
-that names the nearest known one.
+A group of settings is a frozen dataclass; a field of another one is a table of the file. Its types hold the ranges of
+single keys, its `__post_init__` the rules over several::
+
+    @dataclass(frozen=True)
+    class BrokerSettings:
+        url: str
+        inflight: Annotated[int, Field(ge=1, le=1000)] = 20
+
+`build_settings` checks all of them. An error is one line, with the nearest known key where a key is unknown::
+
+    expected broker.inflight from 1 to 1,000; got 0 in 'watch.toml'; correct it
+    expected a known key of [broker]; got 'inflght' in 'watch.toml'; did you mean 'inflight'?
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from agridistill.errors import AgriDistillError, ConfigError, nearest
 
 Settings = TypeVar("Settings")
+
+# By the bounds that a number has, in pydantic's names.
+_RANGES = {
+    ("ge", "le"): "from {} to {}",
+    ("ge", "lt"): "from {} to below {}",
+    ("gt", "le"): "above {} and up to {}",
+    ("gt", "lt"): "above {} and below {}",
+    ("ge",): "of at least {}",
+    ("gt",): "above {}",
+    ("le",): "of at most {}",
+    ("lt",): "below {}",
+}
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def read_toml(
@@ -30,12 +54,8 @@ def read_toml(
 ) -> dict[str, Any]:
     """Reads a TOML file.
 
-    Args:
-        path: of the file.
-        expected: what it should be, for errors ("a recipe").
-        absent: remedy where there is no file.
-        damaged: remedy where it is no TOML.
-        error_type: of the errors.
+    `expected` says what it should be ("a recipe"); `absent` and `damaged` are the remedies where there is no file and
+    where it is no TOML.
 
     Raises:
         AgriDistillError: of `error_type`: no file, or not readable as TOML.
@@ -53,7 +73,14 @@ def setting_names(kind: type[Any]) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-def require_known_keys(kind: type[Any], table: Any, where: str, section: str = "") -> None:
+def require_known_keys(
+    kind: type[Any],
+    table: Any,
+    where: str,
+    section: str = "",
+    *,
+    error_type: type[AgriDistillError] = ConfigError,
+) -> None:
     """Checks the keys of a table, and of all tables and lists of tables in it.
 
     Args:
@@ -61,36 +88,35 @@ def require_known_keys(kind: type[Any], table: Any, where: str, section: str = "
         table: as read; values that are no tables pass, their type is checked by `build_settings`.
         where: it comes from, for errors ("in 'watch.toml'").
         section: dotted name of the table; "" at the top of the file.
+        error_type: of the errors.
 
     Raises:
-        ConfigError: an unknown key.
+        AgriDistillError: of `error_type`: an unknown key.
     """
     if not isinstance(table, dict):
         return
     hints = get_type_hints(kind)
     for key, value in table.items():
-        require_known_key(kind, key, where, section)
-        inner = next((part for part in (hints[key], *get_args(hints[key])) if is_dataclass(part)), None)
-        if not isinstance(inner, type):
+        require_known_key(kind, key, where, section, error_type=error_type)
+        inner = _dataclass_in(hints[key])
+        if inner is None:
             continue
         name = f"{section}.{key}".removeprefix(".")
         named_tables = get_origin(hints[key]) is dict and isinstance(value, dict)
         found = {f"{name}.{each}": row for each, row in value.items()} if named_tables else {name: value}
         for below, rows in found.items():
             for row in rows if isinstance(rows, list | tuple) else (rows,):
-                require_known_keys(inner, row, where, below)
+                require_known_keys(inner, row, where, below, error_type=error_type)
 
 
-def require_known_key(kind: type[Any], key: str, where: str, section: str = "") -> None:
-    """Checks one key of a table.
-
-    Raises:
-        ConfigError: an unknown key.
-    """
+def require_known_key(
+    kind: type[Any], key: str, where: str, section: str = "", *, error_type: type[AgriDistillError] = ConfigError
+) -> None:
+    """Checks one key of a table; arguments and errors as of `require_known_keys`."""
     known = setting_names(kind)
     if key not in known:
         expected = f"a known key of [{section}]" if section else "a known key"
-        raise ConfigError(expected, f"'{key}' {where}".strip(), nearest(key, known))
+        raise error_type(expected, f"'{key}' {where}".strip(), nearest(key, known))
 
 
 def build_settings(
@@ -101,35 +127,76 @@ def build_settings(
     *,
     remedy: str = "correct it",
     secret: Collection[str] = (),
+    error_type: type[AgriDistillError] = ConfigError,
 ) -> Settings:
     """One table as its settings. Types are strict: text is no number, but a whole number is one with a fraction.
 
     Args:
         kind: dataclass of the settings.
-        table: plain values, as read from TOML.
+        table: plain values, as read from TOML or JSON.
         where: it comes from, for errors ("in 'watch.toml'"); "" where that is known.
         section: dotted name of the table; "" at the top of the file.
         remedy: for a wrong value.
         secret: keys whose values may hold a password: they never stand in an error.
+        error_type: of the errors.
 
     Raises:
-        ConfigError: an unknown key, or a value of a wrong type or range.
+        AgriDistillError: of `error_type`: an unknown key, or a value of a wrong type or range.
     """
-    require_known_keys(kind, table, where, section)
+    require_known_keys(kind, table, where, section, error_type=error_type)
     for key, value in table.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             name = f"{section}.{key}".removeprefix(".")
             expected = f"{name}: text, a finite number, true, false or a list of these"
-            raise ConfigError(expected, f"{value} {where}".strip(), remedy) from None
+            raise error_type(expected, f"{value} {where}".strip(), remedy) from None
+    adapter = TypeAdapter(kind)
     try:
-        # Strict JSON takes a list for a tuple, a text for a path and a whole number for a float, and nothing else.
-        return TypeAdapter(kind).validate_json(json.dumps(table), strict=True)
+        # Strict JSON takes a list for a tuple, a text for a path and a whole number for a float, and nothing else. It
+        # has no place for names that are not UTF-8, so the values themselves are taken from the table.
+        adapter.validate_json(json.dumps(table, ensure_ascii=False).encode("utf-8", "replace"), strict=True)
+        return adapter.validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in (section, *first["loc"])).removeprefix(".")
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        is_hidden = bool(set(first["loc"]) & set(secret)) or (bool(secret) and isinstance(first["input"], dict))
-        got = "something else" if is_hidden else repr(first["input"])
-        raise ConfigError(f"{key}: {message}", f"{got} {where}".strip(), remedy) from None
+        place = first["loc"]
+        key = ".".join(str(part) for part in (section, *place)).removeprefix(".")
+        got = repr(first["input"])
+        if set(place) & set(secret) or (secret and isinstance(first["input"], dict)):
+            got = "something else"
+        if first["type"] == "missing":
+            expected, got = f"a value for {key}", "none"
+        elif first["type"] in _OUT_OF_RANGE:
+            expected = f"{key} {_range(kind, place)}"
+        else:
+            expected = f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise error_type(expected, f"{got} {where}".strip(), remedy) from None
+
+
+def _range(kind: type[Any], place: tuple[int | str, ...]) -> str:
+    """The range of the number at a place of a group of settings, in words."""
+    hint: Any = kind
+    for part in place:
+        owner = _dataclass_in(hint)
+        if owner is not None:
+            # The number of a row and the name of a table are no fields: the type stays that of the field around them.
+            hint = get_type_hints(owner, include_extras=True).get(str(part), hint)
+    bounds = {
+        name: getattr(part, name)
+        for name in ("ge", "gt", "le", "lt")
+        for part in _types_in(hint)
+        if hasattr(part, name)
+    }
+    numbers = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in bounds.values())
+    return _RANGES[tuple(bounds)].format(*numbers)
+
+
+def _dataclass_in(hint: Any) -> type[Any] | None:
+    return next((part for part in _types_in(hint) if isinstance(part, type) and is_dataclass(part)), None)
+
+
+def _types_in(hint: Any) -> Iterator[Any]:
+    """A type, and the types and constraints that it is made of, at any depth."""
+    yield hint
+    for part in hint.metadata if isinstance(hint, FieldInfo) else get_args(hint):
+        yield from _types_in(part)

@@ -17,7 +17,7 @@ from agridistill.cli.main import main
 from agridistill.cli.output import next_command
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.verdict import Level, ModelVerdict
-from agridistill.exporting.forms import DeviceForm
+from agridistill.export.forms import DeviceForm
 from agridistill.progress import ProgressCallback
 from agridistill.training.run_folder import RunFolder
 

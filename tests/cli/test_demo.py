@@ -9,7 +9,7 @@ from tests.cli.test_evaluate import result
 
 from agridistill.cli import demo
 from agridistill.errors import RunError
-from agridistill.exporting import artefact as artefact_module
+from agridistill.export import artefact as artefact_module
 from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
 from agridistill.training import run

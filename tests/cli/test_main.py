@@ -24,7 +24,7 @@ from agridistill.cli import main as cli
 from agridistill.errors import DataError
 from agridistill.evaluation.verdict import ModelVerdict
 from agridistill.manifest import read_manifest
-from agridistill.runtime.shipped import model_path
+from agridistill.runtime.backends import model_path
 
 SMALL = [
     "--epochs",
@@ -558,7 +558,7 @@ def test_models_as_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_shipped_model_that_is_missing_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("agridistill.runtime.shipped._FOLDERS", (tmp_path,))
+    monkeypatch.setattr("agridistill.runtime.backends._FOLDERS", (tmp_path,))
     code, out, err = run(capsys, "models")
     assert (code, out) == (2, "")
     assert "the shipped model 'tomato' is missing from this installation: install agridistill anew" in one_line(err)

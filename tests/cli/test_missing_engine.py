@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.runtime.shipped import model_path
+from agridistill.runtime.backends import model_path
 
 _NOT_THERE = "raise ModuleNotFoundError('of the test', name='onnxruntime')"
 _DOES_NOT_LOAD = "raise ImportError('libm.so.6: version GLIBC_2.38 not found')"
@@ -55,5 +55,5 @@ def test_without_onnx_runtime_a_command_is_one_line(command: str, module: str, g
     (line,) = [each for each in " ".join(done.stderr.split()).split("error: ") if each.startswith("expected")]
     assert "Traceback" not in done.stderr
     assert done.returncode == 2, done.stderr
-    assert line.startswith(f"expected ONNX Runtime, to run an .onnx file; got {got}")
+    assert line.startswith(f"expected ONNX Runtime, to run .onnx files; got {got}")
     assert "pip install onnxruntime, on 64-bit Linux with glibc, macOS or Windows" in line

@@ -16,7 +16,7 @@ import onnxruntime  # noqa: F401 - what takes the time
 
 import agridistill.edge.building
 import agridistill.runtime.backends
-import agridistill.runtime.backends.onnx_runtime  # noqa: F401
+import agridistill.runtime.backends.onnx  # noqa: F401
 from agridistill.cli.main import main
 
 

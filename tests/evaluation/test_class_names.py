@@ -14,8 +14,9 @@ from agridistill.data.folder import scan
 from agridistill.data.inspection import fingerprint, inspect_photos
 from agridistill.data.split import Split, write_split
 from agridistill.errors import ConfigError, DataError, ModelError
+from agridistill.evaluation.evaluate import evaluate_folder
 from agridistill.evaluation.evidence import gather_evidence
-from agridistill.evaluation.held_out import evaluate_folder, labels_in_model, read_class_names, to_class_names
+from agridistill.evaluation.held_out import labels_in_model, read_class_names, to_class_names
 from agridistill.evaluation.verdict import judge
 
 MakeBackend = Callable[..., Any]
@@ -67,7 +68,7 @@ def test_several_folders_may_show_one_class(model: FourClasses, colour_folder: P
 
 
 def test_evidence_follows_the_names(model: FourClasses, colour_folder: Path) -> None:
-    found = gather_evidence(model, colour_folder, split="all", class_names={"green": "white"}, most_photos=4)
+    found = gather_evidence(model, colour_folder, split="all", class_names={"green": "white"})
     assert {mistake["truth"] for mistake in found["mistakes"]} == {"white"}
     assert {mistake["predicted"] for mistake in found["mistakes"]} == {"yellow or green"}
 

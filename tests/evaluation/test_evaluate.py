@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ def three_class_logits() -> LabelledLogits:
 
 
 def test_logits_come_in_the_samples_order_with_labels_and_leaves(
-    colour_backend: MakeBackend, colour_folder: Path
+    colour_backend: MakeBackend, colour_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agridistill.evaluation.evaluate._BATCH", 6)
     samples = [
         Sample(sample.path, sample.label, f"leaf {n // 3}") for n, sample in enumerate(scan(colour_folder).samples)
     ]
     backend = colour_backend()
     steps: list[tuple[int, int]] = []
-    found = predict_logits(backend, samples, colour_folder, batch_size=6, progress=lambda *step: steps.append(step))
+    found = predict_logits(backend, samples, colour_folder, progress=lambda *step: steps.append(step))
     assert backend.batch_sizes == [6, 6, 6, 2]
     assert steps == [(6, 20), (12, 20), (18, 20), (20, 20)]
     assert found.target.tolist() == [sample.label for sample in samples]
@@ -45,11 +47,14 @@ def test_logits_come_in_the_samples_order_with_labels_and_leaves(
     assert found.logits.argmax(axis=1).tolist() == found.target.tolist()
 
 
-def test_a_bad_photo_is_named_and_left_out_and_shifts_nothing(colour_backend: MakeBackend, colour_folder: Path) -> None:
+def test_a_bad_photo_is_named_and_left_out_and_shifts_nothing(
+    colour_backend: MakeBackend, colour_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agridistill.evaluation.evaluate._BATCH", 3)
     (colour_folder / "green" / "3.jpg").write_bytes(b"cut")
     (colour_folder / "red" / "0.jpg").unlink()
     samples = (*scan(colour_folder).samples, Sample("red/0.jpg", 1, "gone"))
-    result = evaluate(colour_backend(), samples, colour_folder, classes=CLASSES, split="test", batch_size=3)
+    result = evaluate(colour_backend(), samples, colour_folder, classes=CLASSES, split="test")
     assert (result.photos, result.skipped, result.accuracy) == (18, 2, 1.0)
     assert "green/3.jpg" in result.skipped_photos[0]
     assert "red/0.jpg" in result.skipped_photos[1]
@@ -65,7 +70,9 @@ def test_photos_that_were_left_out_before_are_counted_as_well(colour_backend: Ma
 
 
 def test_the_scores_follow_from_logits_labels_and_leaves() -> None:
-    result = score(three_class_logits(), three_class_manifest(temperature=2.0), split="val", parameters=7, macs=50)
+    result = replace(
+        score(three_class_logits(), three_class_manifest(temperature=2.0), split="val"), parameters=7, macs=50
+    )
     assert (result.split, result.photos, result.leaves, result.skipped) == ("val", 4, 3, 1)
     assert result.accuracy == 0.5
     assert result.accuracy_ci95 == accuracy_interval(np.array([True, False, True, False]), ["x", "x", "y", "z"])
@@ -83,9 +90,11 @@ def test_the_scores_follow_from_logits_labels_and_leaves() -> None:
 
 
 def test_a_result_reads_back_from_its_json() -> None:
-    result = score(three_class_logits(), three_class_manifest(), split="test", parameters=7, macs=50)
+    result = replace(score(three_class_logits(), three_class_manifest(), split="test"), parameters=7, macs=50)
     text = json.dumps(result.to_json(), allow_nan=False)
     assert EvaluationResult.from_json(json.loads(text) | {"train_s": 3.5}) == result
+    renamed = json.loads(text.replace('"absent"', '"caf\\udce9"'))  # a folder whose name is not UTF-8
+    assert EvaluationResult.from_json(renamed).classes[2] == "caf\udce9"
     absent = json.loads(text)["per_class"][2]
     assert absent == {"class": "absent", "precision": None, "recall": None, "f1": None, "photos": 0}
 
@@ -98,12 +107,9 @@ def test_unknown_costs_are_null() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"macro_f1": "absent"},
-            r"expected a complete evaluation; got one without 'macro_f1'; evaluate the model again",
-        ),
-        ({"accuracy_ci95": [1]}, "expected an evaluation in JSON; got another document"),
-        ({"per_class": 3}, "expected an evaluation in JSON"),
+        ({"macro_f1": "absent"}, "got 'macro_f1': Field required; evaluate the model again"),
+        ({"accuracy_ci95": [1]}, "expected a complete evaluation in JSON; got 'accuracy_ci95.1': "),
+        ({"per_class": 3}, "expected a complete evaluation in JSON; got 'per_class': "),
     ],
 )
 def test_a_damaged_result_is_refused(changes: dict[str, Any], message: str) -> None:

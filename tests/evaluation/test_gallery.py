@@ -12,8 +12,8 @@ import pytest
 from agridistill.data.folder import Sample
 from agridistill.data.split import read_split
 from agridistill.errors import ModelError
-from agridistill.evaluation import gallery as gallery_module
-from agridistill.evaluation.gallery import write_gallery
+from agridistill.evaluation import evidence
+from agridistill.evaluation.evidence import write_gallery
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         asked.append([sample.path for sample in samples])
         return [{"path": sample.path} for sample in samples]
 
-    monkeypatch.setattr(gallery_module, "gallery", gallery)
+    monkeypatch.setattr(evidence, "gallery", gallery)
     return asked
 
 
@@ -47,7 +47,7 @@ def test_where_there_is_no_attention_an_earlier_gallery_goes(
 
     file = tmp_path / "gallery.json"
     file.write_text("{}")
-    monkeypatch.setattr(gallery_module, "gallery", none)
+    monkeypatch.setattr(evidence, "gallery", none)
     write_gallery({"teacher": teacher_run}, leaves, file)
     assert not file.exists()
     assert "no gallery of attention maps" in caplog.text

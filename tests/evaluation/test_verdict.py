@@ -315,12 +315,13 @@ def test_a_verdict_is_a_json_document() -> None:
 
 def test_a_run_folder_says_how_it_learnt(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,train/ce,val/accuracy\n1,1.1,0.5\n2,,0.75\n")
-    split = Split(train=("a/1.jpg", "train/b/x/1.jpg", "a/2.jpg"), val=(), test=("c/1.jpg",))
-    write_split(tmp_path / "splits.json", split, **UNKNOWN)
+    (tmp_path / "environment.json").write_text('{"train_photos": {"a": 2, "b": 1, "c": 0}}')
+    write_split(tmp_path / "splits.json", Split(("a/1.jpg",), ("a/2.jpg", "a/3.jpg"), ()), **UNKNOWN)
     (tmp_path / "recipe.toml").write_text("[data]\n[distill]\npretrained = false\n")
     found = read_learning(tmp_path, ["a", "b", "c"])
     assert found.rows == ({"epoch": 1, "train/ce": 1.1, "val/accuracy": 0.5}, {"epoch": 2, "val/accuracy": 0.75})
     assert found.train_photos == {"a": 2, "b": 1, "c": 0}
+    assert found.val_photos == 2
     assert found.from_scratch is True
     (tmp_path / "recipe.toml").write_text("[train]\npretrained = false\nweights = 'w.safetensors'\n")
     assert read_learning(tmp_path, ["a", "b", "c"]).from_scratch is False

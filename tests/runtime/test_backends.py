@@ -13,7 +13,7 @@ import pytest
 from agridistill.api import load
 from agridistill.errors import ModelError
 from agridistill.manifest import sha256_of
-from agridistill.runtime.backends import manifest_path, onnx_runtime, open_artefact
+from agridistill.runtime.backends import manifest_path, onnx, open_artefact
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_photos_are_run_a_few_at_a_time_and_stay_in_order(model: Path, monkeypat
     backend = open_artefact(model)
     whole = backend.logits(pixels)
     for at_once in (1, 3, 11, 50):
-        monkeypatch.setattr(onnx_runtime, "PHOTOS_AT_ONCE", at_once)
+        monkeypatch.setattr(onnx, "PHOTOS_AT_ONCE", at_once)
         assert np.allclose(backend.logits(pixels), whole, atol=1e-5)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import agridistill
 from agridistill.errors import ModelError
-from agridistill.runtime import shipped
-from agridistill.runtime.shipped import model_path
+from agridistill.runtime import backends
+from agridistill.runtime.backends import model_path
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def models(tmp_path: Path, colour_model: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.copy(file, folder / "leafy")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(shipped, "SHIPPED", {"leafy": f"leafy/{colour_model.name}"})
-    monkeypatch.setattr(shipped, "_FOLDERS", (tmp_path / "none", folder))
+    monkeypatch.setattr(backends, "SHIPPED", {"leafy": f"leafy/{colour_model.name}"})
+    monkeypatch.setattr(backends, "_FOLDERS", (tmp_path / "none", folder))
     return folder
 
 

@@ -15,7 +15,7 @@ from agridistill.data.folder import scan
 from agridistill.edge.events import Frame
 from agridistill.edge.verdict.decider import Decider, Origin
 from agridistill.errors import ModelError
-from agridistill.exporting.artefact import export
+from agridistill.export.artefact import export
 from agridistill.runtime.verdict import (
     FIGURES,
     Familiarity,

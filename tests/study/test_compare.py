@@ -186,7 +186,7 @@ def test_a_study_draws_its_gallery_once_for_the_same_weights(
         return []
 
     monkeypatch.setattr("agridistill.study.compare.gather_evidence", gathered)
-    monkeypatch.setattr("agridistill.evaluation.gallery.gallery", gallery)
+    monkeypatch.setattr("agridistill.evaluation.evidence.gallery", gallery)
     for name in ("teacher", "teacher", "other name"):
         gather_for({name: teacher_run}, leaves, tmp_path)
     assert drawn == [["teacher"], ["other name"]]

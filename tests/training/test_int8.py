@@ -10,7 +10,7 @@ import pytest
 
 from agridistill import api
 from agridistill.errors import ConfigError, ModelError
-from agridistill.exporting.artefact import export
+from agridistill.export.artefact import export
 from agridistill.manifest import read_manifest
 from agridistill.models import load_network
 from agridistill.models.int8.rounding import ActivationRounding

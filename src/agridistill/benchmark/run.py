@@ -34,9 +34,8 @@ from agridistill.benchmark.worker import Target, Worker, start_worker, worker_co
 from agridistill.errors import ConfigError, ModelError, nearest
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import ENGINES, TORCH, engines_for, package_of
+from agridistill.runtime.backends import ENGINES, TORCH, engines_for, model_path, package_of
 from agridistill.runtime.reading import expand
-from agridistill.runtime.shipped import model_path
 
 SplitChoice = Literal["train", "val", "test", "all"]
 

@@ -17,8 +17,8 @@ from agridistill.errors import AgriDistillError
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.evaluation.verdict import ModelVerdict
-    from agridistill.exporting.artefact import ExportResult
-    from agridistill.exporting.forms import DeviceForm
+    from agridistill.export.artefact import ExportResult
+    from agridistill.export.forms import DeviceForm
 
 Words = tuple[str | Path, ...]
 
@@ -92,7 +92,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
     from agridistill.storage import write_json
 
     try:
-        from agridistill.exporting.forms import device_forms
+        from agridistill.export.forms import device_forms
 
         with progress_bar("measuring the forms for a device") as progress:
             forms = device_forms(run, teacher, data=data, progress=progress)
@@ -107,7 +107,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
 def known_forms(run: Path) -> tuple[DeviceForm, ...]:
     """The forms that were measured when the run ended; empty where none were, or where one of their runs is gone."""
     try:
-        from agridistill.exporting.forms import DeviceForm
+        from agridistill.export.forms import DeviceForm
 
         document = json.loads((run / _FORMS).read_text(encoding="utf-8"))
         forms = tuple(DeviceForm.from_json(each) for each in document["forms"])
@@ -132,8 +132,8 @@ def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
 
 def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
     """One line a form, the better one first, and the reason for the better one."""
+    from agridistill.evaluation.learning import percent
     from agridistill.evaluation.metrics import wilson_interval
-    from agridistill.evaluation.verdict import percent
 
     lines = []
     for form in forms:

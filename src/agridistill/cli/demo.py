@@ -142,7 +142,7 @@ def run_demo(
 def _first_model(data: Path, out: Path) -> tuple[tuple[DemoRow, ...], Path | None]:
     """What `train` without a recipe does without a GPU, and its artefact; nothing if the weights are not installed."""
     from agridistill.data.views import Augmentation
-    from agridistill.exporting.artefact import export
+    from agridistill.export.artefact import export
     from agridistill.models import packaged
     from agridistill.training.defaults import EMBEDDED, fine_tuning
     from agridistill.training.settings import DataSettings, FitSettings, TrainConfig

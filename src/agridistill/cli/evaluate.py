@@ -43,7 +43,7 @@ def evaluate(
     from agridistill import api
     from agridistill.data.labels import FOLDERS
     from agridistill.evaluation.held_out import read_class_names
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.backends import model_path
     from agridistill.storage import require_result_file, require_writable, write_json
 
     layout = labels.layout() or FOLDERS
@@ -109,6 +109,6 @@ def _gather(
     found = gather_evidence(load(model).backend, data, own_split=own, progress=progress, **chosen)
     write_json(folder / "evidence" / f"{name}.json", found)
     if model.is_dir():
-        from agridistill.evaluation.gallery import write_gallery
+        from agridistill.evaluation.evidence import write_gallery
 
         write_gallery({name: model}, data, folder / "evidence" / "gallery.json", progress=progress, **chosen)

@@ -12,7 +12,7 @@ from agridistill.cli import after_run, options
 from agridistill.cli.output import next_command, print_json, progress_bar, stderr
 
 if TYPE_CHECKING:
-    from agridistill.exporting.artefact import ExportResult
+    from agridistill.export.artefact import ExportResult
 
 _SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 
@@ -48,7 +48,7 @@ def export(
     if earlier := _replaced_run(out, run):
         stderr.print(f"{out} replaces the artefact of the run '{earlier}'")
     with progress_bar("reading photos") as progress:
-        from agridistill.exporting.artefact import export as write
+        from agridistill.export.artefact import export as write
 
         result = write(
             run,

@@ -131,7 +131,7 @@ def _document(model: Path, results: list[PhotoResult], missing: Sequence[Path]) 
 
 def models(json: options.Json = False) -> None:
     """List the models that come with AgriDistill: name, size, classes, accuracy and file."""
-    from agridistill.runtime.shipped import shipped_models
+    from agridistill.runtime.backends import shipped_models
 
     found = shipped_models()
     if json:

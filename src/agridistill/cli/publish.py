@@ -41,7 +41,7 @@ def publish(
         from agridistill.edge.updates.publishing import PublishSettings
         from agridistill.edge.updates.publishing import publish as write
         from agridistill.edge.updates.release import read_private_key, read_public_key
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.backends import model_path
     from agridistill.storage import require_writable
 
     if new_key is not None:

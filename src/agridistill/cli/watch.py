@@ -65,7 +65,7 @@ def watch(
     """
     from agridistill.api import training_extra
     from agridistill.errors import ConfigError
-    from agridistill.runtime.shipped import model_path
+    from agridistill.runtime.backends import model_path
 
     with training_extra("the field part of AgriDistill", "edge"):
         from agridistill.edge.agent import Listeners

@@ -88,18 +88,13 @@ def occlusion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
 
 def scale(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
     """The leaf at another distance: under 1 smaller, on the colour of the rim; over 1 only the middle is seen."""
-    rim = np.concatenate([photo[0], photo[-1], photo[:, 0], photo[:, -1]])
+    rim = np.median(np.concatenate([photo[0], photo[-1], photo[:, 0], photo[:, -1]]), axis=0).astype(np.float32)
     # Smoothed first, or a smaller leaf would be one of every n-th pixel.
     smooth = max(0.0, (1 / factor - 1) / 2)
-    channels = []
-    for channel in range(3):
-        source = ndimage.gaussian_filter(photo[:, :, channel].astype(np.float32), smooth, mode="nearest")
-        centre = (np.array(source.shape) - 1) / 2
-        ground = float(np.median(rim[:, channel]))
-        channels.append(
-            ndimage.affine_transform(source, np.array([1 / factor] * 2), centre - centre / factor, order=1, cval=ground)
-        )
-    return _levels(np.stack(channels, axis=-1))
+    above = ndimage.gaussian_filter(photo.astype(np.float32) - rim, (smooth, smooth, 0), mode="nearest")
+    centre = (np.array(photo.shape) - 1) / 2
+    step = np.array([1 / factor, 1 / factor, 1])
+    return _levels(ndimage.affine_transform(above, step, centre - centre * step, order=1) + rim)
 
 
 def rotation(photo: Photo, degrees: float, rng: np.random.Generator) -> Photo:

@@ -1,17 +1,22 @@
-"""EvaluationResult: every number of an evaluation, to JSON and back."""
+"""EvaluationResult: every number of an evaluation, to JSON and back, and the functions that measure it."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.folder import Sample
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.errors import DataError, PhotoError, RunError
+from agridistill.evaluation.held_out import PhotoChoice, choose_photos
 from agridistill.evaluation.metrics import (
     ClassScores,
     Interval,
@@ -24,10 +29,17 @@ from agridistill.evaluation.metrics import (
     negative_log_likelihood,
 )
 from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.photo_files import passed_over
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import read_batches
+from agridistill.storage import write_json
+
+PREDICTIONS_FORMAT = 1
+_BATCH, _DECIMALS = 64, 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,8 @@ class EvaluationResult:
         confusion_matrix: counts, rows are the truth, columns the prediction.
         image_size: side of the model's input in pixels.
         temperature: by which the logits were divided.
-        parameters: of the model; None where unknown.
-        macs: multiply-accumulates for one photo; None where unknown.
+        parameters: of the model; None where the caller does not add it.
+        macs: multiply-accumulates for one photo; None where the caller does not add it.
     """
 
     model: str
@@ -82,6 +94,16 @@ class EvaluationResult:
         """Floating-point operations for one photo: 1 MAC is 2 FLOPs."""
         return None if self.macs is None else 2 * self.macs
 
+    @property
+    def chance(self) -> float:
+        """Accuracy that needs no learning: of guessing, or of naming the largest class for every photo."""
+        return max(1 / len(self.classes), max(scores.photos for scores in self.per_class) / self.photos)
+
+    @property
+    def named_photos(self) -> dict[str, int]:
+        """How many photos each class was named for."""
+        return dict(zip(self.classes, map(sum, zip(*self.confusion_matrix, strict=True)), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON document; undefined and unknown numbers are null."""
         document = asdict(self)
@@ -96,21 +118,11 @@ class EvaluationResult:
             RunError: a key is missing or holds something else.
         """
         try:
-            known = {each.name: document[each.name] for each in fields(cls)}
-            for name in ("classes", "skipped_photos"):
-                known[name] = tuple(known[name])
-            low, high = known["accuracy_ci95"]
-            known["accuracy_ci95"] = Interval(low, high)
-            scores = [
-                [row[key] for key in ("class", "precision", "recall", "f1", "photos")] for row in known["per_class"]
-            ]
-            known["per_class"] = tuple(ClassScores(*row) for row in scores)
-            known["confusion_matrix"] = tuple(tuple(row) for row in known["confusion_matrix"])
-            return cls(**known)
-        except KeyError as error:
-            raise RunError("a complete evaluation", f"one without {error}", "evaluate the model again") from None
-        except (TypeError, ValueError) as error:
-            raise RunError("an evaluation in JSON", f"another document ({error})", "evaluate the model again") from None
+            return TypeAdapter(cls).validate_python(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            got = f"'{'.'.join(map(str, first['loc']))}': {first['msg']}"
+            raise RunError("a complete evaluation in JSON", got, "evaluate the model again") from None
 
 
 class LabelledLogits(NamedTuple):
@@ -137,9 +149,6 @@ def evaluate(
     classes: Sequence[str],
     split: str,
     skipped: Sequence[str] = (),
-    batch_size: int = 64,
-    parameters: int | None = None,
-    macs: int | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
     """Scores a model on labelled photos, which are read as they are needed.
@@ -149,12 +158,8 @@ def evaluate(
         samples: the photos.
         root: the folder that their paths start from.
         classes: the data's class names; `Sample.label` is an index into them.
-        split: the samples' name, for the result.
         skipped: one line for each photo that was left out before; the result names them with those found here.
-        batch_size: photos at once.
-        parameters: of the model, for the result.
-        macs: of the model, for the result.
-        progress: called with photos done and in total.
+        split: of the samples, for the result.
 
     Raises:
         DataError: no samples, or none that can be read.
@@ -163,9 +168,47 @@ def evaluate(
     require_same_classes(backend.manifest.classes, classes)
     if not samples:
         raise DataError(f"photos in the split '{split}'", f"none in '{root}'", "choose another split")
-    found = predict_logits(backend, samples, root, batch_size=batch_size, progress=progress)
+    found = predict_logits(backend, samples, root, progress=progress)
     found = found._replace(skipped=(*skipped, *found.skipped))
-    return score(found, backend.manifest, split=split, parameters=parameters, macs=macs)
+    return score(found, backend.manifest, split=split)
+
+
+def evaluate_folder(
+    backend: Backend,
+    data: Path,
+    *,
+    run: Path | None = None,
+    progress: ProgressCallback = silent,
+    **choice: Unpack[PhotoChoice],
+) -> EvaluationResult:
+    """Scores a model on one split of a data folder, and logs what of the folder is left out.
+
+    Args:
+        backend: the model, ready to run.
+        data: the folder.
+        run: the model's run folder, whose own split is used on the data that it was trained on.
+        choice: which photos, as for `choose_photos`; the data may lack some of the model's classes.
+
+    Raises:
+        DataError, ModelError: as `choose_photos`, or the model's output is unusable.
+    """
+    choice["class_names"] = choice.get("class_names") or {}
+    if run is not None:
+        choice["own_split"] = run / "splits.json"
+    photos = choose_photos(backend.manifest, data, progress=progress, **choice)
+    for line in photos.left_out:
+        logger.warning("%s", line)
+    if photos.non_photo_files:
+        logger.warning("left out: %s", passed_over(photos.non_photo_files))
+    return evaluate(
+        backend,
+        photos.samples,
+        photos.root,
+        classes=photos.classes,
+        split=photos.split,
+        skipped=photos.skipped,
+        progress=progress,
+    )
 
 
 def predict_logits(
@@ -173,7 +216,6 @@ def predict_logits(
     samples: Sequence[Sample],
     root: Path,
     *,
-    batch_size: int = 64,
     progress: ProgressCallback = silent,
 ) -> LabelledLogits:
     """Runs a model over labelled photos; an unreadable one is named and left out.
@@ -186,7 +228,7 @@ def predict_logits(
     read: list[Sample] = []
     skipped: list[str] = []
     paths = (root / sample.path for sample in samples)
-    for batch in read_batches(paths, backend.manifest.preprocessing, batch_size=batch_size):
+    for batch in read_batches(paths, backend.manifest.preprocessing, batch_size=_BATCH):
         readable = []
         done = len(read) + len(skipped)
         for (_, pixels), sample in zip(batch, samples[done : done + len(batch)], strict=True):
@@ -202,14 +244,7 @@ def predict_logits(
     return LabelledLogits(np.concatenate(logits), target, tuple(sample.leaf_id for sample in read), tuple(skipped))
 
 
-def score(
-    found: LabelledLogits,
-    manifest: ModelManifest,
-    *,
-    split: str,
-    parameters: int | None = None,
-    macs: int | None = None,
-) -> EvaluationResult:
+def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> EvaluationResult:
     """All metrics of a model's logits, with the manifest's temperature.
 
     Raises:
@@ -237,13 +272,63 @@ def score(
         nll_nats=negative_log_likelihood(found.logits, found.target, manifest.temperature),
         calibration_error=calibration_error(probabilities, found.target),
         per_class=per_class,
-        confusion_matrix=_rows(confusion_matrix(preds, found.target, len(manifest.classes))),
+        confusion_matrix=tuple(map(tuple, confusion_matrix(preds, found.target, len(manifest.classes)).tolist())),
         image_size=manifest.preprocessing.image_size,
         temperature=manifest.temperature,
-        parameters=parameters,
-        macs=macs,
     )
 
 
-def _rows(matrix: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(count) for count in row) for row in matrix)
+class Predictions(NamedTuple):
+    """What a run says about each of the N photos of its test split, for what compares photo by photo."""
+
+    paths: tuple[str, ...]  # from the data folder
+    leaf_ids: tuple[str, ...]
+    correct: NDArray[np.bool_]  # (N,)
+
+
+def predictions_on_test(
+    backend: Backend,
+    data: Path,
+    run: Path,
+    file: Path,
+    *,
+    layout: Layout = FOLDERS,
+    progress: ProgressCallback = silent,
+) -> Predictions:
+    """The predictions on a run's own test split: from `file` where it holds those of these weights, else made and kept.
+
+    Raises:
+        DataError: the data has changed.
+        RunError: the model was trained on other data, a photo cannot be read, or the file is damaged.
+    """
+    manifest = backend.manifest
+    wanted = {
+        "format_version": PREDICTIONS_FORMAT,
+        "weights_sha256": manifest.weights_sha256,
+        "temperature": manifest.temperature,
+        "classes": list(manifest.classes),
+    }
+    try:
+        document = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if all(document.get(key) == value for key, value in wanted.items()):
+            return _predictions(document["photos"])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        got = f"a damaged '{file}' ({type(error).__name__}: {error})"
+        raise RunError("the predictions of a run", got, "remove the file") from None
+    photos = choose_photos(manifest, data, layout=layout, own_split=run / "splits.json", progress=progress)
+    found = predict_logits(backend, photos.samples, photos.root, progress=progress)
+    if found.skipped:
+        raise RunError("readable test photos for a comparison", found.skipped[0], "replace the photo")
+    logits = np.round(found.logits.astype(np.float64), _DECIMALS).tolist()
+    rows = [
+        {"path": sample.path, "leaf": sample.leaf_id, "target": sample.label, "logits": row}
+        for sample, row in zip(photos.samples, logits, strict=True)
+    ]
+    write_json(file, {**wanted, "photos": rows})
+    return _predictions(rows)
+
+
+def _predictions(rows: Sequence[Mapping[str, Any]]) -> Predictions:
+    paths, leaf_ids = (tuple(row[key] for row in rows) for key in ("path", "leaf"))
+    correct = [int(np.argmax(row["logits"])) == row["target"] for row in rows]
+    return Predictions(paths, leaf_ids, np.array(correct, bool))

@@ -1,59 +1,52 @@
-"""What a report shows of one model beside its scores: calibration, abstention, robustness, worst mistakes."""
+"""What a report shows of models beside their scores: calibration, abstention, robustness, mistakes, attention maps."""
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from agridistill.data.folder import Sample
-from agridistill.data.labels import FOLDERS, Layout
-from agridistill.errors import DataError, RunError
+from agridistill.errors import DataError, ModelError, RunError
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
-from agridistill.evaluation.held_out import ChosenPhotos, SplitChoice, choose_photos
+from agridistill.evaluation.held_out import ChosenPhotos, PhotoChoice, SplitChoice, choose_photos
 from agridistill.evaluation.metrics import CALIBRATION_BINS, abstention_point
-from agridistill.evaluation.robustness import MOST_PHOTOS, robustness
+from agridistill.evaluation.robustness import robustness
+from agridistill.manifest import MANIFEST_NAME, read_manifest
 from agridistill.preprocess import read_photo, softmax
-from agridistill.progress import ProgressCallback, silent
+from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import Backend
+from agridistill.runtime.reading import read_pixels
+from agridistill.storage import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 WANTED_ACCURACY = 0.99
 THUMBNAIL_PX = 160
 _MISTAKES = 12
 _CURVE_POINTS = 200
+_GALLERY_STRIDE, _GALLERY_PHOTOS = 16, 12
+
+logger = logging.getLogger(__name__)
 
 
 def gather_evidence(
-    backend: Backend,
-    data: Path,
-    *,
-    layout: Layout = FOLDERS,
-    split: SplitChoice = "test",
-    own_split: Path | None = None,
-    split_file: Path | None = None,
-    class_names: Mapping[str, str] | None = None,
-    most_photos: int = MOST_PHOTOS,
-    progress: ProgressCallback = silent,
+    backend: Backend, data: Path, *, progress: ProgressCallback = silent, **choice: Unpack[PhotoChoice]
 ) -> dict[str, Any]:
-    """Everything that a report shows of a model on one split, beside its scores.
+    """Everything that a report shows of a model on one split of `data`, beside its scores.
 
-    Args:
-        backend: the model.
-        data: the photos.
-        layout: how their labels are found.
-        split: that is shown.
-        own_split: the model's own, used on the data that it was trained on.
-        split_file: the user's.
-        class_names: as for `choose_photos`.
-        most_photos: for robustness.
-        progress: called with (done, total) of each part.
+    `choice` says which photos, as for `choose_photos`; `progress` is called with (done, total) of each part.
 
     Returns:
         A JSON document: "reliability", "selective", "robustness", "mistakes".
@@ -61,22 +54,14 @@ def gather_evidence(
     Raises:
         DataError: the data or its splits cannot be used.
     """
-    manifest = backend.manifest
+    manifest, split = backend.manifest, choice.setdefault("split", "test")
 
     def answered(name: SplitChoice) -> tuple[ChosenPhotos, LabelledLogits]:
-        photos = choose_photos(
-            manifest,
-            data,
-            layout=layout,
-            split=name,
-            split_file=split_file,
-            own_split=own_split,
-            class_names=class_names,
-            progress=progress,
-        )
+        named: PhotoChoice = {**choice, "split": name}
+        photos = choose_photos(manifest, data, progress=progress, **named)
         return photos, predict_logits(backend, photos.samples, photos.root, progress=progress)
 
-    shown, answers = answered(split)
+    chosen, answers = answered(split)
     if not len(answers.target):
         raise DataError(f"photos in the split '{split}'", f"none in '{data}'", "choose another split")
     try:
@@ -91,19 +76,21 @@ def gather_evidence(
         "classes": list(manifest.classes),
         "split": split,
         "photos": len(answers.target),
-        "reliability": reliability(answers, manifest.temperature),
-        "selective": selective(val, answers, manifest.temperature),
-        "robustness": robustness(
-            backend, shown.samples, shown.root, most_photos=most_photos, progress=progress
-        ).to_json(),
-        "mistakes": mistakes(answers, shown.samples, shown.root, manifest.classes, manifest.temperature),
+        "reliability": _reliability(*_confident(answers, manifest.temperature)),
+        "selective": _selective(val, answers, manifest.temperature),
+        "robustness": robustness(backend, chosen.samples, chosen.root, progress=progress).to_json(),
+        "mistakes": _mistakes(answers, chosen.samples, chosen.root, manifest.classes, manifest.temperature),
     }
 
 
-def reliability(found: LabelledLogits, temperature: float) -> list[dict[str, Any]]:
-    """Confidence against accuracy in bins of equal width, those of the calibration error; empty bins are left out."""
+def _confident(found: LabelledLogits, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidence of each photo's answer, and whether it is right."""
     probabilities = softmax(found.logits, temperature)
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
+
+
+def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Confidence against accuracy in bins of equal width, those of the calibration error; empty bins are left out."""
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bin_of_photo = np.searchsorted(edges[1:-1], confidence, side="left")
     return [
@@ -119,7 +106,7 @@ def reliability(found: LabelledLogits, temperature: float) -> list[dict[str, Any
     ]
 
 
-def selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
+def _selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
     """Accuracy of the answers against the share of photos that are answered, most confident first.
 
     The threshold for 99 % is found on the validation split and held against the test split: found on the test split it
@@ -151,7 +138,7 @@ def selective(val: LabelledLogits | None, test: LabelledLogits, temperature: flo
     }
 
 
-def mistakes(
+def _mistakes(
     found: LabelledLogits, samples: Sequence[Sample], root: Path, classes: Sequence[str], temperature: float
 ) -> list[dict[str, Any]]:
     """The photos that the model is surest of and wrong about, one of each leaf."""
@@ -159,52 +146,34 @@ def mistakes(
     preds = probabilities.argmax(axis=1)
     if len(samples) != len(preds):
         raise RunError("readable photos for a report", found.skipped[0], "replace the photo")
-    shown: list[dict[str, Any]] = []
-    leaves: set[str] = set()
+    of_leaf: dict[str, int] = {}
     for index in np.argsort(-probabilities.max(axis=1), kind="stable").tolist():
-        sample = samples[index]
-        if preds[index] == found.target[index] or sample.leaf_id in leaves:
-            continue
-        leaves.add(sample.leaf_id)
-        shown.append(
-            {
-                "path": sample.path,
-                "truth": classes[sample.label],
-                "predicted": classes[preds[index]],
-                "probability": float(probabilities[index, preds[index]]),
-                "photo": thumbnail(root / sample.path),
-            }
-        )
-        if len(shown) == _MISTAKES:
-            break
-    return shown
+        if preds[index] != found.target[index]:
+            of_leaf.setdefault(samples[index].leaf_id, index)
+    return [
+        {
+            "path": samples[index].path,
+            "truth": classes[samples[index].label],
+            "predicted": classes[preds[index]],
+            "probability": float(probabilities[index, preds[index]]),
+            "photo": thumbnail(root / samples[index].path),
+        }
+        for index in list(of_leaf.values())[:_MISTAKES]
+    ]
 
 
 def thumbnail(path: Path) -> str:
-    """A photo as a small square JPEG, in a data URI: its middle, as the models see it.
+    """The middle of a photo, as the models see it, as a small square JPEG in a data URI.
 
     Raises:
         PhotoError: it cannot be read.
     """
-    return as_data_uri(square(path))
-
-
-def square(path: Path, side: int = THUMBNAIL_PX) -> Image.Image:
-    """The middle of a photo, `side` x `side` pixels.
-
-    Raises:
-        PhotoError: it cannot be read.
-    """
-    photo = read_photo(path, shorter_side=2 * side)
+    photo = read_photo(path, shorter_side=2 * THUMBNAIL_PX)
     short = min(photo.size)
     left, top = (photo.width - short) / 2, (photo.height - short) / 2
-    return photo.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
-
-
-def as_data_uri(image: Image.Image) -> str:
-    """A picture as text that a page can hold."""
+    square = photo.resize((THUMBNAIL_PX,) * 2, Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
     held = io.BytesIO()
-    image.save(held, "JPEG", quality=82)
+    square.save(held, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
 
 
@@ -223,6 +192,91 @@ def read_evidence(file: Path) -> dict[str, Any] | None:
         raise RunError("evidence in JSON", f"a damaged '{file}' ({error})", "remove the file") from None
 
 
-def _confident(found: LabelledLogits, temperature: float) -> tuple[Any, Any]:
-    probabilities = softmax(found.logits, temperature)
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
+class _Batch(NamedTuple):
+    pixels: Tensor
+
+
+def write_gallery(
+    runs: Mapping[str, Path],
+    data: Path,
+    file: Path,
+    *,
+    progress: ProgressCallback = silent,
+    **choice: Unpack[PhotoChoice],
+) -> None:
+    """Writes attention maps of several runs; without a stage of stride 16 it logs a warning and removes `file`.
+
+    `runs` are run folders by name, at least one, all of one data folder; `choice` says which photos of the first one's
+    own split, as for `choose_photos`.
+    """
+    manifests = {name: read_manifest(run / MANIFEST_NAME) for name, run in runs.items()}
+    first = next(iter(runs))
+    choice["own_split"] = runs[first] / "splits.json"
+    photos = choose_photos(manifests[first], data, progress=progress, **choice)
+    begin(progress, "drawing attention maps")
+    try:
+        entries = gallery(runs, photos.samples, photos.root, photos.classes)
+    except ModelError as error:
+        logger.warning("no gallery of attention maps: %s", error)
+        file.unlink(missing_ok=True)
+        return
+    weights = {name: manifest.weights_sha256 for name, manifest in manifests.items()}
+    write_json(file, {"format_version": FORMAT_VERSION, "weights_sha256": weights, "photos": entries})
+
+
+def gallery(
+    runs: Mapping[str, Path], samples: Sequence[Sample], root: Path, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Attention maps of several runs over up to 12 photos: the channel mean of squared activations at stride 16.
+
+    Returns:
+        For each photo its thumbnail, truth, and each model's map (rows of values, the largest 1), answer and
+        probability.
+
+    Raises:
+        ModelError: a model has no stage of stride 16.
+        PhotoError: a photo cannot be read.
+    """
+    # torch takes seconds to load, and the evidence of an exported file does without it.
+    import torch
+
+    from agridistill.losses.attention import unit_peak
+    from agridistill.models import LiveTeacher, load_network
+
+    chosen = _of_every_class(samples, _GALLERY_PHOTOS)
+    entries: list[dict[str, Any]] = [
+        {
+            "path": sample.path,
+            "truth": classes[sample.label],
+            "photo": thumbnail(root / sample.path),
+            "models": [],
+        }
+        for sample in chosen
+    ]
+    for name, run in runs.items():
+        network, manifest = load_network(run)
+        model = LiveTeacher(network, manifest.preprocessing, strides=(_GALLERY_STRIDE,))
+        photos = np.stack([read_pixels(root / sample.path, manifest.preprocessing) for sample in chosen])
+        logits, maps = model.outputs(_Batch(torch.from_numpy(photos).permute(0, 3, 1, 2)))
+        probabilities = softmax(logits.numpy(), manifest.temperature)
+        for entry, row, map_ in zip(entries, probabilities, unit_peak(maps[_GALLERY_STRIDE]), strict=True):
+            answer = int(row.argmax())
+            entry["models"].append(
+                {
+                    "name": name,
+                    "predicted": classes[answer],
+                    "probability": float(row[answer]),
+                    "map": [[round(value, 3) for value in line] for line in map_.tolist()],
+                }
+            )
+    return entries
+
+
+def _of_every_class(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """One photo of each class in turn, each of another leaf."""
+    by_class: dict[int, dict[str, Sample]] = {}
+    for sample in samples:
+        by_class.setdefault(sample.label, {}).setdefault(sample.leaf_id, sample)
+    queues = [list(by_class[label].values()) for label in sorted(by_class)]
+    rounds = itertools.zip_longest(*queues)
+    return [sample for one in rounds for sample in one if sample is not None][:count]

@@ -1,4 +1,7 @@
-"""Folder names of a farm -> the classes of a model: fewer classes than it knows, under other names."""
+"""The photos of a folder that a model is evaluated on: their split, and their labels as the model's classes.
+
+A farm's folders may have other names than the model's classes, and fewer of them.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,24 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from agridistill.arguments import described, to_path
-from agridistill.data.folder import SPLIT_NAMES, PhotoFolder, Sample, left_out
+from agridistill.data.folder import SPLIT_NAMES, Sample, left_out
 from agridistill.data.inspection import InspectionStore, fingerprint, inspect_photos, turned_phashes_of, usable_samples
 from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.data.leaf_ids import assign_leaf_ids
-from agridistill.data.likeness import LearntPhotos, read_learnt
+from agridistill.data.likeness import read_learnt
 from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
-from agridistill.evaluation.evaluate import EvaluationResult, evaluate
 from agridistill.manifest import ModelManifest, composed, require_same_classes
-from agridistill.photo_files import passed_over
 from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
-from agridistill.runtime.backends import Backend
 from agridistill.settings_file import read_toml
+
+SplitChoice = Literal["train", "val", "test", "all"]
+
+logger = logging.getLogger(__name__)
 
 
 def read_class_names(file: Path) -> dict[str, str]:
@@ -87,7 +91,7 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
     return [place[composed(names.get(name, name))] for name in data]
 
 
-def unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
+def _unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
     """One sentence on the renamed folders that the data does not hold; none where it holds all."""
     present = {composed(name) for name in data}
     unused = [folder for folder in names if composed(folder) not in present]
@@ -95,16 +99,6 @@ def unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
         return []
     first, more = unused[:3], ", …" if len(unused) > 3 else ""
     return [f"not used: --map names folders that are not there: {', '.join(map(repr, first))}{more}"]
-
-
-def relabelled(samples: Sequence[Sample], labels: Sequence[int]) -> tuple[Sample, ...]:
-    """The samples with the model's labels, see `labels_in_model`."""
-    return tuple(replace(sample, label=labels[sample.label]) for sample in samples)
-
-
-logger = logging.getLogger(__name__)
-
-SplitChoice = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +110,6 @@ class ChosenPhotos:
         classes: the model's class names; `Sample.label` is an index into them.
         samples: the readable photos of the split.
         skipped: one line for each unreadable photo of the split.
-        phashes: 64-bit perceptual hashes of each sample, first as it is, then turned.
-        trained_here: whether the folder holds the very photos that the model was trained on.
         split: that they are; "all" where the test split was asked for in a folder of new photos alone.
         left_out: photos without a label or a split, rows of a label file without a photo and renamed classes without
             a folder, a sentence each.
@@ -128,77 +120,20 @@ class ChosenPhotos:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...]
-    phashes: tuple[tuple[int, ...], ...] = ()
-    trained_here: bool = False
     split: SplitChoice = "test"
     left_out: tuple[str, ...] = ()
     non_photo_files: tuple[str, ...] = ()
 
 
-def evaluate_folder(
-    backend: Backend,
-    data: Path,
-    *,
-    layout: Layout = FOLDERS,
-    split: SplitChoice = "test",
-    split_file: Path | None = None,
-    run: Path | None = None,
-    learnt: Path | None = None,
-    class_names: Mapping[str, str] | None = None,
-    batch_size: int = 64,
-    parameters: int | None = None,
-    macs: int | None = None,
-    progress: ProgressCallback = silent,
-) -> EvaluationResult:
-    """Scores a model on one split of a data folder.
+class PhotoChoice(TypedDict, total=False):
+    """Which photos of a folder, as `choose_photos` takes them."""
 
-    Args:
-        backend: the model, ready to run.
-        data: folder of class folders, or of train/val/test folders of them.
-        layout: how the labels are found.
-        split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
-            all of them.
-        split_file: made by `data split`, or a run's `splits.json`.
-        run: the model's run folder, whose own split is used on the data that it was trained on.
-        learnt: file that names the photos which the model has learnt from (`data.likeness`), which are logged.
-        class_names: the model's class for a folder of another name; the data may lack some of the model's classes.
-        batch_size: photos at once.
-        parameters: of the model, for the result.
-        macs: of the model, for the result.
-        progress: called with (done, total), first of the check of the photos, then of their classification.
-
-    Raises:
-        DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
-        ModelError: the model lacks a class of the data, or its output is unusable.
-    """
-    own_split = run / "splits.json" if run is not None else None
-    photos = choose_photos(
-        backend.manifest,
-        data,
-        layout=layout,
-        split=split,
-        split_file=split_file,
-        own_split=own_split,
-        learnt=learnt,
-        class_names=class_names or {},
-        progress=progress,
-    )
-    for line in photos.left_out:
-        logger.warning("%s", line)
-    if photos.non_photo_files:
-        logger.warning("left out: %s", passed_over(photos.non_photo_files))
-    return evaluate(
-        backend,
-        photos.samples,
-        photos.root,
-        classes=photos.classes,
-        split=photos.split,
-        skipped=photos.skipped,
-        batch_size=batch_size,
-        parameters=parameters,
-        macs=macs,
-        progress=progress,
-    )
+    layout: Layout
+    split: SplitChoice
+    split_file: Path | None
+    own_split: Path | None
+    learnt: Path | None
+    class_names: Mapping[str, str] | None
 
 
 def choose_photos(
@@ -215,12 +150,22 @@ def choose_photos(
 ) -> ChosenPhotos:
     """Finds the photos of a split.
 
+    Args:
+        manifest: of the model.
+        data: folder of class folders, or of train/val/test folders of them.
+        layout: how the labels are found.
+        split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
+            all of them.
+        split_file: made by `data split`, or a run's `splits.json`.
+        own_split: the one that the model was trained with.
+        learnt: file that names the photos which the model has learnt from (`data.likeness`), which are logged.
+        class_names: the model's class for a folder of another name; with a mapping, an empty one too, the data may
+            lack some of the model's classes.
+        progress: called with (done, total) while the photos are checked.
+
     The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
     tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are logged:
     by the run's own split, or in any folder by `learnt`, the file that names them.
-
-    The data has the model's classes, all of them; with `class_names`, an empty one too, it may have some of them, also
-    in folders of other names.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
@@ -237,7 +182,8 @@ def choose_photos(
     readable, unreadable = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     trained_here = manifest.lineage.get("data_fingerprint") == fingerprint(folder.classes, samples, inspection)
-    parts = _parts(folder, given, own if trained_here else None)
+    named = given or (own if trained_here else None)
+    parts = match_split(named, folder.samples) if named is not None else folder.given_split
     known = read_learnt(learnt, manifest) if learnt is not None and not (own and trained_here) else None
     if parts is None and split != "all":
         met = known.count(turned_phashes_of(samples, inspection).values()) if known is not None else 0
@@ -250,49 +196,31 @@ def choose_photos(
         return parts is None or (path in parts if split == "all" else parts.get(path) == split)
 
     wanted = tuple(sample for sample in samples if chosen(sample.path))
-    photos = ChosenPhotos(
+    if split != "train":
+        if known is not None:
+            _warn_of_known(known.count(turned_phashes_of(wanted, inspection).values()), len(wanted))
+        elif own is not None:
+            _warn_of_learnt(len(set(own.train) & {sample.path for sample in wanted}), len(wanted), trained_here)
+        elif trained_here:
+            readable_parts = {sample.path: parts[sample.path] for sample in samples if parts and sample.path in parts}
+            _warn_of_what_may_be_learnt(manifest, readable_parts, split)
+    return ChosenPhotos(
         data,
         manifest.classes,
-        relabelled(wanted, labels),
+        tuple(replace(sample, label=labels[sample.label]) for sample in wanted),
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
-        tuple(turned_phashes_of(wanted, inspection).values()),
-        trained_here,
         split,
         (
             *left_out(folder),
             *(unnamed_photos(samples, parts or {}) if given is not None else ()),
-            *unused_names(folder.classes, class_names or {}),
+            *_unused_names(folder.classes, class_names or {}),
         ),
         folder.non_photo_files,
     )
-    if split == "train":
-        return photos
-    if known is not None:
-        _tell_known(photos, known)
-    elif own is not None:
-        _tell_learnt(photos, own, trained_here)
-    elif trained_here:
-        readable_parts = {sample.path: parts[sample.path] for sample in samples if parts and sample.path in parts}
-        _tell_what_may_be_learnt(manifest, readable_parts, split)
-    return photos
-
-
-def _parts(folder: PhotoFolder, given: Split | None, own: Split | None) -> Mapping[str, str] | None:
-    """The split of each photo by its path; None where there is no split."""
-    split = given or own
-    return match_split(split, folder.samples) if split is not None else folder.given_split
 
 
 def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
-    """Why there is no such split.
-
-    Args:
-        data: the folder.
-        split: that was asked for.
-        trained_here: whether the model was trained on these very photos.
-        learnt: how many of them it is known to have learnt from, in words.
-        scored: whether every photo could be scored as well.
-    """
+    """Why there is no such split; `learnt` says how many of the photos the model is known to have learnt from."""
     if trained_here:
         got = "which the model was trained on, without the run's splits.json"
     else:
@@ -302,7 +230,7 @@ def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored
     return DataError(f"a '{split}' split", f"'{data}', {got}", f"{leave_out}pass --splits FILE{remedy}")
 
 
-def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], split: SplitChoice) -> None:
+def _warn_of_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], split: SplitChoice) -> None:
     """For an exported model, which knows the digests of its run's split at most."""
     if split == "all":
         logger.warning(
@@ -321,24 +249,22 @@ def _tell_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], 
         )
 
 
-def _tell_known(photos: ChosenPhotos, known: LearntPhotos) -> None:
-    met = known.count(photos.phashes)
+def _warn_of_known(met: int, photos: int) -> None:
     if met:
         logger.warning(
             "the model has learnt from at least %d of these %d photos (the same pictures, also under other names, "
             "flipped, turned or in other sizes): the result will be too high; leave them out, or pass its run's "
             "splits.json as --splits",
             met,
-            len(photos.samples),
+            photos,
         )
 
 
-def _tell_learnt(photos: ChosenPhotos, own: Split, trained_here: bool) -> None:
-    learnt = len(set(own.train) & {sample.path for sample in photos.samples})
+def _warn_of_learnt(learnt: int, photos: int, trained_here: bool) -> None:
     if learnt:
         logger.warning(
             "%d of these %d photos %s the model was trained on: the result will be too high",
             learnt,
-            len(photos.samples),
+            photos,
             "are among those that" if trained_here else "have the names of photos that",
         )

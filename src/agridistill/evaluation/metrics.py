@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import sklearn.metrics
 from numpy.typing import NDArray
+from pydantic import Field
 
 from agridistill.preprocess import softmax
 
@@ -39,15 +40,15 @@ class ClassScores:
         photos: of this class.
     """
 
-    name: str
+    name: Annotated[str, Field(validation_alias="class")]
     precision: float | None
     recall: float | None
     f1: float | None
     photos: int
 
 
-def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str], *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of the accuracy, for photos that come in leaves.
+def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> Interval:
+    """Wilson's 95 % score interval of the accuracy, for photos that come in leaves.
 
     Photos of one leaf are right or wrong together, so n photos hold less information than n independent ones. The
     interval uses the effective sample size n / deff of Korn & Graubard (1998, "Confidence intervals for proportions
@@ -60,7 +61,6 @@ def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str], *, co
     Args:
         correct: `(N,)`, whether each photo was classified rightly.
         leaf_ids: the leaf of each photo.
-        confidence: of the interval, between 0 and 1.
 
     Raises:
         ValueError: no photos, or lengths that differ.
@@ -71,7 +71,7 @@ def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str], *, co
         '0.596 to 0.982'
     """
     size = effective_sample_size(correct, leaf_ids)
-    return wilson_interval(float(np.mean(correct)), size, confidence=confidence)
+    return wilson_interval(float(np.mean(correct)), size)
 
 
 def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> Interval:
@@ -130,13 +130,7 @@ def confusion_matrix(preds: Labels, target: Labels, classes: int) -> NDArray[np.
 
 
 def negative_log_likelihood(logits: NDArray[Any], target: Labels, temperature: float = 1.0) -> float:
-    """Mean of -log p(truth), in nats.
-
-    Args:
-        logits: `(N, K)`.
-        target: `(N,)` class indices.
-        temperature: divides the logits.
-    """
+    """Mean of -log p(truth), in nats, of logits `(N, K)`, divided by the temperature, and class indices `(N,)`."""
     scaled = np.asarray(logits, np.float64) / temperature
     peak = scaled.max(axis=1)
     # Through the softmax, a probability that underflows would give infinity.

@@ -1,8 +1,11 @@
-"""Which pixels of a photo are leaf, where a single leaf lies on a plain, grey ground, as PlantVillage's do."""
+"""How a model's accuracy holds under corruptions, and where the leaf or the ground of its photos is masked.
+
+Which pixels are leaf is known where a single leaf lies on a plain, grey ground, as PlantVillage's do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +26,7 @@ from agridistill.runtime.backends import Backend, checked_logits
 from agridistill.runtime.reading import PhotoSource, read_batches
 
 _SMOOTH, _MARGIN = 0.01, 0.02  # shares of the shorter side
-_DARK = 60.0  # levels, of three channels together
+_DARK = 60.0  # levels, the sum of three channels
 _LEAST_PIECE = 0.1
 # A mask is trusted between these. On 400 photos each: 94 % of PlantVillage's tomatoes, 24 % of black gram in the field
 # (those on paper, cloth or soil); of the latter every mask that was looked at covers the leaf.
@@ -34,17 +37,11 @@ _GROUND_SPREAD = 0.4  # of the ground's colour, in units of its distance from th
 
 
 def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
-    """The leaf's pixels, holes filled, with a margin for its soft edge.
+    """The leaf's pixels `(H, W)` of a photo `(H, W, 3)` uint8, holes filled, with a margin for its soft edge.
 
     Leaves are greener or yellower than the grey and purple ground, lesions yellower. That share of a pixel's light is
     smoothed and divided in two by Otsu's threshold; the largest piece, and what is not far smaller, is leaf. On a
     ground of plants or wood the mask is meaningless, see `is_trustworthy`.
-
-    Args:
-        photo: `(H, W, 3)` uint8.
-
-    Returns:
-        `(H, W)`.
     """
     side = min(photo.shape[:2])
     share = _leaf_colour(photo)
@@ -62,10 +59,6 @@ def is_trustworthy(photo: Photo, mask: NDArray[np.bool_]) -> bool:
 
     It has where the mask is mostly one piece of plausible area, the photo's rim is nearly all ground, and the ground
     has one colour, far from the leaf's.
-
-    Args:
-        photo: `(H, W, 3)` uint8.
-        mask: `(H, W)`, of `leaf_mask`.
     """
     if not _LEAST_LEAF <= mask.mean() <= _MOST_LEAF:
         return False
@@ -91,12 +84,10 @@ def _leaf_colour(photo: Photo) -> NDArray[np.float32]:
     return np.asarray(ndimage.gaussian_filter(share, _SMOOTH * min(photo.shape[:2])))
 
 
-def otsu_threshold(values: NDArray[np.floating], bins: int = 256) -> float:
+def otsu_threshold(values: NDArray[np.floating]) -> float:
     """The threshold that parts values into two groups of least variance within (Otsu 1979, equation 12).
 
-    Args:
-        values: of any shape; of one value alone, that value.
-        bins: of the histogram.
+    Where all values are the same, that value.
 
     Example:
         >>> 2 < otsu_threshold(np.array([1.0, 1.1, 1.2, 8.0, 8.1])) < 8
@@ -104,7 +95,7 @@ def otsu_threshold(values: NDArray[np.floating], bins: int = 256) -> float:
     """
     if values.min() == values.max():
         return float(values.min())
-    counts, edges = np.histogram(values, bins)
+    counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
@@ -192,9 +183,8 @@ def robustness(
 
     Args:
         backend: the model.
-        samples: labelled photos, of which evenly spaced ones are taken.
+        samples: labelled photos, of which `most_photos` evenly spaced ones are taken.
         root: the folder that their paths start from.
-        most_photos: that are used.
         corruptions: that are tried.
         progress: called with (photos classified, in all).
 
@@ -205,58 +195,68 @@ def robustness(
         raise DataError("labelled photos to corrupt", "none", "choose another split")
     begin(progress, "measuring robustness")
     chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, most_photos).round().astype(int))]
+    target, leaf_ids = np.array([sample.label for sample in chosen]), [sample.leaf_id for sample in chosen]
     photos = [_photo(root / sample.path) for sample in chosen]
-    target = np.array([sample.label for sample in chosen])
-    seeds = [int.from_bytes(sha256(sample.path.encode("utf-8", "surrogateescape")).digest()[:8]) for sample in chosen]
     masks = [leaf_mask(photo) for photo in photos]
-    masked = np.array([is_trustworthy(*one) for one in zip(photos, masks, strict=True)])
-    masked_photos = int(masked.sum())
-    if masked_photos < LEAST_MASKED_SHARE * len(chosen):
-        masked[:] = False
-    total = len(chosen) * (1 + sum(len(corruption.strengths) for corruption in corruptions)) + 2 * int(masked.sum())
-    done = 0
+    found = np.array([is_trustworthy(*one) for one in zip(photos, masks, strict=True)])
+    masked = np.flatnonzero(found) if found.sum() >= LEAST_MASKED_SHARE * len(chosen) else np.empty(0, int)
+    strengths = sum(len(corruption.strengths) for corruption in corruptions)
+    correct = _Classifier(backend, len(chosen) * (1 + strengths) + 2 * len(masked), progress)
 
-    def correct(sources: Iterable[PhotoSource], truth: NDArray[np.int64] = target) -> NDArray[np.bool_]:
-        nonlocal done
-        preds = [np.empty(0, np.int64)]
-        for answers in _answers(backend, sources):
-            preds.append(answers)
-            done += len(answers)
-            progress(done, total)
-        return np.asarray(np.concatenate(preds) == truth)
+    def under(corruption: Corruption) -> UnderCorruption:
+        accuracies = []
+        for strength in corruption.strengths:
+            spoilt = (
+                corruption.apply(photo, strength, _rng(sample)) for photo, sample in zip(photos, chosen, strict=True)
+            )
+            accuracies.append(float(correct(spoilt, target).mean()))
+        return UnderCorruption(corruption.name, corruption.unit, tuple(corruption.strengths), tuple(accuracies))
 
-    def corrupted(corruption: Corruption, strength: float) -> Iterator[Photo]:
-        for photo, seed in zip(photos, seeds, strict=True):
-            yield corruption.apply(photo, strength, np.random.default_rng(seed))
-
-    # From the files, as the model would see them: what was scaled for spoiling is not quite the same.
-    clean = correct(root / sample.path for sample in chosen)
-    under = tuple(
-        UnderCorruption(
-            corruption.name,
-            corruption.unit,
-            tuple(corruption.strengths),
-            tuple(float(correct(corrupted(corruption, strength)).mean()) for strength in corruption.strengths),
-        )
-        for corruption in corruptions
-    )
-    found = [(photo, mask) for photo, mask, usable in zip(photos, masks, masked, strict=True) if usable]
-    ground = correct((without_leaf(*one) for one in found), target[masked])
-    leaf = correct((without_ground(*one) for one in found), target[masked])
-    leaf_ids = [sample.leaf_id for sample in chosen]
-    of_masked = [leaf_id for leaf_id, usable in zip(leaf_ids, masked, strict=True) if usable]
+    # From the files, as the model would see them: what is scaled for corruptions is not quite the same.
+    clean = correct((root / sample.path for sample in chosen), target)
+    tried = tuple(under(corruption) for corruption in corruptions)
+    ground = correct((without_leaf(photos[one], masks[one]) for one in masked), target[masked])
+    leaf = correct((without_ground(photos[one], masks[one]) for one in masked), target[masked])
+    labels = target[masked] if len(masked) else target
     return RobustnessResult(
         photos=len(chosen),
         accuracy=float(clean.mean()),
         accuracy_ci95=accuracy_interval(clean, leaf_ids),
-        corruptions=under,
-        mean_corrupted_accuracy=float(np.mean([accuracy for one in under for accuracy in one.accuracies])),
-        masked_photos=masked_photos,
-        leaf_masked_accuracy=float(ground.mean()) if found else None,
-        leaf_masked_ci95=accuracy_interval(ground, of_masked) if found else None,
-        ground_masked_accuracy=float(leaf.mean()) if found else None,
-        chance=float(np.bincount(target[masked] if found else target).max() / len(target[masked] if found else target)),
+        corruptions=tried,
+        mean_corrupted_accuracy=float(np.mean([accuracy for one in tried for accuracy in one.accuracies])),
+        masked_photos=int(found.sum()),
+        leaf_masked_accuracy=float(ground.mean()) if len(masked) else None,
+        leaf_masked_ci95=accuracy_interval(ground, [leaf_ids[one] for one in masked]) if len(masked) else None,
+        ground_masked_accuracy=float(leaf.mean()) if len(masked) else None,
+        chance=float(np.bincount(labels).max() / len(labels)),
     )
+
+
+class _Classifier:
+    """Says which photos a model classifies rightly, and reports progress over all calls."""
+
+    def __init__(self, backend: Backend, total: int, progress: ProgressCallback) -> None:
+        self.backend, self.total, self.progress, self.done = backend, total, progress, 0
+
+    def __call__(self, photos: Iterable[PhotoSource], target: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of the N photos is classified as in `target` `(N,)`."""
+        preds = [np.empty(0, np.int64)]
+        for batch in read_batches(photos, self.backend.manifest.preprocessing, batch_size=_BATCH):
+            pixels = []
+            for _, read in batch:
+                if isinstance(read, PhotoError):
+                    raise read
+                pixels.append(read)
+            preds.append(checked_logits(self.backend, np.stack(pixels)).argmax(axis=1))
+            self.done += len(batch)
+            self.progress(self.done, self.total)
+        return np.asarray(np.concatenate(preds) == target)
+
+
+def _rng(sample: Sample) -> np.random.Generator:
+    """The same random numbers for a photo, whatever the model and the other photos."""
+    digest = sha256(sample.path.encode("utf-8", "surrogateescape")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8]))
 
 
 def without_leaf(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
@@ -279,13 +279,3 @@ def _photo(path: Path) -> Photo:
     if factor < 1:
         image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
     return np.array(image)
-
-
-def _answers(backend: Backend, photos: Iterable[PhotoSource]) -> Iterator[NDArray[np.int64]]:
-    for batch in read_batches(photos, backend.manifest.preprocessing, batch_size=_BATCH):
-        pixels = []
-        for _, read in batch:
-            if isinstance(read, PhotoError):
-                raise read
-            pixels.append(read)
-        yield checked_logits(backend, np.stack(pixels)).argmax(axis=1)

@@ -1,79 +1,27 @@
-"""Figures of an evaluation in words, as verdict and advice need them."""
+"""Whether a model can be used, and for what: its level, with a headline, remarks and advice in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from agridistill.evaluation.evaluate import EvaluationResult
-from agridistill.evaluation.learning import MIN_EPOCHS, Learning, Progress
+from agridistill.evaluation.learning import (
+    WIDE_INTERVAL,
+    Findings,
+    Learning,
+    Level,
+    advice_on,
+    count,
+    join,
+    learning_remarks,
+    number,
+    percent,
+    quoted,
+)
 from agridistill.evaluation.metrics import ClassScores, wilson_interval
-
-
-def chance_accuracy(result: EvaluationResult) -> float:
-    """Accuracy that needs no learning: of guessing, or of naming the largest class for every photo."""
-    return max(1 / len(result.classes), max(scores.photos for scores in result.per_class) / result.photos)
-
-
-def chance_words(result: EvaluationResult) -> str:
-    """What the model must be better than, with its accuracy."""
-    largest = max(result.per_class, key=lambda scores: scores.photos)
-    share = largest.photos / result.photos
-    # Where all classes have about as many photos, guessing is the plainer word.
-    if share <= 1.2 / len(result.classes):
-        return f"chance ({percent(max(share, 1 / len(result.classes)))})"
-    return f"naming '{largest.name}' for every photo ({percent(share)})"
-
-
-def named_photos(result: EvaluationResult) -> list[int]:
-    """How many photos each class was named for."""
-    return [sum(row[column] for row in result.confusion_matrix) for column in range(len(result.classes))]
-
-
-def photos_noun(result: EvaluationResult) -> str:
-    """What the photos of a split are to the model."""
-    names = {"test": "new photos", "val": "validation photos", "train": "the photos that it learnt from"}
-    return names.get(result.split, "these photos")
-
-
-def percent(share: float) -> str:
-    """Whole percents with their sign; see `number`."""
-    return f"{number(share)} %"
-
-
-def number(share: float) -> str:
-    """Whole percents; one or two more digits where rounding would make all or none of it."""
-    for digits in (0, 1, 2):
-        text = f"{100 * share:.{digits}f}"
-        if share in (0.0, 1.0) or 0 < float(text) < 100:
-            return text
-    return text
-
-
-def count(amount: int, noun: str) -> str:
-    """An amount of things: 1 photo, 2 leaves."""
-    plural = "leaves" if noun == "leaf" else f"{noun}s"
-    return f"{amount:,} {noun if amount == 1 else plural}"
-
-
-def quoted(names: Sequence[str]) -> str:
-    """Names for a sentence: 'a', 'b' and 'c'."""
-    return join([f"'{name}'" for name in names])
-
-
-def them(names: Sequence[str]) -> str:
-    """The pronoun for so many names."""
-    return "it" if len(names) == 1 else "them"
-
-
-def join(parts: Sequence[str]) -> str:
-    """Parts of a sentence: a, b and c."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-Level = Literal["usable", "weak", "unproven", "unusable"]
 
 # One wrong name in five is the most that a person can still catch by looking again.
 GOOD_ACCURACY = 0.80
@@ -90,6 +38,8 @@ USEFUL_COVERAGE = 0.5
 
 _WORDS: Mapping[Level, str] = {"usable": "Usable", "weak": "Weak", "unproven": "Unproven", "unusable": "Not usable"}
 _FROM_BEST = tuple(_WORDS)
+# What the photos of a split are to the model.
+_SPLITS = {"test": "new photos", "val": "validation photos", "train": "the photos that it learnt from"}
 
 
 @dataclass(frozen=True)
@@ -138,19 +88,16 @@ def judge(result: EvaluationResult, *, learning: Learning | None = None) -> Mode
         learning: of the same model.
     """
     learning = learning or Learning()
-    level, headline = _decide(result)
-    progress = learning.progress(chance_accuracy(result))
-    weak = _weak_classes(result)
-    good = level == "usable"
+    level, reason = _decide(result)
+    found = Findings(level, result, learning, learning.progress(result.chance), _weak_classes(result))
     remarks = [
         *_use_remark(result, level),
-        *([f"It is better than {chance_words(result)}."] if level in ("usable", "weak") else []),
-        *_class_remarks(result, level, weak),
+        *([f"It is better than {_chance_words(result)}."] if level in ("usable", "weak") else []),
+        *_class_remarks(result, level, found.weak),
         *_test_remarks(result, level),
-        *_learning_remarks(learning, progress, good=good),
+        *learning_remarks(found),
     ]
-    advice = advice_for(result, learning, progress, weak, good=good, hopeless=level == "unusable")
-    return ModelVerdict(level, headline, tuple(remarks), tuple(advice))
+    return ModelVerdict(level, f"{_WORDS[level]}: {reason}", tuple(remarks), tuple(advice_on(found)))
 
 
 def judge_artefact(
@@ -172,7 +119,8 @@ def judge_artefact(
         classes: how many it knows.
         run: the verdict about its run; an artefact is never better.
     """
-    level, what = _decide_artefact(photos, accuracy, coverage, accuracy_of_answers, classes)
+    level, reason = _decide_artefact(photos, accuracy, coverage, accuracy_of_answers, classes)
+    headline = f"{_WORDS[level]}: {reason}"
     remarks, advice = [], list(run.advice) if run is not None else []
     low, high = wilson_interval(accuracy, photos)
     if high - low > WIDE_INTERVAL:
@@ -184,13 +132,13 @@ def judge_artefact(
         # A twentieth below what all its names reach: then all of them are answers.
         advice.insert(0, f"Export it again with --answers {math.floor(20 * accuracy) / 20:.2f}.")
     if run is None or run.level == "usable":
-        return ModelVerdict(
-            level, f"{_WORDS[level]}: {what}", tuple(remarks), tuple(advice) if level != "usable" else ()
-        )
-    if _FROM_BEST.index(run.level) <= _FROM_BEST.index(level):
-        return ModelVerdict(level, f"{_WORDS[level]}: {what}", (*remarks, f"Its run: {run.headline}."), tuple(advice))
-    # It cannot be better than the network in it.
-    return ModelVerdict(run.level, f"{_WORDS[run.level]}, like its run: {run.reason}", tuple(remarks), tuple(advice))
+        advice = advice if level != "usable" else []
+    elif _FROM_BEST.index(run.level) <= _FROM_BEST.index(level):
+        remarks.append(f"Its run: {run.headline}.")
+    else:
+        # It cannot be better than the network in it.
+        level, headline = run.level, f"{_WORDS[run.level]}, like its run: {run.reason}"
+    return ModelVerdict(level, headline, tuple(remarks), tuple(advice))
 
 
 def _decide_artefact(
@@ -213,44 +161,50 @@ def _decide_artefact(
 
 
 def _decide(result: EvaluationResult) -> tuple[Level, str]:
-    named = [name for name, photos in zip(result.classes, named_photos(result), strict=True) if photos]
+    named = [name for name, photos in result.named_photos.items() if photos]
     present = sum(scores.photos > 0 for scores in result.per_class)
     low, high = result.accuracy_ci95
-    right = f"right on {percent(result.accuracy)} of {photos_noun(result)}"
     interval = f"(95 % interval {number(low)} to {number(high)})"
-    chance, without = chance_accuracy(result), chance_words(result)
+    right = f"right on {percent(result.accuracy)} of {_SPLITS.get(result.split, 'these photos')}"
+    few = f"right on {round(result.accuracy * result.photos)} of {count(result.photos, 'photo')} {interval}, too few to"
     if present > 1 and len(named) == 1:
-        return "unusable", f"Not usable: it names one class for every photo, '{named[0]}'"
+        return "unusable", f"it names one class for every photo, '{named[0]}'"
     if result.split == "train":
-        return "unproven", f"Unproven: {right}, which says nothing about new ones"
+        return "unproven", f"{right}, which says nothing about new ones"
     if present == 1:
-        return "unproven", f"Unproven: {right}, but these photos are of one class alone"
-    if low <= chance:
+        return "unproven", f"{right}, but these photos are of one class alone"
+    if low <= result.chance:
         if high >= GOOD_ACCURACY and high - low > WIDE_INTERVAL:
-            found = f"right on {round(result.accuracy * result.photos)} of {count(result.photos, 'photo')}"
-            return "unproven", f"Unproven: {found} {interval}, too few to tell it from {without}"
-        return "unusable", f"Not usable: no better than {without}: {right} {interval}"
+            return "unproven", f"{few} tell it from {_chance_words(result)}"
+        return "unusable", f"no better than {_chance_words(result)}: {right} {interval}"
     if result.accuracy < HALF:
-        return "unusable", f"Not usable: more often wrong than right: {right} {interval}"
+        return "unusable", f"more often wrong than right: {right} {interval}"
     if result.accuracy >= GOOD_ACCURACY and low < HALF:
-        found = f"right on {round(result.accuracy * result.photos)} of {count(result.photos, 'photo')}"
-        return "unproven", f"Unproven: {found} {interval}, too few to tell whether it is good"
+        return "unproven", f"{few} tell whether it is good"
     failing = _failing_classes(result)
-    if failing:
-        return "weak", f"Weak: {right} {interval}, but it {join(failing)}"
-    if result.accuracy < GOOD_ACCURACY:
-        return "weak", f"Weak: {right} {interval}"
+    if failing or result.accuracy < GOOD_ACCURACY:
+        return "weak", f"{right} {interval}" + (f", but it {join(failing)}" if failing else "")
     tested = "" if present == len(result.classes) else f", of {present} of its {len(result.classes)} classes"
-    return "usable", f"Usable: {right} {interval}{tested}"
+    return "usable", f"{right} {interval}{tested}"
+
+
+def _chance_words(result: EvaluationResult) -> str:
+    """What the model must be better than, with its accuracy."""
+    largest = max(result.per_class, key=lambda scores: scores.photos)
+    share = largest.photos / result.photos
+    # Where all classes have about as many photos, guessing is the plainer word.
+    if share <= 1.2 / len(result.classes):
+        return f"chance ({percent(result.chance)})"
+    return f"naming '{largest.name}' for every photo ({percent(share)})"
 
 
 def _failing_classes(result: EvaluationResult) -> list[str]:
     """What a model must not do to any class, as the end of a sentence."""
     failing = []
-    for scores, named in zip(result.per_class, named_photos(result), strict=True):
+    for scores in result.per_class:
         if scores.recall is None or scores.photos < MIN_CLASS_PHOTOS:
             continue
-        if not named:
+        if not result.named_photos[scores.name]:
             failing.append(f"never names '{scores.name}'")
         elif scores.recall < HALF and _is_below_the_rest(scores, result):
             failing.append(f"misses most of '{scores.name}'")
@@ -259,14 +213,8 @@ def _failing_classes(result: EvaluationResult) -> list[str]:
 
 def _weak_classes(result: EvaluationResult) -> list[ClassScores]:
     """Classes that are surely found less often than the others, the worst first."""
-    return sorted(
-        (
-            scores
-            for scores in result.per_class
-            if scores.photos >= MIN_CLASS_PHOTOS and _is_below_the_rest(scores, result)
-        ),
-        key=lambda scores: scores.recall or 0.0,
-    )
+    tested = (scores for scores in result.per_class if scores.photos >= MIN_CLASS_PHOTOS)
+    return sorted((one for one in tested if _is_below_the_rest(one, result)), key=lambda one: one.recall or 0.0)
 
 
 def _is_below_the_rest(scores: ClassScores, result: EvaluationResult) -> bool:
@@ -296,7 +244,7 @@ def _use_remark(result: EvaluationResult, level: Level) -> list[str]:
 
 
 def _class_remarks(result: EvaluationResult, level: Level, weak: Sequence[ClassScores]) -> list[str]:
-    named = dict(zip(result.classes, named_photos(result), strict=True))
+    named = result.named_photos
     remarks = [
         f"It finds '{scores.name}' less often than the others: {round((scores.recall or 0.0) * scores.photos)} of "
         f"{count(scores.photos, 'photo')}."
@@ -310,7 +258,8 @@ def _class_remarks(result: EvaluationResult, level: Level, weak: Sequence[ClassS
         remarks.append(f"It never names {quoted(never)}.")
     absent = [scores.name for scores in result.per_class if not scores.photos]
     if absent:
-        remarks.append(f"There are no photos of {quoted(absent)} here: nothing is known about {them(absent)}.")
+        them = "it" if len(absent) == 1 else "them"
+        remarks.append(f"There are no photos of {quoted(absent)} here: nothing is known about {them}.")
     return remarks
 
 
@@ -323,146 +272,3 @@ def _test_remarks(result: EvaluationResult, level: Level) -> list[str]:
         f"{count(result.photos, 'photo')}{leaves} can say little: of others between {number(low)} and {percent(high)} "
         "can be right."
     ]
-
-
-def _learning_remarks(learning: Learning, progress: Progress, *, good: bool) -> list[str]:
-    best, epochs = learning.best_epoch, count(learning.epochs, "epoch")
-    if progress == "still improving":
-        last, before = learning.accuracy_ends()
-        return [
-            f"It was still improving when it stopped: from {number(before)} to {percent(last)} of the validation "
-            "photos in the last epochs."
-        ]
-    if good:
-        return []
-    if progress == "never began":
-        return [f"It never began to learn: after {epochs} it is no better on validation photos than chance."]
-    if progress == "memorised":
-        return ["It learnt its training photos by heart, and nothing that holds for other photos."]
-    if progress == "stopped":
-        return [f"It stopped learning after epoch {best} of {learning.epochs}: more epochs alone will not help."]
-    if 0 < learning.epochs < MIN_EPOCHS:
-        return [f"It trained for {epochs} only, too few to tell whether it was still improving."]
-    return []
-
-
-# Spots of a few pixels vanish below about this side.
-SMALL_IMAGE, LARGER_IMAGE = 160, 224
-# With trained weights two crops had 70 to 79 % from 10 photos a class, 80 to 90 % from 30, and 87 to 95 % from 100.
-PHOTO_STEPS = (30, 100, 300)
-# Of 15 % of a class, as a split takes for the test, at least one leaf is left from here on.
-TESTABLE_LEAVES = 7
-# A longer run is worth a try from this length on.
-SOME_EPOCHS = 10
-# A wider interval leaves open whether every tenth or every third photo is wrong.
-WIDE_INTERVAL = 0.20
-# Half of the interval, in standard errors.
-_Z = 1.96
-
-
-def advice_for(
-    result: EvaluationResult,
-    learning: Learning,
-    progress: Progress,
-    weak: Sequence[ClassScores],
-    *,
-    good: bool,
-    hopeless: bool,
-) -> list[str]:
-    """Whole sentences; none where nothing is to be mended.
-
-    Args:
-        result: of the model.
-        learning: of the same model.
-        progress: how its training ended.
-        weak: classes that are found less often than the others, the worst first.
-        good: the model can be used as it is.
-        hopeless: the model answers no better than without learning, or more often wrong than right.
-    """
-    return [
-        *([] if good else _weights_advice(learning)),
-        *_epochs_advice(learning, progress, good=good),
-        *_photos_advice(result, learning, progress, weak, good=good, hopeless=hopeless),
-        *([] if good else _size_advice(result)),
-        *_test_advice(result, hopeless=hopeless),
-    ]
-
-
-def _weights_advice(learning: Learning) -> list[str]:
-    if not learning.from_scratch:
-        return []
-    return [
-        "Start from trained weights: agridistill train brings them along, --weights FILE takes others. Few photos "
-        "alone do not teach a network to see."
-    ]
-
-
-def _epochs_advice(learning: Learning, progress: Progress, *, good: bool) -> list[str]:
-    longer = f"Train longer: --epochs {max(2 * learning.epochs, SOME_EPOCHS)} (it was {learning.epochs})."
-    if progress == "still improving":
-        return [longer]
-    if good:
-        return []
-    if progress == "never began":
-        return [longer, "Check the labels (agridistill data check), and try another learning rate (--lr)."]
-    return [longer] if 0 < learning.epochs < MIN_EPOCHS else []
-
-
-def _photos_advice(
-    result: EvaluationResult,
-    learning: Learning,
-    progress: Progress,
-    weak: Sequence[ClassScores],
-    *,
-    good: bool,
-    hopeless: bool,
-) -> list[str]:
-    counts = learning.train_photos or {}
-    if not hopeless:
-        never = [scores for scores, named in zip(result.per_class, named_photos(result), strict=True) if not named]
-        lacking = dict.fromkeys([*(scores for scores in never if scores.photos), *weak])
-        if lacking:
-            return [f"Add photos of '{scores.name}'{_lacks(counts.get(scores.name))}." for scores in lacking]
-    if good:
-        return []
-    if not counts:
-        return ["Add photos of every class, of other plants and days."]
-    fewest = min(counts, key=lambda name: counts[name])
-    if progress in ("never began", "still improving") and counts[fewest] >= PHOTO_STEPS[0]:
-        # There is something to learn from already.
-        return []
-    return [f"Add photos of every class, of other plants and days; '{fewest}' {_aim(counts[fewest])}."]
-
-
-def _lacks(photos: int | None) -> str:
-    return ", of other plants and days" if photos is None else f": it {_aim(photos)}"
-
-
-def _aim(photos: int) -> str:
-    # Twice as many at least: less changes little.
-    aim = next((step for step in PHOTO_STEPS if step >= 2 * photos), 2 * photos)
-    return f"has {photos} for training, aim at {aim}"
-
-
-def _size_advice(result: EvaluationResult) -> list[str]:
-    if result.image_size >= SMALL_IMAGE:
-        return []
-    return [f"Show it more detail: --image-size {LARGER_IMAGE} (it was {result.image_size})."]
-
-
-def _test_advice(result: EvaluationResult, *, hopeless: bool) -> list[str]:
-    if result.split == "train":
-        return ["Evaluate it on photos that it did not learn from (--split test)."]
-    advice = []
-    if any(not scores.photos for scores in result.per_class):
-        advice.append(f"Label photos of the classes that were not tested, of at least {TESTABLE_LEAVES} leaves each.")
-    low, high = result.accuracy_ci95
-    if high - low > WIDE_INTERVAL and not hopeless:
-        # Near 0 and 1 the estimate would ask for next to nothing.
-        spread = min(max(result.accuracy, 0.5), 0.9)
-        wanted = spread * (1 - spread) * (2 * _Z / WIDE_INTERVAL) ** 2
-        tens = math.ceil(max(wanted, result.photos + 1) / 10)
-        advice.append(
-            f"Test it on at least {10 * tens} photos, each of another leaf (evaluate RUN FOLDER --split all)."
-        )
-    return advice

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from agridistill.errors import ConfigError, ModelError
+from agridistill.errors import ModelError
 
 if TYPE_CHECKING:
     # preprocess loads Pillow, which `agridistill status` does not need.
@@ -29,7 +30,7 @@ _COLOURED, _DARK = 0.08, 60.0
 # A decoder that misses data repeats its last row, or fills with one colour, over nearly the whole width. Cut-out leaves
 # lie on exact black or white as well, and a picture of equal rows alone is no damaged photo.
 _SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
-_MOST = {"darkest": 255.0, "brightest": 1.0, "blurriest": 10.0, "least_leaf": 1.0, "smeared": 1.0}
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 _CELLS = 3
 _PIXELS_A_SIDE = 75
@@ -45,16 +46,11 @@ _FAMILIAR_SHARE = 0.96
 class QualitySettings:
     """Limits of the quality gate; the defaults refuse hardly any of our tomato photos (docs/field.md)."""
 
-    darkest: float = 50.0  # the brightest twentieth of the photo reaches this level, 0 to 255
-    brightest: float = 0.35  # share of the photo that may be burnt out to white, 0 to 1
-    blurriest: float = 0.06  # least ratio of the fine steps in the photo to its contrast
-    least_leaf: float = 0.01  # least share of the photo with a leaf's colours, 0 to 1; 0 for plants of other colours
-    smeared: float = 0.15  # share of the height whose rows may repeat the row above, 0 to 1: decoders' lost data
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not 0 <= value <= _MOST[name]:
-                raise ConfigError(f"quality.{name} from 0 to {_MOST[name]:g}", f"{value:g}", "correct it")
+    darkest: Annotated[float, Field(ge=0, le=255)] = 50.0  # the brightest twentieth of the photo reaches this level
+    brightest: _Share = 0.35  # of the photo, that may be burnt out to white
+    blurriest: Annotated[float, Field(ge=0, le=10)] = 0.06  # least ratio of the fine steps to the photo's contrast
+    least_leaf: _Share = 0.01  # of the photo, that has at least a leaf's colours; 0 for plants of other colours
+    smeared: _Share = 0.15  # of the height, whose rows may repeat the row above: decoders' lost data
 
 
 def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:

@@ -14,8 +14,7 @@ from agridistill.data.folder import require_outside
 from agridistill.data.labels import FOLDERS, Layout, read_layout
 from agridistill.data.split import read_split
 from agridistill.errors import RunError
-from agridistill.evaluation.evidence import gather_evidence, read_evidence
-from agridistill.evaluation.gallery import write_gallery
+from agridistill.evaluation.evidence import gather_evidence, read_evidence, write_gallery
 from agridistill.manifest import read_manifest
 from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent

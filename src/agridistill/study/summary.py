@@ -15,7 +15,7 @@ import numpy as np
 from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.split import read_split
 from agridistill.errors import RunError
-from agridistill.evaluation.predictions import Predictions, predictions_on_test
+from agridistill.evaluation.evaluate import Predictions, predictions_on_test
 from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent
 from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, Job

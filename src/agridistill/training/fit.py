@@ -19,9 +19,8 @@ from agridistill.data.cache import SPARE_BYTES, KeptViews
 from agridistill.data.likeness import read_learnt, write_learnt
 from agridistill.data.split import write_split
 from agridistill.errors import DataError, RunError
-from agridistill.evaluation.answering import fit_answering
+from agridistill.evaluation.calibration import familiarity_of, fit_answering
 from agridistill.evaluation.evaluate import evaluate, predict_logits
-from agridistill.evaluation.familiar import familiarity_of
 from agridistill.evaluation.learning import read_learning
 from agridistill.evaluation.verdict import judge
 from agridistill.manifest import ModelManifest, read_manifest, sha256_of
@@ -160,15 +159,9 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
     # Written once, calibrated: a folder with a manifest is a model that can be used.
     manifest.write(folder.manifest)
     cost = complexity(network, manifest.preprocessing.image_size)
-    result = evaluate(
-        TorchBackend(network, manifest),
-        prepared.test,
-        prepared.root,
-        classes=prepared.classes,
-        split="test",
-        parameters=cost.parameters,
-        macs=cost.macs,
-    )
+    backend = TorchBackend(network, manifest)
+    result = evaluate(backend, prepared.test, prepared.root, classes=prepared.classes, split="test")
+    result = replace(result, parameters=cost.parameters, macs=cost.macs)
     verdict = judge(result, learning=read_learning(folder.path, prepared.classes))
     train_s = sum(row["train_s"] for row in log.rows)
     figures = {"train_s": train_s, "best_epoch": best.epoch + 1, "verdict": verdict.to_json()}

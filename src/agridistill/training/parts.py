@@ -13,7 +13,7 @@ from torch import nn
 from agridistill.data.loader import PhotoDataModule, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.errors import ConfigError, ModelError
-from agridistill.evaluation.representative import representative_batches
+from agridistill.evaluation.calibration import representative_batches
 from agridistill.losses import DistillationObjective, StagePair, get_method
 from agridistill.manifest import (
     IMAGENET_MEAN,

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from agridistill.errors import ConfigError
-from agridistill.evaluation.verdict import count
+from agridistill.evaluation.learning import count
 from agridistill.manifest import sha256_of
 from agridistill.models import save_weights
 from agridistill.progress import hidden_displays, stderr_console

@@ -13,6 +13,7 @@ from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import to_pixels
 from agridistill.runtime.verdict import QualitySettings, quality_problem
+from agridistill.settings_file import build_settings
 
 
 def leaf(seed: int = 0) -> np.ndarray:
@@ -99,6 +100,6 @@ def test_limits_can_be_taken_away() -> None:
 
 def test_limits_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"quality.brightest from 0 to 1; got 2"):
-        QualitySettings(brightest=2)
+        build_settings(QualitySettings, {"brightest": 2}, section="quality")
     with pytest.raises(ConfigError, match=r"quality.darkest"):
-        QualitySettings(darkest=float("nan"))
+        build_settings(QualitySettings, {"darkest": float("nan")}, section="quality")

@@ -15,8 +15,8 @@ from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
 from agridistill.edge.verdict.decider import Decider
 from agridistill.edge.words import number_of
 from agridistill.errors import AgriDistillError, EdgeError
+from agridistill.runtime.backends import shipped_hint
 from agridistill.runtime.predictor import Predictor
-from agridistill.runtime.shipped import shipped_hint
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Engines: `Backend` is the seam between a model file's engine and everything that needs class scores.
+"""Models by path or name, and their engines: `Backend` is the seam to everything that needs class scores.
 
 To add an engine: a module here with a `Backend`, a function that creates it, and a row of `ENGINES`.
 """
@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.errors import MissingExtraError, ModelError, nearest
-from agridistill.manifest import ModelManifest, read_manifest, sha256_of
+from agridistill.manifest import MANIFEST_NAME, ModelManifest, read_manifest, sha256_of
 from agridistill.preprocess import Pixels
-from agridistill.runtime.shipped import missing_model
 
 TORCH = "torch"
 """Runs a run folder."""
@@ -60,13 +61,13 @@ class AttentiveBackend(Protocol):
 
 
 def _create_onnxruntime(path: Path, manifest: ModelManifest, threads: int) -> Backend:
-    from agridistill.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+    from agridistill.runtime.backends.onnx import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(path, manifest, threads=threads)
 
 
 def _create_openvino(path: Path, manifest: ModelManifest, threads: int) -> Backend:
-    from agridistill.runtime.backends.openvino import OpenVinoBackend
+    from agridistill.runtime.backends.onnx import OpenVinoBackend
 
     return OpenVinoBackend(path, manifest, threads=threads)
 
@@ -81,20 +82,23 @@ class Engine(NamedTuple):
     """What runs a kind of exported file."""
 
     suffix: str  # of the files
-    module: str  # that is imported
-    package: str  # that pip installs
+    module: str  # that is imported; pip installs it by the same name, with '-' for '_'
     create: Callable[[Path, ModelManifest, int], Backend]  # imports the engine: a device has only its own
     batches: bool = True  # False: files have fixed shapes, photos go through one after another
 
 
 ENGINES: Mapping[str, Engine] = {
-    "onnxruntime": Engine(".onnx", "onnxruntime", "onnxruntime", _create_onnxruntime),
-    "openvino": Engine(".onnx", "openvino", "openvino", _create_openvino),
-    "litert": Engine(".tflite", "ai_edge_litert", "ai-edge-litert", _create_litert, batches=False),
+    "onnxruntime": Engine(".onnx", "onnxruntime", _create_onnxruntime),
+    "openvino": Engine(".onnx", "openvino", _create_openvino),
+    "litert": Engine(".tflite", "ai_edge_litert", _create_litert, batches=False),
 }
 """The first engine of a suffix is its default; see `default_engine`."""
 SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
 """Of exported models."""
+SHIPPED: Mapping[str, str] = {"tomato": "tomato/tomato-int8.onnx"}
+"""Models that come with AgriDistill, by name: the artefact below their folder."""
+# In a wheel beside the package's modules, in a checkout at its root.
+_FOLDERS = (Path(__file__).parents[2] / "shipped", Path(__file__).parents[4] / "models")
 
 
 def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
@@ -119,7 +123,7 @@ def manifest_path(artefact: Path) -> Path:
 
 def package_of(engine: str) -> str:
     """The distribution that holds an engine."""
-    return ENGINES[engine].package if engine in ENGINES else engine
+    return _module_of(engine).replace("_", "-")
 
 
 def engines_of_file(path: Path) -> tuple[str, ...]:
@@ -211,15 +215,22 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
     return backend
 
 
-def missing_engine(needed: str, error: ImportError, remedy: str) -> MissingExtraError:
-    """The error for an engine that is not installed, or does not load on this machine."""
-    got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
-    return MissingExtraError(needed, got, remedy)
+@contextmanager
+def loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
+    """Around the import of an engine and its loading of a file.
 
-
-def cannot_run(engine: str, path: Path, error: Exception) -> ModelError:
-    """The error for a file that an engine refuses."""
-    return ModelError(f"a model that {engine} can run", f"'{path}' ({str(error)[:200]})", "export it again")
+    Raises:
+        MissingExtraError: the engine is not installed, or does not load on this machine; with `remedy`.
+        ModelError: the engine refuses the file.
+    """
+    try:
+        yield
+    except ImportError as error:
+        got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
+        raise MissingExtraError(f"{engine}, to run {path.suffix} files", got, remedy) from None
+    except Exception as error:  # those of the engines share no public base
+        got = f"'{path}' ({str(error)[:200]})"
+        raise ModelError(f"a model that {engine} can run", got, "export it again") from None
 
 
 def require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
@@ -248,5 +259,72 @@ def _glibc() -> ctypes.CDLL | None:
     return None
 
 
+def _module_of(engine: str) -> str:
+    return ENGINES[engine].module if engine in ENGINES else engine
+
+
 def _is_installed(engine: str) -> bool:
-    return find_spec(ENGINES[engine].module if engine in ENGINES else engine) is not None
+    return find_spec(_module_of(engine)) is not None
+
+
+def model_path(model: Path | str) -> Path:
+    """The path of a model, given as path or as the name of a shipped model.
+
+    A model of that name in the current folder comes first; a name without a model is returned as it is, for the
+    caller's error.
+    """
+    path, shipped = Path(model), _shipped_file(str(model))
+    return path if shipped is None or path.is_file() or (path / MANIFEST_NAME).exists() else shipped
+
+
+def shipped_models() -> list[dict[str, Any]]:
+    """The figures of every shipped model, as `agridistill models --json` prints them.
+
+    Raises:
+        ModelError: one is missing from this installation, or its manifest is damaged.
+    """
+    found = []
+    for name in SHIPPED:
+        file = _shipped_file(name)
+        if file is None:
+            raise missing_model(Path(name))
+        manifest = read_manifest(file.with_suffix(".json"))
+        evaluation = json.loads(file.with_name(f"evaluation-{manifest.precision}.json").read_text(encoding="utf-8"))
+        figures = {
+            "name": name,
+            "file": str(file),
+            "size_bytes": file.stat().st_size,
+            "model": manifest.model,
+            "precision": manifest.precision,
+            "image_size": manifest.preprocessing.image_size,
+            "classes": list(manifest.classes),
+            "test_accuracy": evaluation["accuracy"],
+            "test_accuracy_ci95": evaluation["accuracy_ci95"],
+            "test_photos": evaluation["photos"],
+            "val_accuracy": manifest.measured.get("accuracy"),
+            "val_photos": manifest.measured.get("photos"),
+            "threshold": manifest.threshold,
+        }
+        found.append(figures)
+    return found
+
+
+def missing_model(model: Path) -> ModelError:
+    """The error for a model that does not exist; a bare name may have been meant as a shipped model's."""
+    remedy = f"check the path{shipped_hint(model)}"
+    return ModelError("a run folder, an exported model or a shipped one", f"'{model}', which does not exist", remedy)
+
+
+def shipped_hint(model: Path) -> str:
+    """An addition to a remedy: shipped models, if a bare name may have been meant as one's; empty for other paths."""
+    name = str(model)
+    if name in SHIPPED:
+        return f"; the shipped model '{name}' is missing from this installation: install agridistill anew"
+    if len(model.parts) != 1:
+        return ""
+    return f"; shipped models: {nearest(name, SHIPPED).removeprefix('known: ')}"
+
+
+def _shipped_file(name: str) -> Path | None:
+    files = [folder / SHIPPED[name] for folder in _FOLDERS] if name in SHIPPED else []
+    return next((file for file in files if file.is_file()), None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
 from agridistill.progress import stderr_without_lines
-from agridistill.runtime.backends import cannot_run, missing_engine, require_input
+from agridistill.runtime.backends import loading, require_input
 
 
 class LiteRtBackend:
@@ -27,19 +27,15 @@ class LiteRtBackend:
 
     def __init__(self, path: Path, manifest: ModelManifest, *, threads: int = 0, reference: bool = False) -> None:
         self.manifest = manifest
-        try:
+        with loading("LiteRT", path, "pip install ai-edge-litert"):
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
-        except ImportError as error:
-            raise missing_engine("LiteRT, to run a .tflite file", error, "pip install ai-edge-litert") from None
-        kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-        cores = threads or os.cpu_count() or 1
-        try:
+
+            kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+            cores = threads or os.cpu_count() or 1
             # Its INFO lines, such as that of XNNPACK, are for the engine's developers, and no setting silences them.
             with stderr_without_lines(b"INFO: "):
                 self._interpreter = Interpreter(str(path), num_threads=cores, experimental_op_resolver_type=kernels)
                 self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise cannot_run("LiteRT", path, error) from None
         inputs, output = self._interpreter.get_input_details(), self._interpreter.get_output_details()[0]
         size = manifest.preprocessing.image_size
         fits = [(each["dtype"], each["shape"].tolist()) for each in inputs] == [(np.uint8, [1, size, size, 3])]

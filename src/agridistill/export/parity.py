@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc
 
-from agridistill.evaluation.answering import FEW_PHOTOS
+from agridistill.evaluation.calibration import FEW_PHOTOS
 
 _SIGNIFICANT = 0.05
 
@@ -102,8 +102,4 @@ def _is_no_chance(parity: Parity, allowed_points: float) -> bool:
         return True
     margin = max(allowed_points, 0.0) / 100 * parity.photos / discordant
     share = min(1.0, (1 + margin) / 2)
-    tail = sum(
-        math.comb(discordant, wrong) * share**wrong * (1 - share) ** (discordant - wrong)
-        for wrong in range(parity.newly_wrong, discordant + 1)
-    )
-    return tail < _SIGNIFICANT
+    return float(bdtrc(parity.newly_wrong - 1, discordant, share)) < _SIGNIFICANT

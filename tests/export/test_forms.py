@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agridistill.cli.after_run import better_form, form_lines, known_forms, measure_forms
-from agridistill.exporting.forms import DeviceForm, _rank, device_forms
+from agridistill.export import forms
+from agridistill.export.forms import DeviceForm, _rank, device_forms
 from agridistill.training.run import distill, train
 from agridistill.training.settings import (
     DataSettings,
@@ -74,7 +75,7 @@ def test_measured_forms_are_kept_and_named_again(
         DeviceForm(teacher, "a", 0.9, 100, 9.0, 4_000_000),
         DeviceForm(student, "b", 0.5, 100, 3.0, 3_000_000),
     )
-    monkeypatch.setattr("agridistill.exporting.forms.device_forms", lambda *args, **options: measured)
+    monkeypatch.setattr(forms, "device_forms", lambda *args, **options: measured)
     assert measure_forms(student, teacher, data=Path("photos")) == measured
     assert known_forms(student) == measured
     assert better_form(student, measured) == teacher

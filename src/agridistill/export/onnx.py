@@ -16,8 +16,7 @@ from onnx import numpy_helper
 from onnxscript import opset18
 from torch import nn
 
-from agridistill.exporting.deployed import Deployed, DeployedInt8
-from agridistill.exporting.quiet import quiet
+from agridistill.export.deployed import Deployed, DeployedInt8, quiet
 from agridistill.manifest import Preprocessing
 
 OPSET = 18

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agridistill import api
-from agridistill.exporting.litert import to_litert
+from agridistill.export.litert import to_litert
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models.int8 import folded
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ import numpy as np
 
 from agridistill.errors import ModelError
 from agridistill.evaluation.metrics import wilson_interval
-from agridistill.exporting.artefact import export, layout_of
-from agridistill.exporting.parity import GATES
-from agridistill.manifest import MANIFEST_NAME, read_manifest
+from agridistill.export.artefact import export, photos_of
+from agridistill.export.parity import GATES
 from agridistill.models import load_network
 from agridistill.models.int8 import quantised
 from agridistill.progress import ProgressCallback, silent
@@ -67,51 +66,37 @@ def device_forms(
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[DeviceForm, ...]:
-    """A run and its teacher as int8 artefacts, the better one first.
+    """A run and its teacher as int8 artefacts, the better one first; empty where one of them has no int8 form.
 
-    Empty where one of both has no int8 form (a Swin, for one).
-
-    Args:
-        run: a finished run.
-        teacher: the run that it learnt from.
-        data: the photos that both learnt from; None takes the folder that each names.
-        split_file: as for `export`.
-        progress: called while photos are read and classified.
+    `data` and `split_file` are as for `export`.
 
     Raises:
         AgriDistillError: a run cannot be exported.
     """
-    if not (has_int8(run) and has_int8(teacher)):
+    if not (_has_int8(run) and _has_int8(teacher)):
         return ()
-    with tempfile.TemporaryDirectory() as folder:
-        written = []
+    forms, backends = [], []
+    layout = photos_of(run)[1] if data is not None else None
+    with tempfile.TemporaryDirectory() as folder, _without_warnings():
         for number, each in enumerate((run, teacher)):
             out = Path(folder) / f"form-{number}.onnx"
-            with _without_warnings():
-                result = export(
-                    each,
-                    out,
-                    precision="int8",
-                    data=data,
-                    layout=layout_of(run) if data is not None else None,
-                    split_file=split_file,
-                    force=True,
-                    progress=progress,
-                )
-            written.append((each, out, result))
-        latencies = _latencies_ms([open_artefact(out, engine="onnxruntime", threads=1) for _, out, _ in written])
-    forms = [
-        DeviceForm(
-            each,
-            read_manifest(each / MANIFEST_NAME).model,
-            result.parity.accuracy,
-            result.parity.photos,
-            latency,
-            result.size_bytes,
-            "; ".join(GATES["int8"].failures(result.parity)),
-        )
-        for (each, _, result), latency in zip(written, latencies, strict=True)
-    ]
+            result = export(
+                each,
+                out,
+                precision="int8",
+                data=data,
+                split_file=split_file,
+                layout=layout,
+                force=True,
+                progress=progress,
+            )
+            backends.append(open_artefact(out, engine="onnxruntime", threads=1))
+            parity = result.parity
+            misses = "; ".join(GATES["int8"].failures(parity))
+            model = backends[-1].manifest.model
+            forms.append(DeviceForm(each, model, parity.accuracy, parity.photos, 0.0, result.size_bytes, misses))
+        latencies = _latencies_ms(backends)
+    forms = [replace(form, latency_ms=latency) for form, latency in zip(forms, latencies, strict=True)]
     return tuple(sorted(forms, key=_rank(forms)))
 
 
@@ -127,15 +112,14 @@ def _without_warnings() -> Iterator[None]:
         log.setLevel(before)
 
 
-def has_int8(run: Path) -> bool:
+def _has_int8(run: Path) -> bool:
     """Whether a finished run can be exported in int8; reads its weights."""
     network, manifest = load_network(run)
-    if manifest.precision == "int8":
-        return True
-    try:
-        quantised(network, manifest.preprocessing)
-    except ModelError:
-        return False
+    if manifest.precision != "int8":
+        try:
+            quantised(network, manifest.preprocessing)
+        except ModelError:
+            return False
     return True
 
 
@@ -144,11 +128,7 @@ def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, boo
     best = max(forms, key=lambda form: form.accuracy)
     # One standard error, by an interval that does not vanish at 100 %.
     noise = best.accuracy - wilson_interval(best.accuracy, best.photos, confidence=0.68).low
-
-    def key(form: DeviceForm) -> tuple[bool, bool, float]:
-        return bool(form.misses), best.accuracy - form.accuracy > noise, form.latency_ms
-
-    return key
+    return lambda form: (bool(form.misses), best.accuracy - form.accuracy > noise, form.latency_ms)
 
 
 def _latencies_ms(backends: Sequence[Backend]) -> list[float]:

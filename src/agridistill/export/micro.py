@@ -6,14 +6,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from agridistill.errors import ModelError
-from agridistill.exporting.flatbuffer import operator_names, output_levels
-from agridistill.storage import write_text
+from agridistill.export.litert import operator_names, output_levels
 
 _BYTES_A_LINE = 12
 _ALIGNMENT = 16
@@ -42,16 +40,9 @@ class MicroNeeds:
     output_scale: float
     output_zero_point: int
 
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        return {**asdict(self), "operators": list(self.operators)}
-
 
 def micro_needs(content: bytes) -> MicroNeeds:
-    """Measures a file with int8 logits.
-
-    Args:
-        content: of the `.tflite` file.
+    """Measures the content of a `.tflite` file with int8 logits.
 
     Raises:
         ModelError: TensorFlow Lite Micro cannot hold it in memory.
@@ -61,16 +52,9 @@ def micro_needs(content: bytes) -> MicroNeeds:
 
 
 def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, ...]) -> dict[str, str]:
-    """The model as C source.
+    """The content of a `.tflite` file as C source: the texts of `NAME.h` and `NAME.c` by their suffix.
 
-    Args:
-        content: of the `.tflite` file.
-        needs: of this file.
-        name: of the files, without suffix.
-        classes: in the order of the logits.
-
-    Returns:
-        The texts of `NAME.h` and `NAME.c` by their suffix.
+    `classes` are in the order of the logits.
     """
     # Letters of other languages are no part of a name for most compilers of microcontrollers.
     symbol = re.sub(r"\W", "_", name, flags=re.ASCII)
@@ -127,11 +111,7 @@ def _arena_bytes(content: bytes) -> int | None:
 
 
 def require_micro_target(out: Path, precision: str) -> None:
-    """Checks what is to be written, before anything is made for it.
-
-    Args:
-        out: `NAME.tflite`, beside which `NAME.c` and `NAME.h` will stand.
-        precision: of the file.
+    """Checks that `NAME.tflite` can be written, with `NAME.c` and `NAME.h` beside it.
 
     Raises:
         ModelError: no int8 `.tflite` file, or a source of that name that no export has written.
@@ -145,9 +125,3 @@ def require_micro_target(out: Path, precision: str) -> None:
                 f"another file at '{path}'",
                 "choose another name or folder",
             )
-
-
-def write_sources(out: Path, sources: dict[str, str]) -> None:
-    """Writes the texts beside a file, each whole or not at all."""
-    for suffix, text in sources.items():
-        write_text(out.with_suffix(suffix), text)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from agridistill.errors import ModelError
-from agridistill.exporting.artefact import export
-from agridistill.exporting.flatbuffer import operator_names, output_levels, with_pixel_levels
-from agridistill.exporting.litert import to_litert
-from agridistill.exporting.micro import MicroNeeds, c_sources, micro_needs, require_micro_target, write_sources
+from agridistill.export import litert
+from agridistill.export.artefact import export
+from agridistill.export.litert import operator_names, output_levels, to_litert, with_pixel_levels
+from agridistill.export.micro import MicroNeeds, c_sources, micro_needs, require_micro_target
 from agridistill.manifest import ModelManifest, Preprocessing, read_manifest
 from agridistill.models import create_model, normalise_batch
 from agridistill.models.int8 import calibrate, quantised, with_rounded_logits
@@ -50,7 +50,8 @@ def test_names_in_the_c_sources_are_ascii() -> None:
 
 def test_a_projects_own_source_is_not_replaced_and_an_earlier_export_is(tmp_path: Path) -> None:
     out = tmp_path / "main.tflite"
-    write_sources(out, c_sources(b"TFL3", NEEDS, "main", ("a",)))
+    for suffix, text in c_sources(b"TFL3", NEEDS, "main", ("a",)).items():
+        out.with_suffix(suffix).write_text(text)
     require_micro_target(out, "int8")
     (tmp_path / "main.c").write_text("int main(void) { return 0; }\n")
     with pytest.raises(
@@ -118,7 +119,7 @@ class TestFiles:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         network, manifest, *_ = deployable(True)
-        monkeypatch.setattr("agridistill.exporting.litert.with_pixel_levels", lambda content: content)
+        monkeypatch.setattr(litert, "with_pixel_levels", lambda content: content)
         plain = to_litert(network, manifest.preprocessing, int8=True)
         assert "CAST" in operator_names(plain)
         levels = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(1, 64, 64, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agridistill.evaluation.answering import fit_answering
+from agridistill.evaluation.calibration import fit_answering
 from agridistill.evaluation.evaluate import LabelledLogits
 
 

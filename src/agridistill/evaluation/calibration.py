@@ -1,26 +1,44 @@
-"""How a model's scores become answers: temperature and abstention threshold, and what they cost on photos it never met.
+"""What is fitted to a model's photos besides its weights.
 
-A run and its artefacts are fitted here, by the same rule, so that they give the same verdicts.
+Temperature and abstention threshold, with what they cost on photos that the model never met; what familiar photos look
+like; and the photos that int8 ranges are fitted to. A run and its artefacts are fitted by the same rules, so that they
+give the same verdicts.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from agridistill.data.folder import Sample
+from agridistill.errors import PhotoError
 from agridistill.evaluation.evaluate import LabelledLogits
 from agridistill.evaluation.metrics import AbstentionPoint, abstention_point, calibration_error, fit_temperature
-from agridistill.preprocess import softmax
+from agridistill.manifest import Preprocessing
+from agridistill.models import normalise_batch
+from agridistill.preprocess import Pixels, softmax
+from agridistill.progress import ProgressCallback, begin, silent
+from agridistill.runtime.reading import read_batches
+from agridistill.runtime.verdict import Familiarity, figures, fit_familiarity
 
 WANTED_ANSWERS = 0.95
 """Share of right answers that the threshold is chosen for, unless another is asked for."""
 FEW_PHOTOS = 200
 """With fewer validation photos, what is fitted on them looks better on them than it is."""
 _FOLDS = 5
+# 54 figures and their correlations are known well from as many photos.
+_MOST_FAMILIAR_PHOTOS = 2000
+# More photos change the ranges of a MobileNetV3 by less than one level.
+REPRESENTATIVE_PHOTOS = 256
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -67,14 +85,10 @@ class Answering:
 
 
 def fit_answering(val: LabelledLogits, wanted: float = WANTED_ANSWERS) -> Answering:
-    """Fits temperature and threshold on validation photos.
+    """Fits temperature and threshold on at least 1 validation photo, for a share `wanted`, 0 to 1, of right answers.
 
     Both come from all the photos. With fewer than 200, what they cost is measured by cross-validation: of five folds,
     leaves kept whole, each is answered with the temperature and threshold of the other four.
-
-    Args:
-        val: logits of at least 1 validation photo.
-        wanted: share of right answers, 0 to 1.
 
     Raises:
         ValueError: no photos.
@@ -109,3 +123,41 @@ def _folds(leaf_ids: tuple[str, ...]) -> NDArray[np.int64]:
     leaves = sorted(set(leaf_ids), key=lambda leaf: (zlib.crc32(leaf.encode("utf-8", "surrogateescape")), leaf))
     place = {leaf: number % _FOLDS for number, leaf in enumerate(leaves)}
     return np.array([place[leaf] for leaf in leaf_ids], np.int64)
+
+
+def familiarity_of(
+    root: Path,
+    train: Sequence[Sample],
+    val: Sequence[Sample],
+    preprocessing: Preprocessing,
+    progress: ProgressCallback = silent,
+) -> Familiarity | None:
+    """Figures of the training photos, with a limit from the validation photos; None where there are too few."""
+    begin(progress, "measuring how photos look")
+    chosen = [samples[:: -(-len(samples) // _MOST_FAMILIAR_PHOTOS) or 1] for samples in (train, val)]
+    learnt, held_out = (
+        [figures(pixels) for batch in _readable(root, samples, preprocessing, progress) for pixels in batch]
+        for samples in chosen
+    )
+    return fit_familiarity(learnt, held_out) if len(learnt) > 1 and held_out else None
+
+
+def representative_batches(root: Path, samples: Sequence[Sample], preprocessing: Preprocessing) -> Iterator[Tensor]:
+    """Photos evenly over training samples, as a network sees them: `(B, 3, S, S)` float32, normalised.
+
+    The samples' paths start from `root`; unreadable photos are left out.
+    """
+    step = max(1, len(samples) // REPRESENTATIVE_PHOTOS)
+    for pixels in _readable(root, samples[::step], preprocessing):
+        if pixels:
+            yield normalise_batch(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), preprocessing)
+
+
+def _readable(
+    root: Path, samples: Sequence[Sample], preprocessing: Preprocessing, progress: ProgressCallback = silent
+) -> Iterator[list[Pixels]]:
+    done = 0
+    for batch in read_batches([root / sample.path for sample in samples], preprocessing, batch_size=_BATCH):
+        yield [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
+        done += len(batch)
+        progress(done, len(samples))

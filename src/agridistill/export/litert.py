@@ -1,22 +1,61 @@
-"""What the converter cannot write of a `.tflite` file: pixels as levels, for engines without float operators.
+"""LiteRT (.tflite): the same graph and the same scales as the ONNX file.
 
-Works on the tree of objects that LiteRT's own schema makes of a file.
+What the converter cannot write is changed in its file, on the tree of objects that LiteRT's own schema makes of it:
+pixels as levels, for engines without float operators.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from agridistill.errors import ModelError
+from agridistill.export.deployed import Deployed, DeployedInt8, quiet
+from agridistill.manifest import Preprocessing
 
 _IDENTIFIER = b"TFL3"
 # Engines read constants where they lie, with instructions that want them aligned.
 _ALIGNMENT = 16
 # From uint8 to int8 levels.
 _SHIFT = 128
+
+
+def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -> bytes:
+    """Converts a network.
+
+    Args:
+        network: takes normalised photos; for int8 one from `models.quantised`, calibrated.
+        preprocessing: of its input; becomes part of the graph (an int8 network has taken it in already).
+        int8: writes the roundings of the network.
+
+    Returns:
+        A file's content, with the input `(1, S, S, 3)` uint8 and the output `(1, K)` float32; int8 of a
+        network from `models.quantised.with_rounded_logits`.
+    """
+    with quiet():
+        import litert_torch
+        from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+        from litert_torch.quantize.quant_config import QuantConfig
+    size = preprocessing.image_size
+    # The converter knows only these operators; it registers them by itself.
+    operators = torch.ops.quantized_decomposed
+    deployed = (
+        DeployedInt8(network, unsigned=False, operators=operators) if int8 else Deployed(network, preprocessing)
+    ).eval()
+    # Only says that pairs of quantise and dequantise are to be merged into int8 operators.
+    static = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config()))
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        example = (torch.zeros(1, size, size, 3, dtype=torch.uint8),)
+        file = Path(folder) / "model.tflite"
+        litert_torch.convert(deployed, example, quant_config=static if int8 else None).export(str(file))
+        content = file.read_bytes()
+    return with_pixel_levels(content) if int8 else content
 
 
 def with_pixel_levels(content: bytes) -> bytes:
@@ -36,7 +75,7 @@ def with_pixel_levels(content: bytes) -> bytes:
     """
     model, graph = _read(content)
     chain = graph.operators[:4]
-    names = [operator_name(model, operator) for operator in chain]
+    names = [_operator_name(model, operator) for operator in chain]
     if names != ["CAST", "SUB", "MUL", "QUANTIZE"] or len(graph.inputs) != 1:
         raise ModelError("CAST, SUB, MUL, QUANTIZE of the pixels", ", ".join(names), "report it with the versions")
     pixels, levels = graph.tensors[graph.inputs[0]], graph.tensors[chain[3].outputs[0]]
@@ -45,7 +84,9 @@ def with_pixel_levels(content: bytes) -> bytes:
     if zero_point - moved != -_SHIFT or not np.isclose(factor, scale, rtol=1e-5):
         got = f"(pixel - {moved}) * {factor} in steps of {scale} from {zero_point}"
         raise ModelError("the 256 levels of pixels", got, "report it with the versions")
-    pixels.quantization = _quantisation(scale, zero_point + _SHIFT)
+    pixels.quantization = _schema().QuantizationParametersT()
+    pixels.quantization.scale = np.array([scale], np.float32)
+    pixels.quantization.zeroPoint = np.array([zero_point + _SHIFT], np.int64)
     chain[3].inputs = np.array([graph.inputs[0]], np.int32)
     graph.operators = graph.operators[3:]
     return _write(model)
@@ -54,7 +95,7 @@ def with_pixel_levels(content: bytes) -> bytes:
 def operator_names(content: bytes) -> tuple[str, ...]:
     """Which kinds of operators a file needs, sorted."""
     model, graph = _read(content)
-    return tuple(sorted({operator_name(model, operator) for operator in graph.operators}))
+    return tuple(sorted({_operator_name(model, operator) for operator in graph.operators}))
 
 
 def output_levels(content: bytes) -> tuple[float, int]:
@@ -70,7 +111,7 @@ def output_levels(content: bytes) -> tuple[float, int]:
     return float(output.quantization.scale[0]), int(output.quantization.zeroPoint[0])
 
 
-def operator_name(model: Any, operator: Any) -> str:
+def _operator_name(model: Any, operator: Any) -> str:
     """TensorFlow Lite's name of an operator, such as "CONV_2D"."""
     code = model.operatorCodes[operator.opcodeIndex]
     wanted = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -98,12 +139,6 @@ def _constant(model: Any, graph: Any, operator: Any) -> float:
     return float(values[0]) if len(values) == 1 else float("nan")
 
 
-def _quantisation(scale: float, zero_point: int) -> Any:
-    levels = _schema().QuantizationParametersT()
-    levels.scale, levels.zeroPoint = np.array([scale], np.float32), np.array([zero_point], np.int64)
-    return levels
-
-
 def _write(model: Any) -> bytes:
     """A file's content, without tensors, constants and kinds of operators that are no longer used."""
     import flatbuffers
@@ -111,16 +146,14 @@ def _write(model: Any) -> bytes:
     graph = model.subgraphs[0]
     operators = graph.operators
     used = {int(index) for operator in operators for index in (*operator.inputs, *operator.outputs) if index >= 0}
-    tensors = _kept(graph.tensors, sorted(used | set(map(int, graph.inputs)) | set(map(int, graph.outputs))))
-    graph.tensors, new_tensor = tensors
-    codes, new_code = _kept(model.operatorCodes, sorted({operator.opcodeIndex for operator in operators}))
-    model.operatorCodes = codes
+    used |= {*map(int, graph.inputs), *map(int, graph.outputs)}
+    graph.tensors, new_tensor = _kept(graph.tensors, sorted(used))
+    model.operatorCodes, new_code = _kept(model.operatorCodes, sorted({each.opcodeIndex for each in operators}))
     for operator in operators:
         operator.opcodeIndex = new_code(operator.opcodeIndex)
-        operator.inputs = np.array([new_tensor(index) for index in operator.inputs], np.int32)
-        operator.outputs = np.array([new_tensor(index) for index in operator.outputs], np.int32)
-    graph.inputs = np.array([new_tensor(index) for index in graph.inputs], np.int32)
-    graph.outputs = np.array([new_tensor(index) for index in graph.outputs], np.int32)
+    for owner in (*operators, graph):
+        owner.inputs = np.array([new_tensor(index) for index in owner.inputs], np.int32)
+        owner.outputs = np.array([new_tensor(index) for index in owner.outputs], np.int32)
     for signature in model.signatureDefs or []:
         for tensor in (*signature.inputs, *signature.outputs):
             tensor.tensorIndex = new_tensor(tensor.tensorIndex)

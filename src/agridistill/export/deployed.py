@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +17,7 @@ from agridistill.manifest import Preprocessing
 from agridistill.models import normalise_batch
 from agridistill.models.int8 import PhotoLevels, RoundedConv2d, RoundedLinear, UnitClamp
 from agridistill.models.int8.rounding import HIGH, LOW, WEIGHT_HIGH, ActivationRounding, weight_scales
+from agridistill.progress import STDERR, STDOUT, captured_output
 
 
 class Deployed(nn.Module):
@@ -67,7 +73,7 @@ def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Modul
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PhotoLevels):
-                setattr(parent, name, (_UnsignedPixels if unsigned else _SignedPixels)(child, operators))
+                setattr(parent, name, _Pixels(child, unsigned, operators))
             elif isinstance(child, UnitClamp):
                 # Levels of the rounding after it lie between 0 and 1.
                 setattr(parent, name, nn.Identity())
@@ -92,22 +98,22 @@ def _part_equal_biases(model: nn.Module) -> None:
 
 
 class _Pixels(nn.Module):
-    def __init__(self, levels: PhotoLevels, operators: Any) -> None:
+    def __init__(self, levels: PhotoLevels, unsigned: bool, operators: Any) -> None:
         super().__init__()
-        self.scale, self.zero_point, self.operators = levels.scale, levels.zero_point, operators
+        self.scale, self.zero_point, self.unsigned, self.operators = (
+            levels.scale,
+            levels.zero_point,
+            unsigned,
+            operators,
+        )
 
-
-class _UnsignedPixels(_Pixels):
     def forward(self, pixels: Tensor) -> Tensor:
+        if not self.unsigned:
+            values = (pixels.float() - self.zero_point) * self.scale
+            return _in_levels(values, self.scale, self.zero_point + LOW, self.operators)
         how = (self.scale, self.zero_point, 0, 255, torch.uint8)
-        values: Tensor = self.operators.dequantize_per_tensor(pixels, *how)
-        return values
-
-
-class _SignedPixels(_Pixels):
-    def forward(self, pixels: Tensor) -> Tensor:
-        values = (pixels.float() - self.zero_point) * self.scale
-        return _in_levels(values, self.scale, self.zero_point + LOW, self.operators)
+        levels: Tensor = self.operators.dequantize_per_tensor(pixels, *how)
+        return levels
 
 
 class _Activation(nn.Module):
@@ -150,19 +156,31 @@ class _Weights(nn.Module):
 class _Convolution(_Weights):
     def __init__(self, layer: nn.Conv2d, operators: Any) -> None:
         super().__init__(layer, operators)
-        self.stride, self.padding, self.dilation, self.groups = (
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-        )
+        self.geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, values: Tensor) -> Tensor:
-        return nn.functional.conv2d(
-            values, self.rounded(), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return nn.functional.conv2d(values, self.rounded(), self.bias, *self.geometry)
 
 
 class _Linear(_Weights):
     def forward(self, values: Tensor) -> Tensor:
         return nn.functional.linear(values, self.rounded(), self.bias)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences prints, warnings and logs of converters, also of native code: they are for their developers."""
+    unheard = io.StringIO()
+    before = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        captured_output(STDOUT, STDERR),
+        contextlib.redirect_stdout(unheard),
+        contextlib.redirect_stderr(unheard),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)

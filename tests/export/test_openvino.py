@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agridistill import api
 from agridistill.errors import ModelError
-from agridistill.exporting.onnx import to_onnx
+from agridistill.export.onnx import to_onnx
 from agridistill.manifest import ModelManifest, Preprocessing
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,302 @@
+"""A finished run -> an artefact: converted, held against its network, measured, and only then written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from agridistill.data.folder import Sample
+from agridistill.data.labels import Layout
+from agridistill.data.likeness import learnt_path
+from agridistill.data.split import digests_of, read_split
+from agridistill.errors import AgriDistillError, DataError, MissingExtraError, ModelError
+from agridistill.evaluation.calibration import (
+    FEW_PHOTOS,
+    Answering,
+    familiarity_of,
+    fit_answering,
+    representative_batches,
+)
+from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
+from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
+from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
+from agridistill.export.micro import c_sources, micro_needs, require_micro_target
+from agridistill.export.parity import GATES, Parity, compare
+from agridistill.manifest import ModelManifest
+from agridistill.models import TorchBackend, complexity, load_network
+from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
+from agridistill.progress import ProgressCallback, begin, silent
+from agridistill.runtime.backends import engines_of_file, manifest_path, open_artefact
+from agridistill.runtime.backends.litert import LiteRtBackend
+from agridistill.storage import replacing, require_writable, write_text
+
+Precision = Literal["fp32", "int8"]
+
+# Of each format: modules of the converter and of the engine that measures the file, the extra that brings them.
+_CONVERTERS = {
+    ".onnx": (("onnx", "onnxscript", "onnxruntime"), "export", "onnx and onnxscript"),
+    ".tflite": (("litert_torch", "ai_edge_litert"), "litert", "litert-torch"),
+}
+
+# So many are compared where the split has fewer: agreement asks for no labels and no photos that were held out.
+_COMPARED_PHOTOS = 400
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An artefact that was written.
+
+    Attributes:
+        out: the file; its manifest lies beside it.
+        precision: "fp32" or "int8".
+        size_bytes: of the file.
+        parity: with its network, on validation photos and, where these are few, on others.
+        answering: temperature and threshold, fitted on the validation photos, and what they cost.
+    """
+
+    out: Path
+    precision: Precision
+    size_bytes: int
+    parity: Parity
+    answering: Answering
+
+    @property
+    def abstention(self) -> AbstentionPoint:
+        """The threshold, and what it costs."""
+        return self.answering.abstention
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured, as it stands in the manifest."""
+        return {"size_bytes": self.size_bytes, **asdict(self.parity), **self.answering.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, with the file and its precision."""
+        return {"out": str(self.out), "precision": self.precision, **self.figures()}
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    micro: bool = False,
+    batch: int | None = None,
+    data: Path | None = None,
+    split_file: Path | None = None,
+    layout: Layout | None = None,
+    answers: float = 0.95,
+    force: bool = False,
+    progress: ProgressCallback = silent,
+) -> ExportResult:
+    """As `agridistill.export`, with `layout` for how the labels are found; None takes the layout of the run.
+
+    A file for microcontrollers is measured with the reference kernels, which compute the same to the bit.
+    """
+    _require_target(out, precision, micro=micro, batch=batch)
+    network, manifest = load_network(run)
+    if manifest.precision == "int8" and precision != "int8":
+        raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "pass --precision int8")
+    if data is None or layout is None:
+        own_data, own_layout = photos_of(run)
+        data, layout = data or own_data, layout or own_layout
+    choose = partial(choose_photos, manifest, data, layout=layout, split_file=split_file, own_split=run / "splits.json")
+    val = choose(split="val", progress=progress)
+    if not val.samples:
+        raise DataError("validation photos to measure the artefact on", f"none in '{data}'", "pass --splits FILE")
+    train = choose(split="train")
+    if precision == "int8":
+        begin(progress, "rounding to int8")
+    converted = _as_wanted(network, manifest, precision, train, micro=micro)
+    familiarity = familiarity_of(train.root, train.samples, val.samples, manifest.preprocessing, progress)
+    manifest = replace(manifest, familiarity=familiarity.to_json() if familiarity else {})
+    compared = (val.samples, _more_to_compare(val, train, choose))
+    torch_backend = TorchBackend(network, manifest, torch.device("cpu"))
+    expected = [predict_logits(torch_backend, samples, val.root, progress=progress) for samples in compared]
+    if not len(expected[0].target):
+        raise DataError("readable validation photos", "none", "replace them")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: the rename at the end must not cross file systems.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
+        file = Path(folder) / out.name
+        begin(progress, f"converting to {precision} {out.suffix}")
+        file.write_bytes(_converted(converted, manifest, out.suffix, int8=precision == "int8", batch=batch))
+        draft = replace(manifest.with_weights(file), temperature=1.0, threshold=0.0)
+        draft.write(manifest_path(file))
+        engine = engines_of_file(file)[0]
+        opened = LiteRtBackend(file, draft, reference=True) if micro else open_artefact(file, engine=engine)
+        found = [predict_logits(opened, samples, val.root, progress=progress) for samples in compared]
+        of_network, of_file = (np.concatenate([part.logits for part in parts]) for parts in (expected, found))
+        parity = compare(of_network, of_file, found[0].target)
+        result = ExportResult(out, precision, file.stat().st_size, parity, fit_answering(found[0], answers))
+        failures = GATES[precision].failures(parity)
+        if failures and not force:
+            raise ModelError(
+                f"an {precision} artefact that keeps its network's answers",
+                "; ".join(failures),
+                "nothing was written: export fp32, or pass --force",
+            )
+        _warn(result, found[0])
+        final = _completed(draft, result, network, run, manifest.weights_sha256)
+        if micro:
+            needs = micro_needs(file.read_bytes())
+            final = replace(final, measured={**final.measured, "micro": asdict(needs)})
+            for suffix, text in c_sources(file.read_bytes(), needs, out.stem, manifest.classes).items():
+                write_text(out.with_suffix(suffix), text)
+        # Both are on the disk before either takes its name: one is of no use without the other.
+        with replacing(manifest_path(out)) as described, replacing(out) as temporary:
+            shutil.copyfile(file, temporary)
+            final.write(described)
+    learnt = learnt_path(run)
+    if learnt.exists():
+        with replacing(learnt_path(out)) as temporary:
+            shutil.copyfile(learnt, temporary)
+    else:
+        learnt_path(out).unlink(missing_ok=True)
+    return result
+
+
+def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None) -> None:
+    """Checks what is to be written, and that its converter is installed (without loading it, which takes seconds)."""
+    if out.suffix not in _CONVERTERS:
+        raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
+    require_writable(out)
+    _require_own_manifest(out)
+    if micro:
+        require_micro_target(out, precision)
+    if batch is not None and (batch != 1 or out.suffix != ".onnx"):
+        raise ModelError("a batch of 1, of an .onnx file", f"{batch} for '{out.name}'", "leave --batch out")
+    modules, extra, what = _CONVERTERS[out.suffix]
+    missing = next((name for name in modules if find_spec(name) is None), None)
+    if missing is not None:
+        needed, remedy = f"{what}, to write {out.suffix} files", f"pip install 'agridistill[{extra}]'"
+        raise MissingExtraError(needed, f"no module '{missing}'", remedy)
+
+
+def _require_own_manifest(out: Path) -> None:
+    """NAME.onnx and NAME.tflite in one folder would share NAME.json, and one of them be lost."""
+    manifest = manifest_path(out)
+    if not manifest.exists():
+        return
+    remedy = "choose another name or folder"
+    try:
+        described = json.loads(manifest.read_text(encoding="utf-8"))["weights_file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = f"'{manifest.name}' free for the manifest of '{out.name}'"
+        raise ModelError(expected, f"another file at '{manifest}'", remedy) from None
+    if described != out.name and (out.parent / str(described)).exists():
+        got = f"'{manifest.name}', which belongs to '{described}'"
+        raise ModelError(f"a name of its own for '{out.name}'", got, remedy)
+
+
+def photos_of(run: Path) -> tuple[Path, Layout]:
+    """The folder that a run was trained on, and how its labels were found.
+
+    Raises:
+        DataError: the run does not say.
+    """
+    file = run / "environment.json"
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+        return Path(recorded["data"]), Layout.from_json(recorded["layout"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError("the run's record of its photos", f"none in '{file}'", "restore the file") from None
+
+
+def _as_wanted(
+    network: nn.Module, manifest: ModelManifest, precision: Precision, train: ChosenPhotos, *, micro: bool
+) -> nn.Module:
+    """The network as its file computes it."""
+    batches = partial(representative_batches, train.root, train.samples, manifest.preprocessing)
+    if manifest.precision == "int8":
+        converted = network  # trained with its roundings, whose scales go into the file
+    elif precision == "int8":
+        converted = quantised(network, manifest.preprocessing)
+        calibrate(converted, batches())
+    elif any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        try:
+            converted = folded(network)
+        except ModelError:
+            converted = network  # not to be traced by our means: the converter has its own
+    else:
+        converted = network
+    return with_rounded_logits(converted, batches()) if micro else converted
+
+
+def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None) -> bytes:
+    """The content of the file."""
+    try:
+        if suffix == ".onnx":
+            from agridistill.export.onnx import to_onnx
+
+            return bytes(to_onnx(network, manifest.preprocessing, int8=int8, batch=batch).SerializeToString())
+        from agridistill.export.litert import to_litert
+
+        return to_litert(network, manifest.preprocessing, int8=int8)
+    except (AgriDistillError, OSError):
+        raise
+    except Exception as error:  # converters raise many types on networks that they do not know
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(
+            f"a network that can be written as {suffix}", f"'{manifest.model}' ({reason})", "try another format"
+        ) from error
+
+
+def _more_to_compare(val: ChosenPhotos, train: ChosenPhotos, choose: Callable[..., ChosenPhotos]) -> tuple[Sample, ...]:
+    """Photos of the other splits, evenly taken, where the validation photos are few."""
+    if len(val.samples) >= FEW_PHOTOS:
+        return ()
+    others = (*train.samples, *choose(split="test").samples)
+    step = max(1, -(-len(others) // (_COMPARED_PHOTOS - len(val.samples))))
+    return others[::step]
+
+
+def _completed(
+    draft: ModelManifest, result: ExportResult, network: nn.Module, run: Path, run_weights_sha256: str
+) -> ModelManifest:
+    """The manifest with what was fitted and measured."""
+    size = complexity(network, draft.preprocessing.image_size)
+    return replace(
+        draft,
+        precision=result.precision,
+        temperature=result.answering.temperature,
+        threshold=result.abstention.threshold,
+        lineage={
+            **draft.lineage,
+            "run": run.resolve().name,
+            "run_weights_sha256": run_weights_sha256,
+            # By which `evaluate` knows photos that the model did not learn from.
+            "split_sha256": digests_of(read_split(run / "splits.json")),
+        },
+        measured={**result.figures(), "parameters": size.parameters, "macs": size.macs},
+    )
+
+
+def _warn(result: ExportResult, val: LabelledLogits) -> None:
+    """Logs what a person has to know about the figures."""
+    if len(val.target) < FEW_PHOTOS:
+        interval = accuracy_interval(val.logits.argmax(1) == val.target, val.leaf_ids)
+        logger.warning(
+            "only %d validation photos: the accuracy of %.0f %% may be anything from %.0f to %.0f %% (95 %% interval); "
+            "%d or more make it sharper",
+            len(val.target),
+            100 * result.parity.accuracy,
+            100 * interval.low,
+            100 * interval.high,
+            FEW_PHOTOS,
+        )
+    if unreached := result.answering.warning():
+        logger.warning("%s", unreached)
