@@ -62,7 +62,7 @@ def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path
     assert found.broker.password_file == tmp_path / "secrets" / "mqtt"
     assert found.updates is not None
     assert (found.updates.keys, found.updates.source) == (tmp_path / "keys", "https://farm.example/release.json")
-    assert found.outbox.max_bytes == 50_000_000
+    assert found.outbox.max_megabytes == 50
     assert found.command is not None
     assert found.command.words == ("notify-send", "leaf")
 
@@ -102,7 +102,10 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("not toml", "a settings file in TOML"),
         ("[webhook]\nurl=['https://hooks.example/SECRET']", r"^(?!.*SECRET).*webhook.url"),
         ("source = ['rtsp://pi:SECRET@camera']", r"^(?!.*SECRET).*source"),
-        ("[updates]\nkeys='k'\nevery_hours=0", "every_hours from"),
+        ("[updates]\nkeys='k'\nevery_hours=0", r"updates\.every_hours.*0\.01"),
+        ("every_s = -1", "every_s"),
+        ("[outbox]\nmax_megabytes = 0.001", r"outbox\.max_megabytes.*0\.01"),
+        ("[history]\ndetections = 0", r"history\.detections.*1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -33,9 +33,9 @@ from agridistill.edge.delivery.outputs import Command
 from agridistill.edge.events import Detection
 from agridistill.edge.settings import PageSettings, WatchSettings
 from agridistill.edge.state import read_state
+from agridistill.edge.store import StateLostError
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Message, Outbox
-from agridistill.edge.store.sqlite_file import StateRemovedError
 from agridistill.errors import ConfigError, EdgeError, OutboxError, RunError
 
 
@@ -65,7 +65,7 @@ def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, setting
         ("a.jpg", "", "green"),
         ("north/b.jpg", "north", "red"),
     }
-    with History.reading(state / "history.sqlite") as history:
+    with History(state / "history.sqlite", read_only=True) as history:
         assert {item.photo for item in history.recent()} == {"a.jpg", "north/b.jpg"}
     end = read_state(state)
     assert (end.frames, end.unreadable, end.broker, end.outbox) == (2, 1, None, None)
@@ -116,7 +116,7 @@ def test_leaves_and_alerts_belong_to_the_source_that_they_were_seen_in(
     assert [message.change for message in once(farms[0], state).alerts] == ["opened"]
     (end,) = once(farms[1], state).alerts
     assert (end.change, end.alert.text) == ("resolved", "too red, north: another source is watched now")
-    with History.reading(state / "history.sqlite") as history:
+    with History(state / "history.sqlite", read_only=True) as history:
         assert history.alerts(state="open") == []
     for number in range(2):
         put(tmp_path / "c", f"north/{number}.jpg", RED)
@@ -440,7 +440,7 @@ def test_a_state_that_is_removed_ends_the_agent_with_a_clear_error(
             put(photos, "b.jpg")
             wait_for(lambda: heard.ends)
 
-    with pytest.raises(StateRemovedError, match="removed or replaced"):
+    with pytest.raises(StateLostError, match="removed or replaced"):
         remove_the_state()
 
 

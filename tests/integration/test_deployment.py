@@ -65,7 +65,7 @@ def test_every_setting_is_explained_in_the_field_guide() -> None:
     from agridistill.edge.delivery.broker import BrokerSettings
     from agridistill.edge.store.outbox import OutboxLimits
 
-    for kind in (BrokerSettings, module.PageSettings, module.UpdateOptions, OutboxLimits, Rule):
+    for kind in (BrokerSettings, module.PageSettings, module.UpdateSettings, OutboxLimits, Rule):
         names += list(kind.__dataclass_fields__)
     names += [*vars(defaults.quality), *vars(defaults.history)]
     missing = [name for name in names if f"`{name}`" not in guide and f"[{name}]" not in guide]

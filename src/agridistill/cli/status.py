@@ -83,7 +83,7 @@ def _history(file: Path, last: int) -> _Seen:
     if not file.exists():
         return _Seen()
     try:
-        with History.reading(file) as history:
+        with History(file, read_only=True) as history:
             return _Seen(history.alerts(state="open", limit=100), history.recent(last))
     except OutboxError as error:
         # For instance on a read-only disk: the state is printed anyway.

@@ -18,6 +18,7 @@ from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink, page_address
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
 from agridistill.edge.events import AgentState
+from agridistill.edge.network import public_name, split_url
 from agridistill.edge.page.server import PageServer
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret
 from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
@@ -25,10 +26,9 @@ from agridistill.edge.sources.reader import STILL_AFTER_S
 from agridistill.edge.state import HISTORY_FILE
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Outbox
-from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
+from agridistill.edge.updates.release import read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater, UpdateWorker
-from agridistill.edge.urls import public_name, split_url
 from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, Origin, require_model
 from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.preprocess import enough_pixels
@@ -240,15 +240,16 @@ def _workers(
 
 
 def _updater(settings: WatchSettings, slots: ModelSlots) -> Updater | None:
-    if settings.updates is None:
+    updates = settings.updates
+    if updates is None:
         return None
-    found = UpdateSettings(channel=settings.updates.channel, threads=settings.threads, ca_file=settings.updates.ca_file)
-    return Updater(slots, read_trusted_keys(settings.updates.keys), found)
+    keys = read_trusted_keys(updates.keys)
+    return Updater(slots, keys, channel=updates.channel, ca_file=updates.ca_file, threads=settings.threads)
 
 
 @contextlib.contextmanager
 def _page(page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent) -> Iterator[str]:
-    with contextlib.closing(History.reading(state / HISTORY_FILE)) as history:
+    with contextlib.closing(History(state / HISTORY_FILE, read_only=True)) as history:
         server = PageServer(
             history,
             lambda: agent.state,

@@ -8,15 +8,17 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from agridistill.arguments import require_threads
 from agridistill.edge.alerts.rules import Rule, default_rules
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.outputs import Command
+from agridistill.edge.network import is_loopback
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.outbox import OutboxLimits
-from agridistill.edge.urls import is_loopback
 from agridistill.errors import ConfigError
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
@@ -44,18 +46,14 @@ class PageSettings:
 
 
 @dataclass(frozen=True)
-class UpdateOptions:
+class UpdateSettings:
     """[updates]: signed models."""
 
     keys: Path  # a public key, or a folder of such
     source: str = ""  # `http(s)://…/release.json`, or a folder; "" for MQTT alone
-    every_hours: float = 6.0  # between two checks of the source
+    every_hours: Annotated[float, Field(ge=0.01, le=744)] = 6.0  # between two checks of the source
     channel: str = "default"  # releases of another one are refused
     ca_file: Path | None = None  # certificates of trusted authorities for https; None for the system's
-
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.every_hours <= 24 * 31:
-            raise ConfigError("updates.every_hours from 0.01 to 744", f"{self.every_hours:g}", "correct it")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class WatchSettings:
     model: Path | None = None  # an exported file, or a shipped model's name
     device: str = ""  # name in topics; "" takes the host's name
     plot: str = ""  # where the plants stand; in a folder, of the photos outside its subfolders
-    every_s: float = 1.0  # pause from one frame of a camera or video file to the next
+    every_s: Annotated[float, Field(ge=0)] = 1.0  # pause from one frame of a camera or video file to the next
     after: Literal["keep", "delete"] = "keep"  # of a folder's photo once it is decided on
     time: Literal["arrival", "photo"] = "arrival"  # a folder's photo counts by its arrival, or by its own EXIF
     ca_file: Path | None = None  # certificates of trusted authorities for an https camera; None for the system's
@@ -85,7 +83,7 @@ class WatchSettings:
     webhook: WebhookSettings | None = None
     command: Command | None = None
     page: PageSettings | None = None
-    updates: UpdateOptions | None = None
+    updates: UpdateSettings | None = None
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
     history: HistoryLimits = field(default_factory=HistoryLimits)
 

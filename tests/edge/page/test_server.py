@@ -121,7 +121,7 @@ def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: 
         PlotHealth(HOSTILE, now, 3600.0, 5, 0.9, HOSTILE),
     ]
     with History(tmp_path / "h.sqlite") as history:
-        history.put_alert(alert(1, plot="calm"), told_s=1)
+        history.put_alerts([alert(1, plot="calm")], told_s=[1])
         with PageServer(history, state, port=0, plots=lambda: plots) as server:
             text = Asker(server).ask("/content")[2].decode()
     cards = {
@@ -445,7 +445,11 @@ def test_the_page_answers_over_ipv6(history: History) -> None:
 
 def test_another_process_may_show_what_the_agent_writes(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite"
-    with filled_history(file) as writer, History.reading(file) as reader, PageServer(reader, state, port=0) as server:
+    with (
+        filled_history(file) as writer,
+        History(file, read_only=True) as reader,
+        PageServer(reader, state, port=0) as server,
+    ):
         asker = Asker(server)
         before: list[Any] = json.loads(asker.ask("/api/detections")[2])
         writer.add(detection(20))

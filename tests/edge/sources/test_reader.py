@@ -19,6 +19,7 @@ from tests.edge.conftest import wait_for
 
 from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.edge.events import Frame
+from agridistill.edge.network import split_url
 from agridistill.edge.sources import (
     LatestFrame,
     SourceEndedError,
@@ -32,7 +33,6 @@ from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.reader import Stillness
 from agridistill.edge.sources.snapshots import SnapshotSource
 from agridistill.edge.sources.source import Source
-from agridistill.edge.urls import split_url
 from agridistill.errors import EdgeError, PhotoError
 
 from .test_snapshots import Camera, camera, no_proxy  # noqa: F401 # fixtures

@@ -17,9 +17,9 @@ from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.events import AgentState, json_bytes
+from agridistill.edge.network import is_loopback
 from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.updates.updater import UpdateWorker
-from agridistill.edge.urls import is_loopback
 from agridistill.edge.words import sendable
 from agridistill.storage import write_json
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from agridistill.edge.backoff import Backoff
 from agridistill.edge.delivery.allowance import (
     Allowance,
     LostError,
@@ -21,6 +20,7 @@ from agridistill.edge.delivery.allowance import (
 )
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection
 from agridistill.edge.delivery.session import Session
+from agridistill.edge.network import Backoff
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError, OutboxError
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agridistill.edge.backoff import Backoff
+from agridistill.edge.network import Backoff
 from agridistill.edge.store.outbox import Message, Outbox, Pending
 from agridistill.errors import ConfigError, OutboxError
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.events import AgentState
+from agridistill.edge.network import is_loopback
 from agridistill.edge.page.requests import Handler, PageSource
 from agridistill.edge.store.history import History
-from agridistill.edge.urls import is_loopback
 from agridistill.errors import EdgeError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class PageServer:
     """Serves the agent's page, JSON and metrics, in its own threads.
 
     Args:
-        history: detections and alerts; best one of `History.reading`, which never waits for the agent's own.
+        history: detections and alerts; best a read-only one, which never waits for the agent's own.
         state: gives the agent's state now.
         host: address to bind to.
         port: 0 takes any that is free.

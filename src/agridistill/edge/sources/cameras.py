@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.events import Frame
+from agridistill.edge.network import public_name, split_url, with_user, without_user
 from agridistill.edge.sources.login import rtsp_status
 from agridistill.edge.sources.source import (
     SourceEndedError,
@@ -23,7 +24,6 @@ from agridistill.edge.sources.source import (
     SourceSettings,
     login_refused,
 )
-from agridistill.edge.urls import public_name, split_url, with_user, without_user
 from agridistill.errors import EdgeError, MissingExtraError, PhotoError
 
 _TIMEOUT_MS = 10_000

@@ -19,8 +19,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.edge.backoff import Backoff
 from agridistill.edge.events import Frame
+from agridistill.edge.network import Backoff, split_url, without_user
 from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.source import (
     Attempts,
@@ -30,7 +30,6 @@ from agridistill.edge.sources.source import (
     SourceRefusedError,
     SourceSettings,
 )
-from agridistill.edge.urls import split_url, without_user
 from agridistill.edge.words import duration_words
 from agridistill.errors import EdgeError, PhotoError
 

@@ -12,6 +12,7 @@ import httpx
 
 from agridistill.edge.events import Frame
 from agridistill.edge.http import HttpClient, HttpError, http_errors, tls_context
+from agridistill.edge.network import public_name, split_url, without_user
 from agridistill.edge.sources.login import authorization, challenges
 from agridistill.edge.sources.source import (
     PhotoReader,
@@ -20,7 +21,6 @@ from agridistill.edge.sources.source import (
     SourceSettings,
     login_refused,
 )
-from agridistill.edge.urls import public_name, split_url, without_user
 from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0

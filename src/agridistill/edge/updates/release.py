@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agridistill.errors import ConfigError, EdgeError
+from agridistill.errors import EdgeError
+from agridistill.manifest import sha256_of
 
 RELEASE_NAME = "release.json"
 MAX_RELEASE_BYTES = 1_000_000
@@ -30,9 +30,8 @@ _MAX_SIGNATURES = 16
 
 # One file in the release's own folder, on every file system: no separator, no leading dot or dash.
 PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=100)]
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_32Bytes = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-_KeyBytes = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class RefusedError(EdgeError):
@@ -41,28 +40,6 @@ class RefusedError(EdgeError):
 
 class UnavailableError(EdgeError):
     """A release cannot be fetched now; a later try may succeed."""
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """How updates are fetched and tried."""
-
-    channel: str = "default"  # releases of another one are refused
-    max_file_bytes: int = 500_000_000
-    spare_bytes: int = 50_000_000  # room on the disk that an update leaves free
-    timeout_s: float = 30.0  # of a connection with the header of its answer, and of each read of the body
-    patience_s: float = 3600.0  # for all files; the next check continues the download
-    attempts: int = 4  # tries in a row without a new byte before a file is given up
-    pause_s: float = 1.0  # before the second try; doubled before each further one
-    golden_limit_s: float = 120.0  # for all golden photos
-    engine: str | None = None  # None takes the fastest one here
-    threads: int = 0  # of one prediction; 0 takes one for each core
-    ca_file: Path | None = None  # authorities to trust for https; None trusts the system's
-
-    def __post_init__(self) -> None:
-        limits = (self.max_file_bytes, self.timeout_s, self.patience_s, self.attempts, self.golden_limit_s)
-        if min(limits) <= 0 or min(self.spare_bytes, self.pause_s, self.threads) < 0:
-            raise ConfigError("limits above 0 for updates", "less", "correct the settings")
 
 
 class _Signed(BaseModel):
@@ -74,7 +51,14 @@ class ReleaseFile(_Signed):
 
     name: PlainName
     size_bytes: int = Field(ge=0)
-    sha256: _Sha256
+    sha256: _32Bytes
+
+    def is_intact(self, path: Path) -> bool:
+        """Whether the file at a path is the signed one."""
+        try:
+            return path.stat().st_size == self.size_bytes and sha256_of(path) == self.sha256
+        except OSError:
+            return False
 
 
 class GoldenPhoto(_Signed):
@@ -87,7 +71,7 @@ class GoldenPhoto(_Signed):
 class TrustChange(_Signed):
     """Keys that devices trust, or stop to trust, from this release on."""
 
-    add: tuple[_KeyBytes, ...] = Field(default=(), max_length=_MAX_SIGNATURES)  # public keys in hex
+    add: tuple[_32Bytes, ...] = Field(default=(), max_length=_MAX_SIGNATURES)  # public keys in hex
     remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)
 
 
@@ -229,9 +213,6 @@ class TrustedKeys:
         keys = self.keys | {key_id(key): key for key in add}
         removed = set(remove)
         return TrustedKeys({name: key for name, key in keys.items() if name not in removed})
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def key_id(key: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -11,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agridistill.edge.backoff import Backoff
-from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source
+from agridistill.edge.network import Backoff
+from agridistill.edge.updates.fetch import fetch_files, open_source, read_envelope
 from agridistill.edge.updates.golden import KilledCheckError, check_golden
 from agridistill.edge.updates.release import (
     RefusedError,
     Release,
     TrustedKeys,
     UnavailableError,
-    UpdateSettings,
     verified_release,
 )
 from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
@@ -59,25 +59,33 @@ class Updater:
     Args:
         slots: of this device.
         keys: of the device's settings; keys that releases added and removed come on top.
-        settings: limits and patience.
+        channel: releases of another one are refused.
+        ca_file: authorities to trust for https; None trusts the system's.
+        threads: of one prediction of the golden check; 0 takes one for each core.
     """
 
-    def __init__(self, slots: ModelSlots, keys: TrustedKeys, settings: UpdateSettings | None = None) -> None:
-        self.slots, self.keys, self.settings = slots, keys, settings or UpdateSettings()
+    def __init__(
+        self,
+        slots: ModelSlots,
+        keys: TrustedKeys,
+        *,
+        channel: str = "default",
+        ca_file: Path | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.slots, self.keys = slots, keys
+        self._channel, self._ca_file, self._threads = channel, ca_file, threads
         # Outages are logged separately for releases that arrive as a message and for the polled source.
         self._logged = {True: ("", ""), False: ("", "")}
 
-    def check(self, source: str | Path | bytes | ReleaseSource, stop: threading.Event | None = None) -> UpdateResult:
+    def check(self, source: str | Path | bytes, stop: threading.Event | None = None) -> UpdateResult:
         """Looks for a newer release and installs it; `ModelSlots.start` then returns the new model.
 
         Args:
-            source: as in `open_source`.
+            source: as in `open_source`, or the content of a `release.json` that arrived as a message.
             stop: of the agent; setting it ends the golden check, and the update is postponed.
         """
-        is_message = isinstance(source, bytes)
         try:
-            if isinstance(source, str | Path | bytes):
-                source = open_source(source, self.settings)
             self.slots.folder.mkdir(parents=True, exist_ok=True)
             with only_one(self.slots.folder / UPDATE_LOCK, "model update"):
                 result = self._checked(source, stop)
@@ -87,19 +95,28 @@ class Updater:
             result = UpdateResult("refused", None, str(error))
         except OSError as error:
             result = UpdateResult("postponed", None, f"the disk or the system refuses ({error})")
-        self._log(result, is_message)
+        self._log(result, isinstance(source, bytes))
         return result
 
-    def _checked(self, source: ReleaseSource, stop: threading.Event | None) -> UpdateResult:
-        envelope = source.envelope()
+    def _checked(self, source: str | Path | bytes, stop: threading.Event | None) -> UpdateResult:
+        if isinstance(source, bytes):
+            place, envelope = None, source
+        else:
+            place = open_source(str(source), self._ca_file)
+            envelope = read_envelope(place)
         pointer = self.slots.pointer()
         keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
         release = verified_release(envelope, keys)
         try:
             if self._is_current(release, pointer, keys):
                 return UpdateResult("current", release.version)
+            if place is None:
+                if not release.base_url:
+                    expected = "a release with the address of its files"
+                    raise RefusedError(expected, "none", "publish it with --base-url")
+                place = open_source(release.base_url, self._ca_file)
             staging = self.slots.staging(release, envelope)
-            fetch_files(source, release, staging, self.settings)
+            fetch_files(place, release, staging)
             self._try(release, staging, stop)
             self.slots.switch(release, staging)
         except UnavailableError as error:
@@ -112,12 +129,14 @@ class Updater:
 
     def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
         """Whether the release runs already; raises RefusedError where it must not be installed."""
-        version, channel = release.version, self.settings.channel
-        if release.channel != channel:
-            expected, got = f"a release of the channel '{channel}'", f"one of '{release.channel}'"
+        version = release.version
+        if release.channel != self._channel:
+            expected, got = f"a release of the channel '{self._channel}'", f"one of '{release.channel}'"
             raise RefusedError(expected, got, "check the device's source")
         if version == pointer.active:
-            running = self.slots.release(version)
+            running = None
+            with contextlib.suppress(OSError, RefusedError):
+                running = self.slots.release(version)
             # When it was signed, and where its files lie, may differ.
             same = {"created": release.created, "base_url": release.base_url}
             if running and running.model_copy(update=same) != release:
@@ -130,7 +149,7 @@ class Updater:
         # The highest itself is installed again where its files were damaged on the disk.
         if version < pointer.highest:
             raise RefusedError(f"a version above {pointer.highest}", str(version), "publish with a higher --version")
-        if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove):
+        if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove).keys:
             expected = "a release that leaves a trusted key"
             raise RefusedError(expected, "one that removes all", "add one with --trust-key")
         return False
@@ -138,7 +157,7 @@ class Updater:
     def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
         try:
             try:
-                check_golden(staging, release, self.settings, stop)
+                check_golden(staging, release, self._threads, stop)
             except KilledCheckError:
                 times = self.slots.count_killed_check(release.version)
                 if times <= MAX_KILLED_CHECKS:
