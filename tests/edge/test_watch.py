@@ -246,7 +246,7 @@ def test_a_full_disk_holds_the_photo_until_there_is_room(
     with watching(replace(settings, after="delete"), state) as heard:
         put(photos, "a.jpg")
         wait_for(lambda: len(heard.detections) == 1)
-        database = opened[0]._file._database
+        database = opened[0]._database
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages}")
         for number in range(60):

@@ -291,11 +291,8 @@ def test_the_credentials_of_the_address_go_before_those_of_the_settings() -> Non
     assert SourceSettings().login(split_url("rtsp://host/s")) == (None, "")
 
 
-def test_settings_show_no_password_and_are_checked() -> None:
+def test_settings_show_no_password() -> None:
     assert "secret" not in repr(SourceSettings(password="secret"))  # noqa: S106
-    for wrong in ({"every_s": -1.0}, {"every_s": float("nan")}, {"every_s": float("inf")}, {"after": "burn"}):
-        with pytest.raises(EdgeError):
-            SourceSettings(**wrong)  # type: ignore[arg-type]
 
 
 def test_without_opencv_a_camera_is_refused_with_what_to_install() -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import importlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.events import Frame
 from agridistill.edge.network import public_name, split_url, with_user, without_user
-from agridistill.edge.sources.login import rtsp_status
 from agridistill.edge.sources.source import (
     SourceEndedError,
     SourceLostError,
     SourceSettings,
+    authorization,
+    challenges,
     login_refused,
 )
 from agridistill.errors import EdgeError, MissingExtraError, PhotoError
@@ -30,6 +33,7 @@ _TIMEOUT_MS = 10_000
 _RTSP_PORT = 554
 _DEFAULT_FPS = 25.0
 _GRAIN_S = 1e-6
+_MAX_LINE, _MAX_BODY = 4096, 65_536
 
 
 class _Capture:
@@ -243,3 +247,34 @@ def _opencv() -> Any:
         with contextlib.suppress(AttributeError):
             place.setLogLevel(0)  # type: ignore[union-attr]
     return cv2
+
+
+def rtsp_status(host: str, port: int, url: str, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
+    """The status with which a camera answers DESCRIBE; None where it does not answer.
+
+    OpenCV does not report whether a camera is away or refuses the password. `url` is without user and password.
+    """
+    try:
+        with socket.create_connection((host, port), timeout_s) as connection, connection.makefile("rb") as stream:
+            status, headers = _describe(connection, stream, url, [])
+            if status == 401 and user is not None:
+                offers = challenges(headers.get_all("WWW-Authenticate", []))
+                answer = authorization(offers, user, password, "DESCRIBE", url)
+                if answer is not None:
+                    status, _ = _describe(connection, stream, url, [f"Authorization: {answer}"])
+            return status
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _describe(
+    connection: socket.socket, stream: IO[bytes], url: str, more: list[str]
+) -> tuple[int, http.client.HTTPMessage]:
+    lines = [f"DESCRIBE {url} RTSP/1.0", f"CSeq: {1 + len(more)}", "Accept: application/sdp", *more]
+    connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+    version, _, rest = stream.readline(_MAX_LINE).decode("latin-1").partition(" ")
+    if not version.startswith("RTSP/"):
+        raise ValueError("no RTSP")
+    headers = http.client.parse_headers(stream)
+    stream.read(min(int(headers.get("Content-Length", "0")), _MAX_BODY))
+    return int(rest[:3]), headers

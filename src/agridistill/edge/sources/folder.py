@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -280,17 +279,11 @@ def _bad_key(photo: Photo) -> str:
     return f"bad {photo.identity}"
 
 
-class PhotoTime(NamedTuple):
-    """When a photo was taken, in seconds since 1970; None with the problem in words."""
+def photo_time(path: Path, now_s: float) -> tuple[float | None, str]:
+    """When a photo was taken, by its EXIF, in seconds since 1970; else None and the problem in words.
 
-    at_s: float | None
-    problem: str = ""
-
-
-def photo_time(path: Path, now_s: float) -> PhotoTime:
-    """When a photo was taken, by its EXIF; a time without a zone is the device's local time.
-
-    A time before 2010 or after `now_s` (seconds since 1970) is none: the camera's clock was wrong.
+    A time without a zone is the device's local time. One before 2010 or after `now_s` is none: the camera's clock was
+    wrong.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -301,12 +294,12 @@ def photo_time(path: Path, now_s: float) -> PhotoTime:
     times = (_moment(str(tags.get(time, "")), str(tags.get(zone, ""))) for time, zone in _TIME_TAGS)
     found = next((moment for moment in times if moment is not None), None)
     if found is None:
-        return PhotoTime(None, "no EXIF time")
+        return None, "no EXIF time"
     if found.year < _EARLIEST_YEAR:
-        return PhotoTime(None, f"an EXIF time before {_EARLIEST_YEAR}")
+        return None, f"an EXIF time before {_EARLIEST_YEAR}"
     if found.timestamp() > now_s + _CLOCK_DIFFERENCE_S:
-        return PhotoTime(None, "an EXIF time in the future")
-    return PhotoTime(min(found.timestamp(), now_s))
+        return None, "an EXIF time in the future"
+    return min(found.timestamp(), now_s), ""
 
 
 def _moment(text: str, zone: str) -> datetime | None:
