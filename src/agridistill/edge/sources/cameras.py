@@ -68,13 +68,7 @@ class _Capture:
 class CameraSource(_Capture):
     """The newest frame of a camera or a stream, every `every_s`. Frames in between are dropped, not queued.
 
-    Args:
-        target: a camera's number, its device, or the address of a stream.
-        settings: how frames are taken.
-
-    Raises:
-        EdgeError: a malformed address.
-        MissingExtraError: no OpenCV.
+    `target` is a camera's number, its device, or the address of a stream; a malformed one raises EdgeError.
     """
 
     live = True
@@ -91,12 +85,7 @@ class CameraSource(_Capture):
         self._number = 0
 
     def open(self) -> None:
-        """Connects.
-
-        Raises:
-            SourceRefusedError: it refuses user and password.
-            SourceLostError: it is away, or another program uses it.
-        """
+        """Connects; raises SourceRefusedError where user and password are refused, else SourceLostError."""
         self.close()
         cv2 = self._cv2
         if self._address is not None:
@@ -114,11 +103,7 @@ class CameraSource(_Capture):
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The first frame after the pause; frames before it are drained, or the driver would give them late.
-
-        Raises:
-            SourceLostError: no frame came.
-        """
+        """The first frame after the pause; frames before it are drained, or the driver would give them late."""
         if self._capture is None:
             raise self._lost("a closed one")
         deadline = time.monotonic() + wait_s
@@ -151,16 +136,7 @@ class CameraSource(_Capture):
 
 
 class VideoSource(_Capture):
-    """Frames of a video file, every `every_s` of the video's own time; 0 takes all.
-
-    Args:
-        path: of the file.
-        settings: how frames are taken.
-        seen: whether a frame was decided on before.
-
-    Raises:
-        MissingExtraError: no OpenCV.
-    """
+    """Frames of a video file, every `every_s` of the video's own time (0 takes all), but for those already `seen`."""
 
     live = False
 
@@ -196,13 +172,7 @@ class VideoSource(_Capture):
         self._index, self._due_s = -1, 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The next frame that is due and new.
-
-        Raises:
-            PhotoError: a frame that cannot be decoded.
-            SourceEndedError: the video has ended.
-            SourceLostError: the file is gone.
-        """
+        """The next frame that is due and new; PhotoError where it cannot be decoded."""
         if self._capture is None:
             raise self._lost("a closed one")
         deadline = time.monotonic() + wait_s

@@ -38,13 +38,13 @@ MAX_FOUND = 2000
 """Photos that one search returns at most: the memory stays the same however many wait."""
 _POLL_S = 0.02
 _CHUNK = 512
-# Pauses in units of a search's duration, which bound the processor's time: after a change, and as a safety net for
-# changes without an event. A photo that arrives during a search waits for its end.
-_PAUSE_AFTER_CHANGE, _PAUSE_WITHOUT, _MIN_PAUSE_S = 2, 200, 2.0
+# Pauses in units of a search's duration, which bound the processor's time, and the least ones: after a change, for
+# changes without an event, and where the system reports no events.
+_PAUSE_AFTER_CHANGE = 2
+_PAUSE, _MIN_PAUSE_S = 200, 2.0
+_POLLED_PAUSE, _MIN_POLLED_PAUSE_S = 20, 0.1
 # Photos that the system refuses are tried again after this pause.
 _ASIDE_S = 10.0
-# A folder's modification time may stand still for so long while files arrive.
-_TIME_GRAIN_NS = 100_000_000
 _UNFINISHED = (".part", ".tmp")
 _MAX_LOGGED_SUFFIXES = 20
 
@@ -108,7 +108,6 @@ class Listing:
         self._logged_suffixes: set[str] = set()
         self._logged_unreadable: set[str] = set()  # folders
         # Of one search.
-        self._folder_times: dict[str, int | None] = {}
         self._present = array("q")
         self._unreadable: set[str] = set()
         self._others: Counter[str] = Counter()  # by suffix
@@ -131,7 +130,7 @@ class Listing:
                 self._inotify = Inotify()
             except OSError as error:
                 logger.info("the folder '%s' is polled: %s", self.root, error)
-        self._must_search, self._soon_at = True, 0.0
+        self._latest_at = 0.0
 
     def close(self) -> None:
         """Stops watching; decided photos stay known."""
@@ -172,18 +171,12 @@ class Listing:
         self._has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
-        """Whether a search is worth its time now; `idle` when all photos of the last one are done.
-
-        Raises:
-            SourceLostError: the folder is gone.
-        """
+        """Whether a search is worth its time now; `idle` when all photos of the last one are done."""
         now = time.monotonic()
         if now >= self._aside_until:
             self._aside, self._aside_until = Hashes(), math.inf
             return True
-        if (idle and self._has_more) or now >= self._latest_at:
-            return True
-        return now >= self._soon_at and (self._must_search or (self._inotify is None and self._has_changed()))
+        return (idle and self._has_more) or now >= (self._soon_at if self._must_search else self._latest_at)
 
     def search(self) -> list[Photo]:
         """The oldest photos that are neither decided nor set aside, in order, at most `MAX_FOUND`.
@@ -193,7 +186,7 @@ class Listing:
         """
         begin = time.monotonic()
         self._must_search = False
-        self._folder_times, self._present, self._unreadable, self._others = {}, array("q"), set(), Counter()
+        self._present, self._unreadable, self._others = array("q"), set(), Counter()
         found = heapq.nsmallest(MAX_FOUND, self._undecided())
         self._has_more = len(found) == MAX_FOUND
         self._log_others()
@@ -206,16 +199,19 @@ class Listing:
         self._logged_unreadable = self._unreadable
         end = time.monotonic()
         self._soon_at = end + _PAUSE_AFTER_CHANGE * (end - begin)
-        self._latest_at = end + max(_MIN_PAUSE_S, _PAUSE_WITHOUT * (end - begin))
+        if self._inotify is None:
+            self._latest_at = end + max(_MIN_POLLED_PAUSE_S, _POLLED_PAUSE * (end - begin))
+        else:
+            self._latest_at = end + max(_MIN_PAUSE_S, _PAUSE * (end - begin))
         return found
 
     def wait(self, wait_s: float, *, poll: bool) -> None:
         """Returns when there may be work, at most after `wait_s`; `poll` where a file has to be checked again soon."""
+        at = min(self._latest_at, self._aside_until)
+        soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
         if self._inotify is None:
-            time.sleep(min(wait_s, _POLL_S))
+            time.sleep(max(0.0, min(wait_s, soon)))
         else:
-            at = min(self._latest_at, self._aside_until)
-            soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
             self._inotify.wait(min(wait_s, soon))
 
     def _undecided(self) -> Iterator[Photo]:
@@ -282,28 +278,15 @@ class Listing:
         return True
 
     def _watch(self, inside: str) -> None:
-        """Before the folder is listed: what arrives meanwhile causes an event, or changes its time."""
-        path = self.root / inside
-        written = path.stat().st_mtime_ns
-        self._folder_times[inside] = None if abs(time.time_ns() - written) < _TIME_GRAIN_NS else written
+        """Before the folder is listed: what arrives meanwhile causes an event."""
         if self._inotify is not None:
+            path = self.root / inside
             try:
                 self._inotify.add(path, inside)
             except OSError as error:
                 if path.is_dir() and os.access(path, os.R_OK):  # else listing it reports the reason
                     logger.info("the folder '%s' is polled: %s", self.root, error)
                     self.close()
-
-    def _has_changed(self) -> bool:
-        for inside, before in self._folder_times.items():
-            try:
-                if (self.root / inside).stat().st_mtime_ns != before:
-                    return True
-            except OSError as error:
-                if not inside:
-                    raise self._lost(error) from None
-                return True
-        return False
 
     def _lost(self, error: OSError) -> SourceLostError:
         return SourceLostError(

@@ -43,14 +43,7 @@ class SnapshotSource:
     """Fetches a picture every `every_s`; one that did not change is no new frame.
 
     An answer that is a stream (`multipart/x-mixed-replace`, MJPEG) stays open, and its newest picture is taken.
-
-    Args:
-        url: `http(s)://[USER:PASSWORD@]HOST[:PORT]/…`.
-        settings: how frames are taken.
-        timeout_s: of the whole exchange; in a stream, of each picture.
-
-    Raises:
-        EdgeError: a malformed address.
+    `timeout_s` is that of the whole exchange; in a stream, of each picture. A malformed address raises EdgeError.
     """
 
     live = True
@@ -79,7 +72,7 @@ class SnapshotSource:
 
         Raises:
             SourceRefusedError: user and password, or the camera's certificate, are wrong.
-            SourceLostError: no answer, an error, something other than a picture, or three in a row that are unreadable.
+            SourceLostError: no picture in the answer, or three in a row that cannot be read.
             PhotoError: a picture that is damaged, or too large.
         """
         if self._is_stream:
