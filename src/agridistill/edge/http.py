@@ -46,12 +46,9 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class HttpClient:
-    """Opens http(s) addresses; a redirect from https to http is refused.
+    """Opens http(s) addresses; a redirect from https to http is refused, and all are without `follow_redirects`.
 
-    Args:
-        auth: answers a 401.
-        context: of TLS; None trusts the system's authorities.
-        follow_redirects: False treats a redirect as an error.
+    `auth` answers a 401; without a `context` of TLS the system's authorities are trusted.
     """
 
     def __init__(

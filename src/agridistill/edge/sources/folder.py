@@ -45,9 +45,9 @@ class FolderSource:
 
     A JPEG or a PNG is taken as soon as its end mark is there. Formats without an end mark, and files that cannot be
     decoded, are tried again once nothing has been written for `settle_s`: a copy may have its full size from the start.
-    What the system refuses (rights, a disk, a network) is tried again after pauses of up to a minute. Hidden names,
-    those of machines (`@eaDir`, …), `.part` and `.tmp` are passed over; links to folders are followed, each folder
-    once. Arguments as in `open_source`.
+    What the system refuses (rights, a disk, a network) is tried again after ten seconds. Hidden names, those of
+    machines (`@eaDir`, …), `.part` and `.tmp` are passed over; links to folders are followed, each folder once.
+    Arguments as in `open_source`.
     """
 
     live = False

@@ -122,11 +122,7 @@ class PhotoReader:
         self._settings, self._attempts = settings, attempts
 
     def read(self, source: Path | bytes, identity: str = "") -> NDArray[np.uint8]:
-        """The photo upright, `(H, W, 3)` uint8 RGB, of about `shorter_side`.
-
-        Args:
-            source: a file, or its content.
-            identity: under which attempts are recorded; "" records none.
+        """The photo upright, `(H, W, 3)` uint8 RGB, of about `shorter_side`; attempts are recorded under its identity.
 
         Raises:
             UnreachablePhotoError: the system refuses access for now.

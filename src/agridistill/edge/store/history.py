@@ -21,7 +21,6 @@ CREATE TABLE IF NOT EXISTS detections (
     at_s REAL NOT NULL,
     plot TEXT NOT NULL,
     verdict TEXT NOT NULL,
-    label TEXT,
     document TEXT NOT NULL,
     thumbnail BLOB,
     source TEXT NOT NULL
@@ -71,13 +70,10 @@ class History(SqliteFile):
     was removed or damaged.
 
     Args:
-        path: of the file; its folder is created.
+        path: of the file.
         limits: how much is kept.
         source: identity of the watched source (see `source_identity`): new detections and alerts are stored under it.
-        read_only: for a reader beside the running agent, which creates nothing.
-
-    Raises:
-        OutboxError: the file cannot be opened, or is of another version.
+        read_only: for a reader beside the running agent.
     """
 
     def __init__(
@@ -95,21 +91,12 @@ class History(SqliteFile):
             thumbnail: a small JPEG.
             identity: of the photo, which `decided_by` then knows; "" for live frames.
         """
-        row = (
-            detection.event_id,
-            detection.at_s,
-            detection.plot,
-            detection.verdict,
-            detection.label,
-            json.dumps(detection.to_json(), ensure_ascii=False),
-            thumbnail,
-            self._source,
-        )
+        found, document = detection, json.dumps(detection.to_json(), ensure_ascii=False)
         with self.writing() as database:
             cursor = database.execute(
-                "INSERT INTO detections (event_id, at_s, plot, verdict, label, document, thumbnail, source) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
-                row,
+                "INSERT INTO detections (event_id, at_s, plot, verdict, document, thumbnail, source) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                (found.event_id, found.at_s, found.plot, found.verdict, document, thumbnail, self._source),
             )
             add_to_counter(database, f"verdict:{detection.verdict}", cursor.rowcount)
             if identity:
@@ -146,13 +133,7 @@ class History(SqliteFile):
             database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
     def recent(self, limit: int = 50, *, since_s: float | None = None, own: bool = False) -> list[Detection]:
-        """The newest detections, newest first.
-
-        Args:
-            limit: of their number.
-            since_s: not older than this, seconds since 1970.
-            own: only of the source that is watched now.
-        """
+        """The newest detections, newest first: since a time (seconds since 1970), of the source that is watched now."""
         where, values = _conditions({"at_s >= ?": since_s, _OWN: self._source if own else None})
         query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
         return [Detection.from_json(json.loads(document)) for (document,) in self._rows(query, *values, limit)]
@@ -206,10 +187,7 @@ class History(SqliteFile):
     ) -> list[tuple[Alert, float]]:
         """Alerts, the newest change first, each with the time of its last notification.
 
-        Args:
-            state: only in this one.
-            limit: of their number.
-            own: True for those of the source that is watched now, False for those of others, None for all.
+        `own` is True for those of the source that is watched now, False for those of others, None for all.
         """
         of_source = {_OWN: self._source if own else None, _OTHERS: self._source if own is False else None}
         where, values = _conditions({"state = ?": state, **of_source})

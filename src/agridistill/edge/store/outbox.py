@@ -84,13 +84,6 @@ class Outbox(SqliteFile):
 
     Neither a kill nor a power cut takes back a commit. Methods raise OutboxError where the disk is full or refuses, and
     change nothing then; StateLostError where the file was removed or damaged.
-
-    Args:
-        path: of the file; its folder is created.
-        limits: how much may wait.
-
-    Raises:
-        OutboxError: the file cannot be opened, or is of another version.
     """
 
     def __init__(self, path: Path, limits: OutboxLimits | None = None) -> None:

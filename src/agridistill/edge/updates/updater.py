@@ -15,13 +15,7 @@ from typing import Any, Literal
 from agridistill.edge.network import Backoff
 from agridistill.edge.updates.fetch import fetch_files, open_source, read_envelope
 from agridistill.edge.updates.golden import KilledCheckError, check_golden
-from agridistill.edge.updates.release import (
-    RefusedError,
-    Release,
-    TrustedKeys,
-    UnavailableError,
-    verified_release,
-)
+from agridistill.edge.updates.release import RefusedError, Release, TrustedKeys, UnavailableError, verified_release
 from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
 from agridistill.errors import EdgeError, RunError
 from agridistill.storage import only_one
