@@ -15,9 +15,11 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from tests.edge.watched import settings_for
 from tests.needs import NEEDS, program
 
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings
+from agridistill.edge.settings import WatchSettings
 
 MOSQUITTO = program("mosquitto")
 
@@ -186,6 +188,24 @@ def _published(packet: bytes) -> tuple[str, bytes]:
     start = next(index for index in range(1, 5) if packet[index] < 128) + 1
     length = int.from_bytes(packet[start : start + 2], "big")
     return packet[start + 2 : start + 2 + length].decode(), packet[start + 2 + length :]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """The folder that an agent watches."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def settings(photos: Path, colour_model: Path) -> WatchSettings:
+    return settings_for(photos, colour_model)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from tests.edge.conftest import Broker, Receiver, wait_for
 from tests.edge.updates.conftest import model_like
-from tests.edge.watched import RED, once, put, settings_for, watching
+from tests.edge.watched import RED, once, put, watching
 
 from agridistill.edge import agent as agent_module
 from agridistill.edge import building
@@ -37,23 +37,6 @@ from agridistill.edge.store import StateLostError
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.errors import ConfigError, EdgeError, OutboxError, RunError
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def settings(photos: Path, colour_model: Path) -> WatchSettings:
-    return settings_for(photos, colour_model)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
 
 
 def test_photos_are_decided_on_and_kept_without_any_broker(photos: Path, settings: WatchSettings, state: Path) -> None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.edge.conftest import Broker, Receiver, wait_for
-from tests.edge.watched import GREEN, once, put, settings_for, watching
+from tests.edge.watched import GREEN, once, put, watching
 
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.delivery.broker import BrokerSettings
@@ -19,21 +18,6 @@ from agridistill.edge.state import read_state
 from agridistill.edge.updates.publishing import PublishSettings, publish
 
 from .conftest import Publisher, model_like, plain_photo
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def settings(photos: Path, colour_model: Path) -> WatchSettings:
-    return settings_for(photos, colour_model)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
 
 
 def test_a_new_model_takes_over_between_two_photos(

@@ -55,14 +55,19 @@ def test_a_release_is_installed_after_its_golden_photos_and_runs_from_the_next_s
     assert not device.start().trial
 
 
+def message_of(publisher: Publisher, server: Server) -> bytes:
+    """A release that arrives as a message; its files lie on the server."""
+    publisher.publish(1, base_url=server.url.removesuffix("release.json"))
+    return (publisher.folder / "release.json").read_bytes()
+
+
 @pytest.mark.usefixtures("without_golden")
 @pytest.mark.parametrize("kind", ["folder", "text", "address", "folder's address", "message"])
 def test_a_release_comes_from_a_stick_a_server_or_a_message(
     kind: str, device_for: MakeDevice, publisher: Publisher, serve: Serve
 ) -> None:
     server = serve(publisher.folder)
-    publisher.publish(1, base_url=server.url.removesuffix("/release.json"))
-    envelope = (publisher.folder / "release.json").read_bytes()
+    envelope = message_of(publisher, server)
     if kind == "message":
         (publisher.folder / "release.json").unlink()
     source = {
@@ -411,8 +416,7 @@ def test_a_message_and_a_place_do_not_call_each_other_back(
     device: Device, publisher: Publisher, serve: Serve, caplog: Log
 ) -> None:
     server = serve(publisher.folder)
-    publisher.publish(1, base_url=server.url.removesuffix("release.json"))
-    message = (publisher.folder / "release.json").read_bytes()
+    message = message_of(publisher, server)
     server.status = 503
     caplog.set_level(logging.WARNING)
     for _ in range(2):
