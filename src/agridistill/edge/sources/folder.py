@@ -158,45 +158,50 @@ class FolderSource:
         before, digest = self._lately.get(photo.name, (None, b""))
         if before is None or before.size != photo.size or _digest(self._listing.root / photo.name) != digest:
             return False
-        if not self._seen(before.identity):
+        if self._seen(before.identity):
+            self._mark_bad(photo)
+            self._delete(photo)
+        else:
             # Not committed yet: after a kill this is the photo to decide on.
-            self._growing[photo.name] = (photo, time.monotonic())
-            return True
-        with contextlib.suppress(OutboxError):
-            self._bad(_bad_key(photo))
-        self._remember(photo)
-        self._delete(photo)
+            self._try_later(photo)
         return True
 
     def _try(self, photo: Photo, *, has_settled: bool) -> Frame | None:
         """Decodes a photo; one that fails is tried again, or is a bad photo once it has settled."""
         path, at_s = self._listing.root / photo.name, time.time()
-        if has_settled or _has_end_mark(path):
-            error = None
-            digest = b"" if has_settled else _digest(path)
-            try:
-                pixels = self._reader.read(path, photo.identity)
-                taken_s = self._taken_s(photo, at_s)
-            except UnreachablePhotoError as found:
-                self._set_aside(photo, found)
+        if not has_settled and not _has_end_mark(path):
+            self._try_later(photo)
+            return None
+        digest = b"" if has_settled else _digest(path)
+        try:
+            pixels = self._reader.read(path, photo.identity)
+            taken_s = self._taken_s(photo, at_s)
+        except UnreachablePhotoError as error:
+            self._set_aside(photo, error)
+            return None
+        except PhotoError:
+            if not has_settled or self._listing.now(photo.name) != photo:
+                self._try_later(photo)
                 return None
-            except PhotoError as found:
-                error = found
-            if self._listing.now(photo.name) == photo:  # else it was written to meanwhile
-                if error is None:
-                    self._remember(photo)
-                    self._remember_digest(photo, digest)
-                    if self._settings.after == "delete":
-                        self._handed[photo.identity] = photo
-                    return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
-                if has_settled:
-                    self._remember(photo)
-                    # If the disk refuses, the photo is only reported again after a restart.
-                    with contextlib.suppress(OutboxError):
-                        self._bad(_bad_key(photo))
-                    raise error
+            self._mark_bad(photo)
+            raise
+        if self._listing.now(photo.name) != photo:  # it was written to meanwhile
+            self._try_later(photo)
+            return None
+        self._remember(photo)
+        self._remember_digest(photo, digest)
+        if self._settings.after == "delete":
+            self._handed[photo.identity] = photo
+        return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
+
+    def _try_later(self, photo: Photo) -> None:
         self._growing[photo.name] = (photo, time.monotonic())
-        return None
+
+    def _mark_bad(self, photo: Photo) -> None:
+        self._remember(photo)
+        # If the disk refuses, the photo is only reported again after a restart.
+        with contextlib.suppress(OutboxError):
+            self._bad(_bad_key(photo))
 
     def _taken_s(self, photo: Photo, at_s: float) -> float | None:
         """The photo's own time, where the settings use it; each kind of problem is logged once."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import shutil
 import threading
@@ -27,7 +26,7 @@ from agridistill.edge.updates.release import (
     stored_release,
 )
 from agridistill.errors import EdgeError, RunError
-from agridistill.storage import only_one, sync_folder, write_json
+from agridistill.storage import only_one, replacing, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -219,19 +218,15 @@ class ModelSlots:
         for path in folder.iterdir():
             if path.name not in expected:
                 path.unlink()
-        # Without a temporary name: it counts only when the folder is renamed, after it was synchronised.
-        (folder / RELEASE_NAME).write_bytes(envelope)
+        with replacing(folder / RELEASE_NAME) as temporary:
+            temporary.write_bytes(envelope)
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
         """Makes a release that was fetched and tried the active one, on trial, and its keys count."""
-        for path in staging.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
         sync_folder(staging)
         slot = self.slot(release.version)
-        if slot.exists():
-            shutil.rmtree(slot)
+        shutil.rmtree(slot, ignore_errors=True)
         staging.rename(slot)
         sync_folder(self.folder)
         self._change(lambda pointer: pointer.switched(release))
