@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agridistill.edge.network import Backoff
-from agridistill.edge.updates.fetch import fetch_files, open_source, read_envelope
+from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source, read_envelope
 from agridistill.edge.updates.golden import KilledCheckError, check_golden
 from agridistill.edge.updates.release import RefusedError, Release, TrustedKeys, UnavailableError, verified_release
 from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
@@ -79,47 +79,60 @@ class Updater:
             source: as in `open_source`, or the content of a `release.json` that arrived as a message.
             stop: of the agent; setting it ends the golden check, and the update is postponed.
         """
+        version = None
         try:
             self.slots.folder.mkdir(parents=True, exist_ok=True)
             with only_one(self.slots.folder / UPDATE_LOCK, "model update"):
-                result = self._checked(source, stop)
+                if isinstance(source, bytes):
+                    place, envelope = None, source
+                else:
+                    place = open_source(str(source), self._ca_file)
+                    envelope = read_envelope(place)
+                pointer = self.slots.pointer()
+                keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
+                release = verified_release(envelope, keys)
+                version = release.version
+                is_current = self._is_current(release, pointer, keys)
+                if not is_current:
+                    self._install(release, envelope, place, stop)
+            result = UpdateResult("current" if is_current else "installed", version)
         except (UnavailableError, RunError) as error:
-            result = UpdateResult("postponed", None, str(error))
+            # Each killed check counts: a memory that was full for some minutes must not refuse a version for good.
+            result = UpdateResult("postponed", version, str(error), patient=isinstance(error, KilledCheckError))
         except EdgeError as error:
-            result = UpdateResult("refused", None, str(error))
+            result = UpdateResult("refused", version, str(error))
         except OSError as error:
-            result = UpdateResult("postponed", None, f"the disk or the system refuses ({error})")
+            result = UpdateResult("postponed", version, f"the disk or the system refuses ({error})")
         self._log(result, isinstance(source, bytes))
         return result
 
-    def _checked(self, source: str | Path | bytes, stop: threading.Event | None) -> UpdateResult:
-        if isinstance(source, bytes):
-            place, envelope = None, source
-        else:
-            place = open_source(str(source), self._ca_file)
-            envelope = read_envelope(place)
-        pointer = self.slots.pointer()
-        keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
-        release = verified_release(envelope, keys)
+    def _install(
+        self, release: Release, envelope: bytes, place: ReleaseSource | None, stop: threading.Event | None
+    ) -> None:
+        if place is None:
+            if not release.base_url:
+                raise RefusedError("a release with the address of its files", "none", "publish it with --base-url")
+            place = open_source(release.base_url, self._ca_file)
+        staging = self.slots.staging(release, envelope)
+        fetch_files(place, release, staging)
         try:
-            if self._is_current(release, pointer, keys):
-                return UpdateResult("current", release.version)
-            if place is None:
-                if not release.base_url:
-                    expected = "a release with the address of its files"
-                    raise RefusedError(expected, "none", "publish it with --base-url")
-                place = open_source(release.base_url, self._ca_file)
-            staging = self.slots.staging(release, envelope)
-            fetch_files(place, release, staging)
             self._try(release, staging, stop)
-            self.slots.switch(release, staging)
-        except UnavailableError as error:
-            # Each killed check counts: a memory that was full for some minutes must not refuse a version for good.
-            patient = isinstance(error, KilledCheckError)
-            return UpdateResult("postponed", release.version, str(error), patient)
         except RefusedError as error:
-            return UpdateResult("refused", release.version, str(error))
-        return UpdateResult("installed", release.version)
+            # Intact and signed, and yet it fails: it would fail at every check.
+            self.slots.refuse(release.version, str(error))
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self.slots.switch(release, staging)
+
+    def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
+        try:
+            check_golden(staging, release, self._threads, stop)
+        except KilledCheckError:
+            times = self.slots.count_killed_check(release.version)
+            if times <= MAX_KILLED_CHECKS:
+                raise
+            got = f"one whose golden check was killed {times} times"
+            raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
 
     def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
         """Whether the release runs already; raises RefusedError where it must not be installed."""
@@ -147,22 +160,6 @@ class Updater:
             expected = "a release that leaves a trusted key"
             raise RefusedError(expected, "one that removes all", "add one with --trust-key")
         return False
-
-    def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
-        try:
-            try:
-                check_golden(staging, release, self._threads, stop)
-            except KilledCheckError:
-                times = self.slots.count_killed_check(release.version)
-                if times <= MAX_KILLED_CHECKS:
-                    raise
-                got = f"one whose golden check was killed {times} times"
-                raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
-        except RefusedError as error:
-            # Intact and signed, and yet it fails: it would fail at every check.
-            self.slots.refuse(release.version, str(error))
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
 
     def _log(self, result: UpdateResult, is_message: bool) -> None:
         """Logs an outage and a refusal once, and its end once."""
