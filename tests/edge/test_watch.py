@@ -467,11 +467,11 @@ def test_an_alert_that_one_outbox_refuses_is_handed_to_the_others_once(
     added: list[str] = []
     real = Outbox.add
 
-    def add(self: Outbox, messages: list[Message]) -> list[int]:
+    def add(self: Outbox, messages: list[Message]) -> None:
         added.extend(self.path.stem for message in messages if message.kind == "alert")
         if self.path.stem == "command" and added.count("command") < 4:
             raise OutboxError("an outbox that can be written", "a full disk", "free some room")
-        return real(self, messages)
+        real(self, messages)
 
     monkeypatch.setattr(Outbox, "add", add)
     monkeypatch.setattr(agent_module, "_RETRY_LONGEST_S", 0.02)

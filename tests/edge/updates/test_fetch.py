@@ -32,16 +32,25 @@ def large(publisher: Publisher, colour_model: Path) -> Publisher:
     return publisher
 
 
+@pytest.fixture
+def server(large: Publisher, serve: Serve) -> Server:
+    return serve(large.folder)
+
+
+@pytest.fixture
+def device(device_for: MakeDevice, large: Publisher, server: Server) -> Device:
+    """Fetches the large release from the server."""
+    return device_for(large, server.url)
+
+
 def part_of(device: Device) -> Path:
     return device.slots.folder / "v1.part" / "large.onnx.part"
 
 
 def test_cut_at_every_64_kib_the_old_model_runs_until_the_last_byte_is_there(
-    device_for: MakeDevice, large: Publisher, serve: Serve, limits: Limits
+    device: Device, large: Publisher, server: Server, limits: Limits
 ) -> None:
-    server = serve(large.folder)
     limits(ATTEMPTS=1)
-    device = device_for(large, server.url)
     size, cuts = large.model.stat().st_size, 0
     # One try a check, each cut after 64 KiB.
     server.cut_after = KIB_64
@@ -71,22 +80,16 @@ def test_a_file_that_ends_early_on_a_stick_is_never_used(
 
 
 def test_within_a_check_a_download_that_comes_forward_is_not_given_up(
-    device_for: MakeDevice, large: Publisher, serve: Serve, limits: Limits
+    device: Device, large: Publisher, server: Server, limits: Limits
 ) -> None:
-    server = serve(large.folder)
     server.cut_after = KIB_64
     limits(ATTEMPTS=2)
-    device = device_for(large, server.url)
     assert device.check().outcome == "installed"
     assert server.sent["large.onnx"] == large.model.stat().st_size
 
 
-def test_without_ranges_the_download_starts_over(
-    device_for: MakeDevice, large: Publisher, serve: Serve, limits: Limits
-) -> None:
-    server = serve(large.folder)
+def test_without_ranges_the_download_starts_over(device: Device, server: Server, limits: Limits) -> None:
     limits(ATTEMPTS=3)
-    device = device_for(large, server.url)
     server.ranges, server.cut_after = False, 100_000
     assert device.check().outcome == "postponed"
     assert part_of(device).stat().st_size == 100_000
@@ -96,12 +99,8 @@ def test_without_ranges_the_download_starts_over(
     assert device.start().version == 1
 
 
-def test_a_part_of_other_bytes_is_thrown_away_and_fetched_anew(
-    device_for: MakeDevice, large: Publisher, serve: Serve, limits: Limits
-) -> None:
-    server = serve(large.folder)
+def test_a_part_of_other_bytes_is_thrown_away_and_fetched_anew(device: Device, server: Server, limits: Limits) -> None:
     limits(ATTEMPTS=1)
-    device = device_for(large, server.url)
     server.cut_after = 100_000
     assert device.check().outcome == "postponed"
     part_of(device).write_bytes(b"x" * 100_000)
@@ -118,10 +117,8 @@ def test_any_part_can_be_gone_on_with(device_for: MakeDevice, large: Publisher, 
     assert device.check().outcome == "installed"
 
 
-def test_no_more_than_was_signed_is_written(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
-    server = serve(large.folder)
+def test_no_more_than_was_signed_is_written(device: Device, server: Server) -> None:
     server.extra = b"x" * 20_000_000
-    device = device_for(large, server.url)
     result = device.check()
     assert result.outcome == "refused"
     assert sum(path.stat().st_size for path in device.slots.folder.rglob("*")) < 1_500_000
@@ -137,12 +134,8 @@ def test_a_huge_release_file_is_not_read(device_for: MakeDevice, publisher: Publ
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "//[", "SELF"])
-def test_a_redirect_goes_nowhere_but_to_http(
-    device_for: MakeDevice, large: Publisher, serve: Serve, target: str
-) -> None:
-    server = serve(large.folder)
+def test_a_redirect_goes_nowhere_but_to_http(device: Device, server: Server, target: str) -> None:
     server.redirect = server.url if target == "SELF" else target
-    device = device_for(large, server.url)
     assert device.check().outcome == "postponed"
     assert device.start().version == 0
 
@@ -154,12 +147,10 @@ def test_a_redirect_to_another_server_is_followed(device_for: MakeDevice, large:
 
 
 def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_beyond_his_patience(
-    device_for: MakeDevice, large: Publisher, serve: Serve, limits: Limits
+    device: Device, server: Server, limits: Limits
 ) -> None:
-    server = serve(large.folder)
     server.pause_s = 0.02
     limits(PATIENCE_S=0.3)
-    device = device_for(large, server.url)
     results = []
     thread = threading.Thread(target=lambda: results.append(device.check()), daemon=True)
     thread.start()
@@ -193,10 +184,8 @@ def test_a_body_may_take_longer_than_its_header(
 
 
 def test_without_room_nothing_is_fetched(
-    device_for: MakeDevice, large: Publisher, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    device: Device, large: Publisher, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve(large.folder)
-    device = device_for(large, server.url)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
         result = device.check()
