@@ -15,7 +15,6 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from tests.edge.watched import settings_for
 from tests.needs import NEEDS, program
 
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings
@@ -200,6 +199,8 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(photos: Path, colour_model: Path) -> WatchSettings:
+    from tests.edge.watched import settings_for
+
     return settings_for(photos, colour_model)
 
 
