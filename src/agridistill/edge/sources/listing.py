@@ -75,25 +75,36 @@ class Hashes:
 
     def __init__(self) -> None:
         self._sorted: NDArray[np.int64] = np.empty(0, np.int64)
+        self._recent: set[int] = set()  # an insertion into the array would copy it each time
 
     def add(self, number: int) -> None:
         """Adds a number."""
-        if number not in self:
-            self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, number), number)
+        self._recent.add(number)
+        if len(self._recent) > MAX_FOUND:
+            self._merge()
 
     def __contains__(self, number: int) -> bool:
-        return bool(self.include(np.array([number], np.int64))[0])
+        return number in self._recent or bool(self._are_sorted(np.array([number], np.int64))[0])
 
     def include(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the numbers are in the set."""
+        self._merge()
+        return self._are_sorted(numbers)
+
+    def keep(self, numbers: NDArray[np.int64]) -> None:
+        """Removes all others."""
+        self._sorted = np.sort(numbers[self.include(numbers)])
+
+    def _are_sorted(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         if not len(self._sorted):
             return np.zeros(len(numbers), np.bool_)
         places = np.minimum(np.searchsorted(self._sorted, numbers), len(self._sorted) - 1)
         return np.asarray(self._sorted[places] == numbers, np.bool_)
 
-    def keep(self, numbers: NDArray[np.int64]) -> None:
-        """Removes all others."""
-        self._sorted = np.sort(numbers[self.include(numbers)])
+    def _merge(self) -> None:
+        if self._recent:
+            self._sorted = np.union1d(self._sorted, np.fromiter(self._recent, np.int64, len(self._recent)))
+            self._recent.clear()
 
 
 class Listing:
