@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.events import Alert, Detection
+from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'

@@ -23,8 +23,9 @@ from tests.edge.looks import state
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import PlotReport
 from agridistill.edge.alerts.rules import ill_classes
-from agridistill.edge.events import AgentState, Alert, Detection, json_bytes
+from agridistill.edge.events import Alert, Detection, json_bytes
 from agridistill.edge.settings import WatchSettings, read_settings
+from agridistill.edge.state import AgentState
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [

@@ -17,9 +17,10 @@ from agridistill.edge.alerts import AlertMessage, PlotReport, Plots
 from agridistill.edge.alerts.lifecycle import open_alerts_json
 from agridistill.edge.backoff import Backoff
 from agridistill.edge.delivery.broker import Connection
-from agridistill.edge.events import AgentState, Detection, Frame, json_bytes
+from agridistill.edge.events import Detection, Frame, json_bytes
 from agridistill.edge.sources import LatestFrame, SourceEndedError
 from agridistill.edge.state import (
+    AgentState,
     disk_free_bytes,
     notify_systemd,
     processor_celsius,

@@ -15,21 +15,20 @@ from agridistill.edge.agent import BROKER, Agent, Listeners, Stores
 from agridistill.edge.alerts import Plots
 from agridistill.edge.alerts.rules import ill_classes, why_all_is_ill
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
-from agridistill.edge.delivery.link import BrokerLink, page_address
+from agridistill.edge.delivery.link import BrokerLink
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
-from agridistill.edge.events import AgentState
-from agridistill.edge.page.server import PageServer
-from agridistill.edge.settings import PageSettings, WatchSettings, read_secret
+from agridistill.edge.page.server import PageServer, page_address
+from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
 from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
 from agridistill.edge.sources.reader import STILL_AFTER_S
-from agridistill.edge.state import HISTORY_FILE
+from agridistill.edge.state import HISTORY_FILE, AgentState
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater, UpdateWorker
 from agridistill.edge.urls import public_name, split_url
-from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, Origin, require_model
+from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, require_model
 from agridistill.errors import AgriDistillError, ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.backends import open_artefact
@@ -77,6 +76,7 @@ def watch(
         AgriDistillError: a setting that cannot be used.
     """
     listeners = listeners or Listeners()
+    require_valid(settings)
     # Before anything is created: a mistyped name leaves no state folder.
     require_source(settings.source)
     model = require_model(settings.model or Path())
@@ -152,11 +152,11 @@ def _agent(
         for rule in settings.rules:
             rule.indices(predictor.manifest.classes)
         ill_classes(predictor.manifest.classes, settings.healthy)
-        return Decider(predictor, settings.quality, origin)
+        return Decider(predictor, settings.quality, device=settings.device_name, source=source_name)
 
     # The source is opened after the model, whose pixels decide how; its name is known before.
     is_url = "://" in settings.source
-    origin = Origin(settings.device_name, public_name(split_url(settings.source)) if is_url else settings.source)
+    source_name = public_name(split_url(settings.source)) if is_url else settings.source
     model = CurrentModel(slots, load, create)
 
     def close(kind: object, error: BaseException | None, traceback: object) -> bool:

@@ -8,10 +8,12 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from agridistill.arguments import require_threads
-from agridistill.edge.alerts.rules import Rule, default_rules
+from agridistill.edge.alerts.rules import Rule, WindowMinutes, default_rules
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.outputs import Command
 from agridistill.edge.store.history import HistoryLimits
@@ -39,7 +41,7 @@ class PageSettings:
     """[page]: the local page and the metrics; elsewhere than on loopback a token is needed."""
 
     host: str = "127.0.0.1"
-    port: int = 8571
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8571
     token_file: Path | None = None  # else AGRIDISTILL_PAGE_TOKEN
 
 
@@ -49,13 +51,9 @@ class UpdateOptions:
 
     keys: Path  # a public key, or a folder of such
     source: str = ""  # `http(s)://…/release.json`, or a folder; "" for MQTT alone
-    every_hours: float = 6.0  # between two checks of the source
+    every_hours: Annotated[float, Field(ge=0.01, le=24 * 31)] = 6.0  # between two checks of the source
     channel: str = "default"  # releases of another one are refused
     ca_file: Path | None = None  # certificates of trusted authorities for https; None for the system's
-
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.every_hours <= 24 * 31:
-            raise ConfigError("updates.every_hours from 0.01 to 744", f"{self.every_hours:g}", "correct it")
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class WatchSettings:
     ca_file: Path | None = None  # certificates of trusted authorities for an https camera; None for the system's
     threads: int = 1  # of one prediction
     thumbnails: bool | None = None  # small pictures for the page; None keeps them where the page is local
-    window_minutes: float = 1440.0  # of a plot's health and report, and of the default rule
+    window_minutes: WindowMinutes = 1440.0  # of a plot's health and report, and of the default rule
     default_rules: bool = True  # where `rules` is empty, one rule for every class that is not healthy
     healthy: tuple[str, ...] = ()  # names and patterns of healthy classes, besides those named so
     quality: QualitySettings = field(default_factory=QualitySettings)
@@ -98,8 +96,6 @@ class WatchSettings:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError("rules with different names", f"'{twice}' twice", "rename one")
-        if not 0 < self.window_minutes <= 60 * 24 * 31:
-            raise ConfigError("window_minutes above 0, up to 31 days", f"{self.window_minutes:g}", "correct it")
         require_threads(self.threads)
         if any(not sign.isprintable() or sign in "/#+" for sign in self.plot):
             remedy = f"for example '{_usable_name(self.plot) or 'north'}'"
@@ -156,6 +152,17 @@ def watch_settings(document: Mapping[str, Any], *, where: str, folder: Path | No
     # Addresses often hold a token or a password.
     settings = build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
     return _from_folder(settings, folder) if folder is not None else settings
+
+
+def require_valid(settings: WatchSettings) -> None:
+    """Checks settings that a caller built as those of a file are checked.
+
+    Raises:
+        ConfigError: a value of a wrong type or range.
+    """
+    # The source's and the model's path need not be UTF-8, as text in JSON is.
+    plain = TypeAdapter(WatchSettings).dump_python(settings, mode="json", exclude={"source", "model"})
+    watch_settings(plain, where="the agent's settings")
 
 
 def read_secret(file: Path | None, variable: str) -> str | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.leaves import BUCKETS, LeafPool, Leaves
 from agridistill.edge.alerts.lifecycle import AlertKeeper
-from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.alerts.rules import BUCKETS, LeafPool, Leaves, Rule
 
 CLASSES = ("blight", "mould", "healthy")
 
@@ -45,8 +44,8 @@ def test_each_plot_has_its_own_leaves_and_old_ones_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("every_s", "rule"),
     [
-        (1.0, Rule("spreads", ("blight",), rise=0.2, share=0.5)),
-        (10.0, Rule("spreads", ("blight",), rise=0.2, share=0.5, least_leaves=10, window_minutes=2880)),
+        (1.0, Rule("spreads", ("blight",), share=0.5)),
+        (10.0, Rule("spreads", ("blight",), share=0.5, least_leaves=10, window_minutes=2880)),
         (1.0, Rule("many", ("blight",), share=0.3, least_leaves=3000)),
     ],
     ids=["the default window", "the example of deploy", "thousands of leaves"],

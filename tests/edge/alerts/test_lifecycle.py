@@ -8,9 +8,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.leaves import LeafPool
 from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage
-from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.alerts.rules import LeafPool, Rule
 from agridistill.edge.events import Alert
 
 CLASSES = ("Late_blight", "healthy")

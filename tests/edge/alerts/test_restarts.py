@@ -13,7 +13,7 @@ from agridistill.edge.alerts import plots as plots_module
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.alerts.rules import Rule
-from agridistill.edge.events import Alert, Detection, Verdict
+from agridistill.edge.events import Detection, Verdict
 from agridistill.edge.store.history import History
 
 CLASSES = ("blight", "healthy")
@@ -139,23 +139,6 @@ class TestClock:
         device.wrong_s = -600
         (found,) = device.start()
         assert (found.change, found.event_id) == (lost.change, lost.event_id)
-
-
-class TestTwoOfOneRuleAndPlot:
-    """As an earlier version left them in a history."""
-
-    ALERT = Alert("a" * 32, "blight", "north", "open", NOON_S, NOON_S + 50, None, "blight", 0.9, 5, "text")
-    ENDED = replace(ALERT, alert_id="b" * 32, state="resolved", updated_s=NOON_S + 90, resolved_s=NOON_S + 90)
-    OLDER = replace(ALERT, alert_id="c" * 32, updated_s=NOON_S + 10)
-
-    @pytest.mark.parametrize("other", [ENDED, OLDER], ids=["ended", "open"])
-    def test_the_newest_open_one_goes_on_and_the_other_is_over_for_good(self, device: Device, other: Alert) -> None:
-        device.history.put_alerts([self.ALERT, other], told_s=[NOON_S + 50, NOON_S + 10])
-        assert device.start() == []
-        assert [alert.alert_id for alert in device.plots.open_alerts] == [self.ALERT.alert_id]
-        assert [alert.alert_id for alert in device.history.alerts(state="open")] == [self.ALERT.alert_id]
-        assert changes(device.see(*[0.0] * 20)) == ["resolved"]
-        assert device.start() == []
 
 
 def test_a_level_that_was_changed_reaches_an_open_alert(device: Device) -> None:

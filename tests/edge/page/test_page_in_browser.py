@@ -13,8 +13,8 @@ from tests.edge.looks import alert, detection, filled_history, picture, state
 from tests.needs import chromium
 
 from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.events import AgentState
 from agridistill.edge.page.server import PageServer
+from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History
 
 playwright = pytest.importorskip("playwright.sync_api")

@@ -18,11 +18,10 @@ from tests.edge.conftest import wait_for
 from tests.edge.looks import HOSTILE, alert, detection, filled_history, picture, state
 
 from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.events import AgentState
 from agridistill.edge.page import server as page_module
-from agridistill.edge.page.metrics import metrics_text
 from agridistill.edge.page.server import PageServer
 from agridistill.edge.page.view import _verdict
+from agridistill.edge.state import AgentState, metrics_text
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
 
@@ -413,27 +412,20 @@ def test_tokens_and_addresses_are_never_logged(
 
 
 def test_a_taken_port_is_told_and_a_stopped_page_gives_it_back(history: History) -> None:
-    first = PageServer(history, state, port=0)
-    first.start()
-    port = urlsplit(first.address).port
-    assert port
-    again = PageServer(history, state, port=port)
-    with pytest.raises(EdgeError, match="choose another port"):
-        again.start()
-    first.stop()
-    first.stop()
+    with PageServer(history, state, port=0) as first:
+        again = PageServer(history, state, port=Asker(first).port)
+        with pytest.raises(EdgeError, match="choose another port"):
+            again.__enter__()
     with again:
         assert Asker(again).status("/") == 200
 
 
 def test_stopping_ends_open_connections_at_once(history: History) -> None:
-    server = PageServer(history, state, port=0)
-    server.start()
-    with Asker(server).connect() as connection:
+    with PageServer(history, state, port=0) as server:
+        connection = Asker(server).connect()
         connection.sendall(b"GET / HT")
-        server.stop()
-        with contextlib.suppress(ConnectionResetError):
-            assert connection.recv(100) == b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        assert connection.recv(100) == b""
 
 
 @pytest.mark.needs("IPv6")

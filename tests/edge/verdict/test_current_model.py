@@ -13,9 +13,9 @@ import pytest
 from tests.edge.updates.conftest import Device, Publisher, make_device, make_publisher
 from tests.edge.watched import ANY, GREEN
 
+from agridistill.edge import verdict as verdict_module
 from agridistill.edge.events import Frame
-from agridistill.edge.verdict import CurrentModel, Decider, Origin
-from agridistill.edge.verdict import current_model as current_model_module
+from agridistill.edge.verdict import CurrentModel, Decider
 from agridistill.errors import AgriDistillError
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -33,7 +33,7 @@ def current(device: Device, quality: QualitySettings = ANY) -> CurrentModel:
     def load(path: Path) -> Predictor:
         return Predictor(open_artefact(path, threads=1))
 
-    return CurrentModel(device.slots, load, lambda predictor: Decider(predictor, quality, Origin("pi", "photos")))
+    return CurrentModel(device.slots, load, lambda predictor: Decider(predictor, quality, device="pi", source="photos"))
 
 
 @dataclass
@@ -76,7 +76,7 @@ def life(device: Device) -> Life:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A life counts as long from its beginning on."""
-    monkeypatch.setattr(current_model_module, "_CONFIRM_S", 0.0)
+    monkeypatch.setattr(verdict_module, "_CONFIRM_S", 0.0)
 
 
 def test_a_model_that_runs_in_short_turns_is_confirmed_after_twenty_answers(device: Device, life: Life) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from agridistill.edge.alerts.leaves import LeafPool
-from agridistill.edge.alerts.rules import Finding, Rule, find
-from agridistill.edge.events import Alert
-from agridistill.edge.words import leaves_words, moment, plain_label
+from agridistill.edge.alerts.rules import LeafPool, Leaves, Rule
+from agridistill.edge.events import Alert, leaves_words, moment
+from agridistill.runtime.verdict import plain_label
 
 # Change of the share that is sent to people, and that the page and the broker's state follow.
 _SENT, _STORED = 0.1, 0.02
@@ -68,7 +67,7 @@ class AlertKeeper:
         classes: of the model, in the order of the probabilities.
         pool: of the leaves, with the rules' windows.
         known: alerts from before a restart that are open, or whose end was not sent (`is_end_sent`), each with the time
-            of its last notification (0: none). Of several of one rule and plot the first open one goes on.
+            of its last notification (0: none).
         clock_s: now, by the pool's clock.
         now_s: now, by the device's clock.
         seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
@@ -100,12 +99,9 @@ class AlertKeeper:
         for alert, notified_s in elsewhere:
             watched = self._ending[alert.alert_id] = _Watched(alert, notified_s)
             if alert.state == "open":
-                self._resolve(watched, "another source is watched now", now_s)
-        for alert, notified_s in sorted(known, key=lambda pair: pair[0].state != "open"):
-            if (alert.rule, alert.plot) in self._open:
-                self._supersede(alert, notified_s, now_s)
-            else:
-                self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s), clock_s, now_s)
+                self._resolve(watched, alert, "another source is watched now", now_s)
+        for alert, notified_s in known:
+            self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s), clock_s, now_s)
 
     @property
     def open(self) -> list[Alert]:
@@ -125,11 +121,9 @@ class AlertKeeper:
         until_s = clock_s if until_s is None else until_s
         for rule in self._rules.values():
             if rule.concerns(plot):
-                leaves, indices = self._pool.leaves(plot, rule.window_s, until_s), self._indices[rule.name]
-                shares = leaves.sums[:, indices].sum(axis=1) / leaves.counts
-                found = find(rule, leaves.at_s, shares, until_s, leaves.counts)
-                worst = indices[int(leaves.sums[:, indices].sum(axis=0).argmax())]
-                self._apply(rule, plot, found, self._classes[worst], clock_s, now_s)
+                leaves = self._pool.leaves(plot, rule.window_s, until_s)
+                if leaves.number:
+                    self._apply(rule, plot, leaves, clock_s, now_s)
 
     def messages(self, *, clock_s: float, now_s: float) -> list[AlertMessage]:
         """Notifications that are due; each is returned until `sent` is called. The times are those of `look`."""
@@ -159,9 +153,9 @@ class AlertKeeper:
             if alert.state != "open":
                 continue
             if rule is None or not rule.concerns(alert.plot):
-                self._resolve(watched, "the rule is gone", now_s)
+                self._resolve(watched, alert, "the rule is gone", now_s)
             elif clock_s - watched.seen_clock > rule.forget_s:
-                self._resolve(watched, f"no leaves for {rule.forget_days:g} days", now_s)
+                self._resolve(watched, alert, f"no leaves for {rule.forget_days:g} days", now_s)
 
     def changed(self) -> list[tuple[Alert, float]]:
         """Alerts that changed and are not `stored` yet, each with the time of its last notification."""
@@ -184,49 +178,40 @@ class AlertKeeper:
         watched = _Watched(alert, notified_s, share, clock_s - notified_ago, clock_s - seen_ago)
         self._open[alert.rule, alert.plot] = watched
 
-    def _supersede(self, alert: Alert, notified_s: float, now_s: float) -> None:
-        """Ends an alert without a notification, which would read as the end of the one that goes on."""
-        if alert.state == "open":
-            text = f"{alert.rule}, {alert.plot or 'all'}: another alert goes on instead"
-            alert = replace(alert, state="resolved", updated_s=now_s, resolved_s=now_s, text=text)
-        self._changed[alert.alert_id] = alert, max(notified_s, alert.resolved_s or 0.0)
-
-    def _apply(self, rule: Rule, plot: str, found: Finding, label: str, clock_s: float, now_s: float) -> None:
-        watched = self._open.get((rule.name, plot))
-        if watched is not None and found.leaves:
+    def _apply(self, rule: Rule, plot: str, leaves: Leaves, clock_s: float, now_s: float) -> None:
+        indices, watched = self._indices[rule.name], self._open.get((rule.name, plot))
+        share, has_enough = leaves.share(indices), leaves.number >= rule.least_leaves
+        label = self._classes[indices[int(leaves.sums[:, indices].sum(axis=0).argmax())]]
+        if watched is not None:
             watched.seen_clock = clock_s
         if watched is None or watched.alert.state == "resolved":
-            if not found.holds:
+            if not has_enough or share < rule.share:
                 return
             if watched is None:
                 new = Alert(uuid.uuid4().hex, rule.name, plot, "open", now_s, now_s, None, label, 0, 0, "", rule.level)
                 watched = self._open[rule.name, plot] = _Watched(new, seen_clock=clock_s)
             # One that comes back before its end was sent is the same alert.
-            self._update(watched, replace(watched.alert, state="open", resolved_s=None, label=label), found, now_s)
-        elif found.over:
-            self._resolve(watched, f"over, {100 * found.share:.0f} % of {leaves_words(found.leaves)}", now_s, found)
-        elif found.leaves and _is_worth_storing(found, watched.alert):
-            # In leaves that are hardly ill the most probable class is chance.
-            label = label if found.share >= rule.resolve_below else watched.alert.label
-            self._update(watched, replace(watched.alert, label=label), found, now_s)
+            watched.alert = replace(watched.alert, state="open", resolved_s=None)
+        elif has_enough and share < rule.resolve_below:
+            ended = replace(watched.alert, share=round(share, 4), leaves=leaves.number)
+            self._resolve(watched, ended, f"over, {100 * share:.0f} % of {leaves_words(leaves.number)}", now_s)
+            return
+        elif not _is_worth_storing(leaves.number, share, watched.alert):
+            return
+        elif share < rule.resolve_below:
+            label = watched.alert.label  # in leaves that are hardly ill the most probable class is chance
+        text = f"{100 * share:.0f} % of {leaves_words(leaves.number)}, mostly {plain_label(label)}"
+        changed = replace(watched.alert, label=label, share=round(share, 4), leaves=leaves.number)
+        self._change(watched, changed, text, now_s)
 
-    def _update(self, watched: _Watched, alert: Alert, found: Finding, now_s: float) -> None:
-        rising = f", {100 * found.rise:+.0f} points" if found.rise and abs(found.rise) >= _SENT / 2 else ""
-        text = (
-            f"{alert.rule}, {alert.plot or 'all'}: {100 * found.share:.0f} % of {leaves_words(found.leaves)}{rising}, "
-            f"mostly {plain_label(alert.label)}"
-        )
-        watched.alert = replace(alert, updated_s=now_s, share=round(found.share, 4), leaves=found.leaves, text=text)
-        self._changed[alert.alert_id] = watched.alert, watched.notified_s
-
-    def _resolve(self, watched: _Watched, reason: str, now_s: float, found: Finding | None = None) -> None:
-        alert = watched.alert
-        text = f"{alert.rule}, {alert.plot or 'all'}: {reason}"
-        if found is not None:
-            alert = replace(alert, share=round(found.share, 4), leaves=found.leaves)
-        watched.alert = replace(alert, state="resolved", updated_s=now_s, resolved_s=now_s, text=text)
+    def _resolve(self, watched: _Watched, alert: Alert, reason: str, now_s: float) -> None:
         # Before the end, also where the clock was ahead at the notification: `is_end_sent` compares the two.
         watched.notified_s = min(watched.notified_s, math.nextafter(now_s, 0.0))
+        self._change(watched, replace(alert, state="resolved", resolved_s=now_s), reason, now_s)
+
+    def _change(self, watched: _Watched, alert: Alert, text: str, now_s: float) -> None:
+        text = f"{alert.rule}, {alert.plot or 'all'}: {text}"
+        watched.alert = replace(alert, updated_s=now_s, text=text)
         self._changed[alert.alert_id] = watched.alert, watched.notified_s
 
 
@@ -249,7 +234,6 @@ def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
     return found
 
 
-def _is_worth_storing(found: Finding, alert: Alert) -> bool:
+def _is_worth_storing(leaves: int, share: float, alert: Alert) -> bool:
     # Not each single leaf: every change is written to the disk.
-    more = abs(found.leaves - alert.leaves) >= max(1, alert.leaves // 4)
-    return more or abs(found.share - alert.share) >= _STORED
+    return abs(leaves - alert.leaves) >= max(1, alert.leaves // 4) or abs(share - alert.share) >= _STORED

@@ -9,17 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agridistill.edge.alerts.leaves import LeafPool
 from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage, is_end_sent
-from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, Rule, ill_classes, why_nothing_warns
+from agridistill.edge.alerts.rules import (
+    DEFAULT_LEAST_LEAVES,
+    DEFAULT_SHARE,
+    LeafPool,
+    Rule,
+    ill_classes,
+    why_nothing_warns,
+)
 from agridistill.edge.events import Alert, Detection, Verdict
 from agridistill.edge.store.history import History
-from agridistill.edge.words import plain_label
+from agridistill.runtime.verdict import plain_label
 
 NO_LEAVES = "No recent leaves"
 PLOT_SCHEMA_VERSION = 2
-"""Of a plot's message alone. 1 had a label always, and in `probability` how probable it was as the one condition of the
-whole plot."""
+"""Of a plot's message alone."""
 # Verdicts of leaves that the model saw, with calibrated probabilities.
 _COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
 _RESTORED_DETECTIONS, _RESTORED_ENDS = 20_000, 1000
@@ -87,11 +92,7 @@ class PlotHealth:
         return "up" if rise >= _TREND else "down" if rise <= -_TREND else "steady"
 
     def report(self, warned: str | None) -> PlotReport:
-        """The plot as it is published.
-
-        Args:
-            warned: class of the plot's open alert; None without one.
-        """
+        """The plot as it is published; `warned` is the class of its open alert, None without one."""
         label = warned or (self.label if self.ill_share >= DEFAULT_SHARE else None)
         label = label or max(self.shares, key=lambda name: self.shares[name], default=None)
         return PlotReport(self.plot, self.seen_s, self.leaves, self.ill_share, label, self.shares)

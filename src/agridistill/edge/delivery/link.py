@@ -1,27 +1,27 @@
-"""The agent at a broker: which messages are retained there, and which commands it takes."""
+"""The agent at a broker: its retained messages, its description for Home Assistant, and the commands that it takes."""
 
 from __future__ import annotations
 
-import ipaddress
+import hashlib
 import json
 import logging
-import socket
+import re
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agridistill.edge.alerts import PlotReport
-from agridistill.edge.delivery.broker import BrokerAccess, Connection
-from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
+from agridistill.edge.delivery.broker import BrokerAccess, Connection, plot_level
 from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.events import AgentState, json_bytes
+from agridistill.edge.delivery.session import OFFLINE, ONLINE
+from agridistill.edge.events import json_bytes, sendable
+from agridistill.edge.state import AgentState
 from agridistill.edge.store.outbox import Outbox
 from agridistill.edge.updates.updater import UpdateWorker
-from agridistill.edge.urls import is_loopback
-from agridistill.edge.words import sendable
 from agridistill.storage import write_json
+from agridistill.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,12 @@ logger = logging.getLogger(__name__)
 _SEND_EVERY_S = 60.0
 # Home Assistant may be away when a plot goes: it reads the retained description later.
 _CLEARED_S = 7 * 86_400.0
-# Of a network for documentation (RFC 5737): the route there is the route to all others.
-_ELSEWHERE = ("192.0.2.1", 9)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+# The newest alert's plot, disease, since, text, … as attributes, and the newest ones as a list: attributes of more than
+# 16 kB are not recorded, with a warning each time.
+_ALERTS = "{% set all = value_json.alerts[:20] %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
+# Of a component: it is removed. One that is only left out would stay for ever.
+_REMOVED = {"p": "sensor"}
 
 
 class AgentView(Protocol):
@@ -74,22 +78,15 @@ class BrokerLink:
     ) -> None:
         self._access, self._agent, self._updates, self._page_url = access, agent, updates, page_url
         self._photos, self._plot = photos, plot
-        published = outbox.path.with_name("published_plots.json")
-        # An agent of an earlier version published plots and kept no list of them; a new device has no plots yet.
-        seen = {one.plot for one in agent.reports}
-        self._is_older = bool(seen) and not published.exists()
-        self._published = PublishedPlots(published)
-        if self._is_older:
-            self._published.update(seen)
+        self._published = PublishedPlots(outbox.path.with_name("published_plots.json"))
         self._news: tuple[object, ...] = ()
         self._sent_at, self._payload = 0.0, b""
         self._plots: dict[str, tuple[float, bytes]] = {}
-        self._folders: frozenset[str] | None = None
+        self._folders = frozenset[str]()
         self._folders_at = -_SEND_EVERY_S
-        self._earlier: dict[str, bytes] | None = None
         self._has_temperature = False
         self._ends = threading.Event()
-        commands = {access.update_topic: updates.offer} if updates is not None else {}
+        commands = {access.topic("update/set"): updates.offer} if updates is not None else {}
         self._publisher = MqttPublisher(outbox, access, self.retained, commands, connection)
 
     def run(self, stop: threading.Event) -> None:
@@ -102,37 +99,33 @@ class BrokerLink:
         state = self._agent.state
         reports = [one for one in self._agent.reports if self._is_watched(one.plot)]
         plots = [one.plot for one in reports]
-        gone = self._published.update(plots, forget=self._publisher.connected)
-        found = {self._access.state_topic: self._state_payload(state)}
-        found |= self._plot_payloads(reports)
+        gone = self._published.update(plots, forget=self._publisher.connection.connected)
+        found = {self._access.topic("state"): self._state_payload(state)} | self._plot_payloads(reports)
         if self._updates is not None and self._updates.last is not None:
-            found[self._access.update_result_topic] = json.dumps(self._updates.last.to_json()).encode()
+            found[self._access.topic("update/result")] = json.dumps(self._updates.last.to_json()).encode()
         if self._access.settings.discovery:
-            found |= self._description(plots, gone, state)
+            # A sensor that sleeps for a moment is there: Home Assistant shows its value as unknown.
+            self._has_temperature |= state.processor_celsius is not None
+            found |= discovery(
+                self._access,
+                plots,
+                gone,
+                model=" ".join(str(state.model.get(key) or "") for key in ("name", "version")).strip(),
+                page_url=self._page_url(),
+                has_temperature=self._has_temperature,
+            )
         # Behind the description: a sensor that is still there could not read an empty message.
         return found | {self._access.plot_topic(plot): b"" for plot in gone}
 
-    def _description(self, plots: Sequence[str], gone: Sequence[str], state: AgentState) -> dict[str, bytes]:
-        """Home Assistant's; once in a device's life with the topics of earlier versions."""
-        model = " ".join(str(state.model.get(key) or "") for key in ("name", "version")).strip()
-        # A sensor that sleeps for a moment is there: Home Assistant shows its value as unknown.
-        self._has_temperature |= state.processor_celsius is not None
-        found = discovery(self._access, plots, gone, DeviceFacts(model, self._page_url(), self._has_temperature))
-        if self._earlier is None:
-            self._earlier = earlier_descriptions(found) if self._is_older else {}
-            return self._earlier | found
-        return found | dict.fromkeys(self._earlier, b"")
-
     def _is_watched(self, plot: str) -> bool:
         """Whether a plot's folder is there."""
-        if plot in ("", self._plot):
+        if self._photos is None or plot in ("", self._plot):
             return True
         # Not every second: that would keep a network drive awake.
         if time.monotonic() - self._folders_at >= _SEND_EVERY_S:
             self._folders, self._folders_at = plot_folders(self._photos), time.monotonic()
-        if self._folders is None or plot in self._folders:
-            return True
-        return self._photos is not None and (self._photos / plot).exists()  # a new one
+        # An empty folder may be a disk that is not there. What is not in the list may be new.
+        return not self._folders or plot in self._folders or (self._photos / plot).exists()
 
     def _state_payload(self, state: AgentState) -> bytes:
         """The state as it was sent last, until it is old or an alert, the source or the model changes."""
@@ -172,8 +165,7 @@ class PublishedPlots:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            self._gone_s = {str(plot): None if at is None else float(at) for plot, at in dict(found).items()}
+            self._gone_s: dict[str, float | None] = dict(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             self._gone_s = {}
 
@@ -206,56 +198,119 @@ class PublishedPlots:
         return [plot for plot, gone_s in after.items() if gone_s is not None]
 
 
-def plot_folders(photos: Path | None) -> frozenset[str] | None:
-    """The names in the watched folder, of which some are plots; None where a plot may be there all the same.
+def plot_folders(photos: Path) -> frozenset[str]:
+    """The names in the watched folder, of which some are plots; none where it cannot be read."""
+    try:
+        return frozenset(sendable(path.name) for path in photos.iterdir())
+    except OSError:
+        return frozenset()
+
+
+def discovery(
+    access: BrokerAccess,
+    plots: Iterable[str],
+    gone: Iterable[str] = (),
+    *,
+    model: str = "",
+    page_url: str | None = None,
+    has_temperature: bool = False,
+) -> dict[str, bytes]:
+    """The retained description of the device with all its sensors.
 
     Args:
-        photos: the watched folder; None for a camera. An empty one may be a disk that is not there.
+        access: to the broker.
+        plots: each becomes a sensor.
+        gone: whose sensor Home Assistant removes.
+        model: name and version of the leaf model.
+        page_url: of the local page, as another machine opens it.
+        has_temperature: whether the processor's temperature is known.
+
+    Returns:
+        The payload by topic, `PREFIX/device/ID/config`, as described in Home Assistant's "MQTT discovery"; Home
+        Assistant takes it from 2024.11 on.
     """
-    if photos is None:
-        return None
-    try:
-        return frozenset(sendable(path.name) for path in photos.iterdir()) or None
-    except OSError:
-        return None
+    node = _name(access.base.replace("/", "_"))
+    sensors = _device_sensors(access, has_temperature=has_temperature)
+    sensors |= {_plot_id(plot): _plot_sensor(access, plot) for plot in plots}
+    removed: dict[str, dict[str, Any]] = {_plot_id(plot): _REMOVED for plot in gone} | {"temperature": _REMOVED}
+    device = {
+        "identifiers": [node],
+        "name": access.device,
+        "manufacturer": "AgriDistill",
+        "model": model or None,
+        "sw_version": __version__,
+        "configuration_url": page_url,
+    }
+    document = {
+        "dev": {key: value for key, value in device.items() if value is not None},
+        "o": {"name": "AgriDistill", "sw_version": __version__},
+        "cmps": removed | {name: config | {"unique_id": f"{node}_{name}"} for name, config in sensors.items()},
+        "availability_topic": access.topic("status"),
+        "payload_available": ONLINE.decode(),
+        "payload_not_available": OFFLINE.decode(),
+    }
+    topic = f"{access.settings.discovery_prefix}/device/{node}/config"
+    return {topic: json.dumps(document, ensure_ascii=False).encode()}
 
 
-def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
-    """Gives the page's address for other machines, once it is known; None for a page on loopback.
-
-    Args:
-        host: that the page is bound to.
-        port: of the page.
-        broker: host and port.
-    """
-    if not port or is_loopback(host):
-        return lambda: None
-    known: list[str] = [] if host in ("0.0.0.0", "::", "") else [host]  # noqa: S104 - compared
-
-    def address() -> str | None:
-        if not known:
-            # A broker on this machine is reached by an address that no other machine can open.
-            own = (_own_address(*peer) for peer in (broker, _ELSEWHERE))
-            found = next((each for each in own if each is not None and not _is_local(each)), None)
-            if found is None:
-                return None
-            known.append(found)
-        return f"http://{f'[{known[0]}]' if ':' in known[0] else known[0]}:{port}/"
-
-    return address
-
-
-def _own_address(host: str, port: int) -> str | None:
-    """Address by which this device reaches another one; nothing is sent."""
-    try:
-        family, kind, proto, _, peer = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.connect(peer)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return None
+def _device_sensors(access: BrokerAccess, *, has_temperature: bool) -> dict[str, dict[str, Any]]:
+    sensors = {
+        "alert": {
+            "p": "binary_sensor",
+            "name": "Disease alert",
+            "device_class": "problem",
+            "state_topic": access.topic("state"),
+            "value_template": "{{ 'ON' if value_json.open_alerts > 0 else 'OFF' }}",
+            "json_attributes_topic": access.topic("state"),
+            "json_attributes_template": _ALERTS,
+        },
+        "open_alerts": {
+            "p": "sensor",
+            "name": "Open alerts",
+            "state_topic": access.topic("state"),
+            "value_template": "{{ value_json.open_alerts }}",
+            "state_class": "measurement",
+            "icon": "mdi:sprout",
+        },
+        # Null while the disk refuses; "None" is Home Assistant's word for an unknown value.
+        "waiting": _diagnostic(access, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None"),
+        "skipped": _diagnostic(access, "Skipped frames", "value_json.skipped"),
+    }
+    if has_temperature:
+        sensors["temperature"] = _diagnostic(access, "Processor temperature", "value_json.processor_celsius") | {
+            "device_class": "temperature",
+            "unit_of_measurement": "°C",
+        }
+    return sensors
 
 
-def _is_local(address: str) -> bool:
-    found = ipaddress.ip_address(address)
-    return found.is_loopback or found.is_link_local
+def _plot_sensor(access: BrokerAccess, plot: str) -> dict[str, Any]:
+    return {
+        "p": "sensor",
+        "name": f"Plot {plot}" if plot else "Plants",
+        "state_topic": access.plot_topic(plot),
+        "value_template": "{{ value_json.condition }}",
+        "json_attributes_topic": access.plot_topic(plot),
+        "icon": "mdi:leaf",
+    }
+
+
+def _plot_id(plot: str) -> str:
+    return f"plot_{_name(plot_level(plot))}"
+
+
+def _name(text: str) -> str:
+    """Home Assistant takes ASCII alone; names that have to be changed stay apart by a digest."""
+    safe = _UNSAFE.sub("_", text)
+    return safe if safe == text else f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _diagnostic(access: BrokerAccess, name: str, value: str) -> dict[str, Any]:
+    return {
+        "p": "sensor",
+        "name": name,
+        "state_topic": access.topic("state"),
+        "value_template": f"{{{{ {value} }}}}",
+        "state_class": "measurement",
+        "entity_category": "diagnostic",
+    }

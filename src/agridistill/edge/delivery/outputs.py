@@ -14,7 +14,9 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from agridistill.edge.backoff import Backoff
 from agridistill.edge.store.outbox import Message, Outbox, Pending
@@ -174,17 +176,10 @@ class Command:
     """[command]: a program that runs for each alert, with the JSON on its standard input; exit code 0 has taken it.
 
     Its environment holds `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
-
-    Raises:
-        ConfigError: no program, or no time.
     """
 
-    words: tuple[str, ...]  # program and arguments, without a shell
-    timeout_s: float = 60.0  # after which it is killed
-
-    def __post_init__(self) -> None:
-        if not self.words or not self.words[0] or self.timeout_s <= 0:
-            raise ConfigError("a command and a time limit above 0", f"{list(self.words)}", "correct it")
+    words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments, without a shell
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # after which it is killed
 
     @property
     def name(self) -> str:

@@ -16,9 +16,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.events import AgentState
-from agridistill.edge.page import metrics
 from agridistill.edge.page.view import PageContent, content_html, login_html, page_html
+from agridistill.edge.state import METRICS_TYPE, AgentState, metrics_text
 from agridistill.edge.store.history import History
 from agridistill.errors import AgriDistillError
 from agridistill.storage import json_text
@@ -119,7 +118,7 @@ class PageSource:
         if path == "/content":
             return Answer(HTTPStatus.OK, _HTML, _bytes(content_html(self._content())))
         if path == "/metrics":
-            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self.state())))
+            return Answer(HTTPStatus.OK, METRICS_TYPE, _bytes(metrics_text(self.state())))
         if path == "/api/state":
             return _json(self.state().to_json())
         if path in ("/api/detections", "/api/alerts"):

@@ -11,21 +11,26 @@ from pathlib import Path
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, is_healthy
-from agridistill.edge.events import AgentState, Alert, Detection
-from agridistill.edge.state import FRESH_S
-from agridistill.edge.words import (
-    broker_words,
+from agridistill.edge.events import (
+    Alert,
+    Detection,
+    Level,
     bytes_words,
     detection_words,
     duration_words,
     leaves_words,
-    model_words,
     moment,
-    plain_label,
+)
+from agridistill.edge.state import (
+    FRESH_S,
+    AgentState,
+    broker_words,
+    model_words,
     queue_words,
     source_trouble_words,
     waiting_words,
 )
+from agridistill.runtime.verdict import plain_label
 
 # Beside the colours, for readers who do not see them; screen readers take the words.
 _ICONS = {"ill": "!", "some": "~", "healthy": "✓", "few": "…"}
@@ -33,7 +38,7 @@ _TRENDS = {"up": ("▲", "Getting worse"), "down": ("▼", "Getting better"), "s
 
 _DAY_S = 86_400.0
 REFRESH_S = 5
-_LEVELS = ("critical", "warning", "info")
+_LEVELS: tuple[Level, ...] = ("critical", "warning", "info")
 
 
 def plots_html(plots: Sequence[PlotHealth], alerts: Sequence[Alert], now_s: float) -> str:
@@ -189,27 +194,21 @@ def _late_html(state: AgentState) -> str:
 
 
 def _open_alerts_html(alerts: Sequence[Alert], state: AgentState) -> str:
+    silent = "" if alerts else '<p class="notice calm">No alert is open.</p>\n'
     if state.cannot_warn:
         reason = state.cannot_warn.removeprefix("Nothing can warn: ")
         silent = f'<p class="notice critical"><strong>Nothing can warn:</strong> {escape(reason)}</p>\n'
-    else:
-        silent = "" if alerts else '<p class="notice calm">No alert is open.</p>\n'
     if not alerts:
         return silent
     items = []
-    for alert in sorted(alerts, key=lambda one: _LEVELS.index(_level(one))):
-        level = _level(alert)
+    for alert in sorted(alerts, key=lambda one: _LEVELS.index(one.level)):
         items.append(
-            f'<li class="notice {level}"><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
+            f'<li class="notice {alert.level}"><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
             f"<p>{escape(alert.text)}</p>"
-            f'<p class="soft">{level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
+            f'<p class="soft">{alert.level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
             f"{time_html(alert.since_s)} ({duration_words(state.at_s - alert.since_s)})</p></li>\n"
         )
     return f"{silent}<ul>\n{''.join(items)}</ul>\n"
-
-
-def _level(alert: Alert) -> str:
-    return alert.level if alert.level in _LEVELS else "warning"
 
 
 def _resolved_html(alerts: Sequence[Alert]) -> str:
@@ -280,16 +279,12 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
     if detection.verdict == "unsure":  # the words of other verdicts hold the reason
         words += f"<p>{escape(detection.reason)}</p>"
     if detection.probability is not None:
-        words += _bar_html(detection.probability)
+        words += (
+            '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
+            f'<rect width="{100 * detection.probability:.1f}" height="1"/></svg>'
+        )
     return (
         f'<li class="card {"" if sure else "doubt "}{detection.verdict} {health}">{picture}<div class="words">{words}'
         f'<p class="soft">{plot_words(detection.plot)}, {time_html(detection.at_s)}</p>'
         f'<p class="soft">{escape(detection.photo)}</p></div></li>\n'
-    )
-
-
-def _bar_html(probability: float) -> str:
-    return (
-        '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect width="{100 * probability:.1f}" height="1"/></svg>'
     )

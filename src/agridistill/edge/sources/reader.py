@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.backoff import Backoff
-from agridistill.edge.events import Frame
+from agridistill.edge.events import Frame, duration_words
 from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.source import (
     Attempts,
@@ -31,7 +31,6 @@ from agridistill.edge.sources.source import (
     SourceSettings,
 )
 from agridistill.edge.urls import split_url, without_user
-from agridistill.edge.words import duration_words
 from agridistill.errors import EdgeError, PhotoError
 
 logger = logging.getLogger(__name__)

@@ -1,27 +1,103 @@
-"""The model that the agent runs now: from the slots of updates, tried, confirmed, or taken back."""
+"""From a frame to a detection: the quality gate, the model's verdict, and the model that runs now."""
 
 from __future__ import annotations
 
 import filecmp
+import hashlib
+import io
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agridistill.edge.events import Detection, Frame
+from PIL import Image
+
+from agridistill.edge.events import Detection, Frame, Verdict, number_of, sendable
 from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
-from agridistill.edge.verdict.decider import Decider
-from agridistill.edge.words import number_of
 from agridistill.errors import AgriDistillError, EdgeError
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import to_pixels
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.shipped import shipped_hint
+from agridistill.runtime.verdict import Prediction, QualitySettings, quality_problem
 
 logger = logging.getLogger(__name__)
 
+_THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
 # Within one life a model on trial also has to keep the agent alive for so long; an orderly end counts, too.
 _CONFIRM_S = 30.0
+
+
+class Decider:
+    """Decides on frames with one model, behind the quality gate.
+
+    Args:
+        predictor: of the model.
+        quality: limits of the gate.
+        device: name of the device, for the detections.
+        source: name of the source, without secrets, for the detections.
+    """
+
+    def __init__(self, predictor: Predictor, quality: QualitySettings, *, device: str, source: str) -> None:
+        self._predictor, self._quality, self._device, self._source = predictor, quality, device, source
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the model."""
+        return self._predictor.manifest
+
+    @property
+    def model_id(self) -> str:
+        """First 12 digits of the model file's sha256, as in its detections."""
+        return self.manifest.weights_sha256[:12]
+
+    def decide(self, frame: Frame) -> Detection:
+        """The detection of a frame; raises ModelError where the model's output is unusable."""
+        pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
+        problem = quality_problem(pixels, self._quality)
+        if problem:
+            return self._detection(frame, "unusable", problem, None)
+        # It has passed the gate, by the agent's own limits.
+        prediction = self._predictor.predict(pixels, quality=None)
+        return self._detection(frame, prediction.verdict, prediction.reason, prediction)
+
+    def _detection(self, frame: Frame, verdict: Verdict, reason: str, prediction: Prediction | None) -> Detection:
+        probabilities = prediction.probabilities if prediction else ()
+        classes = self.manifest.classes
+        return Detection(
+            event_id=event_id(self._device, frame),
+            at_s=frame.at_s,
+            device=self._device,
+            source=self._source,
+            photo=sendable(frame.name),
+            plot=sendable(frame.plot),
+            model=self.model_id,
+            verdict=verdict,
+            reason=reason,
+            label=prediction.label if prediction else None,
+            probability=round(prediction.probability, 4) if prediction else None,
+            probabilities={name: round(value, 4) for name, value in zip(classes, probabilities, strict=False)},
+            taken_s=frame.taken_s,
+        )
+
+
+def event_id(device: str, frame: Frame) -> str:
+    """The same for the same photo: a photo that is decided on again after a kill is a recognised duplicate."""
+    if not frame.identity:
+        return uuid.uuid4().hex
+    return hashlib.sha256(f"{device}\0{frame.identity}".encode()).hexdigest()[:32]
+
+
+def thumbnail(frame: Frame) -> bytes:
+    """A JPEG of at most 240 px, for the page; without the photo's metadata."""
+    image = Image.fromarray(frame.pixels)
+    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return held.getvalue()
 
 
 class CurrentModel:
