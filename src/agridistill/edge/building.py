@@ -29,7 +29,7 @@ from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater, UpdateWorker
 from agridistill.edge.urls import public_name, split_url
 from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, require_model
-from agridistill.errors import AgriDistillError, ConfigError
+from agridistill.errors import ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -90,13 +90,11 @@ def watch(
     with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
         stores = _stores(settings, state, stack)
         slots = ModelSlots(state / "models", model)
-        updater = _updater(settings, slots)
-        broker = settings.broker
-        connection = Connection(broker.host, broker.port) if broker is not None else None
+        connection = Connection(settings.broker.host, settings.broker.port) if settings.broker else None
         agent = _agent(settings, stores, slots, listeners, connection, stack, once=once)
-        workers = _workers(settings, stores, agent, updater, connection)
+        workers = _workers(settings, stores, slots, agent, connection)
         if settings.page:
-            listeners.page(stack.enter_context(_page(settings.page, settings.healthy, state, agent)))
+            listeners.page(_open_page(settings.page, settings.healthy, state, agent, stack))
         with _running(workers, stop) as failures:
             agent.run(stop)
             if once:
@@ -137,9 +135,6 @@ def _agent(
 ) -> Agent:
     history = stores.history
 
-    def load(path: Path) -> Predictor:
-        return Predictor(open_artefact(path, threads=settings.threads))
-
     def plots(classes: tuple[str, ...]) -> Plots:
         ill = ill_classes(classes, settings.healthy)
         rules = settings.rules_for(ill)
@@ -148,7 +143,8 @@ def _agent(
             logger.warning("%s", notice)
         return plots
 
-    def create(predictor: Predictor) -> Decider:
+    def create(path: Path) -> Decider:
+        predictor = Predictor(open_artefact(path, threads=settings.threads))
         for rule in settings.rules:
             rule.indices(predictor.manifest.classes)
         ill_classes(predictor.manifest.classes, settings.healthy)
@@ -157,15 +153,7 @@ def _agent(
     # The source is opened after the model, whose pixels decide how; its name is known before.
     is_url = "://" in settings.source
     source_name = public_name(split_url(settings.source)) if is_url else settings.source
-    model = CurrentModel(slots, load, create)
-
-    def close(kind: object, error: BaseException | None, traceback: object) -> bool:
-        # A model on trial is not the cause of an orderly end, nor of a page's port that is taken.
-        if error is None or isinstance(error, AgriDistillError):
-            model.close()
-        return False
-
-    stack.push(close)
+    model = stack.enter_context(CurrentModel(slots, create))
     earlier = EarlierModels(history.decided_by, lambda: model.decider.model_id)
     source = open_source(
         settings.source,
@@ -204,7 +192,7 @@ def _agent(
 
 
 def _workers(
-    settings: WatchSettings, stores: Stores, agent: Agent, updater: Updater | None, connection: Connection | None
+    settings: WatchSettings, stores: Stores, slots: ModelSlots, agent: Agent, connection: Connection | None
 ) -> list[Worker]:
     workers: list[Worker] = []
     if settings.webhook is not None:
@@ -218,9 +206,10 @@ def _workers(
             logger.warning("%s cannot be run: alerts wait until it can", command.name)
         workers.append(Deliverer(stores.outboxes["command"], command, command.name).run)
     updates = None
-    if settings.updates is not None and updater is not None:
-        every_s = 3600 * settings.updates.every_hours
-        updates = UpdateWorker(settings.updates.source, every_s, updater, agent.model_changed.set)
+    if (options := settings.updates) is not None:
+        limits = UpdateSettings(channel=options.channel, threads=settings.threads, ca_file=options.ca_file)
+        updater = Updater(slots, read_trusted_keys(options.keys), limits)
+        updates = UpdateWorker(options.source, 3600 * options.every_hours, updater, agent.model_changed.set)
         workers.append(updates.run)
     if settings.broker is not None and connection is not None:
         password = read_secret(settings.broker.password_file, "AGRIDISTILL_MQTT_PASSWORD")
@@ -228,7 +217,8 @@ def _workers(
         link = BrokerLink(
             BrokerAccess(settings.broker, settings.device_name, password),
             stores.outboxes[BROKER],
-            agent,
+            lambda: agent.state,
+            lambda: agent.plots.reports,
             connection=connection,
             updates=updates,
             photos=None if "://" in settings.source else Path(settings.source),
@@ -239,27 +229,19 @@ def _workers(
     return workers
 
 
-def _updater(settings: WatchSettings, slots: ModelSlots) -> Updater | None:
-    if settings.updates is None:
-        return None
-    found = UpdateSettings(channel=settings.updates.channel, threads=settings.threads, ca_file=settings.updates.ca_file)
-    return Updater(slots, read_trusted_keys(settings.updates.keys), found)
-
-
-@contextlib.contextmanager
-def _page(page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent) -> Iterator[str]:
-    with contextlib.closing(History.reading(state / HISTORY_FILE)) as history:
-        server = PageServer(
-            history,
-            lambda: agent.state,
-            host=page.host,
-            port=page.port,
-            token=read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN"),
-            plots=lambda: agent.plots.health,
-            healthy=healthy,
-        )
-        with server:
-            yield server.address
+def _open_page(
+    page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent, stack: contextlib.ExitStack
+) -> str:
+    server = PageServer(
+        stack.enter_context(History.reading(state / HISTORY_FILE)),
+        lambda: agent.state,
+        host=page.host,
+        port=page.port,
+        token=read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN"),
+        plots=lambda: agent.plots.health,
+        healthy=healthy,
+    )
+    return stack.enter_context(server).address
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -43,7 +43,7 @@ class Document:
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema {version}")
         try:
-            found: Self = _adapter(cls).validate_python(document)
+            found: Self = _adapter(cls).validate_python(document)  # type: ignore[arg-type] - types can be hashed
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -51,7 +51,7 @@ class Document:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: type[Document]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -105,26 +105,19 @@ class CurrentModel:
 
     Args:
         slots: of the device.
-        load: opens a model.
-        create: makes a decider of it; raises where it is unfit here, such as a rule without its class.
+        create: makes a decider of a model's file; raises where it is unfit here, such as a rule without its class.
 
     Raises:
         AgriDistillError: not even the first model can be loaded.
     """
 
-    def __init__(
-        self, slots: ModelSlots, load: Callable[[Path], Predictor], create: Callable[[Predictor], Decider]
-    ) -> None:
-        self._slots, self._load, self._create = slots, load, create
+    def __init__(self, slots: ModelSlots, create: Callable[[Path], Decider]) -> None:
+        self._slots, self._create = slots, create
         self.refresh()
-        if self._active.version and not _are_same(slots.first, self._active.path):
-            logger.warning(
-                "model version %d from %s runs, not --model %s (delete %s to start over)",
-                self._active.version,
-                slots.folder,
-                slots.first,
-                slots.folder,
-            )
+        version = self._active.version
+        if version and not filecmp.cmp(slots.first, self._active.path, shallow=False):
+            line = "model version %d from %s runs, not --model %s (delete %s to start over)"
+            logger.warning(line, version, slots.folder, slots.first, slots.folder)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -146,14 +139,14 @@ class CurrentModel:
         active = self._slots.start()
         while True:
             try:
-                decider = self._create(self._load(active.path))
+                self.decider = self._create(active.path)
                 break
             except AgriDistillError as error:
                 if active.version == 0:
                     raise
                 logger.error("model version %d cannot be used: %s", active.version, error)
                 active = self._slots.give_up(active.version, str(error))
-        self._active, self.decider = active, decider
+        self._active = active
         self._seen = self._answered = 0
         self._since = time.monotonic()
         self._confirmed = active.version == 0
@@ -183,21 +176,18 @@ class CurrentModel:
             self._confirmed = True
         return detection
 
-    def close(self) -> None:
-        """Records an orderly end: a model on trial did not cause it.
+    def __enter__(self) -> CurrentModel:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Records an orderly end, or one by a setting: a model on trial did not cause it.
 
         It is not recorded where photos came and the model answered none: a model that makes every photo unusable must
         be taken back.
         """
-        if self._active.trial and (self._answered or not self._seen):
+        is_orderly = error is None or isinstance(error, AgriDistillError)
+        if is_orderly and self._active.trial and (self._answered or not self._seen):
             self._slots.ended_well(self._active.version, self._answered)
-
-
-def _are_same(one: Path, other: Path) -> bool:
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
 
 
 def require_model(path: Path) -> Path:
@@ -242,10 +232,9 @@ class EarlierModels:
         photos = self._photos.total()
         if photos and photos == self._before and not self._is_logged:
             self._is_logged = True
-            logger.warning(
-                "%s here decided on by another model before (%s): those answers stand; "
-                "to have this model decide on them, name a new folder with --state",
-                number_of(photos, "photo"),
-                ", ".join(sorted(self._photos)),
+            line = (
+                "%s here decided on by another model before (%s): those answers stand; to have this model decide on "
+                "them, name a new folder with --state"
             )
+            logger.warning(line, number_of(photos, "photo"), ", ".join(sorted(self._photos)))
         self._before = photos

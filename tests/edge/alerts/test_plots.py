@@ -52,8 +52,8 @@ def see(made: Plots, history: History, *seen: Detection) -> list[str]:
     for item in seen:
         history.add(item)
         made.see(item)
-        for message in made.messages():
-            made.sent(message)
+        for message in made.alerts.messages():
+            made.alerts.sent(message)
             made.store()
             told.append(message.change)
     return told
@@ -109,11 +109,11 @@ def test_photos_of_one_hour_of_last_week_warn_when_they_come_in_any_order(path: 
         made = plots(history)
         assert see(made, history, *mixed()) == ["opened"]
         assert health(made, "north").leaves == 5
-        assert [alert.plot for alert in made.open_alerts] == ["north"]
+        assert [alert.plot for alert in made.alerts.open] == ["north"]
     with History(path) as history:
         made = plots(history)
         assert health(made, "north").leaves == 5
-        assert made.messages() == []
+        assert made.alerts.messages() == []
         assert see(made, history, *[late(300 + number, 0.01, 6.9) for number in range(40)])[-1] == "resolved"
 
 
@@ -122,7 +122,7 @@ def test_a_photo_of_now_ends_the_window_now(path: Path) -> None:
         made = plots(history)
         see(made, history, *[late(number, 0.9, 2) for number in range(3)], detection(9, 0.9))
         assert health(made, "north").leaves == 1
-        assert made.open_alerts == []
+        assert made.alerts.open == []
 
 
 def test_verdicts_without_calibrated_probabilities_do_not_count(path: Path) -> None:
@@ -144,8 +144,8 @@ def test_after_a_restart_leaves_still_count_and_an_alert_is_not_told_anew(path: 
         assert see(made, history, detection(3, 0.9)) == ["opened"]
     with History(path) as history:
         again = plots(history)
-        assert again.messages() == []
-        assert [alert.rule for alert in again.open_alerts] == ["blight"]
+        assert again.alerts.messages() == []
+        assert [alert.rule for alert in again.alerts.open] == ["blight"]
 
 
 def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same_event_id(path: Path) -> None:
@@ -155,9 +155,9 @@ def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same
             history.add(detection(number, 0.9))
             made.see(detection(number, 0.9))
         made.store()
-        (lost,) = made.messages()
+        (lost,) = made.alerts.messages()
     with History(path) as history:
-        (found,) = plots(history).messages()
+        (found,) = plots(history).alerts.messages()
     assert (found.change, found.event_id) == (lost.change, lost.event_id)
 
 
@@ -196,7 +196,7 @@ def test_a_plot_is_named_after_what_its_alert_counts(path: Path) -> None:
         for number in range(5):
             shares = {"blight": 0.28, "rust": 0.22, "healthy": 0.5}
             made.see(detection(number, 0.0, probabilities=shares))
-        (alert,) = made.open_alerts
+        (alert,) = made.alerts.open
         (report,) = made.reports
     assert (report.label, report.leaves, report.condition) == (alert.label, 5, "blight")
     assert report.ill_share == pytest.approx(alert.share)

@@ -50,9 +50,9 @@ class Device:
         return self.tell()
 
     def tell(self) -> list[AlertMessage]:
-        messages = self.plots.messages()
+        messages = self.plots.alerts.messages()
         for message in messages:
-            self.plots.sent(message)
+            self.plots.alerts.sent(message)
         self.plots.store()
         return messages
 
@@ -115,7 +115,7 @@ class TestClock:
         (opened,) = device.see(*[0.95] * 60)
         for _ in range(2):
             assert device.start() == []
-            assert [alert.alert_id for alert in device.plots.open_alerts] == [opened.alert.alert_id]
+            assert [alert.alert_id for alert in device.plots.alerts.open] == [opened.alert.alert_id]
         assert len(device.history.alerts(state="open")) == 1
 
     def test_an_end_is_told_also_where_the_clock_was_ahead_at_the_beginning(self, device: Device) -> None:
@@ -135,7 +135,7 @@ class TestClock:
         device.see(*[0.0] * 20)
         device.start(QUIET)
         device.plots = Plots(device.history, [RULE], CLASSES, view_s=HOUR_S)
-        (lost,) = device.plots.messages()
+        (lost,) = device.plots.alerts.messages()
         device.wrong_s = -600
         (found,) = device.start()
         assert (found.change, found.event_id) == (lost.change, lost.event_id)
@@ -145,7 +145,7 @@ def test_a_level_that_was_changed_reaches_an_open_alert(device: Device) -> None:
     device.see(0.9, 0.9)
     critical = replace(RULE, level="critical")
     assert device.start(critical) == []
-    assert [alert.level for alert in device.plots.open_alerts] == ["critical"]
+    assert [alert.level for alert in device.plots.alerts.open] == ["critical"]
     assert [alert.level for alert in device.history.alerts()] == ["critical"]
     (ended,) = device.see(*[0.0] * 20)
     assert (ended.change, ended.alert.level) == ("resolved", "critical")

@@ -35,7 +35,7 @@ def opens(rule: Rule, ages_and_shares: list[tuple[float, float]]) -> bool:
 def after(keeper: AlertKeeper, ages_and_shares: list[tuple[float, float]], now_s: float = 1000.0) -> list[Alert]:
     for age_s, share in sorted(ages_and_shares, reverse=True):
         keeper._pool.add("north", np.array([share, 0.0, 1 - share]), now_s - age_s)
-    keeper.look("north", clock_s=now_s, now_s=now_s)
+    keeper.look("north", now_s)
     return keeper.open
 
 

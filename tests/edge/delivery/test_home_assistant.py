@@ -121,12 +121,13 @@ def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
 class Link:
     """A link whose agent is what a test says; `told` is what the publisher would retain now."""
 
-    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, *known: PlotReport, **further: Any) -> None:
+    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, **further: Any) -> None:
         self.clock = 1000.0
         monkeypatch.setattr(link_module.time, "monotonic", lambda: self.clock)
-        self.agent = SimpleNamespace(state=state(), reports=list(known))
+        self.agent = SimpleNamespace(state=state(), reports=[])
         there = Connection("127.0.0.1", 1883, connected=True)
-        self._link = BrokerLink(access_to(device="pi", prefix="farm"), outbox, self.agent, connection=there, **further)
+        access, agent = access_to(device="pi", prefix="farm"), self.agent
+        self._link = BrokerLink(access, outbox, lambda: agent.state, lambda: agent.reports, connection=there, **further)
 
     def told(self, *reports: PlotReport) -> dict[str, Any]:
         self.agent.reports = list(reports)
@@ -166,7 +167,7 @@ def test_a_plot_that_is_gone_is_cleared_also_after_a_restart(
     (photos / "north").rename(photos / "north-2")
     link.clock += 60
     for restarted in (False, True):
-        link = Link(outbox, monkeypatch, *reports, photos=photos) if restarted else link
+        link = Link(outbox, monkeypatch, photos=photos) if restarted else link
         found = link.told(*reports)
         assert found["farm/pi/plots/north"] is None
         assert found["farm/pi/plots/south"] is not None

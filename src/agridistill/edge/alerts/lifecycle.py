@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -68,10 +69,9 @@ class AlertKeeper:
         pool: of the leaves, with the rules' windows.
         known: alerts from before a restart that are open, or whose end was not sent (`is_end_sent`), each with the time
             of its last notification (0: none).
-        clock_s: now, by the pool's clock.
-        now_s: now, by the device's clock.
-        seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
         elsewhere: as `known`, of sources that are no longer watched: they end.
+        seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
+        clocks: gives the time by the pool's clock, which is never set, and by the device's clock.
 
     Raises:
         ConfigError: a rule's class is none of the model's.
@@ -84,14 +84,13 @@ class AlertKeeper:
         pool: LeafPool,
         known: Iterable[tuple[Alert, float]] = (),
         *,
-        clock_s: float = 0.0,
-        now_s: float = 0.0,
-        seen_s: Mapping[str, float] | None = None,
         elsewhere: Iterable[tuple[Alert, float]] = (),
+        seen_s: Mapping[str, float] | None = None,
+        clocks: Callable[[], tuple[float, float]] = lambda: (time.monotonic(), time.time()),
     ) -> None:
         self._rules = {rule.name: rule for rule in rules}
         self._indices = {rule.name: rule.indices(classes) for rule in rules}
-        self._classes, self._pool = tuple(classes), pool
+        self._classes, self._pool, self._clocks = tuple(classes), pool, clocks
         self._open: dict[tuple[str, str], _Watched] = {}
         # By id: another source may have a plot of the same name.
         self._ending: dict[str, _Watched] = {}
@@ -99,9 +98,9 @@ class AlertKeeper:
         for alert, notified_s in elsewhere:
             watched = self._ending[alert.alert_id] = _Watched(alert, notified_s)
             if alert.state == "open":
-                self._resolve(watched, alert, "another source is watched now", now_s)
+                self._resolve(watched, alert, "another source is watched now")
         for alert, notified_s in known:
-            self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s), clock_s, now_s)
+            self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s))
 
     @property
     def open(self) -> list[Alert]:
@@ -109,24 +108,19 @@ class AlertKeeper:
         # A copy: other threads read it.
         return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
-    def look(self, plot: str, *, clock_s: float, now_s: float, until_s: float | None = None) -> None:
-        """Applies all rules to a plot.
-
-        Args:
-            plot: its name.
-            clock_s: now, by the pool's clock.
-            now_s: now, by the device's clock.
-            until_s: end of the rules' windows, by the pool's clock; None for now.
-        """
-        until_s = clock_s if until_s is None else until_s
+    def look(self, plot: str, until_s: float | None = None) -> None:
+        """Applies all rules to a plot, whose windows end at a time by the pool's clock; None for now."""
+        until_s = self._clocks()[0] if until_s is None else until_s
         for rule in self._rules.values():
             if rule.concerns(plot):
                 leaves = self._pool.leaves(plot, rule.window_s, until_s)
                 if leaves.number:
-                    self._apply(rule, plot, leaves, clock_s, now_s)
+                    self._apply(rule, plot, leaves)
 
-    def messages(self, *, clock_s: float, now_s: float) -> list[AlertMessage]:
-        """Notifications that are due; each is returned until `sent` is called. The times are those of `look`."""
+    def messages(self) -> list[AlertMessage]:
+        """Notifications that are due; each is returned until `sent` is called."""
+        self._tidy()
+        clock_s, now_s = self._clocks()
         found = []
         for watched in (*self._ending.values(), *self._open.values()):
             rule = self._rules.get(watched.alert.rule)
@@ -135,8 +129,9 @@ class AlertKeeper:
                 found.append(AlertMessage(change, watched.alert, watched.notified_s))
         return found
 
-    def sent(self, message: AlertMessage, *, clock_s: float, now_s: float) -> None:
+    def sent(self, message: AlertMessage) -> None:
         """A notification is in the outboxes."""
+        clock_s, now_s = self._clocks()
         key = message.alert.rule, message.alert.plot
         watched = self._ending.pop(message.alert.alert_id, None) or self._open[key]
         # Never before its end, also where the clock was set back since: `is_end_sent` compares the two.
@@ -145,17 +140,6 @@ class AlertKeeper:
         self._changed[watched.alert.alert_id] = watched.alert, watched.notified_s
         if self._open.get(key) is watched and watched.alert.state == "resolved":
             del self._open[key]
-
-    def tidy(self, *, clock_s: float, now_s: float) -> None:
-        """Ends alerts without new leaves, and those whose rule is gone or no longer applies to their plot."""
-        for watched in list(self._open.values()):
-            alert, rule = watched.alert, self._rules.get(watched.alert.rule)
-            if alert.state != "open":
-                continue
-            if rule is None or not rule.concerns(alert.plot):
-                self._resolve(watched, alert, "the rule is gone", now_s)
-            elif clock_s - watched.seen_clock > rule.forget_s:
-                self._resolve(watched, alert, f"no leaves for {rule.forget_days:g} days", now_s)
 
     def changed(self) -> list[tuple[Alert, float]]:
         """Alerts that changed and are not `stored` yet, each with the time of its last notification."""
@@ -167,7 +151,8 @@ class AlertKeeper:
             if self._changed.get(alert.alert_id) == (alert, notified_s):
                 del self._changed[alert.alert_id]
 
-    def _continue(self, alert: Alert, notified_s: float, seen_s: float, clock_s: float, now_s: float) -> None:
+    def _continue(self, alert: Alert, notified_s: float, seen_s: float) -> None:
+        clock_s, now_s = self._clocks()
         rule = self._rules.get(alert.rule)
         if rule is not None and rule.level != alert.level:
             alert = replace(alert, level=rule.level)
@@ -178,7 +163,19 @@ class AlertKeeper:
         watched = _Watched(alert, notified_s, share, clock_s - notified_ago, clock_s - seen_ago)
         self._open[alert.rule, alert.plot] = watched
 
-    def _apply(self, rule: Rule, plot: str, leaves: Leaves, clock_s: float, now_s: float) -> None:
+    def _tidy(self) -> None:
+        """Ends alerts without new leaves, and those whose rule is gone or no longer applies to their plot."""
+        for watched in list(self._open.values()):
+            alert, rule = watched.alert, self._rules.get(watched.alert.rule)
+            if alert.state != "open":
+                continue
+            if rule is None or not rule.concerns(alert.plot):
+                self._resolve(watched, alert, "the rule is gone")
+            elif self._clocks()[0] - watched.seen_clock > rule.forget_s:
+                self._resolve(watched, alert, f"no leaves for {rule.forget_days:g} days")
+
+    def _apply(self, rule: Rule, plot: str, leaves: Leaves) -> None:
+        clock_s, now_s = self._clocks()
         indices, watched = self._indices[rule.name], self._open.get((rule.name, plot))
         share, has_enough = leaves.share(indices), leaves.number >= rule.least_leaves
         label = self._classes[indices[int(leaves.sums[:, indices].sum(axis=0).argmax())]]
@@ -194,24 +191,24 @@ class AlertKeeper:
             watched.alert = replace(watched.alert, state="open", resolved_s=None)
         elif has_enough and share < rule.resolve_below:
             ended = replace(watched.alert, share=round(share, 4), leaves=leaves.number)
-            self._resolve(watched, ended, f"over, {100 * share:.0f} % of {leaves_words(leaves.number)}", now_s)
+            self._resolve(watched, ended, f"over, {100 * share:.0f} % of {leaves_words(leaves.number)}")
             return
         elif not _is_worth_storing(leaves.number, share, watched.alert):
             return
         elif share < rule.resolve_below:
             label = watched.alert.label  # in leaves that are hardly ill the most probable class is chance
         text = f"{100 * share:.0f} % of {leaves_words(leaves.number)}, mostly {plain_label(label)}"
-        changed = replace(watched.alert, label=label, share=round(share, 4), leaves=leaves.number)
-        self._change(watched, changed, text, now_s)
+        self._change(watched, replace(watched.alert, label=label, share=round(share, 4), leaves=leaves.number), text)
 
-    def _resolve(self, watched: _Watched, alert: Alert, reason: str, now_s: float) -> None:
+    def _resolve(self, watched: _Watched, alert: Alert, reason: str) -> None:
+        now_s = self._clocks()[1]
         # Before the end, also where the clock was ahead at the notification: `is_end_sent` compares the two.
         watched.notified_s = min(watched.notified_s, math.nextafter(now_s, 0.0))
-        self._change(watched, replace(alert, state="resolved", resolved_s=now_s), reason, now_s)
+        self._change(watched, replace(alert, state="resolved", resolved_s=now_s), reason)
 
-    def _change(self, watched: _Watched, alert: Alert, text: str, now_s: float) -> None:
+    def _change(self, watched: _Watched, alert: Alert, text: str) -> None:
         text = f"{alert.rule}, {alert.plot or 'all'}: {text}"
-        watched.alert = replace(alert, updated_s=now_s, text=text)
+        watched.alert = replace(alert, updated_s=self._clocks()[1], text=text)
         self._changed[alert.alert_id] = watched.alert, watched.notified_s
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage, is_end_sent
+from agridistill.edge.alerts.lifecycle import AlertKeeper, is_end_sent
 from agridistill.edge.alerts.rules import (
     DEFAULT_LEAST_LEAVES,
     DEFAULT_SHARE,
@@ -131,25 +131,19 @@ class Plots:
         windows_s = [2 * view_s, *(rule.window_s for rule in rules)]
         self._pool = LeafPool(classes, windows_s)
         known = _known_alerts(history, own=True)
-        self._keeper = AlertKeeper(
+        self.alerts = AlertKeeper(
             rules,
             classes,
             self._pool,
             known,
-            clock_s=time.monotonic(),
-            now_s=time.time(),
-            seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
             elsewhere=_known_alerts(history, own=False),
+            seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
+            clocks=lambda: (time.monotonic(), time.time()),
         )
         self._late: set[str] = set()  # plots with photos that count by their own time
         self._health: dict[str, PlotHealth] = {}
         self._seen = _by_plot(history.newest_leaf_s, history.plots())
         self._restore(max(windows_s))
-
-    @property
-    def open_alerts(self) -> list[Alert]:
-        """Those that are open now."""
-        return self._keeper.open
 
     @property
     def health(self) -> list[PlotHealth]:
@@ -160,7 +154,7 @@ class Plots:
     def reports(self) -> list[PlotReport]:
         """Of each plot with leaves in the last 31 days, by name; thread-safe."""
         now_s, health = time.time(), self._health.copy()
-        warned = {alert.plot: alert.label for alert in self.open_alerts if alert.level != "info"}
+        warned = {alert.plot: alert.label for alert in self.alerts.open if alert.level != "info"}
         found = []
         for plot, seen_s in sorted(self._seen.copy().items()):
             one = health.get(plot)
@@ -176,32 +170,22 @@ class Plots:
         if self._add(detection, clock_s, now_s):
             self._look(detection.plot, clock_s, now_s)
 
-    def messages(self) -> list[AlertMessage]:
-        """Notifications that are due; each is returned until `sent` is called."""
-        now = {"clock_s": time.monotonic(), "now_s": time.time()}
-        self._keeper.tidy(**now)
-        return self._keeper.messages(**now)
-
-    def sent(self, message: AlertMessage) -> None:
-        """A notification is in the outboxes."""
-        self._keeper.sent(message, clock_s=time.monotonic(), now_s=time.time())
-
     def store(self) -> None:
         """Writes alerts that changed to the history.
 
         Raises:
             OutboxError: the disk refuses.
         """
-        changed = self._keeper.changed()
+        changed = self.alerts.changed()
         if changed:
             self._history.put_alerts([alert for alert, _ in changed], told_s=[at_s for _, at_s in changed])
-            self._keeper.stored(changed)
+            self.alerts.stored(changed)
 
     def _look(self, plot: str, clock_s: float, now_s: float) -> None:
         # Windows of photos that came late end with the newest one: a window that ends now would hold none of them.
         late_s = clock_s - self._pool.newest_s(plot) if plot in self._late else 0.0
         until_s = clock_s - late_s
-        self._keeper.look(plot, clock_s=clock_s, now_s=now_s, until_s=until_s)
+        self.alerts.look(plot, until_s)
         both = self._pool.leaves(plot, 2 * self._view_s, until_s)
         now, before = both.since(until_s - self._view_s), both.before(until_s - self._view_s)
         if not now.number:

@@ -215,7 +215,8 @@ class LeafPool:
     def __init__(self, classes: Sequence[str], windows_s: Sequence[float]) -> None:
         self._columns = 2 + len(classes)
         self._windows_s = tuple(sorted(set(windows_s)))
-        self._buckets: dict[tuple[str, float], _Buckets] = {}  # by plot and window
+        # By plot and window, then by the bucket's number: number of leaves, sum of times, sums of probabilities.
+        self._buckets: dict[tuple[str, float], dict[int, NDArray[np.float64]]] = {}
         self._newest_s: dict[str, float] = {}
         self._came_s: dict[str, float] = {}
 
@@ -236,8 +237,11 @@ class LeafPool:
         row = np.concatenate([[1.0, at_s], probabilities])
         for window_s in self._windows_s:
             length_s = window_s / BUCKETS
-            buckets = self._buckets.setdefault((plot, window_s), _Buckets(self._columns))
-            buckets.add(int(at_s // length_s), row, int((newest_s - window_s) // length_s))
+            buckets, number = self._buckets.setdefault((plot, window_s), {}), int(at_s // length_s)
+            buckets[number] = buckets.get(number, 0.0) + row
+            if len(buckets) > 1.1 * BUCKETS:
+                for old in [each for each in buckets if each < (newest_s - window_s) // length_s]:
+                    del buckets[old]
 
     def newest_s(self, plot: str) -> float:
         """When the newest leaf of a plot with leaves was seen."""
@@ -249,9 +253,9 @@ class LeafPool:
         return list(self._newest_s)
 
     def leaves(self, plot: str, window_s: float, now_s: float) -> Leaves:
-        """Leaves in one of the pool's windows that ends now, by the clock of `add`; valid until the next `add`."""
-        buckets = self._buckets.get((plot, window_s)) or _Buckets(self._columns)
-        rows = buckets.rows[: buckets.used]
+        """Leaves in one of the pool's windows that ends now, by the clock of `add`."""
+        buckets = self._buckets.get((plot, window_s), {})
+        rows = np.array([buckets[number] for number in sorted(buckets)]).reshape(-1, self._columns)
         return Leaves(rows[:, 1] / rows[:, 0], rows[:, 0], rows[:, 2:]).since(now_s - window_s)
 
     def _forget_plots(self, now_s: float) -> None:
@@ -259,31 +263,3 @@ class LeafPool:
             del self._newest_s[plot], self._came_s[plot]
             for window_s in self._windows_s:
                 self._buckets.pop((plot, window_s), None)
-
-
-class _Buckets:
-    """Sums of a plot's leaves in one window, by time: rows of number, sum of times and sums of probabilities."""
-
-    def __init__(self, columns: int) -> None:
-        self.numbers, self.rows, self.used = np.empty(0, np.int64), np.empty((0, columns)), 0
-
-    def add(self, number: int, row: NDArray[np.float64], oldest: int) -> None:
-        """Adds a leaf to its bucket; buckets before the oldest go where room is needed."""
-        if self.used == len(self.numbers):
-            self._make_room(oldest)
-        place = int(np.searchsorted(self.numbers[: self.used], number))
-        if place < self.used and self.numbers[place] == number:
-            self.rows[place] += row
-            return
-        for kept in (self.numbers, self.rows):
-            kept[place + 1 : self.used + 1] = kept[place : self.used].copy()
-        self.numbers[place], self.rows[place] = number, row
-        self.used += 1
-
-    def _make_room(self, oldest: int) -> None:
-        first = int(np.searchsorted(self.numbers[: self.used], oldest))
-        numbers, rows = self.numbers[first : self.used], self.rows[first : self.used]
-        self.used = len(numbers)
-        room = max(16, min(2 * self.used, 2 * BUCKETS))
-        self.numbers, self.rows = np.empty(room, np.int64), np.empty((room, rows.shape[1]))
-        self.numbers[: self.used], self.rows[: self.used] = numbers, rows

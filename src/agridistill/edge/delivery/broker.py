@@ -204,15 +204,16 @@ def topic_level(name: str) -> str:
         'north_field_3-ff0b1c'
     """
     safe = _UNSAFE.sub("_", name).strip("_")
-    return safe if safe and safe == name else _with_digest(safe, name)
+    return safe if safe and safe == name else with_digest(safe, name)
 
 
 def plot_level(plot: str) -> str:
     """A plot as one level of a topic; "all" stands for photos without a plot alone."""
-    return _with_digest("all", plot) if plot == "all" else topic_level(plot or "all")
+    return with_digest("all", plot) if plot == "all" else topic_level(plot or "all")
 
 
-def _with_digest(safe: str, name: str) -> str:
+def with_digest(safe: str, name: str) -> str:
+    """A name that stands for another one alone."""
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -10,10 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from agridistill.edge.alerts import PlotReport
-from agridistill.edge.delivery.broker import BrokerAccess, Connection, plot_level
+from agridistill.edge.delivery.broker import BrokerAccess, Connection, plot_level, with_digest
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.session import OFFLINE, ONLINE
 from agridistill.edge.events import json_bytes, sendable
@@ -36,18 +34,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _ALERTS = "{% set all = value_json.alerts[:20] %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
 # Of a component: it is removed. One that is only left out would stay for ever.
 _REMOVED = {"p": "sensor"}
-
-
-class AgentView(Protocol):
-    """What the link reads of the agent, from its own thread."""
-
-    @property
-    def state(self) -> AgentState:
-        """The agent's state now."""
-
-    @property
-    def reports(self) -> list[PlotReport]:
-        """The condition of each plot that has recent leaves."""
+_DIAGNOSTIC = {"state_class": "measurement", "entity_category": "diagnostic"}
 
 
 class BrokerLink:
@@ -56,7 +43,8 @@ class BrokerLink:
     Args:
         access: to the broker.
         outbox: of detections and alerts.
-        agent: whose state and plots are published.
+        state: gives the agent's state now.
+        reports: gives the condition of each plot that has recent leaves.
         connection: is kept up to date, for the agent's state.
         updates: that takes releases from the broker; None without updates.
         photos: the watched folder; None for a camera.
@@ -68,7 +56,8 @@ class BrokerLink:
         self,
         access: BrokerAccess,
         outbox: Outbox,
-        agent: AgentView,
+        state: Callable[[], AgentState],
+        reports: Callable[[], Sequence[PlotReport]],
         *,
         connection: Connection | None = None,
         updates: UpdateWorker | None = None,
@@ -76,8 +65,8 @@ class BrokerLink:
         plot: str = "",
         page_url: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._access, self._agent, self._updates, self._page_url = access, agent, updates, page_url
-        self._photos, self._plot = photos, plot
+        self._access, self._state, self._reports, self._updates = access, state, reports, updates
+        self._photos, self._plot, self._page_url = photos, plot, page_url
         self._published = PublishedPlots(outbox.path.with_name("published_plots.json"))
         self._news: tuple[object, ...] = ()
         self._sent_at, self._payload = 0.0, b""
@@ -96,8 +85,8 @@ class BrokerLink:
 
     def retained(self) -> dict[str, bytes]:
         """Retained payloads by topic, as they are now."""
-        state = self._agent.state
-        reports = [one for one in self._agent.reports if self._is_watched(one.plot)]
+        state = self._state()
+        reports = [one for one in self._reports() if self._is_watched(one.plot)]
         plots = [one.plot for one in reports]
         gone = self._published.update(plots, forget=self._publisher.connection.connected)
         found = {self._access.topic("state"): self._state_payload(state)} | self._plot_payloads(reports)
@@ -170,25 +159,16 @@ class PublishedPlots:
             self._gone_s = {}
 
     def update(self, plots: Collection[str], *, forget: bool = True, now_s: float | None = None) -> list[str]:
-        """Takes the plots that there are now, on the disk before they are published.
+        """Takes the plots that there are now, on the disk before they are published; returns those that are gone.
 
-        Args:
-            plots: their names.
-            forget: those that were cleared long ago; only while the broker takes what is cleared.
-            now_s: seconds since 1970.
-
-        Returns:
-            Plots that were published and are gone.
+        Those that were cleared long ago are forgotten: `forget`, only while the broker takes what is cleared.
         """
         now_s = time.time() if now_s is None else now_s
-        after = dict(self._gone_s) | dict.fromkeys(plots)
-        for plot, gone_s in list(after.items()):
-            if plot in plots:
-                continue
-            if gone_s is None:
-                after[plot] = now_s
-            elif forget and now_s - gone_s > _CLEARED_S:
-                del after[plot]
+        after = dict.fromkeys(plots)
+        for plot in self._gone_s.keys() - after.keys():
+            gone_s = self._gone_s[plot] or now_s
+            if not forget or now_s - gone_s <= _CLEARED_S:
+                after[plot] = gone_s
         if after != self._gone_s:
             self._gone_s = after
             try:
@@ -215,7 +195,7 @@ def discovery(
     page_url: str | None = None,
     has_temperature: bool = False,
 ) -> dict[str, bytes]:
-    """The retained description of the device with all its sensors.
+    """The retained description of the device with all its sensors, as in Home Assistant's "MQTT discovery".
 
     Args:
         access: to the broker.
@@ -226,13 +206,39 @@ def discovery(
         has_temperature: whether the processor's temperature is known.
 
     Returns:
-        The payload by topic, `PREFIX/device/ID/config`, as described in Home Assistant's "MQTT discovery"; Home
-        Assistant takes it from 2024.11 on.
+        The payload by topic, `PREFIX/device/ID/config`; Home Assistant takes it from 2024.11 on.
     """
-    node = _name(access.base.replace("/", "_"))
-    sensors = _device_sensors(access, has_temperature=has_temperature)
-    sensors |= {_plot_id(plot): _plot_sensor(access, plot) for plot in plots}
-    removed: dict[str, dict[str, Any]] = {_plot_id(plot): _REMOVED for plot in gone} | {"temperature": _REMOVED}
+    node, state = _name(access.base.replace("/", "_")), access.topic("state")
+    sensors = {
+        "alert": _sensor(
+            state,
+            "Disease alert",
+            "'ON' if value_json.open_alerts > 0 else 'OFF'",
+            p="binary_sensor",
+            device_class="problem",
+            json_attributes_topic=state,
+            json_attributes_template=_ALERTS,
+        ),
+        "open_alerts": _sensor(
+            state, "Open alerts", "value_json.open_alerts", state_class="measurement", icon="mdi:sprout"
+        ),
+        # Null while the disk refuses; "None" is Home Assistant's word for an unknown value.
+        "waiting": _sensor(
+            state,
+            "Waiting messages",
+            "value_json.outbox.waiting if value_json.outbox else None",
+            **_DIAGNOSTIC,
+        ),
+        "skipped": _sensor(state, "Skipped frames", "value_json.skipped", **_DIAGNOSTIC),
+    }
+    if has_temperature:
+        celsius = {"device_class": "temperature", "unit_of_measurement": "°C", **_DIAGNOSTIC}
+        value = "value_json.processor_celsius"
+        sensors["temperature"] = _sensor(state, "Processor temperature", value, **celsius)
+    for plot in plots:
+        topic, name = access.plot_topic(plot), f"Plot {plot}" if plot else "Plants"
+        condition = _sensor(topic, name, "value_json.condition", json_attributes_topic=topic, icon="mdi:leaf")
+        sensors[_plot_id(plot)] = condition
     device = {
         "identifiers": [node],
         "name": access.device,
@@ -241,6 +247,7 @@ def discovery(
         "sw_version": __version__,
         "configuration_url": page_url,
     }
+    removed = {_plot_id(plot): _REMOVED for plot in gone} | {"temperature": _REMOVED}
     document = {
         "dev": {key: value for key, value in device.items() if value is not None},
         "o": {"name": "AgriDistill", "sw_version": __version__},
@@ -253,46 +260,8 @@ def discovery(
     return {topic: json.dumps(document, ensure_ascii=False).encode()}
 
 
-def _device_sensors(access: BrokerAccess, *, has_temperature: bool) -> dict[str, dict[str, Any]]:
-    sensors = {
-        "alert": {
-            "p": "binary_sensor",
-            "name": "Disease alert",
-            "device_class": "problem",
-            "state_topic": access.topic("state"),
-            "value_template": "{{ 'ON' if value_json.open_alerts > 0 else 'OFF' }}",
-            "json_attributes_topic": access.topic("state"),
-            "json_attributes_template": _ALERTS,
-        },
-        "open_alerts": {
-            "p": "sensor",
-            "name": "Open alerts",
-            "state_topic": access.topic("state"),
-            "value_template": "{{ value_json.open_alerts }}",
-            "state_class": "measurement",
-            "icon": "mdi:sprout",
-        },
-        # Null while the disk refuses; "None" is Home Assistant's word for an unknown value.
-        "waiting": _diagnostic(access, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None"),
-        "skipped": _diagnostic(access, "Skipped frames", "value_json.skipped"),
-    }
-    if has_temperature:
-        sensors["temperature"] = _diagnostic(access, "Processor temperature", "value_json.processor_celsius") | {
-            "device_class": "temperature",
-            "unit_of_measurement": "°C",
-        }
-    return sensors
-
-
-def _plot_sensor(access: BrokerAccess, plot: str) -> dict[str, Any]:
-    return {
-        "p": "sensor",
-        "name": f"Plot {plot}" if plot else "Plants",
-        "state_topic": access.plot_topic(plot),
-        "value_template": "{{ value_json.condition }}",
-        "json_attributes_topic": access.plot_topic(plot),
-        "icon": "mdi:leaf",
-    }
+def _sensor(topic: str, name: str, value: str, **further: str) -> dict[str, str]:
+    return {"p": "sensor", "name": name, "state_topic": topic, "value_template": f"{{{{ {value} }}}}"} | further
 
 
 def _plot_id(plot: str) -> str:
@@ -302,15 +271,4 @@ def _plot_id(plot: str) -> str:
 def _name(text: str) -> str:
     """Home Assistant takes ASCII alone; names that have to be changed stay apart by a digest."""
     safe = _UNSAFE.sub("_", text)
-    return safe if safe == text else f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def _diagnostic(access: BrokerAccess, name: str, value: str) -> dict[str, Any]:
-    return {
-        "p": "sensor",
-        "name": name,
-        "state_topic": access.topic("state"),
-        "value_template": f"{{{{ {value} }}}}",
-        "state_class": "measurement",
-        "entity_category": "diagnostic",
-    }
+    return safe if safe == text else with_digest(safe, text)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,13 +109,9 @@ class Deliverer:
         return again
 
     def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
-        logger.log(
-            logging.INFO if quietly or seq in self._refused else logging.WARNING,
-            "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes",
-            self.name,
-            error,
-            _LONGEST_PAUSE_S / 60,
-        )
+        level = logging.INFO if quietly or seq in self._refused else logging.WARNING
+        line = "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes"
+        logger.log(level, line, self.name, error, _LONGEST_PAUSE_S / 60)
         self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
@@ -132,16 +129,16 @@ class Webhook:
     def __post_init__(self) -> None:
         try:
             parts = urllib.parse.urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            usable = False
+            is_usable = False
         # The message omits the address, which often holds a token.
-        if not usable:
+        if not is_usable or "@" in parts.netloc:
             raise ConfigError(
-                "a webhook's address http(s)://HOST[:PORT]/…", "another one (hidden: it may hold a token)", "correct it"
+                "a webhook's address http(s)://HOST[:PORT]/… without a user",
+                "another one (hidden: it may hold a token)",
+                "correct it; a token goes into token_file",
             )
-        if parts.username is not None or parts.password is not None:
-            raise ConfigError("a webhook's address without a user", "one with", "use token_file")
 
     @property
     def name(self) -> str:
@@ -161,9 +158,9 @@ class Webhook:
         # Importing httpx takes time and memory, which an agent without a webhook saves.
         from agridistill.edge.http import HttpClient, HttpError
 
+        # A redirect is not followed: it would turn the POST into a GET, and take the token elsewhere.
+        request: dict[str, Any] = {"method": "POST", "headers": headers, "content": message.payload}
         try:
-            # A redirect is not followed: it would turn the POST into a GET, and take the token elsewhere.
-            request: dict[str, Any] = {"method": "POST", "headers": headers, "content": message.payload}
             with HttpClient().whole(self.url, _ANSWER_S, **request) as answer:
                 next(answer.iter_raw(_READ_BYTES), b"")
         except HttpError as error:
@@ -236,11 +233,8 @@ class Command:
 
 
 def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if not (name.startswith("AGRIDISTILL_") and name.endswith(("_PASSWORD", "_TOKEN")))
-    }
+    secret = re.compile("AGRIDISTILL_.*(_PASSWORD|_TOKEN)")
+    return {name: value for name, value in environment.items() if not secret.fullmatch(name)}
 
 
 def _variables(payload: bytes) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.page.view import PageContent, content_html, login_html, page_html
@@ -72,11 +72,6 @@ class PageSource:
     def _session(self) -> str | None:
         # The cookie is not the token, stays valid over a restart, and ends with the token.
         return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
-
-    @property
-    def needs_token(self) -> bool:
-        """Whether clients need a token."""
-        return self.token is not None
 
     def serves(self, hosts: Iterable[str]) -> bool:
         """Whether a request's Host headers name this page; a foreign name means DNS rebinding."""
@@ -177,10 +172,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses, as one line of text."""
-        if code == HTTPStatus.NOT_IMPLEMENTED:
-            self._send(_not_allowed())
-        else:
-            self._send(Answer.text(code, HTTPStatus(code).phrase.lower()))
+        is_other_method = code == HTTPStatus.NOT_IMPLEMENTED
+        self._send(_not_allowed() if is_other_method else Answer.text(code, HTTPStatus(code).phrase.lower()))
 
     @property
     def _source(self) -> PageSource:
@@ -206,15 +199,12 @@ class Handler(BaseHTTPRequestHandler):
             query = parse_qs(parts.query, max_num_fields=10)
         except ValueError:
             return Answer.text(HTTPStatus.BAD_REQUEST, "bad address")
-        given = query.get("token", [""])[-1]
-        if parts.path == "/" and self._source.needs_token and given:
-            return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
         if not self._source.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
             return self._unknown(refused=False)
         return self._source.answer(parts.path, query)
 
     def _logged_in(self) -> Answer:
-        if self.path != "/login" or not self._source.needs_token:
+        if self.path != "/login" or self._source.token is None:
             return _not_allowed()
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
@@ -222,10 +212,7 @@ class Handler(BaseHTTPRequestHandler):
         if len(length) > 5 or int(length) > _MAX_BODY_BYTES:
             return Answer.text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {_MAX_BODY_BYTES} bytes")
         form = self.rfile.read(int(length)).decode("utf-8", "replace")
-        try:
-            given = parse_qs(form, max_num_fields=10).get("token", [""])[-1]
-        except ValueError:
-            given = ""
+        given = dict(parse_qsl(form)).get("token", "")
         return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
 
     def _unknown(self, *, refused: bool) -> Answer:
