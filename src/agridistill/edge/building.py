@@ -218,7 +218,7 @@ def _workers(
             BrokerAccess(settings.broker, settings.device_name, password),
             stores.outboxes[BROKER],
             lambda: agent.state,
-            lambda: agent.plots.reports,
+            lambda: agent.plots.health,
             connection=connection,
             updates=updates,
             photos=None if "://" in settings.source else Path(settings.source),

@@ -167,12 +167,7 @@ def number_of(number: int, thing: str) -> str:
 
 
 def leaves_words(number: int) -> str:
-    """A number of leaves.
-
-    Example:
-        >>> leaves_words(1), leaves_words(1200)
-        ('1 leaf', '1,200 leaves')
-    """
+    """A number of leaves: "1 leaf", "1,200 leaves"."""
     return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
 
 

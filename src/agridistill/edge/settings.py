@@ -6,9 +6,9 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
@@ -23,6 +23,10 @@ from agridistill.errors import ConfigError
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Group = TypeVar("_Group", bound="DataclassInstance")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words"})
@@ -116,11 +120,7 @@ class WatchSettings:
         return self.page is not None and is_loopback(self.page.host)
 
     def rules_for(self, ill: Sequence[str]) -> tuple[Rule, ...]:
-        """The file's rules, else the default ones.
-
-        Args:
-            ill: classes of the model that are not healthy.
-        """
+        """The file's rules, else the default one of the model's ill classes."""
         return self.rules or (default_rules(ill, self.window_minutes) if self.default_rules else ())
 
 
@@ -134,24 +134,18 @@ def read_settings(path: Path) -> WatchSettings:
     Raises:
         ConfigError: not there, no TOML, an unknown key (the nearest known one is named) or a wrong value.
     """
-    document = read_toml(path, "a settings file")
-    return watch_settings(document, where=f"'{path}'", folder=path.parent)
+    settings = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
+    return _from_folder(settings, path.parent)
 
 
-def watch_settings(document: Mapping[str, Any], *, where: str, folder: Path | None = None) -> WatchSettings:
-    """Settings from what a TOML file holds.
-
-    Args:
-        document: as read.
-        where: it comes from, for messages.
-        folder: that relative paths start from.
+def watch_settings(document: Mapping[str, Any], *, where: str) -> WatchSettings:
+    """Settings from what a TOML file holds; `where` it comes from, for messages.
 
     Raises:
         ConfigError: an unknown key or a wrong value.
     """
     # Addresses often hold a token or a password.
-    settings = build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
-    return _from_folder(settings, folder) if folder is not None else settings
+    return build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
 
 
 def require_valid(settings: WatchSettings) -> None:
@@ -184,7 +178,7 @@ def read_secret(file: Path | None, variable: str) -> str | None:
     return secret
 
 
-def _from_folder(value: Any, folder: Path) -> Any:
+def _from_folder(value: _Group, folder: Path) -> _Group:
     """The same settings with their relative paths from a folder."""
     changed: dict[str, Any] = {}
     for item in fields(value):
@@ -193,9 +187,9 @@ def _from_folder(value: Any, folder: Path) -> Any:
             changed[item.name] = _located(found, folder)
         elif item.name == "source" and found and "://" not in found:
             changed[item.name] = str(_located(Path(found), folder))
-        elif is_dataclass(found):
+        elif is_dataclass(found) and not isinstance(found, type):
             changed[item.name] = _from_folder(found, folder)
-    return type(value)(**{item.name: getattr(value, item.name) for item in fields(value)} | changed)
+    return replace(value, **changed)
 
 
 def _located(path: Path, folder: Path) -> Path:

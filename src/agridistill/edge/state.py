@@ -77,10 +77,7 @@ class AgentState(Document):
 
 
 def state_folder() -> Path:
-    """Default folder of the agent's state.
-
-    That is systemd's `$STATE_DIRECTORY`, else `agridistill` in `$XDG_STATE_HOME` or in `~/.local/state`.
-    """
+    """systemd's `$STATE_DIRECTORY`, else `agridistill` in `$XDG_STATE_HOME` or in `~/.local/state`."""
     # systemd gives several folders, separated by colons, where a unit asks for several.
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
@@ -137,12 +134,7 @@ def _damaged(file: Path, what: str) -> EdgeError:
 
 
 def is_running(state: AgentState, now_s: float) -> bool:
-    """Whether the agent that wrote this state runs now: its process lives, and the state is fresh.
-
-    Args:
-        state: as it was read.
-        now_s: seconds since 1970, by the same clock.
-    """
+    """Whether the agent that wrote this state runs now: its process lives, and the state is fresh."""
     # A state from the future was written before the clock was set back: as old as any other.
     return abs(now_s - state.at_s) < FRESH_S and process_lives(state.pid)
 
@@ -159,11 +151,7 @@ def notify_systemd(message: str) -> None:
 
 
 def processor_celsius(thermal: Path = _THERMAL) -> float | None:
-    """Temperature of the processor's hottest zone in degrees Celsius; None where it is not known.
-
-    Args:
-        thermal: Linux's folder of thermal zones.
-    """
+    """Temperature of the processor's hottest zone in degrees Celsius; None where it is not known."""
     low, high = _CREDIBLE_CELSIUS
     found = []
     for zone in thermal.glob("thermal_zone*"):
@@ -178,11 +166,7 @@ def processor_celsius(thermal: Path = _THERMAL) -> float | None:
 
 
 def resident_bytes(statm: Path = _STATM) -> int | None:
-    """Memory that this process holds in RAM now; None where it is not known.
-
-    Args:
-        statm: Linux's file of a process's memory in pages.
-    """
+    """Memory that this process holds in RAM now; None where it is not known."""
     try:
         return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -264,11 +248,7 @@ def waiting_words(outbox: Mapping[str, Any]) -> str:
 
 
 def metrics_text(state: AgentState) -> str:
-    """The state in Prometheus's text format, version 0.0.4. What is not known is left out.
-
-    Example:
-        A line of it: `agridistill_frames_total{verdict="answer"} 120`.
-    """
+    """The state in Prometheus's text format, version 0.0.4; what is not known is left out."""
     gauge, counter = partial(_family, "gauge"), partial(_family, "counter")
     names = {"device": state.device, "version": state.version, "model": str(state.model.get("name", ""))}
     names["model_sha256"] = str(state.model.get("sha256", ""))

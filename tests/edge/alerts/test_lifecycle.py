@@ -169,7 +169,7 @@ class TestRestart:
     def test_an_open_alert_goes_on_and_is_not_told_anew(self) -> None:
         before = Field()
         (opened,) = before.see(*[0.9] * 3)
-        known = before.keeper.changed()
+        known = list(before.keeper.changed.values())
         after = Field(known=((known[-1]),))
         assert after.see(*[0.9] * 3) == []
         assert [alert.alert_id for alert in after.keeper.open] == [opened.alert.alert_id]
@@ -206,19 +206,6 @@ def test_a_clock_that_is_set_forward_ends_nothing_and_repeats_nothing() -> None:
     assert len(field.keeper.open) == 1
 
 
-def test_what_the_disk_did_not_take_is_given_again() -> None:
-    field = Field()
-    field.see(*[0.9] * 3)
-    changed = field.keeper.changed()
-    assert field.keeper.changed() == changed
-    field.see(*[0.5] * 4)
-    newer = field.keeper.changed()
-    field.keeper.stored(changed)
-    assert field.keeper.changed() == newer
-    field.keeper.stored(newer)
-    assert field.keeper.changed() == []
-
-
 def test_of_several_classes_the_worst_is_named() -> None:
     pool = LeafPool(("early", "late", "healthy"), [3600])
     keeper = AlertKeeper([Rule("any", ("early", "late"), least_leaves=1)], ("early", "late", "healthy"), pool)
@@ -237,7 +224,7 @@ def test_an_alert_keeps_its_class_when_its_leaves_are_hardly_ill_any_more() -> N
     def see(clock_s: float, *probabilities: float) -> Alert:
         pool.add("", np.array(probabilities), clock_s)
         keeper.look("", clock_s)
-        return keeper.open[0] if keeper.open else keeper.changed()[0][0]
+        return keeper.open[0] if keeper.open else next(iter(keeper.changed.values()))[0]
 
     pool.add("", np.array([0.1, 0.8, 0.1]), 1.0)
     assert see(2.0, 0.1, 0.8, 0.1).label == "late"

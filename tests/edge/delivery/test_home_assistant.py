@@ -12,7 +12,7 @@ from tests.edge.conftest import access_to
 from tests.edge.looks import state
 
 from agridistill.edge.alerts.lifecycle import open_alerts_json
-from agridistill.edge.alerts.plots import PlotReport
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.delivery import link as link_module
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink, PublishedPlots, discovery, plot_folders
@@ -110,11 +110,11 @@ def test_an_outbox_that_cannot_be_read_is_an_unknown_number(outbox: dict[str, in
 
 def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
     shares = {"healthy": 0.5, "Late_blight": 0.3, "rust": 0.2}
-    found = PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares).to_json()
+    found = PlotHealth("north", 9.0, 3600.0, 10, 0.5, "Late_blight", shares=shares).to_json()
     assert (found["condition"], found["leaves"], found["ill_leaves"], found["ill_share"]) == ("Late blight", 10, 5, 0.5)
     assert (found["label"], found["probability"]) == ("Late_blight", 0.3)
     assert found["schema"] == 2, "readers of version 1 take the label for the pooled one, which is never null"
-    idle = PlotReport("north", 9.0).to_json()
+    idle = PlotHealth("north", 9.0).to_json()
     assert (idle["condition"], idle["leaves"], idle["label"], idle["shares"]) == ("No recent leaves", 0, None, {})
 
 
@@ -129,7 +129,7 @@ class Link:
         access, agent = access_to(device="pi", prefix="farm"), self.agent
         self._link = BrokerLink(access, outbox, lambda: agent.state, lambda: agent.reports, connection=there, **further)
 
-    def told(self, *reports: PlotReport) -> dict[str, Any]:
+    def told(self, *reports: PlotHealth) -> dict[str, Any]:
         self.agent.reports = list(reports)
         return {topic: json.loads(payload) if payload else None for topic, payload in self._link.retained().items()}
 
@@ -139,7 +139,8 @@ def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypat
     leaves = []
     for second in range(181):
         link.clock += 1
-        leaves.append(link.told(PlotReport("north", 1.0, 1 + second, 0.0, "healthy"))["farm/pi/plots/north"]["leaves"])
+        health = PlotHealth("north", 1.0, 3600.0, 1 + second, shares={"healthy": 1.0})
+        leaves.append(link.told(health)["farm/pi/plots/north"]["leaves"])
     assert leaves[0] == 1
     assert len(set(leaves)) == 4
 
@@ -162,7 +163,7 @@ def test_a_plot_that_is_gone_is_cleared_also_after_a_restart(
         (photos / plot).mkdir(parents=True)
     link = Link(outbox, monkeypatch, photos=photos)
     # Also with leaves of today: a plot that was renamed would be there twice.
-    reports = [PlotReport("north", 1.0, 8, 0.9, "rust"), PlotReport("south", 1.0)]
+    reports = [PlotHealth("north", 1.0, 3600.0, 8, 0.9, "rust"), PlotHealth("south", 1.0)]
     assert link.told(*reports)["farm/pi/plots/south"]["condition"] == "No recent leaves"
     (photos / "north").rename(photos / "north-2")
     link.clock += 60
@@ -191,7 +192,7 @@ def test_an_empty_or_missing_folder_takes_no_plot_away(
     assert plot_folders(tmp_path / "missing") == frozenset()
     for photos in (tmp_path / "missing", None):
         link = Link(outbox, monkeypatch, photos=photos)
-        assert link.told(PlotReport("north", 1.0))["farm/pi/plots/north"] is not None
+        assert link.told(PlotHealth("north", 1.0))["farm/pi/plots/north"] is not None
     (tmp_path / "photos" / "south").mkdir(parents=True)
     assert plot_folders(tmp_path / "photos") == {"south"}
 
@@ -203,7 +204,7 @@ def test_the_photos_folder_is_looked_into_once_a_minute(
     monkeypatch.setattr(link_module, "plot_folders", lambda photos: looks.append(photos) or frozenset())
     link = Link(outbox, monkeypatch, photos=tmp_path)
     for _ in range(121):
-        link.told(*(PlotReport(f"plot {number}", 1.0) for number in range(5)))
+        link.told(*(PlotHealth(f"plot {number}", 1.0) for number in range(5)))
         link.clock += 1
     assert len(looks) == 3
 

@@ -225,8 +225,3 @@ def test_a_reader_signs_in_with_the_token_once(browser: Any, history: History) -
         assert watched.count("li.card") == 8
         assert watched.page.evaluate("document.cookie") == ""
         watched.context.close()
-        by_link = Watched(browser)
-        by_link.page.goto(f"{server.address}?token={TOKEN}")
-        assert by_link.page.url == server.address
-        assert by_link.count("li.card") == 8
-        by_link.context.close()

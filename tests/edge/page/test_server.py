@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.edge.conftest import wait_for
-from tests.edge.looks import HOSTILE, alert, detection, filled_history, picture, state
+from tests.edge.looks import HOSTILE, detection, filled_history, picture, state
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.page import server as page_module
@@ -112,17 +112,18 @@ def test_without_anything_seen_the_page_says_what_to_expect(tmp_path: Path) -> N
 def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: Path) -> None:
     now = time.time()
     plots = [
-        PlotHealth("calm", now, 86_400.0, 12, 0.02, "Tomato___Late_blight", 9, 0.4),
+        PlotHealth("calm", now, 86_400.0, 12, 0.02, "Tomato___Late_blight", 9, 0.4, warned="Tomato___Late_blight"),
         PlotHealth("north", now, 86_400.0, 20, 0.4, "Tomato___Late_blight", 10, 0.1),
         PlotHealth("mild", now, 86_400.0, 10, 0.2, "Tomato___Late_blight", 10, 0.2),
         PlotHealth("new", now, 86_400.0, 2, 0.0, "Tomato___Late_blight"),
-        PlotHealth("gone", now - 90_000, 86_400.0, 9, 0.9, "Tomato___Late_blight"),
+        PlotHealth("gone", now - 90_000),
         PlotHealth(HOSTILE, now, 3600.0, 5, 0.9, HOSTILE),
     ]
-    with History(tmp_path / "h.sqlite") as history:
-        history.put_alert(alert(1, plot="calm"), told_s=1)
-        with PageServer(history, state, port=0, plots=lambda: plots) as server:
-            text = Asker(server).ask("/content")[2].decode()
+    with (
+        History(tmp_path / "h.sqlite") as history,
+        PageServer(history, state, port=0, plots=lambda: plots) as server,
+    ):
+        text = Asker(server).ask("/content")[2].decode()
     cards = {
         name: text.split(f"<h3>Plot {name}</h3>")[1].split("</li>")[0] for name in ("calm", "north", "mild", "new")
     }
@@ -143,7 +144,7 @@ def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: 
 )
 def test_a_plot_is_called_healthy_only_where_no_leaf_is_ill(ill_share: float, words: str) -> None:
     health = PlotHealth("north", 0.0, 86400.0, 8, ill_share, "late blight", 0, 0.0)
-    assert _verdict(health, warned=False)[1] == words
+    assert _verdict(health)[1] == words
 
 
 def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healthy_class(tmp_path: Path) -> None:
@@ -296,17 +297,6 @@ def test_every_route_needs_the_token(guarded: Asker, path: str) -> None:
     assert guarded.status(path, Authorization=f"Bearer {TOKEN}") == (404 if path == "/missing" else 200)
 
 
-def test_the_token_in_the_address_is_changed_for_a_cookie(guarded: Asker) -> None:
-    status, headers, _ = guarded.ask(f"/?token={TOKEN}")
-    assert (status, headers["Location"]) == (303, "/")
-    cookie = headers["Set-Cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=Strict" in cookie
-    assert TOKEN not in str(headers)
-    assert all(guarded.status(path, Cookie=cookie.partition(";")[0]) == 200 for path in ROUTES)
-    assert guarded.status("/?token=wrong-token-of-some-length") == 401
-
-
 def test_a_browser_without_the_token_gets_a_form_that_takes_it(guarded: Asker) -> None:
     status, headers, body = guarded.ask("/", Accept="text/html,*/*")
     assert status == 401
@@ -318,7 +308,11 @@ def test_a_browser_without_the_token_gets_a_form_that_takes_it(guarded: Asker) -
     assert b"This is not the token." in body
     status, headers, _ = guarded.ask("/login", "POST", f"token={TOKEN}", Content_Type=form)
     assert (status, headers["Location"]) == (303, "/")
-    assert guarded.status("/", Cookie=headers["Set-Cookie"].partition(";")[0]) == 200
+    cookie = headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in str(headers)
+    assert all(guarded.status(path, Cookie=cookie.partition(";")[0]) == 200 for path in ROUTES)
 
 
 def test_the_cookie_outlives_a_new_start_and_ends_with_the_token(history: History) -> None:
@@ -327,7 +321,7 @@ def test_the_cookie_outlives_a_new_start_and_ends_with_the_token(history: Histor
             return Asker(server).status("/", Cookie=cookie) == 200
 
     with PageServer(history, state, port=0, token=TOKEN) as server:
-        cookie = Asker(server).ask(f"/?token={TOKEN}")[1]["Set-Cookie"].partition(";")[0]
+        cookie = Asker(server).ask("/login", "POST", f"token={TOKEN}")[1]["Set-Cookie"].partition(";")[0]
     assert cookie_works(TOKEN, cookie)
     assert not cookie_works(TOKEN + "2", cookie)
 

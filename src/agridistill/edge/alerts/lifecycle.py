@@ -94,7 +94,8 @@ class AlertKeeper:
         self._open: dict[tuple[str, str], _Watched] = {}
         # By id: another source may have a plot of the same name.
         self._ending: dict[str, _Watched] = {}
-        self._changed: dict[str, tuple[Alert, float]] = {}
+        # By id, each with the time of its last notification: what is not in the history yet.
+        self.changed: dict[str, tuple[Alert, float]] = {}
         for alert, notified_s in elsewhere:
             watched = self._ending[alert.alert_id] = _Watched(alert, notified_s)
             if alert.state == "open":
@@ -137,26 +138,16 @@ class AlertKeeper:
         # Never before its end, also where the clock was set back since: `is_end_sent` compares the two.
         watched.notified_s = max(now_s, 1.0, watched.alert.resolved_s or 0.0)
         watched.notified_clock, watched.notified_share = clock_s, message.alert.share
-        self._changed[watched.alert.alert_id] = watched.alert, watched.notified_s
+        self.changed[watched.alert.alert_id] = watched.alert, watched.notified_s
         if self._open.get(key) is watched and watched.alert.state == "resolved":
             del self._open[key]
-
-    def changed(self) -> list[tuple[Alert, float]]:
-        """Alerts that changed and are not `stored` yet, each with the time of its last notification."""
-        return list(self._changed.values())
-
-    def stored(self, changed: Iterable[tuple[Alert, float]]) -> None:
-        """What `changed` returned is in the history."""
-        for alert, notified_s in changed:
-            if self._changed.get(alert.alert_id) == (alert, notified_s):
-                del self._changed[alert.alert_id]
 
     def _continue(self, alert: Alert, notified_s: float, seen_s: float) -> None:
         clock_s, now_s = self._clocks()
         rule = self._rules.get(alert.rule)
         if rule is not None and rule.level != alert.level:
             alert = replace(alert, level=rule.level)
-            self._changed[alert.alert_id] = alert, notified_s
+            self.changed[alert.alert_id] = alert, notified_s
         share = alert.share if notified_s else -1.0
         # Times in the future are from before a clock was set back: they count as now.
         notified_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (notified_s, max(alert.updated_s, seen_s)))
@@ -209,7 +200,7 @@ class AlertKeeper:
     def _change(self, watched: _Watched, alert: Alert, text: str) -> None:
         text = f"{alert.rule}, {alert.plot or 'all'}: {text}"
         watched.alert = replace(alert, updated_s=self._clocks()[1], text=text)
-        self._changed[alert.alert_id] = watched.alert, watched.notified_s
+        self.changed[alert.alert_id] = watched.alert, watched.notified_s
 
 
 def is_end_sent(alert: Alert, notified_s: float) -> bool:

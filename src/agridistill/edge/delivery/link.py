@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from agridistill.edge.alerts import PlotReport
+from agridistill.edge.alerts import PlotHealth
 from agridistill.edge.delivery.broker import BrokerAccess, Connection, plot_level, with_digest
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.session import OFFLINE, ONLINE
@@ -44,7 +44,7 @@ class BrokerLink:
         access: to the broker.
         outbox: of detections and alerts.
         state: gives the agent's state now.
-        reports: gives the condition of each plot that has recent leaves.
+        health: gives that of each plot with leaves in the last 31 days.
         connection: is kept up to date, for the agent's state.
         updates: that takes releases from the broker; None without updates.
         photos: the watched folder; None for a camera.
@@ -57,7 +57,7 @@ class BrokerLink:
         access: BrokerAccess,
         outbox: Outbox,
         state: Callable[[], AgentState],
-        reports: Callable[[], Sequence[PlotReport]],
+        health: Callable[[], Sequence[PlotHealth]],
         *,
         connection: Connection | None = None,
         updates: UpdateWorker | None = None,
@@ -65,7 +65,7 @@ class BrokerLink:
         plot: str = "",
         page_url: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._access, self._state, self._reports, self._updates = access, state, reports, updates
+        self._access, self._state, self._health, self._updates = access, state, health, updates
         self._photos, self._plot, self._page_url = photos, plot, page_url
         self._published = PublishedPlots(outbox.path.with_name("published_plots.json"))
         self._news: tuple[object, ...] = ()
@@ -86,10 +86,10 @@ class BrokerLink:
     def retained(self) -> dict[str, bytes]:
         """Retained payloads by topic, as they are now."""
         state = self._state()
-        reports = [one for one in self._reports() if self._is_watched(one.plot)]
-        plots = [one.plot for one in reports]
+        health = [one for one in self._health() if self._is_watched(one.plot)]
+        plots = [one.plot for one in health]
         gone = self._published.update(plots, forget=self._publisher.connection.connected)
-        found = {self._access.topic("state"): self._state_payload(state)} | self._plot_payloads(reports)
+        found = {self._access.topic("state"): self._state_payload(state)} | self._plot_payloads(health)
         if self._updates is not None and self._updates.last is not None:
             found[self._access.topic("update/result")] = json.dumps(self._updates.last.to_json()).encode()
         if self._access.settings.discovery:
@@ -124,10 +124,10 @@ class BrokerLink:
             self._news, self._sent_at, self._payload = news, time.monotonic(), json_bytes(state.to_json())
         return self._payload
 
-    def _plot_payloads(self, reports: Sequence[PlotReport]) -> dict[str, bytes]:
+    def _plot_payloads(self, health: Sequence[PlotHealth]) -> dict[str, bytes]:
         """Each plot as it was sent last, until that is old."""
         plots: dict[str, tuple[float, bytes]] = {}
-        for one in reports:
+        for one in health:
             topic = self._access.plot_topic(one.plot)
             sent = self._plots.get(topic)
             if sent is None or self._is_due(sent[0]):

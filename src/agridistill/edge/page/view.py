@@ -41,19 +41,16 @@ REFRESH_S = 5
 _LEVELS: tuple[Level, ...] = ("critical", "warning", "info")
 
 
-def plots_html(plots: Sequence[PlotHealth], alerts: Sequence[Alert], now_s: float) -> str:
+def plots_html(plots: Sequence[PlotHealth]) -> str:
     """The cards of all plots with leaves in their window, those with open alerts first."""
-    current = [one for one in plots if now_s - one.seen_s <= one.window_s]
+    # What needs a look first; sorting keeps the order of the names within.
+    current = sorted((one for one in plots if one.leaves), key=lambda one: list(_ICONS).index(_verdict(one)[0]))
     if not current:
         return (
             '<p class="notice">No leaves in this window of time. A subfolder of the photos is a plot, and each photo '
             "of a leaf counts as one leaf.</p>\n"
         )
-    warned = {alert.plot for alert in alerts if alert.level != "info"}
-    # What needs a look first; sorting keeps the order of the names within.
-    current.sort(key=lambda one: list(_ICONS).index(_verdict(one, one.plot in warned)[0]))
-    cards = "".join(_plot_card(one, warned=one.plot in warned) for one in current)
-    return f'<ul class="plots">\n{cards}</ul>\n'
+    return f'<ul class="plots">\n{"".join(map(_plot_card, current))}</ul>\n'
 
 
 def badge_html(kind: str, words: str) -> str:
@@ -74,11 +71,11 @@ def time_html(at_s: float) -> str:
     return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
 
 
-def _plot_card(health: PlotHealth, *, warned: bool) -> str:
-    kind, words = _verdict(health, warned)
-    condition = (
-        f"<p>Mostly {escape(plain_label(health.label))}</p>" if health.label is not None and health.ill_leaves else ""
-    )
+def _plot_card(health: PlotHealth) -> str:
+    kind, words = _verdict(health)
+    condition = ""
+    if health.ill_label is not None and health.ill_leaves:
+        condition = f"<p>Mostly {escape(plain_label(health.ill_label))}</p>"
     window = _window_words(health.window_s)
     leaves = leaves_words(health.leaves)
     return (
@@ -88,8 +85,8 @@ def _plot_card(health: PlotHealth, *, warned: bool) -> str:
     )
 
 
-def _verdict(health: PlotHealth, warned: bool) -> tuple[str, str]:
-    if warned:
+def _verdict(health: PlotHealth) -> tuple[str, str]:
+    if health.warned:
         return "ill", "Alert open"
     if health.leaves < DEFAULT_LEAST_LEAVES:
         return "few", f"Too few leaves: take {DEFAULT_LEAST_LEAVES}"
@@ -146,7 +143,7 @@ def content_html(content: PageContent) -> str:
     state = content.state
     sections = {
         "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state)),
-        "plots": ("Plots", plots_html(content.plots, content.open_alerts, state.at_s)),
+        "plots": ("Plots", plots_html(content.plots)),
         "state": ("State", _state_html(state)),
         "detections": ("Last photos", _detections_html(content)),
         "resolved": ("Resolved alerts", _resolved_html(content.resolved_alerts)),
