@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from agridistill.edge.events import Alert, Detection
+from agridistill.edge.page import Page, PageServer
 from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History
 
@@ -96,6 +98,12 @@ def picture(seed: int = 0) -> bytes:
     held = io.BytesIO()
     Image.fromarray(ground.astype(np.uint8)).save(held, "JPEG")
     return held.getvalue()
+
+
+def serving(
+    history: History, state: Callable[[], AgentState], *, host: str = "127.0.0.1", port: int = 0, **page: Any
+) -> PageServer:
+    return PageServer(Page(history, state, **page), host, port)
 
 
 def filled_history(path: Path) -> History:

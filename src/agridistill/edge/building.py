@@ -17,7 +17,7 @@ from agridistill.edge.alerts.rules import ill_classes, why_all_is_ill
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
-from agridistill.edge.page.server import PageServer, page_address
+from agridistill.edge.page import Page, PageServer, page_address
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
 from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
 from agridistill.edge.sources.reader import STILL_AFTER_S
@@ -232,16 +232,14 @@ def _workers(
 def _open_page(
     page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent, stack: contextlib.ExitStack
 ) -> str:
-    server = PageServer(
+    served = Page(
         stack.enter_context(History.reading(state / HISTORY_FILE)),
         lambda: agent.state,
-        host=page.host,
-        port=page.port,
-        token=read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN"),
-        plots=lambda: agent.plots.health,
-        healthy=healthy,
+        read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN"),
+        lambda: agent.plots.health,
+        healthy,
     )
-    return stack.enter_context(server).address
+    return stack.enter_context(PageServer(served, page.host, page.port)).address
 
 
 @contextlib.contextmanager

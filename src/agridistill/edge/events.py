@@ -43,7 +43,7 @@ class Document:
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema {version}")
         try:
-            found: Self = _adapter(cls).validate_python(document)  # type: ignore[arg-type] - types can be hashed
+            found: Self = _adapter(cls).validate_python(document)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.edge.conftest import wait_for
-from tests.edge.looks import HOSTILE, detection, filled_history, picture, state
+from tests.edge.looks import HOSTILE, detection, filled_history, picture, serving, state
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.page import server as page_module
@@ -64,13 +64,13 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
 
 @pytest.fixture(scope="module")
 def open_page(history: History) -> Iterator[Asker]:
-    with PageServer(history, state, port=0) as server:
+    with serving(history, state) as server:
         yield Asker(server)
 
 
 @pytest.fixture(scope="module")
 def guarded(history: History) -> Iterator[Asker]:
-    with PageServer(history, state, port=0, token=TOKEN) as server:
+    with serving(history, state, token=TOKEN) as server:
         yield Asker(server)
 
 
@@ -103,7 +103,7 @@ def test_names_from_outside_stay_text(open_page: Asker) -> None:
 
 
 def test_without_anything_seen_the_page_says_what_to_expect(tmp_path: Path) -> None:
-    with History(tmp_path / "empty.sqlite") as history, PageServer(history, state, port=0) as server:
+    with History(tmp_path / "empty.sqlite") as history, serving(history, state) as server:
         _, _, body = Asker(server).ask("/")
     for told in (b"No alert is open.", b"No photo has been seen yet.", b"None yet."):
         assert told in body
@@ -121,7 +121,7 @@ def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: 
     ]
     with (
         History(tmp_path / "h.sqlite") as history,
-        PageServer(history, state, port=0, plots=lambda: plots) as server,
+        serving(history, state, plots=lambda: plots) as server,
     ):
         text = Asker(server).ask("/content")[2].decode()
     cards = {
@@ -151,7 +151,7 @@ def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healt
     with History(tmp_path / "h.sqlite") as history:
         history.add(detection(1, photo="a.jpg"))
         history.add(detection(2, photo="b.jpg", label="sano"))
-        with PageServer(history, state, port=0, healthy=("sano",)) as server:
+        with serving(history, state, healthy=("sano",)) as server:
             text = Asker(server).ask("/content")[2].decode()
     healthy, ill = text.split('<li class="card ')[1:]
     assert healthy.startswith('answer healthy"')
@@ -161,15 +161,15 @@ def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healt
 
 
 def test_an_agent_that_says_nothing_any_more_is_told(history: History) -> None:
-    with PageServer(history, lambda: state(at_s=1_700_000_000.0), port=0) as server:
+    with serving(history, lambda: state(at_s=1_700_000_000.0)) as server:
         assert b"has not reported since" in Asker(server).ask("/content")[2]
-    with PageServer(history, state, port=0) as server:
+    with serving(history, state) as server:
         assert b"has not reported since" not in Asker(server).ask("/content")[2]
 
 
 def test_a_loss_of_source_and_broker_stands_out(history: History) -> None:
     lost = state(source_lost_s=125.0, broker={"host": "b", "port": 1883, "connected": False})
-    with PageServer(history, lambda: lost, port=0) as server:
+    with serving(history, lambda: lost) as server:
         body = Asker(server).ask("/content")[2]
     assert b'<dd class="bad">/photos/inbox: away for 2 min 5 s</dd>' in body
     assert b'<dd class="bad">b:1883: away</dd>' in body
@@ -190,7 +190,7 @@ def test_pictures_metrics_and_json_come_as_what_they_are(open_page: Asker) -> No
 
 
 def test_a_name_that_is_no_utf_8_is_shown_all_the_same(history: History) -> None:
-    with PageServer(history, lambda: state(source="caf\udce9"), port=0) as server:
+    with serving(history, lambda: state(source="caf\udce9")) as server:
         asker = Asker(server)
         assert b"caf\\udce9" in asker.ask("/")[2]
         assert b'source="caf\\udce9"' in asker.ask("/metrics")[2]
@@ -272,14 +272,14 @@ def test_a_foreign_name_that_leads_to_this_machine_is_refused(open_page: Asker) 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "farm.example", "localhost.example"])  # noqa: S104 - refused
 def test_others_may_look_only_with_a_token(history: History, host: str) -> None:
     with pytest.raises(EdgeError, match="set AGRIDISTILL_PAGE_TOKEN"):
-        PageServer(history, state, host=host, port=0)
-    PageServer(history, state, host=host, port=0, token=TOKEN)
+        serving(history, state, host=host)
+    serving(history, state, host=host, token=TOKEN)
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a blank in the middle", "line\nbreak-in-the-token", "ü" * 20])
 def test_a_token_that_is_weak_or_fits_no_header_is_refused_and_not_shown(history: History, token: str) -> None:
     with pytest.raises(EdgeError) as error:
-        PageServer(history, state, port=0, token=token)
+        serving(history, state, token=token)
     assert not token or token not in str(error.value)
 
 
@@ -317,10 +317,10 @@ def test_a_browser_without_the_token_gets_a_form_that_takes_it(guarded: Asker) -
 
 def test_the_cookie_outlives_a_new_start_and_ends_with_the_token(history: History) -> None:
     def cookie_works(token: str, cookie: str) -> bool:
-        with PageServer(history, state, port=0, token=token) as server:
+        with serving(history, state, token=token) as server:
             return Asker(server).status("/", Cookie=cookie) == 200
 
-    with PageServer(history, state, port=0, token=TOKEN) as server:
+    with serving(history, state, token=TOKEN) as server:
         cookie = Asker(server).ask("/login", "POST", f"token={TOKEN}")[1]["Set-Cookie"].partition(";")[0]
     assert cookie_works(TOKEN, cookie)
     assert not cookie_works(TOKEN + "2", cookie)
@@ -380,7 +380,7 @@ def test_a_state_that_cannot_be_read_is_a_503_and_a_defect_a_500(
     def failing() -> AgentState:
         raise failures[0]
 
-    with PageServer(history, failing, port=0) as server:
+    with serving(history, failing) as server:
         asker = Asker(server)
         status, _, body = asker.ask("/api/state")
         assert status == 503
@@ -406,8 +406,8 @@ def test_tokens_and_addresses_are_never_logged(
 
 
 def test_a_taken_port_is_told_and_a_stopped_page_gives_it_back(history: History) -> None:
-    with PageServer(history, state, port=0) as first:
-        again = PageServer(history, state, port=Asker(first).port)
+    with serving(history, state) as first:
+        again = serving(history, state, port=Asker(first).port)
         with pytest.raises(EdgeError, match="choose another port"):
             again.__enter__()
     with again:
@@ -415,7 +415,7 @@ def test_a_taken_port_is_told_and_a_stopped_page_gives_it_back(history: History)
 
 
 def test_stopping_ends_open_connections_at_once(history: History) -> None:
-    with PageServer(history, state, port=0) as server:
+    with serving(history, state) as server:
         connection = Asker(server).connect()
         connection.sendall(b"GET / HT")
     with connection, contextlib.suppress(ConnectionResetError):
@@ -424,14 +424,14 @@ def test_stopping_ends_open_connections_at_once(history: History) -> None:
 
 @pytest.mark.needs("IPv6")
 def test_the_page_answers_over_ipv6(history: History) -> None:
-    with PageServer(history, state, host="::1", port=0) as server:
+    with serving(history, state, host="::1") as server:
         assert server.address.startswith("http://[::1]:")
         assert Asker(server).status("/") == 200
 
 
 def test_another_process_may_show_what_the_agent_writes(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite"
-    with filled_history(file) as writer, History.reading(file) as reader, PageServer(reader, state, port=0) as server:
+    with filled_history(file) as writer, History.reading(file) as reader, serving(reader, state) as server:
         asker = Asker(server)
         before: list[Any] = json.loads(asker.ask("/api/detections")[2])
         writer.add(detection(20))

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -195,41 +196,37 @@ class Command:
             NotTakenError: no such program, another exit code, or too slow.
         """
         try:
-            process = subprocess.Popen(  # noqa: S603 - the user's own program
-                list(self.words),
-                env={**_without_secrets(os.environ), **_variables(message.payload)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            # Files: programs that it starts in the background may hold its outputs, and run on.
+            with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+                given.write(message.payload)
+                given.seek(0)
+                process = subprocess.Popen(  # noqa: S603 - the user's own program
+                    list(self.words),
+                    env={**_without_secrets(os.environ), **_variables(message.payload)},
+                    stdin=given,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+                self._wait(process, stop)
+                errors.seek(0)
+                text = " ".join(errors.read(_READ_BYTES).decode("utf-8", "replace").split())[:200]
         except OSError as error:
             raise NotTakenError(error.strerror or str(error)) from None
-        errors = self._communicate(process, message.payload, stop)
         if process.returncode:
-            text = " ".join(errors.decode("utf-8", "replace").split())[:200]
             raise NotTakenError(f"exit code {process.returncode}" + (f": {text}" if text else ""))
 
-    def _communicate(self, process: subprocess.Popen[bytes], payload: bytes, stop: threading.Event) -> bytes:
+    def _wait(self, process: subprocess.Popen[bytes], stop: threading.Event) -> None:
         deadline = time.monotonic() + self.timeout_s
-        rest: bytes | None = payload
-        while True:
-            try:
-                return process.communicate(rest, timeout=_POLL_S)[1]
-            except subprocess.TimeoutExpired as error:
-                rest = None  # communicate continues with what is not written yet
-                if process.poll() is not None:
-                    # It has ended; programs that it started in the background hold its outputs, and may run on.
-                    for stream in (process.stdin, process.stderr):
-                        if stream is not None:
-                            stream.close()
-                    return error.stderr or b""
+        while process.poll() is None:
             late = time.monotonic() > deadline
             if late or stop.is_set():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-                process.communicate()
+                process.wait()
                 raise NotTakenError(f"not done after {self.timeout_s:g} s" if late else "the agent ends")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
 
 
 def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:

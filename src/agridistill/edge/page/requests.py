@@ -7,7 +7,7 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -58,30 +58,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class PageSource:
+class Page:
     """Answers of the page, and who may have them."""
 
-    history: History
+    history: History  # best one of `History.reading`, which never waits for the agent's own
     state: Callable[[], AgentState]
-    token: str | None  # required of clients; None for none
-    hosts: frozenset[str] | None  # names under which the page answers; None for any
-    plots: Callable[[], Sequence[PlotHealth]]
-    healthy: Sequence[str]  # names and patterns of healthy classes, besides those named so
+    token: str | None = None  # required of clients, at least 16 characters; None only on loopback
+    plots: Callable[[], Sequence[PlotHealth]] = tuple
+    healthy: Sequence[str] = ()  # names and patterns of healthy classes, besides those named so
 
     @property
     def _session(self) -> str | None:
         # The cookie is not the token, stays valid over a restart, and ends with the token.
         return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
-
-    def serves(self, hosts: Iterable[str]) -> bool:
-        """Whether a request's Host headers name this page; a foreign name means DNS rebinding."""
-        given = list(hosts)
-        if self.hosts is None:
-            return True
-        try:
-            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self.hosts
-        except ValueError:
-            return False
 
     def knows(self, authorization: str, cookies: str) -> bool:
         """Whether a request carries the token or the login's cookie; always true where no token is set."""
@@ -147,7 +136,7 @@ class PageSource:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks HTTP for a `PageSource`, one request a connection."""
+    """Speaks HTTP for a `Page`, one request a connection."""
 
     timeout = 10
 
@@ -176,11 +165,19 @@ class Handler(BaseHTTPRequestHandler):
         self._send(_not_allowed() if is_other_method else Answer.text(code, HTTPStatus(code).phrase.lower()))
 
     @property
-    def _source(self) -> PageSource:
-        return self.server.source  # type: ignore[attr-defined,no-any-return]
+    def _page(self) -> Page:
+        return self.server.page  # type: ignore[attr-defined,no-any-return]
+
+    def _has_known_host(self) -> bool:
+        """Whether the Host header names this page; a foreign name means DNS rebinding."""
+        given, names = self.headers.get_all("Host") or [], self.server.names  # type: ignore[attr-defined]
+        try:
+            return names is None or (len(given) == 1 and urlsplit(f"//{given[0]}").hostname in names)
+        except ValueError:
+            return False
 
     def _answered(self, inner: Callable[[], Answer]) -> Answer:
-        if not self._source.serves(self.headers.get_all("Host") or []):
+        if not self._has_known_host():
             return Answer.text(HTTPStatus.MISDIRECTED_REQUEST, "this page answers to localhost")
         try:
             return inner()
@@ -199,12 +196,12 @@ class Handler(BaseHTTPRequestHandler):
             query = parse_qs(parts.query, max_num_fields=10)
         except ValueError:
             return Answer.text(HTTPStatus.BAD_REQUEST, "bad address")
-        if not self._source.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
+        if not self._page.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
             return self._unknown(refused=False)
-        return self._source.answer(parts.path, query)
+        return self._page.answer(parts.path, query)
 
     def _logged_in(self) -> Answer:
-        if self.path != "/login" or self._source.token is None:
+        if self.path != "/login" or self._page.token is None:
             return _not_allowed()
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
@@ -213,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             return Answer.text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {_MAX_BODY_BYTES} bytes")
         form = self.rfile.read(int(length)).decode("utf-8", "replace")
         given = dict(parse_qsl(form)).get("token", "")
-        return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
+        return self._page.logged_in() if self._page.is_token(given) else self._unknown(refused=True)
 
     def _unknown(self, *, refused: bool) -> Answer:
         asks = {"WWW-Authenticate": 'Bearer realm="AgriDistill"'}

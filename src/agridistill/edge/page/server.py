@@ -11,14 +11,11 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.page.requests import Handler, PageSource
-from agridistill.edge.state import AgentState
-from agridistill.edge.store.history import History
+from agridistill.edge.page.requests import Handler, Page
 from agridistill.edge.urls import is_loopback
 from agridistill.errors import EdgeError
 
@@ -41,45 +38,29 @@ class PageServer:
     """Serves the agent's page, JSON and metrics, in its own threads.
 
     Args:
-        history: detections and alerts; best one of `History.reading`, which never waits for the agent's own.
-        state: gives the agent's state now.
+        page: what is served.
         host: address to bind to.
         port: 0 takes any that is free.
-        token: required of clients, at least 16 characters; None only on loopback.
-        plots: gives the health of each plot now.
-        healthy: names and patterns of healthy classes, besides those named so.
 
     Raises:
         EdgeError: a host that is not loopback without a token, or an unusable token; on entry, an address that is taken
             or not this machine's.
     """
 
-    def __init__(
-        self,
-        history: History,
-        state: Callable[[], AgentState],
-        *,
-        host: str = "127.0.0.1",
-        port: int = 8571,
-        token: str | None = None,
-        plots: Callable[[], Sequence[PlotHealth]] = tuple,
-        healthy: Sequence[str] = (),
-    ) -> None:
-        if token is not None and not _TOKEN.fullmatch(token):
+    def __init__(self, page: Page, host: str = "127.0.0.1", port: int = 8571) -> None:
+        if page.token is not None and not _TOKEN.fullmatch(page.token):
             raise EdgeError(
                 f"a token of the page of {_MIN_TOKEN} or more ASCII characters without blanks",
-                f"one of {len(token)} characters",
+                f"one of {len(page.token)} characters",
                 "choose another (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
             )
-        if token is None and not is_loopback(host):
+        if page.token is None and not is_loopback(host):
             raise EdgeError(
                 "a token where others can reach the page",
                 f"the address '{host}' without one",
                 "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
             )
-        self._host, self._port = host, port
-        hosts = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
-        self._source = PageSource(history, state, token, hosts, plots, healthy)
+        self._page, self._host, self._port = page, host, port
 
     @property
     def address(self) -> str:
@@ -88,7 +69,7 @@ class PageServer:
 
     def __enter__(self) -> PageServer:
         try:
-            self._server = _Server(self._host, self._port, self._source)
+            self._server = _Server(self._host, self._port, self._page)
         except OSError as error:
             raise EdgeError(
                 "an address to listen on",
@@ -112,9 +93,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, host: str, port: int, source: PageSource) -> None:
+    def __init__(self, host: str, port: int, page: Page) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.source = source
+        self.page = page
+        # Names under which it answers; None for any.
+        self.names = {"localhost", "127.0.0.1", "::1", host.lower()} if is_loopback(host) else None
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._since: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
