@@ -30,7 +30,7 @@ from agridistill.edge.state import (
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.edge.verdict import CurrentModel, thumbnail
-from agridistill.errors import EdgeError, OutboxError, PhotoError
+from agridistill.errors import OutboxError, PhotoError
 from agridistill.runtime.backends import return_freed_memory
 from agridistill.version import __version__
 
@@ -75,7 +75,6 @@ class Agent:
         stores: what is kept on the disk.
         keep_thumbnails: whether small pictures go into the history.
         listeners: callbacks.
-        idle: called where no frame waits.
         connection: of the broker; None without one.
     """
 
@@ -89,12 +88,11 @@ class Agent:
         *,
         keep_thumbnails: bool = False,
         listeners: Listeners | None = None,
-        idle: Callable[[], None] = lambda: None,
         connection: Connection | None = None,
     ) -> None:
         self._device, self._frames, self._model, self._stores = device, frames, model, stores
         self._create_plots, self._keep_thumbnails = plots, keep_thumbnails
-        self._listeners, self._idle, self._connection = listeners or Listeners(), idle, connection
+        self._listeners, self._connection = listeners or Listeners(), connection
         self.plots = plots(model.decider.manifest.classes)
         self.model_changed = threading.Event()
         self._started_s, self._started = time.time(), time.monotonic()
@@ -130,8 +128,6 @@ class Agent:
                     break
                 if frame is not None:
                     self._take(frame, stop)
-                else:
-                    self._idle()
                 if self.model_changed.is_set():
                     self.model_changed.clear()
                     self._follow_model()
@@ -227,8 +223,8 @@ class Agent:
             self.state = self._state()
             try:
                 write_state(self._stores.folder, self.state)
-            except EdgeError as error:
-                logger.info("%s", error)
+            except OSError as error:
+                logger.info("the agent's state cannot be written: %s", error)
 
     def _state(self) -> AgentState:
         latencies = list(self._latencies)

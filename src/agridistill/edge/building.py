@@ -28,7 +28,7 @@ from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater, UpdateWorker
 from agridistill.edge.urls import public_name, split_url
-from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, require_model
+from agridistill.edge.verdict import CurrentModel, Decider, require_model
 from agridistill.errors import ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.backends import open_artefact
@@ -154,7 +154,20 @@ def _agent(
     is_url = "://" in settings.source
     source_name = public_name(split_url(settings.source)) if is_url else settings.source
     model = stack.enter_context(CurrentModel(slots, create))
-    earlier = EarlierModels(history.decided_by, lambda: model.decider.model_id)
+    reported = set[str]()
+
+    def seen(identity: str) -> bool:
+        """Whether any model decided on a photo: an earlier one's answer stands."""
+        decided_by = history.decided_by(identity)
+        if decided_by and decided_by not in {model.decider.model_id, *reported}:
+            reported.add(decided_by)
+            line = (
+                "photos here were decided on by another model before (%s): those answers stand; to have this model "
+                "decide on them, name a new folder with --state"
+            )
+            logger.warning(line, decided_by)
+        return decided_by is not None
+
     source = open_source(
         settings.source,
         settings=SourceSettings(
@@ -167,7 +180,7 @@ def _agent(
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
             ca_file=settings.ca_file,
         ),
-        seen=earlier.seen,
+        seen=seen,
         bad=history.mark,
         attempts=history,
     )
@@ -186,7 +199,6 @@ def _agent(
         stores,
         keep_thumbnails=settings.keeps_thumbnails,
         listeners=listeners,
-        idle=earlier.idle,
         connection=connection,
     )
 

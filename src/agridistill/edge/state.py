@@ -88,16 +88,8 @@ def state_folder() -> Path:
 
 
 def write_state(folder: Path, state: AgentState) -> None:
-    """Writes `state.json`, whole or not at all.
-
-    Raises:
-        EdgeError: the disk refuses.
-    """
-    try:
-        write_json(folder / STATE_FILE, state.to_json())
-    except OSError as error:
-        got = f"'{folder}' ({error.strerror or error})"
-        raise EdgeError("a state folder that can be written", got, "check the disk") from None
+    """Writes `state.json`, whole or not at all; raises OSError where the disk refuses."""
+    write_json(folder / STATE_FILE, state.to_json())
 
 
 def read_state(folder: Path) -> AgentState:

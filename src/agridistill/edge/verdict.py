@@ -8,14 +8,13 @@ import io
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from agridistill.edge.events import Detection, Frame, Verdict, number_of, sendable
+from agridistill.edge.events import Detection, Frame, Verdict, sendable
 from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
 from agridistill.errors import AgriDistillError, EdgeError
 from agridistill.manifest import ModelManifest
@@ -203,38 +202,3 @@ def require_model(path: Path) -> Path:
         got, remedy = f"'{path}', which does not exist", f"check --model{shipped_hint(path)}"
         raise EdgeError("an exported model or a shipped one", got, remedy)
     return path
-
-
-class EarlierModels:
-    """Counts the photos of the source that another model decided on before: those answers stand.
-
-    Args:
-        decided_by: the model of a photo by its identity: first 12 digits of its sha256, "" where unknown, None for a
-            photo without a decision.
-        current: the model that runs now.
-    """
-
-    def __init__(self, decided_by: Callable[[str], str | None], current: Callable[[], str]) -> None:
-        self._decided_by, self._current = decided_by, current
-        self._photos = Counter[str]()
-        self._before = 0
-        self._is_logged = False
-
-    def seen(self, identity: str) -> bool:
-        """Whether any model decided on a photo."""
-        model = self._decided_by(identity)
-        if model and model != self._current():
-            self._photos[model] += 1
-        return model is not None
-
-    def idle(self) -> None:
-        """Called where no photo waits: logs the number, once, when it no longer grows."""
-        photos = self._photos.total()
-        if photos and photos == self._before and not self._is_logged:
-            self._is_logged = True
-            line = (
-                "%s here decided on by another model before (%s): those answers stand; to have this model decide on "
-                "them, name a new folder with --state"
-            )
-            logger.warning(line, number_of(photos, "photo"), ", ".join(sorted(self._photos)))
-        self._before = photos
