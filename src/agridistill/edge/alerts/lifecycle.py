@@ -17,13 +17,14 @@ from agridistill.runtime.verdict import plain_label
 # Change of the share that is sent to people, and that the page and the broker's state follow.
 _SENT, _STORED = 0.1, 0.02
 _LISTED_ALERTS = 50
+Change = Literal["opened", "updated", "repeated", "resolved"]
 
 
 @dataclass(frozen=True)
 class AlertMessage:
     """What people are notified of."""
 
-    change: Literal["opened", "updated", "repeated", "resolved"]
+    change: Change
     alert: Alert  # as it is now
     notified_s: float  # time of the notification before; 0 for none
 
@@ -48,7 +49,7 @@ class _Watched:
     notified_clock: float = 0.0
     seen_clock: float = 0.0
 
-    def change(self, rule: Rule | None, clock_s: float) -> Literal["opened", "updated", "repeated", "resolved"] | None:
+    def change(self, rule: Rule | None, clock_s: float) -> Change | None:
         """What people have to be notified of."""
         if self.alert.state == "resolved":
             return "resolved"  # also one that opened and ended in quiet hours
@@ -56,8 +57,8 @@ class _Watched:
             return "opened"
         if abs(self.alert.share - self.notified_share) >= _SENT:
             return "updated"
-        is_due = rule is not None and rule.repeat_s and clock_s - self.notified_clock >= rule.repeat_s
-        return "repeated" if is_due else None
+        repeat_s = 3600 * rule.repeat_hours if rule is not None else 0
+        return "repeated" if repeat_s and clock_s - self.notified_clock >= repeat_s else None
 
 
 class AlertKeeper:
@@ -162,7 +163,7 @@ class AlertKeeper:
                 continue
             if rule is None or not rule.concerns(alert.plot):
                 self._resolve(watched, alert, "the rule is gone")
-            elif self._clocks()[0] - watched.seen_clock > rule.forget_s:
+            elif self._clocks()[0] - watched.seen_clock > 86_400 * rule.forget_days:
                 self._resolve(watched, alert, f"no leaves for {rule.forget_days:g} days")
 
     def _apply(self, rule: Rule, plot: str, leaves: Leaves) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,7 +166,7 @@ class Plots:
         until_s = clock_s - late_s
         self.alerts.look(plot, until_s)
         both = self._pool.leaves(plot, 2 * self._view_s, until_s)
-        now, before = both.since(until_s - self._view_s), both.before(until_s - self._view_s)
+        now, before = both.between(until_s - self._view_s), both.between(-math.inf, until_s - self._view_s)
         if not now.number:
             return
         shares = now.sums.sum(axis=0) / now.number

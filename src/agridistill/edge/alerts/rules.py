@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ BUCKETS = 400
 _QUIET = re.compile(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _NEGATIONS = frozenset({"not", "non", "no", "un"})
-_HOUR_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,6 @@ class Rule:
     def window_s(self) -> float:
         """Length of the window in seconds."""
         return 60.0 * self.window_minutes
-
-    @property
-    def repeat_s(self) -> float:
-        """Time after which an open alert is sent again, in seconds; 0 for never."""
-        return self.repeat_hours * _HOUR_S
-
-    @property
-    def forget_s(self) -> float:
-        """Time without new leaves after which an alert ends, in seconds."""
-        return self.forget_days * 24 * _HOUR_S
 
     @property
     def resolve_below(self) -> float:
@@ -188,20 +178,14 @@ class Leaves:
         """Of leaves."""
         return int(self.counts.sum())
 
-    def since(self, at_s: float) -> Leaves:
-        """Those seen at a time or later."""
-        return self._rows(slice(int(np.searchsorted(self.at_s, at_s)), None))
-
-    def before(self, at_s: float) -> Leaves:
-        """Those seen before a time."""
-        return self._rows(slice(0, int(np.searchsorted(self.at_s, at_s))))
+    def between(self, start_s: float, end_s: float = math.inf) -> Leaves:
+        """Those seen from `start_s` on and before `end_s`."""
+        rows = (self.at_s >= start_s) & (self.at_s < end_s)
+        return Leaves(self.at_s[rows], self.counts[rows], self.sums[rows])
 
     def share(self, classes: Sequence[int]) -> float:
         """Expected share of the leaves with one of these classes, 0 to 1; 0 without leaves."""
         return float(self.sums[:, list(classes)].sum() / self.number) if self.number else 0.0
-
-    def _rows(self, rows: slice) -> Leaves:
-        return Leaves(self.at_s[rows], self.counts[rows], self.sums[rows])
 
 
 class LeafPool:
@@ -256,7 +240,7 @@ class LeafPool:
         """Leaves in one of the pool's windows that ends now, by the clock of `add`."""
         buckets = self._buckets.get((plot, window_s), {})
         rows = np.array([buckets[number] for number in sorted(buckets)]).reshape(-1, self._columns)
-        return Leaves(rows[:, 1] / rows[:, 0], rows[:, 0], rows[:, 2:]).since(now_s - window_s)
+        return Leaves(rows[:, 1] / rows[:, 0], rows[:, 0], rows[:, 2:]).between(now_s - window_s)
 
     def _forget_plots(self, now_s: float) -> None:
         for plot in [plot for plot, came_s in self._came_s.items() if came_s < now_s - self._windows_s[-1]]:
