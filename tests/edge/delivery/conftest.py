@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.edge.conftest import Broker, Receiver, access_to, running
+from tests.edge.conftest import Broker, Receiver, Wire, access_to, running
 
 from agridistill.edge.delivery import mqtt
 from agridistill.edge.delivery.mqtt import MqttPublisher
@@ -28,6 +30,23 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
     with Outbox(tmp_path / "outbox.db") as box:
         yield box
+
+
+@pytest.fixture
+def receiver(broker: Broker) -> Iterator[Receiver]:
+    """Of all that the broker has got, which is started."""
+    broker.start()
+    found = Receiver(broker.port)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def wire(broker: Broker, receiver: Receiver) -> Iterator[Wire]:
+    """To the broker, with a receiver behind it."""
+    found = Wire(broker.port)
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -79,6 +98,25 @@ def publishing(
     publisher = MqttPublisher(outbox, access, read, commands)
     with running(publisher.run):
         yield publisher
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """A port where every client gets the same answer, and the end of its connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(1000)
+                    client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
-from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, fill, publishing, warnings
+from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, answering, fill, publishing, warnings
 
 from agridistill.edge.delivery import mqtt
 from agridistill.edge.delivery import session as session_module
@@ -25,15 +25,14 @@ from agridistill.errors import ConfigError
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
-def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver = Receiver(broker.port)
+def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(
+    broker: Broker, receiver: Receiver, outbox: Outbox
+) -> None:
     fill(outbox, 200)
     with publishing(outbox, broker.port, {}, device="pi 1"):
         fill(outbox, 300, 200)
         wait_for(lambda: len(receiver.payloads()) >= 300, what="300 messages")
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
     assert [int(payload) for payload in receiver.payloads()] == list(range(300))
     assert {topic for topic, _ in receiver.got if "detections" in topic} == {
         f"agridistill/pi_1-1de505/detections/plot{number}" for number in range(3)
@@ -68,9 +67,7 @@ def test_a_broker_that_is_away_is_told_once_and_gets_everything_later(
     assert told[1].endswith("is back")
 
 
-def test_a_broker_that_starts_anew_in_between_loses_nothing(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver = Receiver(broker.port)
+def test_a_broker_that_starts_anew_in_between_loses_nothing(broker: Broker, receiver: Receiver, outbox: Outbox) -> None:
     with publishing(outbox, broker.port):
         for turn in range(4):
             fill(outbox, 300 * (turn + 1), 300 * turn)
@@ -78,22 +75,19 @@ def test_a_broker_that_starts_anew_in_between_loses_nothing(broker: Broker, outb
             broker.start()
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
         wait_for(lambda: len(set(receiver.payloads())) == 1200, what="the messages")
-    receiver.close()
     got = [int(payload) for payload in receiver.payloads()]
     first_seen = list(dict.fromkeys(got))
     assert first_seen == list(range(1200))
 
 
-def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
+def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(
+    receiver: Receiver, wire: Wire, outbox: Outbox
+) -> None:
     fill(outbox, 500)
     with publishing(outbox, wire.port, ack_timeout_s=0.5):
         wait_for(lambda: outbox.counts().delivered > 50)
         wire.swallow_acks = 3
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
-    wire.close()
     got = [int(payload) for payload in receiver.payloads()]
     assert list(dict.fromkeys(got)) == list(range(500))
     assert len(got) > 500
@@ -101,9 +95,7 @@ def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(br
 
 
 @pytest.mark.slow
-def test_a_connection_that_only_seems_to_be_there_is_noticed(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
+def test_a_connection_that_only_seems_to_be_there_is_noticed(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
     with publishing(outbox, wire.port, ack_timeout_s=0.5) as publisher:
         wait_for(lambda: publisher.connection.connected)
         wire.silent = True  # as a router that forgot the connection
@@ -111,22 +103,18 @@ def test_a_connection_that_only_seems_to_be_there_is_noticed(broker: Broker, out
         wait_for(lambda: wire.connections >= 2, what="a second connection")
         wire.silent = False
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
-    wire.close()
     assert list(dict.fromkeys(int(payload) for payload in receiver.payloads())) == list(range(10))
 
 
-def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
+def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(
+    broker: Broker, receiver: Receiver, wire: Wire, outbox: Outbox
+) -> None:
     fill(outbox, 500)
     with publishing(outbox, wire.port, inflight=7):
         wait_for(lambda: outbox.counts().delivered > 50)
         broker.stop()
         broker.start()
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
-    wire.close()
     assert wire.connections >= 2
     assert 1 < wire.most_under_way <= 7 + 1  # and "online"
 
@@ -176,30 +164,18 @@ def test_two_devices_of_one_name_throw_each_other_out_ever_less_often(
 
 
 def test_the_reason_that_a_broker_gives_for_an_end_is_told(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00")  # CONNACK, DISCONNECT
-
-        threading.Thread(target=answer, daemon=True).start()
-        with publishing(outbox, server.getsockname()[1]):
-            wait_for(lambda: "is away" in caplog.text)
+    accepted_and_ended = b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00"  # CONNACK, DISCONNECT
+    with answering(accepted_and_ended) as port, publishing(outbox, port):
+        wait_for(lambda: "is away" in caplog.text)
     assert "(it ends the connection: Session taken over)" in caplog.text
 
 
-def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
+def test_a_device_that_vanishes_is_reported_by_the_broker(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
     session = Session(outbox, access_to("127.0.0.1", wire.port, device="pi"), MQTTProtocolVersion.MQTTv5)
     session.open()
     wait_for(lambda: session.step() or ("agridistill/pi/status", b"online") in receiver.got)
     session._client.socket().close()  # no goodbye
     wait_for(lambda: ("agridistill/pi/status", b"offline") in receiver.got, what="the last will")
-    receiver.close()
-    wire.close()
 
 
 @pytest.mark.needs("mosquitto")
@@ -322,22 +298,9 @@ def test_attempts_leave_no_open_sockets_behind(closed: Broker, outbox: Outbox) -
 
 
 def test_what_is_no_broker_is_told_once(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client:
-                    client.recv(100)
-                    client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        with publishing(outbox, server.getsockname()[1]):
-            wait_for(lambda: "is away" in caplog.text)
-            threading.Event().wait(0.3)
+    with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port, publishing(outbox, port):
+        wait_for(lambda: "is away" in caplog.text)
+        threading.Event().wait(0.3)
     assert caplog.text.count("is away") == 1
 
 

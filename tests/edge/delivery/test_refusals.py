@@ -20,18 +20,14 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 def test_a_broker_that_closes_the_connection_on_discovery_gets_everything_else(
-    broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture
+    receiver: Receiver, wire: Wire, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
     wire.denied = lambda topic, payload: topic.startswith("homeassistant/")
     fill(outbox, 60)
     with publishing(outbox, wire.port):
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
         wait_for(lambda: (STATE, b"{}") in receiver.got, what="the state")
         wait_for(lambda: warnings(caplog))
-    receiver.close()
-    wire.close()
     assert numbers(receiver) == list(range(60))
     assert wire.connections <= 4
     assert warnings(caplog) == [
@@ -41,11 +37,9 @@ def test_a_broker_that_closes_the_connection_on_discovery_gets_everything_else(
 
 
 def test_a_plot_that_is_denied_by_closing_waits_in_its_order_and_the_others_arrive(
-    broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, wire: Wire, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker_module, "_FIRST_PAUSE_S", 2.0)
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
     wire.denied = lambda topic, payload: topic.endswith("/plot1")
     fill(outbox, 90)
     with publishing(outbox, wire.port, {}):
@@ -54,8 +48,6 @@ def test_a_plot_that_is_denied_by_closing_waits_in_its_order_and_the_others_arri
         wire.denied = lambda topic, payload: False  # the access list is mended
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
         wait_for(lambda: len(numbers(receiver)) == 90)
-    receiver.close()
-    wire.close()
     for plot in range(3):
         assert numbers(receiver, plot) == list(range(plot, 90, 3))
     denied, taken = warnings(caplog)
@@ -63,15 +55,11 @@ def test_a_plot_that_is_denied_by_closing_waits_in_its_order_and_the_others_arri
     assert taken.endswith("takes 'agridistill/pi/detections/plot1' again")
 
 
-def test_one_message_that_is_refused_does_not_hold_its_plot(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
+def test_one_message_that_is_refused_does_not_hold_its_plot(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
     wire.denied = lambda topic, payload: payload.endswith(b"000030")  # as one that is too large for it
     fill(outbox, 60)
     with publishing(outbox, wire.port, {}):
         wait_for(lambda: len(outbox.pending()) == 1, what="all but one")
-    receiver.close()
-    wire.close()
     assert numbers(receiver) == [number for number in range(60) if number != 30]
 
 
@@ -172,13 +160,10 @@ def test_a_message_that_is_too_large_for_the_broker_waits_and_the_others_arrive(
 
 @pytest.mark.parametrize("protocol", [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311])
 def test_a_connection_that_we_give_up_leaves_the_device_offline(
-    broker: Broker, outbox: Outbox, protocol: MQTTProtocolVersion
+    broker: Broker, receiver: Receiver, outbox: Outbox, protocol: MQTTProtocolVersion
 ) -> None:
-    broker.start()
-    receiver = Receiver(broker.port)
     session = Session(outbox, access_to("127.0.0.1", broker.port, device="pi"), protocol)
     session.open()
     wait_for(lambda: session.step() or (STATUS, b"online") in receiver.got)
     session.close()
     wait_for(lambda: (STATUS, b"offline") in receiver.got, timeout_s=5, what="the last will")
-    receiver.close()

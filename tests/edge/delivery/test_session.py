@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import threading
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from tests.edge.conftest import Broker, Receiver, access_to, wait_for
-from tests.edge.delivery.conftest import DISCOVERY, STATUS, fill, numbers, publishing, warnings
+from tests.edge.delivery.conftest import DISCOVERY, STATUS, answering, fill, numbers, publishing, warnings
 
 from agridistill.edge.delivery import broker as broker_module
 from agridistill.edge.delivery import session as session_module
@@ -91,11 +90,9 @@ def test_only_an_end_for_a_message_counts_against_it(outbox: Outbox, reason: int
 
 
 def test_a_device_without_time_for_its_goodbye_is_offline_by_its_last_will(
-    broker: Broker, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "_GOODBYE_S", 0.0)
-    broker.start()
-    receiver = Receiver(broker.port)
     settings = access_to("127.0.0.1", broker.port, device="pi")
     session = Session(outbox, settings, NEW)
     session.open()
@@ -103,7 +100,6 @@ def test_a_device_without_time_for_its_goodbye_is_offline_by_its_last_will(
     session.say_goodbye()
     session.close()
     wait_for(lambda: (STATUS, b"offline") in receiver.got, timeout_s=5, what="the last will")
-    receiver.close()
 
 
 def test_a_lost_connection_does_not_make_an_old_broker_of_a_new_one(
@@ -136,22 +132,9 @@ def test_a_lost_connection_does_not_make_an_old_broker_of_a_new_one(
 def test_a_refusal_is_no_absence_and_names_its_remedy(
     outbox: Outbox, caplog: pytest.LogCaptureFixture, answer: bytes, kind: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client:
-                    client.recv(1000)
-                    client.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        with publishing(outbox, server.getsockname()[1], {}):
-            wait_for(lambda: warnings(caplog))
-            threading.Event().wait(0.3)  # several attempts
+    with answering(answer) as port, publishing(outbox, port, {}):
+        wait_for(lambda: warnings(caplog))
+        threading.Event().wait(0.3)  # several attempts
     (line,) = warnings(caplog)
     assert kind in line
     assert ("check user name, password and certificate" in line) == ("refuses the device" in line)
