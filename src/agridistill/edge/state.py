@@ -100,7 +100,7 @@ def read_state(folder: Path) -> AgentState:
     """
     file = folder / STATE_FILE
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        return AgentState.from_json(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         remedy = "start one with agridistill watch, or name its state folder with --state"
         raise EdgeError("the state of an agent", f"no file '{file}'", remedy) from None
@@ -109,20 +109,9 @@ def read_state(folder: Path) -> AgentState:
     except OSError as error:
         got = f"'{file}' ({error.strerror or error})"
         raise EdgeError("a state that can be read", got, "read it as the agent's user") from None
-    except ValueError:
-        raise _damaged(file, "no JSON") from None
-    try:
-        return AgentState.from_json(document)
     except ValueError as error:
-        raise _damaged(file, str(error)) from None
-
-
-def _damaged(file: Path, what: str) -> EdgeError:
-    return EdgeError(
-        f"a state of schema {SCHEMA_VERSION}",
-        f"{what} in '{file}'",
-        "use the AgriDistill that the agent runs with, or start the agent again",
-    )
+        remedy = "use the AgriDistill that the agent runs with, or start the agent again"
+        raise EdgeError(f"a state of schema {SCHEMA_VERSION}", f"'{file}' ({error})", remedy) from None
 
 
 def is_running(state: AgentState, now_s: float) -> bool:

@@ -18,7 +18,6 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from pydantic import Field
 
-from agridistill.edge.store.outbox import Pending
 from agridistill.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -139,22 +138,13 @@ class BrokerAccess:
         """First levels of the device's topics."""
         return "/".join(topic_level(part) for part in (*self.settings.prefix.split("/"), self.device))
 
-    @property
-    def client_id(self) -> str:
-        """Of this device at the broker, always the same; every broker takes 23 letters and digits."""
-        return "agridistill" + hashlib.sha256(self.base.encode()).hexdigest()[:12]
-
     def topic(self, name: str) -> str:
         """A topic of the device, such as "status"; see docs/mqtt.md."""
         return f"{self.base}/{name}"
 
-    def plot_topic(self, plot: str) -> str:
-        """Retained: a plot's condition."""
-        return self.topic(f"plots/{plot_level(plot)}")
-
-    def topic_of(self, pending: Pending) -> str:
-        """`PREFIX/DEVICE/detections/PLOT` or `…/alerts/PLOT`."""
-        return self.topic(f"{pending.message.kind}s/{plot_level(pending.message.plot)}")
+    def plot_topic(self, plot: str, kind: str = "plot") -> str:
+        """`PREFIX/DEVICE/plots/PLOT`, likewise of a "detection" or an "alert"."""
+        return self.topic(f"{kind}s/{plot_level(plot)}")
 
     @cached_property
     def tls(self) -> ssl.SSLContext | None:
@@ -182,7 +172,8 @@ class BrokerAccess:
         # ends an earlier connection that only seems to be there now, and not, with its last will, after our "online".
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self.client_id,
+            # Of this device, always the same; every broker takes 23 letters and digits.
+            client_id="agridistill" + hashlib.sha256(self.base.encode()).hexdigest()[:12],
             protocol=protocol,
             clean_session=None if protocol == MQTTProtocolVersion.MQTTv5 else True,
         )
