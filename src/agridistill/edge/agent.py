@@ -68,13 +68,9 @@ class Agent:
     """Runs in one thread; sources, broker, page and updates have their own threads.
 
     Args:
-        device: its name.
         frames: reader of the source, not started.
-        model: the one that runs now.
         plots: creates the plots for a model's classes; called again where a new model has others.
-        stores: what is kept on the disk.
         keep_thumbnails: whether small pictures go into the history.
-        listeners: callbacks.
         connection: of the broker; None without one.
     """
 

@@ -61,10 +61,8 @@ def watch(
     """Runs the agent until `stop`.
 
     Args:
-        settings: of the device.
         state: folder for what must not be lost; created where it does not exist. One agent at a time.
         stop: set it to end in an orderly way.
-        listeners: callbacks.
         once: ends when a source that waits has nothing more, and what waits has been delivered, or nothing could be
             for half a minute.
         by_user: whether the user at the keyboard set `stop`; goes into the state.

@@ -34,8 +34,6 @@ class Decider:
     """Decides on frames with one model, behind the quality gate.
 
     Args:
-        predictor: of the model.
-        quality: limits of the gate.
         device: name of the device, for the detections.
         source: name of the source, without secrets, for the detections.
     """
@@ -103,7 +101,6 @@ class CurrentModel:
     """Loads the model of the slots, and follows them when they switch.
 
     Args:
-        slots: of the device.
         create: makes a decider of a model's file; raises where it is unfit here, such as a rule without its class.
 
     Raises:

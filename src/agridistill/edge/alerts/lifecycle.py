@@ -65,7 +65,6 @@ class AlertKeeper:
     """Opens, updates and resolves alerts by the leaves of the plots.
 
     Args:
-        rules: each with its own name.
         classes: of the model, in the order of the probabilities.
         pool: of the leaves, with the rules' windows.
         known: alerts from before a restart that are open, or whose end was not sent (`is_end_sent`), each with the time

@@ -90,9 +90,6 @@ class Plots:
     Alerts of another source end: plots of one name in two folders are two plots.
 
     Args:
-        history: of the device.
-        rules: that open alerts.
-        classes: of the model.
         view_s: length of the window of a plot's health and report, in seconds.
         healthy: names and patterns of healthy classes, besides those named so.
 

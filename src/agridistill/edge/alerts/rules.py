@@ -98,11 +98,7 @@ class Rule:
 
 
 def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
-    """Whether a class is of healthy leaves, by its name.
-
-    Args:
-        name: of the class.
-        healthy: names and patterns of further healthy classes.
+    """Whether a class is of healthy leaves, by its name or by names and patterns of further healthy classes.
 
     Example:
         >>> [is_healthy(name) for name in ("Tomato___healthy", "HealthyLeaf", "normal", "Unhealthy", "not_healthy")]

@@ -41,7 +41,6 @@ class BrokerLink:
     """Connects an agent with a broker.
 
     Args:
-        access: to the broker.
         outbox: of detections and alerts.
         state: gives the agent's state now.
         health: gives that of each plot with leaves in the last 31 days.
@@ -198,7 +197,6 @@ def discovery(
     """The retained description of the device with all its sensors, as in Home Assistant's "MQTT discovery".
 
     Args:
-        access: to the broker.
         plots: each becomes a sensor.
         gone: whose sensor Home Assistant removes.
         model: name and version of the leaf model.

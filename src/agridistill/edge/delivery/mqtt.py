@@ -33,8 +33,6 @@ class MqttPublisher:
     rest pass (`Refusals`).
 
     Args:
-        outbox: of this device.
-        access: to the broker.
         retained: payloads by topic that the broker keeps, the most important first; an empty one clears its topic. Read
             every second, sent on every connection and where something changes.
         commands: handlers of messages by topic; the topics are subscribed to.

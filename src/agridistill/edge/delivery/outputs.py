@@ -52,7 +52,6 @@ class Deliverer:
 
     Args:
         outbox: of this receiver alone.
-        deliver: hands one message over.
         name: of the receiver, for the log, without secrets.
     """
 

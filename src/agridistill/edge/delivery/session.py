@@ -225,10 +225,8 @@ class Session:
         limit = _SKIMMED if self._refusals.leaves_out else room
         for pending in self._outbox.pending(after=self._last_sent, limit=limit):
             self._last_sent = pending.seq
-            topic, payload = (
-                self._access.plot_topic(pending.message.plot, pending.message.kind),
-                pending.message.payload,
-            )
+            message = pending.message
+            topic, payload = self._access.plot_topic(message.plot, message.kind), message.payload
             if self._refusals.may_send(topic, pending.seq) and self._refusals.fits(topic, payload, pending.seq):
                 self._publish(topic, payload, pending.seq)
                 room -= 1

@@ -41,8 +41,7 @@ REFRESH_S = 5
 _LEVELS: tuple[Level, ...] = ("critical", "warning", "info")
 
 
-def plots_html(plots: Sequence[PlotHealth]) -> str:
-    """The cards of all plots with leaves in their window, those with open alerts first."""
+def _plots_html(plots: Sequence[PlotHealth]) -> str:
     # What needs a look first; sorting keeps the order of the names within.
     current = sorted((one for one in plots if one.leaves), key=lambda one: list(_ICONS).index(_verdict(one)[0]))
     if not current:
@@ -53,17 +52,16 @@ def plots_html(plots: Sequence[PlotHealth]) -> str:
     return f'<ul class="plots">\n{"".join(map(_plot_card, current))}</ul>\n'
 
 
-def badge_html(kind: str, words: str) -> str:
+def _badge_html(kind: str, words: str) -> str:
     """A coloured badge ("ill", "some", "healthy" or "few") with an icon and words that mean the same."""
     return f'<p class="badge {kind}"><span aria-hidden="true">{_ICONS[kind]}</span> {words}</p>'
 
 
-def plot_words(plot: str) -> str:
-    """A plot's name as HTML."""
+def _plot_words(plot: str) -> str:
     return f"Plot {escape(plot)}" if plot else "No plot"
 
 
-def time_html(at_s: float) -> str:
+def _time_html(at_s: float) -> str:
     """A time that the page's script shows in the reader's zone."""
     when = moment(at_s)
     if when is None:
@@ -76,12 +74,10 @@ def _plot_card(health: PlotHealth) -> str:
     condition = ""
     if health.ill_label is not None and health.ill_leaves:
         condition = f"<p>Mostly {escape(plain_label(health.ill_label))}</p>"
-    window = _window_words(health.window_s)
-    leaves = leaves_words(health.leaves)
     return (
-        f'<li class="plot {kind}"><h3>{plot_words(health.plot)}</h3>{badge_html(kind, words)}'
-        f'<p class="number">{health.ill_leaves:,} of {leaves} ill</p>{condition}<p>{_trend_html(health)}</p>'
-        f'<p class="soft">Within {window}, last leaf {time_html(health.seen_s)}</p></li>\n'
+        f'<li class="plot {kind}"><h3>{_plot_words(health.plot)}</h3>{_badge_html(kind, words)}'
+        f'<p class="number">{health.ill_leaves:,} of {leaves_words(health.leaves)} ill</p>{condition}<p>{_trend_html(health)}</p>'
+        f'<p class="soft">Within {_window_words(health.window_s)}, last leaf {_time_html(health.seen_s)}</p></li>\n'
     )
 
 
@@ -143,7 +139,7 @@ def content_html(content: PageContent) -> str:
     state = content.state
     sections = {
         "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state)),
-        "plots": ("Plots", plots_html(content.plots)),
+        "plots": ("Plots", _plots_html(content.plots)),
         "state": ("State", _state_html(state)),
         "detections": ("Last photos", _detections_html(content)),
         "resolved": ("Resolved alerts", _resolved_html(content.resolved_alerts)),
@@ -186,7 +182,7 @@ def _late_html(state: AgentState) -> str:
         return ""
     return (
         '<p class="notice critical"><strong>The agent has not reported since</strong> '
-        f"{time_html(state.at_s)}. Alerts may be missing.</p>\n"
+        f"{_time_html(state.at_s)}. Alerts may be missing.</p>\n"
     )
 
 
@@ -200,10 +196,10 @@ def _open_alerts_html(alerts: Sequence[Alert], state: AgentState) -> str:
     items = []
     for alert in sorted(alerts, key=lambda one: _LEVELS.index(one.level)):
         items.append(
-            f'<li class="notice {alert.level}"><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
+            f'<li class="notice {alert.level}"><h3>{_plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
             f"<p>{escape(alert.text)}</p>"
             f'<p class="soft">{alert.level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
-            f"{time_html(alert.since_s)} ({duration_words(state.at_s - alert.since_s)})</p></li>\n"
+            f"{_time_html(alert.since_s)} ({duration_words(state.at_s - alert.since_s)})</p></li>\n"
         )
     return f"{silent}<ul>\n{''.join(items)}</ul>\n"
 
@@ -215,8 +211,8 @@ def _resolved_html(alerts: Sequence[Alert]) -> str:
     for alert in alerts:
         ended_s = alert.updated_s if alert.resolved_s is None else alert.resolved_s
         items.append(
-            f"<li><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
-            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {time_html(ended_s)} after '
+            f"<li><h3>{_plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
+            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {_time_html(ended_s)} after '
             f"{duration_words(ended_s - alert.since_s)}</p></li>\n"
         )
     return f'<ul class="resolved">\n{"".join(items)}</ul>\n'
@@ -272,7 +268,7 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
     health = ""
     if sure and detection.label is not None:
         health = "healthy" if is_healthy(detection.label, healthy) else "ill"
-        words = badge_html(health, health.capitalize()) + words
+        words = _badge_html(health, health.capitalize()) + words
     if detection.verdict == "unsure":  # the words of other verdicts hold the reason
         words += f"<p>{escape(detection.reason)}</p>"
     if detection.probability is not None:
@@ -282,6 +278,6 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
         )
     return (
         f'<li class="card {"" if sure else "doubt "}{detection.verdict} {health}">{picture}<div class="words">{words}'
-        f'<p class="soft">{plot_words(detection.plot)}, {time_html(detection.at_s)}</p>'
+        f'<p class="soft">{_plot_words(detection.plot)}, {_time_html(detection.at_s)}</p>'
         f'<p class="soft">{escape(detection.photo)}</p></div></li>\n'
     )
