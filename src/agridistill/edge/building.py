@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from agridistill.edge.agent import BROKER, Agent, Listeners, Stores
@@ -46,7 +45,6 @@ _IDLE_S = 3.0
 _STILL_PICTURES = 3.5
 # Of `once`: a receiver that is away must not keep it running; what waits for it is on the disk.
 _GIVE_UP_S = 30.0
-_PHOTOS_WHERE_DELETED = 10_000
 
 
 def watch(
@@ -105,14 +103,10 @@ def watch(
 
 
 def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -> Stores:
-    limits = settings.history
-    if settings.after == "delete":
-        # A photo that is gone is not asked about again.
-        limits = replace(limits, photos=min(limits.photos, _PHOTOS_WHERE_DELETED))
     files = {BROKER: "outbox.sqlite", "webhook": "webhook.sqlite", "command": "command.sqlite"}
     return Stores(
         folder=state,
-        history=stack.enter_context(History(state / HISTORY_FILE, limits, source_identity(settings.source))),
+        history=stack.enter_context(History(state / HISTORY_FILE, settings.history, source_identity(settings.source))),
         outboxes={
             receiver: stack.enter_context(Outbox(state / file, settings.outbox))
             for receiver, file in files.items()

@@ -7,8 +7,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agridistill.edge.alerts import PlotHealth
 from agridistill.edge.delivery.broker import BrokerAccess, Connection, plot_level, with_digest
@@ -67,9 +68,7 @@ class BrokerLink:
         self._access, self._state, self._health, self._updates = access, state, health, updates
         self._photos, self._plot, self._page_url = photos, plot, page_url
         self._published = PublishedPlots(outbox.path.with_name("published_plots.json"))
-        self._news: tuple[object, ...] = ()
-        self._sent_at, self._payload = 0.0, b""
-        self._plots: dict[str, tuple[float, bytes]] = {}
+        self._sent: dict[str, tuple[float, object, bytes]] = {}  # by topic: time, news and payload
         self._folders = frozenset[str]()
         self._folders_at = -_SEND_EVERY_S
         self._has_temperature = False
@@ -88,7 +87,12 @@ class BrokerLink:
         health = [one for one in self._health() if self._is_watched(one.plot)]
         plots = [one.plot for one in health]
         gone = self._published.update(plots, forget=self._publisher.connection.connected)
-        found = {self._access.topic("state"): self._state_payload(state)} | self._plot_payloads(health)
+        # At once where an alert, the source or the model changes.
+        alerts = [(alert["plot"], alert["rule"], alert["label"], alert["since_s"]) for alert in state.alerts]
+        news = state.open_alerts, alerts, state.source_lost_s is None, state.model.get("sha256")
+        documents: dict[str, tuple[dict[str, Any], object]] = {self._access.topic("state"): (state.to_json(), news)}
+        documents |= {self._access.plot_topic(one.plot): (one.to_json(), None) for one in health}
+        found = {topic: self._paced(topic, *each) for topic, each in documents.items()}
         if self._updates is not None and self._updates.last is not None:
             found[self._access.topic("update/result")] = json.dumps(self._updates.last.to_json()).encode()
         if self._access.settings.discovery:
@@ -115,32 +119,16 @@ class BrokerLink:
         # An empty folder may be a disk that is not there. What is not in the list may be new.
         return not self._folders or plot in self._folders or (self._photos / plot).exists()
 
-    def _state_payload(self, state: AgentState) -> bytes:
-        """The state as it was sent last, until it is old or an alert, the source or the model changes."""
-        alerts = [(alert["plot"], alert["rule"], alert["label"], alert["since_s"]) for alert in state.alerts]
-        news = (state.open_alerts, alerts, state.source_lost_s is None, state.model.get("sha256"))
-        if news != self._news or self._is_due(self._sent_at):
-            self._news, self._sent_at, self._payload = news, time.monotonic(), json_bytes(state.to_json())
-        return self._payload
-
-    def _plot_payloads(self, health: Sequence[PlotHealth]) -> dict[str, bytes]:
-        """Each plot as it was sent last, until that is old."""
-        plots: dict[str, tuple[float, bytes]] = {}
-        for one in health:
-            topic = self._access.plot_topic(one.plot)
-            sent = self._plots.get(topic)
-            if sent is None or self._is_due(sent[0]):
-                now = json_bytes(one.to_json())
-                # What has not changed is sent at once when it does.
-                if sent is None or now != sent[1]:
-                    sent = time.monotonic(), now
-            plots[topic] = sent
-        self._plots = plots
-        return {topic: sent for topic, (_, sent) in plots.items()}
-
-    def _is_due(self, sent_at: float) -> bool:
-        # At the end, too: what is retained then stays.
-        return self._ends.is_set() or time.monotonic() - sent_at >= _SEND_EVERY_S
+    def _paced(self, topic: str, document: Mapping[str, Any], news: object) -> bytes:
+        """A payload as it was sent last, until that is old or there is news; at the end, too, as it stays then."""
+        sent_at, before, payload = self._sent.get(topic, (-_SEND_EVERY_S, None, b""))
+        if news != before or self._ends.is_set() or time.monotonic() - sent_at >= _SEND_EVERY_S:
+            now = json_bytes(document)
+            # What has not changed is sent at once when it does.
+            if now != payload:
+                self._sent[topic] = time.monotonic(), news, now
+                return now
+        return payload
 
 
 class PublishedPlots:

@@ -163,26 +163,20 @@ class _Server(ThreadingHTTPServer):
 
 
 def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
-    """Gives the page's address for other machines, once it is known; None for a page on loopback.
-
-    Args:
-        host: that the page is bound to.
-        port: of the page.
-        broker: host and port.
-    """
+    """Gives the address of a page bound to host and port for other machines, once it is known; None on loopback."""
     if not port or is_loopback(host):
         return lambda: None
-    known: list[str] = [] if host in ("0.0.0.0", "::", "") else [host]  # noqa: S104 - compared
+    if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
+        return lambda: _url(host, port)
+
+    known: list[str] = []
 
     def address() -> str | None:
         if not known:
             # A broker on this machine is reached by an address that no other machine can open.
             own = (_own_address(*peer) for peer in (broker, _ELSEWHERE))
-            found = next((each for each in own if each is not None and not _is_local(each)), None)
-            if found is None:
-                return None
-            known.append(found)
-        return _url(known[0], port)
+            known.extend(_url(each, port) for each in own if each is not None and not _is_local(each))
+        return known[0] if known else None
 
     return address
 

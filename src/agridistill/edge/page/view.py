@@ -76,7 +76,8 @@ def _plot_card(health: PlotHealth) -> str:
         condition = f"<p>Mostly {escape(plain_label(health.ill_label))}</p>"
     return (
         f'<li class="plot {kind}"><h3>{_plot_words(health.plot)}</h3>{_badge_html(kind, words)}'
-        f'<p class="number">{health.ill_leaves:,} of {leaves_words(health.leaves)} ill</p>{condition}<p>{_trend_html(health)}</p>'
+        f'<p class="number">{health.ill_leaves:,} of {leaves_words(health.leaves)} ill</p>'
+        f"{condition}<p>{_trend_html(health)}</p>"
         f'<p class="soft">Within {_window_words(health.window_s)}, last leaf {_time_html(health.seen_s)}</p></li>\n'
     )
 
