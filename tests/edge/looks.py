@@ -101,9 +101,15 @@ def picture(seed: int = 0) -> bytes:
 
 
 def serving(
-    history: History, state: Callable[[], AgentState], *, host: str = "127.0.0.1", port: int = 0, **page: Any
+    history: History,
+    state: Callable[[], AgentState],
+    *,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    **page: Any,
 ) -> PageServer:
-    return PageServer(Page(history, state, **page), host, port)
+    return PageServer(Page(history, state, **page), token, host, port)
 
 
 def filled_history(path: Path) -> History:

@@ -236,14 +236,10 @@ def _workers(
 def _open_page(
     page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent, stack: contextlib.ExitStack
 ) -> str:
-    served = Page(
-        stack.enter_context(History.reading(state / HISTORY_FILE)),
-        lambda: agent.state,
-        read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN"),
-        lambda: agent.plots.health,
-        healthy,
-    )
-    return stack.enter_context(PageServer(served, page.host, page.port)).address
+    history = stack.enter_context(History.reading(state / HISTORY_FILE))
+    token = read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN")
+    served = Page(history, lambda: agent.state, lambda: agent.plots.health, healthy)
+    return stack.enter_context(PageServer(served, token, page.host, page.port)).address
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from agridistill.edge.page.requests import Handler, Page
+from agridistill.edge.page.requests import Access, Handler
+from agridistill.edge.page.view import Page
 from agridistill.edge.urls import is_loopback
 from agridistill.errors import EdgeError
 
@@ -39,6 +40,7 @@ class PageServer:
 
     Args:
         page: what is served.
+        token: required of clients, at least 16 characters; None only on loopback.
         host: address to bind to.
         port: 0 takes any that is free.
 
@@ -47,20 +49,20 @@ class PageServer:
             or not this machine's.
     """
 
-    def __init__(self, page: Page, host: str = "127.0.0.1", port: int = 8571) -> None:
-        if page.token is not None and not _TOKEN.fullmatch(page.token):
+    def __init__(self, page: Page, token: str | None = None, host: str = "127.0.0.1", port: int = 8571) -> None:
+        if token is not None and not _TOKEN.fullmatch(token):
             raise EdgeError(
                 f"a token of the page of {_MIN_TOKEN} or more ASCII characters without blanks",
-                f"one of {len(page.token)} characters",
+                f"one of {len(token)} characters",
                 "choose another (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
             )
-        if page.token is None and not is_loopback(host):
+        if token is None and not is_loopback(host):
             raise EdgeError(
                 "a token where others can reach the page",
                 f"the address '{host}' without one",
                 "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
             )
-        self._page, self._host, self._port = page, host, port
+        self._page, self._access, self._host, self._port = page, Access(token), host, port
 
     @property
     def address(self) -> str:
@@ -69,7 +71,7 @@ class PageServer:
 
     def __enter__(self) -> PageServer:
         try:
-            self._server = _Server(self._host, self._port, self._page)
+            self._server = _Server(self._host, self._port, self._page, self._access)
         except OSError as error:
             raise EdgeError(
                 "an address to listen on",
@@ -93,9 +95,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, host: str, port: int, page: Page) -> None:
+    def __init__(self, host: str, port: int, page: Page, access: Access) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.page = page
+        self.page, self.access = page, access
         # Names under which it answers; None for any.
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()} if is_loopback(host) else None
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)

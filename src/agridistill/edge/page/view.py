@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -30,6 +30,7 @@ from agridistill.edge.state import (
     source_trouble_words,
     waiting_words,
 )
+from agridistill.edge.store.history import History
 from agridistill.runtime.verdict import plain_label
 
 # Beside the colours, for readers who do not see them; screen readers take the words.
@@ -38,6 +39,7 @@ _TRENDS = {"up": ("▲", "Getting worse"), "down": ("▼", "Getting better"), "s
 
 _DAY_S = 86_400.0
 REFRESH_S = 5
+_SHOWN_DETECTIONS, _SHOWN_ALERTS, _SHOWN_RESOLVED = 24, 100, 10
 _LEVELS: tuple[Level, ...] = ("critical", "warning", "info")
 
 
@@ -109,41 +111,40 @@ def _window_words(window_s: float) -> str:
 
 
 @dataclass(frozen=True)
-class PageContent:
-    """Content of the page."""
+class Page:
+    """What the page is made of."""
 
-    state: AgentState
-    open_alerts: Sequence[Alert]
-    resolved_alerts: Sequence[Alert]  # the last ones
-    detections: Sequence[Detection]  # the last ones, newest first
-    pictured: Collection[str]  # event ids of those that have a picture
-    plots: Sequence[PlotHealth] = ()
+    history: History  # best one of `History.reading`, which never waits for the agent's own
+    state: Callable[[], AgentState]
+    plots: Callable[[], Sequence[PlotHealth]] = tuple
     healthy: Sequence[str] = ()  # names and patterns of healthy classes, besides those named so
 
 
-def page_html(content: PageContent, nonce: str) -> str:
+def page_html(page: Page, nonce: str) -> str:
     """The whole page; the nonce allows its own style and script."""
-    device = escape(content.state.device)
+    state = page.state()
+    device = escape(state.device)
     without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
     return (
         _head(f"{device}: AgriDistill", nonce, without_script)
-        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(content.state.version)}</p></header>\n'
+        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(state.version)}</p></header>\n'
         '<p id="away" class="notice critical" role="alert" hidden><strong>The agent does not answer.</strong> '
         "What you see below is the last that it sent.</p>\n"
-        f"<main>\n{content_html(content)}</main>\n"
+        f"<main>\n{content_html(page)}</main>\n"
         f'<script nonce="{nonce}">{_asset("page.js")}</script>\n</body>\n</html>\n'
     )
 
 
-def content_html(content: PageContent) -> str:
+def content_html(page: Page) -> str:
     """The sections of the page, which its script reloads."""
-    state = content.state
+    state, history = page.state(), page.history
+    alerts = history.alerts(state="open", limit=_SHOWN_ALERTS)
     sections = {
-        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state)),
-        "plots": ("Plots", _plots_html(content.plots)),
+        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(alerts, state)),
+        "plots": ("Plots", _plots_html(page.plots())),
         "state": ("State", _state_html(state)),
-        "detections": ("Last photos", _detections_html(content)),
-        "resolved": ("Resolved alerts", _resolved_html(content.resolved_alerts)),
+        "detections": ("Last photos", _detections_html(history, page.healthy)),
+        "resolved": ("Resolved alerts", _resolved_html(history.alerts(state="resolved", limit=_SHOWN_RESOLVED))),
     }
     return "".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>\n{inner}</section>\n'
@@ -248,13 +249,14 @@ def _state_html(state: AgentState) -> str:
     return f"<dl>\n{cells}</dl>\n"
 
 
-def _detections_html(content: PageContent) -> str:
-    if not content.detections:
+def _detections_html(history: History, healthy: Sequence[str]) -> str:
+    detections = history.recent(_SHOWN_DETECTIONS)
+    if not detections:
         return (
             '<p class="notice">No photo has been seen yet. Each new photo appears here with what the model says of it.'
             "</p>\n"
         )
-    cards = (_card(one, one.event_id in content.pictured, content.healthy) for one in content.detections)
+    cards = (_card(one, history.thumbnail(one.event_id) is not None, healthy) for one in detections)
     return f'<ul class="cards">\n{"".join(cards)}</ul>\n'
 
 
