@@ -36,6 +36,20 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 30, what: str = "i
         time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def running(target: Callable[[threading.Event], object]) -> Iterator[None]:
+    """Runs what works until its event is set, in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=target, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
 class Broker:
     """A Mosquitto of its own, which keeps sessions and messages over a new start."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.events import Alert, Detection
+from agridistill.edge.page import Page, PageServer
+from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
@@ -95,6 +98,18 @@ def picture(seed: int = 0) -> bytes:
     held = io.BytesIO()
     Image.fromarray(ground.astype(np.uint8)).save(held, "JPEG")
     return held.getvalue()
+
+
+def serving(
+    history: History,
+    state: Callable[[], AgentState],
+    *,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    **page: Any,
+) -> PageServer:
+    return PageServer(Page(history, state, **page), token, host, port)
 
 
 def filled_history(path: Path) -> History:

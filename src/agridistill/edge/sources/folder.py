@@ -15,10 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from agridistill.edge.events import Frame
+from agridistill.edge.events import Frame, sendable
 from agridistill.edge.sources.listing import MAX_FOUND, Listing, Photo
 from agridistill.edge.sources.source import Attempts, PhotoReader, SourceSettings
-from agridistill.edge.words import sendable
 from agridistill.errors import OutboxError, PhotoError
 from agridistill.photo_files import READS_HEIC
 from agridistill.preprocess import UnreachablePhotoError

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.edge.events import Frame
+from agridistill.edge.events import Frame, duration_words
 from agridistill.edge.network import Backoff, split_url, without_user
 from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.source import (
@@ -29,7 +29,6 @@ from agridistill.edge.sources.source import (
     SourceRefusedError,
     SourceSettings,
 )
-from agridistill.edge.words import duration_words
 from agridistill.errors import EdgeError, PhotoError
 
 logger = logging.getLogger(__name__)
