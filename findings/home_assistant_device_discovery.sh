@@ -15,9 +15,8 @@
 #   no bytes on its topic: 1 error
 #   its platform alone: 0 sensors
 #
-# What it means for us: topics of earlier versions are handed over once, in this order; a plot that is gone and a temperature
-# that is not known are sent with their platform; a plot's topic is cleared behind the description
-# (edge/delivery/home_assistant.py, edge/delivery/link.py).
+# What it means for us: a plot that is gone and a temperature that is not known are sent with their platform; a plot's topic is
+# cleared behind the description (edge/delivery/link.py).
 set -euo pipefail
 python=${PYTHON312:-python3.12}
 folder=$(mktemp -d)

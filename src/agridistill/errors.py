@@ -10,7 +10,7 @@
     ├── ModelError              a model name, weights, a manifest, a class list
     ├── RunError                a run folder: taken, unfinished, of another recipe
     │   └── PeerError           an error of another process of the run, which reports it
-    ├── OutboxError             messages that cannot be kept or read: the disk, a limit, a newer version
+    ├── OutboxError             messages that cannot be kept or read: the disk, or another version
     ├── EdgeError               a source, a rule, an update, the agent's state
     └── MissingExtraError       an optional part of AgriDistill that is not installed
 

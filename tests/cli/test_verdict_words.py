@@ -12,7 +12,7 @@ from tests.edge.looks import detection, state
 
 from agridistill.cli import status as status_module
 from agridistill.cli.watch import _detection_line
-from agridistill.edge.page.view import PageContent, page_html
+from agridistill.edge.page.view import Page, page_html
 from agridistill.edge.state import HISTORY_FILE, write_state
 from agridistill.edge.store.history import History
 from agridistill.runtime.verdict import Prediction
@@ -49,11 +49,10 @@ def test_a_verdict_has_the_same_words_everywhere(
     )
     assert prediction.words == words
     assert _detection_line(seen).endswith(f"north/leaf-0001.jpg: {words}")
-    page = page_html(PageContent(state(), [], [], [seen], []), "nonce")
-    assert f"<h3>{words}</h3>" in unescape(page)
     write_state(tmp_path, state(pid=os.getpid()))
     with History(tmp_path / HISTORY_FILE) as history:
         history.add(seen)
+        assert f"<h3>{words}</h3>" in unescape(page_html(Page(history, state), "nonce"))
     status_module.status(tmp_path)
     assert words in " ".join(capsys.readouterr().out.split())
 

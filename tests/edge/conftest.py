@@ -18,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.needs import NEEDS, program
 
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings
+from agridistill.edge.settings import WatchSettings
 
 MOSQUITTO = program("mosquitto")
 
@@ -33,6 +34,20 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 30, what: str = "i
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come in {timeout_s} s"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(target: Callable[[threading.Event], object]) -> Iterator[None]:
+    """Runs what works until its event is set, in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=target, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 class Broker:
@@ -186,6 +201,26 @@ def _published(packet: bytes) -> tuple[str, bytes]:
     start = next(index for index in range(1, 5) if packet[index] < 128) + 1
     length = int.from_bytes(packet[start : start + 2], "big")
     return packet[start + 2 : start + 2 + length].decode(), packet[start + 2 + length :]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """The folder that an agent watches."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def settings(photos: Path, colour_model: Path) -> WatchSettings:
+    from tests.edge.watched import settings_for
+
+    return settings_for(photos, colour_model)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
 
 
 @pytest.fixture

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from agridistill.edge.events import AgentState, Alert, Detection
+from agridistill.edge.events import Alert, Detection
+from agridistill.edge.page import Page, PageServer
+from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
@@ -97,6 +100,18 @@ def picture(seed: int = 0) -> bytes:
     return held.getvalue()
 
 
+def serving(
+    history: History,
+    state: Callable[[], AgentState],
+    *,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    **page: Any,
+) -> PageServer:
+    return PageServer(Page(history, state, **page), token, host, port)
+
+
 def filled_history(path: Path) -> History:
     """Eight detections of every verdict, the first and the last with hostile names; two open and one resolved alert."""
     history = History(path)
@@ -110,7 +125,9 @@ def filled_history(path: Path) -> History:
     history.add(detection(7, **unfamiliar), thumbnail=picture(5))
     unusable: dict[str, Any] = {"verdict": "unusable", "reason": "too dark", "label": None, "probability": None}
     history.add(detection(8, **unusable, probabilities={}, plot=""), thumbnail=picture(6))
-    history.put_alert(alert(1), told_s=1)
-    history.put_alert(alert(2, level="critical", plot=HOSTILE, rule=HOSTILE, text=HOSTILE, label=HOSTILE), told_s=1)
-    history.put_alert(alert(3, state="resolved", resolved_s=time.time() - 60, plot="south"), told_s=1)
+    history.put_alerts([alert(1)], told_s=[1])
+    history.put_alerts(
+        [alert(2, level="critical", plot=HOSTILE, rule=HOSTILE, text=HOSTILE, label=HOSTILE)], told_s=[1]
+    )
+    history.put_alerts([alert(3, state="resolved", resolved_s=time.time() - 60, plot="south")], told_s=[1])
     return history

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.http import HttpClient, HttpError, LateError
+from agridistill.edge.http import HttpClient, HttpError
 
 from .conftest import wait_for
 from .dripping import BODY, HEADER, dripping, soon
@@ -88,15 +88,15 @@ def test_a_dripping_answer_is_cut_off(part: str, secure: bool, tmp_path: Path) -
     server, trusting = certified(tmp_path) if secure else (None, None)
     with dripping(HEADER if part == "header" else BODY, tls=server) as port:
         url = f"{'https' if secure else 'http'}://127.0.0.1:{port}/"
-        with soon(), pytest.raises(LateError, match=LATE):
+        with soon(), pytest.raises(HttpError, match=LATE):
             whole(url, client=HttpClient(context=trusting))
         if part == "header":
-            with soon(), pytest.raises(LateError, match=LATE):
+            with soon(), pytest.raises(HttpError, match=LATE):
                 HttpClient(context=trusting).header(url, 0.3)
 
 
 def test_a_dripping_handshake_is_cut_off() -> None:
-    with dripping(HANDSHAKE) as port, soon(), pytest.raises(LateError, match=LATE):
+    with dripping(HANDSHAKE) as port, soon(), pytest.raises(HttpError, match=LATE):
         whole(f"https://127.0.0.1:{port}/")
 
 
@@ -105,13 +105,13 @@ def test_a_dripping_proxy_is_cut_off(scheme: str, monkeypatch: pytest.MonkeyPatc
     with dripping() as port:
         monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("no_proxy", "")
-        with soon(), pytest.raises(LateError, match=LATE):
+        with soon(), pytest.raises(HttpError, match=LATE):
             whole(f"{scheme}://camera.invalid/")
 
 
 def test_redirects_do_not_begin_the_time_anew(slow_server: str) -> None:
     client = HttpClient(follow_redirects=True)
-    with dripping() as port, soon(), pytest.raises(LateError, match=LATE):
+    with dripping() as port, soon(), pytest.raises(HttpError, match=LATE):
         whole(f"{slow_server}/moved/http://127.0.0.1:{port}/", client=client)
 
 
@@ -126,12 +126,12 @@ def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path) -> None:
 
 
 def test_silence_is_told_as_late_too() -> None:
-    with dripping(pause_s=10) as port, soon(), pytest.raises(LateError, match=LATE):
+    with dripping(pause_s=10) as port, soon(), pytest.raises(HttpError, match=LATE):
         whole(f"http://127.0.0.1:{port}/")
 
 
 def test_the_limit_of_a_header_leaves_the_body_its_time(slow_server: str) -> None:
-    with pytest.raises(LateError):
+    with pytest.raises(HttpError, match="no whole answer"):
         whole(slow_server, 0.25)
     with contextlib.closing(HttpClient().header(slow_server, 0.25)) as answer:
         assert answer.read() == b"x" * 10
@@ -167,7 +167,7 @@ def test_nothing_stays_open(slow_server: str) -> None:
     with dripping() as port:
         before, threads = held(), {thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)}
         for _ in range(3):
-            with pytest.raises(LateError):
+            with pytest.raises(HttpError, match="no whole answer"):
                 whole(f"http://127.0.0.1:{port}/", 0.05)
             with contextlib.closing(HttpClient().header(slow_server, 20)) as answer:
                 assert next(answer.iter_raw())

@@ -62,7 +62,7 @@ def test_a_whole_file_becomes_settings_with_paths_from_its_folder(tmp_path: Path
     assert found.broker.password_file == tmp_path / "secrets" / "mqtt"
     assert found.updates is not None
     assert (found.updates.keys, found.updates.source) == (tmp_path / "keys", "https://farm.example/release.json")
-    assert found.outbox.max_bytes == 50_000_000
+    assert found.outbox.max_megabytes == 50
     assert found.command is not None
     assert found.command.words == ("notify-send", "leaf")
 
@@ -87,7 +87,7 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("[broker]\nurl='x'\npasword_file='y'", "did you mean 'password_file'"),
         ("threads = '2'", r"threads: .*got '2'"),
         ("[[rules]]\nname='a'", "rules.0.classes"),
-        ("[[rules]]\nname='a'\nclasses=['b']\nshare=2.0", "a share above 0, up to 1"),
+        ("[[rules]]\nname='a'\nclasses=['b']\nshare=2.0", "rules.0.share.*got 2.0"),
         ("[[rules]]\nname='a'\nclasses=['b']\n[[rules]]\nname='a'\nclasses=['b']", "'a' twice"),
         ("device = 'a/b'", "device's name"),
         ("plot = 'a/b#+'", r"a plot's name without .*; got 'a/b#\+'; for example 'a-b'"),
@@ -97,12 +97,17 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("after = 'burn'", "after"),
         ("every_s = inf", "finite"),
         ("window_minutes = 0", "window_minutes"),
+        ("[command]\nwords = []", "command.words"),
+        ("[page]\nport = 65536", "page.port.*got 65536"),
         ("rules = 3", "rules"),
         ("broker = 'mqtt://x'", "broker"),
         ("not toml", "a settings file in TOML"),
         ("[webhook]\nurl=['https://hooks.example/SECRET']", r"^(?!.*SECRET).*webhook.url"),
         ("source = ['rtsp://pi:SECRET@camera']", r"^(?!.*SECRET).*source"),
-        ("[updates]\nkeys='k'\nevery_hours=0", "every_hours from"),
+        ("[updates]\nkeys='k'\nevery_hours=0", "updates.every_hours.*got 0"),
+        ("every_s = -1", "every_s"),
+        ("[outbox]\nmax_megabytes = 0.001", r"outbox\.max_megabytes.*0\.01"),
+        ("[history]\ndetections = 0", r"history\.detections.*1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:

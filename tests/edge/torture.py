@@ -212,7 +212,7 @@ def _wait_until_all_is_delivered(photos: Path, state: Path, detections: int) -> 
 
 
 def _counted(state: Path, receiver: Receiver, photos: int, kills: int, restarts: int, seconds: float) -> Outcome:
-    with History.reading(state / "history.sqlite") as history:
+    with History(state / "history.sqlite", read_only=True) as history:
         committed = {item.event_id for item in history.recent(10**9)}
     arrivals = [json.loads(payload) for payload in receiver.payloads()]
     counts = Counter(item["event_id"] for item in arrivals)

@@ -11,13 +11,15 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image
+from tests.edge.conftest import running
 
 from agridistill.edge import building
 from agridistill.edge.agent import Listeners
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.building import watch
-from agridistill.edge.events import AgentState, Detection
+from agridistill.edge.events import Detection
 from agridistill.edge.settings import WatchSettings
+from agridistill.edge.state import AgentState
 from agridistill.runtime.verdict import QualitySettings
 
 ANY = QualitySettings(darkest=0, brightest=1, blurriest=0, least_leaf=0)
@@ -55,22 +57,18 @@ def settings_for(photos: Path, model: Path) -> WatchSettings:
 
 @contextmanager
 def watching(settings: WatchSettings, state: Path) -> Iterator[Heard]:
-    heard, stop = Heard(), threading.Event()
+    heard = Heard()
 
-    def run() -> None:
+    def run(stop: threading.Event) -> None:
         try:
             heard.ends.append(watch(settings, state, stop, heard.listeners()))
         except BaseException as error:
             heard.ends.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
     try:
-        yield heard
+        with running(run):
+            yield heard
     finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
         if heard.ends and isinstance(heard.ends[0], BaseException):
             raise heard.ends[0]
 

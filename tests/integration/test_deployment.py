@@ -21,10 +21,11 @@ from tests.edge.conftest import MOSQUITTO, free_port, let_go, wait_for
 from tests.edge.looks import state
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.plots import PlotReport
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.alerts.rules import ill_classes
-from agridistill.edge.events import AgentState, Alert, Detection, json_bytes
+from agridistill.edge.events import Alert, Detection, json_bytes
 from agridistill.edge.settings import WatchSettings, read_settings
+from agridistill.edge.state import AgentState
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [
@@ -65,7 +66,7 @@ def test_every_setting_is_explained_in_the_field_guide() -> None:
     from agridistill.edge.delivery.broker import BrokerSettings
     from agridistill.edge.store.outbox import OutboxLimits
 
-    for kind in (BrokerSettings, module.PageSettings, module.UpdateOptions, OutboxLimits, Rule):
+    for kind in (BrokerSettings, module.PageSettings, module.UpdateSettings, OutboxLimits, Rule):
         names += list(kind.__dataclass_fields__)
     names += [*vars(defaults.quality), *vars(defaults.history)]
     missing = [name for name in names if f"`{name}`" not in guide and f"[{name}]" not in guide]
@@ -85,8 +86,8 @@ def test_real_messages_fit_their_schemas(name: str) -> None:
         "detection": [detection, unusable],
         "alert": [AlertMessage("opened", alert, 0.0)],
         "plot": [
-            PlotReport("north", 1.0, 3, 0.8, "blight", {"blight": 0.8, "healthy": 0.2}),
-            PlotReport("south", 1.0),
+            PlotHealth("north", 1.0, 3600.0, 3, 0.8, "blight", shares={"blight": 0.8, "healthy": 0.2}),
+            PlotHealth("south", 1.0),
         ],
         "state": [state(), without_broker],
     }

@@ -13,7 +13,7 @@ from agridistill.api import load
 from agridistill.cli.watch import _detection_line
 from agridistill.data.folder import scan
 from agridistill.edge.events import Frame
-from agridistill.edge.verdict.decider import Decider, Origin
+from agridistill.edge.verdict import Decider
 from agridistill.errors import ModelError
 from agridistill.export.artefact import export
 from agridistill.runtime.verdict import (
@@ -54,7 +54,7 @@ def test_run_artefact_and_agent_give_one_verdict_in_the_same_words(
     photos = [np.array(Image.open(leaves / sample.path).convert("RGB")) for sample in scan(leaves).samples[::8]]
     photos += [photos[0] // 12, np.full((64, 64, 3), 255, np.uint8), 255 - photos[0]]
     run, exported = load(student_run), load(file)
-    agent = Decider(exported, QualitySettings(), Origin("pi", "photos"))
+    agent = Decider(exported, QualitySettings(), device="pi", source="photos")
     seen = set()
     for photo in photos:
         answer, other = run.predict(photo), exported.predict(photo)

@@ -16,7 +16,8 @@ from agridistill.cli.tables import UNDEFINED, FigureTable, cell, new_table, prin
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agridistill.edge.events import AgentState, Alert, Detection
+    from agridistill.edge.events import Alert, Detection
+    from agridistill.edge.state import AgentState
 
 # Shorter outages often end without help.
 _LONG_S = 300.0
@@ -83,7 +84,7 @@ def _history(file: Path, last: int) -> _Seen:
     if not file.exists():
         return _Seen()
     try:
-        with History.reading(file) as history:
+        with History(file, read_only=True) as history:
             return _Seen(history.alerts(state="open", limit=100), history.recent(last))
     except OutboxError as error:
         # For instance on a read-only disk: the state is printed anyway.
@@ -91,8 +92,8 @@ def _history(file: Path, last: int) -> _Seen:
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
-    from agridistill.edge.state import process_lives
-    from agridistill.edge.words import duration_words, number_of, total
+    from agridistill.edge.events import duration_words, number_of
+    from agridistill.edge.state import process_lives, total
 
     if not running and (state.finished or state.stopped):
         unsent = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
@@ -125,7 +126,7 @@ def _problems(state: AgentState, running: bool) -> list[str]:
 
 
 def _headline(state: AgentState, running: bool, now_s: float) -> str:
-    from agridistill.edge.words import duration_words
+    from agridistill.edge.events import duration_words
 
     if running:
         return f"{state.device}: running for {duration_words(state.uptime_s)} (process {state.pid})"
@@ -139,24 +140,32 @@ def _headline(state: AgentState, running: bool, now_s: float) -> str:
 def _state_table(state: AgentState, running: bool) -> Table:
     from rich.table import Table
 
-    from agridistill.edge import words
+    from agridistill.edge.events import bytes_words
+    from agridistill.edge.state import (
+        broker_words,
+        model_words,
+        queue_words,
+        source_trouble_words,
+        verdict_counts_words,
+        waiting_words,
+    )
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    trouble = words.source_trouble_words(state)
-    verdicts = words.verdict_counts_words(state.verdicts) if state.frames else ""
+    trouble = source_trouble_words(state)
+    verdicts = verdict_counts_words(state.verdicts) if state.frames else ""
     memory, disk = (
-        UNDEFINED if size is None else words.bytes_words(size) for size in (state.memory_bytes, state.disk_free_bytes)
+        UNDEFINED if size is None else bytes_words(size) for size in (state.memory_bytes, state.disk_free_bytes)
     )
     rows = [
         ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
         ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
-        ("model", words.model_words(state)),
-        ("broker", words.broker_words(state)),
-        ("queue", words.queue_words(state)),
-        *((name, words.waiting_words(waits)) for name, waits in state.outputs.items()),
+        ("model", model_words(state)),
+        ("broker", broker_words(state)),
+        ("queue", queue_words(state)),
+        *((name, waiting_words(waits)) for name, waits in state.outputs.items()),
         ("processor", UNDEFINED if state.processor_celsius is None else f"{state.processor_celsius:.0f} °C"),
         ("memory", memory),
         ("free disk", disk),
@@ -167,7 +176,7 @@ def _state_table(state: AgentState, running: bool) -> Table:
 
 
 def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
-    from agridistill.edge.words import duration_words
+    from agridistill.edge.events import duration_words
 
     if seen.error:
         stdout.print(f"Alerts and detections cannot be read: {printable(seen.error)}", style="yellow")
@@ -184,7 +193,7 @@ def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
 
 
 def _detections_table(detections: list[Detection], model: str) -> FigureTable:
-    from agridistill.edge.words import detection_words, number_of
+    from agridistill.edge.events import detection_words, number_of
 
     table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
     # The model of each, where another model than the present one decided.
@@ -199,7 +208,7 @@ def _detections_table(detections: list[Detection], model: str) -> FigureTable:
 
 
 def _local(at_s: float) -> str:
-    from agridistill.edge.words import moment
+    from agridistill.edge.events import moment
 
     when = moment(at_s)
     return "an unknown time" if when is None else f"{when.astimezone():%Y-%m-%d %H:%M:%S}"

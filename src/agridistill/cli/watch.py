@@ -70,9 +70,9 @@ def watch(
     with training_extra("the field part of AgriDistill", "edge"):
         from agridistill.edge.agent import Listeners
         from agridistill.edge.building import watch as run
+        from agridistill.edge.events import number_of
         from agridistill.edge.settings import WatchSettings, read_settings
-        from agridistill.edge.state import state_folder
-        from agridistill.edge.words import number_of, verdict_counts_words
+        from agridistill.edge.state import state_folder, verdict_counts_words
 
     settings = read_settings(config) if config is not None else WatchSettings()
     given = {"source": source, "model": model, "device": device, "plot": plot, "every_s": every, "after": after}
@@ -124,7 +124,7 @@ class _Printer:
 
 
 def _detection_line(detection: Detection) -> str:
-    from agridistill.edge.words import detection_words
+    from agridistill.edge.events import detection_words
 
     at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - local time
     # In a folder the plot is the subfolder, with which the photo's name begins.

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from agridistill.edge.alerts import AlertMessage, PlotReport, Plots
+from agridistill.edge.alerts import AlertMessage, Plots
 from agridistill.edge.alerts.lifecycle import open_alerts_json
-from agridistill.edge.backoff import Backoff
 from agridistill.edge.delivery.broker import Connection
-from agridistill.edge.events import AgentState, Detection, Frame, json_bytes
+from agridistill.edge.events import Detection, Frame, json_bytes
+from agridistill.edge.network import Backoff
 from agridistill.edge.sources import LatestFrame, SourceEndedError
 from agridistill.edge.state import (
+    AgentState,
     disk_free_bytes,
     notify_systemd,
     processor_celsius,
@@ -29,7 +30,7 @@ from agridistill.edge.state import (
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.edge.verdict import CurrentModel, thumbnail
-from agridistill.errors import EdgeError, OutboxError, PhotoError
+from agridistill.errors import OutboxError, PhotoError
 from agridistill.runtime.backends import return_freed_memory
 from agridistill.version import __version__
 
@@ -67,14 +68,9 @@ class Agent:
     """Runs in one thread; sources, broker, page and updates have their own threads.
 
     Args:
-        device: its name.
         frames: reader of the source, not started.
-        model: the one that runs now.
         plots: creates the plots for a model's classes; called again where a new model has others.
-        stores: of the state.
         keep_thumbnails: whether small pictures go into the history.
-        listeners: callbacks.
-        idle: called where no frame waits.
         connection: of the broker; None without one.
     """
 
@@ -88,12 +84,11 @@ class Agent:
         *,
         keep_thumbnails: bool = False,
         listeners: Listeners | None = None,
-        idle: Callable[[], None] = lambda: None,
         connection: Connection | None = None,
     ) -> None:
         self._device, self._frames, self._model, self._stores = device, frames, model, stores
         self._create_plots, self._keep_thumbnails = plots, keep_thumbnails
-        self._listeners, self._idle, self._connection = listeners or Listeners(), idle, connection
+        self._listeners, self._connection = listeners or Listeners(), connection
         self.plots = plots(model.decider.manifest.classes)
         self.model_changed = threading.Event()
         self._started_s, self._started = time.time(), time.monotonic()
@@ -103,14 +98,10 @@ class Agent:
         self._next_state = 0.0
         self._trouble: str | None = None
         self._finished = self.stopped = False
-        self._alerts_refused, self._send_again_at = False, 0.0
+        self._alerts_backoff, self._alerts_refused = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S), False
+        self._send_alerts_at = 0.0
         self._sent_to: dict[str, set[str]] = {}  # receivers by event id
         self.state = self._state()
-
-    @property
-    def reports(self) -> list[PlotReport]:
-        """Of each plot with recent leaves; thread-safe."""
-        return self.plots.reports
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop`, or until a source that ends has ended.
@@ -133,8 +124,6 @@ class Agent:
                     break
                 if frame is not None:
                     self._take(frame, stop)
-                else:
-                    self._idle()
                 if self.model_changed.is_set():
                     self.model_changed.clear()
                     self._follow_model()
@@ -183,45 +172,37 @@ class Agent:
             return True
 
     def _send_alerts(self) -> None:
-        # First the history: an alert that is sent must be known by its id after a kill.
-        if time.monotonic() < self._send_again_at or not self._store_alerts():
+        if time.monotonic() < self._send_alerts_at:
             return
-        has_news = False
-        for message in self.plots.messages():
-            item = Message(json_bytes(message.to_json()), "alert", message.alert.plot, message.event_id)
-            # One that is in an outbox may be delivered by the next try: it must not be sent twice.
-            sent_to = self._sent_to.setdefault(message.event_id, set())
-            try:
-                for receiver, outbox in self._stores.outboxes.items():
-                    if receiver not in sent_to:
-                        outbox.add([item])
-                        sent_to.add(receiver)
-            except OutboxError as error:
-                self._refuse_alerts("an alert cannot be committed (%s): it is tried again", error, _RETRY_LONGEST_S)
-                return
-            self._alerts_refused = False
-            self.plots.sent(message)
-            del self._sent_to[message.event_id]
-            logger.warning("alert %s: %s", message.change, message.alert.text)
-            self._listeners.alert(message)
-            has_news = True
-        self._store_alerts()
-        if has_news:
-            self.report(now=True)  # the broker reads the state
-
-    def _store_alerts(self) -> bool:
         try:
+            # First the history: an alert that is sent must be known by its id after a kill.
             self.plots.store()
-            return True
+            messages = self.plots.alerts.messages()
+            for message in messages:
+                self._send_alert(message)
+            if messages:
+                self.plots.store()
+                self.report(now=True)  # the broker reads the state
         except OutboxError as error:
-            line = "an alert's change is not on the disk yet (%s): it is tried again"
-            self._refuse_alerts(line, error, _RETRY_FIRST_S)
-            return False
+            if not self._alerts_refused:
+                logger.error("an alert cannot be committed (%s): it is tried again", error)
+            self._alerts_refused, self._send_alerts_at = True, time.monotonic() + self._alerts_backoff.pause_s()
+        else:
+            self._alerts_refused = False
+            self._alerts_backoff.reset()
 
-    def _refuse_alerts(self, line: str, error: OutboxError, pause_s: float) -> None:
-        if not self._alerts_refused:
-            logger.error(line, error)
-        self._alerts_refused, self._send_again_at = True, time.monotonic() + pause_s
+    def _send_alert(self, message: AlertMessage) -> None:
+        item = Message(json_bytes(message.to_json()), "alert", message.alert.plot, message.event_id)
+        # One that is in an outbox may be delivered by the next try: it must not be sent twice.
+        sent_to = self._sent_to.setdefault(message.event_id, set())
+        for receiver, outbox in self._stores.outboxes.items():
+            if receiver not in sent_to:
+                outbox.add([item])
+                sent_to.add(receiver)
+        self.plots.alerts.sent(message)
+        del self._sent_to[message.event_id]
+        logger.warning("alert %s: %s", message.change, message.alert.text)
+        self._listeners.alert(message)
 
     def _follow_model(self) -> None:
         self._model.refresh()
@@ -238,13 +219,13 @@ class Agent:
             self.state = self._state()
             try:
                 write_state(self._stores.folder, self.state)
-            except EdgeError as error:
-                logger.info("%s", error)
+            except OSError as error:
+                logger.info("the agent's state cannot be written: %s", error)
 
     def _state(self) -> AgentState:
         latencies = list(self._latencies)
         counts = {name: _outbox_state(outbox) for name, outbox in self._stores.outboxes.items()}
-        open_alerts = self.plots.open_alerts
+        open_alerts = self.plots.alerts.open
         return AgentState(
             device=self._device,
             version=__version__,

@@ -8,29 +8,27 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from agridistill.edge.agent import BROKER, Agent, Listeners, Stores
 from agridistill.edge.alerts import Plots
 from agridistill.edge.alerts.rules import ill_classes, why_all_is_ill
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
-from agridistill.edge.delivery.link import BrokerLink, page_address
+from agridistill.edge.delivery.link import BrokerLink
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
-from agridistill.edge.events import AgentState
-from agridistill.edge.page.server import PageServer
-from agridistill.edge.settings import PageSettings, WatchSettings, read_secret
+from agridistill.edge.network import public_name, split_url
+from agridistill.edge.page import Page, PageServer, page_address
+from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
 from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
 from agridistill.edge.sources.reader import STILL_AFTER_S
-from agridistill.edge.state import HISTORY_FILE
+from agridistill.edge.state import HISTORY_FILE, AgentState
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Outbox
-from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
+from agridistill.edge.updates.release import read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.edge.updates.updater import Updater, UpdateWorker
-from agridistill.edge.urls import public_name, split_url
-from agridistill.edge.verdict import CurrentModel, Decider, EarlierModels, Origin, require_model
-from agridistill.errors import AgriDistillError, ConfigError
+from agridistill.edge.verdict import CurrentModel, Decider, require_model
+from agridistill.errors import ConfigError
 from agridistill.preprocess import enough_pixels
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -47,7 +45,6 @@ _IDLE_S = 3.0
 _STILL_PICTURES = 3.5
 # Of `once`: a receiver that is away must not keep it running; what waits for it is on the disk.
 _GIVE_UP_S = 30.0
-_PHOTOS_WHERE_DELETED = 10_000
 
 
 def watch(
@@ -62,10 +59,8 @@ def watch(
     """Runs the agent until `stop`.
 
     Args:
-        settings: of the device.
         state: folder for what must not be lost; created where it does not exist. One agent at a time.
         stop: set it to end in an orderly way.
-        listeners: callbacks.
         once: ends when a source that waits has nothing more, and what waits has been delivered, or nothing could be
             for half a minute.
         by_user: whether the user at the keyboard set `stop`; goes into the state.
@@ -77,6 +72,7 @@ def watch(
         AgriDistillError: a setting that cannot be used.
     """
     listeners = listeners or Listeners()
+    require_valid(settings)
     # Before anything is created: a mistyped name leaves no state folder.
     require_source(settings.source)
     model = require_model(settings.model or Path())
@@ -90,13 +86,11 @@ def watch(
     with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
         stores = _stores(settings, state, stack)
         slots = ModelSlots(state / "models", model)
-        updater = _updater(settings, slots)
-        broker = settings.broker
-        connection = Connection(broker.host, broker.port) if broker is not None else None
+        connection = Connection(settings.broker.host, settings.broker.port) if settings.broker else None
         agent = _agent(settings, stores, slots, listeners, connection, stack, once=once)
-        workers = _workers(settings, stores, agent, updater, connection)
+        workers = _workers(settings, stores, slots, agent, connection)
         if settings.page:
-            listeners.page(stack.enter_context(_page(settings.page, settings.healthy, state, agent)))
+            listeners.page(_open_page(settings.page, settings.healthy, state, agent, stack))
         with _running(workers, stop) as failures:
             agent.run(stop)
             if once:
@@ -109,14 +103,10 @@ def watch(
 
 
 def _stores(settings: WatchSettings, state: Path, stack: contextlib.ExitStack) -> Stores:
-    limits = settings.history
-    if settings.after == "delete":
-        # A photo that is gone is not asked about again.
-        limits = replace(limits, photos=min(limits.photos, _PHOTOS_WHERE_DELETED))
     files = {BROKER: "outbox.sqlite", "webhook": "webhook.sqlite", "command": "command.sqlite"}
     return Stores(
         folder=state,
-        history=stack.enter_context(History(state / HISTORY_FILE, limits, source_identity(settings.source))),
+        history=stack.enter_context(History(state / HISTORY_FILE, settings.history, source_identity(settings.source))),
         outboxes={
             receiver: stack.enter_context(Outbox(state / file, settings.outbox))
             for receiver, file in files.items()
@@ -137,9 +127,6 @@ def _agent(
 ) -> Agent:
     history = stores.history
 
-    def load(path: Path) -> Predictor:
-        return Predictor(open_artefact(path, threads=settings.threads))
-
     def plots(classes: tuple[str, ...]) -> Plots:
         ill = ill_classes(classes, settings.healthy)
         rules = settings.rules_for(ill)
@@ -148,25 +135,31 @@ def _agent(
             logger.warning("%s", notice)
         return plots
 
-    def create(predictor: Predictor) -> Decider:
+    def create(path: Path) -> Decider:
+        predictor = Predictor(open_artefact(path, threads=settings.threads))
         for rule in settings.rules:
             rule.indices(predictor.manifest.classes)
         ill_classes(predictor.manifest.classes, settings.healthy)
-        return Decider(predictor, settings.quality, origin)
+        return Decider(predictor, settings.quality, device=settings.device_name, source=source_name)
 
     # The source is opened after the model, whose pixels decide how; its name is known before.
     is_url = "://" in settings.source
-    origin = Origin(settings.device_name, public_name(split_url(settings.source)) if is_url else settings.source)
-    model = CurrentModel(slots, load, create)
+    source_name = public_name(split_url(settings.source)) if is_url else settings.source
+    model = stack.enter_context(CurrentModel(slots, create))
+    reported = set[str]()
 
-    def close(kind: object, error: BaseException | None, traceback: object) -> bool:
-        # A model on trial is not the cause of an orderly end, nor of a page's port that is taken.
-        if error is None or isinstance(error, AgriDistillError):
-            model.close()
-        return False
+    def seen(identity: str) -> bool:
+        """Whether any model decided on a photo: an earlier one's answer stands."""
+        decided_by = history.decided_by(identity)
+        if decided_by and decided_by not in {model.decider.model_id, *reported}:
+            reported.add(decided_by)
+            line = (
+                "photos here were decided on by another model before (%s): those answers stand; to have this model "
+                "decide on them, name a new folder with --state"
+            )
+            logger.warning(line, decided_by)
+        return decided_by is not None
 
-    stack.push(close)
-    earlier = EarlierModels(history.decided_by, lambda: model.decider.model_id)
     source = open_source(
         settings.source,
         settings=SourceSettings(
@@ -179,7 +172,7 @@ def _agent(
             password=os.environ.get("AGRIDISTILL_SOURCE_PASSWORD") or None,
             ca_file=settings.ca_file,
         ),
-        seen=earlier.seen,
+        seen=seen,
         bad=history.mark,
         attempts=history,
     )
@@ -198,13 +191,12 @@ def _agent(
         stores,
         keep_thumbnails=settings.keeps_thumbnails,
         listeners=listeners,
-        idle=earlier.idle,
         connection=connection,
     )
 
 
 def _workers(
-    settings: WatchSettings, stores: Stores, agent: Agent, updater: Updater | None, connection: Connection | None
+    settings: WatchSettings, stores: Stores, slots: ModelSlots, agent: Agent, connection: Connection | None
 ) -> list[Worker]:
     workers: list[Worker] = []
     if settings.webhook is not None:
@@ -218,9 +210,10 @@ def _workers(
             logger.warning("%s cannot be run: alerts wait until it can", command.name)
         workers.append(Deliverer(stores.outboxes["command"], command, command.name).run)
     updates = None
-    if settings.updates is not None and updater is not None:
-        every_s = 3600 * settings.updates.every_hours
-        updates = UpdateWorker(settings.updates.source, every_s, updater, agent.model_changed.set)
+    if (options := settings.updates) is not None:
+        keys = read_trusted_keys(options.keys)
+        updater = Updater(slots, keys, channel=options.channel, ca_file=options.ca_file, threads=settings.threads)
+        updates = UpdateWorker(options.source, 3600 * options.every_hours, updater, agent.model_changed.set)
         workers.append(updates.run)
     if settings.broker is not None and connection is not None:
         password = read_secret(settings.broker.password_file, "AGRIDISTILL_MQTT_PASSWORD")
@@ -228,7 +221,8 @@ def _workers(
         link = BrokerLink(
             BrokerAccess(settings.broker, settings.device_name, password),
             stores.outboxes[BROKER],
-            agent,
+            lambda: agent.state,
+            lambda: agent.plots.health,
             connection=connection,
             updates=updates,
             photos=None if "://" in settings.source else Path(settings.source),
@@ -239,27 +233,13 @@ def _workers(
     return workers
 
 
-def _updater(settings: WatchSettings, slots: ModelSlots) -> Updater | None:
-    if settings.updates is None:
-        return None
-    found = UpdateSettings(channel=settings.updates.channel, threads=settings.threads, ca_file=settings.updates.ca_file)
-    return Updater(slots, read_trusted_keys(settings.updates.keys), found)
-
-
-@contextlib.contextmanager
-def _page(page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent) -> Iterator[str]:
-    with contextlib.closing(History.reading(state / HISTORY_FILE)) as history:
-        server = PageServer(
-            history,
-            lambda: agent.state,
-            host=page.host,
-            port=page.port,
-            token=read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN"),
-            plots=lambda: agent.plots.health,
-            healthy=healthy,
-        )
-        with server:
-            yield server.address
+def _open_page(
+    page: PageSettings, healthy: Sequence[str], state: Path, agent: Agent, stack: contextlib.ExitStack
+) -> str:
+    history = stack.enter_context(History(state / HISTORY_FILE, read_only=True))
+    token = read_secret(page.token_file, "AGRIDISTILL_PAGE_TOKEN")
+    served = Page(history, lambda: agent.state, lambda: agent.plots.health, healthy)
+    return stack.enter_context(PageServer(served, token, page.host, page.port)).address
 
 
 @contextlib.contextmanager

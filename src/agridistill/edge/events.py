@@ -1,22 +1,58 @@
-"""What passes through the agent: frames in, detections and alerts out, and the agent's own state."""
+"""What passes through the agent: frames in, detections and alerts out, and how people read them."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from agridistill.runtime.verdict import Verdict as Verdict
+from agridistill.runtime.verdict import plain_label as plain_label
+from agridistill.runtime.verdict import verdict_words
 
 SCHEMA_VERSION = 1
 """Of the JSON of detections, alerts and states; it grows where a reader of the old one would be misled."""
 
 AlertState = Literal["open", "resolved"]
+Level = Literal["info", "warning", "critical"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is written and published as JSON with a schema version; see docs/mqtt.md."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written and published."""
+        return {"schema": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: object) -> Self:
+        """Reads what `to_json` wrote; keys that it does not know are left out.
+
+        Raises:
+            ValueError: another version, or a wrong field.
+        """
+        version = document.get("schema") if isinstance(document, Mapping) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema {version}")
+        try:
+            found: Self = _adapter(cls).validate_python(document)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return found
+
+
+@cache
+def _adapter(kind: type[Document]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 @dataclass(frozen=True)
@@ -32,7 +68,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Document):
     """The agent's decision on one frame."""
 
     event_id: str  # 32 hexadecimal digits, by which a receiver recognises a duplicate
@@ -49,26 +85,9 @@ class Detection:
     probabilities: Mapping[str, float] = field(default_factory=dict)  # of all classes
     taken_s: float | None = None  # when the photo was taken, where it counts by that; None where it counts by `at_s`
 
-    def to_json(self) -> dict[str, Any]:
-        """As it is published; see docs/mqtt.md."""
-        return {"schema": SCHEMA_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Detection:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: another version, or wrong fields.
-        """
-        detection = _read(cls, document)
-        times = detection.at_s, detection.at_s if detection.taken_s is None else detection.taken_s
-        if detection.verdict not in get_args(Verdict) or not all(map(math.isfinite, times)):
-            raise ValueError("a detection expected")
-        return detection
-
 
 @dataclass(frozen=True)
-class Alert:
+class Alert(Document):
     """A rule that holds, or held, for a plot."""
 
     alert_id: str  # 32 hexadecimal digits, the same from its opening to its end
@@ -82,78 +101,79 @@ class Alert:
     share: float  # of the leaves in the rule's window, 0 to 1, at the last change
     leaves: int  # in that window
     text: str  # one line for people
-    level: str = "warning"  # "info", "warning" or "critical", as the rule says
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is published; see docs/mqtt.md."""
-        return {"schema": SCHEMA_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Alert:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: another version, or wrong fields.
-        """
-        return _read(cls, document)
-
-
-@dataclass(frozen=True)
-class AgentState:
-    """The agent's state: `state.json` in the state folder, and retained at the broker."""
-
-    device: str
-    version: str  # of AgriDistill
-    pid: int
-    started_s: float  # seconds since 1970
-    at_s: float  # when this was written
-    uptime_s: float  # by a monotonic clock
-    source: str  # its name, without secrets
-    source_lost_s: float | None  # time that the source has been away
-    frames: int  # that were decided on
-    skipped: int  # live frames that came while the model was busy
-    unreadable: int  # photos that could not be read
-    verdicts: Mapping[str, int]  # number of frames by verdict
-    open_alerts: int
-    model: Mapping[str, Any]  # name, version, sha256 and path
-    broker: Mapping[str, Any] | None  # host, port, connected; None without a broker
-    outbox: Mapping[str, Any] | None  # waiting, waiting_bytes, oldest_s, delivered, dropped; None without a broker
-    latency_ms: Mapping[str, float]  # p50 and p99 of the last frames, from taking a frame to its commit
-    memory_bytes: int | None  # resident
-    processor_celsius: float | None
-    disk_free_bytes: int | None  # where the state lies
-    trouble: str | None = None  # why detections cannot be committed
-    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as `outbox`, of "webhook" and "command"
-    finished: bool = False  # the source came to its end (a video, or a folder's photos by `--once`)
-    stopped: bool = False  # the user ended the agent with Ctrl-C
-    cannot_warn: str | None = None  # why no alert can open, and the remedy
-    alerts: tuple[Mapping[str, Any], ...] = ()  # the newest open ones, at most 50 (alerts.lifecycle.open_alerts_json)
-    source_trouble: str | None = None  # of a source that answers, such as a wrong password
-
-    @property
-    def outboxes(self) -> dict[str, Mapping[str, Any]]:
-        """Of all receivers by name: "broker", "webhook", "command"."""
-        return ({"broker": self.outbox} if self.outbox is not None else {}) | dict(self.outputs)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is written and published."""
-        return {"schema": SCHEMA_VERSION, **asdict(self)}
-
-
-_Event = TypeVar("_Event", Detection, Alert)
-
-
-def _read(kind: type[_Event], document: Mapping[str, Any]) -> _Event:
-    given = dict(document)
-    version = given.pop("schema", None)
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema {SCHEMA_VERSION} expected, got {version!r}")
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    level: Level = "warning"  # of the rule
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
     """A JSON document as it is sent."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+
+
+def sendable(name: str) -> str:
+    """A file name as text for JSON and SQLite, which take no lone surrogates (a name that is not UTF-8).
+
+    Example:
+        >>> print(sendable("leaf\\udce9.jpg"))
+        leaf\\udce9.jpg
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def detection_words(detection: Detection) -> str:
+    """The decision on a photo in the words of `predict`: "Late blight 93 %", "unusable: too dark"."""
+    label, probability = detection.label, detection.probability
+    top = [(label, probability)] if label is not None and probability is not None else []
+    return verdict_words(detection.verdict, detection.reason, top)
+
+
+def duration_words(seconds: float) -> str:
+    """A length of time in its two largest units.
+
+    Example:
+        >>> duration_words(7384)
+        '2 h 3 min'
+    """
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    units = (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")
+    size, unit, below, small = next(row for row in units if whole >= row[0])
+    # Seconds are noise from ten minutes on.
+    rest = 0 if unit == "min" and whole >= 600 else whole % size // below
+    return f"{whole // size} {unit}" + (f" {rest} {small}" if rest else "")
+
+
+def bytes_words(size: float) -> str:
+    """A size with its decimal unit.
+
+    Example:
+        >>> bytes_words(1_234_567)
+        '1.2 MB'
+    """
+    for unit_size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit_size:
+            return f"{size / unit_size:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def number_of(number: int, thing: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> number_of(1, "message"), number_of(1200, "message")
+        ('1 message', '1,200 messages')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def leaves_words(number: int) -> str:
+    """A number of leaves: "1 leaf", "1,200 leaves"."""
+    return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
+
+
+def moment(at_s: float) -> datetime | None:
+    """A time in UTC from seconds since 1970; None where no calendar holds it."""
+    try:
+        return datetime.fromtimestamp(at_s, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None

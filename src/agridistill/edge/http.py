@@ -5,12 +5,12 @@ httpx limits each read only; a server that sends its header byte by byte would h
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,6 @@ class HttpError(OSError):
         self.status, self.certificate = status, certificate
 
 
-class LateError(HttpError):
-    """The exchange did not end in time, and was cut off."""
-
-
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """TLS that verifies certificates, by those in `ca_file`, else by the system's authorities.
 
@@ -50,12 +46,9 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class HttpClient:
-    """Opens http(s) addresses; a redirect from https to http is refused.
+    """Opens http(s) addresses; a redirect from https to http is refused, and all are without `follow_redirects`.
 
-    Args:
-        auth: answers a 401.
-        context: of TLS; None trusts the system's authorities.
-        follow_redirects: False treats a redirect as an error.
+    `auth` answers a 401; without a `context` of TLS the system's authorities are trusted.
     """
 
     def __init__(
@@ -70,27 +63,23 @@ class HttpClient:
             event_hooks={"response": [_refuse_downgrade]},
         )
 
-    @contextlib.contextmanager
+    @contextmanager
     def whole(self, url: str, limit_s: float, *, method: str = "GET", **request: Any) -> Iterator[httpx.Response]:
         """A 2xx answer, whose body has to be read inside the context: `limit_s` covers all of it.
 
         `request` takes `headers` and `content` of httpx.
 
         Raises:
-            LateError: not done in time.
-            HttpError: no answer, or another status.
+            HttpError: no answer, another status, or not done in time.
         """
-        with (
-            _exchange(limit_s) as trace,
-            contextlib.closing(self._send(trace, limit_s, method, url, request)) as answer,
-        ):
+        with _exchange(limit_s) as trace, closing(self._send(trace, limit_s, method, url, request)) as answer:
             yield answer
 
     def header(self, url: str, limit_s: float, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """A 2xx answer whose header arrived in time; `limit_s` then covers each read of its body, which stays open.
 
         Raises:
-            LateError, HttpError: as in `whole`. Reading the body raises errors for `http_errors`.
+            HttpError: as in `whole`. Reading the body raises errors for `http_errors`.
         """
         with _exchange(limit_s) as trace:
             return self._send(trace, limit_s, "GET", url, {"headers": headers})
@@ -107,7 +96,7 @@ class HttpClient:
         return answer
 
 
-@contextlib.contextmanager
+@contextmanager
 def http_errors() -> Iterator[None]:
     """Turns what httpx raises into HttpError."""
     try:
@@ -134,10 +123,10 @@ def _refuse_downgrade(answer: httpx.Response) -> None:
         raise httpx.UnsupportedProtocol("a redirect from https to something else")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _exchange(limit_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
     """Shuts down the connections that are made inside it when its time is over; yields httpcore's `trace`."""
-    deadline, late = time.monotonic() + limit_s, LateError(f"no whole answer in {limit_s:g} s")
+    deadline, late = time.monotonic() + limit_s, HttpError(f"no whole answer in {limit_s:g} s")
     lock, sockets = threading.Lock(), list[socket.socket]()
 
     def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -152,7 +141,7 @@ def _exchange(limit_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], Non
         with lock:
             for connection in sockets:
                 # Unlike closing, this also wakes a thread that waits for the other end.
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(limit_s, cut)

@@ -6,21 +6,27 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter
 
 from agridistill.arguments import require_threads
-from agridistill.edge.alerts.rules import Rule, default_rules
+from agridistill.edge.alerts.rules import Rule, WindowMinutes, default_rules
 from agridistill.edge.delivery.broker import BrokerSettings
 from agridistill.edge.delivery.outputs import Command
+from agridistill.edge.network import is_loopback
 from agridistill.edge.store.history import HistoryLimits
 from agridistill.edge.store.outbox import OutboxLimits
-from agridistill.edge.urls import is_loopback
 from agridistill.errors import ConfigError
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Group = TypeVar("_Group", bound="DataclassInstance")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words"})
@@ -39,23 +45,19 @@ class PageSettings:
     """[page]: the local page and the metrics; elsewhere than on loopback a token is needed."""
 
     host: str = "127.0.0.1"
-    port: int = 8571
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8571
     token_file: Path | None = None  # else AGRIDISTILL_PAGE_TOKEN
 
 
 @dataclass(frozen=True)
-class UpdateOptions:
+class UpdateSettings:
     """[updates]: signed models."""
 
     keys: Path  # a public key, or a folder of such
     source: str = ""  # `http(s)://…/release.json`, or a folder; "" for MQTT alone
-    every_hours: float = 6.0  # between two checks of the source
+    every_hours: Annotated[float, Field(ge=0.01, le=24 * 31)] = 6.0  # between two checks of the source
     channel: str = "default"  # releases of another one are refused
     ca_file: Path | None = None  # certificates of trusted authorities for https; None for the system's
-
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.every_hours <= 24 * 31:
-            raise ConfigError("updates.every_hours from 0.01 to 744", f"{self.every_hours:g}", "correct it")
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ class WatchSettings:
     model: Path | None = None  # an exported file, or a shipped model's name
     device: str = ""  # name in topics; "" takes the host's name
     plot: str = ""  # where the plants stand; in a folder, of the photos outside its subfolders
-    every_s: float = 1.0  # pause from one frame of a camera or video file to the next
+    every_s: Annotated[float, Field(ge=0)] = 1.0  # pause from one frame of a camera or video file to the next
     after: Literal["keep", "delete"] = "keep"  # of a folder's photo once it is decided on
     time: Literal["arrival", "photo"] = "arrival"  # a folder's photo counts by its arrival, or by its own EXIF
     ca_file: Path | None = None  # certificates of trusted authorities for an https camera; None for the system's
     threads: int = 1  # of one prediction
     thumbnails: bool | None = None  # small pictures for the page; None keeps them where the page is local
-    window_minutes: float = 1440.0  # of a plot's health and report, and of the default rule
+    window_minutes: WindowMinutes = 1440.0  # of a plot's health and report, and of the default rule
     default_rules: bool = True  # where `rules` is empty, one rule for every class that is not healthy
     healthy: tuple[str, ...] = ()  # names and patterns of healthy classes, besides those named so
     quality: QualitySettings = field(default_factory=QualitySettings)
@@ -85,7 +87,7 @@ class WatchSettings:
     webhook: WebhookSettings | None = None
     command: Command | None = None
     page: PageSettings | None = None
-    updates: UpdateOptions | None = None
+    updates: UpdateSettings | None = None
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
     history: HistoryLimits = field(default_factory=HistoryLimits)
 
@@ -98,8 +100,6 @@ class WatchSettings:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError("rules with different names", f"'{twice}' twice", "rename one")
-        if not 0 < self.window_minutes <= 60 * 24 * 31:
-            raise ConfigError("window_minutes above 0, up to 31 days", f"{self.window_minutes:g}", "correct it")
         require_threads(self.threads)
         if any(not sign.isprintable() or sign in "/#+" for sign in self.plot):
             remedy = f"for example '{_usable_name(self.plot) or 'north'}'"
@@ -120,11 +120,7 @@ class WatchSettings:
         return self.page is not None and is_loopback(self.page.host)
 
     def rules_for(self, ill: Sequence[str]) -> tuple[Rule, ...]:
-        """The file's rules, else the default ones.
-
-        Args:
-            ill: classes of the model that are not healthy.
-        """
+        """The file's rules, else the default one of the model's ill classes."""
         return self.rules or (default_rules(ill, self.window_minutes) if self.default_rules else ())
 
 
@@ -138,24 +134,29 @@ def read_settings(path: Path) -> WatchSettings:
     Raises:
         ConfigError: not there, no TOML, an unknown key (the nearest known one is named) or a wrong value.
     """
-    document = read_toml(path, "a settings file")
-    return watch_settings(document, where=f"'{path}'", folder=path.parent)
+    settings = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
+    return _from_folder(settings, path.parent)
 
 
-def watch_settings(document: Mapping[str, Any], *, where: str, folder: Path | None = None) -> WatchSettings:
-    """Settings from what a TOML file holds.
-
-    Args:
-        document: as read.
-        where: it comes from, for messages.
-        folder: that relative paths start from.
+def watch_settings(document: Mapping[str, Any], *, where: str) -> WatchSettings:
+    """Settings from what a TOML file holds; `where` it comes from, for messages.
 
     Raises:
         ConfigError: an unknown key or a wrong value.
     """
     # Addresses often hold a token or a password.
-    settings = build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
-    return _from_folder(settings, folder) if folder is not None else settings
+    return build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
+
+
+def require_valid(settings: WatchSettings) -> None:
+    """Checks settings that a caller built as those of a file are checked.
+
+    Raises:
+        ConfigError: a value of a wrong type or range.
+    """
+    # The source's and the model's path need not be UTF-8, as text in JSON is.
+    plain = TypeAdapter(WatchSettings).dump_python(settings, mode="json", exclude={"source", "model"})
+    watch_settings(plain, where="the agent's settings")
 
 
 def read_secret(file: Path | None, variable: str) -> str | None:
@@ -177,7 +178,7 @@ def read_secret(file: Path | None, variable: str) -> str | None:
     return secret
 
 
-def _from_folder(value: Any, folder: Path) -> Any:
+def _from_folder(value: _Group, folder: Path) -> _Group:
     """The same settings with their relative paths from a folder."""
     changed: dict[str, Any] = {}
     for item in fields(value):
@@ -186,9 +187,9 @@ def _from_folder(value: Any, folder: Path) -> Any:
             changed[item.name] = _located(found, folder)
         elif item.name == "source" and found and "://" not in found:
             changed[item.name] = str(_located(Path(found), folder))
-        elif is_dataclass(found):
+        elif is_dataclass(found) and not isinstance(found, type):
             changed[item.name] = _from_folder(found, folder)
-    return type(value)(**{item.name: getattr(value, item.name) for item in fields(value)} | changed)
+    return replace(value, **changed)
 
 
 def _located(path: Path, folder: Path) -> Path:

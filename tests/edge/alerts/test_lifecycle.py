@@ -8,9 +8,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.leaves import LeafPool
 from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage
-from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.alerts.rules import LeafPool, Rule
 from agridistill.edge.events import Alert
 
 CLASSES = ("Late_blight", "healthy")
@@ -25,13 +24,15 @@ class Field:
     def __init__(self, *rules: Rule, known: tuple[tuple[Alert, float], ...] = ()) -> None:
         self.now_s, self.clock_s = NOON_S, 0.0
         self.pool = LeafPool(CLASSES, [rule.window_s for rule in rules or (RULE,)])
-        self.keeper = AlertKeeper(rules or (RULE,), CLASSES, self.pool, known, clock_s=0.0, now_s=NOON_S)
+        self.keeper = AlertKeeper(
+            rules or (RULE,), CLASSES, self.pool, known, clocks=lambda: (self.clock_s, self.now_s)
+        )
 
     def see(self, *shares: float, plot: str = "north", every_s: float = 1.0) -> list[AlertMessage]:
         for share in shares:
             self.wait(every_s)
             self.pool.add(plot, np.array([share, 1 - share]), self.clock_s)
-            self.keeper.look(plot, clock_s=self.clock_s, now_s=self.now_s)
+            self.keeper.look(plot)
         return self.tell()
 
     def wait(self, seconds: float) -> None:
@@ -39,11 +40,9 @@ class Field:
         self.clock_s += seconds
 
     def tell(self) -> list[AlertMessage]:
-        now = {"clock_s": self.clock_s, "now_s": self.now_s}
-        self.keeper.tidy(**now)
-        messages = self.keeper.messages(**now)
+        messages = self.keeper.messages()
         for message in messages:
-            self.keeper.sent(message, **now)
+            self.keeper.sent(message)
         return messages
 
 
@@ -104,9 +103,10 @@ def test_a_message_that_is_not_out_yet_is_given_again_with_the_same_event_id() -
     for _ in range(3):
         field.wait(1)
         field.pool.add("north", np.array([0.9, 0.1]), field.clock_s)
-        field.keeper.look("north", clock_s=field.clock_s, now_s=field.now_s)
-    now = {"clock_s": field.clock_s, "now_s": field.now_s}
-    first, again = field.keeper.messages(**now), field.keeper.messages(**now | {"now_s": field.now_s + 5})
+        field.keeper.look("north")
+    first = field.keeper.messages()
+    field.now_s += 5
+    again = field.keeper.messages()
     assert [item.event_id for item in first] == [item.event_id for item in again]
     assert len(first) == 1
 
@@ -169,7 +169,7 @@ class TestRestart:
     def test_an_open_alert_goes_on_and_is_not_told_anew(self) -> None:
         before = Field()
         (opened,) = before.see(*[0.9] * 3)
-        known = before.keeper.changed()
+        known = list(before.keeper.changed.values())
         after = Field(known=((known[-1]),))
         assert after.see(*[0.9] * 3) == []
         assert [alert.alert_id for alert in after.keeper.open] == [opened.alert.alert_id]
@@ -206,24 +206,11 @@ def test_a_clock_that_is_set_forward_ends_nothing_and_repeats_nothing() -> None:
     assert len(field.keeper.open) == 1
 
 
-def test_what_the_disk_did_not_take_is_given_again() -> None:
-    field = Field()
-    field.see(*[0.9] * 3)
-    changed = field.keeper.changed()
-    assert field.keeper.changed() == changed
-    field.see(*[0.5] * 4)
-    newer = field.keeper.changed()
-    field.keeper.stored(changed)
-    assert field.keeper.changed() == newer
-    field.keeper.stored(newer)
-    assert field.keeper.changed() == []
-
-
 def test_of_several_classes_the_worst_is_named() -> None:
     pool = LeafPool(("early", "late", "healthy"), [3600])
     keeper = AlertKeeper([Rule("any", ("early", "late"), least_leaves=1)], ("early", "late", "healthy"), pool)
     pool.add("", np.array([0.2, 0.5, 0.3]), 1.0)
-    keeper.look("", clock_s=1.0, now_s=NOON_S)
+    keeper.look("", 1.0)
     assert keeper.open[0].label == "late"
     assert keeper.open[0].share == pytest.approx(0.7)
 
@@ -236,8 +223,8 @@ def test_an_alert_keeps_its_class_when_its_leaves_are_hardly_ill_any_more() -> N
 
     def see(clock_s: float, *probabilities: float) -> Alert:
         pool.add("", np.array(probabilities), clock_s)
-        keeper.look("", clock_s=clock_s, now_s=NOON_S + clock_s)
-        return keeper.open[0] if keeper.open else keeper.changed()[0][0]
+        keeper.look("", clock_s)
+        return keeper.open[0] if keeper.open else next(iter(keeper.changed.values()))[0]
 
     pool.add("", np.array([0.1, 0.8, 0.1]), 1.0)
     assert see(2.0, 0.1, 0.8, 0.1).label == "late"

@@ -44,7 +44,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def health(made: Plots, plot: str) -> PlotHealth:
-    return next(one for one in made.health if one.plot == plot)
+    """Of a plot, also where its last leaf was seen longer ago than the window."""
+    return made._health[plot]
 
 
 def see(made: Plots, history: History, *seen: Detection) -> list[str]:
@@ -52,8 +53,8 @@ def see(made: Plots, history: History, *seen: Detection) -> list[str]:
     for item in seen:
         history.add(item)
         made.see(item)
-        for message in made.messages():
-            made.sent(message)
+        for message in made.alerts.messages():
+            made.alerts.sent(message)
             made.store()
             told.append(message.change)
     return told
@@ -63,7 +64,7 @@ def test_leaves_say_something_together_and_open_an_alert_that_is_kept(path: Path
     with History(path) as history:
         made = plots(history)
         assert see(made, history, *[detection(number, 0.9) for number in range(4)]) == ["opened"]
-        assert [(report.label, report.leaves) for report in made.reports] == [("blight", 4)]
+        assert [(report.label, report.leaves) for report in made.health] == [("blight", 4)]
         assert [alert.state for alert in history.alerts()] == ["open"]
 
 
@@ -79,7 +80,7 @@ def test_photos_of_several_days_that_come_at_once_are_not_one_hour(path: Path) -
         made = plots(history)
         assert see(made, history, *[late(number, 0.9, 6 - number) for number in range(6)]) == []
         assert health(made, "north").leaves == 1
-        assert made.health[0].seen_s == pytest.approx(time.time() - DAY_S, abs=5)
+        assert health(made, "north").seen_s == pytest.approx(time.time() - DAY_S, abs=5)
 
 
 def test_a_plot_of_old_photos_has_the_same_age_after_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +88,11 @@ def test_a_plot_of_old_photos_has_the_same_age_after_a_restart(path: Path, monke
     with History(path) as history:
         made = plots(history)
         see(made, history, late(1, 0.9, 20), late(2, 0.9, 10), late(3, 0.9, 12), late(4, 0.9, 40, plot="archive"))
-        before = [(report.plot, report.seen_s) for report in made.reports]
+        before = [(report.plot, report.seen_s) for report in made.health]
     assert before == [("north", pytest.approx(arrival_s - 10 * DAY_S, abs=5))]
     monkeypatch.setattr(time, "time", lambda: arrival_s + DAY_S)
     with History(path) as history:
-        assert [(report.plot, report.seen_s) for report in plots(history).reports] == [
+        assert [(report.plot, report.seen_s) for report in plots(history).health] == [
             ("north", pytest.approx(arrival_s - 10 * DAY_S, abs=5))
         ]
 
@@ -109,11 +110,11 @@ def test_photos_of_one_hour_of_last_week_warn_when_they_come_in_any_order(path: 
         made = plots(history)
         assert see(made, history, *mixed()) == ["opened"]
         assert health(made, "north").leaves == 5
-        assert [alert.plot for alert in made.open_alerts] == ["north"]
+        assert [alert.plot for alert in made.alerts.open] == ["north"]
     with History(path) as history:
         made = plots(history)
         assert health(made, "north").leaves == 5
-        assert made.messages() == []
+        assert made.alerts.messages() == []
         assert see(made, history, *[late(300 + number, 0.01, 6.9) for number in range(40)])[-1] == "resolved"
 
 
@@ -122,7 +123,7 @@ def test_a_photo_of_now_ends_the_window_now(path: Path) -> None:
         made = plots(history)
         see(made, history, *[late(number, 0.9, 2) for number in range(3)], detection(9, 0.9))
         assert health(made, "north").leaves == 1
-        assert made.open_alerts == []
+        assert made.alerts.open == []
 
 
 def test_verdicts_without_calibrated_probabilities_do_not_count(path: Path) -> None:
@@ -144,8 +145,8 @@ def test_after_a_restart_leaves_still_count_and_an_alert_is_not_told_anew(path: 
         assert see(made, history, detection(3, 0.9)) == ["opened"]
     with History(path) as history:
         again = plots(history)
-        assert again.messages() == []
-        assert [alert.rule for alert in again.open_alerts] == ["blight"]
+        assert again.alerts.messages() == []
+        assert [alert.rule for alert in again.alerts.open] == ["blight"]
 
 
 def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same_event_id(path: Path) -> None:
@@ -155,9 +156,9 @@ def test_an_alert_that_was_not_told_before_a_kill_is_told_after_it_with_the_same
             history.add(detection(number, 0.9))
             made.see(detection(number, 0.9))
         made.store()
-        (lost,) = made.messages()
+        (lost,) = made.alerts.messages()
     with History(path) as history:
-        (found,) = plots(history).messages()
+        (found,) = plots(history).alerts.messages()
     assert (found.change, found.event_id) == (lost.change, lost.event_id)
 
 
@@ -165,7 +166,7 @@ def test_leaves_from_before_the_window_do_not_come_back(path: Path) -> None:
     with History(path) as history:
         for number in range(5):
             history.add(detection(number, 0.9, at_s=time.time() - 4000))
-        assert plots(history).health == []
+        assert [one.leaves for one in plots(history).health] == [0]
 
 
 def test_a_clock_that_was_set_back_loses_no_leaves(path: Path) -> None:
@@ -196,9 +197,9 @@ def test_a_plot_is_named_after_what_its_alert_counts(path: Path) -> None:
         for number in range(5):
             shares = {"blight": 0.28, "rust": 0.22, "healthy": 0.5}
             made.see(detection(number, 0.0, probabilities=shares))
-        (alert,) = made.open_alerts
-        (report,) = made.reports
-    assert (report.label, report.leaves, report.condition) == (alert.label, 5, "blight")
+        (alert,) = made.alerts.open
+        (report,) = made.health
+    assert (report.label, report.leaves, report.to_json()["condition"]) == (alert.label, 5, "blight")
     assert report.ill_share == pytest.approx(alert.share)
 
 
@@ -207,8 +208,9 @@ def test_a_plot_without_recent_leaves_has_no_label_also_after_a_restart(path: Pa
         for plot, days in (("north", 20), ("lost", 40)):
             history.add(detection(days, 0.9, plot=plot, at_s=time.time() - 86_400 * days))
     with History(path) as history:
-        (report,) = plots(history).reports
-    assert (report.plot, report.leaves, report.label, report.condition) == ("north", 0, None, "No recent leaves")
+        (report,) = plots(history).health
+    assert (report.plot, report.leaves, report.label) == ("north", 0, None)
+    assert report.to_json()["condition"] == "No recent leaves"
 
 
 def test_a_plot_loses_its_label_when_its_last_leaf_is_older_than_the_window(
@@ -217,10 +219,10 @@ def test_a_plot_loses_its_label_when_its_last_leaf_is_older_than_the_window(
     with History(path) as history:
         made = plots(history)
         made.see(detection(1, 0.9))
-        assert [report.condition for report in made.reports] == ["blight"]
+        assert [report.to_json()["condition"] for report in made.health] == ["blight"]
         later = time.time() + 3700
         monkeypatch.setattr(time, "time", lambda: later)
-        assert [report.condition for report in made.reports] == ["No recent leaves"]
+        assert [report.to_json()["condition"] for report in made.health] == ["No recent leaves"]
 
 
 @pytest.mark.parametrize(("before", "now", "trend"), [(0.1, 0.9, "up"), (0.9, 0.1, "down"), (0.5, 0.55, "steady")])

@@ -13,7 +13,7 @@ from agridistill.edge.alerts import plots as plots_module
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import Plots
 from agridistill.edge.alerts.rules import Rule
-from agridistill.edge.events import Alert, Detection, Verdict
+from agridistill.edge.events import Detection, Verdict
 from agridistill.edge.store.history import History
 
 CLASSES = ("blight", "healthy")
@@ -50,9 +50,9 @@ class Device:
         return self.tell()
 
     def tell(self) -> list[AlertMessage]:
-        messages = self.plots.messages()
+        messages = self.plots.alerts.messages()
         for message in messages:
-            self.plots.sent(message)
+            self.plots.alerts.sent(message)
         self.plots.store()
         return messages
 
@@ -115,7 +115,7 @@ class TestClock:
         (opened,) = device.see(*[0.95] * 60)
         for _ in range(2):
             assert device.start() == []
-            assert [alert.alert_id for alert in device.plots.open_alerts] == [opened.alert.alert_id]
+            assert [alert.alert_id for alert in device.plots.alerts.open] == [opened.alert.alert_id]
         assert len(device.history.alerts(state="open")) == 1
 
     def test_an_end_is_told_also_where_the_clock_was_ahead_at_the_beginning(self, device: Device) -> None:
@@ -135,34 +135,17 @@ class TestClock:
         device.see(*[0.0] * 20)
         device.start(QUIET)
         device.plots = Plots(device.history, [RULE], CLASSES, view_s=HOUR_S)
-        (lost,) = device.plots.messages()
+        (lost,) = device.plots.alerts.messages()
         device.wrong_s = -600
         (found,) = device.start()
         assert (found.change, found.event_id) == (lost.change, lost.event_id)
-
-
-class TestTwoOfOneRuleAndPlot:
-    """As an earlier version left them in a history."""
-
-    ALERT = Alert("a" * 32, "blight", "north", "open", NOON_S, NOON_S + 50, None, "blight", 0.9, 5, "text")
-    ENDED = replace(ALERT, alert_id="b" * 32, state="resolved", updated_s=NOON_S + 90, resolved_s=NOON_S + 90)
-    OLDER = replace(ALERT, alert_id="c" * 32, updated_s=NOON_S + 10)
-
-    @pytest.mark.parametrize("other", [ENDED, OLDER], ids=["ended", "open"])
-    def test_the_newest_open_one_goes_on_and_the_other_is_over_for_good(self, device: Device, other: Alert) -> None:
-        device.history.put_alerts([self.ALERT, other], told_s=[NOON_S + 50, NOON_S + 10])
-        assert device.start() == []
-        assert [alert.alert_id for alert in device.plots.open_alerts] == [self.ALERT.alert_id]
-        assert [alert.alert_id for alert in device.history.alerts(state="open")] == [self.ALERT.alert_id]
-        assert changes(device.see(*[0.0] * 20)) == ["resolved"]
-        assert device.start() == []
 
 
 def test_a_level_that_was_changed_reaches_an_open_alert(device: Device) -> None:
     device.see(0.9, 0.9)
     critical = replace(RULE, level="critical")
     assert device.start(critical) == []
-    assert [alert.level for alert in device.plots.open_alerts] == ["critical"]
+    assert [alert.level for alert in device.plots.alerts.open] == ["critical"]
     assert [alert.level for alert in device.history.alerts()] == ["critical"]
     (ended,) = device.see(*[0.0] * 20)
     assert (ended.change, ended.alert.level) == ("resolved", "critical")

@@ -10,66 +10,52 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.rules import Rule, default_rules, find, ill_classes, is_healthy, why_nothing_warns
+from agridistill.edge.alerts.lifecycle import AlertKeeper
+from agridistill.edge.alerts.rules import (
+    LeafPool,
+    Rule,
+    default_rules,
+    ill_classes,
+    is_healthy,
+    why_nothing_warns,
+)
+from agridistill.edge.events import Alert
+from agridistill.edge.settings import watch_settings
 from agridistill.errors import ConfigError
 
 CLASSES = ("Tomato___Early_blight", "Tomato___Late_blight", "Tomato___healthy")
 BLIGHT = Rule("blight", ("*blight",), share=0.4, least_leaves=4, window_minutes=10)
 
 
-def leaves(*ages_and_shares: tuple[float, float], now_s: float = 1000.0) -> tuple[np.ndarray, np.ndarray]:
-    ages, shares = zip(*ages_and_shares, strict=True)
-    return now_s - np.array(ages), np.array(shares)
+def opens(rule: Rule, ages_and_shares: list[tuple[float, float]]) -> bool:
+    """Whether leaves of these ages, with these probabilities of early blight, open an alert."""
+    return bool(after(AlertKeeper([rule], CLASSES, LeafPool(CLASSES, [rule.window_s])), ages_and_shares))
+
+
+def after(keeper: AlertKeeper, ages_and_shares: list[tuple[float, float]], now_s: float = 1000.0) -> list[Alert]:
+    for age_s, share in sorted(ages_and_shares, reverse=True):
+        keeper._pool.add("north", np.array([share, 0.0, 1 - share]), now_s - age_s)
+    keeper.look("north", now_s)
+    return keeper.open
 
 
 def test_a_share_of_enough_leaves_holds() -> None:
-    at_s, shares = leaves(*[(10.0, 0.5)] * 4)
-    assert find(BLIGHT, at_s, shares, 1000.0).holds
-    assert not find(BLIGHT, at_s[:3], shares[:3], 1000.0).holds
-    assert not find(BLIGHT, at_s, shares * 0.79, 1000.0).holds
+    assert opens(BLIGHT, [(10.0, 0.5)] * 4)
+    assert not opens(BLIGHT, [(10.0, 0.5)] * 3)
+    assert not opens(BLIGHT, [(10.0, 0.395)] * 4)
 
 
 def test_leaves_outside_the_window_do_not_count() -> None:
-    at_s, shares = leaves(*[(601.0, 1.0)] * 9, *[(599.0, 0.1)] * 4)
-    found = find(BLIGHT, at_s, shares, 1000.0)
-    assert (found.leaves, found.share) == (4, pytest.approx(0.1))
-    assert not found.holds
+    assert not opens(BLIGHT, [(601.0, 1.0)] * 9 + [(599.0, 0.1)] * 4)
 
 
-def test_between_its_limits_an_alert_neither_opens_nor_ends() -> None:
-    for share, holds, over in ((0.45, True, False), (0.3, False, False), (0.15, False, True)):
-        found = find(BLIGHT, *leaves(*[(1.0, share)] * 5), 1000.0)
-        assert (found.holds, found.over) == (holds, over)
-
-
-def test_too_few_leaves_end_nothing() -> None:
-    assert not find(BLIGHT, *leaves((1.0, 0.0)), 1000.0).over
-    assert not find(BLIGHT, np.empty(0), np.empty(0), 1000.0).over
-
-
-def test_a_rise_needs_leaves_in_both_halves() -> None:
-    rising = Rule("rising", ("*blight",), share=0.5, rise=0.2, least_leaves=3, window_minutes=10)
-    early, late = [(500.0, 0.1)] * 3, [(100.0, 0.35)] * 3
-    found = find(rising, *leaves(*early, *late), 1000.0)
-    assert found.holds
-    assert found.rise == pytest.approx(0.25)
-    assert not find(rising, *leaves(*early[:2], *late), 1000.0).holds
-    # The earlier half is empty: nobody knows how it was, and 40 % are ill.
-    unknown = find(rising, *leaves(*[(100.0, 0.4)] * 9), 1000.0)
-    assert (unknown.rise, unknown.holds, unknown.over) == (None, False, False)
-    assert find(rising, *leaves(*[(100.0, 0.1)] * 9), 1000.0).over
-    falling = find(rising, *leaves(*[(500.0, 0.35)] * 3, *[(100.0, 0.1)] * 3), 1000.0)
-    assert (falling.holds, falling.over) == (False, True)
-
-
-def test_what_stands_for_several_leaves_counts_as_so_many() -> None:
-    rising = Rule("rising", ("*blight",), share=0.5, rise=0.2, least_leaves=3, window_minutes=10)
-    at_s, shares = leaves((500.0, 0.1), (400.0, 0.4), (100.0, 0.3), (50.0, 0.8))
-    counts = np.array([4.0, 2.0, 1.0, 2.0])
-    single = find(rising, np.repeat(at_s, counts.astype(int)), np.repeat(shares, counts.astype(int)), 1000.0)
-    found = find(rising, at_s, shares, 1000.0, counts)
-    assert (found.leaves, found.holds, found.over) == (single.leaves, single.holds, single.over) == (9, True, False)
-    assert (found.share, found.rise) == pytest.approx((single.share, single.rise))
+def test_between_its_limits_an_alert_neither_opens_nor_ends_and_too_few_leaves_end_nothing() -> None:
+    keeper = AlertKeeper([BLIGHT], CLASSES, LeafPool(CLASSES, [BLIGHT.window_s]))
+    assert after(keeper, [(1.0, 0.3)] * 5, 1000.0) == []
+    assert len(after(keeper, [(1.0, 0.45)] * 5, 2000.0)) == 1
+    assert len(after(keeper, [(1.0, 0.3)] * 5, 3000.0)) == 1
+    assert len(after(keeper, [(1.0, 0.0)] * 3, 4000.0)) == 1
+    assert after(keeper, [(1.0, 0.15)] * 5, 5000.0) == []
 
 
 def test_patterns_name_classes_and_plots() -> None:
@@ -113,23 +99,22 @@ def test_quiet_hours_are_local_and_may_pass_midnight() -> None:
     ("changes", "message"),
     [
         ({"name": " "}, "name"),
-        ({"classes": ()}, "classes"),
-        ({"plots": ()}, "plots"),
+        ({"classes": []}, "classes"),
+        ({"plots": []}, "plots"),
         ({"share": 0}, "share"),
-        ({"share": float("nan")}, "share"),
-        ({"rise": 2}, "rise"),
+        ({"share": float("nan")}, "finite"),
         ({"least_leaves": 0}, "leaves"),
         ({"window_minutes": 0}, "window"),
         ({"resolve_share": 0.9}, "resolve_share"),
-        ({"repeat_hours": -1}, "repeat_hours of 0 or more.*got repeat_hours = -1"),
+        ({"repeat_hours": -1}, "repeat_hours.*got -1"),
         ({"quiet": "25:00-06:00"}, "quiet hours such as"),
         ({"quiet": "night"}, "quiet hours such as"),
-        ({"quiet": "22:00-22:00"}, "end at another time than they begin.*got quiet = '22:00-22:00'"),
+        ({"quiet": "22:00-22:00"}, "quiet hours such as.*got quiet = '22:00-22:00'; correct the rule 'blight'"),
     ],
 )
 def test_a_wrong_rule_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Rule(**({"name": "blight", "classes": ("*",)} | changes))  # type: ignore[arg-type]
+        watch_settings({"rules": [{"name": "blight", "classes": ["*"]} | changes]}, where="here")
 
 
 @pytest.mark.parametrize(

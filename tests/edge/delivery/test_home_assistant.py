@@ -12,12 +12,13 @@ from tests.edge.conftest import access_to
 from tests.edge.looks import state
 
 from agridistill.edge.alerts.lifecycle import open_alerts_json
-from agridistill.edge.alerts.plots import PlotReport
+from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.delivery import link as link_module
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
-from agridistill.edge.delivery.home_assistant import DeviceFacts, discovery, earlier_descriptions
-from agridistill.edge.delivery.link import BrokerLink, PublishedPlots, page_address, plot_folders
+from agridistill.edge.delivery.link import BrokerLink, PublishedPlots, discovery, plot_folders
 from agridistill.edge.events import Alert, json_bytes
+from agridistill.edge.page import server as page_module
+from agridistill.edge.page.server import page_address
 from agridistill.edge.settings import PageSettings
 from agridistill.edge.store.outbox import Outbox
 
@@ -43,12 +44,12 @@ def test_plots_whose_names_have_to_be_changed_stay_apart() -> None:
 def test_each_sensor_names_topics_that_the_agent_tells() -> None:
     settings = access_to("host", device="pi 1", prefix="farm")
     found = described(settings, "north", "", "a/b")
-    own = {settings.state_topic, settings.plot_topic("north"), settings.plot_topic(""), settings.plot_topic("a/b")}
+    own = {settings.topic("state"), settings.plot_topic("north"), settings.plot_topic(""), settings.plot_topic("a/b")}
     sensors = {name: config for name, config in found["cmps"].items() if config != REMOVED}
     assert {config["state_topic"] for config in sensors.values()} == own
     assert len({config["unique_id"] for config in sensors.values()}) == len(sensors)
     assert {config["p"] for config in sensors.values()} == {"sensor", "binary_sensor"}
-    assert found["availability_topic"] == settings.status_topic
+    assert found["availability_topic"] == settings.topic("status")
     assert found["o"]["name"] == "AgriDistill"
     assert not set(found["dev"]["identifiers"][0]) & set(" /#+")
 
@@ -59,7 +60,7 @@ def test_the_device_has_its_models_name_its_page_and_no_temperature_that_it_cann
     # Home Assistant keeps what is only left out, so a temperature that an earlier start told is removed.
     assert bare["cmps"]["temperature"] == REMOVED
     assert not {"model", "configuration_url"} & set(bare["dev"])
-    full = described(settings, facts=DeviceFacts("tomato 7", "http://192.0.2.7:8571/", has_temperature=True))
+    full = described(settings, model="tomato 7", page_url="http://192.0.2.7:8571/", has_temperature=True)
     assert full["cmps"]["temperature"]["device_class"] == "temperature"
     assert (full["dev"]["model"], full["dev"]["configuration_url"]) == ("tomato 7", "http://192.0.2.7:8571/")
 
@@ -107,44 +108,30 @@ def test_an_outbox_that_cannot_be_read_is_an_unknown_number(outbox: dict[str, in
     assert jinja2.Template(config["value_template"]).render(value_json=payload) == shown
 
 
-def test_each_sensor_is_handed_over_from_its_earlier_topic_and_what_is_gone_is_cleared() -> None:
-    settings = access_to("host", device="pi", prefix="farm")
-    found = earlier_descriptions(discovery(settings, ["south"], gone=["north"]))
-    assert json.loads(found["homeassistant/binary_sensor/farm_pi/alert/config"]) == {"migrate_discovery": True}
-    assert json.loads(found["homeassistant/sensor/farm_pi/plot_south/config"]) == {"migrate_discovery": True}
-    assert found["homeassistant/sensor/farm_pi/plot_north/config"] == b""
-    assert found["homeassistant/sensor/farm_pi/temperature/config"] == b""
-
-
 def test_a_plots_message_counts_all_ill_leaves_as_its_alert_does() -> None:
     shares = {"healthy": 0.5, "Late_blight": 0.3, "rust": 0.2}
-    found = PlotReport("north", 9.0, 10, 0.5, "Late_blight", shares).to_json()
+    found = PlotHealth("north", 9.0, 3600.0, 10, 0.5, "Late_blight", shares=shares).to_json()
     assert (found["condition"], found["leaves"], found["ill_leaves"], found["ill_share"]) == ("Late blight", 10, 5, 0.5)
     assert (found["label"], found["probability"]) == ("Late_blight", 0.3)
     assert found["schema"] == 2, "readers of version 1 take the label for the pooled one, which is never null"
-    idle = PlotReport("north", 9.0).to_json()
+    idle = PlotHealth("north", 9.0).to_json()
     assert (idle["condition"], idle["leaves"], idle["label"], idle["shares"]) == ("No recent leaves", 0, None, {})
 
 
 class Link:
     """A link whose agent is what a test says; `told` is what the publisher would retain now."""
 
-    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, *known: PlotReport, **further: Any) -> None:
+    def __init__(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, **further: Any) -> None:
         self.clock = 1000.0
         monkeypatch.setattr(link_module.time, "monotonic", lambda: self.clock)
-        self.agent = SimpleNamespace(state=state(), reports=list(known))
+        self.agent = SimpleNamespace(state=state(), reports=[])
         there = Connection("127.0.0.1", 1883, connected=True)
-        self._link = BrokerLink(access_to(device="pi", prefix="farm"), outbox, self.agent, connection=there, **further)
+        access, agent = access_to(device="pi", prefix="farm"), self.agent
+        self._link = BrokerLink(access, outbox, lambda: agent.state, lambda: agent.reports, connection=there, **further)
 
-    def told(self, *reports: PlotReport) -> dict[str, Any]:
+    def told(self, *reports: PlotHealth) -> dict[str, Any]:
         self.agent.reports = list(reports)
         return {topic: json.loads(payload) if payload else None for topic, payload in self._link.retained().items()}
-
-
-@pytest.fixture
-def outbox(tmp_path: Path) -> Any:
-    with Outbox(tmp_path / "outbox.db") as box:
-        yield box
 
 
 def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +139,8 @@ def test_a_plot_is_told_at_once_and_then_once_a_minute(outbox: Outbox, monkeypat
     leaves = []
     for second in range(181):
         link.clock += 1
-        leaves.append(link.told(PlotReport("north", 1.0, 1 + second, 0.0, "healthy"))["farm/pi/plots/north"]["leaves"])
+        health = PlotHealth("north", 1.0, 3600.0, 1 + second, shares={"healthy": 1.0})
+        leaves.append(link.told(health)["farm/pi/plots/north"]["leaves"])
     assert leaves[0] == 1
     assert len(set(leaves)) == 4
 
@@ -175,37 +163,18 @@ def test_a_plot_that_is_gone_is_cleared_also_after_a_restart(
         (photos / plot).mkdir(parents=True)
     link = Link(outbox, monkeypatch, photos=photos)
     # Also with leaves of today: a plot that was renamed would be there twice.
-    reports = [PlotReport("north", 1.0, 8, 0.9, "rust"), PlotReport("south", 1.0)]
+    reports = [PlotHealth("north", 1.0, 3600.0, 8, 0.9, "rust"), PlotHealth("south", 1.0)]
     assert link.told(*reports)["farm/pi/plots/south"]["condition"] == "No recent leaves"
     (photos / "north").rename(photos / "north-2")
     link.clock += 60
     for restarted in (False, True):
-        link = Link(outbox, monkeypatch, *reports, photos=photos) if restarted else link
+        link = Link(outbox, monkeypatch, photos=photos) if restarted else link
         found = link.told(*reports)
         assert found["farm/pi/plots/north"] is None
         assert found["farm/pi/plots/south"] is not None
         assert found[TOPIC]["cmps"]["plot_north"] == REMOVED
-        # No topic of an earlier version: this one has told its plots before. An empty message that came first would be
-        # an error in Home Assistant's log.
-        assert [topic for topic in found if topic.startswith("homeassistant")] == [TOPIC]
+        # An empty message that came first would be an error in Home Assistant's log.
         assert list(found).index(TOPIC) < list(found).index("farm/pi/plots/north")
-
-
-def test_a_device_of_an_earlier_version_hands_its_sensors_over_once(
-    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "photos" / "south").mkdir(parents=True)
-    reports = [PlotReport("north", 1.0), PlotReport("south", 1.0)]
-    link = Link(outbox, monkeypatch, *reports, photos=tmp_path / "photos")
-    kept, gone = (f"homeassistant/sensor/farm_pi/plot_{plot}/config" for plot in ("south", "north"))
-    first = link.told(*reports)
-    assert (first[kept], first[gone]) == ({"migrate_discovery": True}, None)
-    assert list(first).index(kept) < list(first).index(TOPIC)
-    assert first[TOPIC]["cmps"]["plot_north"] == REMOVED
-    then = link.told(*reports)
-    assert (then[kept], then[gone]) == (None, None)
-    assert list(then).index(TOPIC) < list(then).index(kept)
-    assert kept not in Link(outbox, monkeypatch, *reports, photos=tmp_path / "photos").told(*reports)
 
 
 def test_a_sensor_of_the_temperature_that_sleeps_stays(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,22 +186,25 @@ def test_a_sensor_of_the_temperature_that_sleeps_stays(outbox: Outbox, monkeypat
         assert link.told()[TOPIC]["cmps"]["temperature"]["name"] == "Processor temperature"
 
 
-def test_an_empty_or_missing_folder_takes_no_plot_away(tmp_path: Path) -> None:
-    assert plot_folders(tmp_path) is None
-    assert plot_folders(tmp_path / "missing") is None
-    assert plot_folders(None) is None
-    (tmp_path / "south").mkdir()
-    assert plot_folders(tmp_path) == {"south"}
+def test_an_empty_or_missing_folder_takes_no_plot_away(
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plot_folders(tmp_path / "missing") == frozenset()
+    for photos in (tmp_path / "missing", None):
+        link = Link(outbox, monkeypatch, photos=photos)
+        assert link.told(PlotHealth("north", 1.0))["farm/pi/plots/north"] is not None
+    (tmp_path / "photos" / "south").mkdir(parents=True)
+    assert plot_folders(tmp_path / "photos") == {"south"}
 
 
 def test_the_photos_folder_is_looked_into_once_a_minute(
     tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Path | None] = []
-    monkeypatch.setattr(link_module, "plot_folders", lambda photos: looks.append(photos))
+    monkeypatch.setattr(link_module, "plot_folders", lambda photos: looks.append(photos) or frozenset())
     link = Link(outbox, monkeypatch, photos=tmp_path)
     for _ in range(121):
-        link.told(*(PlotReport(f"plot {number}", 1.0) for number in range(5)))
+        link.told(*(PlotHealth(f"plot {number}", 1.0) for number in range(5)))
         link.clock += 1
     assert len(looks) == 3
 
@@ -261,11 +233,11 @@ def test_the_pages_address_is_one_that_others_can_open(
     page: PageSettings, address: str | None, by_broker: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_peer = {"farm": by_broker, "192.0.2.1": "10.0.0.7"}
-    monkeypatch.setattr(link_module, "_own_address", lambda host, port: by_peer[host])
+    monkeypatch.setattr(page_module, "_own_address", lambda host, port: by_peer[host])
     assert page_address(page.host, page.port, ("farm", 1883))() == address
 
 
 def test_a_device_without_a_network_has_no_address_for_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_ELSEWHERE", ("127.0.0.1", 9))
+    monkeypatch.setattr(page_module, "_ELSEWHERE", ("127.0.0.1", 9))
     assert page_address("0.0.0.0", 8571, ("127.0.0.1", 1883))() is None  # noqa: S104
-    assert link_module._own_address("127.0.0.1", 9) == "127.0.0.1"
+    assert page_module._own_address("127.0.0.1", 9) == "127.0.0.1"

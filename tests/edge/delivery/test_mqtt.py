@@ -3,65 +3,36 @@
 from __future__ import annotations
 
 import gc
-import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
+from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, answering, fill, publishing, warnings
 
 from agridistill.edge.delivery import mqtt
-from agridistill.edge.delivery.allowance import RefusedError
+from agridistill.edge.delivery import session as session_module
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, topic_level
 from agridistill.edge.delivery.mqtt import MqttPublisher
-from agridistill.edge.delivery.session import Session
-from agridistill.edge.store.outbox import Message, Outbox
+from agridistill.edge.delivery.session import RefusedError, Session
+from agridistill.edge.settings import watch_settings
+from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(mqtt, "_LONGEST_PAUSE_S", 0.2)
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    with Outbox(tmp_path / "outbox.db") as box:
-        yield box
-
-
-def fill(box: Outbox, start: int, stop: int, plots: int = 3) -> None:
-    box.add([Message(f"{number:06}".encode(), plot=f"plot{number % plots}") for number in range(start, stop)])
-
-
-@contextmanager
-def publishing(outbox: Outbox, port: int, **settings: object) -> Iterator[MqttPublisher]:
-    publisher = MqttPublisher(outbox, access_to("127.0.0.1", port, device="pi 1", **settings))  # type: ignore[arg-type]
-    stop = threading.Event()
-    thread = threading.Thread(target=publisher.run, args=(stop,))
-    thread.start()
-    try:
-        yield publisher
-    finally:
-        stop.set()
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver = Receiver(broker.port)
-    fill(outbox, 0, 200)
-    with publishing(outbox, broker.port):
-        fill(outbox, 200, 300)
+def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(
+    broker: Broker, receiver: Receiver, outbox: Outbox
+) -> None:
+    fill(outbox, 200)
+    with publishing(outbox, broker.port, {}, device="pi 1"):
+        fill(outbox, 300, 200)
         wait_for(lambda: len(receiver.payloads()) >= 300, what="300 messages")
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
     assert [int(payload) for payload in receiver.payloads()] == list(range(300))
     assert {topic for topic, _ in receiver.got if "detections" in topic} == {
         f"agridistill/pi_1-1de505/detections/plot{number}" for number in range(3)
@@ -76,51 +47,47 @@ def test_everything_arrives_once_and_in_order_and_the_outbox_is_empty(broker: Br
 def test_a_broker_that_is_away_is_told_once_and_gets_everything_later(
     broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING)
-    fill(outbox, 0, 2000)
+    broker.start()
+    receiver = Receiver(broker.port)
+    broker.stop()
+    fill(outbox, 2000)
     with publishing(outbox, broker.port) as publisher:
         wait_for(lambda: "is away" in caplog.text)
         threading.Event().wait(0.5)  # several attempts
-        assert not publisher.connected
+        assert not publisher.connection.connected
         broker.start()
-        receiver = Receiver(broker.port)
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-        wait_for(lambda: publisher.connected)
+        wait_for(lambda: publisher.connection.connected)
         wait_for(lambda: len(receiver.payloads()) == 2000, what="the messages")
     receiver.close()
     assert [int(payload) for payload in receiver.payloads()] == list(range(2000))
-    told = [record.getMessage() for record in caplog.records]
+    told = warnings(caplog)
     assert len(told) == 2
     assert "is away (" in told[0]
     assert told[1].endswith("is back")
 
 
-def test_a_broker_that_starts_anew_in_between_loses_nothing(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver = Receiver(broker.port)
+def test_a_broker_that_starts_anew_in_between_loses_nothing(broker: Broker, receiver: Receiver, outbox: Outbox) -> None:
     with publishing(outbox, broker.port):
         for turn in range(4):
-            fill(outbox, 300 * turn, 300 * (turn + 1))
+            fill(outbox, 300 * (turn + 1), 300 * turn)
             broker.stop()
             broker.start()
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
         wait_for(lambda: len(set(receiver.payloads())) == 1200, what="the messages")
-    receiver.close()
     got = [int(payload) for payload in receiver.payloads()]
     first_seen = list(dict.fromkeys(got))
     assert first_seen == list(range(1200))
 
 
-def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
-    fill(outbox, 0, 500)
+def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(
+    receiver: Receiver, wire: Wire, outbox: Outbox
+) -> None:
+    fill(outbox, 500)
     with publishing(outbox, wire.port, ack_timeout_s=0.5):
         wait_for(lambda: outbox.counts().delivered > 50)
         wire.swallow_acks = 3
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
-    wire.close()
     got = [int(payload) for payload in receiver.payloads()]
     assert list(dict.fromkeys(got)) == list(range(500))
     assert len(got) > 500
@@ -128,53 +95,40 @@ def test_a_lost_acknowledgement_brings_the_message_again_and_no_other_is_lost(br
 
 
 @pytest.mark.slow
-def test_a_connection_that_only_seems_to_be_there_is_noticed(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
+def test_a_connection_that_only_seems_to_be_there_is_noticed(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
     with publishing(outbox, wire.port, ack_timeout_s=0.5) as publisher:
-        wait_for(lambda: publisher.connected)
+        wait_for(lambda: publisher.connection.connected)
         wire.silent = True  # as a router that forgot the connection
-        fill(outbox, 0, 10)
+        fill(outbox, 10)
         wait_for(lambda: wire.connections >= 2, what="a second connection")
         wire.silent = False
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
-    wire.close()
     assert list(dict.fromkeys(int(payload) for payload in receiver.payloads())) == list(range(10))
 
 
-def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
-    fill(outbox, 0, 500)
+def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(
+    broker: Broker, receiver: Receiver, wire: Wire, outbox: Outbox
+) -> None:
+    fill(outbox, 500)
     with publishing(outbox, wire.port, inflight=7):
         wait_for(lambda: outbox.counts().delivered > 50)
         broker.stop()
         broker.start()
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
-    receiver.close()
-    wire.close()
     assert wire.connections >= 2
     assert 1 < wire.most_under_way <= 7 + 1  # and "online"
 
 
 def test_a_broker_that_has_forgotten_everything_is_told_again(broker: Broker, outbox: Outbox) -> None:
     broker.start()
-    publisher = MqttPublisher(
-        outbox, access_to("127.0.0.1", broker.port), lambda: {"homeassistant/sensor/x/config": b"{}"}
-    )
-    stop = threading.Event()
-    thread = threading.Thread(target=publisher.run, args=(stop,))
-    thread.start()
-    wait_for(lambda: publisher.connected)
-    broker.stop()
-    broker.forget()
-    broker.start()
-    late = Receiver(broker.port)
-    wait_for(lambda: ("homeassistant/sensor/x/config", b"{}") in late.got, what="the discovery")
-    wait_for(lambda: ("agridistill/device/status", b"online") in late.got, what="the status")
-    stop.set()
-    thread.join(20)
+    with publishing(outbox, broker.port) as publisher:
+        wait_for(lambda: publisher.connection.connected)
+        broker.stop()
+        broker.forget()
+        broker.start()
+        late = Receiver(broker.port)
+        wait_for(lambda: (DISCOVERY, b"{}") in late.got, what="the discovery")
+        wait_for(lambda: (STATUS, b"online") in late.got, what="the status")
     late.close()
 
 
@@ -184,7 +138,7 @@ def test_the_last_will_of_a_connection_that_only_seems_to_be_there_does_not_come
     broker.start()
     settings = access_to("127.0.0.1", broker.port, device="pi")
     receiver = Receiver(broker.port)
-    sessions = [Session(outbox, settings, None, dict, {}, MQTTProtocolVersion.MQTTv5) for _ in range(2)]
+    sessions = [Session(outbox, settings, MQTTProtocolVersion.MQTTv5) for _ in range(2)]
     for session in sessions:
         receiver.got.clear()
         session.open()
@@ -210,91 +164,60 @@ def test_two_devices_of_one_name_throw_each_other_out_ever_less_often(
 
 
 def test_the_reason_that_a_broker_gives_for_an_end_is_told(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00")  # CONNACK, DISCONNECT
-
-        threading.Thread(target=answer, daemon=True).start()
-        with publishing(outbox, server.getsockname()[1]):
-            wait_for(lambda: "is away" in caplog.text)
+    accepted_and_ended = b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00"  # CONNACK, DISCONNECT
+    with answering(accepted_and_ended) as port, publishing(outbox, port):
+        wait_for(lambda: "is away" in caplog.text)
     assert "(it ends the connection: Session taken over)" in caplog.text
 
 
-def test_a_device_that_vanishes_is_reported_by_the_broker(broker: Broker, outbox: Outbox) -> None:
-    broker.start()
-    receiver, wire = Receiver(broker.port), Wire(broker.port)
-    session = Session(
-        outbox, access_to("127.0.0.1", wire.port, device="pi"), None, dict, {}, MQTTProtocolVersion.MQTTv5
-    )
+def test_a_device_that_vanishes_is_reported_by_the_broker(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
+    session = Session(outbox, access_to("127.0.0.1", wire.port, device="pi"), MQTTProtocolVersion.MQTTv5)
     session.open()
     wait_for(lambda: session.step() or ("agridistill/pi/status", b"online") in receiver.got)
     session._client.socket().close()  # no goodbye
     wait_for(lambda: ("agridistill/pi/status", b"offline") in receiver.got, what="the last will")
-    receiver.close()
-    wire.close()
 
 
 @pytest.mark.needs("mosquitto")
 def test_what_the_access_list_denies_stays_in_the_outbox_and_is_told_once(
-    tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+    guarded: Callable[[str], Broker], outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = tmp_path / "acl"
-    access.write_text("topic write agridistill/other/#\ntopic write agridistill/+/status\n")
-    access.chmod(0o600)
-    guarded = Broker(tmp_path / "guarded", f"allow_anonymous true\nacl_file {access}")
-    guarded.start()
-    fill(outbox, 0, 5)
-    with publishing(outbox, guarded.port):
-        wait_for(lambda: "does not take messages" in caplog.text)
+    port = guarded("topic write agridistill/other/#\ntopic write agridistill/+/status\n").port
+    fill(outbox, 5)
+    with publishing(outbox, port, {}):
+        wait_for(lambda: "refuses messages on" in caplog.text)
         threading.Event().wait(0.5)  # several attempts
-    guarded.stop()
     assert outbox.counts().delivered == 0
     assert len(outbox.pending()) == 5
-    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(told) == 1
-    assert "'agridistill/pi_1-1de505/detections/plot0': Not authorized; check user name, device name" in told[0]
+    (told,) = warnings(caplog)
+    assert "'agridistill/pi/detections/plot0' (Not authorized): those of this topic wait in the outbox" in told
 
 
 @pytest.mark.needs("mosquitto")
 def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
-    tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+    guarded: Callable[[str], Broker], outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = tmp_path / "acl"
-    access.write_text("topic readwrite agridistill/#\n")
-    access.chmod(0o600)
-    guarded = Broker(tmp_path / "guarded", f"allow_anonymous true\nacl_file {access}")
-    guarded.start()
-    fill(outbox, 0, 50)
-    told = {"homeassistant/a": b"1", "homeassistant/b": b"1", "agridistill/pi/state": b"2"}
-    publisher = MqttPublisher(outbox, access_to("127.0.0.1", guarded.port, device="pi"), lambda: told)
-    stop = threading.Event()
-    thread = threading.Thread(target=publisher.run, args=(stop,))
-    thread.start()
-    wait_for(lambda: not outbox.pending())
-    told["agridistill/pi/state"] = b"3"
-    receiver = Receiver(guarded.port)
-    wait_for(lambda: ("agridistill/pi/state", b"3") in receiver.got)
-    stop.set()
-    thread.join(20)
+    port = guarded("topic readwrite agridistill/#\n").port
+    fill(outbox, 50)
+    retained = {"homeassistant/a": b"1", "homeassistant/b": b"1", STATE: b"2"}
+    with publishing(outbox, port, retained):
+        wait_for(lambda: not outbox.pending())
+        retained[STATE] = b"3"
+        receiver = Receiver(port)
+        wait_for(lambda: (STATE, b"3") in receiver.got)
     receiver.close()
-    guarded.stop()
-    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     # Mosquitto 2.0 also closes the connection.
-    assert warnings[0] == (
-        "the broker refuses 'homeassistant/a' (Not authorized): it and others like it are left out; "
-        "check user name, device name and access list"
+    assert warnings(caplog)[0] == (
+        f"the broker 127.0.0.1:{port} refuses a message on 'homeassistant/a' (Not authorized): it and others like it "
+        "are left out; check user name, device name and access list"
     )
-    assert len([line for line in warnings if "refuses" in line]) == 1
+    assert len([line for line in warnings(caplog) if "refuses" in line]) == 1
 
 
 class OldBroker:
-    """In front of a real broker: answers MQTT 5 as one that knows 3.1.1 alone."""
+    """In front of a real broker: answers MQTT 5 as one that knows 3.1.1 alone; by None it is silent (amqtt)."""
 
-    def __init__(self, target: int, answer: bytes) -> None:
+    def __init__(self, target: int, answer: bytes | None) -> None:
         self._target, self._answer = target, answer
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
@@ -304,13 +227,19 @@ class OldBroker:
         self._server.close()
 
     def _accept(self) -> None:
+        silent: list[socket.socket] = []
         while True:
             try:
                 device, _ = self._server.accept()
             except OSError:
+                for device in silent:
+                    device.close()
                 return
             hello = device.recv(1000)
             if hello[8] == 5:  # the protocol's level, behind the lengths and "MQTT"
+                if self._answer is None:
+                    silent.append(device)
+                    continue
                 device.sendall(self._answer)
                 device.close()
                 continue
@@ -331,27 +260,28 @@ class OldBroker:
             sink.close()
 
 
-@pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b""])
+@pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b"", None])
 def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
-    broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture, answer: bytes
+    broker: Broker,
+    outbox: Outbox,
+    caplog: pytest.LogCaptureFixture,
+    answer: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(session_module, "_CONNECT_S", 0.3)
     broker.start()
     receiver, old = Receiver(broker.port), OldBroker(broker.port, answer)
-    fill(outbox, 0, 20)
+    fill(outbox, 20)
     with publishing(outbox, old.port):
         wait_for(lambda: len(receiver.payloads()) == 20)
         wait_for(lambda: not outbox.pending())
     receiver.close()
     old.close()
-    assert caplog.text.count("speaks MQTT 3.1.1 alone") == 1
+    assert [line for line in warnings(caplog) if "speaks MQTT 3.1.1 alone" in line] == warnings(caplog)
 
 
 @pytest.mark.needs("mosquitto")
-def test_attempts_leave_no_open_sockets_behind(tmp_path: Path, outbox: Outbox) -> None:
-    passwords = tmp_path / "passwords"
-    passwords.write_text("")
-    closed = Broker(tmp_path / "closed", f"allow_anonymous false\npassword_file {passwords}")
-    closed.start()
+def test_attempts_leave_no_open_sockets_behind(closed: Broker, outbox: Outbox) -> None:
     publisher = MqttPublisher(outbox, access_to("127.0.0.1", closed.port, device="pi"))
 
     def attempt() -> int:
@@ -365,50 +295,25 @@ def test_attempts_leave_no_open_sockets_behind(tmp_path: Path, outbox: Outbox) -
         assert [attempt() for _ in range(3)] == [first] * 3
     finally:
         gc.enable()
-        closed.stop()
 
 
 def test_what_is_no_broker_is_told_once(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client:
-                    client.recv(100)
-                    client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        with publishing(outbox, server.getsockname()[1]):
-            wait_for(lambda: "is away" in caplog.text)
-            threading.Event().wait(0.3)
+    with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port, publishing(outbox, port):
+        wait_for(lambda: "is away" in caplog.text)
+        threading.Event().wait(0.3)
     assert caplog.text.count("is away") == 1
 
 
 def test_a_host_that_cannot_be_one_is_told_and_ends_nothing(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    publisher = MqttPublisher(outbox, access_to("a..b", 1883))
-    stop = threading.Event()
-    thread = threading.Thread(target=publisher.run, args=(stop,))
-    thread.start()
-    wait_for(lambda: "is away" in caplog.text)
-    assert thread.is_alive()
-    stop.set()
-    thread.join(20)
+    with publishing(outbox, 1883, host="a..b"):
+        wait_for(lambda: "is away" in caplog.text)
 
 
 @pytest.mark.needs("mosquitto")
-def test_a_wrong_password_is_told_without_it(tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
-    passwords = tmp_path / "passwords"
-    passwords.write_text("")
-    closed = Broker(tmp_path / "closed", f"allow_anonymous false\npassword_file {passwords}")
-    closed.start()
-    caplog.set_level(logging.DEBUG)
+def test_a_wrong_password_is_told_without_it(closed: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
     with publishing(outbox, closed.port, username="pi", password="correct-horse"):  # noqa: S106
         wait_for(lambda: "refuses the device (Not authorized)" in caplog.text)
-    closed.stop()
     assert "correct-horse" not in caplog.text
     assert "correct-horse" not in repr(access_to("host", username="pi", password="correct-horse"))  # noqa: S106
 
@@ -454,15 +359,12 @@ class TestAddress:
 
     @pytest.mark.parametrize(
         "settings",
-        [
-            {"port": 0},
-            {"inflight": 0},
-            {"keepalive_s": 0},
-            {"cert_file": Path("x")},
-            {"ca_file": Path("x")},
-            {"password": "x"},
-        ],
+        [{"url": "mqtt://host:0"}, {"inflight": 0}, {"keepalive_s": 0}, {"cert_file": "x"}, {"ca_file": "x"}],
     )
     def test_settings_out_of_range_are_refused(self, settings: dict[str, object]) -> None:
         with pytest.raises(ConfigError):
-            access_to("host", **settings)  # type: ignore[arg-type]
+            watch_settings({"broker": {"url": "mqtt://host"} | settings}, where="here")
+
+    def test_a_password_needs_a_user(self) -> None:
+        with pytest.raises(ConfigError, match="a user with the password"):
+            access_to("host", password="x")  # noqa: S106

@@ -9,12 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.edge.conftest import free_port, wait_for
+from tests.edge.conftest import free_port, running, wait_for
 from tests.edge.dripping import BODY, HEADER, dripping, soon
 
 from agridistill.edge.delivery import outputs
@@ -67,23 +67,8 @@ def receiver() -> Iterator[Receiver]:
     found.close()
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Outbox]:
-    with Outbox(tmp_path / "webhook.sqlite") as found:
-        yield found
-
-
-@contextmanager
-def delivering(deliverer: Deliverer) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=deliverer.run, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
-        assert not thread.is_alive()
+def delivering(deliverer: Deliverer) -> AbstractContextManager[None]:
+    return running(deliverer.run)
 
 
 def message(number: int = 0) -> Message:
@@ -91,17 +76,17 @@ def message(number: int = 0) -> Message:
 
 
 @pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "_FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(outputs, "_POLL_S", 0.02)
 
 
-def test_alerts_are_posted_in_order_and_then_gone(receiver: Receiver, box: Outbox) -> None:
+def test_alerts_are_posted_in_order_and_then_gone(receiver: Receiver, outbox: Outbox) -> None:
     sent = [message(number) for number in range(5)]
-    box.add(sent)
+    outbox.add(sent)
     webhook = Webhook(f"http://127.0.0.1:{receiver.port}/hook", token="secret")  # noqa: S106
-    with delivering(Deliverer(box, webhook, webhook.name)):
-        wait_for(lambda: not box.pending())
+    with delivering(Deliverer(outbox, webhook, webhook.name)):
+        wait_for(lambda: not outbox.pending())
     assert [body for _, body in receiver.got] == [item.payload for item in sent]
     headers, _ = receiver.got[0]
     assert headers["Authorization"] == "Bearer secret"
@@ -110,13 +95,13 @@ def test_alerts_are_posted_in_order_and_then_gone(receiver: Receiver, box: Outbo
 
 
 def test_what_is_refused_is_offered_again_and_told_once(
-    receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture
+    receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.answers = [500, 429, 302, 404]
-    box.add([message()])
+    outbox.add([message()])
     webhook = Webhook(f"http://127.0.0.1:{receiver.port}/hook/secret-path")
-    with delivering(Deliverer(box, webhook, webhook.name)):
-        wait_for(lambda: not box.pending())
+    with delivering(Deliverer(outbox, webhook, webhook.name)):
+        wait_for(lambda: not outbox.pending())
     assert len(receiver.got) == 1
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == [
@@ -127,79 +112,81 @@ def test_what_is_refused_is_offered_again_and_told_once(
 
 class TestMessagesThatAreRefusedForWhatTheyAre:
     def test_later_ones_pass_and_it_comes_when_it_is_taken(
-        self, receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(outputs, "_LONGEST_PAUSE_S", 0.1)
         sent = [message(number) for number in range(4)]
         receiver.never = {sent[1].payload: 422}
-        box.add(sent)
+        outbox.add(sent)
         webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
-        with delivering(Deliverer(box, webhook, webhook.name)):
+        with delivering(Deliverer(outbox, webhook, webhook.name)):
             wait_for(lambda: len(receiver.got) == 3)
             wait_for(lambda: receiver.asked >= 7)
-            assert [item.message for item in box.pending()] == [sent[1]]
+            assert [item.message for item in outbox.pending()] == [sent[1]]
             receiver.never = {}
-            wait_for(lambda: not box.pending())
+            wait_for(lambda: not outbox.pending())
         assert [body for _, body in receiver.got] == [sent[number].payload for number in (0, 2, 3, 1)]
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
         assert "refuses an alert (it answers 422): later ones pass it" in warnings[0]
 
     def test_one_that_refuses_all_is_not_asked_about_all_at_once(
-        self, receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(outputs, "_FIRST_PAUSE_S", 60.0)
         sent = [message(number) for number in range(50)]
         receiver.never = {item.payload: 400 for item in sent}
-        box.add(sent)
+        outbox.add(sent)
         webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
-        with delivering(Deliverer(box, webhook, webhook.name)):
+        with delivering(Deliverer(outbox, webhook, webhook.name)):
             wait_for(lambda: "they wait in the outbox" in caplog.text)
             threading.Event().wait(0.2)
         assert receiver.asked == 20
-        assert len(box.pending()) == 50
+        assert len(outbox.pending()) == 50
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2
 
     def test_a_new_one_is_offered_before_any_that_was_refused(
-        self, receiver: Receiver, box: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(outputs, "_LONGEST_PAUSE_S", 0.03)  # all are due again at once
         refused, good = [message(number) for number in range(45)], message(45)
         receiver.never = {item.payload: 400 for item in refused}
-        box.add(refused)
+        outbox.add(refused)
         webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
-        with delivering(Deliverer(box, webhook, webhook.name)):
+        with delivering(Deliverer(outbox, webhook, webhook.name)):
             wait_for(lambda: receiver.asked >= 120)
             asked = receiver.asked
-            box.add([good])
+            outbox.add([good])
             wait_for(lambda: bool(receiver.got))
             assert receiver.asked - asked < 45
         assert [body for _, body in receiver.got] == [good.payload]
 
-    def test_one_that_was_dropped_meanwhile_is_forgotten(self, receiver: Receiver, box: Outbox) -> None:
+    def test_one_that_was_dropped_meanwhile_is_forgotten(self, receiver: Receiver, outbox: Outbox) -> None:
         refused, later = message(0), message(1)
         receiver.never = {refused.payload: 413, later.payload: 413}
-        (place,) = box.add([refused])
+        outbox.add([refused])
+        (place,) = [item.seq for item in outbox.pending()]
         webhook = Webhook(f"http://127.0.0.1:{receiver.port}/")
-        deliverer = Deliverer(box, webhook, webhook.name)
+        deliverer = Deliverer(outbox, webhook, webhook.name)
         with delivering(deliverer):
             wait_for(lambda: receiver.asked == 1)
             wait_for(lambda: place in deliverer._refused)
-            box.delivered([place])
-            (place_of_later,) = box.add([later])
+            outbox.delivered([place])
+            outbox.add([later])
+            (place_of_later,) = [item.seq for item in outbox.pending()]
             wait_for(lambda: list(deliverer._refused) == [place_of_later])
         assert receiver.got == []
 
 
-def test_a_server_that_comes_later_gets_all(box: Outbox) -> None:
+def test_a_server_that_comes_later_gets_all(outbox: Outbox) -> None:
     port = free_port()
-    box.add([message(number) for number in range(3)])
+    outbox.add([message(number) for number in range(3)])
     webhook = Webhook(f"http://127.0.0.1:{port}/")
     with pytest.raises(NotTakenError, match="Connection refused"):
         webhook(message(), threading.Event())
-    with delivering(Deliverer(box, webhook, webhook.name)):
+    with delivering(Deliverer(outbox, webhook, webhook.name)):
         late = Receiver(port)
-        wait_for(lambda: not box.pending())
+        wait_for(lambda: not outbox.pending())
     late.close()
     assert len(late.got) == 3
 
@@ -214,36 +201,36 @@ def test_secrets_stay_out_of_names_and_logs() -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_a_command_gets_the_alert_on_its_input_and_in_its_environment(tmp_path: Path, box: Outbox) -> None:
+def test_a_command_gets_the_alert_on_its_input_and_in_its_environment(tmp_path: Path, outbox: Outbox) -> None:
     out = tmp_path / "out"
     script = f'cat > "{out}"; echo "$AGRIDISTILL_RULE $AGRIDISTILL_CHANGE $AGRIDISTILL_PLOT" >> "{out}"'
     command = Command(("sh", "-c", script))
-    box.add([message()])
-    with delivering(Deliverer(box, command, command.name)):
-        wait_for(lambda: not box.pending())
+    outbox.add([message()])
+    with delivering(Deliverer(outbox, command, command.name)):
+        wait_for(lambda: not outbox.pending())
     assert json.loads(out.read_text().splitlines()[0].rpartition("}")[0] + "}") == ALERT | {"number": 0}
     assert out.read_text().endswith("blight opened north\n")
 
 
 def test_a_command_sees_no_secrets_and_ends_with_the_agent(
-    tmp_path: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGRIDISTILL_MQTT_PASSWORD", "correct-horse")
     out = tmp_path / "out"
     command = Command(("sh", "-c", f'env > "{out}.part"; mv "{out}.part" "{out}"; sleep 50'))
-    box.add([message()])
+    outbox.add([message()])
     began = time.monotonic()
-    with delivering(Deliverer(box, command, command.name)):
+    with delivering(Deliverer(outbox, command, command.name)):
         wait_for(out.exists)
     assert time.monotonic() - began < 15
     assert "correct-horse" not in out.read_text()
-    assert len(box.pending()) == 1
+    assert len(outbox.pending()) == 1
 
 
 def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
-    box: Outbox, caplog: pytest.LogCaptureFixture
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    box.add([message()])
+    outbox.add([message()])
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -256,9 +243,9 @@ def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
 
         threading.Thread(target=answer, daemon=True).start()
         webhook = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/")
-        with delivering(Deliverer(box, webhook, webhook.name)):
+        with delivering(Deliverer(outbox, webhook, webhook.name)):
             wait_for(lambda: "does not take alerts (RemoteProtocolError)" in caplog.text)
-    assert len(box.pending()) == 1
+    assert len(outbox.pending()) == 1
 
 
 @pytest.mark.parametrize("beginning", [HEADER, BODY], ids=["header", "body"])

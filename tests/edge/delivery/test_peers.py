@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.edge.conftest import Receiver, free_port, wait_for
-from tests.edge.delivery.test_refusals import DISCOVERY, STATE, STATUS, fill, numbers, publishing, warnings
+from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, fill, numbers, publishing, warnings
 from tests.needs import peers, program
 
 from agridistill.edge.store.outbox import Outbox
@@ -62,19 +62,13 @@ def receiver_at(port: int) -> Receiver:
     return found[0]
 
 
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    with Outbox(tmp_path / "outbox.db") as box:
-        yield box
-
-
 def require_all_but_discovery(outbox: Outbox, port: int, caplog: pytest.LogCaptureFixture, **settings: str) -> None:
     receiver = receiver_at(port)
     fill(outbox, 60)
     with publishing(outbox, port, **settings):
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
         wait_for(lambda: (STATE, b"{}") in receiver.got, what="the state")
-        wait_for(lambda: f"refuses '{DISCOVERY}'" in caplog.text, what="the line about discovery")
+        wait_for(lambda: f"refuses a message on '{DISCOVERY}'" in caplog.text, what="the line about discovery")
         wait_for(lambda: len(numbers(receiver)) == 60, what="all messages")
     receiver.close()
     assert numbers(receiver) == list(range(60))

@@ -15,14 +15,13 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.edge.conftest import wait_for
-from tests.edge.looks import HOSTILE, alert, detection, filled_history, picture, state
+from tests.edge.looks import HOSTILE, detection, filled_history, picture, serving, state
 
 from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.events import AgentState
 from agridistill.edge.page import server as page_module
-from agridistill.edge.page.metrics import metrics_text
 from agridistill.edge.page.server import PageServer
 from agridistill.edge.page.view import _verdict
+from agridistill.edge.state import AgentState, metrics_text
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError
 
@@ -65,13 +64,13 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
 
 @pytest.fixture(scope="module")
 def open_page(history: History) -> Iterator[Asker]:
-    with PageServer(history, state, port=0) as server:
+    with serving(history, state) as server:
         yield Asker(server)
 
 
 @pytest.fixture(scope="module")
 def guarded(history: History) -> Iterator[Asker]:
-    with PageServer(history, state, port=0, token=TOKEN) as server:
+    with serving(history, state, token=TOKEN) as server:
         yield Asker(server)
 
 
@@ -104,7 +103,7 @@ def test_names_from_outside_stay_text(open_page: Asker) -> None:
 
 
 def test_without_anything_seen_the_page_says_what_to_expect(tmp_path: Path) -> None:
-    with History(tmp_path / "empty.sqlite") as history, PageServer(history, state, port=0) as server:
+    with History(tmp_path / "empty.sqlite") as history, serving(history, state) as server:
         _, _, body = Asker(server).ask("/")
     for told in (b"No alert is open.", b"No photo has been seen yet.", b"None yet."):
         assert told in body
@@ -113,17 +112,18 @@ def test_without_anything_seen_the_page_says_what_to_expect(tmp_path: Path) -> N
 def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: Path) -> None:
     now = time.time()
     plots = [
-        PlotHealth("calm", now, 86_400.0, 12, 0.02, "Tomato___Late_blight", 9, 0.4),
+        PlotHealth("calm", now, 86_400.0, 12, 0.02, "Tomato___Late_blight", 9, 0.4, warned="Tomato___Late_blight"),
         PlotHealth("north", now, 86_400.0, 20, 0.4, "Tomato___Late_blight", 10, 0.1),
         PlotHealth("mild", now, 86_400.0, 10, 0.2, "Tomato___Late_blight", 10, 0.2),
         PlotHealth("new", now, 86_400.0, 2, 0.0, "Tomato___Late_blight"),
-        PlotHealth("gone", now - 90_000, 86_400.0, 9, 0.9, "Tomato___Late_blight"),
+        PlotHealth("gone", now - 90_000),
         PlotHealth(HOSTILE, now, 3600.0, 5, 0.9, HOSTILE),
     ]
-    with History(tmp_path / "h.sqlite") as history:
-        history.put_alert(alert(1, plot="calm"), told_s=1)
-        with PageServer(history, state, port=0, plots=lambda: plots) as server:
-            text = Asker(server).ask("/content")[2].decode()
+    with (
+        History(tmp_path / "h.sqlite") as history,
+        serving(history, state, plots=lambda: plots) as server,
+    ):
+        text = Asker(server).ask("/content")[2].decode()
     cards = {
         name: text.split(f"<h3>Plot {name}</h3>")[1].split("</li>")[0] for name in ("calm", "north", "mild", "new")
     }
@@ -144,14 +144,14 @@ def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: 
 )
 def test_a_plot_is_called_healthy_only_where_no_leaf_is_ill(ill_share: float, words: str) -> None:
     health = PlotHealth("north", 0.0, 86400.0, 8, ill_share, "late blight", 0, 0.0)
-    assert _verdict(health, warned=False)[1] == words
+    assert _verdict(health)[1] == words
 
 
 def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healthy_class(tmp_path: Path) -> None:
     with History(tmp_path / "h.sqlite") as history:
         history.add(detection(1, photo="a.jpg"))
         history.add(detection(2, photo="b.jpg", label="sano"))
-        with PageServer(history, state, port=0, healthy=("sano",)) as server:
+        with serving(history, state, healthy=("sano",)) as server:
             text = Asker(server).ask("/content")[2].decode()
     healthy, ill = text.split('<li class="card ')[1:]
     assert healthy.startswith('answer healthy"')
@@ -161,15 +161,15 @@ def test_ill_and_healthy_answers_are_marked_also_where_a_setting_names_the_healt
 
 
 def test_an_agent_that_says_nothing_any_more_is_told(history: History) -> None:
-    with PageServer(history, lambda: state(at_s=1_700_000_000.0), port=0) as server:
+    with serving(history, lambda: state(at_s=1_700_000_000.0)) as server:
         assert b"has not reported since" in Asker(server).ask("/content")[2]
-    with PageServer(history, state, port=0) as server:
+    with serving(history, state) as server:
         assert b"has not reported since" not in Asker(server).ask("/content")[2]
 
 
 def test_a_loss_of_source_and_broker_stands_out(history: History) -> None:
     lost = state(source_lost_s=125.0, broker={"host": "b", "port": 1883, "connected": False})
-    with PageServer(history, lambda: lost, port=0) as server:
+    with serving(history, lambda: lost) as server:
         body = Asker(server).ask("/content")[2]
     assert b'<dd class="bad">/photos/inbox: away for 2 min 5 s</dd>' in body
     assert b'<dd class="bad">b:1883: away</dd>' in body
@@ -190,7 +190,7 @@ def test_pictures_metrics_and_json_come_as_what_they_are(open_page: Asker) -> No
 
 
 def test_a_name_that_is_no_utf_8_is_shown_all_the_same(history: History) -> None:
-    with PageServer(history, lambda: state(source="caf\udce9"), port=0) as server:
+    with serving(history, lambda: state(source="caf\udce9")) as server:
         asker = Asker(server)
         assert b"caf\\udce9" in asker.ask("/")[2]
         assert b'source="caf\\udce9"' in asker.ask("/metrics")[2]
@@ -272,14 +272,14 @@ def test_a_foreign_name_that_leads_to_this_machine_is_refused(open_page: Asker) 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "farm.example", "localhost.example"])  # noqa: S104 - refused
 def test_others_may_look_only_with_a_token(history: History, host: str) -> None:
     with pytest.raises(EdgeError, match="set AGRIDISTILL_PAGE_TOKEN"):
-        PageServer(history, state, host=host, port=0)
-    PageServer(history, state, host=host, port=0, token=TOKEN)
+        serving(history, state, host=host)
+    serving(history, state, host=host, token=TOKEN)
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a blank in the middle", "line\nbreak-in-the-token", "ü" * 20])
 def test_a_token_that_is_weak_or_fits_no_header_is_refused_and_not_shown(history: History, token: str) -> None:
     with pytest.raises(EdgeError) as error:
-        PageServer(history, state, port=0, token=token)
+        serving(history, state, token=token)
     assert not token or token not in str(error.value)
 
 
@@ -297,17 +297,6 @@ def test_every_route_needs_the_token(guarded: Asker, path: str) -> None:
     assert guarded.status(path, Authorization=f"Bearer {TOKEN}") == (404 if path == "/missing" else 200)
 
 
-def test_the_token_in_the_address_is_changed_for_a_cookie(guarded: Asker) -> None:
-    status, headers, _ = guarded.ask(f"/?token={TOKEN}")
-    assert (status, headers["Location"]) == (303, "/")
-    cookie = headers["Set-Cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=Strict" in cookie
-    assert TOKEN not in str(headers)
-    assert all(guarded.status(path, Cookie=cookie.partition(";")[0]) == 200 for path in ROUTES)
-    assert guarded.status("/?token=wrong-token-of-some-length") == 401
-
-
 def test_a_browser_without_the_token_gets_a_form_that_takes_it(guarded: Asker) -> None:
     status, headers, body = guarded.ask("/", Accept="text/html,*/*")
     assert status == 401
@@ -319,16 +308,20 @@ def test_a_browser_without_the_token_gets_a_form_that_takes_it(guarded: Asker) -
     assert b"This is not the token." in body
     status, headers, _ = guarded.ask("/login", "POST", f"token={TOKEN}", Content_Type=form)
     assert (status, headers["Location"]) == (303, "/")
-    assert guarded.status("/", Cookie=headers["Set-Cookie"].partition(";")[0]) == 200
+    cookie = headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in str(headers)
+    assert all(guarded.status(path, Cookie=cookie.partition(";")[0]) == 200 for path in ROUTES)
 
 
 def test_the_cookie_outlives_a_new_start_and_ends_with_the_token(history: History) -> None:
     def cookie_works(token: str, cookie: str) -> bool:
-        with PageServer(history, state, port=0, token=token) as server:
+        with serving(history, state, token=token) as server:
             return Asker(server).status("/", Cookie=cookie) == 200
 
-    with PageServer(history, state, port=0, token=TOKEN) as server:
-        cookie = Asker(server).ask(f"/?token={TOKEN}")[1]["Set-Cookie"].partition(";")[0]
+    with serving(history, state, token=TOKEN) as server:
+        cookie = Asker(server).ask("/login", "POST", f"token={TOKEN}")[1]["Set-Cookie"].partition(";")[0]
     assert cookie_works(TOKEN, cookie)
     assert not cookie_works(TOKEN + "2", cookie)
 
@@ -387,7 +380,7 @@ def test_a_state_that_cannot_be_read_is_a_503_and_a_defect_a_500(
     def failing() -> AgentState:
         raise failures[0]
 
-    with PageServer(history, failing, port=0) as server:
+    with serving(history, failing) as server:
         asker = Asker(server)
         status, _, body = asker.ask("/api/state")
         assert status == 503
@@ -413,39 +406,32 @@ def test_tokens_and_addresses_are_never_logged(
 
 
 def test_a_taken_port_is_told_and_a_stopped_page_gives_it_back(history: History) -> None:
-    first = PageServer(history, state, port=0)
-    first.start()
-    port = urlsplit(first.address).port
-    assert port
-    again = PageServer(history, state, port=port)
-    with pytest.raises(EdgeError, match="choose another port"):
-        again.start()
-    first.stop()
-    first.stop()
+    with serving(history, state) as first:
+        again = serving(history, state, port=Asker(first).port)
+        with pytest.raises(EdgeError, match="choose another port"):
+            again.__enter__()
     with again:
         assert Asker(again).status("/") == 200
 
 
 def test_stopping_ends_open_connections_at_once(history: History) -> None:
-    server = PageServer(history, state, port=0)
-    server.start()
-    with Asker(server).connect() as connection:
+    with serving(history, state) as server:
+        connection = Asker(server).connect()
         connection.sendall(b"GET / HT")
-        server.stop()
-        with contextlib.suppress(ConnectionResetError):
-            assert connection.recv(100) == b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        assert connection.recv(100) == b""
 
 
 @pytest.mark.needs("IPv6")
 def test_the_page_answers_over_ipv6(history: History) -> None:
-    with PageServer(history, state, host="::1", port=0) as server:
+    with serving(history, state, host="::1") as server:
         assert server.address.startswith("http://[::1]:")
         assert Asker(server).status("/") == 200
 
 
 def test_another_process_may_show_what_the_agent_writes(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite"
-    with filled_history(file) as writer, History.reading(file) as reader, PageServer(reader, state, port=0) as server:
+    with filled_history(file) as writer, History(file, read_only=True) as reader, serving(reader, state) as server:
         asker = Asker(server)
         before: list[Any] = json.loads(asker.ask("/api/detections")[2])
         writer.add(detection(20))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.edge.conftest import free_port, wait_for
 
+from agridistill.edge.network import Backoff
 from agridistill.edge.sources import LatestFrame, SourceEndedError, SourceLostError, SourceSettings, open_source
 from agridistill.edge.sources.cameras import CameraSource, VideoSource
 from agridistill.errors import EdgeError
@@ -163,7 +164,7 @@ def test_a_camera_gives_frames_at_its_pace_and_drains_those_between(video: Path)
 
 def test_a_camera_that_stops_giving_frames_is_come_back_to(video: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = CameraSource(str(video), SourceSettings(every_s=0.0))
-    with LatestFrame(source, first_pause_s=0.01) as latest:
+    with LatestFrame(source, backoff=Backoff(0.01, 60)) as latest:
         wait_for(lambda: len([line for line in caplog.messages if "is back" in line]) >= 2)
         assert latest.take(10) is not None
         assert latest.skipped > 0

@@ -64,7 +64,7 @@ Opener = Callable[..., FolderSource]
 def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
     """Sources on `tmp_path / "in"`, once with the system's word of new files and once without."""
     if request.param == "polled":
-        monkeypatch.setattr(listing, "_is_on_network", lambda folder: True)
+        monkeypatch.setattr(listing, "is_on_network", lambda folder: True)
     (tmp_path / "in").mkdir()
     sources: list[FolderSource] = []
 
@@ -247,15 +247,22 @@ def test_a_damaged_photo_is_told_once_and_the_rest_goes_on(opened: Opener, tmp_p
 
 
 @pytest.mark.parametrize("after", ["keep", "delete"])
-def test_a_bad_photo_is_not_told_again_after_a_restart_and_never_deleted(tmp_path: Path, after: Any) -> None:
+def test_a_bad_photo_is_not_told_again_after_a_restart_and_never_deleted(
+    tmp_path: Path, after: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "in"
     root.mkdir()
     for name in ("cut.jpg", "large.png"):
         (root / name).write_bytes(photo_bytes(kind="PNG")[:-20] if name == "cut.jpg" else photo_bytes(kind="PNG"))
-    settings = SourceSettings(after=after, max_pixels=64 * 48 - 1)
+    monkeypatch.setattr("agridistill.edge.sources.source.MAX_PIXELS", 64 * 48 - 1)
+    settings = SourceSettings(after=after)
     with History(tmp_path / "history.sqlite") as history:
+
+        def seen(identity: str) -> bool:
+            return history.decided_by(identity) is not None
+
         for told in (2, 0):
-            source = FolderSource(root, settings, history.knows, bad=history.mark, settle_s=0.1)
+            source = FolderSource(root, settings, seen, bad=history.mark, settle_s=0.1)
             source.open()
             for _ in range(told):
                 with pytest.raises(PhotoError):
@@ -294,8 +301,7 @@ def without_root() -> Iterator[None]:
 def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_others(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
-    monkeypatch.setattr(listing, "_LONGEST_PAUSE_S", 0.4)
+    monkeypatch.setattr(listing, "_ASIDE_S", 0.1)
     for module in ("listing", "folder"):
         monkeypatch.setattr(f"agridistill.edge.sources.{module}.MAX_FOUND", 5)
     root = Path(tempfile.mkdtemp())
@@ -336,7 +342,7 @@ def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
     def refuse(*arguments: Any, **settings: Any) -> Image.Image:
         raise UnreachablePhotoError("a readable photo", "a dead disk", "wait")
 
-    monkeypatch.setattr(listing, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(listing, "_ASIDE_S", 0.1)
     monkeypatch.setattr("agridistill.edge.sources.source.read_photo", refuse)
     (tmp_path / "in" / "a.jpg").write_bytes(photo_bytes())
     source = opened()
@@ -347,28 +353,6 @@ def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
     assert len(told) == 2
     assert "a dead disk" in told[0]
     assert told[1] == "the photo a.jpg can be read again, or is gone"
-
-
-def test_the_pauses_between_tries_grow_and_begin_anew_after_a_good_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr("agridistill.edge.sources.listing.time.monotonic", lambda: clock[0])
-    watched = listing.Listing(tmp_path)
-    photo = listing.Photo(1, "a.jpg", 1)
-
-    def pause() -> float:
-        """Until the photo is no longer set aside."""
-        watched.set_aside(photo)
-        begin = clock[0]
-        while watched.knows(photo):
-            clock[0] += 0.5
-            watched.is_due(idle=False)
-        return clock[0] - begin
-
-    assert [pause() for _ in range(7)] == [2, 4, 8, 16, 32, 60, 60]
-    clock[0] += 61
-    assert pause() == 2
 
 
 def test_a_whole_photo_with_something_behind_it_is_given_when_it_has_settled(opened: Opener, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from agridistill.edge.sources.login import authorization, challenges, rtsp_status
+from agridistill.edge.sources.cameras import rtsp_status
+from agridistill.edge.sources.source import authorization, challenges
 
 from .test_snapshots import Camera, Handler, camera, lost, no_proxy, source_of  # noqa: F401 # fixtures
 

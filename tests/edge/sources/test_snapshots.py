@@ -24,6 +24,7 @@ from tests.edge.conftest import free_port, wait_for
 from tests.edge.dripping import dripping, soon
 
 from agridistill.edge.http import HttpError
+from agridistill.edge.network import Backoff
 from agridistill.edge.sources import (
     LatestFrame,
     SourceLostError,
@@ -330,7 +331,7 @@ def test_rubbish_is_told_a_few_times_then_once_and_its_end_once(
 
     camera.answer = rubbish
     source = SnapshotSource(camera.url(), SourceSettings(every_s=0.0))
-    with LatestFrame(source, first_pause_s=0.01, longest_pause_s=0.02) as latest:
+    with LatestFrame(source, backoff=Backoff(0.01, 0.02)) as latest:
         wait_for(lambda: camera.pictures >= 10)
         assert latest.unreadable == 2
         assert latest.lost_for_s is not None
@@ -372,7 +373,7 @@ def test_a_camera_that_goes_away_and_comes_back_is_told_once_each(
     camera = Camera(port)
     url = camera.url("/snap.jpg?token=hidden", "me:hidden@")
     source = SnapshotSource(url, SourceSettings(every_s=0.01))
-    with LatestFrame(source, first_pause_s=0.02, longest_pause_s=0.05) as latest:
+    with LatestFrame(source, backoff=Backoff(0.02, 0.05)) as latest:
         assert latest.take(10) is not None
         camera.end()
         deadline = time.monotonic() + 10
@@ -627,7 +628,7 @@ def test_a_stream_that_ends_is_come_back_to_and_may_be_a_snapshot_then(
 
     camera.answer = short
     source = SnapshotSource(camera.url(), SourceSettings(every_s=0.0))
-    with LatestFrame(source, first_pause_s=0.01) as latest:
+    with LatestFrame(source, backoff=Backoff(0.01, 60)) as latest:
         wait_for(lambda: next(numbers) > 9)
         assert latest.take(10) is not None
         camera.answer = camera.picture

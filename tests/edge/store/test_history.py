@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge.events import Alert, Detection
-from agridistill.edge.store import History, HistoryLimits, StateRemovedError
+from agridistill.edge.store.history import History, HistoryLimits
 from agridistill.errors import OutboxError
 
 
@@ -36,6 +35,10 @@ def alert(number: int, **changes: object) -> Alert:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+def put(history: History, one: Alert, told_s: float = 0.0) -> None:
+    history.put_alerts([one], told_s=[told_s])
+
+
 @pytest.fixture
 def trims_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each commit waits for the disk: a few have to do."""
@@ -52,7 +55,6 @@ def test_detections_come_back_newest_first_and_as_they_were(path: Path) -> None:
         for number in range(5):
             history.add(detection(number))
         assert history.recent(3) == [detection(4), detection(3), detection(2)]
-        assert history.recent(plot="north") == [detection(3), detection(1)]
         assert history.recent(since_s=detection(3).at_s) == [detection(4), detection(3)]
 
 
@@ -60,28 +62,14 @@ def test_detections_and_alerts_are_known_by_their_source(path: Path) -> None:
     for number, source in enumerate(("one farm", "another")):
         with History(path, source=source) as history:
             history.add(detection(number, plot="north"))
-            history.put_alert(alert(number))
+            put(history, alert(number))
     with History(path, source="one farm") as history:
         assert history.recent(own=True) == [detection(0, plot="north")]
         assert history.last_s("north", {"answer"}) == detection(0).at_s
         assert [found for found, _ in history.alerts_told(own=True)] == [alert(0)]
-        history.put_alert(alert(1, state="resolved"))
+        put(history, alert(1, state="resolved"))
         assert [found for found, _ in history.alerts_told(own=False)] == [alert(1, state="resolved")]
         assert len(history.recent()) == len(history.alerts()) == 2
-
-
-def test_a_history_of_before_sources_were_kept_goes_on(path: Path) -> None:
-    with History(path) as history:
-        history.add(detection(1))
-        history.put_alert(alert(1))
-    with sqlite3.connect(path) as database:
-        for table in ("detections", "alerts"):
-            database.execute(f"ALTER TABLE {table} DROP COLUMN source")
-    database.close()
-    with History.reading(path) as history:
-        assert (len(history.recent()), len(history.alerts())) == (1, 1)
-    with History(path, source="farm") as history:
-        assert (history.recent(own=True), history.alerts_told(own=True)) == ([detection(1)], [(alert(1), 0.0)])
 
 
 def test_when_the_last_leaf_of_a_plot_was_seen(path: Path) -> None:
@@ -102,20 +90,6 @@ def test_a_detection_that_is_there_is_not_added_again(path: Path) -> None:
         assert history.verdict_counts() == {"answer": 1}
 
 
-def test_a_reader_follows_to_the_file_that_replaced_a_damaged_one(path: Path) -> None:
-    with History(path) as history:
-        history.add(detection(1))
-        with History.reading(path) as reader:
-            assert len(reader.recent()) == 1
-            path.rename(path.with_name("aside"))
-            assert len(reader.recent()) == 1
-            with pytest.raises(StateRemovedError, match="removed or replaced"):
-                history.add(detection(2))
-            with History(path) as new:
-                new.add(detection(3))
-                assert reader.recent() == [detection(3)]
-
-
 def test_photos_are_known_for_good_also_after_their_detections_have_gone(path: Path) -> None:
     with History(path, HistoryLimits(detections=10)) as history:
         for number in range(500):
@@ -123,22 +97,22 @@ def test_photos_are_known_for_good_also_after_their_detections_have_gone(path: P
         history.mark("unreadable")
     with History(path) as again:
         assert len(again.recent(1000)) < 500
-        assert again.knows("photo 0")
-        assert again.knows("unreadable")
-        assert not again.knows("photo 500")
+        assert again.decided_by("photo 0") is not None
+        assert again.decided_by("unreadable") is not None
+        assert again.decided_by("photo 500") is None
         assert again.verdict_counts() == {"answer": 500}
 
 
 def test_a_photo_that_was_begun_and_never_ended_is_counted_and_not_known(path: Path) -> None:
     with History(path) as history:
         assert [history.begin("big"), history.begin("big"), history.begin("big")] == [0, 1, 2]
-        assert not history.knows("big")
+        assert history.decided_by("big") is None
         history.end("big")
         assert history.begin("big") == 0
         history.mark("big")
-        assert history.knows("big")
+        assert history.decided_by("big") is not None
         history.end("big")
-        assert history.knows("big")
+        assert history.decided_by("big") is not None
 
 
 @pytest.mark.usefixtures("trims_often")
@@ -146,9 +120,9 @@ def test_of_photos_the_newest_are_remembered(path: Path) -> None:
     with History(path, HistoryLimits(photos=20)) as history:
         for number in range(100):
             history.add(detection(number), identity=f"photo {number}")
-        assert history.knows("photo 99")
-        assert history.knows("photo 80")
-        assert not history.knows("photo 0")
+        assert history.decided_by("photo 99") is not None
+        assert history.decided_by("photo 80") is not None
+        assert history.decided_by("photo 0") is None
 
 
 @pytest.mark.usefixtures("trims_often")
@@ -166,10 +140,10 @@ def test_what_is_kept_is_bounded_and_the_newest_stay(path: Path) -> None:
 
 def test_alerts_are_kept_by_their_id_and_found_by_their_state(path: Path) -> None:
     with History(path) as history:
-        history.put_alert(alert(1))
-        history.put_alert(alert(2), told_s=12.0)
+        put(history, alert(1))
+        put(history, alert(2), 12.0)
         ended = alert(1, state="resolved", resolved_s=99.0, updated_s=99.0)
-        history.put_alert(ended)
+        put(history, ended)
         assert history.alerts() == [ended, alert(2)]
         assert history.alerts(state="open") == [alert(2)]
         assert history.alerts_told(state="open") == [(alert(2), 12.0)]
@@ -177,24 +151,15 @@ def test_alerts_are_kept_by_their_id_and_found_by_their_state(path: Path) -> Non
 
 def test_open_alerts_stay_where_old_resolved_ones_go(path: Path) -> None:
     with History(path, HistoryLimits(alerts=3)) as history:
-        history.put_alert(alert(0))
+        put(history, alert(0))
         for number in range(1, 10):
-            history.put_alert(alert(number, state="resolved"))
+            put(history, alert(number, state="resolved"))
         assert [item.alert_id for item in history.alerts()] == [alert(number).alert_id for number in (9, 8, 7, 0)]
-
-
-def test_counts_by_label_hold_answers_alone(path: Path) -> None:
-    with History(path) as history:
-        history.add(detection(1))
-        history.add(detection(2, verdict="unsure", reason="probability 0.4"))
-        history.add(detection(3, label="healthy"))
-        assert history.counts_by_label() == {"blight": 1, "healthy": 1}
-        assert history.counts_by_label(since_s=detection(2).at_s) == {"healthy": 1}
 
 
 def test_another_process_reads_while_the_agent_writes(path: Path) -> None:
     with pytest.raises(OutboxError, match=r"no file .* start the agent"):
-        History.reading(path)
+        History(path, read_only=True)
     stop = threading.Event()
     with History(path) as history:
         history.add(detection(0))
@@ -206,7 +171,7 @@ def test_another_process_reads_while_the_agent_writes(path: Path) -> None:
 
         writer = threading.Thread(target=write)
         writer.start()
-        with History.reading(path) as reader:
+        with History(path, read_only=True) as reader:
             counts = [len(reader.recent(1000))]
             while not stop.is_set():
                 counts.append(len(reader.recent(1000)))
@@ -216,7 +181,7 @@ def test_another_process_reads_while_the_agent_writes(path: Path) -> None:
 
 
 def test_a_reader_cannot_write(path: Path) -> None:
-    with History(path) as history, History.reading(path) as reader:
+    with History(path) as history, History(path, read_only=True) as reader:
         history.add(detection(0))
         with pytest.raises(OutboxError, match="readonly"):
             reader.mark("photo")
@@ -232,21 +197,3 @@ def test_a_damaged_file_is_set_aside_and_told(path: Path, caplog: pytest.LogCapt
         again.add(detection(2))
     assert "damaged: set aside" in caplog.text
     assert list(path.parent.glob("history.sqlite.damaged-*"))
-
-
-def test_a_file_that_is_damaged_while_it_is_open_is_set_aside_and_begun_anew(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with History(path) as history:
-        for number in range(200):
-            history.add(detection(number))
-        history._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        with path.open("r+b") as file:
-            file.seek(4096)
-            file.write(b"\xff" * (path.stat().st_size - 4096))
-        history._file._database.execute("PRAGMA cache_size = 0")
-        with pytest.raises(OutboxError, match="malformed"):
-            history.recent(1000)
-        history.add(detection(1000))
-        assert history.recent() == [detection(1000)]
-    assert caplog.text.count("damaged: set aside") == 1

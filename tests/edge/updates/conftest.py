@@ -15,10 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
+from agridistill.edge.updates import fetch, golden
 from agridistill.edge.updates.publishing import PublishSettings, publish
 from agridistill.edge.updates.release import (
     TrustedKeys,
-    UpdateSettings,
     create_key,
     key_id,
     read_private_key,
@@ -30,7 +30,6 @@ from agridistill.manifest import read_manifest
 from agridistill.runtime.backends import manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor
 
-QUICK = UpdateSettings(pause_s=0, timeout_s=5, golden_limit_s=60, threads=1)
 GREEN, RED = (10, 200, 10), (200, 10, 10)
 
 
@@ -121,12 +120,25 @@ def make_device(
     state: Path,
     first: Path,
     source: str | Path | bytes | None = None,
-    settings: UpdateSettings = QUICK,
+    channel: str = "default",
 ) -> Device:
     """A device that trusts a publisher."""
     slots = ModelSlots(state / "models", first)
     keys = TrustedKeys({publisher.key_id: publisher.public})
-    return Device(slots, Updater(slots, keys, settings), source if source is not None else publisher.folder)
+    updater = Updater(slots, keys, channel=channel, threads=1)
+    return Device(slots, updater, source if source is not None else publisher.folder)
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets limits of updates by their names."""
+
+    def change(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(golden if name == "LIMIT_S" else fetch, name, value)
+
+    change(PAUSE_S=0, TIMEOUT_S=5, LIMIT_S=60)
+    return change
 
 
 @pytest.fixture
@@ -141,10 +153,9 @@ def device_for(tmp_path: Path, colour_model: Path) -> Callable[..., Device]:
     def make(
         publisher: Publisher,
         source: str | Path | bytes | None = None,
-        settings: UpdateSettings = QUICK,
-        state: Path = tmp_path / "state",
+        channel: str = "default",
     ) -> Device:
-        return make_device(publisher, state, colour_model, source, settings)
+        return make_device(publisher, tmp_path / "state", colour_model, source, channel)
 
     return make
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime  # noqa: F401 - once, and not in each child
 
-from agridistill.edge.updates import updater
-from agridistill.edge.updates.release import UpdateSettings, read_trusted_keys
+from agridistill.edge.updates import fetch, updater
+from agridistill.edge.updates.release import read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -65,7 +65,8 @@ def main() -> None:
     state, served, first, keys, what = (Path(word) for word in sys.argv[1:6])
     updater.check_golden = lambda *given: None  # changes nothing on the disk
     slots = ModelSlots(state / "models", first)
-    agent = updater.Updater(slots, read_trusted_keys(keys), UpdateSettings(pause_s=0, spare_bytes=0))
+    fetch.SPARE_BYTES = 0
+    agent = updater.Updater(slots, read_trusted_keys(keys))
     before = shutil.copytree(state, state.with_name("before"))
 
     def update() -> None:

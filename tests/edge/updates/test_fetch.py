@@ -7,20 +7,19 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.edge.dripping import dripping, soon
 
-from agridistill.edge.updates.fetch import open_source
-from agridistill.edge.updates.release import Release, stored_release
+from agridistill.edge.updates.fetch import open_source, read_envelope
 
-from .conftest import QUICK, Device, Publisher, Server, model_like
+from .conftest import Device, Publisher, Server, model_like
 
 pytestmark = pytest.mark.usefixtures("without_golden")
 Serve = Callable[[Path], Server]
 MakeDevice = Callable[..., Device]
+Limits = Callable[..., None]
 KIB_64 = 65_536
 Usage = namedtuple("Usage", "total used free")
 
@@ -33,15 +32,25 @@ def large(publisher: Publisher, colour_model: Path) -> Publisher:
     return publisher
 
 
+@pytest.fixture
+def server(large: Publisher, serve: Serve) -> Server:
+    return serve(large.folder)
+
+
+@pytest.fixture
+def device(device_for: MakeDevice, large: Publisher, server: Server) -> Device:
+    """Fetches the large release from the server."""
+    return device_for(large, server.url)
+
+
 def part_of(device: Device) -> Path:
     return device.slots.folder / "v1.part" / "large.onnx.part"
 
 
 def test_cut_at_every_64_kib_the_old_model_runs_until_the_last_byte_is_there(
-    device_for: MakeDevice, large: Publisher, serve: Serve
+    device: Device, large: Publisher, server: Server, limits: Limits
 ) -> None:
-    server = serve(large.folder)
-    device = device_for(large, server.url, replace(QUICK, attempts=1))
+    limits(ATTEMPTS=1)
     size, cuts = large.model.stat().st_size, 0
     # One try a check, each cut after 64 KiB.
     server.cut_after = KIB_64
@@ -57,11 +66,12 @@ def test_cut_at_every_64_kib_the_old_model_runs_until_the_last_byte_is_there(
 
 @pytest.mark.parametrize("cut", range(0, 600_000, KIB_64))
 def test_a_file_that_ends_early_on_a_stick_is_never_used(
-    device_for: MakeDevice, large: Publisher, cut: int, tmp_path: Path
+    device_for: MakeDevice, large: Publisher, cut: int, tmp_path: Path, limits: Limits
 ) -> None:
     content = large.model.read_bytes()
     (large.folder / "v1" / "large.onnx").write_bytes(content[:cut])
-    device = device_for(large, settings=replace(QUICK, attempts=1))
+    limits(ATTEMPTS=1)
+    device = device_for(large)
     assert device.check().outcome == "postponed"
     assert device.start().version == 0
     (large.folder / "v1" / "large.onnx").write_bytes(content)
@@ -70,18 +80,16 @@ def test_a_file_that_ends_early_on_a_stick_is_never_used(
 
 
 def test_within_a_check_a_download_that_comes_forward_is_not_given_up(
-    device_for: MakeDevice, large: Publisher, serve: Serve
+    device: Device, large: Publisher, server: Server, limits: Limits
 ) -> None:
-    server = serve(large.folder)
     server.cut_after = KIB_64
-    device = device_for(large, server.url, replace(QUICK, attempts=2))
+    limits(ATTEMPTS=2)
     assert device.check().outcome == "installed"
     assert server.sent["large.onnx"] == large.model.stat().st_size
 
 
-def test_without_ranges_the_download_starts_over(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
-    server = serve(large.folder)
-    device = device_for(large, server.url, replace(QUICK, attempts=3))
+def test_without_ranges_the_download_starts_over(device: Device, server: Server, limits: Limits) -> None:
+    limits(ATTEMPTS=3)
     server.ranges, server.cut_after = False, 100_000
     assert device.check().outcome == "postponed"
     assert part_of(device).stat().st_size == 100_000
@@ -91,11 +99,8 @@ def test_without_ranges_the_download_starts_over(device_for: MakeDevice, large: 
     assert device.start().version == 1
 
 
-def test_a_part_of_other_bytes_is_thrown_away_and_fetched_anew(
-    device_for: MakeDevice, large: Publisher, serve: Serve
-) -> None:
-    server = serve(large.folder)
-    device = device_for(large, server.url, replace(QUICK, attempts=1))
+def test_a_part_of_other_bytes_is_thrown_away_and_fetched_anew(device: Device, server: Server, limits: Limits) -> None:
+    limits(ATTEMPTS=1)
     server.cut_after = 100_000
     assert device.check().outcome == "postponed"
     part_of(device).write_bytes(b"x" * 100_000)
@@ -112,10 +117,8 @@ def test_any_part_can_be_gone_on_with(device_for: MakeDevice, large: Publisher, 
     assert device.check().outcome == "installed"
 
 
-def test_no_more_than_was_signed_is_written(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
-    server = serve(large.folder)
+def test_no_more_than_was_signed_is_written(device: Device, server: Server) -> None:
     server.extra = b"x" * 20_000_000
-    device = device_for(large, server.url)
     result = device.check()
     assert result.outcome == "refused"
     assert sum(path.stat().st_size for path in device.slots.folder.rglob("*")) < 1_500_000
@@ -131,12 +134,8 @@ def test_a_huge_release_file_is_not_read(device_for: MakeDevice, publisher: Publ
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "//[", "SELF"])
-def test_a_redirect_goes_nowhere_but_to_http(
-    device_for: MakeDevice, large: Publisher, serve: Serve, target: str
-) -> None:
-    server = serve(large.folder)
+def test_a_redirect_goes_nowhere_but_to_http(device: Device, server: Server, target: str) -> None:
     server.redirect = server.url if target == "SELF" else target
-    device = device_for(large, server.url)
     assert device.check().outcome == "postponed"
     assert device.start().version == 0
 
@@ -144,16 +143,14 @@ def test_a_redirect_goes_nowhere_but_to_http(
 def test_a_redirect_to_another_server_is_followed(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
     server, other = serve(large.folder), serve(large.folder)
     server.redirect = other.url
-    source = open_source(server.url, QUICK)
-    assert source.envelope() == (large.folder / "release.json").read_bytes()
+    assert read_envelope(open_source(server.url)) == (large.folder / "release.json").read_bytes()
 
 
 def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_beyond_his_patience(
-    device_for: MakeDevice, large: Publisher, serve: Serve
+    device: Device, server: Server, limits: Limits
 ) -> None:
-    server = serve(large.folder)
     server.pause_s = 0.02
-    device = device_for(large, server.url, replace(QUICK, patience_s=0.3))
+    limits(PATIENCE_S=0.3)
     results = []
     thread = threading.Thread(target=lambda: results.append(device.check()), daemon=True)
     thread.start()
@@ -162,36 +159,33 @@ def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_beyond_his_patienc
     assert part_of(device).stat().st_size > 0
 
 
-def test_a_header_that_drips_holds_nobody_beyond_the_timeout(device_for: MakeDevice, publisher: Publisher) -> None:
+def test_a_header_that_drips_holds_nobody_beyond_the_timeout(
+    device_for: MakeDevice, publisher: Publisher, limits: Limits
+) -> None:
     with dripping() as port, soon():
-        device = device_for(publisher, f"http://127.0.0.1:{port}/release.json", replace(QUICK, timeout_s=0.3))
+        limits(TIMEOUT_S=0.3)
+        device = device_for(publisher, f"http://127.0.0.1:{port}/release.json")
         result = device.check()
     assert result.outcome == "postponed"
     assert "no whole answer in 0.3 s" in result.reason
 
 
-def test_a_body_may_take_longer_than_its_header(device_for: MakeDevice, large: Publisher, serve: Serve) -> None:
+def test_a_body_may_take_longer_than_its_header(
+    device_for: MakeDevice, large: Publisher, serve: Serve, limits: Limits
+) -> None:
     server = serve(large.folder)
     server.pause_s = 0.02
-    with open_source(server.url, replace(QUICK, timeout_s=0.3)).opened(_release_of(large), "large.onnx", 0) as (
-        _,
-        body,
-    ):
+    limits(TIMEOUT_S=0.3)
+    with open_source(server.url).opened("v1/large.onnx", 0) as (_, body):
         begin = time.monotonic()
         for _ in range(25):
             assert next(body)
     assert time.monotonic() - begin > 0.4
 
 
-def _release_of(publisher: Publisher) -> Release:
-    return stored_release((publisher.folder / "release.json").read_bytes())
-
-
 def test_without_room_nothing_is_fetched(
-    device_for: MakeDevice, large: Publisher, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    device: Device, large: Publisher, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve(large.folder)
-    device = device_for(large, server.url)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
         result = device.check()

@@ -8,32 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.edge.conftest import Broker, Receiver, wait_for
-from tests.edge.watched import GREEN, once, put, settings_for, watching
+from tests.edge.watched import GREEN, once, put, watching
 
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.delivery.broker import BrokerSettings
-from agridistill.edge.settings import UpdateOptions, WatchSettings
+from agridistill.edge.settings import UpdateSettings, WatchSettings
 from agridistill.edge.state import read_state
 from agridistill.edge.updates.publishing import PublishSettings, publish
 
 from .conftest import Publisher, model_like, plain_photo
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def settings(photos: Path, colour_model: Path) -> WatchSettings:
-    return settings_for(photos, colour_model)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
 
 
 def test_a_new_model_takes_over_between_two_photos(
@@ -41,7 +25,7 @@ def test_a_new_model_takes_over_between_two_photos(
 ) -> None:
     keys = publisher.key_file.parent
     publisher.publish(1)
-    settings = replace(settings, updates=UpdateOptions(keys=keys, source=str(publisher.folder)))
+    settings = replace(settings, updates=UpdateSettings(keys=keys, source=str(publisher.folder)))
     with watching(settings, state) as heard:
         put(photos, "a.jpg")
         wait_for(lambda: (state / "models" / "current.json").exists(), what="the update")
@@ -63,7 +47,7 @@ def test_a_release_that_comes_over_mqtt_is_installed_and_told(
     broker.start()
     receiver = Receiver(broker.port)
     options = BrokerSettings(f"mqtt://127.0.0.1:{broker.port}")
-    settings = replace(settings, broker=options, updates=UpdateOptions(keys=publisher.key_file.parent))
+    settings = replace(settings, broker=options, updates=UpdateSettings(keys=publisher.key_file.parent))
     with watching(settings, state):
         wait_for(lambda: ("agridistill/pi/status", b"online") in receiver.got)
         release = (publisher.folder / "release.json").read_bytes()
@@ -81,7 +65,7 @@ def test_a_model_whose_classes_a_rule_does_not_know_is_given_up(
     golden = tmp_path / "golden 2"
     plain_photo(golden / "rust" / "1.png", GREEN)
     publish(other, golden, publisher.folder, [publisher.key], PublishSettings(1))
-    updates = UpdateOptions(keys=publisher.key_file.parent, source=str(publisher.folder))
+    updates = UpdateSettings(keys=publisher.key_file.parent, source=str(publisher.folder))
     settings = replace(settings, updates=updates, rules=(Rule("too red", ("red",)),))
     with watching(settings, state) as heard:
         wait_for(lambda: (state / "models" / "current.json").exists(), what="the update")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
-from agridistill.edge.updates.slots import COPY_NAME, POINTER_NAME, read_pointer
+from agridistill.edge.updates.slots import POINTER_NAME
 from agridistill.errors import EdgeError
 
 from .conftest import Device, Publisher
@@ -101,52 +100,24 @@ def test_a_damaged_golden_photo_is_no_reason_to_leave_a_model(device: Device, pu
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"null", b"[1]", b'{"sha256": "x"}', b"\xff", b"[" * 99_999],
+    [b"", b"{", b"null", b"[1]", b'{"format_version": 2}', b'{"else": 1}', b"\xff", b"[" * 99_999],
     ids=lambda content: repr(content[:9]),
 )
-def test_a_damaged_pointer_is_replaced_by_its_copy_and_without_one_by_what_the_models_say(
+def test_with_a_damaged_pointer_the_first_model_runs_and_no_update_is_taken(
     device: Device, publisher: Publisher, content: bytes, caplog: Log
 ) -> None:
     installed(device, publisher, 1, 2)
-    device.start()
-    device.slots.confirm()
-    before = device.slots.pointer()
     (device.slots.folder / POINTER_NAME).write_bytes(content)
-    assert device.slots.pointer() == before
-    (device.slots.folder / COPY_NAME).write_bytes(content)
     caplog.clear()
     caplog.set_level(logging.ERROR)
-    active = device.start()
-    assert (active.version, active.trial) == (2, True)
+    assert device.start().version == 0
     assert len(caplog.messages) == 1
-    assert "is lost" in caplog.messages[0]
-    assert device.slots.pointer().good == 1
-    assert device.slots.pointer().highest == 2
-
-
-def test_every_changed_letter_of_the_pointer_is_noticed(device: Device, publisher: Publisher) -> None:
-    installed(device, publisher, 1, 2)
-    (device.slots.folder / COPY_NAME).unlink()
-    path = device.slots.folder / POINTER_NAME
-    document = json.loads(path.read_text())
-    for key in ("active", "good", "highest", "starts"):
-        path.write_text(json.dumps(document | {key: 7}))
-        assert device.slots.pointer().highest == 2
-        assert device.start().version in (1, 2)
-        (device.slots.folder / COPY_NAME).unlink(missing_ok=True)
-
-
-def test_a_pointer_without_what_later_versions_count_is_read(device: Device, publisher: Publisher) -> None:
-    installed(device, publisher, 1)
-    path = device.slots.folder / POINTER_NAME
-    before = device.slots.pointer()
-    (device.slots.folder / COPY_NAME).unlink()
-    document = json.loads(path.read_text())
-    for key in ("sha256", "frames", "killed_checks"):
-        del document[key]
-    content = json.dumps(document, sort_keys=True).encode()
-    path.write_text(json.dumps(document | {"sha256": hashlib.sha256(content).hexdigest()}))
-    assert read_pointer(device.slots.folder) == before
+    assert "delete" in caplog.messages[0]
+    result = device.check()
+    assert result.outcome == "refused"
+    assert "a record of this device's models" in result.reason
+    shutil.rmtree(device.slots.folder)
+    assert device.check().outcome == "installed"
 
 
 def test_a_version_that_cannot_run_gives_way_at_once(device: Device, publisher: Publisher) -> None:
@@ -191,7 +162,7 @@ def test_what_killed_updates_left_is_swept_and_what_may_be_gone_on_with_is_kept(
     (folder / ".current.json.1-ab.part").touch()
     assert device.start().version == 5
     left = {path.name for path in folder.iterdir()}
-    assert left == {"v1", "v5", "v7.part", "v8.part", "update.lock", "current.lock", POINTER_NAME, COPY_NAME}
+    assert left == {"v1", "v5", "v7.part", "update.lock", POINTER_NAME}
     publisher.publish(9)
     assert device.check().outcome == "installed"
     assert not list(folder.glob("*.part"))

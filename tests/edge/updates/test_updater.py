@@ -21,7 +21,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.edge.conftest import wait_for
 
-from agridistill.edge import backoff
+from agridistill.edge import network
 from agridistill.edge.updates import golden as golden_module
 from agridistill.edge.updates import updater
 from agridistill.edge.updates.publishing import PublishSettings, publish
@@ -32,7 +32,7 @@ from agridistill.manifest import read_manifest
 from agridistill.runtime.backends import manifest_path
 from agridistill.storage import only_one
 
-from .conftest import QUICK, Device, Publisher, Server, model_like
+from .conftest import Device, Publisher, Server, model_like
 
 Serve = Callable[[Path], Server]
 MakeDevice = Callable[..., Device]
@@ -55,20 +55,24 @@ def test_a_release_is_installed_after_its_golden_photos_and_runs_from_the_next_s
     assert not device.start().trial
 
 
+def message_of(publisher: Publisher, server: Server) -> bytes:
+    """A release that arrives as a message; its files lie on the server."""
+    publisher.publish(1, base_url=server.url.removesuffix("release.json"))
+    return (publisher.folder / "release.json").read_bytes()
+
+
 @pytest.mark.usefixtures("without_golden")
-@pytest.mark.parametrize("kind", ["folder", "text", "file", "address", "folder's address", "message"])
+@pytest.mark.parametrize("kind", ["folder", "text", "address", "folder's address", "message"])
 def test_a_release_comes_from_a_stick_a_server_or_a_message(
     kind: str, device_for: MakeDevice, publisher: Publisher, serve: Serve
 ) -> None:
     server = serve(publisher.folder)
-    publisher.publish(1, base_url=server.url.removesuffix("/release.json"))
-    envelope = (publisher.folder / "release.json").read_bytes()
+    envelope = message_of(publisher, server)
     if kind == "message":
         (publisher.folder / "release.json").unlink()
     source = {
         "folder": publisher.folder,
         "text": str(publisher.folder / "release.json"),
-        "file": publisher.folder.as_uri(),
         "address": server.url + "?token=secret",
         "folder's address": server.url.removesuffix("release.json"),
         "message": envelope,
@@ -113,10 +117,13 @@ def test_an_older_version_is_refused_also_after_a_return(device: Device, publish
     assert device.check().outcome == "installed"
 
 
-def test_a_release_of_another_channel_or_too_large_is_refused(device_for: MakeDevice, publisher: Publisher) -> None:
+def test_a_release_of_another_channel_or_too_large_is_refused(
+    device_for: MakeDevice, publisher: Publisher, limits: Callable[..., None]
+) -> None:
     publisher.publish(1, channel="potato")
     assert "of the channel 'default'" in device_for(publisher).check().reason
-    small = device_for(publisher, settings=replace(QUICK, channel="potato", max_file_bytes=500))
+    limits(MAX_FILE_BYTES=500)
+    small = device_for(publisher, channel="potato")
     result = small.check()
     assert result.outcome == "refused"
     assert "files of at most 500 bytes" in result.reason
@@ -233,12 +240,13 @@ def _endless(model: Path) -> None:
 
 
 def test_a_model_that_never_answers_is_ended_and_refused(
-    device_for: MakeDevice, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+    device_for: MakeDevice, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, limits: Callable[..., None]
 ) -> None:
     _endless(publisher.model)
     monkeypatch.setattr("agridistill.edge.updates.publishing._golden", lambda folder, *rest: _labelled(folder))
     publisher.publish(1)
-    device = device_for(publisher, settings=replace(QUICK, golden_limit_s=4))
+    limits(LIMIT_S=4)
+    device = device_for(publisher)
     result = device.check()
     assert "golden answers in time" in result.reason
     assert device.start().version == 0
@@ -408,8 +416,7 @@ def test_a_message_and_a_place_do_not_call_each_other_back(
     device: Device, publisher: Publisher, serve: Serve, caplog: Log
 ) -> None:
     server = serve(publisher.folder)
-    publisher.publish(1, base_url=server.url.removesuffix("release.json"))
-    message = (publisher.folder / "release.json").read_bytes()
+    message = message_of(publisher, server)
     server.status = 503
     caplog.set_level(logging.WARNING)
     for _ in range(2):
@@ -497,7 +504,7 @@ def running(worker: UpdateWorker) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
     monkeypatch.setattr(updater, "_POLL_S", 0.002)
-    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(network.random, "uniform", lambda low, high: high)
 
     def pauses(first_s: float, longest_s: float) -> None:
         monkeypatch.setattr(updater, "_FIRST_RETRY_S", first_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pytest
 from tests.edge.updates.conftest import Device, Publisher, make_device, make_publisher
 from tests.edge.watched import ANY, GREEN
 
+from agridistill.edge import verdict as verdict_module
 from agridistill.edge.events import Frame
-from agridistill.edge.verdict import CurrentModel, Decider, Origin
-from agridistill.edge.verdict import current_model as current_model_module
+from agridistill.edge.verdict import CurrentModel, Decider
 from agridistill.errors import AgriDistillError
 from agridistill.runtime.backends import open_artefact
 from agridistill.runtime.predictor import Predictor
@@ -30,10 +30,10 @@ def frame(colour: tuple[int, int, int] = GREEN) -> Frame:
 
 
 def current(device: Device, quality: QualitySettings = ANY) -> CurrentModel:
-    def load(path: Path) -> Predictor:
-        return Predictor(open_artefact(path, threads=1))
+    def create(path: Path) -> Decider:
+        return Decider(Predictor(open_artefact(path, threads=1)), quality, device="pi", source="photos")
 
-    return CurrentModel(device.slots, load, lambda predictor: Decider(predictor, quality, Origin("pi", "photos")))
+    return CurrentModel(device.slots, create)
 
 
 @dataclass
@@ -45,10 +45,9 @@ class Life:
     def __call__(self, frames: int, colour: tuple[int, int, int] = GREEN, *, orderly: bool = True) -> int:
         """The version that ran."""
         model = current(self.device, NOT_DARK)
-        for _ in range(frames):
-            assert (model.decide(frame(colour)).label is None) == (colour == DARK)
-        if orderly:
-            model.close()
+        with model if orderly else nullcontext():
+            for _ in range(frames):
+                assert (model.decide(frame(colour)).label is None) == (colour == DARK)
         version: int = model.info["version"]
         return version
 
@@ -76,7 +75,7 @@ def life(device: Device) -> Life:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A life counts as long from its beginning on."""
-    monkeypatch.setattr(current_model_module, "_CONFIRM_S", 0.0)
+    monkeypatch.setattr(verdict_module, "_CONFIRM_S", 0.0)
 
 
 def test_a_model_that_runs_in_short_turns_is_confirmed_after_twenty_answers(device: Device, life: Life) -> None:
@@ -139,13 +138,12 @@ def test_answers_of_one_model_never_confirm_the_next_one(
 ) -> None:
     caplog.set_level(logging.INFO)
     life(10)
-    before = current(device)
-    publisher.publish(2)
-    assert device.check().outcome == "installed"
-    device.slots.start()
-    for _ in range(20):
-        before.decide(frame())
-    before.close()
+    with current(device) as before:
+        publisher.publish(2)
+        assert device.check().outcome == "installed"
+        device.slots.start()
+        for _ in range(20):
+            before.decide(frame())
     pointer = device.slots.pointer()
     assert (pointer.active, pointer.trial, pointer.starts, pointer.frames) == (2, True, 1, 0)
     life(10)
@@ -156,15 +154,12 @@ def test_answers_of_one_model_never_confirm_the_next_one(
 def test_where_the_disk_refuses_an_orderly_end_it_is_told_and_the_start_counts(
     device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = current(device)
-    model.decide(frame())
-
     def refuses(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, current(device) as model:
+        model.decide(frame())
         patch.setattr("agridistill.edge.updates.slots.write_json", refuses)
-        model.close()
     assert "No space left" in caplog.text
     assert (device.slots.pointer().starts, device.slots.pointer().frames) == (1, 0)
 
@@ -184,7 +179,7 @@ def test_an_ignored_model_is_told_once_also_where_it_cannot_be_loaded(
     device.slots.first = Path(shutil.copy(publisher.model, tmp_path / "same.onnx"))
     current(device)
     shutil.rmtree(folder)
-    assert current_version(lambda: current(make_device(publisher, tmp_path / "new", publisher.model))) == 0
+    assert current(make_device(publisher, tmp_path / "new", publisher.model)).info["version"] == 0
     assert caplog.messages == [told]
 
 
@@ -194,8 +189,3 @@ def test_a_first_model_that_cannot_be_loaded_is_an_error_where_it_has_to_run(dev
     device.slots.first.write_bytes(b"no model")
     with pytest.raises(AgriDistillError):
         current(device)
-
-
-def current_version(make: Callable[[], CurrentModel]) -> int:
-    version: int = make().info["version"]
-    return version

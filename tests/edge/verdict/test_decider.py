@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from agridistill.edge.events import Frame
-from agridistill.edge.verdict import Decider, Origin, event_id, thumbnail
+from agridistill.edge.verdict import Decider, event_id, thumbnail
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.verdict import QualitySettings, figures, fit_familiarity
@@ -33,7 +33,7 @@ class Colours:
 
 def decider(quality: QualitySettings = ANY, **changes: object) -> tuple[Decider, Colours]:
     model = Colours(replace(MANIFEST, **changes))  # type: ignore[arg-type]
-    return Decider(Predictor(model), quality, Origin("pi", "photos")), model
+    return Decider(Predictor(model), quality, device="pi", source="photos"), model
 
 
 def frame(red: int, green: int, identity: str = "", **changes: object) -> Frame:

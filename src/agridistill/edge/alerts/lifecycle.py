@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from agridistill.edge.alerts.leaves import LeafPool
-from agridistill.edge.alerts.rules import Finding, Rule, find
-from agridistill.edge.events import Alert
-from agridistill.edge.words import leaves_words, moment, plain_label
+from agridistill.edge.alerts.rules import LeafPool, Leaves, Rule
+from agridistill.edge.events import Alert, leaves_words, moment
+from agridistill.runtime.verdict import plain_label
 
 # Change of the share that is sent to people, and that the page and the broker's state follow.
 _SENT, _STORED = 0.1, 0.02
 _LISTED_ALERTS = 50
+Change = Literal["opened", "updated", "repeated", "resolved"]
 
 
 @dataclass(frozen=True)
 class AlertMessage:
     """What people are notified of."""
 
-    change: Literal["opened", "updated", "repeated", "resolved"]
+    change: Change
     alert: Alert  # as it is now
     notified_s: float  # time of the notification before; 0 for none
 
@@ -48,7 +49,7 @@ class _Watched:
     notified_clock: float = 0.0
     seen_clock: float = 0.0
 
-    def change(self, rule: Rule | None, clock_s: float) -> Literal["opened", "updated", "repeated", "resolved"] | None:
+    def change(self, rule: Rule | None, clock_s: float) -> Change | None:
         """What people have to be notified of."""
         if self.alert.state == "resolved":
             return "resolved"  # also one that opened and ended in quiet hours
@@ -56,23 +57,21 @@ class _Watched:
             return "opened"
         if abs(self.alert.share - self.notified_share) >= _SENT:
             return "updated"
-        is_due = rule is not None and rule.repeat_s and clock_s - self.notified_clock >= rule.repeat_s
-        return "repeated" if is_due else None
+        repeat_s = 3600 * rule.repeat_hours if rule is not None else 0
+        return "repeated" if repeat_s and clock_s - self.notified_clock >= repeat_s else None
 
 
 class AlertKeeper:
     """Opens, updates and resolves alerts by the leaves of the plots.
 
     Args:
-        rules: each with its own name.
         classes: of the model, in the order of the probabilities.
         pool: of the leaves, with the rules' windows.
         known: alerts from before a restart that are open, or whose end was not sent (`is_end_sent`), each with the time
-            of its last notification (0: none). Of several of one rule and plot the first open one goes on.
-        clock_s: now, by the pool's clock.
-        now_s: now, by the device's clock.
-        seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
+            of its last notification (0: none).
         elsewhere: as `known`, of sources that are no longer watched: they end.
+        seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
+        clocks: gives the time by the pool's clock, which is never set, and by the device's clock.
 
     Raises:
         ConfigError: a rule's class is none of the model's.
@@ -85,27 +84,24 @@ class AlertKeeper:
         pool: LeafPool,
         known: Iterable[tuple[Alert, float]] = (),
         *,
-        clock_s: float = 0.0,
-        now_s: float = 0.0,
-        seen_s: Mapping[str, float] | None = None,
         elsewhere: Iterable[tuple[Alert, float]] = (),
+        seen_s: Mapping[str, float] | None = None,
+        clocks: Callable[[], tuple[float, float]] = lambda: (time.monotonic(), time.time()),
     ) -> None:
         self._rules = {rule.name: rule for rule in rules}
         self._indices = {rule.name: rule.indices(classes) for rule in rules}
-        self._classes, self._pool = tuple(classes), pool
+        self._classes, self._pool, self._clocks = tuple(classes), pool, clocks
         self._open: dict[tuple[str, str], _Watched] = {}
         # By id: another source may have a plot of the same name.
         self._ending: dict[str, _Watched] = {}
-        self._changed: dict[str, tuple[Alert, float]] = {}
+        # By id, each with the time of its last notification: what is not in the history yet.
+        self.changed: dict[str, tuple[Alert, float]] = {}
         for alert, notified_s in elsewhere:
             watched = self._ending[alert.alert_id] = _Watched(alert, notified_s)
             if alert.state == "open":
-                self._resolve(watched, "another source is watched now", now_s)
-        for alert, notified_s in sorted(known, key=lambda pair: pair[0].state != "open"):
-            if (alert.rule, alert.plot) in self._open:
-                self._supersede(alert, notified_s, now_s)
-            else:
-                self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s), clock_s, now_s)
+                self._resolve(watched, alert, "another source is watched now")
+        for alert, notified_s in known:
+            self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s))
 
     @property
     def open(self) -> list[Alert]:
@@ -113,26 +109,19 @@ class AlertKeeper:
         # A copy: other threads read it.
         return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
-    def look(self, plot: str, *, clock_s: float, now_s: float, until_s: float | None = None) -> None:
-        """Applies all rules to a plot.
-
-        Args:
-            plot: its name.
-            clock_s: now, by the pool's clock.
-            now_s: now, by the device's clock.
-            until_s: end of the rules' windows, by the pool's clock; None for now.
-        """
-        until_s = clock_s if until_s is None else until_s
+    def look(self, plot: str, until_s: float | None = None) -> None:
+        """Applies all rules to a plot, whose windows end at a time by the pool's clock; None for now."""
+        until_s = self._clocks()[0] if until_s is None else until_s
         for rule in self._rules.values():
             if rule.concerns(plot):
-                leaves, indices = self._pool.leaves(plot, rule.window_s, until_s), self._indices[rule.name]
-                shares = leaves.sums[:, indices].sum(axis=1) / leaves.counts
-                found = find(rule, leaves.at_s, shares, until_s, leaves.counts)
-                worst = indices[int(leaves.sums[:, indices].sum(axis=0).argmax())]
-                self._apply(rule, plot, found, self._classes[worst], clock_s, now_s)
+                leaves = self._pool.leaves(plot, rule.window_s, until_s)
+                if leaves.number:
+                    self._apply(rule, plot, leaves)
 
-    def messages(self, *, clock_s: float, now_s: float) -> list[AlertMessage]:
-        """Notifications that are due; each is returned until `sent` is called. The times are those of `look`."""
+    def messages(self) -> list[AlertMessage]:
+        """Notifications that are due; each is returned until `sent` is called."""
+        self._tidy()
+        clock_s, now_s = self._clocks()
         found = []
         for watched in (*self._ending.values(), *self._open.values()):
             rule = self._rules.get(watched.alert.rule)
@@ -141,93 +130,77 @@ class AlertKeeper:
                 found.append(AlertMessage(change, watched.alert, watched.notified_s))
         return found
 
-    def sent(self, message: AlertMessage, *, clock_s: float, now_s: float) -> None:
+    def sent(self, message: AlertMessage) -> None:
         """A notification is in the outboxes."""
+        clock_s, now_s = self._clocks()
         key = message.alert.rule, message.alert.plot
         watched = self._ending.pop(message.alert.alert_id, None) or self._open[key]
         # Never before its end, also where the clock was set back since: `is_end_sent` compares the two.
         watched.notified_s = max(now_s, 1.0, watched.alert.resolved_s or 0.0)
         watched.notified_clock, watched.notified_share = clock_s, message.alert.share
-        self._changed[watched.alert.alert_id] = watched.alert, watched.notified_s
+        self.changed[watched.alert.alert_id] = watched.alert, watched.notified_s
         if self._open.get(key) is watched and watched.alert.state == "resolved":
             del self._open[key]
 
-    def tidy(self, *, clock_s: float, now_s: float) -> None:
-        """Ends alerts without new leaves, and those whose rule is gone or no longer applies to their plot."""
-        for watched in list(self._open.values()):
-            alert, rule = watched.alert, self._rules.get(watched.alert.rule)
-            if alert.state != "open":
-                continue
-            if rule is None or not rule.concerns(alert.plot):
-                self._resolve(watched, "the rule is gone", now_s)
-            elif clock_s - watched.seen_clock > rule.forget_s:
-                self._resolve(watched, f"no leaves for {rule.forget_days:g} days", now_s)
-
-    def changed(self) -> list[tuple[Alert, float]]:
-        """Alerts that changed and are not `stored` yet, each with the time of its last notification."""
-        return list(self._changed.values())
-
-    def stored(self, changed: Iterable[tuple[Alert, float]]) -> None:
-        """What `changed` returned is in the history."""
-        for alert, notified_s in changed:
-            if self._changed.get(alert.alert_id) == (alert, notified_s):
-                del self._changed[alert.alert_id]
-
-    def _continue(self, alert: Alert, notified_s: float, seen_s: float, clock_s: float, now_s: float) -> None:
+    def _continue(self, alert: Alert, notified_s: float, seen_s: float) -> None:
+        clock_s, now_s = self._clocks()
         rule = self._rules.get(alert.rule)
         if rule is not None and rule.level != alert.level:
             alert = replace(alert, level=rule.level)
-            self._changed[alert.alert_id] = alert, notified_s
+            self.changed[alert.alert_id] = alert, notified_s
         share = alert.share if notified_s else -1.0
         # Times in the future are from before a clock was set back: they count as now.
         notified_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (notified_s, max(alert.updated_s, seen_s)))
         watched = _Watched(alert, notified_s, share, clock_s - notified_ago, clock_s - seen_ago)
         self._open[alert.rule, alert.plot] = watched
 
-    def _supersede(self, alert: Alert, notified_s: float, now_s: float) -> None:
-        """Ends an alert without a notification, which would read as the end of the one that goes on."""
-        if alert.state == "open":
-            text = f"{alert.rule}, {alert.plot or 'all'}: another alert goes on instead"
-            alert = replace(alert, state="resolved", updated_s=now_s, resolved_s=now_s, text=text)
-        self._changed[alert.alert_id] = alert, max(notified_s, alert.resolved_s or 0.0)
+    def _tidy(self) -> None:
+        """Ends alerts without new leaves, and those whose rule is gone or no longer applies to their plot."""
+        for watched in list(self._open.values()):
+            alert, rule = watched.alert, self._rules.get(watched.alert.rule)
+            if alert.state != "open":
+                continue
+            if rule is None or not rule.concerns(alert.plot):
+                self._resolve(watched, alert, "the rule is gone")
+            elif self._clocks()[0] - watched.seen_clock > 86_400 * rule.forget_days:
+                self._resolve(watched, alert, f"no leaves for {rule.forget_days:g} days")
 
-    def _apply(self, rule: Rule, plot: str, found: Finding, label: str, clock_s: float, now_s: float) -> None:
-        watched = self._open.get((rule.name, plot))
-        if watched is not None and found.leaves:
+    def _apply(self, rule: Rule, plot: str, leaves: Leaves) -> None:
+        clock_s, now_s = self._clocks()
+        indices, watched = self._indices[rule.name], self._open.get((rule.name, plot))
+        share, has_enough = leaves.share(indices), leaves.number >= rule.least_leaves
+        label = self._classes[indices[int(leaves.sums[:, indices].sum(axis=0).argmax())]]
+        if watched is not None:
             watched.seen_clock = clock_s
         if watched is None or watched.alert.state == "resolved":
-            if not found.holds:
+            if not has_enough or share < rule.share:
                 return
             if watched is None:
                 new = Alert(uuid.uuid4().hex, rule.name, plot, "open", now_s, now_s, None, label, 0, 0, "", rule.level)
                 watched = self._open[rule.name, plot] = _Watched(new, seen_clock=clock_s)
             # One that comes back before its end was sent is the same alert.
-            self._update(watched, replace(watched.alert, state="open", resolved_s=None, label=label), found, now_s)
-        elif found.over:
-            self._resolve(watched, f"over, {100 * found.share:.0f} % of {leaves_words(found.leaves)}", now_s, found)
-        elif found.leaves and _is_worth_storing(found, watched.alert):
-            # In leaves that are hardly ill the most probable class is chance.
-            label = label if found.share >= rule.resolve_below else watched.alert.label
-            self._update(watched, replace(watched.alert, label=label), found, now_s)
+            watched.alert = replace(watched.alert, state="open", resolved_s=None)
+        elif has_enough and share < rule.resolve_below:
+            ended = replace(watched.alert, share=round(share, 4), leaves=leaves.number)
+            self._resolve(watched, ended, f"over, {100 * share:.0f} % of {leaves_words(leaves.number)}")
+            return
+        elif not _is_worth_storing(leaves.number, share, watched.alert):
+            return
+        elif share < rule.resolve_below:
+            label = watched.alert.label  # in leaves that are hardly ill the most probable class is chance
+        text = f"{100 * share:.0f} % of {leaves_words(leaves.number)}, mostly {plain_label(label)}"
+        self._change(watched, replace(watched.alert, label=label, share=round(share, 4), leaves=leaves.number), text)
 
-    def _update(self, watched: _Watched, alert: Alert, found: Finding, now_s: float) -> None:
-        rising = f", {100 * found.rise:+.0f} points" if found.rise and abs(found.rise) >= _SENT / 2 else ""
-        text = (
-            f"{alert.rule}, {alert.plot or 'all'}: {100 * found.share:.0f} % of {leaves_words(found.leaves)}{rising}, "
-            f"mostly {plain_label(alert.label)}"
-        )
-        watched.alert = replace(alert, updated_s=now_s, share=round(found.share, 4), leaves=found.leaves, text=text)
-        self._changed[alert.alert_id] = watched.alert, watched.notified_s
-
-    def _resolve(self, watched: _Watched, reason: str, now_s: float, found: Finding | None = None) -> None:
-        alert = watched.alert
-        text = f"{alert.rule}, {alert.plot or 'all'}: {reason}"
-        if found is not None:
-            alert = replace(alert, share=round(found.share, 4), leaves=found.leaves)
-        watched.alert = replace(alert, state="resolved", updated_s=now_s, resolved_s=now_s, text=text)
+    def _resolve(self, watched: _Watched, alert: Alert, reason: str) -> None:
+        now_s = self._clocks()[1]
         # Before the end, also where the clock was ahead at the notification: `is_end_sent` compares the two.
         watched.notified_s = min(watched.notified_s, math.nextafter(now_s, 0.0))
-        self._changed[alert.alert_id] = watched.alert, watched.notified_s
+        self._change(watched, replace(alert, state="resolved", resolved_s=now_s), reason)
+
+    def _change(self, watched: _Watched, alert: Alert, text: str) -> None:
+        text = f"{alert.rule}, {alert.plot or 'all'}: {text}"
+        watched.alert = replace(alert, updated_s=self._clocks()[1], text=text)
+        self.changed[alert.alert_id] = watched.alert, watched.notified_s
 
 
 def is_end_sent(alert: Alert, notified_s: float) -> bool:
@@ -249,7 +222,6 @@ def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
     return found
 
 
-def _is_worth_storing(found: Finding, alert: Alert) -> bool:
+def _is_worth_storing(leaves: int, share: float, alert: Alert) -> bool:
     # Not each single leaf: every change is written to the disk.
-    more = abs(found.leaves - alert.leaves) >= max(1, alert.leaves // 4)
-    return more or abs(found.share - alert.share) >= _STORED
+    return abs(leaves - alert.leaves) >= max(1, alert.leaves // 4) or abs(share - alert.share) >= _STORED

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from agridistill.edge.alerts.leaves import LeafPool
-from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage, is_end_sent
-from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, Rule, ill_classes, why_nothing_warns
+from agridistill.edge.alerts.lifecycle import AlertKeeper, is_end_sent
+from agridistill.edge.alerts.rules import (
+    DEFAULT_LEAST_LEAVES,
+    DEFAULT_SHARE,
+    LeafPool,
+    Rule,
+    ill_classes,
+    why_nothing_warns,
+)
 from agridistill.edge.events import Alert, Detection, Verdict
 from agridistill.edge.store.history import History
-from agridistill.edge.words import plain_label
+from agridistill.runtime.verdict import plain_label
 
 NO_LEAVES = "No recent leaves"
 PLOT_SCHEMA_VERSION = 2
-"""Of a plot's message alone. 1 had a label always, and in `probability` how probable it was as the one condition of the
-whole plot."""
+"""Of a plot's message alone."""
 # Verdicts of leaves that the model saw, with calibrated probabilities.
 _COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
 _RESTORED_DETECTIONS, _RESTORED_ENDS = 20_000, 1000
@@ -28,50 +34,19 @@ _TREND = 0.1  # smaller differences between two windows are noise
 
 
 @dataclass(frozen=True)
-class PlotReport:
-    """A plot's condition now, as it is published."""
-
-    plot: str
-    seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
-    leaves: int = 0  # in the window that ends with the last leaf; 0 where that was longer ago than the window
-    ill_share: float = 0.0  # of them, 0 to 1: mean of their probabilities of all ill classes, as an alert counts them
-    label: str | None = None  # the open alert's class, else of an ill plot the most frequent ill class, else of all
-    shares: Mapping[str, float] = field(default_factory=dict)  # of each class, mean of the probabilities; sum to 1
-
-    @property
-    def condition(self) -> str:
-        """The label in words."""
-        return NO_LEAVES if self.label is None else plain_label(self.label)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is published; see docs/mqtt.md."""
-        return {
-            "schema": PLOT_SCHEMA_VERSION,
-            "plot": self.plot,
-            "seen_s": round(self.seen_s, 1),
-            "condition": self.condition,
-            "leaves": self.leaves,
-            "ill_leaves": round(self.ill_share * self.leaves),
-            "ill_share": round(self.ill_share, 4),
-            "label": self.label,
-            "probability": None if self.label is None else round(self.shares.get(self.label, 0.0), 4),
-            "shares": {name: round(share, 4) for name, share in self.shares.items()},
-        }
-
-
-@dataclass(frozen=True)
 class PlotHealth:
-    """Share of ill leaves of a plot, in the window and in the one before it."""
+    """Share of ill leaves of a plot, in the window that ends with its last leaf and in the one before."""
 
     plot: str
     seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
-    window_s: float
-    leaves: int  # in the window that ends with the last leaf
-    ill_share: float  # of them, 0 to 1
-    label: str | None  # the most frequent ill class; None where the model has none
+    window_s: float = 0.0
+    leaves: int = 0  # 0 where the last one was seen longer ago than the window
+    ill_share: float = 0.0  # 0 to 1: mean of their probabilities of all ill classes, as an alert counts them
+    ill_label: str | None = None  # the most frequent ill class; None where the model has none
     leaves_before: int = 0  # in the window before
     ill_share_before: float = 0.0
-    shares: Mapping[str, float] = field(default_factory=dict)  # of each class, mean of the probabilities
+    shares: Mapping[str, float] = field(default_factory=dict)  # of each class, mean of the probabilities; sum to 1
+    warned: str | None = None  # class of the open alert
 
     @property
     def ill_leaves(self) -> int:
@@ -86,15 +61,27 @@ class PlotHealth:
         rise = self.ill_share - self.ill_share_before
         return "up" if rise >= _TREND else "down" if rise <= -_TREND else "steady"
 
-    def report(self, warned: str | None) -> PlotReport:
-        """The plot as it is published.
+    @property
+    def label(self) -> str | None:
+        """The open alert's class, else of an ill plot the most frequent ill class, else of all; None without leaves."""
+        label = self.warned or (self.ill_label if self.ill_share >= DEFAULT_SHARE else None)
+        return label or max(self.shares, key=lambda name: self.shares[name], default=None)
 
-        Args:
-            warned: class of the plot's open alert; None without one.
-        """
-        label = warned or (self.label if self.ill_share >= DEFAULT_SHARE else None)
-        label = label or max(self.shares, key=lambda name: self.shares[name], default=None)
-        return PlotReport(self.plot, self.seen_s, self.leaves, self.ill_share, label, self.shares)
+    def to_json(self) -> dict[str, Any]:
+        """As it is published; see docs/mqtt.md."""
+        label = self.label
+        return {
+            "schema": PLOT_SCHEMA_VERSION,
+            "plot": self.plot,
+            "seen_s": round(self.seen_s, 1),
+            "condition": NO_LEAVES if label is None else plain_label(label),
+            "leaves": self.leaves,
+            "ill_leaves": self.ill_leaves,
+            "ill_share": round(self.ill_share, 4),
+            "label": label,
+            "probability": None if label is None else round(self.shares.get(label, 0.0), 4),
+            "shares": {name: round(share, 4) for name, share in self.shares.items()},
+        }
 
 
 class Plots:
@@ -103,9 +90,6 @@ class Plots:
     Alerts of another source end: plots of one name in two folders are two plots.
 
     Args:
-        history: of the device.
-        rules: that open alerts.
-        classes: of the model.
         view_s: length of the window of a plot's health and report, in seconds.
         healthy: names and patterns of healthy classes, besides those named so.
 
@@ -130,43 +114,30 @@ class Plots:
         windows_s = [2 * view_s, *(rule.window_s for rule in rules)]
         self._pool = LeafPool(classes, windows_s)
         known = _known_alerts(history, own=True)
-        self._keeper = AlertKeeper(
+        self.alerts = AlertKeeper(
             rules,
             classes,
             self._pool,
             known,
-            clock_s=time.monotonic(),
-            now_s=time.time(),
-            seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
             elsewhere=_known_alerts(history, own=False),
+            seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
+            clocks=lambda: (time.monotonic(), time.time()),
         )
         self._late: set[str] = set()  # plots with photos that count by their own time
-        self._health: dict[str, PlotHealth] = {}
-        self._seen = _by_plot(history.newest_leaf_s, history.plots())
+        seen_s = _by_plot(history.newest_leaf_s, history.plots())
+        self._health = {plot: PlotHealth(plot, at_s) for plot, at_s in seen_s.items()}
         self._restore(max(windows_s))
 
     @property
-    def open_alerts(self) -> list[Alert]:
-        """Those that are open now."""
-        return self._keeper.open
-
-    @property
     def health(self) -> list[PlotHealth]:
-        """Of each plot with leaves, by name; thread-safe."""
-        return sorted(self._health.copy().values(), key=lambda one: one.plot)
-
-    @property
-    def reports(self) -> list[PlotReport]:
         """Of each plot with leaves in the last 31 days, by name; thread-safe."""
-        now_s, health = time.time(), self._health.copy()
-        warned = {alert.plot: alert.label for alert in self.open_alerts if alert.level != "info"}
+        now_s, warned = time.time(), {alert.plot: alert.label for alert in self.alerts.open if alert.level != "info"}
         found = []
-        for plot, seen_s in sorted(self._seen.copy().items()):
-            one = health.get(plot)
-            if one is not None and now_s - one.seen_s <= one.window_s:
-                found.append(one.report(warned.get(plot)))
-            elif now_s - seen_s <= _FORGET_PLOT_S:
-                found.append(PlotReport(plot, seen_s))
+        for one in sorted(self._health.copy().values(), key=lambda one: one.plot):
+            if now_s - one.seen_s <= one.window_s:
+                found.append(replace(one, warned=warned.get(one.plot)))
+            elif now_s - one.seen_s <= _FORGET_PLOT_S:
+                found.append(PlotHealth(one.plot, one.seen_s))
         return found
 
     def see(self, detection: Detection) -> None:
@@ -175,39 +146,29 @@ class Plots:
         if self._add(detection, clock_s, now_s):
             self._look(detection.plot, clock_s, now_s)
 
-    def messages(self) -> list[AlertMessage]:
-        """Notifications that are due; each is returned until `sent` is called."""
-        now = {"clock_s": time.monotonic(), "now_s": time.time()}
-        self._keeper.tidy(**now)
-        return self._keeper.messages(**now)
-
-    def sent(self, message: AlertMessage) -> None:
-        """A notification is in the outboxes."""
-        self._keeper.sent(message, clock_s=time.monotonic(), now_s=time.time())
-
     def store(self) -> None:
         """Writes alerts that changed to the history.
 
         Raises:
             OutboxError: the disk refuses.
         """
-        changed = self._keeper.changed()
+        changed = self.alerts.changed.values()
         if changed:
             self._history.put_alerts([alert for alert, _ in changed], told_s=[at_s for _, at_s in changed])
-            self._keeper.stored(changed)
+            self.alerts.changed.clear()
 
     def _look(self, plot: str, clock_s: float, now_s: float) -> None:
         # Windows of photos that came late end with the newest one: a window that ends now would hold none of them.
         late_s = clock_s - self._pool.newest_s(plot) if plot in self._late else 0.0
         until_s = clock_s - late_s
-        self._keeper.look(plot, clock_s=clock_s, now_s=now_s, until_s=until_s)
+        self.alerts.look(plot, until_s)
         both = self._pool.leaves(plot, 2 * self._view_s, until_s)
-        now, before = both.since(until_s - self._view_s), both.before(until_s - self._view_s)
+        now, before = both.between(until_s - self._view_s), both.between(-math.inf, until_s - self._view_s)
         if not now.number:
             return
         shares = now.sums.sum(axis=0) / now.number
         worst = max(self._ill, key=lambda index: float(shares[index]), default=None)
-        health = self._health[plot] = PlotHealth(
+        self._health[plot] = PlotHealth(
             plot,
             now_s - late_s - max(0.0, until_s - float(now.at_s[-1])),
             self._view_s,
@@ -218,7 +179,6 @@ class Plots:
             before.share(self._ill),
             dict(zip(self.classes, shares.tolist(), strict=True)),
         )
-        self._seen[plot] = health.seen_s
 
     def _add(self, detection: Detection, came_s: float, came_at_s: float) -> bool:
         """Adds a leaf that came at a time, by the pool's clock and by the device's; whether it counts."""

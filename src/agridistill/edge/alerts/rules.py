@@ -1,28 +1,33 @@
-"""When an alert opens: rules, the default rule, and whether a rule holds for the leaves of a plot."""
+"""When an alert opens: rules, the default rule, and the leaves of the plots over a window of time."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from agridistill.edge.events import Level
 from agridistill.errors import ConfigError, nearest
 
-Level = Literal["info", "warning", "critical"]
+WindowMinutes = Annotated[float, Field(gt=0, le=60 * 24 * 31)]
+"""Length of a window, up to 31 days."""
 DEFAULT_RULE_NAME = "ill leaves"
 # Two clearly ill leaves of five open an alert, a single one does not.
 DEFAULT_SHARE, DEFAULT_LEAST_LEAVES = 0.3, 5
-_QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+BUCKETS = 400
+"""Of a window: leaves of one bucket are added up, which blurs the window's edge by 1/400 of its length at most."""
+_QUIET = re.compile(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _NEGATIONS = frozenset({"not", "non", "no", "un"})
-_HOUR_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -30,61 +35,39 @@ class Rule:
     """[[rules]]: when an alert opens and when it ends; see docs/field.md.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a `resolve_share` above the share, or quiet hours that are none.
     """
 
-    name: str
-    classes: tuple[str, ...]  # names or patterns ("*blight*"); their shares are added up
-    plots: tuple[str, ...] = ("*",)  # names or patterns; each plot has its own alert
-    share: float = DEFAULT_SHARE  # expected share of the leaves that opens an alert, 0 to 1
-    rise: float = 0.0  # instead: increase of the share from the earlier to the later half of the window; 0 for none
-    least_leaves: int = DEFAULT_LEAST_LEAVES  # in the window; with `rise` in each half
-    window_minutes: float = 60.0
-    resolve_share: float | None = None  # an alert ends below; half of `share` where None
-    repeat_hours: float = 24.0  # an open alert is sent again; 0 for never
+    name: Annotated[str, Field(pattern=r"\S")]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]  # names or patterns ("*blight"); their shares are added up
+    plots: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)  # names or patterns; each plot has its own alert
+    share: Annotated[float, Field(gt=0, le=1)] = DEFAULT_SHARE  # expected share of the leaves that opens an alert
+    least_leaves: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_LEAST_LEAVES  # in the window
+    window_minutes: WindowMinutes = 60.0
+    resolve_share: Annotated[float, Field(ge=0)] | None = None  # an alert ends below; half of `share` where None
+    repeat_hours: Annotated[float, Field(ge=0)] = 24.0  # an open alert is sent again; 0 for never
     quiet: str = ""  # hours without messages, local time, "22:00-06:00"
-    forget_days: float = 7.0  # an alert without new leaves ends
+    forget_days: Annotated[float, Field(gt=0)] = 7.0  # an alert without new leaves ends
     level: Level = "warning"
 
     def __post_init__(self) -> None:
         quiet = _QUIET.fullmatch(self.quiet)
-        checks = (
-            ("name", bool(self.name.strip()), "a name for each rule"),
-            ("classes", bool(self.classes), "classes to warn of"),
-            ("plots", bool(self.plots), 'plots, or ["*"] for all'),
-            ("share", 0 < self.share <= 1, "a share above 0, up to 1"),
-            ("rise", 0 <= self.rise <= 1, "a rise from 0 to 1"),
-            ("least_leaves", 1 <= self.least_leaves <= 10_000, "1 to 10,000 leaves"),
-            ("window_minutes", 0 < self.window_minutes <= 60 * 24 * 31, "a window of up to 31 days"),
-            ("resolve_share", 0 <= self.resolve_below <= self.share, "resolve_share from 0 to the share"),
-            ("repeat_hours", self.repeat_hours >= 0, "repeat_hours of 0 or more"),
-            ("forget_days", self.forget_days > 0, "forget_days above 0"),
-            ("quiet", not self.quiet or bool(quiet), 'quiet hours such as "22:00-06:00"'),
-            (
-                "quiet",
-                quiet is None or quiet[1] + quiet[2] != quiet[3] + quiet[4],
-                'quiet hours that end at another time than they begin, such as "22:00-06:00"',
-            ),
-        )
-        for key, holds, expected in checks:
-            if not holds:
-                got = getattr(self, key)
-                raise ConfigError(expected, f"{key} = {got!r}", f"correct the rule '{self.name}'")
+        # Hours that end when they begin may mean none or all.
+        if self.quiet and (quiet is None or quiet[1] == quiet[2]):
+            raise ConfigError(
+                'quiet hours such as "22:00-06:00"', f"quiet = {self.quiet!r}", f"correct the rule '{self.name}'"
+            )
+        if self.resolve_below > self.share:
+            raise ConfigError(
+                f"a resolve_share up to the share {self.share:g}",
+                f"{self.resolve_below:g}",
+                f"correct the rule '{self.name}'",
+            )
 
     @property
     def window_s(self) -> float:
         """Length of the window in seconds."""
         return 60.0 * self.window_minutes
-
-    @property
-    def repeat_s(self) -> float:
-        """Time after which an open alert is sent again, in seconds; 0 for never."""
-        return self.repeat_hours * _HOUR_S
-
-    @property
-    def forget_s(self) -> float:
-        """Time without new leaves after which an alert ends, in seconds."""
-        return self.forget_days * 24 * _HOUR_S
 
     @property
     def resolve_below(self) -> float:
@@ -100,8 +83,7 @@ class Rule:
         found = _QUIET.fullmatch(self.quiet)
         if not found:
             return False
-        hours = [int(part) for part in found.groups()]
-        start, end = time(hours[0], hours[1]), time(hours[2], hours[3])
+        start, end = map(time.fromisoformat, found.groups())
         now = datetime.fromtimestamp(now_s).time()  # noqa: DTZ006 - people's own hours
         return start <= now < end if start <= end else now >= start or now < end
 
@@ -111,70 +93,12 @@ class Rule:
         Raises:
             ConfigError: a name or pattern that fits no class.
         """
-        for pattern in self.classes:
-            if not any(fnmatchcase(name, pattern) for name in classes):
-                expected = f"classes of the model in the rule '{self.name}'"
-                raise ConfigError(expected, f"'{pattern}'", nearest(pattern, classes))
+        _require_fitting(self.classes, classes, f"classes of the model in the rule '{self.name}'")
         return [i for i, name in enumerate(classes) if any(fnmatchcase(name, pattern) for pattern in self.classes)]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A rule applied to a plot."""
-
-    leaves: int  # in the window
-    share: float  # expected share of the leaves with the rule's classes, 0 to 1; 0 without leaves
-    rise: float | None  # from the earlier to the later half of the window; None where a half has too few leaves
-    holds: bool  # the rule's condition
-    over: bool  # an open alert ends
-
-
-def find(
-    rule: Rule,
-    at_s: NDArray[np.float64],
-    shares: NDArray[np.float64],
-    now_s: float,
-    counts: NDArray[np.float64] | None = None,
-) -> Finding:
-    """Applies a rule to the leaves of one plot.
-
-    Args:
-        rule: with its window and limits.
-        at_s: `(N,)` when each leaf was seen, by the clock of `now_s`.
-        shares: `(N,)` probability that each has one of the rule's classes.
-        now_s: end of the window, by a monotonic clock.
-        counts: `(N,)` number of leaves in each row, of which `at_s` and `shares` are means; 1 each where None.
-    """
-    counts = np.ones(len(at_s)) if counts is None else counts
-    inside = at_s >= now_s - rule.window_s
-    leaves = int(counts[inside].sum())
-    if not leaves:
-        return Finding(0, 0.0, None, holds=False, over=False)
-
-    def mean(which: NDArray[np.bool_]) -> float:
-        return float(np.average(shares[which], weights=counts[which]))
-
-    share = mean(inside)
-    later = inside & (at_s >= now_s - rule.window_s / 2)
-    earlier = inside & ~later
-    enough = leaves >= rule.least_leaves
-    rise: float | None = None
-    if min(counts[later].sum(), counts[earlier].sum()) >= rule.least_leaves:
-        rise = mean(later) - mean(earlier)
-    if not rule.rise:
-        ends = enough and share < rule.resolve_below
-        return Finding(leaves, share, rise, holds=enough and share >= rule.share, over=ends)
-    # A rise is over when the share falls again; where a half has too few leaves, when hardly any leaf is ill.
-    falls = rise <= 0 and share < rule.share if rise is not None else share < rule.resolve_below
-    return Finding(leaves, share, rise, holds=rise is not None and rise >= rule.rise, over=enough and falls)
-
-
 def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
-    """Whether a class is of healthy leaves, by its name.
-
-    Args:
-        name: of the class.
-        healthy: names and patterns of further healthy classes.
+    """Whether a class is of healthy leaves, by its name or by names and patterns of further healthy classes.
 
     Example:
         >>> [is_healthy(name) for name in ("Tomato___healthy", "HealthyLeaf", "normal", "Unhealthy", "not_healthy")]
@@ -196,10 +120,14 @@ def ill_classes(classes: Sequence[str], healthy: Sequence[str] = ()) -> list[str
     Raises:
         ConfigError: a name or pattern of `healthy` that fits no class.
     """
-    for pattern in healthy:
-        if not any(fnmatchcase(name, pattern) for name in classes):
-            raise ConfigError("classes of the model in 'healthy'", f"'{pattern}'", nearest(pattern, classes))
+    _require_fitting(healthy, classes, "classes of the model in 'healthy'")
     return [name for name in classes if not is_healthy(name, healthy)]
+
+
+def _require_fitting(patterns: Sequence[str], classes: Sequence[str], expected: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in classes):
+            raise ConfigError(expected, f"'{pattern}'", nearest(pattern, classes))
 
 
 def default_rules(ill: Sequence[str], window_minutes: float) -> tuple[Rule, ...]:
@@ -208,12 +136,7 @@ def default_rules(ill: Sequence[str], window_minutes: float) -> tuple[Rule, ...]
 
 
 def why_nothing_warns(rules: Sequence[Rule], ill: Sequence[str]) -> str | None:
-    """Why no alert can open, and the remedy; None where there are rules.
-
-    Args:
-        rules: that are applied.
-        ill: classes of the model that are not healthy.
-    """
+    """Why no alert can open with these rules and ill classes, and the remedy; None where one can."""
     if rules:
         return None
     if ill:
@@ -228,13 +151,7 @@ def why_nothing_warns(rules: Sequence[Rule], ill: Sequence[str]) -> str | None:
 
 
 def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[str]) -> str | None:
-    """Why the default rule would warn of every leaf, and the remedy; None where it would not.
-
-    Args:
-        rules: that are applied.
-        ill: classes of the model that are not healthy.
-        classes: all of them.
-    """
+    """Why the default rule would warn of every leaf, and the remedy; None where it would not."""
     if len(ill) < len(classes) or all(rule.name != DEFAULT_RULE_NAME for rule in rules):
         return None
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
@@ -242,3 +159,87 @@ def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[
         f"No class of the model is healthy by its name, so every leaf counts as ill ({names}). Name the healthy ones "
         'in watch.toml: healthy = ["..."], or add [[rules]].'
     )
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Leaves of a plot, oldest first. A row is one leaf, or the sum of those of one bucket of time."""
+
+    at_s: NDArray[np.float64]  # (N,) mean time of a row's leaves
+    counts: NDArray[np.float64]  # (N,) number of leaves in a row, at least 1
+    sums: NDArray[np.float64]  # (N, K) sums of their probabilities
+
+    @property
+    def number(self) -> int:
+        """Of leaves."""
+        return int(self.counts.sum())
+
+    def between(self, start_s: float, end_s: float = math.inf) -> Leaves:
+        """Those seen from `start_s` on and before `end_s`."""
+        rows = (self.at_s >= start_s) & (self.at_s < end_s)
+        return Leaves(self.at_s[rows], self.counts[rows], self.sums[rows])
+
+    def share(self, classes: Sequence[int]) -> float:
+        """Expected share of the leaves with one of these classes, 0 to 1; 0 without leaves."""
+        return float(self.sums[:, list(classes)].sum() / self.number) if self.number else 0.0
+
+
+class LeafPool:
+    """Leaves of all plots, summed in fixed buckets of time for each window.
+
+    Args:
+        classes: of the model, in the order of the probabilities.
+        windows_s: lengths of the windows in seconds; a longer one counts older leaves, in longer buckets.
+    """
+
+    def __init__(self, classes: Sequence[str], windows_s: Sequence[float]) -> None:
+        self._columns = 2 + len(classes)
+        self._windows_s = tuple(sorted(set(windows_s)))
+        # By plot and window, then by the bucket's number: number of leaves, sum of times, sums of probabilities.
+        self._buckets: dict[tuple[str, float], dict[int, NDArray[np.float64]]] = {}
+        self._newest_s: dict[str, float] = {}
+        self._came_s: dict[str, float] = {}
+
+    def add(self, plot: str, probabilities: NDArray[np.float64], at_s: float, *, came_s: float | None = None) -> None:
+        """Adds one leaf.
+
+        Args:
+            plot: its name.
+            probabilities: `(K,)`, calibrated.
+            at_s: when it was seen, by a monotonic clock.
+            came_s: when it reached the agent, where that was later.
+        """
+        came_s = at_s if came_s is None else came_s
+        if plot not in self._newest_s:
+            self._forget_plots(came_s)
+        self._came_s[plot] = came_s
+        self._newest_s[plot] = newest_s = max(at_s, self._newest_s.get(plot, at_s))
+        row = np.concatenate([[1.0, at_s], probabilities])
+        for window_s in self._windows_s:
+            length_s = window_s / BUCKETS
+            buckets, number = self._buckets.setdefault((plot, window_s), {}), int(at_s // length_s)
+            buckets[number] = buckets.get(number, 0.0) + row
+            if len(buckets) > 1.1 * BUCKETS:
+                for old in [each for each in buckets if each < (newest_s - window_s) // length_s]:
+                    del buckets[old]
+
+    def newest_s(self, plot: str) -> float:
+        """When the newest leaf of a plot with leaves was seen."""
+        return self._newest_s[plot]
+
+    @property
+    def plots(self) -> list[str]:
+        """Those with leaves."""
+        return list(self._newest_s)
+
+    def leaves(self, plot: str, window_s: float, now_s: float) -> Leaves:
+        """Leaves in one of the pool's windows that ends now, by the clock of `add`."""
+        buckets = self._buckets.get((plot, window_s), {})
+        rows = np.array([buckets[number] for number in sorted(buckets)]).reshape(-1, self._columns)
+        return Leaves(rows[:, 1] / rows[:, 0], rows[:, 0], rows[:, 2:]).between(now_s - window_s)
+
+    def _forget_plots(self, now_s: float) -> None:
+        for plot in [plot for plot, came_s in self._came_s.items() if came_s < now_s - self._windows_s[-1]]:
+            del self._newest_s[plot], self._came_s[plot]
+            for window_s in self._windows_s:
+                self._buckets.pop((plot, window_s), None)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from agridistill.edge.backoff import Backoff
-from agridistill.edge.delivery.allowance import (
-    Allowance,
-    LostError,
-    OldProtocolError,
-    RefusedError,
-    TermsError,
-    UnansweredError,
-)
-from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection
-from agridistill.edge.delivery.session import Session
+from agridistill.edge.delivery.broker import BrokerAccess, Connection, Refusals
+from agridistill.edge.delivery.session import LostError, NoRetainError, RefusedError, Session, UnansweredError
+from agridistill.edge.network import Backoff
 from agridistill.edge.store.outbox import Outbox
-from agridistill.errors import ConfigError, OutboxError
+from agridistill.errors import OutboxError
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +30,11 @@ class MqttPublisher:
     Every connection starts with what is not acknowledged yet, oldest first, so that a plot's messages arrive in their
     order; a message may arrive twice, with the same event id. paho's own resending is not used: it knows neither the
     order nor the limit after a reconnect, and nothing after a new start. What the broker denies waits, and lets the
-    rest pass (`Allowance`).
+    rest pass (`Refusals`).
 
     Args:
-        outbox: of this device.
-        access: to the broker.
-        retained: payloads by topic, sent on every connection and where something changes; read every second.
+        retained: payloads by topic that the broker keeps, the most important first; an empty one clears its topic. Read
+            every second, sent on every connection and where something changes.
         commands: handlers of messages by topic; the topics are subscribed to.
         connection: is kept up to date.
 
@@ -60,30 +50,24 @@ class MqttPublisher:
         commands: Mapping[str, Callable[[bytes], None]] | None = None,
         connection: Connection | None = None,
     ) -> None:
-        self.outbox, self.access, self._retained = outbox, access, retained
-        self._commands = dict(commands or {})
-        self._connection = connection or Connection(access.settings.host, access.settings.port)
+        self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands or {}
+        self.connection = connection or Connection(access.settings.host, access.settings.port)
+        self._refusals = Refusals(access.where)
         self._reported: set[str] = set()  # kinds of trouble since the broker was there
         self._reported_old = self._spoke_new = False
         self._unanswered = 0
-        self._allowance = Allowance(access.where)
-        self._tls = _tls_context(access.settings)
-
-    @property
-    def connected(self) -> bool:
-        """Whether the broker is there now."""
-        return self._connection.connected
+        access.tls  # noqa: B018 - unreadable certificates end the start
 
     def run(self, stop: threading.Event) -> None:
         """Publishes until `stop`; an outage is logged once, and its end once."""
-        where = self.access.where
+        where = self._access.where
         # Hundreds of devices must not reconnect in one moment: pauses vary.
         backoff, was_at_once = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), False
         while not stop.is_set():
             session: Session | None = None
             try:
                 session = self._open()
-                self._connection.connected = True
+                self.connection.connected = True
                 opened = time.monotonic()
                 while not stop.is_set():
                     session.step()
@@ -95,27 +79,22 @@ class MqttPublisher:
                 session.say_goodbye()
             except OutboxError as error:
                 self._report("disk", f"nothing goes to the broker {where}: {error}", stop)
-            except RefusedError as error:
-                self._allowance.unreachable()
-                self._report(
-                    "refused",
-                    f"the broker {where} refuses the device ({error}): messages wait in the outbox; check user "
-                    "name, password and certificate",
-                    stop,
-                )
             except (LostError, OSError, UnicodeError) as error:
                 if session is None:
-                    self._allowance.unreachable()
+                    self._refusals.unreachable()
                 if session is not None and session.explain_end():
                     logger.info("the connection to the broker %s ended (%s)", where, error)
+                elif isinstance(error, RefusedError):
+                    line = f"the broker {where} {error}: messages wait in the outbox; {error.remedy}"
+                    self._report("refused", line, stop)
                 else:
                     self._report("away", f"the broker {where} is away ({error}): messages wait in the outbox", stop)
             finally:
-                self._connection.connected = False
+                self.connection.connected = False
                 if session is not None:
                     session.close()
             # Only a broker that is there at once refuses a message; one that starts anew is not.
-            was_at_once = self._allowance.suspects and not was_at_once
+            was_at_once = self._refusals.suspects and not was_at_once
             if not was_at_once:
                 stop.wait(backoff.pause_s())
 
@@ -126,10 +105,8 @@ class MqttPublisher:
                 session = self._open_by(MQTTProtocolVersion.MQTTv5)
                 self._spoke_new, self._unanswered = True, 0
                 return session
-            except TermsError:
-                continue  # with another last will; a broker has two reasons at most
-            except OldProtocolError:
-                break
+            except NoRetainError:
+                continue
             except UnansweredError:
                 self._unanswered += 1
                 if self._spoke_new and self._unanswered < _MOST_UNANSWERED:
@@ -137,17 +114,13 @@ class MqttPublisher:
                 break
         session = self._open_by(MQTTProtocolVersion.MQTTv311)
         if not self._reported_old:
-            logger.warning(
-                "the broker %s speaks MQTT 3.1.1 alone: it acknowledges what its access list denies, too",
-                self.access.where,
-            )
+            line = "the broker %s speaks MQTT 3.1.1 alone: it acknowledges what its access list denies, too"
+            logger.warning(line, self._access.where)
             self._reported_old = True
         return session
 
     def _open_by(self, protocol: MQTTProtocolVersion) -> Session:
-        session = Session(
-            self.outbox, self.access, self._tls, self._retained, self._commands, protocol, self._allowance
-        )
+        session = Session(self._outbox, self._access, protocol, self._refusals, self._retained, self._commands)
         try:
             session.open()
         except BaseException:
@@ -159,17 +132,3 @@ class MqttPublisher:
         if kind not in self._reported and not stop.is_set():
             logger.warning("%s", line)
             self._reported.add(kind)
-
-
-def _tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
-    if not settings.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except (OSError, ssl.SSLError) as error:
-        named = [settings.ca_file, settings.cert_file, settings.key_file]
-        files = ", ".join(f"'{file}'" for file in named if file is not None)
-        raise ConfigError("certificates that can be read", f"{files} ({error})", "check the files") from None
-    return context

@@ -6,17 +6,21 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from agridistill.edge.backoff import Backoff
+from pydantic import Field
+
+from agridistill.edge.network import Backoff
 from agridistill.edge.store.outbox import Message, Outbox, Pending
 from agridistill.errors import ConfigError, OutboxError
 
@@ -48,7 +52,6 @@ class Deliverer:
 
     Args:
         outbox: of this receiver alone.
-        deliver: hands one message over.
         name: of the receiver, for the log, without secrets.
     """
 
@@ -106,13 +109,9 @@ class Deliverer:
         return again
 
     def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
-        logger.log(
-            logging.INFO if quietly or seq in self._refused else logging.WARNING,
-            "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes",
-            self.name,
-            error,
-            _LONGEST_PAUSE_S / 60,
-        )
+        level = logging.INFO if quietly or seq in self._refused else logging.WARNING
+        line = "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes"
+        logger.log(level, line, self.name, error, _LONGEST_PAUSE_S / 60)
         self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
@@ -130,16 +129,16 @@ class Webhook:
     def __post_init__(self) -> None:
         try:
             parts = urllib.parse.urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            usable = False
+            is_usable = False
         # The message omits the address, which often holds a token.
-        if not usable:
+        if not is_usable or "@" in parts.netloc:
             raise ConfigError(
-                "a webhook's address http(s)://HOST[:PORT]/…", "another one (hidden: it may hold a token)", "correct it"
+                "a webhook's address http(s)://HOST[:PORT]/… without a user",
+                "another one (hidden: it may hold a token)",
+                "correct it; a token goes into token_file",
             )
-        if parts.username is not None or parts.password is not None:
-            raise ConfigError("a webhook's address without a user", "one with", "use token_file")
 
     @property
     def name(self) -> str:
@@ -159,9 +158,9 @@ class Webhook:
         # Importing httpx takes time and memory, which an agent without a webhook saves.
         from agridistill.edge.http import HttpClient, HttpError
 
+        # A redirect is not followed: it would turn the POST into a GET, and take the token elsewhere.
+        request: dict[str, Any] = {"method": "POST", "headers": headers, "content": message.payload}
         try:
-            # A redirect is not followed: it would turn the POST into a GET, and take the token elsewhere.
-            request: dict[str, Any] = {"method": "POST", "headers": headers, "content": message.payload}
             with HttpClient().whole(self.url, _ANSWER_S, **request) as answer:
                 next(answer.iter_raw(_READ_BYTES), b"")
         except HttpError as error:
@@ -174,17 +173,10 @@ class Command:
     """[command]: a program that runs for each alert, with the JSON on its standard input; exit code 0 has taken it.
 
     Its environment holds `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
-
-    Raises:
-        ConfigError: no program, or no time.
     """
 
-    words: tuple[str, ...]  # program and arguments, without a shell
-    timeout_s: float = 60.0  # after which it is killed
-
-    def __post_init__(self) -> None:
-        if not self.words or not self.words[0] or self.timeout_s <= 0:
-            raise ConfigError("a command and a time limit above 0", f"{list(self.words)}", "correct it")
+    words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments, without a shell
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # after which it is killed
 
     @property
     def name(self) -> str:
@@ -203,49 +195,42 @@ class Command:
             NotTakenError: no such program, another exit code, or too slow.
         """
         try:
-            process = subprocess.Popen(  # noqa: S603 - the user's own program
-                list(self.words),
-                env={**_without_secrets(os.environ), **_variables(message.payload)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            # Files: programs that it starts in the background may hold its outputs, and run on.
+            with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+                given.write(message.payload)
+                given.seek(0)
+                process = subprocess.Popen(  # noqa: S603 - the user's own program
+                    list(self.words),
+                    env={**_without_secrets(os.environ), **_variables(message.payload)},
+                    stdin=given,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+                self._wait(process, stop)
+                errors.seek(0)
+                text = " ".join(errors.read(_READ_BYTES).decode("utf-8", "replace").split())[:200]
         except OSError as error:
             raise NotTakenError(error.strerror or str(error)) from None
-        errors = self._communicate(process, message.payload, stop)
         if process.returncode:
-            text = " ".join(errors.decode("utf-8", "replace").split())[:200]
             raise NotTakenError(f"exit code {process.returncode}" + (f": {text}" if text else ""))
 
-    def _communicate(self, process: subprocess.Popen[bytes], payload: bytes, stop: threading.Event) -> bytes:
+    def _wait(self, process: subprocess.Popen[bytes], stop: threading.Event) -> None:
         deadline = time.monotonic() + self.timeout_s
-        rest: bytes | None = payload
-        while True:
-            try:
-                return process.communicate(rest, timeout=_POLL_S)[1]
-            except subprocess.TimeoutExpired as error:
-                rest = None  # communicate continues with what is not written yet
-                if process.poll() is not None:
-                    # It has ended; programs that it started in the background hold its outputs, and may run on.
-                    for stream in (process.stdin, process.stderr):
-                        if stream is not None:
-                            stream.close()
-                    return error.stderr or b""
+        while process.poll() is None:
             late = time.monotonic() > deadline
             if late or stop.is_set():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-                process.communicate()
+                process.wait()
                 raise NotTakenError(f"not done after {self.timeout_s:g} s" if late else "the agent ends")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
 
 
 def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if not (name.startswith("AGRIDISTILL_") and name.endswith(("_PASSWORD", "_TOKEN")))
-    }
+    secret = re.compile("AGRIDISTILL_.*(_PASSWORD|_TOKEN)")
+    return {name: value for name, value in environment.items() if not secret.fullmatch(name)}
 
 
 def _variables(payload: bytes) -> Mapping[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,27 +15,14 @@ from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agridistill.edge.delivery.allowance import (
-    Allowance,
-    LostError,
-    OldProtocolError,
-    RefusedError,
-    TermsError,
-    UnansweredError,
-    UnderWay,
-)
-from agridistill.edge.delivery.broker import BrokerAccess
+from agridistill.edge.delivery.broker import BrokerAccess, Refusals, UnderWay
 from agridistill.edge.store.outbox import Outbox
 from agridistill.errors import OutboxError
 
 logger = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
-CONNECT_S = 10.0
-_POLL_S = 0.02
-_GOODBYE_S = 5.0
-_COLLECT_EVERY_S = 1.0
-_RESEND_ALL_EVERY_S = 600.0  # to a broker that keeps no retained messages
+_CONNECT_S, _POLL_S, _COLLECT_EVERY_S, _GOODBYE_S = 10.0, 0.02, 1.0, 5.0
 _LONGEST_COMMAND_BYTES = 2_000_000
 _SKIMMED = 200
 # Reason codes of MQTT 5.
@@ -47,77 +33,94 @@ _ABOUT_THE_DEVICE = (0x85, 0x86, 0x87, 0x8A, 0x8C)
 _ABOUT_NO_MESSAGE = (0x89, 0x8B, 0x8D, 0x8E, 0x98, 0x9C, 0x9D, 0x9F, 0xA0)
 
 
+class LostError(Exception):
+    """The connection ended, or could not be made."""
+
+
+class UnansweredError(LostError):
+    """The broker does not answer in MQTT 5: it speaks 3.1.1 alone, or the connection was lost."""
+
+
+class NoRetainError(LostError):
+    """The broker refuses a retained last will; `Refusals.retain` is off now."""
+
+
+class RefusedError(LostError):
+    """The broker is there and cannot serve the device, for instance for its user name or password."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
 class Session:
-    """One connection.
+    """One connection, by MQTT 5 or 3.1.1; by 3.1.1 a broker acknowledges also what it denies.
 
     Args:
-        outbox: of the device.
-        access: to the broker.
-        tls: None for none.
-        retained: payloads by topic that the broker keeps, the most important first; an empty payload clears a topic.
-        commands: handlers of messages by topic.
-        protocol: by MQTT 5 a broker says what it refuses; by 3.1.1 it acknowledges that, too.
-        allowance: what the broker is known to take; it is updated.
+        outbox, access, retained, commands: as of `MqttPublisher`.
+        protocol: its version.
+        refusals: what the broker does not take; it is updated.
     """
 
     def __init__(
         self,
         outbox: Outbox,
         access: BrokerAccess,
-        tls: ssl.SSLContext | None,
-        retained: Callable[[], Mapping[str, bytes]],
-        commands: Mapping[str, Callable[[bytes], None]],
         protocol: MQTTProtocolVersion,
-        allowance: Allowance | None = None,
+        refusals: Refusals | None = None,
+        retained: Callable[[], Mapping[str, bytes]] = dict,
+        commands: Mapping[str, Callable[[bytes], None]] | None = None,
     ) -> None:
-        self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands
-        self._window, self._allowance = access.settings.inflight, allowance or Allowance()
-        self._took_one = self._has_greeted = self._is_outboxs_turn = False
+        self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands or {}
+        self._window, self._refusals = access.settings.inflight, refusals or Refusals()
+        self._status = access.topic("status")
+        # By topic; None is a subscription.
         self._to_send: dict[str, bytes | None] = {}
-        self._known: dict[str, bytes] = {}
-        self._collect_at, self._resend_all_at = 0.0, time.monotonic() + _RESEND_ALL_EVERY_S
+        self._known: dict[str, bytes | None] = {}
+        self._collect_at = 0.0
         self._under_way: dict[int, UnderWay] = {}
-        self._barrier: tuple[int, list[int]] | None = None
         self._acknowledged: list[int] = []
         self._last_sent, self._starts_over = 0, False
-        self._refused: ReasonCode | None = None
+        self._took_one = self._is_outboxs_turn = False
+        self._answer: ReasonCode | None = None
+        self._takes_qos = 1
         self._ended, self._ends_for_a_message = "", True
-        self._accepted = self._was_refused = self._said_goodbye = False
+        self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
         self.confirmed_working = False  # the broker took something, or nothing waits for it
-        client = self._client = access.create_client(tls, protocol)
-        client.connect_timeout = CONNECT_S
-        client.will_set(access.status_topic, OFFLINE, qos=self._allowance.qos, retain=self._allowance.retain)
+        client = self._client = access.create_client(protocol)
+        client.connect_timeout = _CONNECT_S
+        client.will_set(self._status, OFFLINE, qos=1, retain=self._refusals.retain)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
-        client.on_publish, client.on_message = self._on_publish, self._on_message
-        client.on_subscribe, client.on_unsubscribe = self._on_subscribe, self._on_unsubscribe
+        client.on_publish, client.on_subscribe = self._on_publish, self._on_subscribe
+        client.on_message = self._on_message
 
     def open(self) -> None:
-        """Connects, and begins to send what has to be retained.
+        """Connects, and sends "online".
 
         Raises:
-            OldProtocolError, UnansweredError: it does not answer in MQTT 5.
-            RefusedError: it refuses the device.
-            TermsError: it refuses the last will; another try has another one.
+            UnansweredError: the broker does not answer in MQTT 5.
+            RefusedError: it cannot serve the device.
+            NoRetainError: it refuses the last will; another try has another one.
             LostError: it does not answer.
             OSError: the address cannot be reached.
         """
         settings = self._access.settings
         self._client.connect(settings.host, settings.port, settings.keepalive_s)
-        deadline = time.monotonic() + CONNECT_S
+        deadline = time.monotonic() + _CONNECT_S
         # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know, or is silent (amqtt).
         unanswered = UnansweredError if self._is_new else LostError
-        while not self._accepted:
+        while self._answer is None:
             try:
                 self._loop()
             except LostError as error:
                 raise unanswered(str(error)) from None
-            if self._refused is not None:
-                raise self._refusal(self._refused)
-            if time.monotonic() > deadline:
+            if self._answer is None and time.monotonic() > deadline:
                 raise unanswered("no answer")
-        # What may be denied comes last: a broker that closes the connection then does so behind what matters.
-        self._to_send[self._access.status_topic] = ONLINE
+        self._require_accepted(self._answer)
+        # What may be denied comes later: a broker that closes the connection then does so behind what matters.
+        if self._refusals.may_send(self._status):
+            self._publish(self._status, ONLINE, None)
         self._collect_changes()
 
     def step(self) -> None:
@@ -135,7 +138,6 @@ class Session:
         if time.monotonic() >= self._collect_at:
             self._collect_changes()
         self._send()
-        self._request_proof()
         oldest = min((each.sent for each in self._under_way.values()), default=None)
         if oldest is not None and time.monotonic() - oldest > self._access.ack_timeout_s:
             self._ended = f"no acknowledgement for {self._access.ack_timeout_s:g} s"
@@ -146,19 +148,17 @@ class Session:
     def explain_end(self) -> bool:
         """Whether the log needs no line for the end: it was a refusal, or the next attempt shows the cause."""
         under_way = list(self._under_way.values()) if self._ends_for_a_message else []
-        is_reported = self._allowance.ended(under_way, self._ended or "it closes the connection")
+        is_reported = self._refusals.ended(under_way, self._ended or "it closes the connection")
         return is_reported or self._was_refused or (bool(under_way) and not self._ended)
 
     def say_goodbye(self) -> None:
         """Waits a little for what is under way, and sends "offline"; where time is short the last will does."""
         self._collect_changes()
-        self._to_send.pop(self._access.status_topic, None)  # it comes last
-        self._to_send[self._access.status_topic] = OFFLINE
+        self._to_send[self._status] = OFFLINE  # it comes last
         deadline = time.monotonic() + _GOODBYE_S
         while (self._under_way or self._to_send) and time.monotonic() < deadline:
             if not self._under_way:
                 self._send_next()
-            self._request_proof()
             self._loop()
         if self._under_way or self._to_send:
             return
@@ -178,46 +178,35 @@ class Session:
         connection = self._client.socket()
         # Without a goodbye the connection ends so that the broker publishes the last will. By 3.1.1 every DISCONNECT
         # takes the last will back.
-        if not self._said_goodbye and self._is_new and self._accepted:
+        if not self._said_goodbye and self._is_new and self._answer is not None and not self._answer.is_failure:
             self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL))
         elif not self._said_goodbye and isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        self._client.loop(0)
         # paho closes its pair of sockets when the client is collected. In a circle with its callbacks that comes late:
         # a broker that refuses for hours would fill the table of open files before.
-        self._client.loop(0)
-        self._client.on_connect = self._client.on_disconnect = self._client.on_message = None
-        self._client.on_publish = self._client.on_subscribe = self._client.on_unsubscribe = None
+        del self._client
 
     def _collect_changes(self) -> None:
         """Collects topics to subscribe to, and retained payloads that the broker does not hold yet."""
-        now = time.monotonic()
-        self._starts_over |= self._allowance.offers_again()
-        if not self._allowance.retain and now >= self._resend_all_at:
-            self._resend_all_at = now + _RESEND_ALL_EVERY_S
-            self._known.clear()
-            self._to_send[self._access.status_topic] = ONLINE
-        for topic in self._commands:
-            if topic not in self._known and self._allowance.may_send(topic):
-                self._to_send[topic], self._known[topic] = None, b""
-        retained = self._retained()
-        for topic, payload in retained.items():
-            if self._known.get(topic) != payload and self._allowance.may_send(topic):
-                if self._allowance.fits(topic, payload):
-                    self._to_send[topic] = payload
+        self._starts_over |= self._refusals.offers_again()
+        wanted = {**dict.fromkeys(self._commands), **self._retained()}
+        for topic, payload in wanted.items():
+            if (topic, payload) not in self._known.items() and self._refusals.may_send(topic):
                 self._known[topic] = payload
+                if payload is None or self._refusals.fits(topic, payload):
+                    self._to_send[topic] = payload
         # An alert's state does not wait behind the plots that wait already.
-        order = (self._access.status_topic, *self._commands, *retained)
-        first = {topic: self._to_send[topic] for topic in order if topic in self._to_send}
-        self._to_send = first | self._to_send
-        self._collect_at = now + _COLLECT_EVERY_S
+        self._to_send = {topic: self._to_send[topic] for topic in wanted if topic in self._to_send} | self._to_send
+        self._collect_at = time.monotonic() + _COLLECT_EVERY_S
 
     def _send(self) -> None:
         if any(each.seq is None for each in self._under_way.values()):
             return
-        # First "online", then the outbox's first message; what may be denied waits until the broker takes that one.
-        # Then in turns: the state of many plots over a slow line must not delay detections and alerts.
-        if not self._to_send or (self._has_greeted and (self._is_outboxs_turn or not self._took_one)):
+        # First the outbox's first message; what may be denied waits until the broker takes that one. Then in turns: the
+        # state of many plots over a slow line must not delay detections and alerts.
+        if not self._to_send or self._is_outboxs_turn or not self._took_one:
             self._send_from_outbox()
             self._is_outboxs_turn = False
         if self._to_send and not self._under_way:
@@ -229,15 +218,16 @@ class Session:
             self._last_sent, self._starts_over = 0, False
         # The first one alone: Mosquitto 2.0 closes the connection behind a message that it refuses where others follow,
         # and its answer may be lost with it.
-        goes_alone = not self._took_one or self._last_sent < self._allowance.careful_until
+        goes_alone = not self._took_one or self._last_sent < self._refusals.careful_until
         room = (1 if goes_alone else self._window) - len(self._under_way)
         if room <= 0:
             return
-        skims = self._allowance.leaves_out or self._allowance.largest_bytes is not None
-        for pending in self._outbox.pending(after=self._last_sent, limit=_SKIMMED if skims else room):
+        limit = _SKIMMED if self._refusals.leaves_out else room
+        for pending in self._outbox.pending(after=self._last_sent, limit=limit):
             self._last_sent = pending.seq
-            topic, payload = self._access.topic_of(pending), pending.message.payload
-            if self._allowance.may_send(topic, pending.seq) and self._allowance.fits(topic, payload, pending.seq):
+            message = pending.message
+            topic, payload = self._access.plot_topic(message.plot, message.kind), message.payload
+            if self._refusals.may_send(topic, pending.seq) and self._refusals.fits(topic, payload, pending.seq):
                 self._publish(topic, payload, pending.seq)
                 room -= 1
                 if not room:
@@ -247,19 +237,17 @@ class Session:
         """One retained message or subscription, alone under way for the same reason."""
         topic = next(iter(self._to_send))
         payload = self._to_send.pop(topic)
-        self._has_greeted = True
-        if not self._allowance.may_send(topic):
+        if not self._refusals.may_send(topic):
             self._known.pop(topic, None)
         elif payload is None:
-            code, mid = self._client.subscribe(topic, qos=self._allowance.qos)
+            code, mid = self._client.subscribe(topic, qos=1)
             self._require_sent(code)
             self._under_way[mid or 0] = UnderWay(topic, time.monotonic(), is_subscription=True)
         else:
             self._publish(topic, payload, None)
 
     def _publish(self, topic: str, payload: bytes, seq: int | None) -> None:
-        retain = seq is None and self._allowance.retain
-        info = self._client.publish(topic, payload, qos=self._allowance.qos, retain=retain)
+        info = self._client.publish(topic, payload, qos=1, retain=seq is None and self._refusals.retain)
         self._require_sent(info.rc)
         self._under_way[info.mid] = UnderWay(topic, time.monotonic(), seq)
 
@@ -267,44 +255,37 @@ class Session:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise LostError(self._ended or paho.error_string(code))
 
-    def _request_proof(self) -> None:
-        """Of messages without acknowledgement (QoS 0): a broker that answers what came behind them has read them."""
-        if self._allowance.qos == 0 and self._barrier is None:
-            sent = [mid for mid, each in self._under_way.items() if not each.is_subscription]
-            if sent:
-                code, mid = self._client.unsubscribe(self._access.status_topic)
-                self._require_sent(code)
-                self._barrier = mid or 0, sent
-
     def _loop(self) -> None:
         try:
             code = self._client.loop(_POLL_S)
         except (ValueError, IndexError, MQTTException) as error:
             # What is no MQTT at all; paho has no one error for it.
             raise LostError(f"an answer that cannot be read ({type(error).__name__})") from None
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._refused is None:
-            raise LostError(self._ended or paho.error_string(code))
+        # A broker that refuses the connection closes it, too.
+        if self._answer is None or not self._answer.is_failure:
+            self._require_sent(code)
 
-    def _refusal(self, reason: ReasonCode) -> LostError:
-        words = f"it refuses: {reason}"
-        if self._is_new and "rotocol" in str(reason):
-            return OldProtocolError(words)
-        retain, qos = self._allowance.retain, self._allowance.qos
-        if (reason.value == _NO_RETAIN and retain) or (reason.value == _NO_QOS and qos):
-            self._allowance.announced(
-                retain=retain and reason.value != _NO_RETAIN, qos=0 if reason.value == _NO_QOS else qos
-            )
-            return TermsError(words)
-        return RefusedError(str(reason)) if reason.value in _ABOUT_THE_DEVICE else LostError(words)
+    def _require_accepted(self, answer: ReasonCode) -> None:
+        if answer.value == _NO_QOS or self._takes_qos == 0:
+            raise RefusedError("acknowledges no message (maximum QoS 0)", "allow QoS 1 there")
+        if not answer.is_failure:
+            return
+        if self._is_new and "rotocol" in str(answer):
+            raise UnansweredError(f"it refuses: {answer}")
+        if answer.value == _NO_RETAIN and self._refusals.retain:
+            self._refusals.announced(retain=False)
+            raise NoRetainError(str(answer))
+        if answer.value in _ABOUT_THE_DEVICE:
+            raise RefusedError(f"refuses the device ({answer})", "check user name, password and certificate")
+        raise LostError(f"it refuses: {answer}")
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self._answer = reason
         if reason.is_failure:
-            self._refused = reason
             return
-        self._accepted = True
-        self._allowance.announced(
+        self._takes_qos = getattr(properties, "MaximumQoS", 1)
+        self._refusals.announced(
             retain=bool(getattr(properties, "RetainAvailable", True)),
-            qos=getattr(properties, "MaximumQoS", 1),
             largest_bytes=getattr(properties, "MaximumPacketSize", None),
         )
         # More at once would be an offence, for which a broker closes the connection (MQTT 5, 3.2.2.3.3).
@@ -316,18 +297,10 @@ class Session:
             self._ends_for_a_message = reason.value not in _ABOUT_NO_MESSAGE
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
-        # Without acknowledgements paho calls this when the message is written, which proves nothing.
-        if self._allowance.qos:
-            self._resolve(mid, str(reason) if reason.is_failure else "")
+        self._resolve(mid, str(reason) if reason.is_failure else "")
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         self._resolve(mid, next((str(reason) for reason in reasons if reason.is_failure), ""))
-
-    def _on_unsubscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        if self._barrier is not None and self._barrier[0] == mid:
-            for sent in self._barrier[1]:
-                self._resolve(sent, "")
-            self._barrier = None
 
     def _resolve(self, mid: int, refusal: str) -> None:
         found = self._under_way.pop(mid, None)
@@ -335,11 +308,10 @@ class Session:
             return
         self._was_refused = bool(refusal)
         if refusal:
-            self._allowance.refused(found, refusal)
-            if found.seq is None:
-                self._known.pop(found.topic, None)  # offered again where the allowance says so
+            self._refusals.refused(found, refusal)
+            self._known.pop(found.topic, None)  # offered again where the refusals allow it
             return
-        self._allowance.taken(found)
+        self._refusals.taken(found)
         if found.seq is not None:
             self._acknowledged.append(found.seq)
 

@@ -7,19 +7,16 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
-from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.events import AgentState
-from agridistill.edge.page import metrics
-from agridistill.edge.page.view import PageContent, content_html, login_html, page_html
-from agridistill.edge.store.history import History
+from agridistill.edge.page.view import Page, content_html, login_html, page_html
+from agridistill.edge.state import METRICS_TYPE, metrics_text
 from agridistill.errors import AgriDistillError
 from agridistill.storage import json_text
 
@@ -28,7 +25,6 @@ logger = logging.getLogger(__name__)
 _COOKIE = "agridistill"
 _COOKIE_AGE_S = 30 * 86400
 _MAX_BODY_BYTES = 4096
-_SHOWN_DETECTIONS, _SHOWN_ALERTS, _SHOWN_RESOLVED = 24, 100, 10
 _MAX_LISTED = 500
 _PICTURE = re.compile(r"/detections/([0-9a-f]{32})\.jpg")
 _TEXT, _HTML, _JSON = (f"{kind}; charset=utf-8" for kind in ("text/plain", "text/html", "application/json"))
@@ -59,35 +55,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class PageSource:
-    """Answers of the page, and who may have them."""
+class Access:
+    """Who may have the page."""
 
-    history: History
-    state: Callable[[], AgentState]
     token: str | None  # required of clients; None for none
-    hosts: frozenset[str] | None  # names under which the page answers; None for any
-    plots: Callable[[], Sequence[PlotHealth]]
-    healthy: Sequence[str]  # names and patterns of healthy classes, besides those named so
 
     @property
     def _session(self) -> str | None:
         # The cookie is not the token, stays valid over a restart, and ends with the token.
         return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
-
-    @property
-    def needs_token(self) -> bool:
-        """Whether clients need a token."""
-        return self.token is not None
-
-    def serves(self, hosts: Iterable[str]) -> bool:
-        """Whether a request's Host headers name this page; a foreign name means DNS rebinding."""
-        given = list(hosts)
-        if self.hosts is None:
-            return True
-        try:
-            return len(given) == 1 and urlsplit(f"//{given[0]}").hostname in self.hosts
-        except ValueError:
-            return False
 
     def knows(self, authorization: str, cookies: str) -> bool:
         """Whether a request carries the token or the login's cookie; always true where no token is set."""
@@ -111,49 +87,34 @@ class PageSource:
         cookie = f"{_COOKIE}={self._session}; Path=/; Max-Age={_COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
         return Answer.text(HTTPStatus.SEE_OTHER, "welcome", Location="/", Set_Cookie=cookie)
 
-    def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer:
-        """The answer to a path."""
-        if path == "/":
-            nonce = secrets.token_urlsafe(16)
-            return Answer(HTTPStatus.OK, _HTML, _bytes(page_html(self._content(), nonce)), nonce=nonce)
-        if path == "/content":
-            return Answer(HTTPStatus.OK, _HTML, _bytes(content_html(self._content())))
-        if path == "/metrics":
-            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, _bytes(metrics.metrics_text(self.state())))
-        if path == "/api/state":
-            return _json(self.state().to_json())
-        if path in ("/api/detections", "/api/alerts"):
-            return self._listed(path, query)
-        picture = _PICTURE.fullmatch(path)
-        jpeg = self.history.thumbnail(picture[1]) if picture else None
-        if jpeg is None:
-            return Answer.text(HTTPStatus.NOT_FOUND, "not found")
-        # An event's picture never changes.
-        return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
 
-    def _listed(self, path: str, query: Mapping[str, list[str]]) -> Answer:
+def _answer(page: Page, path: str, query: Mapping[str, list[str]]) -> Answer:
+    if path == "/":
+        nonce = secrets.token_urlsafe(16)
+        return Answer(HTTPStatus.OK, _HTML, _bytes(page_html(page, nonce)), nonce=nonce)
+    if path == "/content":
+        return Answer(HTTPStatus.OK, _HTML, _bytes(content_html(page)))
+    if path == "/metrics":
+        return Answer(HTTPStatus.OK, METRICS_TYPE, _bytes(metrics_text(page.state())))
+    if path == "/api/state":
+        return _json(page.state().to_json())
+    if path in ("/api/detections", "/api/alerts"):
         given = query.get("limit", ["50"])[-1]
         if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= _MAX_LISTED):
             return Answer.text(HTTPStatus.BAD_REQUEST, f"expected a limit from 1 to {_MAX_LISTED}")
-        if path == "/api/detections":
-            return _json([detection.to_json() for detection in self.history.recent(int(given))])
-        return _json([alert.to_json() for alert in self.history.alerts(limit=int(given))])
-
-    def _content(self) -> PageContent:
-        detections = self.history.recent(_SHOWN_DETECTIONS)
-        return PageContent(
-            state=self.state(),
-            open_alerts=self.history.alerts(state="open", limit=_SHOWN_ALERTS),
-            resolved_alerts=self.history.alerts(state="resolved", limit=_SHOWN_RESOLVED),
-            detections=detections,
-            pictured={one.event_id for one in detections if self.history.thumbnail(one.event_id) is not None},
-            plots=self.plots(),
-            healthy=self.healthy,
-        )
+        is_of_alerts, limit = path == "/api/alerts", int(given)
+        listed = page.history.alerts(limit=limit) if is_of_alerts else page.history.recent(limit)
+        return _json([one.to_json() for one in listed])
+    picture = _PICTURE.fullmatch(path)
+    jpeg = page.history.thumbnail(picture[1]) if picture else None
+    if jpeg is None:
+        return Answer.text(HTTPStatus.NOT_FOUND, "not found")
+    # An event's picture never changes.
+    return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks HTTP for a `PageSource`, one request a connection."""
+    """Speaks HTTP for the server of a page, one request a connection."""
 
     timeout = 10
 
@@ -178,17 +139,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses, as one line of text."""
-        if code == HTTPStatus.NOT_IMPLEMENTED:
-            self._send(_not_allowed())
-        else:
-            self._send(Answer.text(code, HTTPStatus(code).phrase.lower()))
+        is_other_method = code == HTTPStatus.NOT_IMPLEMENTED
+        self._send(_not_allowed() if is_other_method else Answer.text(code, HTTPStatus(code).phrase.lower()))
 
     @property
-    def _source(self) -> PageSource:
-        return self.server.source  # type: ignore[attr-defined,no-any-return]
+    def _access(self) -> Access:
+        return self.server.access  # type: ignore[attr-defined,no-any-return]
+
+    def _has_known_host(self) -> bool:
+        """Whether the Host header names this page; a foreign name means DNS rebinding."""
+        given, names = self.headers.get_all("Host") or [], self.server.names  # type: ignore[attr-defined]
+        try:
+            return names is None or (len(given) == 1 and urlsplit(f"//{given[0]}").hostname in names)
+        except ValueError:
+            return False
 
     def _answered(self, inner: Callable[[], Answer]) -> Answer:
-        if not self._source.serves(self.headers.get_all("Host") or []):
+        if not self._has_known_host():
             return Answer.text(HTTPStatus.MISDIRECTED_REQUEST, "this page answers to localhost")
         try:
             return inner()
@@ -207,15 +174,12 @@ class Handler(BaseHTTPRequestHandler):
             query = parse_qs(parts.query, max_num_fields=10)
         except ValueError:
             return Answer.text(HTTPStatus.BAD_REQUEST, "bad address")
-        given = query.get("token", [""])[-1]
-        if parts.path == "/" and self._source.needs_token and given:
-            return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
-        if not self._source.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
+        if not self._access.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
             return self._unknown(refused=False)
-        return self._source.answer(parts.path, query)
+        return _answer(self.server.page, parts.path, query)  # type: ignore[attr-defined]
 
     def _logged_in(self) -> Answer:
-        if self.path != "/login" or not self._source.needs_token:
+        if self.path != "/login" or self._access.token is None:
             return _not_allowed()
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
@@ -223,11 +187,8 @@ class Handler(BaseHTTPRequestHandler):
         if len(length) > 5 or int(length) > _MAX_BODY_BYTES:
             return Answer.text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {_MAX_BODY_BYTES} bytes")
         form = self.rfile.read(int(length)).decode("utf-8", "replace")
-        try:
-            given = parse_qs(form, max_num_fields=10).get("token", [""])[-1]
-        except ValueError:
-            given = ""
-        return self._source.logged_in() if self._source.is_token(given) else self._unknown(refused=True)
+        given = dict(parse_qsl(form)).get("token", "")
+        return self._access.logged_in() if self._access.is_token(given) else self._unknown(refused=True)
 
     def _unknown(self, *, refused: bool) -> Answer:
         asks = {"WWW-Authenticate": 'Bearer realm="AgriDistill"'}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import re
 import socket
@@ -10,19 +11,19 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.events import AgentState
-from agridistill.edge.page.requests import Handler, PageSource
-from agridistill.edge.store.history import History
-from agridistill.edge.urls import is_loopback
+from agridistill.edge.network import is_loopback
+from agridistill.edge.page.requests import Access, Handler
+from agridistill.edge.page.view import Page
 from agridistill.errors import EdgeError
 
 logger = logging.getLogger(__name__)
 
+# Of a network for documentation (RFC 5737): the route there is the route to all others.
+_ELSEWHERE = ("192.0.2.1", 9)
 _MAX_CONNECTIONS = 8
 _WAIT_FOR_PLACE_S = 1.0
 # A client that sends a byte now and then never reaches the socket's own timeout.
@@ -38,29 +39,17 @@ class PageServer:
     """Serves the agent's page, JSON and metrics, in its own threads.
 
     Args:
-        history: detections and alerts; best one of `History.reading`, which never waits for the agent's own.
-        state: gives the agent's state now.
+        page: what is served.
+        token: required of clients, at least 16 characters; None only on loopback.
         host: address to bind to.
         port: 0 takes any that is free.
-        token: required of clients, at least 16 characters; None only on loopback.
-        plots: gives the health of each plot now.
-        healthy: names and patterns of healthy classes, besides those named so.
 
     Raises:
-        EdgeError: a host that is not loopback without a token, or an unusable token or port.
+        EdgeError: a host that is not loopback without a token, or an unusable token; on entry, an address that is taken
+            or not this machine's.
     """
 
-    def __init__(
-        self,
-        history: History,
-        state: Callable[[], AgentState],
-        *,
-        host: str = "127.0.0.1",
-        port: int = 8571,
-        token: str | None = None,
-        plots: Callable[[], Sequence[PlotHealth]] = tuple,
-        healthy: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, page: Page, token: str | None = None, host: str = "127.0.0.1", port: int = 8571) -> None:
         if token is not None and not _TOKEN.fullmatch(token):
             raise EdgeError(
                 f"a token of the page of {_MIN_TOKEN} or more ASCII characters without blanks",
@@ -73,22 +62,16 @@ class PageServer:
                 f"the address '{host}' without one",
                 "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
             )
-        if not 0 <= port < 65536:
-            raise EdgeError("a port from 0 to 65535", str(port), "choose another")
-        self._host, self._port = host, port
-        hosts = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
-        self._source = PageSource(history, state, token, hosts, plots, healthy)
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
+        self._page, self._access, self._host, self._port = page, Access(token), host, port
 
-    def start(self) -> None:
-        """Begins to answer.
+    @property
+    def address(self) -> str:
+        """Where a browser finds the page, such as `http://127.0.0.1:8571/`."""
+        return _url(self._host, int(self._server.server_address[1]))
 
-        Raises:
-            EdgeError: the address is taken or not this machine's.
-        """
+    def __enter__(self) -> PageServer:
         try:
-            self._server = _Server(self._host, self._port, self._source)
+            self._server = _Server(self._host, self._port, self._page, self._access)
         except OSError as error:
             raise EdgeError(
                 "an address to listen on",
@@ -97,28 +80,13 @@ class PageServer:
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="page", daemon=True)
         self._thread.start()
-
-    @property
-    def address(self) -> str:
-        """Where a browser finds the page, such as `http://127.0.0.1:8571/`."""
-        port = self._port if self._server is None else int(self._server.server_address[1])
-        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
-
-    def stop(self) -> None:
-        """Ends all connections and gives the port back; may be called twice."""
-        if self._server is None or self._thread is None:
-            return
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        self._server = self._thread = None
-
-    def __enter__(self) -> PageServer:
-        self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
+        """Ends all connections and gives the port back."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -127,9 +95,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, host: str, port: int, source: PageSource) -> None:
+    def __init__(self, host: str, port: int, page: Page, access: Access) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.source = source
+        self.page, self.access = page, access
+        # Names under which it answers; None for any.
+        self.names = {"localhost", "127.0.0.1", "::1", host.lower()} if is_loopback(host) else None
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._since: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
@@ -192,3 +162,42 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             self._since.pop(request, None)
         self._places.release()
+
+
+def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
+    """Gives the address of a page bound to host and port for other machines, once it is known; None on loopback."""
+    if not port or is_loopback(host):
+        return lambda: None
+    if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
+        return lambda: _url(host, port)
+
+    known: list[str] = []
+
+    def address() -> str | None:
+        if not known:
+            # A broker on this machine is reached by an address that no other machine can open.
+            own = (_own_address(*peer) for peer in (broker, _ELSEWHERE))
+            known.extend(_url(each, port) for each in own if each is not None and not _is_local(each))
+        return known[0] if known else None
+
+    return address
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def _own_address(host: str, port: int) -> str | None:
+    """Address by which this device reaches another one; nothing is sent."""
+    try:
+        family, kind, proto, _, peer = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(peer)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _is_local(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return found.is_loopback or found.is_link_local

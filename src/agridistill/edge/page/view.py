@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -11,21 +11,27 @@ from pathlib import Path
 
 from agridistill.edge.alerts.plots import PlotHealth
 from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, is_healthy
-from agridistill.edge.events import AgentState, Alert, Detection
-from agridistill.edge.state import FRESH_S
-from agridistill.edge.words import (
-    broker_words,
+from agridistill.edge.events import (
+    Alert,
+    Detection,
+    Level,
     bytes_words,
     detection_words,
     duration_words,
     leaves_words,
-    model_words,
     moment,
-    plain_label,
+)
+from agridistill.edge.state import (
+    FRESH_S,
+    AgentState,
+    broker_words,
+    model_words,
     queue_words,
     source_trouble_words,
     waiting_words,
 )
+from agridistill.edge.store.history import History
+from agridistill.runtime.verdict import plain_label
 
 # Beside the colours, for readers who do not see them; screen readers take the words.
 _ICONS = {"ill": "!", "some": "~", "healthy": "✓", "few": "…"}
@@ -33,35 +39,31 @@ _TRENDS = {"up": ("▲", "Getting worse"), "down": ("▼", "Getting better"), "s
 
 _DAY_S = 86_400.0
 REFRESH_S = 5
-_LEVELS = ("critical", "warning", "info")
+_SHOWN_DETECTIONS, _SHOWN_ALERTS, _SHOWN_RESOLVED = 24, 100, 10
+_LEVELS: tuple[Level, ...] = ("critical", "warning", "info")
 
 
-def plots_html(plots: Sequence[PlotHealth], alerts: Sequence[Alert], now_s: float) -> str:
-    """The cards of all plots with leaves in their window, those with open alerts first."""
-    current = [one for one in plots if now_s - one.seen_s <= one.window_s]
+def _plots_html(plots: Sequence[PlotHealth]) -> str:
+    # What needs a look first; sorting keeps the order of the names within.
+    current = sorted((one for one in plots if one.leaves), key=lambda one: list(_ICONS).index(_verdict(one)[0]))
     if not current:
         return (
             '<p class="notice">No leaves in this window of time. A subfolder of the photos is a plot, and each photo '
             "of a leaf counts as one leaf.</p>\n"
         )
-    warned = {alert.plot for alert in alerts if alert.level != "info"}
-    # What needs a look first; sorting keeps the order of the names within.
-    current.sort(key=lambda one: list(_ICONS).index(_verdict(one, one.plot in warned)[0]))
-    cards = "".join(_plot_card(one, warned=one.plot in warned) for one in current)
-    return f'<ul class="plots">\n{cards}</ul>\n'
+    return f'<ul class="plots">\n{"".join(map(_plot_card, current))}</ul>\n'
 
 
-def badge_html(kind: str, words: str) -> str:
+def _badge_html(kind: str, words: str) -> str:
     """A coloured badge ("ill", "some", "healthy" or "few") with an icon and words that mean the same."""
     return f'<p class="badge {kind}"><span aria-hidden="true">{_ICONS[kind]}</span> {words}</p>'
 
 
-def plot_words(plot: str) -> str:
-    """A plot's name as HTML."""
+def _plot_words(plot: str) -> str:
     return f"Plot {escape(plot)}" if plot else "No plot"
 
 
-def time_html(at_s: float) -> str:
+def _time_html(at_s: float) -> str:
     """A time that the page's script shows in the reader's zone."""
     when = moment(at_s)
     if when is None:
@@ -69,22 +71,21 @@ def time_html(at_s: float) -> str:
     return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
 
 
-def _plot_card(health: PlotHealth, *, warned: bool) -> str:
-    kind, words = _verdict(health, warned)
-    condition = (
-        f"<p>Mostly {escape(plain_label(health.label))}</p>" if health.label is not None and health.ill_leaves else ""
-    )
-    window = _window_words(health.window_s)
-    leaves = leaves_words(health.leaves)
+def _plot_card(health: PlotHealth) -> str:
+    kind, words = _verdict(health)
+    condition = ""
+    if health.ill_label is not None and health.ill_leaves:
+        condition = f"<p>Mostly {escape(plain_label(health.ill_label))}</p>"
     return (
-        f'<li class="plot {kind}"><h3>{plot_words(health.plot)}</h3>{badge_html(kind, words)}'
-        f'<p class="number">{health.ill_leaves:,} of {leaves} ill</p>{condition}<p>{_trend_html(health)}</p>'
-        f'<p class="soft">Within {window}, last leaf {time_html(health.seen_s)}</p></li>\n'
+        f'<li class="plot {kind}"><h3>{_plot_words(health.plot)}</h3>{_badge_html(kind, words)}'
+        f'<p class="number">{health.ill_leaves:,} of {leaves_words(health.leaves)} ill</p>'
+        f"{condition}<p>{_trend_html(health)}</p>"
+        f'<p class="soft">Within {_window_words(health.window_s)}, last leaf {_time_html(health.seen_s)}</p></li>\n'
     )
 
 
-def _verdict(health: PlotHealth, warned: bool) -> tuple[str, str]:
-    if warned:
+def _verdict(health: PlotHealth) -> tuple[str, str]:
+    if health.warned:
         return "ill", "Alert open"
     if health.leaves < DEFAULT_LEAST_LEAVES:
         return "few", f"Too few leaves: take {DEFAULT_LEAST_LEAVES}"
@@ -110,41 +111,40 @@ def _window_words(window_s: float) -> str:
 
 
 @dataclass(frozen=True)
-class PageContent:
-    """Content of the page."""
+class Page:
+    """What the page is made of."""
 
-    state: AgentState
-    open_alerts: Sequence[Alert]
-    resolved_alerts: Sequence[Alert]  # the last ones
-    detections: Sequence[Detection]  # the last ones, newest first
-    pictured: Collection[str]  # event ids of those that have a picture
-    plots: Sequence[PlotHealth] = ()
+    history: History  # best one of `History.reading`, which never waits for the agent's own
+    state: Callable[[], AgentState]
+    plots: Callable[[], Sequence[PlotHealth]] = tuple
     healthy: Sequence[str] = ()  # names and patterns of healthy classes, besides those named so
 
 
-def page_html(content: PageContent, nonce: str) -> str:
+def page_html(page: Page, nonce: str) -> str:
     """The whole page; the nonce allows its own style and script."""
-    device = escape(content.state.device)
+    state = page.state()
+    device = escape(state.device)
     without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
     return (
         _head(f"{device}: AgriDistill", nonce, without_script)
-        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(content.state.version)}</p></header>\n'
+        + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(state.version)}</p></header>\n'
         '<p id="away" class="notice critical" role="alert" hidden><strong>The agent does not answer.</strong> '
         "What you see below is the last that it sent.</p>\n"
-        f"<main>\n{content_html(content)}</main>\n"
+        f"<main>\n{content_html(page)}</main>\n"
         f'<script nonce="{nonce}">{_asset("page.js")}</script>\n</body>\n</html>\n'
     )
 
 
-def content_html(content: PageContent) -> str:
+def content_html(page: Page) -> str:
     """The sections of the page, which its script reloads."""
-    state = content.state
+    state, history = page.state(), page.history
+    alerts = history.alerts(state="open", limit=_SHOWN_ALERTS)
     sections = {
-        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(content.open_alerts, state)),
-        "plots": ("Plots", plots_html(content.plots, content.open_alerts, state.at_s)),
+        "alerts": ("Open alerts", _late_html(state) + _open_alerts_html(alerts, state)),
+        "plots": ("Plots", _plots_html(page.plots())),
         "state": ("State", _state_html(state)),
-        "detections": ("Last photos", _detections_html(content)),
-        "resolved": ("Resolved alerts", _resolved_html(content.resolved_alerts)),
+        "detections": ("Last photos", _detections_html(history, page.healthy)),
+        "resolved": ("Resolved alerts", _resolved_html(history.alerts(state="resolved", limit=_SHOWN_RESOLVED))),
     }
     return "".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>\n{inner}</section>\n'
@@ -184,32 +184,26 @@ def _late_html(state: AgentState) -> str:
         return ""
     return (
         '<p class="notice critical"><strong>The agent has not reported since</strong> '
-        f"{time_html(state.at_s)}. Alerts may be missing.</p>\n"
+        f"{_time_html(state.at_s)}. Alerts may be missing.</p>\n"
     )
 
 
 def _open_alerts_html(alerts: Sequence[Alert], state: AgentState) -> str:
+    silent = "" if alerts else '<p class="notice calm">No alert is open.</p>\n'
     if state.cannot_warn:
         reason = state.cannot_warn.removeprefix("Nothing can warn: ")
         silent = f'<p class="notice critical"><strong>Nothing can warn:</strong> {escape(reason)}</p>\n'
-    else:
-        silent = "" if alerts else '<p class="notice calm">No alert is open.</p>\n'
     if not alerts:
         return silent
     items = []
-    for alert in sorted(alerts, key=lambda one: _LEVELS.index(_level(one))):
-        level = _level(alert)
+    for alert in sorted(alerts, key=lambda one: _LEVELS.index(one.level)):
         items.append(
-            f'<li class="notice {level}"><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
+            f'<li class="notice {alert.level}"><h3>{_plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>'
             f"<p>{escape(alert.text)}</p>"
-            f'<p class="soft">{level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
-            f"{time_html(alert.since_s)} ({duration_words(state.at_s - alert.since_s)})</p></li>\n"
+            f'<p class="soft">{alert.level.capitalize()} by the rule “{escape(alert.rule)}”, open since '
+            f"{_time_html(alert.since_s)} ({duration_words(state.at_s - alert.since_s)})</p></li>\n"
         )
     return f"{silent}<ul>\n{''.join(items)}</ul>\n"
-
-
-def _level(alert: Alert) -> str:
-    return alert.level if alert.level in _LEVELS else "warning"
 
 
 def _resolved_html(alerts: Sequence[Alert]) -> str:
@@ -219,8 +213,8 @@ def _resolved_html(alerts: Sequence[Alert]) -> str:
     for alert in alerts:
         ended_s = alert.updated_s if alert.resolved_s is None else alert.resolved_s
         items.append(
-            f"<li><h3>{plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
-            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {time_html(ended_s)} after '
+            f"<li><h3>{_plot_words(alert.plot)}: {escape(plain_label(alert.label))}</h3>"
+            f'<p class="soft">Rule “{escape(alert.rule)}”, resolved {_time_html(ended_s)} after '
             f"{duration_words(ended_s - alert.since_s)}</p></li>\n"
         )
     return f'<ul class="resolved">\n{"".join(items)}</ul>\n'
@@ -255,13 +249,14 @@ def _state_html(state: AgentState) -> str:
     return f"<dl>\n{cells}</dl>\n"
 
 
-def _detections_html(content: PageContent) -> str:
-    if not content.detections:
+def _detections_html(history: History, healthy: Sequence[str]) -> str:
+    detections = history.recent(_SHOWN_DETECTIONS)
+    if not detections:
         return (
             '<p class="notice">No photo has been seen yet. Each new photo appears here with what the model says of it.'
             "</p>\n"
         )
-    cards = (_card(one, one.event_id in content.pictured, content.healthy) for one in content.detections)
+    cards = (_card(one, history.thumbnail(one.event_id) is not None, healthy) for one in detections)
     return f'<ul class="cards">\n{"".join(cards)}</ul>\n'
 
 
@@ -276,20 +271,16 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
     health = ""
     if sure and detection.label is not None:
         health = "healthy" if is_healthy(detection.label, healthy) else "ill"
-        words = badge_html(health, health.capitalize()) + words
+        words = _badge_html(health, health.capitalize()) + words
     if detection.verdict == "unsure":  # the words of other verdicts hold the reason
         words += f"<p>{escape(detection.reason)}</p>"
     if detection.probability is not None:
-        words += _bar_html(detection.probability)
+        words += (
+            '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
+            f'<rect width="{100 * detection.probability:.1f}" height="1"/></svg>'
+        )
     return (
         f'<li class="card {"" if sure else "doubt "}{detection.verdict} {health}">{picture}<div class="words">{words}'
-        f'<p class="soft">{plot_words(detection.plot)}, {time_html(detection.at_s)}</p>'
+        f'<p class="soft">{_plot_words(detection.plot)}, {_time_html(detection.at_s)}</p>'
         f'<p class="soft">{escape(detection.photo)}</p></div></li>\n'
-    )
-
-
-def _bar_html(probability: float) -> str:
-    return (
-        '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect width="{100 * probability:.1f}" height="1"/></svg>'
     )

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import importlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agridistill.edge.events import Frame
-from agridistill.edge.sources.login import rtsp_status
+from agridistill.edge.network import public_name, split_url, with_user, without_user
 from agridistill.edge.sources.source import (
     SourceEndedError,
     SourceLostError,
     SourceSettings,
+    authorization,
+    challenges,
     login_refused,
 )
-from agridistill.edge.urls import public_name, split_url, with_user, without_user
 from agridistill.errors import EdgeError, MissingExtraError, PhotoError
 
 _TIMEOUT_MS = 10_000
 _RTSP_PORT = 554
 _DEFAULT_FPS = 25.0
 _GRAIN_S = 1e-6
+_MAX_LINE, _MAX_BODY = 4096, 65_536
 
 
 class _Capture:
@@ -64,13 +68,7 @@ class _Capture:
 class CameraSource(_Capture):
     """The newest frame of a camera or a stream, every `every_s`. Frames in between are dropped, not queued.
 
-    Args:
-        target: a camera's number, its device, or the address of a stream.
-        settings: how frames are taken.
-
-    Raises:
-        EdgeError: a malformed address.
-        MissingExtraError: no OpenCV.
+    `target` is a camera's number, its device, or the address of a stream; a malformed one raises EdgeError.
     """
 
     live = True
@@ -87,12 +85,7 @@ class CameraSource(_Capture):
         self._number = 0
 
     def open(self) -> None:
-        """Connects.
-
-        Raises:
-            SourceRefusedError: it refuses user and password.
-            SourceLostError: it is away, or another program uses it.
-        """
+        """Connects; raises SourceRefusedError where user and password are refused, else SourceLostError."""
         self.close()
         cv2 = self._cv2
         if self._address is not None:
@@ -110,11 +103,7 @@ class CameraSource(_Capture):
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The first frame after the pause; frames before it are drained, or the driver would give them late.
-
-        Raises:
-            SourceLostError: no frame came.
-        """
+        """The first frame after the pause; frames before it are drained, or the driver would give them late."""
         if self._capture is None:
             raise self._lost("a closed one")
         deadline = time.monotonic() + wait_s
@@ -147,16 +136,7 @@ class CameraSource(_Capture):
 
 
 class VideoSource(_Capture):
-    """Frames of a video file, every `every_s` of the video's own time; 0 takes all.
-
-    Args:
-        path: of the file.
-        settings: how frames are taken.
-        seen: whether a frame was decided on before.
-
-    Raises:
-        MissingExtraError: no OpenCV.
-    """
+    """Frames of a video file, every `every_s` of the video's own time (0 takes all), but for those already `seen`."""
 
     live = False
 
@@ -192,13 +172,7 @@ class VideoSource(_Capture):
         self._index, self._due_s = -1, 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The next frame that is due and new.
-
-        Raises:
-            PhotoError: a frame that cannot be decoded.
-            SourceEndedError: the video has ended.
-            SourceLostError: the file is gone.
-        """
+        """The next frame that is due and new; PhotoError where it cannot be decoded."""
         if self._capture is None:
             raise self._lost("a closed one")
         deadline = time.monotonic() + wait_s
@@ -243,3 +217,34 @@ def _opencv() -> Any:
         with contextlib.suppress(AttributeError):
             place.setLogLevel(0)  # type: ignore[union-attr]
     return cv2
+
+
+def rtsp_status(host: str, port: int, url: str, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
+    """The status with which a camera answers DESCRIBE; None where it does not answer.
+
+    OpenCV does not report whether a camera is away or refuses the password. `url` is without user and password.
+    """
+    try:
+        with socket.create_connection((host, port), timeout_s) as connection, connection.makefile("rb") as stream:
+            status, headers = _describe(connection, stream, url, [])
+            if status == 401 and user is not None:
+                offers = challenges(headers.get_all("WWW-Authenticate", []))
+                answer = authorization(offers, user, password, "DESCRIBE", url)
+                if answer is not None:
+                    status, _ = _describe(connection, stream, url, [f"Authorization: {answer}"])
+            return status
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _describe(
+    connection: socket.socket, stream: IO[bytes], url: str, more: list[str]
+) -> tuple[int, http.client.HTTPMessage]:
+    lines = [f"DESCRIBE {url} RTSP/1.0", f"CSeq: {1 + len(more)}", "Accept: application/sdp", *more]
+    connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+    version, _, rest = stream.readline(_MAX_LINE).decode("latin-1").partition(" ")
+    if not version.startswith("RTSP/"):
+        raise ValueError("no RTSP")
+    headers = http.client.parse_headers(stream)
+    stream.read(min(int(headers.get("Content-Length", "0")), _MAX_BODY))
+    return int(rest[:3]), headers

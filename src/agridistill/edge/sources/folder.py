@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
-from agridistill.edge.events import Frame
+from agridistill.edge.events import Frame, sendable
 from agridistill.edge.sources.listing import MAX_FOUND, Listing, Photo
 from agridistill.edge.sources.source import Attempts, PhotoReader, SourceSettings
-from agridistill.edge.words import sendable
 from agridistill.errors import OutboxError, PhotoError
 from agridistill.photo_files import READS_HEIC
 from agridistill.preprocess import UnreachablePhotoError
@@ -46,9 +44,9 @@ class FolderSource:
 
     A JPEG or a PNG is taken as soon as its end mark is there. Formats without an end mark, and files that cannot be
     decoded, are tried again once nothing has been written for `settle_s`: a copy may have its full size from the start.
-    What the system refuses (rights, a disk, a network) is tried again after pauses of up to a minute. Hidden names,
-    those of machines (`@eaDir`, …), `.part` and `.tmp` are passed over; links to folders are followed, each folder
-    once. Arguments as in `open_source`.
+    What the system refuses (rights, a disk, a network) is tried again after ten seconds. Hidden names, those of
+    machines (`@eaDir`, …), `.part` and `.tmp` are passed over; links to folders are followed, each folder once.
+    Arguments as in `open_source`.
     """
 
     live = False
@@ -159,45 +157,50 @@ class FolderSource:
         before, digest = self._lately.get(photo.name, (None, b""))
         if before is None or before.size != photo.size or _digest(self._listing.root / photo.name) != digest:
             return False
-        if not self._seen(before.identity):
+        if self._seen(before.identity):
+            self._mark_bad(photo)
+            self._delete(photo)
+        else:
             # Not committed yet: after a kill this is the photo to decide on.
-            self._growing[photo.name] = (photo, time.monotonic())
-            return True
-        with contextlib.suppress(OutboxError):
-            self._bad(_bad_key(photo))
-        self._remember(photo)
-        self._delete(photo)
+            self._try_later(photo)
         return True
 
     def _try(self, photo: Photo, *, has_settled: bool) -> Frame | None:
         """Decodes a photo; one that fails is tried again, or is a bad photo once it has settled."""
         path, at_s = self._listing.root / photo.name, time.time()
-        if has_settled or _has_end_mark(path):
-            error = None
-            digest = b"" if has_settled else _digest(path)
-            try:
-                pixels = self._reader.read(path, photo.identity)
-                taken_s = self._taken_s(photo, at_s)
-            except UnreachablePhotoError as found:
-                self._set_aside(photo, found)
+        if not has_settled and not _has_end_mark(path):
+            self._try_later(photo)
+            return None
+        digest = b"" if has_settled else _digest(path)
+        try:
+            pixels = self._reader.read(path, photo.identity)
+            taken_s = self._taken_s(photo, at_s)
+        except UnreachablePhotoError as error:
+            self._set_aside(photo, error)
+            return None
+        except PhotoError:
+            if not has_settled or self._listing.now(photo.name) != photo:
+                self._try_later(photo)
                 return None
-            except PhotoError as found:
-                error = found
-            if self._listing.now(photo.name) == photo:  # else it was written to meanwhile
-                if error is None:
-                    self._remember(photo)
-                    self._remember_digest(photo, digest)
-                    if self._settings.after == "delete":
-                        self._handed[photo.identity] = photo
-                    return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
-                if has_settled:
-                    self._remember(photo)
-                    # If the disk refuses, the photo is only reported again after a restart.
-                    with contextlib.suppress(OutboxError):
-                        self._bad(_bad_key(photo))
-                    raise error
+            self._mark_bad(photo)
+            raise
+        if self._listing.now(photo.name) != photo:  # it was written to meanwhile
+            self._try_later(photo)
+            return None
+        self._remember(photo)
+        self._remember_digest(photo, digest)
+        if self._settings.after == "delete":
+            self._handed[photo.identity] = photo
+        return Frame(pixels, sendable(photo.name), self._plot(photo), at_s, photo.identity, taken_s)
+
+    def _try_later(self, photo: Photo) -> None:
         self._growing[photo.name] = (photo, time.monotonic())
-        return None
+
+    def _mark_bad(self, photo: Photo) -> None:
+        self._remember(photo)
+        # If the disk refuses, the photo is only reported again after a restart.
+        with contextlib.suppress(OutboxError):
+            self._bad(_bad_key(photo))
 
     def _taken_s(self, photo: Photo, at_s: float) -> float | None:
         """The photo's own time, where the settings use it; each kind of problem is logged once."""
@@ -280,17 +283,11 @@ def _bad_key(photo: Photo) -> str:
     return f"bad {photo.identity}"
 
 
-class PhotoTime(NamedTuple):
-    """When a photo was taken, in seconds since 1970; None with the problem in words."""
+def photo_time(path: Path, now_s: float) -> tuple[float | None, str]:
+    """When a photo was taken, by its EXIF, in seconds since 1970; else None and the problem in words.
 
-    at_s: float | None
-    problem: str = ""
-
-
-def photo_time(path: Path, now_s: float) -> PhotoTime:
-    """When a photo was taken, by its EXIF; a time without a zone is the device's local time.
-
-    A time before 2010 or after `now_s` (seconds since 1970) is none: the camera's clock was wrong.
+    A time without a zone is the device's local time. One before 2010 or after `now_s` is none: the camera's clock was
+    wrong.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -301,12 +298,12 @@ def photo_time(path: Path, now_s: float) -> PhotoTime:
     times = (_moment(str(tags.get(time, "")), str(tags.get(zone, ""))) for time, zone in _TIME_TAGS)
     found = next((moment for moment in times if moment is not None), None)
     if found is None:
-        return PhotoTime(None, "no EXIF time")
+        return None, "no EXIF time"
     if found.year < _EARLIEST_YEAR:
-        return PhotoTime(None, f"an EXIF time before {_EARLIEST_YEAR}")
+        return None, f"an EXIF time before {_EARLIEST_YEAR}"
     if found.timestamp() > now_s + _CLOCK_DIFFERENCE_S:
-        return PhotoTime(None, "an EXIF time in the future")
-    return PhotoTime(min(found.timestamp(), now_s))
+        return None, "an EXIF time in the future"
+    return min(found.timestamp(), now_s), ""
 
 
 def _moment(text: str, zone: str) -> datetime | None:

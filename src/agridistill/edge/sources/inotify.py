@@ -15,26 +15,29 @@ _WATCHED = _CREATE | _CLOSE_WRITE | _MOVED_TO | _MOVED_FROM | _DELETE_SELF | _MO
 _IS_DIRECTORY, _OVERFLOW, _IGNORED, _UNMOUNTED = 0x4000_0000, 0x4000, 0x8000, 0x2000
 _FOLDER_EVENTS = _OVERFLOW | _IGNORED | _UNMOUNTED | _DELETE_SELF | _MOVE_SELF | _IS_DIRECTORY
 _EVENT = struct.Struct("iIII")
+# The system reports no changes that other hosts make on these.
+_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "virtiofs")
 
 
 class Inotify:
-    """Watches of folders; raises OSError where this is not Linux, or the system has no more of them."""
+    """Watches of folders.
+
+    Raises:
+        OSError: this is not Linux, or the system has no more instances.
+    """
 
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError("inotify needs Linux")
         self._library = ctypes.CDLL(None, use_errno=True)
         self._folders: dict[int, str] = {}
+        self._added = set[int]()
         self._descriptor = self._library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0:
             raise OSError(ctypes.get_errno(), "no inotify")
 
-    def add(self, folder: Path, prefix: str) -> int:
-        """Watches a folder without its subfolders, also one that was replaced; returns its number.
-
-        Args:
-            folder: its path.
-            prefix: of its files' names: "" or "subfolder/".
+    def add(self, folder: Path, prefix: str) -> None:
+        """Watches a folder without its subfolders, also one that was replaced; `prefix` goes before its files' names.
 
         Raises:
             OSError: it is gone, or the system has no more watches.
@@ -43,13 +46,14 @@ class Inotify:
         if watch < 0:
             raise OSError(ctypes.get_errno(), "no watch")
         self._folders[watch] = prefix
-        return watch
+        self._added.add(watch)
 
-    def keep(self, watches: set[int]) -> None:
-        """Ends all other watches."""
-        for watch in set(self._folders) - watches:
+    def end_others(self) -> None:
+        """Ends all watches that were not added since the last call."""
+        for watch in set(self._folders) - self._added:
             self._library.inotify_rm_watch(self._descriptor, watch)
             del self._folders[watch]
+        self._added = set()
 
     def wait(self, wait_s: float) -> None:
         """Returns when there are events, or after `wait_s`."""
@@ -58,10 +62,7 @@ class Inotify:
         waiting.poll(max(0.0, wait_s) * 1000)
 
     def events(self) -> tuple[list[str], bool]:
-        """Names of files that were created, written or moved here, and whether a search is needed.
-
-        It is where folders changed, or the system dropped events.
-        """
+        """Names of files that arrived or were written, and whether folders changed or the system dropped events."""
         files: list[str] = []
         search = False
         try:
@@ -83,3 +84,15 @@ class Inotify:
     def close(self) -> None:
         """Ends all watches."""
         os.close(self._descriptor)
+
+
+def is_on_network(folder: Path) -> bool:
+    """Whether a folder is on a network, by Linux's table of mounts; False where that does not say."""
+    try:
+        device = folder.stat().st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, AttributeError):
+        return False
+    mounts = (line.partition(" - ") for line in lines)
+    return any(mount.split()[2] == wanted and kind.startswith(_NETWORK) for mount, _, kind in mounts)

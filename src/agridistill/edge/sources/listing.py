@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.edge.sources.inotify import Inotify
+from agridistill.edge.sources.inotify import Inotify, is_on_network
 from agridistill.edge.sources.source import SourceLostError
 from agridistill.heatmaps import is_explanation
 from agridistill.photo_files import (
@@ -38,17 +38,15 @@ MAX_FOUND = 2000
 """Photos that one search returns at most: the memory stays the same however many wait."""
 _POLL_S = 0.02
 _CHUNK = 512
-# Pauses in units of a search's duration, which bound the processor's time: after a change, and as a safety net for
-# changes without an event. A photo that arrives during a search waits for its end.
-_PAUSE_AFTER_CHANGE, _PAUSE_WITHOUT, _MIN_PAUSE_S = 2, 200, 2.0
-# Photos that the system refuses are retried after these pauses, which double.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
-# A folder's modification time may stand still for so long while files arrive.
-_TIME_GRAIN_NS = 100_000_000
+# Pauses in units of a search's duration, which bound the processor's time, and the least ones: after a change, for
+# changes without an event, and where the system reports no events.
+_PAUSE_AFTER_CHANGE = 2
+_PAUSE, _MIN_PAUSE_S = 200, 2.0
+_POLLED_PAUSE, _MIN_POLLED_PAUSE_S = 20, 0.1
+# Photos that the system refuses are tried again after this pause.
+_ASIDE_S = 10.0
 _UNFINISHED = (".part", ".tmp")
 _MAX_LOGGED_SUFFIXES = 20
-# The system reports no changes that other hosts make on these.
-_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "virtiofs")
 
 
 class Photo(NamedTuple):
@@ -77,7 +75,7 @@ class Hashes:
 
     def __init__(self) -> None:
         self._sorted: NDArray[np.int64] = np.empty(0, np.int64)
-        self._recent: set[int] = set()
+        self._recent: set[int] = set()  # an insertion into the array would copy it each time
 
     def add(self, number: int) -> None:
         """Adds a number."""
@@ -105,8 +103,7 @@ class Hashes:
 
     def _merge(self) -> None:
         if self._recent:
-            recent = np.fromiter(self._recent, np.int64, len(self._recent))
-            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
+            self._sorted = np.union1d(self._sorted, np.fromiter(self._recent, np.int64, len(self._recent)))
             self._recent.clear()
 
 
@@ -116,14 +113,15 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._decided, self._aside = Hashes(), Hashes()
-        self._aside_until: float | None = None
-        self._aside_pause_s, self._aside_ended = _FIRST_PAUSE_S, -math.inf
+        self._aside_until = math.inf
         self._inotify: Inotify | None = None
         self._logged_explanation = False
-        self._folder_times: dict[str, int | None] = {}
+        self._logged_suffixes: set[str] = set()
+        self._logged_unreadable: set[str] = set()  # folders
+        # Of one search.
+        self._present = array("q")
         self._unreadable: set[str] = set()
         self._others: Counter[str] = Counter()  # by suffix
-        self._logged_suffixes: set[str] = set()
         self._must_search = self._has_more = False
         self._soon_at = self._latest_at = 0.0
 
@@ -138,12 +136,12 @@ class Listing:
             os.scandir(self.root).close()
         except OSError as error:
             raise self._lost(error) from None
-        if not _is_on_network(self.root):
+        if not is_on_network(self.root):
             try:
                 self._inotify = Inotify()
             except OSError as error:
                 logger.info("the folder '%s' is polled: %s", self.root, error)
-        self._must_search, self._soon_at = True, 0.0
+        self._latest_at = 0.0
 
     def close(self) -> None:
         """Stops watching; decided photos stay known."""
@@ -161,12 +159,7 @@ class Listing:
 
     def set_aside(self, photo: Photo) -> None:
         """Marks a photo as unreachable now: a search returns it again after a pause."""
-        if self._aside_until is None:
-            now = time.monotonic()
-            # After a good while this is a new problem.
-            doubled = 2 * self._aside_pause_s if now - self._aside_ended < _LONGEST_PAUSE_S else _FIRST_PAUSE_S
-            self._aside_pause_s = min(doubled, _LONGEST_PAUSE_S)
-            self._aside_until = now + self._aside_pause_s
+        self._aside_until = min(self._aside_until, time.monotonic() + _ASIDE_S)
         self._aside.add(photo.number)
 
     def now(self, name: str) -> Photo | None:
@@ -189,18 +182,12 @@ class Listing:
         self._has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
-        """Whether a search is worth its time now; `idle` when all photos of the last one are done.
-
-        Raises:
-            SourceLostError: the folder is gone.
-        """
+        """Whether a search is worth its time now; `idle` when all photos of the last one are done."""
         now = time.monotonic()
-        if self._aside_until is not None and now >= self._aside_until:
-            self._aside, self._aside_until, self._aside_ended = Hashes(), None, now
+        if now >= self._aside_until:
+            self._aside, self._aside_until = Hashes(), math.inf
             return True
-        if (idle and self._has_more) or now >= self._latest_at:
-            return True
-        return now >= self._soon_at and (self._must_search or (self._inotify is None and self._has_changed()))
+        return (idle and self._has_more) or now >= (self._soon_at if self._must_search else self._latest_at)
 
     def search(self) -> list[Photo]:
         """The oldest photos that are neither decided nor set aside, in order, at most `MAX_FOUND`.
@@ -210,45 +197,46 @@ class Listing:
         """
         begin = time.monotonic()
         self._must_search = False
-        self._folder_times = {}
-        self._others.clear()
-        unreadable_before, self._unreadable = self._unreadable, set()
-        present, watches = array("q"), set[int]()
-        found = heapq.nsmallest(MAX_FOUND, self._undecided(present, watches, unreadable_before))
+        self._present, self._unreadable, self._others = array("q"), set(), Counter()
+        found = heapq.nsmallest(MAX_FOUND, self._undecided())
         self._has_more = len(found) == MAX_FOUND
         self._log_others()
         if self._inotify is not None:
-            self._inotify.keep(watches)
+            self._inotify.end_others()
         if not self._unreadable:
-            self._decided.keep(np.array(present, np.int64))
-        for name in sorted(unreadable_before - self._unreadable):
+            self._decided.keep(np.array(self._present, np.int64))
+        for name in sorted(self._logged_unreadable - self._unreadable):
             logger.warning("the folder %r can be read again, or is gone", name)
+        self._logged_unreadable = self._unreadable
         end = time.monotonic()
         self._soon_at = end + _PAUSE_AFTER_CHANGE * (end - begin)
-        self._latest_at = end + max(_MIN_PAUSE_S, _PAUSE_WITHOUT * (end - begin))
+        if self._inotify is None:
+            self._latest_at = end + max(_MIN_POLLED_PAUSE_S, _POLLED_PAUSE * (end - begin))
+        else:
+            self._latest_at = end + max(_MIN_PAUSE_S, _PAUSE * (end - begin))
         return found
 
     def wait(self, wait_s: float, *, poll: bool) -> None:
         """Returns when there may be work, at most after `wait_s`; `poll` where a file has to be checked again soon."""
+        at = min(self._latest_at, self._aside_until)
+        soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
         if self._inotify is None:
-            time.sleep(min(wait_s, _POLL_S))
+            time.sleep(max(0.0, min(wait_s, soon)))
         else:
-            at = min(self._latest_at, math.inf if self._aside_until is None else self._aside_until)
-            soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
             self._inotify.wait(min(wait_s, soon))
 
-    def _undecided(self, present: array[int], watches: set[int], logged: set[str]) -> Iterator[Photo]:
-        photos = self._photos(watches, logged)
+    def _undecided(self) -> Iterator[Photo]:
+        photos = self._photos()
         while chunk := list(itertools.islice(photos, _CHUNK)):
-            hashes = np.fromiter((photo.number for photo in chunk), np.int64, len(chunk))
-            present.frombytes(hashes.tobytes())
-            yield from itertools.compress(chunk, ~(self._decided.include(hashes) | self._aside.include(hashes)))
+            numbers = np.fromiter((photo.number for photo in chunk), np.int64, len(chunk))
+            self._present.frombytes(numbers.tobytes())
+            yield from itertools.compress(chunk, ~(self._decided.include(numbers) | self._aside.include(numbers)))
 
-    def _photos(self, watches: set[int], logged: set[str]) -> Iterator[Photo]:
+    def _photos(self) -> Iterator[Photo]:
         folders = FolderWalk(self.root)
         for inside in folders:
             try:
-                self._watch(inside, watches)
+                self._watch(inside)
                 yield from self._photos_in(inside, folders)
             except OSError as error:
                 if not inside:
@@ -256,7 +244,7 @@ class Listing:
                 if isinstance(error, FileNotFoundError):
                     continue
                 self._unreadable.add(inside)
-                if inside not in logged:
+                if inside not in self._logged_unreadable:
                     logger.warning("the folder %r cannot be read: %s", inside, error.strerror)
 
     def _photos_in(self, inside: str, folders: FolderWalk) -> Iterator[Photo]:
@@ -300,43 +288,18 @@ class Listing:
             logger.warning("pictures that predict --explain wrote are left out, the first %r", name)
         return True
 
-    def _watch(self, inside: str, watches: set[int]) -> None:
-        """Before the folder is listed: what arrives meanwhile causes an event, or changes its time."""
-        path = self.root / inside
-        written = path.stat().st_mtime_ns
-        self._folder_times[inside] = None if abs(time.time_ns() - written) < _TIME_GRAIN_NS else written
+    def _watch(self, inside: str) -> None:
+        """Before the folder is listed: what arrives meanwhile causes an event."""
         if self._inotify is not None:
+            path = self.root / inside
             try:
-                watches.add(self._inotify.add(path, inside))
+                self._inotify.add(path, inside)
             except OSError as error:
                 if path.is_dir() and os.access(path, os.R_OK):  # else listing it reports the reason
                     logger.info("the folder '%s' is polled: %s", self.root, error)
                     self.close()
 
-    def _has_changed(self) -> bool:
-        for inside, before in self._folder_times.items():
-            try:
-                if (self.root / inside).stat().st_mtime_ns != before:
-                    return True
-            except OSError as error:
-                if not inside:
-                    raise self._lost(error) from None
-                return True
-        return False
-
     def _lost(self, error: OSError) -> SourceLostError:
         return SourceLostError(
             f"the folder of photos '{self.root}'", error.strerror or "an error", "it will be tried again"
         )
-
-
-def _is_on_network(folder: Path) -> bool:
-    """By Linux's table of mounts; False elsewhere, and where it does not say."""
-    try:
-        device = folder.stat().st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except (OSError, AttributeError):
-        return False
-    mounts = (line.partition(" - ") for line in lines)
-    return any(mount.split()[2] == wanted and kind.startswith(_NETWORK) for mount, _, kind in mounts)

@@ -13,14 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agridistill.edge.backoff import Backoff
-from agridistill.edge.events import Frame
+from agridistill.edge.events import Frame, duration_words
+from agridistill.edge.network import Backoff, split_url, without_user
 from agridistill.edge.sources.folder import FolderSource
 from agridistill.edge.sources.source import (
     Attempts,
@@ -30,8 +29,6 @@ from agridistill.edge.sources.source import (
     SourceRefusedError,
     SourceSettings,
 )
-from agridistill.edge.urls import split_url, without_user
-from agridistill.edge.words import duration_words
 from agridistill.errors import EdgeError, PhotoError
 
 logger = logging.getLogger(__name__)
@@ -61,8 +58,7 @@ def open_source(
     """Creates the source that a text names; its reader opens it.
 
     Args:
-        text: a folder, an `http(s)://` snapshot or MJPEG stream, an `rtsp://` stream, `/dev/videoN` or a camera's
-            number, or a video file.
+        text: a folder, an http(s) or rtsp address, a camera's device or number, or a video file.
         settings: how frames are taken.
         seen: whether a frame of this identity was decided on before.
         bad: called with a key for each photo of a folder that can never be decoded; `seen` has to return true for it
@@ -70,7 +66,7 @@ def open_source(
         attempts: records which large photo is being read; None records nothing.
 
     Raises:
-        EdgeError: none of these.
+        EdgeError: another text, or a setting that this source does not have.
         MissingExtraError: OpenCV is needed and not installed.
     """
     if settings.ca_file is not None and not text.lower().startswith("https://"):
@@ -94,11 +90,7 @@ def open_source(
 
 
 def require_source(text: str) -> None:
-    """Checks that a text names a source, before anything is created for it.
-
-    Raises:
-        EdgeError: it names none.
-    """
+    """Raises EdgeError where a text names no source, before anything is created for it."""
     if "://" not in text:
         _kind(text)
 
@@ -162,27 +154,25 @@ class LatestFrame:
 
     Args:
         source: only this object's thread opens, reads and closes it.
-        first_pause_s: before a lost source is retried; it doubles each time.
-        longest_pause_s: the limit of these pauses.
+        backoff: pauses before a lost source is tried again.
         still_after_s: a live source that gives no new picture for so long is stuck.
-        clock: monotonic seconds.
         end_after_s: a source that waits ends when nothing came from it for so long; None never ends it.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self,
         source: Source,
         *,
-        first_pause_s: float = 1.0,
-        longest_pause_s: float = 60.0,
+        backoff: Backoff | None = None,
         still_after_s: float = STILL_AFTER_S,
-        clock: Callable[[], float] = time.monotonic,
         end_after_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source, self._end_after_s = source, end_after_s
         self.name = source.name
         self.skipped = self.unreadable = 0
-        self._backoff = Backoff(first_pause_s, longest_pause_s)
+        self._backoff = backoff or Backoff(1.0, 60.0)
         self._changed = threading.Condition()
         self._waiting: Frame | PhotoError | None = None
         self._end: BaseException | None = None
@@ -210,9 +200,7 @@ class LatestFrame:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def take(self, wait_s: float) -> Frame | None:
@@ -220,13 +208,10 @@ class LatestFrame:
 
         Raises:
             PhotoError: a photo that cannot be read, in a frame's place.
-            SourceEndedError: there will be no more frames.
-            Exception: any other error that ended the reader.
+            Exception: what ended the reader; SourceEndedError where no more frames follow.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._waiting is not None or self._end is not None or self._stop.is_set(), wait_s
-            )
+            self._changed.wait_for(lambda: self._waiting or self._end or self._stop.is_set(), wait_s)
             found, self._waiting = self._waiting, None
             self._changed.notify_all()
             if isinstance(found, PhotoError):

@@ -12,15 +12,16 @@ import httpx
 
 from agridistill.edge.events import Frame
 from agridistill.edge.http import HttpClient, HttpError, http_errors, tls_context
-from agridistill.edge.sources.login import authorization, challenges
+from agridistill.edge.network import public_name, split_url, without_user
 from agridistill.edge.sources.source import (
     PhotoReader,
     SourceLostError,
     SourceRefusedError,
     SourceSettings,
+    authorization,
+    challenges,
     login_refused,
 )
-from agridistill.edge.urls import public_name, split_url, without_user
 from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0
@@ -33,22 +34,16 @@ _STREAM = "multipart/"
 # These types are never a picture. Cameras also send application/octet-stream, no type, or nonsense.
 _NO_PICTURE = re.compile(r"(text|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
 _START, _MARKER = b"\xff\xd8\xff", re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
-_RESTARTS = range(0xD0, 0xD8)
+_SOI, _EOI, _SOS, _TEM, _FILL = 0xD8, 0xD9, 0xDA, 0x01, 0xFF
+# Markers without a segment.
+_ALONE = frozenset({*range(0xD0, 0xD8), _TEM, _FILL})
 
 
 class SnapshotSource:
     """Fetches a picture every `every_s`; one that did not change is no new frame.
 
     An answer that is a stream (`multipart/x-mixed-replace`, MJPEG) stays open, and its newest picture is taken.
-
-    Args:
-        url: `http(s)://[USER:PASSWORD@]HOST[:PORT]/…`.
-        settings: how frames are taken.
-        timeout_s: of the whole exchange; in a stream, of each picture.
-
-    Raises:
-        EdgeError: a malformed address.
+    `timeout_s` is that of the whole exchange; in a stream, of each picture. A malformed address raises EdgeError.
     """
 
     live = True
@@ -77,7 +72,7 @@ class SnapshotSource:
 
         Raises:
             SourceRefusedError: user and password, or the camera's certificate, are wrong.
-            SourceLostError: no answer, an error, something other than a picture, or three in a row that are unreadable.
+            SourceLostError: no picture in the answer, or three in a row that cannot be read.
             PhotoError: a picture that is damaged, or too large.
         """
         if self._is_stream:
@@ -212,48 +207,39 @@ class JpegFrames:
             HttpError: one is larger than `max_bytes`.
         """
         self._buffer += data
-        found = []
-        while (picture := self._step()) is not None:
-            found += [picture] if picture else []
+        pictures: list[bytes] = []
+        while self._find_marker():
+            at = self._at
+            first, code = self._buffer[at : at + 2]
+            length = int.from_bytes(self._buffer[at + 2 : at + 4])
+            if first == 0xFF and code == _EOI:
+                pictures.append(bytes(self._buffer[: at + 2]))
+                self._drop(at + 2)
+            elif first == 0xFF and code == _SOI:  # the picture before was cut off
+                self._drop(at)
+            elif first == 0xFF and code in _ALONE:
+                self._at += 2 if code != _FILL else 1
+            elif len(self._buffer) < at + 4:
+                break
+            elif first != 0xFF or length < 2:  # not a JPEG: search the next one
+                self._drop(2)
+            else:
+                self._at, self._in_scan = at + 2 + length, code == _SOS
         if len(self._buffer) > self._max_bytes:
             raise HttpError(f"more than {self._max_bytes // 1_000_000} MB")
-        return found
+        return pictures
 
-    def _step(self) -> bytes | None:
-        """A picture, b"" where more can be parsed, None where more bytes are needed."""
-        buffer = self._buffer
+    def _find_marker(self) -> bool:
+        """Goes on to the next marker of the picture, or to the next picture; False where more bytes are needed."""
         if not self._at:
-            start = buffer.find(_START)
-            del buffer[: start if start >= 0 else -len(_START) + 1]
+            start = self._buffer.find(_START)
+            del self._buffer[: start if start >= 0 else -len(_START) + 1]
             self._at, self._in_scan = 2 * (start >= 0), False
-            return None if start < 0 else b""
         if self._in_scan:
-            marker = _MARKER.search(buffer, self._at)
-            if marker is None:
-                self._at = max(self._at, len(buffer) - 1)
-                return None
-            self._at, self._in_scan = marker.start(), False
-        if len(buffer) < self._at + 4 and not (len(buffer) >= self._at + 2 and buffer[self._at + 1] == _EOI):
-            return None
-        return self._segment(buffer[self._at], buffer[self._at + 1])
-
-    def _segment(self, first: int, code: int) -> bytes:
-        at, length = self._at, int.from_bytes(self._buffer[self._at + 2 : self._at + 4])
-        if first == 0xFF and code == _EOI:
-            picture = bytes(self._buffer[: at + 2])
-            self._drop(at + 2)
-            return picture
-        if first == 0xFF and code == 0xFF:  # fill bytes
-            self._at += 1
-        elif first == 0xFF and (code in _RESTARTS or code == _TEM):
-            self._at += 2
-        elif first == 0xFF and code == _SOI:  # the picture before was cut off
-            self._drop(at)
-        elif first != 0xFF or length < 2:  # not a JPEG: search the next one
-            self._drop(2)
-        else:
-            self._at, self._in_scan = at + 2 + length, code == _SOS
-        return b""
+            marker = _MARKER.search(self._buffer, self._at)
+            self._at = marker.start() if marker else max(self._at, len(self._buffer) - 1)
+            self._in_scan = marker is None
+        return bool(self._at) and not self._in_scan and len(self._buffer) >= self._at + 2
 
     def _drop(self, count: int) -> None:
         del self._buffer[:count]

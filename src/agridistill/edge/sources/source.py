@@ -1,11 +1,21 @@
-"""What every source shares: its protocol, its settings, its errors, and the reading of photos."""
+"""What every source shares: its protocol, settings and errors, the reading of photos, and the login at a camera.
+
+Login over HTTP and RTSP is by Digest with SHA-256 or MD5 (RFC 7616), else Basic. httpx's own Digest takes the first
+offer of a camera only, and does not speak RTSP.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import re
+import secrets
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import SplitResult, unquote
 
 import numpy as np
@@ -15,11 +25,18 @@ from agridistill.edge.events import Frame
 from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.preprocess import PhotoCost, photo_cost, read_photo
 
+MAX_PIXELS = 25_000_000
+"""Of a photo, by `preprocess.PhotoCost`: they take 250 MB at most."""
 # Two commits for each photo would be expensive: only photos that may exhaust the memory are recorded.
-_LARGE_PIXELS, _LARGE_BYTES = 4_000_000, 3_000_000
-_MAX_CRASHES = 2
+_LARGE_PIXELS, _MAX_CRASHES = 4_000_000, 2
 # Where a JPEG's data ends early, its decoder fills the rest with exactly this grey, and Pillow does not report it.
 _JPEG, _GREY, _LAST_PIXELS = b"\xff\xd8", 128, (slice(-2, None), slice(-8, None))
+_SCHEME = re.compile(r"([!#$%&'*+.^_`|~\w-]+)(?:\s+(.*))?", re.DOTALL)
+_PARAMETER = re.compile(r"([\w*-]+)\s*=\s*(.*)", re.DOTALL)
+_HASHES: dict[str, Callable[[bytes], Any]] = {
+    "SHA-256": hashlib.sha256,
+    "MD5": lambda data: hashlib.md5(data, usedforsecurity=False),
+}
 
 
 class SourceLostError(EdgeError):
@@ -40,21 +57,12 @@ class SourceSettings:
 
     plot: str = ""  # of all photos; in a folder, of those outside its subfolders
     shorter_side: int | None = None  # that many pixels are enough, see `preprocess.read_photo`; None takes all
-    max_pixels: int = 25_000_000  # by `preprocess.PhotoCost`; 25 million take 250 MB at most
     every_s: float = 1.0  # between two frames of a camera, and within a video file
     after: Literal["keep", "delete"] = "keep"  # of a folder's photo once its detection is committed
     time: Literal["arrival", "photo"] = "arrival"  # by which a folder's photo counts; "photo" is its EXIF time
     username: str | None = None  # an address with a user overrides it
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None  # authorities to trust for https; None trusts the system's
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.every_s < float("inf"):
-            raise EdgeError("seconds between frames, 0 or more", str(self.every_s), "correct them")
-        if self.max_pixels < 1:
-            raise EdgeError("photos of 1 pixel and more", str(self.max_pixels), "correct max_pixels")
-        if self.after not in ("keep", "delete"):
-            raise EdgeError("photos that are kept or deleted afterwards", f"'{self.after}'", "take keep or delete")
 
     def login(self, parts: SplitResult) -> tuple[str | None, str]:
         """User (None for none) and password of an address, else of these settings."""
@@ -114,11 +122,7 @@ class PhotoReader:
         self._settings, self._attempts = settings, attempts
 
     def read(self, source: Path | bytes, identity: str = "") -> NDArray[np.uint8]:
-        """The photo upright, `(H, W, 3)` uint8 RGB, of about `shorter_side`.
-
-        Args:
-            source: a file, or its content.
-            identity: under which attempts are recorded; "" records none.
+        """The photo upright, `(H, W, 3)` uint8 RGB, of about `shorter_side`; attempts are recorded under its identity.
 
         Raises:
             UnreachablePhotoError: the system refuses access for now.
@@ -126,10 +130,10 @@ class PhotoReader:
         """
         name = f"'{source}'" if isinstance(source, Path) else f"{len(source):,} bytes"
         cost = photo_cost(source, shorter_side=self._settings.shorter_side)
-        if cost.held_pixels > self._settings.max_pixels:
-            raise _too_large(name, cost, self._settings.max_pixels)
-        attempts = self._attempts if identity and _is_large(source, cost) else None
-        if attempts is None:
+        if cost.held_pixels > MAX_PIXELS:
+            raise _too_large(name, cost)
+        attempts = self._attempts
+        if attempts is None or not identity or cost.width * cost.height <= _LARGE_PIXELS:
             return self._decode(source, name)
         crashes = 0
         with contextlib.suppress(OutboxError):  # a full disk is no reason to skip a photo
@@ -160,21 +164,80 @@ def _is_jpeg(source: Path | bytes) -> bool:
         return file.read(len(_JPEG)) == _JPEG
 
 
-def _is_large(source: Path | bytes, cost: PhotoCost) -> bool:
-    if cost.width * cost.height > _LARGE_PIXELS:
-        return True
-    try:
-        return (len(source) if isinstance(source, bytes) else source.stat().st_size) > _LARGE_BYTES
-    except OSError:  # reading the photo reports it
-        return False
-
-
-def _too_large(name: str, cost: PhotoCost, most: int) -> PhotoError:
+def _too_large(name: str, cost: PhotoCost) -> PhotoError:
     got = f"{name} with {cost.width} x {cost.height}"
     if cost.held_pixels > cost.width * cost.height:
         got += f", a WebP, which takes the memory of {cost.held_pixels:,}"
     return PhotoError(
-        f"a photo that takes the memory of at most {most:,} pixels",
+        f"a photo that takes the memory of at most {MAX_PIXELS:,} pixels",
         got,
         "scale it down, or save it as a JPEG that is not progressive",
     )
+
+
+class Challenge(NamedTuple):
+    """One way to log in that a server offers: the scheme in lower case, and its parameters by name in lower case."""
+
+    scheme: str
+    fields: dict[str, str]
+
+
+def challenges(headers: Iterable[str]) -> list[Challenge]:
+    """All offers in the values of WWW-Authenticate, also several in one header.
+
+    Example:
+        >>> [offer.scheme for offer in challenges(['Digest realm="a, b", nonce="n", algorithm=MD5, Basic realm="c"'])]
+        ['digest', 'basic']
+    """
+    found: list[Challenge] = []
+    for header in headers:
+        for item in urllib.request.parse_http_list(header):
+            parameter = _PARAMETER.fullmatch(item)
+            if parameter is None and (scheme := _SCHEME.fullmatch(item)):
+                found.append(Challenge(scheme[1].lower(), {}))
+                parameter = _PARAMETER.fullmatch(scheme[2] or "")
+            if parameter is not None and found:
+                found[-1].fields[parameter[1].lower()] = parameter[2].strip().removeprefix('"').removesuffix('"')
+    return found
+
+
+def authorization(offers: Sequence[Challenge], user: str, password: str, method: str, uri: str) -> str | None:
+    """The value of the `Authorization` header for the strongest login method; None where none is supported.
+
+    `method` and `uri` are those of the request as it is sent; the password is in clear with Basic only.
+    """
+    for name in _HASHES:
+        for offer in offers:
+            algorithm = offer.fields.get("algorithm", "MD5").upper()
+            qualities = [part.strip().lower() for part in offer.fields.get("qop", "auth").split(",")]
+            if offer.scheme == "digest" and algorithm.removesuffix("-SESS") == name and "auth" in qualities:
+                return _digest(offer, algorithm, user, password, method, uri)
+    if any(offer.scheme == "basic" for offer in offers):
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    return None
+
+
+def _digest(offer: Challenge, algorithm: str, user: str, password: str, method: str, uri: str) -> str:
+    function = _HASHES[algorithm.removesuffix("-SESS")]
+
+    def hashed(*parts: str) -> str:
+        return str(function(":".join(parts).encode()).hexdigest())
+
+    realm, nonce, client_nonce = offer.fields.get("realm", ""), offer.fields.get("nonce", ""), secrets.token_hex(8)
+    secret, request = hashed(user, realm, password), hashed(method, uri)
+    if algorithm.endswith("-SESS"):
+        secret = hashed(secret, nonce, client_nonce)
+    # Header lines are Latin-1; the bytes of UTF-8 pass unchanged.
+    name = user.encode().decode("latin-1").replace("\\", r"\\").replace('"', r"\"")
+    fields = [f'username="{name}"', f'realm="{realm}"', f'nonce="{nonce}"', f'uri="{uri}"']
+    if "qop" in offer.fields:
+        response = hashed(secret, nonce, "00000001", client_nonce, "auth", request)
+        fields += ["qop=auth", "nc=00000001", f'cnonce="{client_nonce}"']
+    else:
+        response = hashed(secret, nonce, request)
+    fields.append(f'response="{response}"')
+    if "algorithm" in offer.fields:
+        fields.append(f"algorithm={offer.fields['algorithm']}")
+    if "opaque" in offer.fields:
+        fields.append(f'opaque="{offer.fields["opaque"]}"')
+    return "Digest " + ", ".join(fields)

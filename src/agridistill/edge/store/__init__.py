@@ -1,16 +1,166 @@
-"""What the agent must not lose, in SQLite files: the outbox (messages to deliver) and the history (what was seen)."""
+"""What the agent must not lose: `outbox` (messages to deliver) and `history` (what was seen), each a `SqliteFile`."""
 
-from agridistill.edge.store.history import History, HistoryLimits
-from agridistill.edge.store.outbox import Message, Outbox, OutboxCounts, OutboxLimits, Pending
-from agridistill.edge.store.sqlite_file import StateRemovedError
+from __future__ import annotations
 
-__all__ = [
-    "History",
-    "HistoryLimits",
-    "Message",
-    "Outbox",
-    "OutboxCounts",
-    "OutboxLimits",
-    "Pending",
-    "StateRemovedError",
-]
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from agridistill.errors import EdgeError, OutboxError
+
+logger = logging.getLogger(__name__)
+
+
+class StateLostError(EdgeError):
+    """A file of the state was removed, replaced or damaged while the agent runs: the agent has to start anew."""
+
+
+class SqliteFile:
+    """A database of one file. May be used from several threads.
+
+    A commit is on the disk when `writing` ends (write-ahead log, full synchronisation). A file that is damaged when it
+    is opened is set aside, logged and replaced by a new one, never deleted.
+
+    Args:
+        path: of the file; its folder is created.
+        what: it holds, for messages: "outbox".
+        schema: statements that create the tables.
+        version: of the schema; files of another one are refused.
+        read_only: for a reader beside the agent; nothing is created then.
+
+    Raises:
+        OutboxError: the file cannot be opened, or is of another version.
+    """
+
+    def __init__(self, path: Path, *, what: str, schema: str, version: int, read_only: bool = False) -> None:
+        self.path, self._what, self._read_only = path, what, read_only
+        self._lock = threading.Lock()
+        if read_only and not path.is_file():
+            remedy = "start the agent, or name its state folder with --state"
+            raise OutboxError(f"an {what}", f"no file '{path}'", remedy)
+        try:
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._set_aside_if_damaged()
+            self._database = self._open(schema, version)
+        except sqlite3.Error as error:
+            raise self._failure(error) from None
+        self._identity = _identity(path)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, on the disk at its end; it is rolled back where the body or the disk fails.
+
+        Raises:
+            OutboxError: the disk is full or refuses.
+            StateLostError: the file was removed, replaced or damaged.
+        """
+        with self.reading() as database:
+            if not self._read_only and _identity(self.path) != self._identity:
+                raise self._lost("removed or replaced")
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The database, for queries.
+
+        Raises:
+            OutboxError: it cannot be read.
+            StateLostError: the file was damaged.
+        """
+        with self._lock:
+            try:
+                yield self._database
+            except sqlite3.Error as error:
+                raise self._failure(error) from None
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        address = f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}"
+        return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+
+    def _open(self, schema: str, version: int) -> sqlite3.Connection:
+        database = self._connect()
+        try:
+            (found,) = database.execute("PRAGMA user_version").fetchone()
+            if found not in (0, version):
+                got, remedy = f"version {found} in '{self.path}'", "name another folder with --state"
+                raise OutboxError(f"an {self._what} of version {version}", got, remedy)
+            if not self._read_only:
+                database.execute("PRAGMA journal_mode = WAL")
+                # WAL alone syncs at checkpoints only: a power cut would take back what was committed.
+                database.execute("PRAGMA synchronous = FULL")
+                database.executescript(f"{schema} PRAGMA user_version = {version};")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _set_aside_if_damaged(self) -> None:
+        try:
+            with contextlib.closing(self._connect()) as database:
+                (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if sound == "ok":
+                return
+        except sqlite3.OperationalError:
+            raise  # locked or without rights: not damaged
+        except sqlite3.DatabaseError:
+            pass
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
+        logger.error("the %s '%s' is damaged: set aside as '%s', a new one is begun", self._what, self.path, aside)
+        for suffix in ("", "-wal", "-shm"):
+            part = Path(f"{self.path}{suffix}")
+            if part.exists():
+                part.rename(f"{aside}{suffix}")
+
+    def _failure(self, error: sqlite3.Error) -> OutboxError | StateLostError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) and not self._read_only:
+            return self._lost(f"damaged ({error})")
+        remedy = "free some room on the disk" if name == "SQLITE_FULL" else "check the disk"
+        return OutboxError(f"an {self._what} that can be written and read", f"'{self.path}' ({error})", remedy)
+
+    def _lost(self, what: str) -> StateLostError:
+        remedy = "start the agent again, and leave its state folder alone while it runs"
+        return StateLostError(f"the {self._what} where it was", f"'{self.path}', which was {what}", remedy)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def add_to_counter(database: sqlite3.Connection, name: str, count: int) -> None:
+    """Counts in the table `counters (name, value)`, within a transaction."""
+    if count:
+        database.execute(
+            "INSERT INTO counters (name, value) VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, count),
+        )

@@ -6,11 +6,12 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from agridistill.edge.events import Alert, AlertState, Detection, Verdict
-from agridistill.edge.store.sqlite_file import SqliteFile, add_to_counter
-from agridistill.errors import OutboxError
+from agridistill.edge.store import SqliteFile, add_to_counter
 
 _VERSION = 1
 _SCHEMA = """
@@ -20,10 +21,9 @@ CREATE TABLE IF NOT EXISTS detections (
     at_s REAL NOT NULL,
     plot TEXT NOT NULL,
     verdict TEXT NOT NULL,
-    label TEXT,
     document TEXT NOT NULL,
     thumbnail BLOB,
-    source TEXT NOT NULL DEFAULT ''
+    source TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS detections_by_plot ON detections (plot, seq);
 CREATE TABLE IF NOT EXISTS alerts (
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS alerts (
     updated_s REAL NOT NULL,
     told_s REAL NOT NULL,
     document TEXT NOT NULL,
-    source TEXT NOT NULL DEFAULT ''
+    source TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS alerts_by_change ON alerts (state, updated_s);
 -- Photos of a folder that were decided on; they outlive their detections.
@@ -44,13 +44,9 @@ CREATE TABLE IF NOT EXISTS photos (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
-_ADDED = tuple(
-    (table, column, "TEXT NOT NULL DEFAULT ''")
-    for table, column in (("detections", "source"), ("alerts", "source"), ("photos", "model"))
-)
 # Trimming after each detection would cost a delete each time.
 _TRIM_EVERY = 200
-_OWN, _OTHERS = "source IN ('', ?)", "source NOT IN ('', ?)"
+_OWN, _OTHERS = "source = ?", "source <> ?"
 _MARK = (
     "INSERT INTO photos (identity, model) VALUES (?, ?) "
     "ON CONFLICT (identity) DO UPDATE SET begun = NULL, model = excluded.model"
@@ -61,44 +57,31 @@ _MARK = (
 class HistoryLimits:
     """[history]: how much is kept of the newest entries; open alerts always stay."""
 
-    detections: int = 50_000
-    thumbnails: int = 500  # of the newest detections
-    alerts: int = 5_000  # resolved ones
-    photos: int = 1_000_000  # whose identity is remembered, so that they are not decided on again
-
-    def __post_init__(self) -> None:
-        if min(self.thumbnails, self.alerts) < 0 or min(self.detections, self.photos) < 1:
-            raise OutboxError("limits of 1 detection and more", str(self), "correct them")
+    detections: Annotated[int, Field(ge=1)] = 50_000
+    thumbnails: Annotated[int, Field(ge=0)] = 500  # of the newest detections
+    alerts: Annotated[int, Field(ge=0)] = 5_000  # resolved ones
+    photos: Annotated[int, Field(ge=1)] = 1_000_000  # whose identity is remembered, so as not to decide on them again
 
 
-class History:
+class History(SqliteFile):
     """Detections and alerts in a SQLite file. Several processes may read it while the agent writes.
 
-    Methods raise OutboxError where the disk is full or refuses, and change nothing then; those that write raise
-    StateRemovedError where the file was removed.
+    Methods raise OutboxError where the disk is full or refuses, and change nothing then; StateLostError where the file
+    was removed or damaged.
 
     Args:
-        path: of the file; its folder is created.
+        path: of the file.
         limits: how much is kept.
         source: identity of the watched source (see `source_identity`): new detections and alerts are stored under it.
-            Those of an older AgriDistill, which stored none, count as its own.
-
-    Raises:
-        OutboxError: the file cannot be opened, or is of a newer version.
+        read_only: for a reader beside the running agent.
     """
 
-    def __init__(self, path: Path, limits: HistoryLimits | None = None, source: str = "") -> None:
+    def __init__(
+        self, path: Path, limits: HistoryLimits | None = None, source: str = "", *, read_only: bool = False
+    ) -> None:
+        super().__init__(path, what="event history", schema=_SCHEMA, version=_VERSION, read_only=read_only)
         self.limits, self._source = limits or HistoryLimits(), source
-        self._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION, added=_ADDED)
         self._until_trim = 0
-
-    @classmethod
-    def reading(cls, path: Path) -> History:
-        """The history of a running agent, read-only; raises OutboxError where it is missing or cannot be read."""
-        history = cls.__new__(cls)
-        history.limits, history._source = HistoryLimits(), ""
-        history._file = SqliteFile(path, what="event history", schema=_SCHEMA, version=_VERSION, read_only=True)
-        return history
 
     def add(self, detection: Detection, *, thumbnail: bytes | None = None, identity: str = "") -> None:
         """Commits a detection; one whose event id exists already stays as it was.
@@ -106,23 +89,14 @@ class History:
         Args:
             detection: of a frame.
             thumbnail: a small JPEG.
-            identity: of the photo, which `knows` then returns; "" for live frames.
+            identity: of the photo, which `decided_by` then knows; "" for live frames.
         """
-        row = (
-            detection.event_id,
-            detection.at_s,
-            detection.plot,
-            detection.verdict,
-            detection.label,
-            json.dumps(detection.to_json(), ensure_ascii=False),
-            thumbnail,
-            self._source,
-        )
-        with self._file.writing() as database:
+        found, document = detection, json.dumps(detection.to_json(), ensure_ascii=False)
+        with self.writing() as database:
             cursor = database.execute(
-                "INSERT INTO detections (event_id, at_s, plot, verdict, label, document, thumbnail, source) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
-                row,
+                "INSERT INTO detections (event_id, at_s, plot, verdict, document, thumbnail, source) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                (found.event_id, found.at_s, found.plot, found.verdict, document, thumbnail, self._source),
             )
             add_to_counter(database, f"verdict:{detection.verdict}", cursor.rowcount)
             if identity:
@@ -132,23 +106,19 @@ class History:
                 self._until_trim = _TRIM_EVERY
         self._until_trim -= 1
 
-    def knows(self, identity: str) -> bool:
-        """Whether a photo of this identity was decided on."""
-        return self.decided_by(identity) is not None
-
     def decided_by(self, identity: str) -> str | None:
-        """The model that decided on a photo: first 12 digits of its sha256, "" where unknown, None where none has."""
+        """The model that decided on a photo: first 12 digits of its sha256, "" for a bad photo, None where none has."""
         rows = self._rows("SELECT model FROM photos WHERE identity = ? AND begun IS NULL", identity)
         return str(rows[0][0]) if rows else None
 
     def mark(self, identity: str) -> None:
         """Remembers a photo that cannot be decided on."""
-        with self._file.writing() as database:
+        with self.writing() as database:
             database.execute(_MARK, (identity, ""))
 
     def begin(self, identity: str) -> int:
         """Records that reading a photo begins; returns how often that was recorded before without an `end`."""
-        with self._file.writing() as database:
+        with self.writing() as database:
             row = database.execute("SELECT begun FROM photos WHERE identity = ?", (identity,)).fetchone()
             database.execute(
                 "INSERT INTO photos (identity, begun) VALUES (?, 1) "
@@ -159,36 +129,22 @@ class History:
 
     def end(self, identity: str) -> None:
         """Records that reading a photo ended, and the agent survived it."""
-        with self._file.writing() as database:
+        with self.writing() as database:
             database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
-    def recent(
-        self, limit: int = 50, *, plot: str | None = None, since_s: float | None = None, own: bool = False
-    ) -> list[Detection]:
-        """The newest detections, newest first.
-
-        Args:
-            limit: of their number.
-            plot: only of this one.
-            since_s: not older than this, seconds since 1970.
-            own: only of the source that is watched now.
-        """
-        where, values = _conditions({"plot = ?": plot, "at_s >= ?": since_s, _OWN: self._source if own else None})
+    def recent(self, limit: int = 50, *, since_s: float | None = None, own: bool = False) -> list[Detection]:
+        """The newest detections, newest first: since a time (seconds since 1970), of the source that is watched now."""
+        where, values = _conditions({"at_s >= ?": since_s, _OWN: self._source if own else None})
         query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
         return [Detection.from_json(json.loads(document)) for (document,) in self._rows(query, *values, limit)]
 
     def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
         """When the last detection of a plot of this source with one of the verdicts was seen (seconds since 1970)."""
-        where, values = self._of_plot(plot, verdicts)
-        rows = self._rows(f"SELECT at_s FROM detections WHERE {where} ORDER BY seq DESC LIMIT 1", *values)  # noqa: S608 - constants
-        return float(rows[0][0]) if rows else None
+        return self._time_s("at_s", "ORDER BY seq DESC LIMIT 1", plot, verdicts)
 
     def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
         """Time of a plot's newest leaf, seconds since 1970: the photo's own where that counts, else its arrival."""
-        where, values = self._of_plot(plot, verdicts)
-        time_s = "max(coalesce(json_extract(document, '$.taken_s'), at_s))"
-        ((at_s,),) = self._rows(f"SELECT {time_s} FROM detections WHERE {where}", *values)  # noqa: S608 - constants
-        return None if at_s is None else float(at_s)
+        return self._time_s("max(coalesce(json_extract(document, '$.taken_s'), at_s))", "", plot, verdicts)
 
     def plots(self) -> list[str]:
         """Plots of all stored detections."""
@@ -206,15 +162,14 @@ class History:
             alerts: new ones, or changed ones by their ids.
             told_s: of each, the time of its last notification, seconds since 1970; 0 for none.
         """
-        with self._file.writing() as database:
+        with self.writing() as database:
             for alert, told in zip(alerts, told_s, strict=True):
                 document = json.dumps(alert.to_json(), ensure_ascii=False)
                 database.execute(
                     "INSERT INTO alerts (alert_id, state, updated_s, told_s, document, source) "
                     "VALUES (?, ?, ?, ?, ?, ?) "
                     "ON CONFLICT (alert_id) DO UPDATE SET state = excluded.state, updated_s = excluded.updated_s, "
-                    "told_s = excluded.told_s, document = excluded.document, "
-                    "source = CASE alerts.source WHEN '' THEN excluded.source ELSE alerts.source END",
+                    "told_s = excluded.told_s, document = excluded.document",
                     (alert.alert_id, alert.state, alert.updated_s, told, document, self._source),
                 )
             database.execute(
@@ -222,10 +177,6 @@ class History:
                 "(SELECT alert_id FROM alerts WHERE state = 'resolved' ORDER BY updated_s DESC LIMIT ?)",
                 (self.limits.alerts,),
             )
-
-    def put_alert(self, alert: Alert, *, told_s: float = 0.0) -> None:
-        """Commits one alert; see `put_alerts`."""
-        self.put_alerts([alert], told_s=[told_s])
 
     def alerts(self, *, state: AlertState | None = None, limit: int = 50) -> list[Alert]:
         """Alerts, the newest change first."""
@@ -236,10 +187,7 @@ class History:
     ) -> list[tuple[Alert, float]]:
         """Alerts, the newest change first, each with the time of its last notification.
 
-        Args:
-            state: only in this one.
-            limit: of their number.
-            own: True for those of the source that is watched now, False for those of others, None for all.
+        `own` is True for those of the source that is watched now, False for those of others, None for all.
         """
         of_source = {_OWN: self._source if own else None, _OTHERS: self._source if own is False else None}
         where, values = _conditions({"state = ?": state, **of_source})
@@ -247,33 +195,20 @@ class History:
         rows = self._rows(query, *values, limit)
         return [(Alert.from_json(json.loads(document)), told_s) for document, told_s in rows]
 
-    def counts_by_label(self, *, since_s: float = 0.0) -> dict[str, int]:
-        """Number of answers by label, of the stored detections."""
-        query = "SELECT label, count(*) FROM detections WHERE verdict = 'answer' AND at_s >= ? GROUP BY label"
-        return dict(self._rows(query, since_s))
-
     def verdict_counts(self) -> dict[str, int]:
         """Number of detections by verdict, also of those that are no longer stored."""
         rows = self._rows("SELECT name, value FROM counters WHERE name LIKE 'verdict:%'")
         return {name.partition(":")[2]: value for name, value in rows}
 
-    def close(self) -> None:
-        """Closes the file; what it holds stays."""
-        self._file.close()
-
-    def __enter__(self) -> History:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._file.reading() as database:
+        with self.reading() as database:
             return database.execute(query, values).fetchall()
 
-    def _of_plot(self, plot: str, verdicts: Collection[Verdict]) -> tuple[str, tuple[object, ...]]:
-        where = f"plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) AND {_OWN}"
-        return where, (plot, *verdicts, self._source)
+    def _time_s(self, what: str, order: str, plot: str, verdicts: Collection[Verdict]) -> float | None:
+        of_plot = f"plot = ? AND verdict IN ({', '.join('?' * len(verdicts))}) AND {_OWN}"
+        query = f"SELECT {what} FROM detections WHERE {of_plot} {order}"  # noqa: S608 - constants
+        rows = self._rows(query, plot, *verdicts, self._source)
+        return rows[0][0] if rows else None
 
     def _trim(self, database: Any) -> None:
         (newest,) = database.execute("SELECT coalesce(max(seq), 0) FROM detections").fetchone()

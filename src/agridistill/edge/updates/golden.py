@@ -5,6 +5,7 @@ A model that crashes its engine, hangs or exhausts the memory ends only that pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agridistill.edge.updates.release import RefusedError, Release, UnavailableError, UpdateSettings
+from agridistill.edge.updates.release import RefusedError, Release, UnavailableError
 from agridistill.errors import AgriDistillError
 
+LIMIT_S = 120.0
+"""For all golden photos."""
 _OTHER, _LATER = "publish another version", "the next check tries it again"
 _FINISHED = "a golden check that may end"
 _POLL_S = 0.2
@@ -31,13 +34,13 @@ class KilledCheckError(UnavailableError):
     """The check was killed, perhaps for lack of memory; then it will be again."""
 
 
-def check_golden(folder: Path, release: Release, settings: UpdateSettings, stop: threading.Event | None = None) -> None:
+def check_golden(folder: Path, release: Release, threads: int, stop: threading.Event | None = None) -> None:
     """Lets the model of a verified release answer its golden photos.
 
     Args:
         folder: holds the release's files.
         release: with the expected labels.
-        settings: engine, threads and time limit.
+        threads: of one prediction; 0 takes one for each core.
         stop: setting it ends the check.
 
     Raises:
@@ -49,11 +52,9 @@ def check_golden(folder: Path, release: Release, settings: UpdateSettings, stop:
     question = {
         "model": str(folder / release.model),
         "photos": [str(folder / golden.photo) for golden in release.golden],
-        "engine": settings.engine,
-        "threads": settings.threads,
-        "limit_s": settings.golden_limit_s,
+        "threads": threads,
     }
-    code, output, log = _run(question, folder, settings.golden_limit_s, stop or threading.Event())
+    code, output, log = _run(question, folder, stop or threading.Event())
     try:
         answer = json.loads(output)
     except ValueError:
@@ -78,9 +79,9 @@ def _without_answer(code: int, log: bytes) -> UnavailableError | RefusedError:
     return RefusedError("a model that runs on this device", got, _OTHER)
 
 
-def _run(question: dict[str, Any], folder: Path, limit_s: float, stop: threading.Event) -> tuple[int, bytes, bytes]:
+def _run(question: dict[str, Any], folder: Path, stop: threading.Event) -> tuple[int, bytes, bytes]:
     """Exit code, stdout and stderr of the process that answers."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + LIMIT_S
     # A file: a pipe would block on a long question.
     with tempfile.TemporaryFile(dir=folder) as asked:
         asked.write(json.dumps(question).encode())
@@ -102,7 +103,7 @@ def _run(question: dict[str, Any], folder: Path, limit_s: float, stop: threading
                     if stop.is_set():
                         raise UnavailableError(_FINISHED, "a stop of the agent", _LATER) from None
                     if time.monotonic() > deadline:
-                        raise RefusedError("golden answers in time", f"none in {limit_s:g} s", _OTHER) from None
+                        raise RefusedError("golden answers in time", f"none in {LIMIT_S:g} s", _OTHER) from None
         finally:
             process.kill()
 
@@ -110,23 +111,21 @@ def _run(question: dict[str, Any], folder: Path, limit_s: float, stop: threading
 def main() -> None:
     """Reads one question on stdin, and answers it on stdout."""
     question = json.load(sys.stdin)
-    _lower_priority(question["limit_s"])
+    _lower_priority()
     # An engine may write to stdout, which is for the answer only.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         json.dump(_answer(question), answer)
 
 
-def _lower_priority(limit_s: float) -> None:
+def _lower_priority() -> None:
     """Leaves processor and memory to the agent, and ends this process also where the agent was killed."""
     if hasattr(os, "nice"):
         os.nice(10)
     if hasattr(signal, "alarm"):
-        signal.alarm(int(limit_s) + 5)
-    try:
+        signal.alarm(int(LIMIT_S) + 5)
+    with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    except OSError:
-        return
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -134,8 +133,7 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     from agridistill.runtime.predictor import Predictor
 
     try:
-        artefact = open_artefact(Path(question["model"]), engine=question["engine"], threads=question["threads"])
-        predictor = Predictor(artefact)
+        predictor = Predictor(open_artefact(Path(question["model"]), threads=question["threads"]))
         labels = [predictor.predict(Path(photo)).label for photo in question["photos"]]  # one by one, as the agent does
     except AgriDistillError as error:
         return {"error": str(error)}

@@ -21,6 +21,7 @@ from agridistill.edge.updates.release import (
     ReleaseFile,
     TrustChange,
     key_id,
+    problem_of,
     signed_release,
     stored_release,
 )
@@ -177,9 +178,7 @@ def _release(
             trust=TrustChange(add=tuple(key.hex() for key in settings.trust), remove=settings.revoke),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise EdgeError("values that a release may have", f"{where} {first['input']!r:.100}", first["msg"]) from None
+        raise EdgeError("values that a release may have", problem_of(error), "correct them") from None
 
 
 def _is_published(out: Path, release: Release) -> bool:

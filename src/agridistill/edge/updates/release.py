@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agridistill.errors import ConfigError, EdgeError
+from agridistill.errors import EdgeError
+from agridistill.manifest import sha256_of
 
 RELEASE_NAME = "release.json"
 MAX_RELEASE_BYTES = 1_000_000
@@ -26,13 +28,11 @@ PUBLIC_SUFFIX = ".pub"
 _MAX_KEY_BYTES = 10_000
 # A signature that the same key made for anything else is not one of a release.
 _SIGNED_PREFIX = b"agridistill-model release v1\n"
-_MAX_SIGNATURES = 16
 
 # One file in the release's own folder, on every file system: no separator, no leading dot or dash.
 PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=100)]
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_32Bytes = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-_KeyBytes = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class RefusedError(EdgeError):
@@ -41,28 +41,6 @@ class RefusedError(EdgeError):
 
 class UnavailableError(EdgeError):
     """A release cannot be fetched now; a later try may succeed."""
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """How updates are fetched and tried."""
-
-    channel: str = "default"  # releases of another one are refused
-    max_file_bytes: int = 500_000_000
-    spare_bytes: int = 50_000_000  # room on the disk that an update leaves free
-    timeout_s: float = 30.0  # of a connection with the header of its answer, and of each read of the body
-    patience_s: float = 3600.0  # for all files; the next check continues the download
-    attempts: int = 4  # tries in a row without a new byte before a file is given up
-    pause_s: float = 1.0  # before the second try; doubled before each further one
-    golden_limit_s: float = 120.0  # for all golden photos
-    engine: str | None = None  # None takes the fastest one here
-    threads: int = 0  # of one prediction; 0 takes one for each core
-    ca_file: Path | None = None  # authorities to trust for https; None trusts the system's
-
-    def __post_init__(self) -> None:
-        limits = (self.max_file_bytes, self.timeout_s, self.patience_s, self.attempts, self.golden_limit_s)
-        if min(limits) <= 0 or min(self.spare_bytes, self.pause_s, self.threads) < 0:
-            raise ConfigError("limits above 0 for updates", "less", "correct the settings")
 
 
 class _Signed(BaseModel):
@@ -74,7 +52,14 @@ class ReleaseFile(_Signed):
 
     name: PlainName
     size_bytes: int = Field(ge=0)
-    sha256: _Sha256
+    sha256: _32Bytes
+
+    def is_intact(self, path: Path) -> bool:
+        """Whether the file at a path is the signed one."""
+        try:
+            return path.stat().st_size == self.size_bytes and sha256_of(path) == self.sha256
+        except OSError:
+            return False
 
 
 class GoldenPhoto(_Signed):
@@ -87,7 +72,7 @@ class GoldenPhoto(_Signed):
 class TrustChange(_Signed):
     """Keys that devices trust, or stop to trust, from this release on."""
 
-    add: tuple[_KeyBytes, ...] = Field(default=(), max_length=_MAX_SIGNATURES)  # public keys in hex
+    add: tuple[_32Bytes, ...] = Field(default=(), max_length=16)  # public keys in hex
     remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)
 
 
@@ -141,6 +126,19 @@ class Release(_Signed):
         return sum(file.size_bytes for file in self.files)
 
 
+class _Signature(_Signed):
+    key_id: _KeyId
+    signature: Base64Bytes
+
+
+class _Envelope(_Signed):
+    payload: Base64Bytes
+    signatures: tuple[_Signature, ...]
+
+
+_Kind = TypeVar("_Kind", Release, _Envelope)
+
+
 def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes:
     """The content of `release.json`, with a signature of each key; a device needs one that it trusts."""
     payload = release.model_dump_json().encode()
@@ -161,12 +159,13 @@ def verified_release(envelope: bytes, keys: TrustedKeys) -> Release:
     Raises:
         RefusedError: too large, damaged, signed by no trusted key, or of another format.
     """
-    payload, signatures = _open_envelope(envelope)
-    if not any(keys.verifies(name, signature, _SIGNED_PREFIX + payload) for name, signature in signatures):
-        signers = ", ".join(name for name, _ in signatures) or "nobody"
-        got = f"one signed by {signers}, or changed since"
+    found = _opened(envelope)
+    signed = _SIGNED_PREFIX + found.payload
+    if not any(keys.verifies(one.key_id, one.signature, signed) for one in found.signatures):
+        signers = ", ".join(one.key_id for one in found.signatures) or "nobody"
+        got = f"one signed by {signers[:300]}, or changed since"
         raise RefusedError("a release signed by a trusted key", got, "sign it with a trusted key")
-    return _parse(payload)
+    return _parsed(Release, found.payload)
 
 
 def stored_release(envelope: bytes) -> Release:
@@ -175,46 +174,35 @@ def stored_release(envelope: bytes) -> Release:
     Raises:
         RefusedError: damaged.
     """
-    return _parse(_open_envelope(envelope)[0])
+    return _parsed(Release, _opened(envelope).payload)
 
 
-def _open_envelope(envelope: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+def _opened(envelope: bytes) -> _Envelope:
+    if len(envelope) > MAX_RELEASE_BYTES:
+        expected = f"a release of at most {MAX_RELEASE_BYTES:,} bytes"
+        raise RefusedError(expected, f"{len(envelope):,}", "publish it again")
+    return _parsed(_Envelope, envelope)
+
+
+def _parsed(kind: type[_Kind], content: bytes) -> _Kind:
     try:
-        if len(envelope) > MAX_RELEASE_BYTES:
-            raise ValueError(f"more than {MAX_RELEASE_BYTES:,} bytes")
-        document = json.loads(envelope.decode("utf-8"))
-        payload = base64.b64decode(document["payload"], validate=True)
-        signatures = [
-            (_printable(found["key_id"]), base64.b64decode(found["signature"], validate=True))
-            for found in document["signatures"][:_MAX_SIGNATURES]
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        got = f"'{type(error).__name__}: {str(error)[:100]}'"
-        raise RefusedError("a signed release", got, "publish it again") from None
-    return payload, signatures
-
-
-def _printable(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
-        raise ValueError("no key id")
-    return value
-
-
-def _parse(payload: bytes) -> Release:
-    try:
-        return Release.model_validate_json(payload)
+        return kind.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "release"
-        got = f"{where}: {first['msg'][:200]}"
-        raise RefusedError("a release that this version can read", got, "publish it again") from None
+        raise RefusedError("a release that this version can read", problem_of(error), "publish it again") from None
 
 
+def problem_of(error: ValidationError) -> str:
+    """The first wrong field of a release, and what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "release"
+    return f"{where} {first['input']!r:.100}: {first['msg'][:200]}"
+
+
+@dataclass(frozen=True)
 class TrustedKeys:
     """Public keys of 32 bytes by their id."""
 
-    def __init__(self, keys: Mapping[str, bytes]) -> None:
-        self.keys = dict(keys)
+    keys: Mapping[str, bytes]
 
     def verifies(self, identity: str, signature: bytes, message: bytes) -> bool:
         """Whether a trusted key of this id signed the message."""
@@ -226,12 +214,9 @@ class TrustedKeys:
 
     def changed(self, add: Iterable[bytes], remove: Iterable[str]) -> TrustedKeys:
         """The same keys with some more and without others."""
-        keys = self.keys | {key_id(key): key for key in add}
+        keys = {**self.keys, **{key_id(key): key for key in add}}
         removed = set(remove)
         return TrustedKeys({name: key for name, key in keys.items() if name not in removed})
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def key_id(key: bytes) -> str:
@@ -257,12 +242,11 @@ def read_public_key(path: Path) -> bytes:
     Raises:
         EdgeError: no such file, or no such key.
     """
-    try:
-        key = serialization.load_pem_public_key(_read_key(path))
-    except (ValueError, UnsupportedAlgorithm):
-        raise EdgeError("an Ed25519 public key in PEM", f"'{path}'", "copy the publisher's .pub file") from None
+    content, key = _read_key(path), None
+    with contextlib.suppress(ValueError, UnsupportedAlgorithm):
+        key = serialization.load_pem_public_key(content)
     if not isinstance(key, Ed25519PublicKey):
-        raise EdgeError("an Ed25519 public key in PEM", f"another kind in '{path}'", "copy the publisher's .pub file")
+        raise EdgeError("an Ed25519 public key in PEM", f"'{path}', which holds none", "copy the publisher's .pub file")
     return key.public_bytes_raw()
 
 
@@ -272,18 +256,14 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     Raises:
         EdgeError: no such file, no such key, or another password.
     """
-    content, password = _read_key(path), _password()
-    try:
-        try:
+    content = _read_key(path)
+    for password in (_password(), None):  # one that is not needed is a TypeError
+        with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key = serialization.load_pem_private_key(content, password)
-        except TypeError:  # a needless password, or a missing one
-            key = serialization.load_pem_private_key(content, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        got, remedy = f"'{path}', or another password", f"check the file and {PASSWORD_VARIABLE}"
-        raise EdgeError("an Ed25519 private key in PEM", got, remedy) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise EdgeError("an Ed25519 private key in PEM", f"another kind in '{path}'", "make one with --new-key")
-    return key
+            if isinstance(key, Ed25519PrivateKey):
+                return key
+    got, remedy = f"'{path}', which holds none or has another password", f"check the file and {PASSWORD_VARIABLE}"
+    raise EdgeError("an Ed25519 private key in PEM", got, remedy)
 
 
 def create_key(path: Path) -> str:

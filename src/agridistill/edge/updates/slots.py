@@ -6,40 +6,44 @@ Replacing the pointer is the switch: after a kill or a power cut it is the old o
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
-import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from agridistill.edge.updates.fetch import damage_of, read_stored
-from agridistill.edge.updates.release import RELEASE_NAME, RefusedError, Release, key_id
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from agridistill.edge.updates.release import (
+    MAX_RELEASE_BYTES,
+    RELEASE_NAME,
+    RefusedError,
+    Release,
+    key_id,
+    stored_release,
+)
 from agridistill.errors import EdgeError, RunError
-from agridistill.storage import only_one, sync_folder, write_json
+from agridistill.storage import only_one, replacing, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
 MAX_TRIAL_STARTS = 3  # without a `confirm` or an orderly end; then a new model is taken back
 CONFIRM_FRAMES = 20  # answered over lives that ended in an orderly way; then a new model works
 UPDATE_LOCK = "update.lock"
-POINTER_NAME, COPY_NAME = "current.json", "current.copy.json"
-_POINTER_LOCK = "current.lock"
-_SLOT = re.compile(r"v([1-9][0-9]{0,15})")
-_STAGING = re.compile(r"v([1-9][0-9]{0,15})\.part")
-_FORMAT_VERSION = 1
-_MAX_POINTER_BYTES = 1_000_000
+POINTER_NAME = "current.json"
+_FOLDER = re.compile(r"v([1-9][0-9]{0,15})(\.part)?")
 
 
 @dataclass(frozen=True)
 class Pointer:
     """Which model runs, and what must not be forgotten."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format_version: Literal[1] = 1
     active: int = 0  # version to run; 0 is the model that the device was started with
     good: int = 0  # version to return to
     trial: bool = False  # the active version is not confirmed yet
@@ -77,36 +81,7 @@ class Pointer:
         return replace(self, refused={number: text for number, text in refused.items() if number >= self.highest})
 
 
-def read_pointer(folder: Path) -> Pointer | None:
-    """The pointer, or its copy where it is damaged; None where both are."""
-    for name in (POINTER_NAME, COPY_NAME):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            with (folder / name).open("rb") as file:
-                document = json.loads(file.read(_MAX_POINTER_BYTES))
-            if document.pop("sha256") != _digest(document) or document.pop("format_version") != _FORMAT_VERSION:
-                continue
-            for name in ("refused", "killed_checks"):  # earlier versions write no killed_checks
-                document[name] = {int(version): value for version, value in document.get(name, {}).items()}
-            for name in ("added_keys", "removed_keys"):
-                document[name] = tuple(document[name])
-            return Pointer(**document)
-    return None
-
-
-def write_pointer(folder: Path, pointer: Pointer) -> None:
-    """Replaces the pointer; raises OSError where the disk refuses, and the old pointer holds."""
-    document = json.loads(json.dumps({"format_version": _FORMAT_VERSION, **asdict(pointer)}))
-    document["sha256"] = _digest(document)
-    write_json(folder / POINTER_NAME, document)
-    sync_folder(folder)
-    # The copy only protects against damage. The switch is done: a full disk here must not make the caller undo it.
-    with contextlib.suppress(OSError):
-        write_json(folder / COPY_NAME, document)
-        sync_folder(folder)
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+_POINTER = TypeAdapter(Pointer)
 
 
 @dataclass(frozen=True)
@@ -120,7 +95,7 @@ class ActiveModel:
 
 
 class ModelSlots:
-    """The models of one device. May be used from several threads and processes.
+    """The models of one device. May be used from several threads of one process.
 
     `staging`, `switch`, `refuse` and `count_killed_check` raise OSError where the disk refuses; the old model stays.
 
@@ -131,7 +106,7 @@ class ModelSlots:
 
     def __init__(self, folder: Path, first: Path) -> None:
         self.folder, self.first = folder, first
-        self._mutex = threading.Lock()  # for file systems without locks
+        self._mutex = threading.Lock()
 
     def start(self) -> ActiveModel:
         """The model to run now; counts the start where it is on trial. Never fails: the last resort is the first model.
@@ -142,10 +117,18 @@ class ModelSlots:
         try:
             if not self.folder.is_dir():
                 return ActiveModel(self.first, 0)
-            self.sweep()
-            return self._model(self._change(self._started))
-        except (OSError, RefusedError) as error:
-            return self._unwritten(error)
+            self._sweep()
+            try:
+                pointer = self._change(self._started)
+            except OSError as error:
+                pointer = self.pointer()
+                # Without a count of its starts it could not be taken back.
+                if pointer.trial or self._damage(pointer.active):
+                    pointer = self._returned(pointer, f"its start cannot be counted ({error})")
+            return self._model(pointer)
+        except (OSError, EdgeError) as error:
+            logger.error("the model of --model runs: %s", error)
+            return ActiveModel(self.first, 0)
 
     def confirm(self, version: int | None = None) -> None:
         """Records that a version works, None for the active one; slots that are no longer needed are removed.
@@ -158,14 +141,10 @@ class ModelSlots:
             worked = pointer.active if version is None else version
             if not pointer.trial or pointer.active != worked:
                 return
-            pointer = self._change(
-                lambda now: replace(now, trial=False, starts=0, frames=0) if now.active == worked else now
-            )
+            self._change(lambda now: replace(now, trial=False, starts=0, frames=0) if now.active == worked else now)
             logger.warning("model version %d is confirmed", worked)
-            for old in self._versions():
-                if old not in (pointer.active, pointer.good):
-                    shutil.rmtree(self.slot(old), ignore_errors=True)
-        except OSError as error:
+            self._sweep()
+        except (OSError, EdgeError) as error:
             logger.warning("a model on trial cannot be confirmed: %s", error)
 
     def ended_well(self, version: int, answered: int) -> None:
@@ -181,7 +160,7 @@ class ModelSlots:
 
         try:
             pointer = self._change(ended)
-        except OSError as error:
+        except (OSError, EdgeError) as error:
             logger.warning("the orderly end of a model on trial cannot be written down: %s", error)
             return
         if pointer.frames >= CONFIRM_FRAMES:
@@ -198,51 +177,56 @@ class ModelSlots:
 
         try:
             self._change(given_up)
-        except OSError as error:
+        except (OSError, EdgeError) as error:
             logger.warning("model version %d fails (%s), which cannot be written down: %s", version, why, error)
             return ActiveModel(self.first, 0)
         return self.start()
 
     def pointer(self) -> Pointer:
-        """The current pointer; rebuilt from the slots where the file is damaged."""
-        return read_pointer(self.folder) or self._rebuilt()
+        """What is known of the models.
+
+        Raises:
+            EdgeError: its file is damaged, or of another version.
+        """
+        path = self.folder / POINTER_NAME
+        try:
+            return _POINTER.validate_json(path.read_bytes(), strict=True)
+        except FileNotFoundError:
+            return Pointer()
+        except ValidationError:
+            remedy = f"delete '{self.folder}' to start over with the model of --model"
+            got = f"'{path}', which is damaged or of another version"
+            raise EdgeError("a record of this device's models", got, remedy) from None
 
     def slot(self, version: int) -> Path:
         """Folder of a version."""
         return self.folder / f"v{version}"
 
-    def release(self, version: int) -> Release | None:
-        """The signed release of a stored version; None where it cannot be read."""
-        with contextlib.suppress(OSError, RefusedError):
-            return read_stored(self.slot(version))
-        return None
+    def release(self, version: int) -> Release:
+        """The signed release of a stored version; raises OSError or RefusedError where it cannot be read."""
+        with (self.slot(version) / RELEASE_NAME).open("rb") as file:
+            return stored_release(file.read(MAX_RELEASE_BYTES + 1))
 
     def staging(self, release: Release, envelope: bytes) -> Path:
         """Folder in which a release is assembled; it still holds what an earlier try fetched."""
-        # From here on a missing pointer is a lost one, and not a first update that was killed.
-        self._change(lambda pointer: pointer)
         folder = self.folder / f"v{release.version}.part"
-        for path in self.folder.iterdir():
-            if _STAGING.fullmatch(path.name) and path != folder:
+        for path in self.folder.glob("v*.part"):
+            if path != folder:
                 shutil.rmtree(path, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         expected = {name for file in release.files for name in (file.name, f"{file.name}.part")}
         for path in folder.iterdir():
             if path.name not in expected:
                 path.unlink()
-        # Without a temporary name: it counts only when the folder is renamed, after it was synchronised.
-        (folder / RELEASE_NAME).write_bytes(envelope)
+        with replacing(folder / RELEASE_NAME) as temporary:
+            temporary.write_bytes(envelope)
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
         """Makes a release that was fetched and tried the active one, on trial, and its keys count."""
-        for path in staging.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
         sync_folder(staging)
         slot = self.slot(release.version)
-        if slot.exists():
-            shutil.rmtree(slot)
+        shutil.rmtree(slot, ignore_errors=True)
         staging.rename(slot)
         sync_folder(self.folder)
         self._change(lambda pointer: pointer.switched(release))
@@ -260,27 +244,34 @@ class ModelSlots:
 
         return self._change(counted).killed_checks[version]
 
-    def sweep(self) -> None:
-        """Removes the leftovers of killed updates, but not a folder whose download can be continued."""
+    def _sweep(self) -> None:
+        """Removes models and downloads that are no longer needed, and what killed updates left."""
         with contextlib.suppress(OSError, RunError), only_one(self.folder / UPDATE_LOCK, "model update"):
             pointer = self.pointer()
             for path in list(self.folder.iterdir()):
-                staged, slot = _STAGING.fullmatch(path.name), _SLOT.fullmatch(path.name)
-                version = int((staged or slot or [0, 0])[1])
-                useless = version in pointer.refused or (staged and version < pointer.highest)
-                if version and useless and version != pointer.active:
-                    shutil.rmtree(path, ignore_errors=True)
-                elif slot and version > pointer.highest:
-                    # Complete, but for the switch.
-                    staging = path.with_name(f"{path.name}.part")
-                    shutil.rmtree(staging, ignore_errors=True)
-                    path.rename(staging)
-            with only_one(self.folder / _POINTER_LOCK, "pointer", wait=True):
-                for path in self.folder.glob(".current*.part"):
-                    path.unlink(missing_ok=True)
+                if path.name.startswith(f".{POINTER_NAME}."):
+                    path.unlink()
+                elif found := _FOLDER.fullmatch(path.name):
+                    version, is_download = int(found[1]), found[2]
+                    can_continue = version >= pointer.highest and version not in pointer.refused
+                    is_needed = can_continue if is_download else version in (pointer.active, pointer.good)
+                    if not is_needed:
+                        shutil.rmtree(path, ignore_errors=True)
 
-    def _damage(self, version: int) -> str | None:
-        return damage_of(self.slot(version), version) if version else None
+    def _damage(self, version: int) -> str:
+        """What is wrong with the stored files of a version, in words; "" where they are as they were signed."""
+        if version == 0:
+            return ""
+        try:
+            release = self.release(version)
+        except (OSError, RefusedError) as error:
+            return f"its {RELEASE_NAME} cannot be read ({error})"
+        if release.version != version:
+            return f"its {RELEASE_NAME} is of version {release.version}"
+        # Golden photos are no longer needed: a damaged one is no reason to leave a model that works.
+        needed = [file for file in release.files if file.name in (release.model, release.manifest)]
+        bad = [file.name for file in needed if not file.is_intact(self.slot(version) / file.name)]
+        return f"'{bad[0]}' is damaged" if bad else ""
 
     def _started(self, pointer: Pointer) -> Pointer:
         if pointer.trial and pointer.starts >= MAX_TRIAL_STARTS:
@@ -292,53 +283,23 @@ class ModelSlots:
         return replace(pointer, starts=pointer.starts + 1) if pointer.trial else pointer
 
     def _returned(self, pointer: Pointer, why: str) -> Pointer:
-        """The last good version becomes the active one, or the next older one whose files are intact."""
-        older = [version for version in reversed(self._versions()) if version <= pointer.highest]
-        barred = {pointer.active, *pointer.refused}
-        active = next(
-            version for version in (pointer.good, *older, 0) if version not in barred and not self._damage(version)
-        )
+        """The last good version becomes the active one, or the first model where its files are damaged."""
+        active = 0 if self._damage(pointer.good) else pointer.good
         logger.warning("model version %d gives way to version %d: %s", pointer.active, active, why)
-        good = next((less for less in older if less < active and less not in pointer.refused), 0)
-        return replace(pointer, active=active, good=good, trial=False, starts=0, frames=0)
-
-    def _unwritten(self, error: Exception) -> ActiveModel:
-        """The model where starts cannot be counted: one on trial does not run then, as it could not be taken back."""
-        pointer = self.pointer()
-        for version in (pointer.good if pointer.trial else pointer.active, pointer.good):
-            if not self._damage(version):
-                with contextlib.suppress(OSError, RefusedError):
-                    logger.warning(
-                        "what is known of the models cannot be written (%s): version %d runs", error, version
-                    )
-                    return self._model(replace(pointer, active=version, trial=False))
-        return ActiveModel(self.first, 0)
+        return replace(pointer, active=active, good=0, trial=False, starts=0, frames=0)
 
     def _model(self, pointer: Pointer) -> ActiveModel:
         if pointer.active == 0:
             return ActiveModel(self.first, 0)
-        path = self.slot(pointer.active) / read_stored(self.slot(pointer.active)).model
+        path = self.slot(pointer.active) / self.release(pointer.active).model
         return ActiveModel(path, pointer.active, pointer.trial, pointer.frames)
 
-    def _versions(self) -> list[int]:
-        with contextlib.suppress(OSError):
-            found = (_SLOT.fullmatch(path.name) for path in self.folder.iterdir())
-            return sorted(int(match[1]) for match in found if match)
-        return []
-
-    def _rebuilt(self) -> Pointer:
-        """Without a pointer: the newest version whose files are intact, on trial again."""
-        intact = [version for version in self._versions() if not self._damage(version)]
-        newest, before = (*reversed(intact), 0, 0)[:2]
-        return Pointer(active=newest, good=before, trial=newest > 0, highest=newest)
-
     def _change(self, change: Callable[[Pointer], Pointer]) -> Pointer:
-        with self._mutex, only_one(self.folder / _POINTER_LOCK, "pointer", wait=True):
-            before = read_pointer(self.folder)
-            was_written = any((self.folder / name).exists() for name in (POINTER_NAME, COPY_NAME))
-            if before is None and (was_written or self._versions()):
-                logger.error("what is known of the models in '%s' is lost: read from them, keys as given", self.folder)
-            after = change(before or self._rebuilt())
+        """Replaces the pointer; raises OSError where the disk refuses, and the old one holds."""
+        with self._mutex:
+            before = self.pointer()
+            after = change(before)
             if after != before:
-                write_pointer(self.folder, after)
+                write_json(self.folder / POINTER_NAME, asdict(after))
+                sync_folder(self.folder)
             return after

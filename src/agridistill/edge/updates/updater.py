@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -11,17 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agridistill.edge.backoff import Backoff
-from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source
+from agridistill.edge.network import Backoff
+from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source, read_envelope
 from agridistill.edge.updates.golden import KilledCheckError, check_golden
-from agridistill.edge.updates.release import (
-    RefusedError,
-    Release,
-    TrustedKeys,
-    UnavailableError,
-    UpdateSettings,
-    verified_release,
-)
+from agridistill.edge.updates.release import RefusedError, Release, TrustedKeys, UnavailableError, verified_release
 from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
 from agridistill.errors import EdgeError, RunError
 from agridistill.storage import only_one
@@ -59,65 +53,97 @@ class Updater:
     Args:
         slots: of this device.
         keys: of the device's settings; keys that releases added and removed come on top.
-        settings: limits and patience.
+        channel: releases of another one are refused.
+        ca_file: authorities to trust for https; None trusts the system's.
+        threads: of one prediction of the golden check; 0 takes one for each core.
     """
 
-    def __init__(self, slots: ModelSlots, keys: TrustedKeys, settings: UpdateSettings | None = None) -> None:
-        self.slots, self.keys, self.settings = slots, keys, settings or UpdateSettings()
+    def __init__(
+        self,
+        slots: ModelSlots,
+        keys: TrustedKeys,
+        *,
+        channel: str = "default",
+        ca_file: Path | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.slots, self.keys = slots, keys
+        self._channel, self._ca_file, self._threads = channel, ca_file, threads
         # Outages are logged separately for releases that arrive as a message and for the polled source.
         self._logged = {True: ("", ""), False: ("", "")}
 
-    def check(self, source: str | Path | bytes | ReleaseSource, stop: threading.Event | None = None) -> UpdateResult:
+    def check(self, source: str | Path | bytes, stop: threading.Event | None = None) -> UpdateResult:
         """Looks for a newer release and installs it; `ModelSlots.start` then returns the new model.
 
         Args:
-            source: as in `open_source`.
+            source: as in `open_source`, or the content of a `release.json` that arrived as a message.
             stop: of the agent; setting it ends the golden check, and the update is postponed.
         """
-        is_message = isinstance(source, bytes)
+        version = None
         try:
-            if isinstance(source, str | Path | bytes):
-                source = open_source(source, self.settings)
             self.slots.folder.mkdir(parents=True, exist_ok=True)
             with only_one(self.slots.folder / UPDATE_LOCK, "model update"):
-                result = self._checked(source, stop)
+                if isinstance(source, bytes):
+                    place, envelope = None, source
+                else:
+                    place = open_source(str(source), self._ca_file)
+                    envelope = read_envelope(place)
+                pointer = self.slots.pointer()
+                keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
+                release = verified_release(envelope, keys)
+                version = release.version
+                is_current = self._is_current(release, pointer, keys)
+                if not is_current:
+                    self._install(release, envelope, place, stop)
+            result = UpdateResult("current" if is_current else "installed", version)
         except (UnavailableError, RunError) as error:
-            result = UpdateResult("postponed", None, str(error))
+            # Each killed check counts: a memory that was full for some minutes must not refuse a version for good.
+            result = UpdateResult("postponed", version, str(error), patient=isinstance(error, KilledCheckError))
         except EdgeError as error:
-            result = UpdateResult("refused", None, str(error))
+            result = UpdateResult("refused", version, str(error))
         except OSError as error:
-            result = UpdateResult("postponed", None, f"the disk or the system refuses ({error})")
-        self._log(result, is_message)
+            result = UpdateResult("postponed", version, f"the disk or the system refuses ({error})")
+        self._log(result, isinstance(source, bytes))
         return result
 
-    def _checked(self, source: ReleaseSource, stop: threading.Event | None) -> UpdateResult:
-        envelope = source.envelope()
-        pointer = self.slots.pointer()
-        keys = self.keys.changed(map(bytes.fromhex, pointer.added_keys), pointer.removed_keys)
-        release = verified_release(envelope, keys)
+    def _install(
+        self, release: Release, envelope: bytes, place: ReleaseSource | None, stop: threading.Event | None
+    ) -> None:
+        if place is None:
+            if not release.base_url:
+                raise RefusedError("a release with the address of its files", "none", "publish it with --base-url")
+            place = open_source(release.base_url, self._ca_file)
+        staging = self.slots.staging(release, envelope)
+        fetch_files(place, release, staging)
         try:
-            if self._is_current(release, pointer, keys):
-                return UpdateResult("current", release.version)
-            staging = self.slots.staging(release, envelope)
-            fetch_files(source, release, staging, self.settings)
             self._try(release, staging, stop)
-            self.slots.switch(release, staging)
-        except UnavailableError as error:
-            # Each killed check counts: a memory that was full for some minutes must not refuse a version for good.
-            patient = isinstance(error, KilledCheckError)
-            return UpdateResult("postponed", release.version, str(error), patient)
         except RefusedError as error:
-            return UpdateResult("refused", release.version, str(error))
-        return UpdateResult("installed", release.version)
+            # Intact and signed, and yet it fails: it would fail at every check.
+            self.slots.refuse(release.version, str(error))
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self.slots.switch(release, staging)
+
+    def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
+        try:
+            check_golden(staging, release, self._threads, stop)
+        except KilledCheckError:
+            times = self.slots.count_killed_check(release.version)
+            if times <= MAX_KILLED_CHECKS:
+                raise
+            got = f"one whose golden check was killed {times} times"
+            raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
 
     def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
         """Whether the release runs already; raises RefusedError where it must not be installed."""
-        version, channel = release.version, self.settings.channel
-        if release.channel != channel:
-            expected, got = f"a release of the channel '{channel}'", f"one of '{release.channel}'"
+        version = release.version
+        if release.channel != self._channel:
+            expected, got = f"a release of the channel '{self._channel}'", f"one of '{release.channel}'"
             raise RefusedError(expected, got, "check the device's source")
         if version == pointer.active:
-            running = self.slots.release(version)
+            running = None
+            with contextlib.suppress(OSError, RefusedError):
+                running = self.slots.release(version)
             # When it was signed, and where its files lie, may differ.
             same = {"created": release.created, "base_url": release.base_url}
             if running and running.model_copy(update=same) != release:
@@ -130,26 +156,10 @@ class Updater:
         # The highest itself is installed again where its files were damaged on the disk.
         if version < pointer.highest:
             raise RefusedError(f"a version above {pointer.highest}", str(version), "publish with a higher --version")
-        if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove):
+        if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove).keys:
             expected = "a release that leaves a trusted key"
             raise RefusedError(expected, "one that removes all", "add one with --trust-key")
         return False
-
-    def _try(self, release: Release, staging: Path, stop: threading.Event | None) -> None:
-        try:
-            try:
-                check_golden(staging, release, self.settings, stop)
-            except KilledCheckError:
-                times = self.slots.count_killed_check(release.version)
-                if times <= MAX_KILLED_CHECKS:
-                    raise
-                got = f"one whose golden check was killed {times} times"
-                raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
-        except RefusedError as error:
-            # Intact and signed, and yet it fails: it would fail at every check.
-            self.slots.refuse(release.version, str(error))
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
 
     def _log(self, result: UpdateResult, is_message: bool) -> None:
         """Logs an outage and a refusal once, and its end once."""

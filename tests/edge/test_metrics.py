@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.edge.looks import state
 
-from agridistill.edge.page.metrics import metrics_text
+from agridistill.edge.state import metrics_text
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (-?[0-9.]+(?:e[+-]?[0-9]+)?)")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,(?=.)|$)')

@@ -1,0 +1,201 @@
+"""From a frame to a detection: the quality gate, the model's verdict, and the model that runs now."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import io
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from agridistill.edge.events import Detection, Frame, Verdict, sendable
+from agridistill.edge.updates.slots import CONFIRM_FRAMES, ModelSlots
+from agridistill.errors import AgriDistillError, EdgeError
+from agridistill.manifest import ModelManifest
+from agridistill.preprocess import to_pixels
+from agridistill.runtime.backends import shipped_hint
+from agridistill.runtime.predictor import Predictor
+from agridistill.runtime.verdict import Prediction, QualitySettings, quality_problem
+
+logger = logging.getLogger(__name__)
+
+_THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
+# Within one life a model on trial also has to keep the agent alive for so long; an orderly end counts, too.
+_CONFIRM_S = 30.0
+
+
+class Decider:
+    """Decides on frames with one model, behind the quality gate.
+
+    Args:
+        device: name of the device, for the detections.
+        source: name of the source, without secrets, for the detections.
+    """
+
+    def __init__(self, predictor: Predictor, quality: QualitySettings, *, device: str, source: str) -> None:
+        self._predictor, self._quality, self._device, self._source = predictor, quality, device, source
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """Of the model."""
+        return self._predictor.manifest
+
+    @property
+    def model_id(self) -> str:
+        """First 12 digits of the model file's sha256, as in its detections."""
+        return self.manifest.weights_sha256[:12]
+
+    def decide(self, frame: Frame) -> Detection:
+        """The detection of a frame; raises ModelError where the model's output is unusable."""
+        pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
+        problem = quality_problem(pixels, self._quality)
+        if problem:
+            return self._detection(frame, "unusable", problem, None)
+        # It has passed the gate, by the agent's own limits.
+        prediction = self._predictor.predict(pixels, quality=None)
+        return self._detection(frame, prediction.verdict, prediction.reason, prediction)
+
+    def _detection(self, frame: Frame, verdict: Verdict, reason: str, prediction: Prediction | None) -> Detection:
+        probabilities = prediction.probabilities if prediction else ()
+        classes = self.manifest.classes
+        return Detection(
+            event_id=event_id(self._device, frame),
+            at_s=frame.at_s,
+            device=self._device,
+            source=self._source,
+            photo=sendable(frame.name),
+            plot=sendable(frame.plot),
+            model=self.model_id,
+            verdict=verdict,
+            reason=reason,
+            label=prediction.label if prediction else None,
+            probability=round(prediction.probability, 4) if prediction else None,
+            probabilities={name: round(value, 4) for name, value in zip(classes, probabilities, strict=False)},
+            taken_s=frame.taken_s,
+        )
+
+
+def event_id(device: str, frame: Frame) -> str:
+    """The same for the same photo: a photo that is decided on again after a kill is a recognised duplicate."""
+    if not frame.identity:
+        return uuid.uuid4().hex
+    return hashlib.sha256(f"{device}\0{frame.identity}".encode()).hexdigest()[:32]
+
+
+def thumbnail(frame: Frame) -> bytes:
+    """A JPEG of at most 240 px, for the page; without the photo's metadata."""
+    image = Image.fromarray(frame.pixels)
+    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return held.getvalue()
+
+
+class CurrentModel:
+    """Loads the model of the slots, and follows them when they switch.
+
+    Args:
+        create: makes a decider of a model's file; raises where it is unfit here, such as a rule without its class.
+
+    Raises:
+        AgriDistillError: not even the first model can be loaded.
+    """
+
+    def __init__(self, slots: ModelSlots, create: Callable[[Path], Decider]) -> None:
+        self._slots, self._create = slots, create
+        self.refresh()
+        version = self._active.version
+        if version and not filecmp.cmp(slots.first, self._active.path, shallow=False):
+            line = "model version %d from %s runs, not --model %s (delete %s to start over)"
+            logger.warning(line, version, slots.folder, slots.first, slots.folder)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, version, sha256 and path, for the agent's state."""
+        manifest = self.decider.manifest
+        return {
+            "name": manifest.model,
+            "version": self._active.version,
+            "sha256": manifest.weights_sha256,
+            "path": str(self._active.path),
+        }
+
+    def refresh(self) -> None:
+        """Loads the active model of the slots; one that cannot be loaded gives way to the last good one.
+
+        Raises:
+            AgriDistillError: not even the first model can be loaded.
+        """
+        active = self._slots.start()
+        while True:
+            try:
+                self.decider = self._create(active.path)
+                break
+            except AgriDistillError as error:
+                if active.version == 0:
+                    raise
+                logger.error("model version %d cannot be used: %s", active.version, error)
+                active = self._slots.give_up(active.version, str(error))
+        self._active = active
+        self._seen = self._answered = 0
+        self._since = time.monotonic()
+        self._confirmed = active.version == 0
+
+    def decide(self, frame: Frame) -> Detection:
+        """The detection of a frame; a model on trial that fails gives way to the last good one, which decides instead.
+
+        Raises:
+            AgriDistillError: the first model fails.
+        """
+        while True:
+            try:
+                detection = self.decider.decide(frame)
+                break
+            except AgriDistillError as error:
+                if self._active.version == 0 or self._confirmed:
+                    raise
+                logger.error("model version %d fails: %s", self._active.version, error)
+                self._slots.give_up(self._active.version, str(error))
+                self.refresh()
+        self._seen += 1
+        # Frames that the quality gate refused do not count: the model did not see them.
+        self._answered += detection.label is not None
+        has_answered = self._active.frames + self._answered >= CONFIRM_FRAMES
+        if not self._confirmed and has_answered and time.monotonic() - self._since >= _CONFIRM_S:
+            self._slots.confirm(self._active.version)
+            self._confirmed = True
+        return detection
+
+    def __enter__(self) -> CurrentModel:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Records an orderly end, or one by a setting: a model on trial did not cause it.
+
+        It is not recorded where photos came and the model answered none: a model that makes every photo unusable must
+        be taken back.
+        """
+        is_orderly = error is None or isinstance(error, AgriDistillError)
+        if is_orderly and self._active.trial and (self._answered or not self._seen):
+            self._slots.ended_well(self._active.version, self._answered)
+
+
+def require_model(path: Path) -> Path:
+    """Checks that a model's file for devices exists, and returns it.
+
+    Raises:
+        EdgeError: it does not exist, or is a run folder.
+    """
+    if path.is_dir():
+        remedy = f"agridistill export {path} --out leaf.onnx"
+        raise EdgeError("an exported model (.onnx or .tflite)", f"the folder '{path}'", remedy)
+    if not path.exists():
+        got, remedy = f"'{path}', which does not exist", f"check --model{shipped_hint(path)}"
+        raise EdgeError("an exported model or a shipped one", got, remedy)
+    return path
