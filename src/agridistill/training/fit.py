@@ -12,8 +12,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from agridistill.data.cache import SPARE_BYTES, KeptViews
 from agridistill.data.split import write_split
+from agridistill.data.views import SPARE_BYTES, KeptViews
 from agridistill.manifest import ModelManifest, sha256_of
 from agridistill.models import describe_start
 from agridistill.progress import is_first_process
