@@ -108,11 +108,10 @@ def check(
     folder = read_layout(root, layout)
     split_of = match_split(split, folder.samples) if split is not None else folder.given_split
     inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
-    records = inspection.records
-    readable = [sample for sample in folder.samples if records[sample.path].error is None]
+    readable = [sample for sample in folder.samples if inspection[sample.path].error is None]
     bad: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
     for sample in folder.samples:
-        record = records[sample.path]
+        record = inspection[sample.path]
         if record.error is not None:
             bad[record.width * record.height > max_pixels].append((sample.path, record.error))
     samples = assign_leaf_ids(folder, readable, inspection)

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 # Of 64 bits. On 12,700 tomato photos every copy that was scaled, brightened or saved again at quality 30 differs in at
 # most 4 bits from its original; from 6 bits on most pairs show different leaves in the same pose.
 NEAR_DUPLICATE_BITS = 4
-_HASH_BANDS = 4
 # Of 256 bits. On 300 photos (black gram, tomato) no copy that was flipped, turned, scaled to a half, brightened or
 # saved at quality 30 differs in more than 22 bits. Of all pairs of 13,707 photos under all turns 23 differ in at most
 # 40 bits, and each shows one leaf; the first pair of different leaves differs in 49.
@@ -83,15 +82,14 @@ def exact_groups(digests: Mapping[str, str]) -> list[list[str]]:
     return [paths for paths in _paths_of_values(digests).values() if len(paths) > 1]
 
 
-def near_groups(hashes: Mapping[str, int], *, max_bits: int = NEAR_DUPLICATE_BITS) -> list[list[str]]:
-    """Groups of two and more paths whose hashes differ in at most `max_bits`, directly or through others.
+def near_groups(hashes: Mapping[str, int]) -> list[list[str]]:
+    """Groups of two and more paths whose hashes differ in at most `NEAR_DUPLICATE_BITS`, directly or through others.
 
     Args:
         hashes: path -> 64-bit perceptual hash.
-        max_bits: 0 to 7.
     """
     paths_of = _paths_of_values(hashes)
-    return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64), max_bits=max_bits))
+    return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64)))
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
@@ -106,24 +104,20 @@ def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
     return _groups_of_two(paths_of, _copy_pairs(list(paths_of)))
 
 
-def near_pairs(values: NDArray[np.uint64], *, max_bits: int) -> Pairs:
-    """Pairs of indices of hashes that differ in at most `max_bits` (0 to 7), as two arrays; a pair may come twice.
+def near_pairs(values: NDArray[np.uint64]) -> Pairs:
+    """Pairs of indices of hashes that differ in at most `NEAR_DUPLICATE_BITS`, as two arrays; a pair may come twice.
 
     Two hashes that differ in at most 7 bits differ in at most one bit of one of their four 16-bit bands (pigeonhole):
     only hashes that agree so far are compared.
     """
-    if not 0 <= max_bits < 2 * _HASH_BANDS:
-        raise ValueError(f"max_bits must be 0 to {2 * _HASH_BANDS - 1}, got {max_bits}")
     masks = [np.uint64(0), *(np.uint64(1 << bit) for bit in range(_BAND_BITS))]
-    # Up to three bits leave one band without a difference: the exact match finds all pairs.
-    probes = masks if max_bits >= _HASH_BANDS else masks[:1]
-    for band in range(_HASH_BANDS):
+    for band in range(64 // _BAND_BITS):
         keys = (values >> np.uint64(band * _BAND_BITS)) & np.uint64(0xFFFF)
         order = np.argsort(keys, kind="stable")
-        for mask in probes:
+        for mask in masks:
             starts, ends = (np.searchsorted(keys[order], keys ^ mask, side) for side in ("left", "right"))
             for first, second in _candidates(order, starts, ends):
-                near = (first < second) & (_differing_bits(values[first], values[second]) <= max_bits)
+                near = (first < second) & (_differing_bits(values[first], values[second]) <= NEAR_DUPLICATE_BITS)
                 yield first[near], second[near]
 
 

@@ -158,7 +158,7 @@ def _unpack_verified(
             except DataError as error:
                 raise FetchError("an archive with a usable leaf map", error.got, "name another --source") from None
         begin(progress, "reading photos")
-        records = inspect_photos(scanned, progress=progress).records
+        records = inspect_photos(scanned, progress=progress)
         bad = tuple(path for path, record in records.items() if record.error is not None)
         if len(bad) > MAX_BAD_SHARE * len(records):
             got = f"{len(bad)} of {len(records)} unreadable, the first '{bad[0]}' ({records[bad[0]].error})"
