@@ -16,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 
 from agridistill.data import drawn_leaves
 from agridistill.data.drawn_leaves import CLASSES, draw_leaf, draw_leaves
-from agridistill.errors import DataError
 
 NAME = re.compile(r"(?P<uuid>[0-9a-f-]{36})___SYN_[A-Z]+ Leaf (?P<leaf>\d+)\.(?P<shot>\d+)\.jpg")
 
@@ -78,8 +77,7 @@ def test_a_photo_does_not_depend_on_how_many_are_drawn(drawn: Path, tmp_path: Pa
 @pytest.mark.parametrize("class_name", CLASSES)
 def test_shots_of_one_leaf_differ_and_show_the_same_leaf(class_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # With the leaf held still, light, background and camera still vary, but what is green where must agree.
-    pose = drawn_leaves._Pose(angle=0.0, scale=1.0, squeeze=1.0, shift=(0.0, 0.0))
-    monkeypatch.setattr(drawn_leaves._Pose, "random", lambda rng: pose)
+    monkeypatch.setattr(drawn_leaves, "_random_place", lambda rng, size: (1, 0, 0, 0, 1, 0))
     shots = {leaf: [pixels(class_name, leaf, shot) for shot in range(3)] for leaf in (1, 2)}
     for first, second in itertools.combinations(shots[1], 2):
         assert np.abs(first - second).mean() > 5
@@ -157,21 +155,12 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert len(list(out.rglob("*.jpg"))) == 6
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(
-        DataError, match=r"expected a new or empty folder .*; got '.*mine', which is in use; name another"
-    ):
+    with pytest.raises(OSError, match="mine"):
         draw_leaves(tmp_path / "mine", leaves_per_class=1, shots_per_leaf=1, image_size=32)
     assert contents(tmp_path) == {"mine/notes.txt": b"keep"}
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("keep")
-    with pytest.raises(DataError, match="which is in use"):
-        draw_leaves(tmp_path / "file", leaves_per_class=1)
-    assert (tmp_path / "file").read_text() == "keep"
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -183,24 +172,3 @@ def test_nothing_is_left_behind_when_drawing_stops(tmp_path: Path, failure: Base
     with pytest.raises(type(failure)):
         draw_leaves(tmp_path / "leaves", leaves_per_class=1, image_size=32, progress=stop)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("leaves_per_class", 0, "expected at least 1 leaf per class; got 0"),
-        ("shots_per_leaf", 0, "expected at least 1 shot per leaf; got 0"),
-        ("image_size", 31, "expected at least 32 px for drawn leaves; got 31"),
-        ("seed", -1, "expected at least 0 as the seed; got -1"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(tmp_path: Path, option: str, value: int, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        draw_leaves(tmp_path / "leaves", **{option: value})  # type: ignore[arg-type]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_class_names_the_nearest() -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(DataError, match=r"got 'mosaik'; did you mean 'mosaic'\?"):
-        draw_leaf("mosaik", rng, rng, 64)

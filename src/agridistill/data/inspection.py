@@ -92,7 +92,7 @@ class InspectionStore:
         row = self._known.get(path)
         if row is not None and row[:3] == state:
             self._seen[path] = row
-            return PhotoRecord(*row[3:-1], turned_phashes=tuple(row[-1]))
+            return PhotoRecord._make([*row[3:-1], tuple(row[-1])])
         self._states[path] = state
         return None
 
