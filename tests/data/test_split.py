@@ -185,8 +185,11 @@ def test_a_split_survives_its_file(tmp_path: Path) -> None:
         ("{", "a split file in JSON"),
         ("[]", "format None"),
         ('{"format_version": 2}', "format 2"),
-        ('{"format_version": 1, "splits": {"train": []}}', "the splits train, val and test"),
-        ('{"format_version": 1, "splits": {"train": [1], "val": [], "test": []}}', "a list of photos in 'train'"),
+        ('{"format_version": 1, "splits": {"train": []}}', "lists of photos for train, val and test"),
+        (
+            '{"format_version": 1, "splits": {"train": [1], "val": [], "test": []}}',
+            "lists of photos for train, val and test",
+        ),
         ('{"format_version": 1, "splits": {"train": ["a"], "val": [], "test": ["a"]}}', "'a' in train and in test"),
         ('{"format_version": 1, "splits": {"train": ["a", "a"], "val": [], "test": []}}', "'a' in train and in train"),
     ],

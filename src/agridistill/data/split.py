@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.folder import SPLIT_NAMES, Sample
 from agridistill.errors import DataError
@@ -235,19 +236,17 @@ def read_split(path: Path) -> Split:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"a split file of format {FORMAT_VERSION}", f"format {version!r} in '{path}'", _REMAKE)
-    parts = raw.get("splits")
-    if not isinstance(parts, dict) or set(parts) != set(SPLIT_NAMES):
-        raise DataError("the splits train, val and test", f"others in '{path}'", _REMAKE)
+    try:
+        split = TypeAdapter(Split).validate_python(raw.get("splits"))
+    except ValidationError:
+        raise DataError("lists of photos for train, val and test", f"others in '{path}'", _REMAKE) from None
     seen: dict[str, str] = {}
-    for name in SPLIT_NAMES:
-        paths = parts[name]
-        if not isinstance(paths, list) or not all(isinstance(item, str) for item in paths):
-            raise DataError(f"a list of photos in '{name}'", f"something else in '{path}'", _REMAKE)
+    for name, paths in split.parts().items():
         for item in paths:
             if item in seen:
                 raise DataError("each photo once", f"'{item}' in {seen[item]} and in {name} of '{path}'", _REMAKE)
             seen[item] = name
-    return Split(**{name: tuple(sorted(parts[name])) for name in SPLIT_NAMES})
+    return Split(**{name: tuple(sorted(paths)) for name, paths in split.parts().items()})
 
 
 def digests_of(split: Split) -> dict[str, str]:

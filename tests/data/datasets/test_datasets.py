@@ -235,7 +235,7 @@ def test_a_bomb_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_an_interrupt_or_a_full_disk_leaves_only_the_download(
+def test_an_interrupt_or_a_full_disk_leaves_nothing(
     tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     folder, address = served
@@ -247,7 +247,7 @@ def test_an_interrupt_or_a_full_disk_leaves_only_the_download(
     monkeypatch.setattr(module, "_write", fail)
     with pytest.raises(type(failure)):
         fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip")
-    assert _left_in(tmp_path) == {"served", "data.part", "data.part.json"}
+    assert _left_in(tmp_path) == {"served"}
     monkeypatch.undo()
     fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip")
     assert _left_in(tmp_path) == {"served", "data"}

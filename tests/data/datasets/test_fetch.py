@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from agridistill.data.datasets import archive as module
-from agridistill.data.datasets.archive import discard, download
+from agridistill.data.datasets.archive import download
 from agridistill.errors import FetchError
 
 CONTENT = bytes((number * 31 + number // 257) % 256 for number in range(3_000_000))
@@ -128,24 +127,6 @@ def test_a_cut_connection_is_continued_where_it_stopped(server: _Server, tmp_pat
     assert server.behaviour.asked == [None, "bytes=1000000-", "bytes=1500000-"]
 
 
-def test_a_later_call_continues_an_earlier_one(server: _Server, tmp_path: Path) -> None:
-    server.behaviour.cuts = [1_000_000, 0, 0]
-    with pytest.raises(FetchError, match=r"1,000,000 bytes .*run the same command again"):
-        download(_url(server), tmp_path / "x.part")
-    server.behaviour.asked.clear()
-    download(_url(server), tmp_path / "x.part")
-    assert (tmp_path / "x.part").read_bytes() == CONTENT
-    assert server.behaviour.asked == ["bytes=1000000-"]
-
-
-def test_a_finished_download_is_not_fetched_again(server: _Server, tmp_path: Path) -> None:
-    download(_url(server), tmp_path / "x.part")
-    server.behaviour.content = CONTENT
-    download(_url(server), tmp_path / "x.part")
-    assert server.behaviour.asked == [None, f"bytes={len(CONTENT)}-"]
-    assert (tmp_path / "x.part").read_bytes() == CONTENT
-
-
 def test_a_server_without_ranges_starts_again(server: _Server, tmp_path: Path) -> None:
     server.behaviour.ranges = False
     server.behaviour.cuts = [1_000_000]
@@ -169,33 +150,20 @@ def test_a_weak_etag_is_not_trusted_with_a_range(server: _Server, tmp_path: Path
 
 
 @pytest.mark.parametrize("heeds_if_range", [True, False])
-def test_two_versions_are_never_glued_together(server: _Server, tmp_path: Path, heeds_if_range: bool) -> None:
-    server.behaviour.cuts = [1_000_000, 0, 0]
-    with pytest.raises(FetchError):
-        download(_url(server), tmp_path / "x.part")
-    newer = CONTENT[::-1]
-    server.behaviour.content, server.behaviour.etag = newer, '"v2"'
+@pytest.mark.parametrize("length", [3_000_000, 500_000])
+def test_two_versions_are_never_joined(
+    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heeds_if_range: bool, length: int
+) -> None:
+    newer = CONTENT[:length][::-1]
+    server.behaviour.cuts = [1_000_000]
     server.behaviour.heeds_if_range = heeds_if_range
+
+    def published(pause_s: float) -> None:
+        server.behaviour.content, server.behaviour.etag = newer, '"v2"'
+
+    monkeypatch.setattr(module.time, "sleep", published)
     download(_url(server), tmp_path / "x.part")
     assert (tmp_path / "x.part").read_bytes() == newer
-
-
-def test_a_file_that_became_shorter_is_fetched_anew(server: _Server, tmp_path: Path) -> None:
-    server.behaviour.cuts = [1_000_000, 0, 0]
-    with pytest.raises(FetchError):
-        download(_url(server), tmp_path / "x.part")
-    server.behaviour.content = CONTENT[:500_000]
-    download(_url(server), tmp_path / "x.part")
-    assert (tmp_path / "x.part").read_bytes() == CONTENT[:500_000]
-
-
-def test_another_address_does_not_continue_the_first(server: _Server, tmp_path: Path) -> None:
-    server.behaviour.cuts = [1_000_000, 0, 0]
-    with pytest.raises(FetchError):
-        download(_url(server), tmp_path / "x.part")
-    server.behaviour.asked.clear()
-    download(_url(server) + "?mirror", tmp_path / "x.part")
-    assert server.behaviour.asked == [None]
 
 
 def test_a_file_without_an_announced_length_is_continued_too(server: _Server, tmp_path: Path) -> None:
@@ -213,7 +181,7 @@ def test_a_file_that_never_comes_whole_is_told(server: _Server, tmp_path: Path) 
         download(_url(server), tmp_path / "x.part")
     assert str(raised.value) == (
         f"expected the whole of '{_url(server)}'; got 1,000 bytes (of 3,000,000); "
-        "run the same command again: it goes on where it stopped"
+        "try again later or name another --source"
     )
     assert len(server.behaviour.asked) == 3
 
@@ -229,7 +197,6 @@ def test_a_missing_file_is_told_at_once(server: _Server, tmp_path: Path) -> None
     with pytest.raises(FetchError, match=r"got status 404 Not Found from 'http://127.0.0.1:\d+/photos.zip'; check the"):
         download(_url(server), tmp_path / "x.part")
     assert server.behaviour.asked == [None]
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_not_there_is_told(server: _Server, tmp_path: Path) -> None:
@@ -239,21 +206,19 @@ def test_a_server_that_is_not_there_is_told(server: _Server, tmp_path: Path) -> 
         download(url, tmp_path / "x.part")
 
 
-def test_another_sha256_is_refused_and_removed(server: _Server, tmp_path: Path) -> None:
+def test_another_sha256_is_refused(server: _Server, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"an archive with sha256 000000000000…; got [0-9a-f]{12}…"):
         download(_url(server), tmp_path / "x.part", sha256="0" * 64)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("announces_length", [True, False])
-def test_a_file_above_the_limit_is_refused_and_removed(
+def test_a_file_above_the_limit_is_refused(
     server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announces_length: bool
 ) -> None:
     monkeypatch.setattr(module, "MAX_DOWNLOAD_BYTES", 2_000_000)
     server.behaviour.announces_length = announces_length
     with pytest.raises(FetchError, match="at most 2,000,000 bytes"):
         download(_url(server), tmp_path / "x.part")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -264,27 +229,15 @@ def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
         download(url, tmp_path / "x.part")
 
 
-def test_neither_messages_nor_files_hold_a_token(server: _Server, tmp_path: Path) -> None:
+def test_no_message_holds_a_token(server: _Server, tmp_path: Path) -> None:
     server.behaviour.cuts = [1_000, 0, 0]
     with pytest.raises(FetchError) as raised:
         download(_url(server) + "?token=hush", tmp_path / "x.part")
     assert "hush" not in str(raised.value)
-    assert all(b"hush" not in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_discard_removes_all_that_a_download_left(server: _Server, tmp_path: Path) -> None:
-    download(_url(server), tmp_path / "x.part")
-    discard(tmp_path / "x.part")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_is_not_taken_for_a_bad_network(
-    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(module, "write_json", full)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to write to")
+def test_a_full_disk_is_not_taken_for_a_bad_network(server: _Server) -> None:
     with pytest.raises(OSError, match="No space left"):
-        download(_url(server), tmp_path / "x.part")
+        download(_url(server), Path("/dev/full"))
     assert server.behaviour.asked == [None]

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from agridistill.data.datasets import plantvillage
-from agridistill.data.datasets.archive import discard, download, list_files, require_sha256, unpack, without_secrets
+from agridistill.data.datasets.archive import download, list_files, require_sha256, unpack, without_secrets
 from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import MAX_BAD_SHARE, inspect_photos
 from agridistill.errors import DataError, FetchError
@@ -91,8 +92,7 @@ def fetch_dataset(
 ) -> FetchResult:
     """Downloads, unpacks and verifies a data set.
 
-    The folder appears whole or not at all. An interrupted download stays beside it as `OUT.part`; the next call resumes
-    it.
+    The folder appears whole or not at all.
 
     Args:
         dataset: row of `DATASETS`.
@@ -120,16 +120,10 @@ def fetch_dataset(
             raise FetchError("an archive file or an http(s) address", got, "correct --source")
         archive_sha256 = require_sha256(archive, sha256, f"in '{archive}'", "get the archive again")
         return _unpack_verified(dataset, archive, archive_sha256, out, place, progress)
-    archive = out.with_name(f"{out.name}.part")
-    archive_sha256 = download(place, archive, sha256=sha256, progress=progress)
-    try:
-        result = _unpack_verified(dataset, archive, archive_sha256, out, without_secrets(place), progress)
-    except FetchError:
-        # The download is complete and wrong: resuming it would give the same file.
-        discard(archive)
-        raise
-    discard(archive)
-    return result
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        archive = Path(folder) / "archive"
+        archive_sha256 = download(place, archive, sha256=sha256, progress=progress)
+        return _unpack_verified(dataset, archive, archive_sha256, out, without_secrets(place), progress)
 
 
 def _split_source(source: str) -> tuple[str, str | None]:

@@ -1,14 +1,12 @@
 """One archive over HTTP, and the files in it: neither server nor archive is trusted.
 
-A download is resumed after an interruption, never joined from two versions, and verified by length and sha256. Chosen
-files are unpacked within limits; a path that leads out of the archive, a link or a device is refused.
+A download that is cut off is continued, never joined from two versions, and verified by length and sha256. Chosen files
+are unpacked within limits; a path that leads out of the archive, a link or a device is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import json
 import lzma
 import stat
 import struct
@@ -28,7 +26,6 @@ from urllib.parse import urlsplit
 from agridistill.errors import FetchError
 from agridistill.manifest import sha256_of
 from agridistill.progress import ProgressCallback, silent
-from agridistill.storage import write_json
 
 ATTEMPTS = 4  # tries in a row without new bytes
 PAUSE_S = 1.0  # before the second try; doubled before each further one
@@ -51,7 +48,11 @@ _DAMAGE = (
 
 
 class _CutOffError(Exception):
-    """The server or the network stopped; the bytes so far stay on the disk."""
+    """The server or the network stopped; what came so far is of use."""
+
+
+class _ChangedError(_CutOffError):
+    """The server has another file by now."""
 
 
 def require_sha256(path: Path, expected: str | None, where: str, remedy: str) -> str:
@@ -63,14 +64,14 @@ def require_sha256(path: Path, expected: str | None, where: str, remedy: str) ->
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, progress: ProgressCallback = silent) -> str:
-    """Downloads a file, or the rest of it.
+    """Downloads a file.
 
-    An unfinished `target` is resumed where the server confirms (If-Range) that the file is the same, else replaced.
+    After a cut it is continued where the server confirms (If-Range) that the file is the same, else begun anew.
 
     Args:
         url: http or https.
-        target: file to write; after a failure it stays, to be resumed, unless it is refused. `discard` removes it.
-        sha256: of the whole file, in hex; a file that differs is removed.
+        target: file to write; what it holds after a failure is of no use.
+        sha256: of the whole file, in hex.
         progress: called with (bytes so far, bytes in all; 0 where unknown).
 
     Returns:
@@ -81,33 +82,24 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: Pro
         OSError: the disk is full or cannot be written.
     """
     _check_address(url)
-    failures, best = 0, -1
-    while True:
-        try:
-            _resume(url, target, progress)
-            break
-        except _CutOffError as error:
-            size = target.stat().st_size if target.exists() else 0
-            failures = failures + 1 if size <= best else 1
-            best = max(best, size)
-            if failures >= ATTEMPTS:
-                raise FetchError(
-                    f"the whole of '{without_secrets(url)}'",
-                    f"{size:,} bytes ({error})",
-                    "run the same command again: it goes on where it stopped",
-                ) from None
-            time.sleep(PAUSE_S * 2 ** (failures - 1))
-    try:
-        return require_sha256(target, sha256, f"from '{without_secrets(url)}'", "check the source and the sha256")
-    except FetchError:
-        discard(target)
-        raise
-
-
-def discard(target: Path) -> None:
-    """Removes a download, finished or not, and its version file."""
-    target.unlink(missing_ok=True)
-    _version_file(target).unlink(missing_ok=True)
+    failures, best, version = 0, -1, ""
+    with target.open("wb") as file:
+        while True:
+            try:
+                with _response(url, file.tell() if version else 0, version) as response:
+                    version = _validator(response)
+                    _receive(response, url, file, progress)
+                break
+            except _CutOffError as error:
+                version = "" if isinstance(error, _ChangedError) else version
+                failures = failures + 1 if file.tell() <= best else 1
+                best = max(best, file.tell())
+                if failures >= ATTEMPTS:
+                    got = f"{file.tell():,} bytes ({error})"
+                    remedy = "try again later or name another --source"
+                    raise FetchError(f"the whole of '{without_secrets(url)}'", got, remedy) from None
+                time.sleep(PAUSE_S * 2 ** (failures - 1))
+    return require_sha256(target, sha256, f"from '{without_secrets(url)}'", "check the source and the sha256")
 
 
 def without_secrets(url: str) -> str:
@@ -129,63 +121,19 @@ def _check_address(url: str) -> None:
         raise FetchError("an http or https address", got, "correct it or name a local archive")
 
 
-def _resume(url: str, target: Path, progress: ProgressCallback) -> None:
-    """One request for the rest of the file, or for all of it."""
-    validator = _known_validator(url, target)
-    done = target.stat().st_size if validator and target.exists() else 0
-    headers = {"User-Agent": "agridistill", "Accept-Encoding": "identity"}
-    if done:
-        headers |= {"Range": f"bytes={done}-", "If-Range": validator}
-    with _response(url, headers, done, target) as response:
-        if response is None:
-            return
-        version = _validator(response)
-        if response.status == http.client.PARTIAL_CONTENT:
-            # Some servers ignore If-Range.
-            changed = bool(version) and version != validator
-            if changed or not (response.headers.get("Content-Range") or "").startswith(f"bytes {done}-"):
-                discard(target)
-                raise _CutOffError("a file that changed" if changed else "another range than the requested one")
-        else:
-            done = 0
-            # In this order: an interruption must not leave old bytes under a new version.
-            target.unlink(missing_ok=True)
-            # The address may hold a password or a token: only its hash is stored.
-            write_json(_version_file(target), {"url_sha256": _hashed(url), "validator": version})
-        length = response.headers.get("Content-Length") or ""
-        total = done + int(length) if length.isdigit() else 0
-        _require_size(url, target, total)
-        with target.open("ab" if done else "wb") as file:
-            while chunk := _read(response):
-                done += len(chunk)
-                _require_size(url, target, done)
-                file.write(chunk)
-                progress(done, total)
-    if total and done != total:
-        raise _CutOffError(f"of {total:,}")
-
-
-def _require_size(url: str, target: Path, size: int) -> None:
-    if size > MAX_DOWNLOAD_BYTES:
-        discard(target)
-        got = f"more from '{without_secrets(url)}'"
-        raise FetchError(f"at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "name another --source")
-
-
 @contextmanager
-def _response(url: str, headers: dict[str, str], start: int, target: Path) -> Iterator[http.client.HTTPResponse | None]:
-    """The server's answer; None where the file is complete already."""
+def _response(url: str, start: int, version: str) -> Iterator[http.client.HTTPResponse]:
+    """The server's answer to a request for the file from byte `start` on."""
+    headers = {"User-Agent": "agridistill", "Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": version}
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme was checked
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310 - as above
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-                if error.headers.get("Content-Range") == f"bytes */{start}":
-                    yield None
-                    return
-                discard(target)
-                raise _CutOffError("a file that became shorter") from None
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise _ChangedError("a file that became shorter") from None
             if error.code in _RETRIED_STATUSES:
                 raise _CutOffError(f"status {error.code} {error.reason}") from None
             got = f"status {error.code} {error.reason} from '{without_secrets(url)}'"
@@ -194,7 +142,33 @@ def _response(url: str, headers: dict[str, str], start: int, target: Path) -> It
         reason = getattr(error, "reason", None) or error
         raise _CutOffError(str(reason) or type(error).__name__) from None
     with response:
+        # Some servers ignore If-Range, or give another range.
+        is_part = response.status == http.client.PARTIAL_CONTENT
+        given = response.headers.get("Content-Range") or ""
+        if is_part and (_validator(response) != version or not given.startswith(f"bytes {start}-")):
+            raise _ChangedError("another file or range than the requested one")
         yield response
+
+
+def _receive(response: http.client.HTTPResponse, url: str, file: IO[bytes], progress: ProgressCallback) -> None:
+    """Writes what the server sends: the rest of the file, or all of it."""
+    if file.tell() and response.status != http.client.PARTIAL_CONTENT:
+        file.seek(0)
+        file.truncate()
+    length = response.headers.get("Content-Length") or ""
+    done = file.tell()
+    total = done + int(length) if length.isdigit() else 0
+    while max(done, total) <= MAX_DOWNLOAD_BYTES:
+        chunk = _read(response)
+        if not chunk:
+            if total and done != total:
+                raise _CutOffError(f"of {total:,}")
+            return
+        file.write(chunk)
+        done += len(chunk)
+        progress(done, total)
+    got = f"more from '{without_secrets(url)}'"
+    raise FetchError(f"at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "name another --source")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -209,23 +183,6 @@ def _validator(response: http.client.HTTPResponse) -> str:
     etag = response.headers.get("ETag") or ""
     # A weak ETag does not promise the same bytes.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified") or ""
-
-
-def _known_validator(url: str, target: Path) -> str:
-    """The version of the unfinished download; empty where it is unknown or of another address."""
-    try:
-        version = json.loads(_version_file(target).read_text(encoding="utf-8"))
-        return str(version["validator"]) if version["url_sha256"] == _hashed(url) else ""
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""
-
-
-def _hashed(url: str) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()
-
-
-def _version_file(target: Path) -> Path:
-    return target.with_name(target.name + ".json")
 
 
 class _Member(NamedTuple):
