@@ -128,7 +128,7 @@ def test_too_few_leaves_are_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("fractions", "message"),
-    [((-0.1, 0.1), "a val fraction from 0"), ((0.1, 1.0), "a test fraction from 0"), ((0.5, 0.5), "0.5 \\+ 0.5")],
+    [((-0.1, 0.1), "-0.1 and 0.1"), ((0.1, 1.0), "0.1 and 1.0"), ((0.5, 0.5), "a sum below 1; got 0.5 and 0.5")],
 )
 def test_impossible_fractions_are_an_error(fractions: tuple[float, float], message: str) -> None:
     with pytest.raises(DataError, match=message):

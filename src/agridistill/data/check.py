@@ -87,7 +87,6 @@ def check(
     *,
     layout: Layout = FOLDERS,
     split_file: Path | None = None,
-    max_pixels: int = MAX_PIXELS,
     progress: ProgressCallback = silent,
 ) -> CheckResult:
     """Reads every photo of a data folder and reports what is wrong with it.
@@ -96,7 +95,6 @@ def check(
         root: folder of class folders, or of train/val/test folders of them.
         layout: how the labels are found.
         split_file: from `agridistill data split`; takes precedence over train/val/test folders.
-        max_pixels: photos with more are a problem.
         progress: called with (done, total).
 
     Raises:
@@ -105,13 +103,13 @@ def check(
     folder = read_layout(root, layout)
     given = folder.given_split
     split_of = match_split(read_split(split_file), folder.samples) if split_file is not None else given
-    inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
+    inspection = inspect_photos(folder, max_pixels=MAX_PIXELS, progress=progress)
     readable = [sample for sample in folder.samples if inspection[sample.path].error is None]
     unreadable, oversize = [], []
     for sample in folder.samples:
         record = inspection[sample.path]
         if record.error is not None:
-            is_large = record.width * record.height > max_pixels
+            is_large = record.width * record.height > MAX_PIXELS
             (oversize if is_large else unreadable).append((sample.path, record.error))
     samples = assign_leaf_ids(folder, readable, inspection)
     label_of = {sample.path: sample.label for sample in samples}
@@ -156,7 +154,7 @@ def check(
     )
     return replace(
         found,
-        problems=(*folder.problems, *_problems(found, max_pixels)),
+        problems=(*folder.problems, *_problems(found)),
         notes=(*folder.notes, *left_out(replace(folder, problems=())), *_notes(found)),
     )
 
@@ -186,8 +184,8 @@ def _straddling(groups: Iterable[Sequence[str]], split_of: Mapping[str, str] | N
     return tuple(found)
 
 
-def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
-    for bad, what in ((result.unreadable, "cannot be read"), (result.oversize, f"above {max_pixels:,} pixels")):
+def _problems(result: CheckResult) -> Iterable[str]:
+    for bad, what in ((result.unreadable, "cannot be read"), (result.oversize, f"above {MAX_PIXELS:,} pixels")):
         if bad:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"
