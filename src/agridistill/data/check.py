@@ -105,7 +105,8 @@ def check(
     split_of = match_split(read_split(split_file), folder.samples) if split_file is not None else given
     inspection = inspect_photos(folder, max_pixels=MAX_PIXELS, progress=progress)
     readable = [sample for sample in folder.samples if inspection[sample.path].error is None]
-    unreadable, oversize = [], []
+    unreadable: list[tuple[str, str]] = []
+    oversize: list[tuple[str, str]] = []
     for sample in folder.samples:
         record = inspection[sample.path]
         if record.error is not None:

@@ -122,7 +122,7 @@ def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
     yellowness = np.exp(rng.normal(0, 0.11))
     green = np.array([0.245 * yellowness, 0.365, 0.165 / yellowness]) * np.exp(rng.normal(0, 0.16))
     tint = 1 + _noise(rng, size, 3) * 0.06 + _noise(rng, size, 9) * 0.05 + _noise(rng, size, 36) * 0.04
-    pale = np.maximum(veins, mask - blade) * rng.uniform(0.35, 0.8)
+    pale = np.maximum(veins, mask - blade) * np.float32(rng.uniform(0.35, 0.8))
     colour = _blend(tint[..., None] * green, green * [1.5, 1.35, 1.4] + 0.03, pale)
     return Leaf(colour, mask, inner, veins, np.asarray(rolled + ruffled + bulging, np.float32), outline)
 

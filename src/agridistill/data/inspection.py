@@ -61,9 +61,7 @@ Inspection = Mapping[str, PhotoRecord]
 class InspectionStore:
     """Records of one data folder's photos in the user's cache: a photo of the same size and time is not read again.
 
-    Args:
-        root: the data folder.
-        max_pixels: the limit that the photos were read with.
+    Photos that were read with another limit have records of their own.
     """
 
     def __init__(self, root: Path, max_pixels: int) -> None:

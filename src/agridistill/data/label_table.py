@@ -191,13 +191,7 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
 
 
 class PhotoFinder:
-    """Finds the photo that a cell names.
-
-    Args:
-        root: the data folder.
-        file: the table; paths may start from its folder.
-        paths: of the photos, relative to the data folder.
-    """
+    """Finds the photo that a cell names, among paths relative to the data folder; cells may start from the table's."""
 
     def __init__(self, root: Path, file: Path, paths: Iterable[str]) -> None:
         self._file = file

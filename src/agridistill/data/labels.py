@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from agridistill.arguments import described, to_optional_path
 from agridistill.data.folder import PhotoFolder, Sample, files_in, require_folder, scan
 from agridistill.data.label_table import (
@@ -71,10 +73,7 @@ class Layout:
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | None) -> Layout:
         """Reads the result of `to_json`; None is the default."""
-        if document is None:
-            return cls()
-        file = document["label_file"]
-        return cls(document["nested"], Path(file) if file is not None else None, tuple(document["label_columns"]))
+        return cls() if document is None else TypeAdapter(cls).validate_python(document)
 
 
 FOLDERS = Layout()

@@ -124,9 +124,7 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
 def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
     """Groups of two and more photos of one class that are made from one photo, by their names.
 
-    Args:
-        samples: with their labels.
-        split_folders: whether the first folder of each path is that of a split.
+    With `split_folders` the first folder of each path is that of a split.
     """
     photos = [_photo(sample, split_folders) for sample in samples]
     plain: dict[_Place, dict[str, list[_Photo]]] = defaultdict(lambda: defaultdict(list))
@@ -159,14 +157,10 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor looks show.
-
-    Args:
-        samples: with their final leaf ids.
-    """
-    numbered, plain = [], []
-    for sample in samples:
-        (numbered if _is_numbered(_stem(sample.path)) else plain).append(sample)
+    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor leaf ids show."""
+    chosen = tuple(samples)
+    numbered = [sample for sample in chosen if _is_numbered(_stem(sample.path))]
+    plain = set(chosen).difference(numbered)
     known, plain_labels = {sample.leaf_id for sample in plain}, {sample.label for sample in plain}
     sizes = Counter(sample.leaf_id for sample in numbered)
     # Where a class holds nothing else, photos that are grouped by their number have their siblings beside them.

@@ -83,22 +83,15 @@ def exact_groups(digests: Mapping[str, str]) -> list[list[str]]:
 
 
 def near_groups(hashes: Mapping[str, int]) -> list[list[str]]:
-    """Groups of two and more paths whose hashes differ in at most `NEAR_DUPLICATE_BITS`, directly or through others.
-
-    Args:
-        hashes: path -> 64-bit perceptual hash.
-    """
+    """Groups of two and more paths with hashes alike, directly or through others, from path -> perceptual hash."""
     paths_of = _paths_of_values(hashes)
     return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64)))
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
-    """Groups of two or more photos that are copies of one photo, also flipped or turned.
+    """Groups of two or more photos that are copies of one photo, also flipped or turned, from path -> look.
 
     The looks of two copies differ in at most `COPY_BITS` bits under one of the eight turns and flips.
-
-    Args:
-        looks: the look of each photo (see this module) by its path.
     """
     paths_of = _paths_of_values(looks)
     return _groups_of_two(paths_of, _copy_pairs(list(paths_of)))
@@ -122,14 +115,7 @@ def near_pairs(values: NDArray[np.uint64]) -> Pairs:
 
 
 def look_of(pixels: Image.Image) -> str | None:
-    """The look of a photo.
-
-    Args:
-        pixels: grey, 32 x 32.
-
-    Returns:
-        256 bits as 64 hex digits; None for a photo of one colour.
-    """
+    """The look of a photo, grey of 32 x 32: 256 bits as 64 hex digits; None for a photo of one colour."""
     low, high = cast("tuple[int, int]", pixels.getextrema())
     if high - low < _MIN_CONTRAST:
         return None
@@ -227,11 +213,7 @@ class LearntPhotos:
     entries: frozenset[bytes]  # five bytes for each look of a photo
 
     def count(self, photos: Iterable[Iterable[int]]) -> int:
-        """How many of these photos are among them.
-
-        Args:
-            photos: the 64-bit perceptual hashes of each under all turns (`data.inspection.turned_phashes_of`).
-        """
+        """How many photos are among them, by the hashes of each under all turns (`inspection.turned_phashes_of`)."""
         return sum(any(_entry(phash) in self.entries for phash in phashes) for phashes in photos)
 
 
@@ -246,8 +228,8 @@ def write_learnt(
     """Writes the file, whole or not at all.
 
     Args:
-        path: to write.
-        data_fingerprint: of the data, as in the model's lineage: it ties the file to the model.
+        path: of the file.
+        data_fingerprint: as in the model's lineage: it ties the file to the model.
         phashes: 64-bit perceptual hashes of the photos.
         inherited: photos of the models that this one learnt from.
     """

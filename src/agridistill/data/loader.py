@@ -56,14 +56,9 @@ Item = tuple[Pixels, int, ViewKey]
 
 
 class PhotoDataset(Dataset[Item | None]):
-    """Photos of one split, addressed by `ViewKey`.
+    """Photos of one split, addressed by `ViewKey`; `augmentation` is None where all are seen as they are.
 
-    Args:
-        root: the data folder.
-        samples: the photos.
-        preprocessing: image size and resize rule.
-        augmentation: how far views differ from their photos; None where there are none.
-        keep_views: draws each view once and caches its pixels; see `KeptViews`.
+    With `keep_views` each view is drawn once and its pixels are cached; see `KeptViews`.
     """
 
     def __init__(
@@ -235,7 +230,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         viewing: training photos and their views.
         val: validation photos, seen as they are.
         batch_size: photos a step, over all processes.
-        seed: of the order.
+        seed: of the training photos' order.
         workers: loader processes of each process; 0 reads in the training process.
         balance: shows each class equally often; see `ViewSampler`.
     """

@@ -303,12 +303,8 @@ class KeptViews:
 class SmallCopies:
     """Reads the photos of one data folder, large ones through small copies: 12 megapixels are decoded once.
 
-    A copy has just the pixels which the closest view needs. A photo that is hardly larger than its copy is read itself.
-
-    Args:
-        root: the data folder.
-        preprocessing: of the model's input.
-        augmentation: of the views; None for photos as they are.
+    A copy has just the pixels which the closest view needs; without an augmentation, those of the photo as it is. A
+    photo that is hardly larger than its copy is read itself.
     """
 
     def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:

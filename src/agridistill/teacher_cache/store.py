@@ -189,13 +189,9 @@ def building(folder: Path) -> Iterator[None]:
 
 
 class TeacherCache:
-    """A cache that can be read, and built block by block.
+    """A cache that can be read, and built block by block; its folder is created where it does not exist.
 
-    Args:
-        folder: of the cache; created where it does not exist.
-        key: what the records depend on.
-        layout: shape of the records.
-        views: of each photo; a cache with fewer grows, one with more is used as it is.
+    A cache with fewer views of each photo than requested grows, one with more is used as it is.
 
     Raises:
         RunError: the folder holds a cache with another key or layout, a damaged one, or the disk has no room.
