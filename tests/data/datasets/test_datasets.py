@@ -30,12 +30,6 @@ from agridistill.errors import FetchError
 UUID = "1a69b38b-c4eb-42c4-9584-bcb14fb8db0c___"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ATTEMPTS": 2, "PAUSE_S": 0.01, "TIMEOUT_S": 5}.items():
-        monkeypatch.setattr(module, name, value)
-
-
 def fetch_tomatoes(out: Path, **options: Any) -> FetchResult:
     return fetch_dataset(DATASETS["plantvillage-tomato"], out, **options)
 

@@ -17,12 +17,6 @@ from agridistill.errors import FetchError
 CONTENT = bytes((number * 31 + number // 257) % 256 for number in range(3_000_000))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ATTEMPTS": 3, "PAUSE_S": 0.01, "TIMEOUT_S": 5}.items():
-        monkeypatch.setattr(module, name, value)
-
-
 @dataclass
 class _Behaviour:
     """What the server does, and what it was asked."""
