@@ -33,11 +33,7 @@ def draw_leaf(
 ) -> Image.Image:
     """Draws one photo of one leaf: RGB, `image_size` square.
 
-    Args:
-        class_name: one of `CLASSES`.
-        rng_leaf: decides outline, colour, veins and lesions.
-        rng_shot: decides pose, light, background and camera.
-        image_size: in pixels, at least 32.
+    `rng_leaf` decides outline, colour, veins and lesions, `rng_shot` pose, light, background and camera.
 
     Example:
         >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size
@@ -62,10 +58,8 @@ def draw_leaves(
 
     Args:
         out: must not exist, or be an empty folder; it is also the result.
-        leaves_per_class: at least 1.
-        shots_per_leaf: photos of each leaf, at least 1.
-        image_size: height and width of a photo, in pixels, at least 32.
-        seed: not negative.
+        leaves_per_class, shots_per_leaf: at least 1.
+        image_size: height and width of a photo, at least 32 px.
         progress: called with (photos done, photos in all).
     """
     total = len(CLASSES) * leaves_per_class * shots_per_leaf
@@ -115,16 +109,20 @@ def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
     mask = np.maximum(blade, _drawn([stalk], size, width=0.06))
     # The blur is 0.5 on a straight margin and 1 inside.
     inner = np.clip(2 * _blurred(blade, 0.11 * size) - 1, 0, 1)
-    rolled = (rng.normal(0, 0.05) + curl * rng.uniform(0.10, 0.22)) * (1 - inner) ** 2
-    ruffled = (0.016 + 0.035 * curl) * _noise(rng, size, 7) * (0.25 + (1 - inner) ** 2)
-    bulging = -rng.uniform(0.006, 0.018) * _blurred(veins, 0.02 * size) + 0.002 * _noise(rng, size, 42)
+    margin = (1 - inner) ** 2
+    # Folded along the middle, rolled and ruffled at the margin, bulging between sunken veins, grained.
+    fold = rng.uniform(0.0, 0.35) * np.abs(np.linspace(-1, 1, size))
+    height = np.asarray(fold + (rng.normal(0, 0.05) + curl * rng.uniform(0.10, 0.22)) * margin, np.float32)
+    height += (0.016 + 0.035 * curl) * _noise(rng, size, 7) * (0.25 + margin)
+    height -= rng.uniform(0.006, 0.018) * _blurred(veins, 0.02 * size)
+    height += rng.uniform(0.001, 0.003) * _noise(rng, size, 42)
     # Dark to pale, bluish to yellowish green; paler on veins and stalk.
     yellowness = np.exp(rng.normal(0, 0.11))
     green = np.array([0.245 * yellowness, 0.365, 0.165 / yellowness]) * np.exp(rng.normal(0, 0.16))
     tint = 1 + _noise(rng, size, 3) * 0.06 + _noise(rng, size, 9) * 0.05 + _noise(rng, size, 36) * 0.04
     pale = np.maximum(veins, mask - blade) * np.float32(rng.uniform(0.35, 0.8))
     colour = _blend(tint[..., None] * green, green * [1.5, 1.35, 1.4] + 0.03, pale)
-    return Leaf(colour, mask, inner, veins, np.asarray(rolled + ruffled + bulging, np.float32), outline)
+    return Leaf(colour, mask, inner, veins, height, outline)
 
 
 def _skeleton(rng: np.random.Generator, curl: float) -> tuple[Points, list[Points], list[int]]:
@@ -197,7 +195,7 @@ def _edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Lea
         field = np.maximum(field, 1 - _distance(size, centre) / radius)
     field = field + 0.16 * _noise(rng, size, 8) + 0.07 * _noise(rng, size, 26)
     texture = rng.uniform(0.75, 1.3) * (1 + 0.16 * _noise(rng, size, 14) + 0.10 * _noise(rng, size, 50))
-    tissue = (_BROWN + rng.uniform(0, 0.6) * (_TAN - _BROWN)) * texture[..., None]
+    tissue = (_BROWN + rng.uniform(0, 1) * ([0.36, 0.29, 0.21] - _BROWN)) * texture[..., None]
     colour = _blend(leaf.colour, leaf.colour * [1.6, 1.35, 1.2] + 0.03, 0.8 * _ramp(field, -0.25, 0.0))
     return replace(leaf, colour=_blend(colour, tissue, 0.94 * _ramp(field, 0.0, 0.10)))
 
@@ -258,16 +256,18 @@ def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
     mask, colour, height = (_seen(plane, place) for plane in (leaf.mask, leaf.colour, leaf.height))
     around, up, ambient = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 1.25), rng.uniform(0.35, 0.85)
     right, down, above = np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up)
-    # Lambert's law: 1 where the leaf is flat.
     slope_down, slope_right = np.gradient(height, 2 / size)
     steepness = np.sqrt(1 + slope_right**2 + slope_down**2)
-    facing = np.maximum(above - right * slope_right - down * slope_down, 0) / (above * steepness)
-    lit = colour * (ambient + (1 - ambient) * facing)[..., None]
-    reach = -0.05 * size / above
-    cast = np.roll(mask, (round(reach * down), round(reach * right)), (0, 1))
+    facing = np.maximum(above - right * slope_right - down * slope_down, 0) / steepness
+    # Lambert's law, and the highlights of the leaf's wax.
+    lit = colour * (ambient + (1 - ambient) * facing / above)[..., None]
+    lit += rng.uniform(0, 0.4) * (facing**16)[..., None]
+    cast = np.roll(mask, (round(-0.05 * size / above * down), round(-0.05 * size / above * right)), (0, 1))
     hidden = (1 - ambient) * 0.9 * _blurred(cast, rng.uniform(0.01, 0.05) * size) + 0.25 * _blurred(mask, 0.025 * size)
     card = np.array([0.47, 0.44, 0.47]) * np.exp(rng.normal(0, 0.15)) + rng.normal(0, 0.04, 3)
-    pattern = 0.02 * _noise(rng, size, 6) + 0.03 * _noise(rng, size, 80) + 0.05 * rng.standard_normal((size, size))
+    # One card in five is rough.
+    pattern = rng.choice([0.03, 0.2], p=[0.8, 0.2]) * _noise(rng, size, rng.uniform(20, 70))
+    pattern += 0.02 * _noise(rng, size, 6) + rng.uniform(0.02, 0.09) * rng.standard_normal((size, size), np.float32)
     ground = np.maximum(card, 0.1) * (np.exp(pattern) * (1 - hidden))[..., None]
     return _developed(rng, _blend(ground, lit, mask))
 
@@ -290,14 +290,15 @@ def _seen(plane: Floats, place: tuple[float, ...]) -> Floats:
 
 
 def _developed(rng: np.random.Generator, scene: Floats) -> Image.Image:
-    """Uneven light over the photo, exposure, white balance, contrast, sensor noise."""
-    falloff = np.exp(-rng.uniform(0, 0.25) * _distance(len(scene), rng.normal(0, 0.3, 2)) ** 2)
+    """Uneven light over the photo, exposure, white balance, contrast, focus, sensor noise."""
+    falloff = np.exp(-rng.uniform(0.05, 0.2) * _distance(len(scene), rng.uniform(-1, 1, 2)) ** 2)
     warmth, tint = rng.normal(0, 0.05), rng.normal(0, 0.025)
     balance = np.exp(rng.normal(0.05, 0.12) + np.array([warmth, tint, -warmth]))
     exposed = scene * falloff[..., None] * balance
-    toned = 0.4 * (2.5 * exposed) ** rng.uniform(0.85, 1.15)
-    speckle = rng.standard_normal(toned.shape, np.float32) * rng.uniform(0.002, 0.016)
-    return Image.fromarray(_to_bytes(toned + speckle))
+    photo = Image.fromarray(_to_bytes(0.4 * (2.5 * exposed) ** rng.uniform(0.85, 1.15)))
+    photo = photo.filter(ImageFilter.GaussianBlur(max(0, rng.uniform(-1, 0.7)) * photo.width / 128))
+    speckle = rng.standard_normal(scene.shape, np.float32) * rng.uniform(0.5, 4.0)
+    return Image.fromarray(np.clip(np.asarray(photo) + speckle + 0.5, 0, 255).astype(np.uint8))
 
 
 def _noise(rng: np.random.Generator, size: int, cells: float) -> Floats:
