@@ -261,12 +261,12 @@ def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
     facing = np.maximum(above - right * slope_right - down * slope_down, 0) / steepness
     # Lambert's law, and the highlights of the leaf's wax.
     lit = colour * (ambient + (1 - ambient) * facing / above)[..., None]
-    lit += rng.uniform(0, 0.4) * (facing**16)[..., None]
+    lit += rng.uniform(0, 0.25) * (facing**16)[..., None]
     cast = np.roll(mask, (round(-0.05 * size / above * down), round(-0.05 * size / above * right)), (0, 1))
     hidden = (1 - ambient) * 0.9 * _blurred(cast, rng.uniform(0.01, 0.05) * size) + 0.25 * _blurred(mask, 0.025 * size)
     card = np.array([0.47, 0.44, 0.47]) * np.exp(rng.normal(0, 0.15)) + rng.normal(0, 0.04, 3)
     # One card in five is rough.
-    pattern = rng.choice([0.03, 0.2], p=[0.8, 0.2]) * _noise(rng, size, rng.uniform(20, 70))
+    pattern = rng.choice([0.03, 0.1], p=[0.8, 0.2]) * _noise(rng, size, rng.uniform(20, 70))
     pattern += 0.02 * _noise(rng, size, 6) + rng.uniform(0.02, 0.09) * rng.standard_normal((size, size), np.float32)
     ground = np.maximum(card, 0.1) * (np.exp(pattern) * (1 - hidden))[..., None]
     return _developed(rng, _blend(ground, lit, mask))

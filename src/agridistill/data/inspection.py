@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -167,10 +167,8 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
     if width * height > max_pixels:
         return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {max_pixels:,}")
     try:
-        if width * height > _LARGE_PIXELS:
-            with _large_photo:
-                return _decoded_record(path, digest, max_pixels)
-        return _decoded_record(path, digest, max_pixels)
+        with _large_photo if width * height > _LARGE_PIXELS else nullcontext():
+            return _decoded_record(path, digest, max_pixels)
     except PhotoError as error:
         if width == 0 and not isinstance(error, HeicPhotoError):
             return PhotoRecord(digest, width, height, None, "not a photo")

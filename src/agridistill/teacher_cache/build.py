@@ -79,11 +79,9 @@ def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict
     # Squared activations exceed float16's range; no distance depends on a map's scale.
     stored_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
     # One transfer: each makes the processor wait for a GPU.
-    finite = torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).tolist()
-    if not finite[0]:
-        raise RunError("a teacher with logits within ±65,504", "larger ones or NaN", "train the teacher again")
-    if not all(finite):
-        raise RunError("a teacher with finite attention maps", "NaN or infinity", "train the teacher again")
+    if not torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).all():
+        expected = "a teacher with logits within ±65,504 and finite attention maps"
+        raise RunError(expected, "larger ones, NaN or infinity", "train the teacher again")
     return stored, stored_maps
 
 
