@@ -77,7 +77,8 @@ def test_a_photo_does_not_depend_on_how_many_are_drawn(drawn: Path, tmp_path: Pa
 @pytest.mark.parametrize("class_name", CLASSES)
 def test_shots_of_one_leaf_differ_and_show_the_same_leaf(class_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # With the leaf held still, light, background and camera still vary, but what is green where must agree.
-    monkeypatch.setattr(drawn_leaves, "_random_place", lambda rng, size: (1, 0, 0, 0, 1, 0))
+    pose = drawn_leaves._Pose(angle=0.0, scale=1.0, squeeze=1.0, shift=(0.0, 0.0))
+    monkeypatch.setattr(drawn_leaves._Pose, "random", lambda rng: pose)
     shots = {leaf: [pixels(class_name, leaf, shot) for shot in range(3)] for leaf in (1, 2)}
     for first, second in itertools.combinations(shots[1], 2):
         assert np.abs(first - second).mean() > 5
