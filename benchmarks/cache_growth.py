@@ -23,9 +23,10 @@ from reporting import machine, publish
 from scaling import IMAGE_SIZE, linked, teacher_of
 
 from agridistill.data.folder import scan
+from agridistill.data.loader import Viewing
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing
-from agridistill.teacher_cache import CachedTeacher, Viewing
+from agridistill.teacher_cache import CachedTeacher
 from agridistill.teacher_cache.store import CacheLayout, TeacherCache, map_field
 from agridistill.training.parts import teacher_source
 from agridistill.training.settings import ObjectiveSettings

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from agridistill.data.folder import scan
-from agridistill.data.loader import Batch, PhotoDataset, collate
+from agridistill.data.loader import Batch, PhotoDataset, Viewing, collate
 from agridistill.data.views import Augmentation
 from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models import LiveTeacher, create_model, normalise_batch
-from agridistill.teacher_cache import CachedTeacher, Viewing, cache_key
+from agridistill.teacher_cache import CachedTeacher, cache_key
 from agridistill.teacher_cache.build import UncachedTeacher
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.settings import FitSettings

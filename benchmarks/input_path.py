@@ -25,9 +25,9 @@ from reporting import machine, publish
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from agridistill.data.cache import SmallCopies
+from agridistill.data import loader as loaders
 from agridistill.data.loader import Batch, PhotoDataset, ViewSampler, collate
-from agridistill.data.views import render_view
+from agridistill.data.views import SmallCopies, render_view
 from agridistill.preprocess import read_photo
 from agridistill.training.trainer import keep_freed_memory
 
@@ -101,7 +101,7 @@ def epochs(bench: Bench, photos: Path) -> dict[str, list[float]]:
     viewing = bench.viewing
 
     def loader(workers: int, niced: bool, keep: bool) -> Iterable[Batch | None]:
-        sampler = ViewSampler(viewing.samples, seed=0, view_seed=0, views=1, batch_size=bench.batch_size)
+        sampler = ViewSampler(viewing, seed=0, batch_size=bench.batch_size)
         dataset = PhotoDataset(photos, viewing.samples, viewing.preprocessing, viewing.augmentation, keep_views=keep)
         return DataLoader(
             dataset,
@@ -109,7 +109,7 @@ def epochs(bench: Bench, photos: Path) -> dict[str, list[float]]:
             sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=loader._yield_to_training if niced else None,
+            worker_init_fn=loaders._yield_to_training if niced else None,
             persistent_workers=workers > 0,
         )
 

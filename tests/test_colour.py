@@ -15,9 +15,8 @@ from tests.icc import SPACES, cmyk_profile, decode, grey_profile, rgb_profile, s
 from tests.tiffs import GREY, WHITE_IS_ZERO, write_tiff
 
 from agridistill import colour
-from agridistill.data.cache import SmallCopies
 from agridistill.data.inspection import inspect_photo
-from agridistill.data.views import Augmentation
+from agridistill.data.views import Augmentation, SmallCopies
 from agridistill.edge.sources import SourceSettings
 from agridistill.edge.sources.source import PhotoReader
 from agridistill.errors import PhotoError

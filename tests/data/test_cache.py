@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agridistill.data import cache, loader
-from agridistill.data.cache import SPARE_BYTES, KeptViews, SmallCopies
+from agridistill.data import loader
+from agridistill.data import views as module
 from agridistill.data.folder import Sample
 from agridistill.data.loader import PhotoDataset, ViewKey
-from agridistill.data.views import VIEWS_VERSION, Augmentation, render_view
+from agridistill.data.views import SPARE_BYTES, VIEWS_VERSION, Augmentation, KeptViews, SmallCopies, render_view
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, read_photo, to_pixels
@@ -47,7 +47,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(source.name)
         return read_photo(source)
 
-    monkeypatch.setattr(cache, "read_photo", noted)
+    monkeypatch.setattr(module, "read_photo", noted)
     return names
 
 
@@ -128,7 +128,7 @@ def test_another_way_of_making_copies_has_copies_of_its_own(
     photo(tmp_path, 640, 480)
     SmallCopies(tmp_path, INPUT, VIEWS).read("a.jpg")
     if changed == "our way":
-        monkeypatch.setattr(cache, "VIEWS_VERSION", VIEWS_VERSION + 1)
+        monkeypatch.setattr(module, "VIEWS_VERSION", VIEWS_VERSION + 1)
     elif changed == "Pillow":
         monkeypatch.setattr("PIL.__version__", "0.0")
     else:
@@ -231,7 +231,7 @@ def test_a_changed_photo_and_another_way_have_views_of_their_own(
         if change == "numpy":
             monkeypatch.setattr(np, "__version__", "0.0")
         else:
-            monkeypatch.setattr(cache, "VIEWS_VERSION", VIEWS_VERSION + 1)
+            monkeypatch.setattr(module, "VIEWS_VERSION", VIEWS_VERSION + 1)
         pixels_of(photos, keep=True)
         assert len(drawn) == len(KEYS), change
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from agridistill.data import check as module
 from agridistill.data.check import check
 from agridistill.data.prepare import split_data
 from agridistill.data.split import Split, write_split
@@ -69,10 +70,13 @@ def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder
     assert result.to_json()["without_photos"] == {"mosaic": (), "wilt": ("wilt/1.dng",)}
 
 
-def test_a_photo_above_the_pixel_limit_is_a_problem(tmp_path: Path, write_folder) -> None:
+def test_a_photo_above_the_pixel_limit_is_a_problem(
+    tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 9_999)
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     Image.new("RGB", (100, 100)).save(tmp_path / "rust" / "large.png")
-    result = check(tmp_path, max_pixels=9_999)
+    result = check(tmp_path)
     assert result.oversize == (("rust/large.png", "100 x 100 pixels, more than 9,999"),)
     assert result.unreadable == ()
     assert "1 photo above 9,999 pixels, the first 'rust/large.png'" in result.problems[0]

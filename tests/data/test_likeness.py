@@ -13,6 +13,7 @@ from agridistill.data.drawn_leaves import draw_leaf
 from agridistill.data.inspection import inspect_photo
 from agridistill.data.likeness import (
     COPY_BITS,
+    NEAR_DUPLICATE_BITS,
     TURNS,
     LearntPhotos,
     copy_groups,
@@ -29,19 +30,18 @@ from agridistill.data.likeness import (
 from agridistill.manifest import ModelManifest, Preprocessing
 
 
-def _reference_pairs(values: np.ndarray, max_bits: int) -> set[tuple[int, int]]:
+def _reference_pairs(values: np.ndarray) -> set[tuple[int, int]]:
     """Every pair compared."""
     return {
         (i, j)
         for i in range(len(values))
         for j in range(i + 1, len(values))
-        if (int(values[i]) ^ int(values[j])).bit_count() <= max_bits
+        if (int(values[i]) ^ int(values[j])).bit_count() <= NEAR_DUPLICATE_BITS
     }
 
 
-def _pairs(values: np.ndarray, max_bits: int) -> set[tuple[int, int]]:
-    chunks = near_pairs(values, max_bits=max_bits)
-    return {pair for first, second in chunks for pair in zip(first.tolist(), second.tolist(), strict=True)}
+def _pairs(values: np.ndarray) -> set[tuple[int, int]]:
+    return {pair for first, second in near_pairs(values) for pair in zip(first.tolist(), second.tolist(), strict=True)}
 
 
 def _clustered_hashes(seed: int) -> np.ndarray:
@@ -57,21 +57,17 @@ def _clustered_hashes(seed: int) -> np.ndarray:
     return np.array(sorted(values), np.uint64)
 
 
-@pytest.mark.parametrize("max_bits", range(8))
-def test_the_pairs_are_those_of_comparing_all_with_all(max_bits: int) -> None:
-    values = _clustered_hashes(seed=max_bits)
-    expected = _reference_pairs(values, max_bits)
-    assert max_bits == 0 or expected
-    assert _pairs(values, max_bits) == expected
-
-
-def test_distances_that_the_bands_cannot_promise_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 to 7"):
-        list(near_pairs(np.zeros(2, np.uint64), max_bits=8))
+@pytest.mark.parametrize("seed", range(4))
+def test_the_pairs_are_those_of_comparing_all_with_all(seed: int) -> None:
+    values = _clustered_hashes(seed)
+    expected = _reference_pairs(values)
+    assert expected
+    assert _pairs(values) == expected
 
 
 def test_photos_of_one_hash_or_of_near_ones_are_a_group() -> None:
-    assert near_groups({"d": 0b1111, "a": 0, "b": 1, "c": 0, "far": 2**64 - 1}, max_bits=1) == [["a", "b", "c"]]
+    hashes = {"d": 2**40 - 2**20, "a": 0, "b": 0b1111, "c": 0, "far": 2**64 - 1}
+    assert near_groups(hashes) == [["a", "b", "c"]]
 
 
 def test_no_photos_have_no_groups() -> None:
@@ -89,7 +85,7 @@ def test_many_flat_photos_cost_no_more_than_others() -> None:
 def test_thirty_thousand_hashes_take_seconds() -> None:
     values = np.unique(np.random.default_rng(0).integers(0, 2**64, 30_000, np.uint64))
     start = time.process_time()
-    pairs = _pairs(values, 4)
+    pairs = _pairs(values)
     assert time.process_time() - start < 10
     assert pairs == set()
 

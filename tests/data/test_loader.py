@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from agridistill.data.loader import (
     Batch,
     PhotoDataModule,
     PhotoDataset,
-    PhotoSampler,
+    Viewing,
     ViewKey,
     ViewSampler,
     collate,
+    whole_photos,
 )
 from agridistill.data.views import Augmentation, view_seed
 from agridistill.manifest import Preprocessing
@@ -25,18 +27,8 @@ from agridistill.preprocess import read_photo, to_pixels
 
 def module(leaves: Path, workers: int, batch_size: int = 8) -> PhotoDataModule:
     samples = scan(leaves).samples[:44]
-    return PhotoDataModule(
-        leaves,
-        samples,
-        samples[:10],
-        Preprocessing(32),
-        Augmentation(),
-        batch_size=batch_size,
-        seed=3,
-        view_seed=3,
-        views=4,
-        workers=workers,
-    )
+    viewing = Viewing(leaves, samples, "", Preprocessing(32), Augmentation(), views=4)
+    return PhotoDataModule(viewing, samples[:10], batch_size=batch_size, seed=3, workers=workers)
 
 
 def epoch(loader: torch.utils.data.DataLoader[object], number: int) -> list[Batch]:
@@ -78,8 +70,12 @@ def test_pixels_are_channels_last_in_memory(leaves: Path) -> None:
 SAMPLES = [Sample(f"a/{number}.jpg", 0, str(number)) for number in range(43)]
 
 
+def viewing(samples: Sequence[Sample], views: int) -> Viewing:
+    return Viewing(Path("photos"), samples, "", Preprocessing(32), Augmentation(), views, seed=5)
+
+
 def sampler(seed: int = 1, views: int = 3, rank: int = 0, world: int = 1, epoch: int = 0) -> ViewSampler:
-    made = ViewSampler(SAMPLES, seed=seed, view_seed=5, views=views, batch_size=8, rank=rank, world=world)
+    made = ViewSampler(viewing(SAMPLES, views), seed=seed, batch_size=8, rank=rank, world=world)
     made.set_epoch(epoch)
     return made
 
@@ -97,10 +93,9 @@ def test_processes_together_take_in_each_step_what_one_would_take(world: int) ->
 
 
 def test_processes_share_the_validation_photos_without_overlap() -> None:
-    whole = list(PhotoSampler(SAMPLES))
-    parts = [list(PhotoSampler(SAMPLES, rank=rank, world=3)) for rank in range(3)]
-    assert sorted(key for part in parts for key in part) == sorted(whole)
-    assert [len(PhotoSampler(SAMPLES, rank=rank, world=3)) for rank in range(3)] == [len(part) for part in parts]
+    parts = [whole_photos(43, rank, 3) for rank in range(3)]
+    assert sorted(key for part in parts for key in part) == whole_photos(43)
+    assert [len(part) for part in parts] == [15, 14, 14]
 
 
 def test_each_photo_shows_each_of_its_views_once_before_any_again() -> None:
@@ -157,8 +152,7 @@ class TestBalance:
     )
 
     def sampler(self, *, epoch: int = 0, views: int = 50, **changes: int) -> ViewSampler:
-        options = {"seed": 1, "view_seed": 5, "batch_size": 8} | changes
-        made = ViewSampler(self.RARE, views=views, balance=True, **options)
+        made = ViewSampler(viewing(self.RARE, views), balance=True, **{"seed": 1, "batch_size": 8} | changes)
         made.set_epoch(epoch)
         return made
 
@@ -224,5 +218,5 @@ class TestBalance:
 
     def test_equal_classes_are_each_seen_whole(self) -> None:
         samples = [Sample(f"{n % 2}/{n}.jpg", n % 2, str(n)) for n in range(16)]
-        made = ViewSampler(samples, seed=1, view_seed=5, views=3, batch_size=8, balance=True)
+        made = ViewSampler(viewing(samples, 3), seed=1, batch_size=8, balance=True)
         assert sorted(key.position for key in made) == list(range(16))

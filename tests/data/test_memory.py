@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 EPOCH = """
 import re, sys
 from pathlib import Path
-from agridistill.data.loader import PhotoDataModule
+from agridistill.data.loader import PhotoDataModule, Viewing
 from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.manifest import Preprocessing
 data = prepare_data(Path(sys.argv[1]))
-options = {"batch_size": 16, "seed": 0, "view_seed": 0, "views": 1, "workers": 0}
-module = PhotoDataModule(data.root, data.train, data.val, Preprocessing(32), Augmentation(), **options)
+viewing = Viewing(data.root, data.train, "", Preprocessing(32), Augmentation(), views=1)
+module = PhotoDataModule(viewing, data.val, batch_size=16, seed=0, workers=0)
 photos = sum(len(batch.target) for batch in module.train_dataloader())
 # Not ru_maxrss: a new process inherits that of the process that started it.
 print(photos, int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)

@@ -128,7 +128,7 @@ def test_too_few_leaves_are_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("fractions", "message"),
-    [((-0.1, 0.1), "a val fraction from 0"), ((0.1, 1.0), "a test fraction from 0"), ((0.5, 0.5), "0.5 \\+ 0.5")],
+    [((-0.1, 0.1), "-0.1 and 0.1"), ((0.1, 1.0), "0.1 and 1.0"), ((0.5, 0.5), "a sum below 1; got 0.5 and 0.5")],
 )
 def test_impossible_fractions_are_an_error(fractions: tuple[float, float], message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -185,8 +185,11 @@ def test_a_split_survives_its_file(tmp_path: Path) -> None:
         ("{", "a split file in JSON"),
         ("[]", "format None"),
         ('{"format_version": 2}', "format 2"),
-        ('{"format_version": 1, "splits": {"train": []}}', "the splits train, val and test"),
-        ('{"format_version": 1, "splits": {"train": [1], "val": [], "test": []}}', "a list of photos in 'train'"),
+        ('{"format_version": 1, "splits": {"train": []}}', "lists of photos for train, val and test"),
+        (
+            '{"format_version": 1, "splits": {"train": [1], "val": [], "test": []}}',
+            "lists of photos for train, val and test",
+        ),
         ('{"format_version": 1, "splits": {"train": ["a"], "val": [], "test": ["a"]}}', "'a' in train and in test"),
         ('{"format_version": 1, "splits": {"train": ["a", "a"], "val": [], "test": []}}', "'a' in train and in train"),
     ],

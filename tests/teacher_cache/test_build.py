@@ -17,16 +17,14 @@ import pytest
 import torch
 
 from agridistill.data.folder import Sample
-from agridistill.data.loader import Batch
+from agridistill.data.loader import Batch, Viewing
 from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.errors import ModelError, RunError
 from agridistill.manifest import ModelManifest, Preprocessing
 from agridistill.models import LiveTeacher
-from agridistill.teacher_cache import CachedTeacher
-from agridistill.teacher_cache import key as key_module
-from agridistill.teacher_cache.key import Viewing, cache_key, differences, digest_of
-from agridistill.teacher_cache.store import TeacherCache, read_document
+from agridistill.teacher_cache import CachedTeacher, store
+from agridistill.teacher_cache.store import TeacherCache, cache_key, differences, digest_of, read_document
 from agridistill.training import parts
 from agridistill.training.module import DistillationModule
 from agridistill.training.parts import teacher_source
@@ -193,7 +191,7 @@ def test_another_version_of_a_library_changes_the_key(library: str, monkeypatch:
 @pytest.mark.parametrize("name", ["VIEWS_VERSION", "OUTPUTS_VERSION", "FORMAT_VERSION"])
 def test_another_version_of_ours_changes_the_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key = cache_key(VIEWING, MANIFEST, **ATTENTION)
-    monkeypatch.setattr(key_module, name, 99)
+    monkeypatch.setattr(store, name, 99)
     assert len(differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -14,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +20,13 @@ from numpy.typing import NDArray
 
 from agridistill.errors import RunError
 from agridistill.teacher_cache import store
-from agridistill.teacher_cache.key import digest_of
 from agridistill.teacher_cache.store import (
     BLOCK_PHOTOS,
     Block,
     CacheLayout,
     TeacherCache,
     building,
+    digest_of,
     read_document,
 )
 
@@ -203,33 +201,6 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_whole_cache_is_used_where_the_file_system_is_read_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
-) -> None:
-    with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
-        build(cache)
-    opened, path_open = os.open, Path.open
-
-    def refuse_writing(path: Path, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_RDWR:
-            raise OSError(error, os.strerror(error), str(path))
-        return opened(path, flags, mode)
-
-    def refuse_appending(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        if "a" in mode:
-            raise OSError(error, os.strerror(error), str(path))
-        return path_open(path, mode, *rest, **options)
-
-    monkeypatch.setattr(os, "open", refuse_writing)
-    monkeypatch.setattr(Path, "open", refuse_appending)
-    with building(tmp_path / "c"), TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
-        assert cache.missing() == []
-        assert cache.read(np.array([3]), np.array([0])).shape == (1,)
-    with pytest.raises(RunError, match="expected a writable teacher cache"):
-        TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2)
-
-
 def test_a_disk_that_fills_up_keeps_what_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -316,22 +287,3 @@ def test_processes_look_after_different_blocks(tmp_path: Path) -> None:
         shares = [cache.missing(rank, 3) for rank in range(3)]
         assert sorted(block for share in shares for block in share) == cache.missing()
         assert [len(share) for share in shares] == [2, 1, 1]
-
-
-def test_a_complete_cache_is_read_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with building(tmp_path / "c"), TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
-        build(cache)
-    original = os.open
-
-    def denied(path: object, flags: int, mode: int = 0o777, **named: int) -> int:
-        # As root no file mode denies anything.
-        if flags & (os.O_RDWR | os.O_WRONLY):
-            raise PermissionError(13, "Permission denied")
-        return original(path, flags, mode, **named)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "open", denied)
-    with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
-        assert cache.missing() == []
-        assert cache.built()
-    with pytest.raises(RunError, match="expected a writable teacher cache"):
-        TeacherCache(tmp_path / "c", KEY, LAYOUT, views=2)

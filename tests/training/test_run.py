@@ -22,8 +22,8 @@ from tests.training.small_runs import DATA, FIT, rows, student
 
 from agridistill.api import load
 from agridistill.data import loader
-from agridistill.data.cache import KeptViews
 from agridistill.data.split import read_split
+from agridistill.data.views import KeptViews
 from agridistill.errors import ConfigError, DataError, ModelError, RunError
 from agridistill.losses.methods import METHODS
 from agridistill.manifest import Preprocessing, read_manifest

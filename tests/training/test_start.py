@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from agridistill.data.loader import Viewing
 from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
-from agridistill.teacher_cache import Viewing
 from agridistill.training import start as start_module
 from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig

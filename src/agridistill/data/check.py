@@ -58,9 +58,7 @@ class CheckResult:
     alike_names: Groups  # names of class folders that differ in capitals, spaces or normal form alone
     exact_duplicates: Groups  # identical files
     conflicting_duplicates: Groups  # identical files in several classes
-    conflicting_copies: (
-        Groups  # other copies of one photo, also flipped, turned, scaled, saved again, in several classes
-    )
+    conflicting_copies: Groups  # other copies of one photo in several classes, also flipped, turned, scaled
     near_duplicates: Groups  # photos that look alike, also flipped or turned, but are no identical files
     without_original: tuple[str, ...]  # photos of an augmentation tool whose originals neither names nor looks show
     straddling_leaves: tuple[Straddling, ...]
@@ -89,7 +87,6 @@ def check(
     *,
     layout: Layout = FOLDERS,
     split_file: Path | None = None,
-    max_pixels: int = MAX_PIXELS,
     progress: ProgressCallback = silent,
 ) -> CheckResult:
     """Reads every photo of a data folder and reports what is wrong with it.
@@ -98,29 +95,29 @@ def check(
         root: folder of class folders, or of train/val/test folders of them.
         layout: how the labels are found.
         split_file: from `agridistill data split`; takes precedence over train/val/test folders.
-        max_pixels: photos with more are a problem.
         progress: called with (done, total).
 
     Raises:
         DataError: no such folder, fewer than two classes, or the split file is not of this data.
     """
-    split = read_split(split_file) if split_file is not None else None
     folder = read_layout(root, layout)
-    split_of = match_split(split, folder.samples) if split is not None else folder.given_split
-    inspection = inspect_photos(folder, max_pixels=max_pixels, progress=progress)
-    records = inspection.records
-    readable = [sample for sample in folder.samples if records[sample.path].error is None]
-    bad: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
+    given = folder.given_split
+    split_of = match_split(read_split(split_file), folder.samples) if split_file is not None else given
+    inspection = inspect_photos(folder, max_pixels=MAX_PIXELS, progress=progress)
+    readable = [sample for sample in folder.samples if inspection[sample.path].error is None]
+    unreadable: list[tuple[str, str]] = []
+    oversize: list[tuple[str, str]] = []
     for sample in folder.samples:
-        record = records[sample.path]
+        record = inspection[sample.path]
         if record.error is not None:
-            bad[record.width * record.height > max_pixels].append((sample.path, record.error))
+            is_large = record.width * record.height > MAX_PIXELS
+            (oversize if is_large else unreadable).append((sample.path, record.error))
     samples = assign_leaf_ids(folder, readable, inspection)
     label_of = {sample.path: sample.label for sample in samples}
-    leaf_of = {sample.path: sample.leaf_id for sample in samples}
     by_leaf: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         by_leaf[sample.leaf_id].append(sample.path)
+    leaf_of = {path: leaf for leaf, paths in by_leaf.items() for path in paths}
     exact = exact_groups(digests_of_photos(samples, inspection))
     begin(progress, "comparing photos")
     # Of identical files the first one is compared.
@@ -132,13 +129,13 @@ def check(
     near = sorted(sorted(group) for group in merged if len(group) > 1)
     classes = _class_checks(folder, samples, split_of)
     smallest = min((one.photos for one in classes), default=0)
-    given = folder.given_split if split is None else None
-    present = set(given.values()) if given is not None else set(SPLIT_NAMES)
+    # Training cuts what is missing from train, but not where a file gives the split.
+    missing = set(SPLIT_NAMES) - set(given.values()) if given is not None and split_file is None else ()
     found = CheckResult(
         root=root,
         classes=classes,
-        unreadable=tuple(bad[False]),
-        oversize=tuple(bad[True]),
+        unreadable=tuple(unreadable),
+        oversize=tuple(oversize),
         non_photo_files=folder.non_photo_files,
         without_photos=dict(folder.without_photos),
         alike_names=folder.alike_names,
@@ -152,26 +149,23 @@ def check(
         straddling_lookalikes=_straddling(
             (group for group in near if len({leaf_of[path] for path in group}) > 1), split_of
         ),
-        cut_from_train=tuple(name for name in SPLIT_NAMES if name not in present),
+        cut_from_train=tuple(name for name in SPLIT_NAMES if name in missing),
         unassigned=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
         imbalance=max(one.photos for one in classes) / smallest if smallest else None,
     )
     return replace(
         found,
-        problems=(*folder.problems, *_problems(found, max_pixels)),
+        problems=(*folder.problems, *_problems(found)),
         notes=(*folder.notes, *left_out(replace(folder, problems=())), *_notes(found)),
     )
 
 
 def _class_checks(
-    folder: PhotoFolder, samples: Iterable[Sample], split_of: Mapping[str, str] | None
+    folder: PhotoFolder, samples: Sequence[Sample], split_of: Mapping[str, str] | None
 ) -> tuple[ClassCheck, ...]:
-    of_class: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        of_class[sample.label].append(sample)
     checks = []
     for label, name in enumerate(folder.classes):
-        members = of_class[label]
+        members = [sample for sample in samples if sample.label == label]
         per_split = None
         if split_of is not None:
             counts = Counter(split_of.get(sample.path) for sample in members)
@@ -191,8 +185,8 @@ def _straddling(groups: Iterable[Sequence[str]], split_of: Mapping[str, str] | N
     return tuple(found)
 
 
-def _problems(result: CheckResult, max_pixels: int) -> Iterable[str]:
-    for bad, what in ((result.unreadable, "cannot be read"), (result.oversize, f"above {max_pixels:,} pixels")):
+def _problems(result: CheckResult) -> Iterable[str]:
+    for bad, what in ((result.unreadable, "cannot be read"), (result.oversize, f"above {MAX_PIXELS:,} pixels")):
         if bad:
             path, reason = bad[0]
             yield f"{_count(bad, 'photo')} {what}, the first '{path}' ({reason})"

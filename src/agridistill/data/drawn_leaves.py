@@ -11,31 +11,19 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from agridistill.data.leaf_shapes import SYMPTOMS, Floats, Leaf, Points, blurred, grid, grow, noise, to_bytes
-from agridistill.errors import DataError, nearest
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import replacing_folder
 
 CLASSES: tuple[str, ...] = tuple(SYMPTOMS)
-_SMALLEST_IMAGE = 32
 _JPEG_QUALITY = 90
 
 
 def draw_leaf(
     class_name: str, rng_leaf: np.random.Generator, rng_shot: np.random.Generator, image_size: int
 ) -> Image.Image:
-    """Draws one photo of one leaf.
+    """Draws one photo of one leaf: RGB, `image_size` square, at least 32 px.
 
-    Args:
-        class_name: one of `CLASSES`.
-        rng_leaf: decides outline, colour, veins and lesions.
-        rng_shot: decides pose, light, background and camera.
-        image_size: height and width of the photo, in pixels, at least 32.
-
-    Returns:
-        RGB, `image_size` square.
-
-    Raises:
-        DataError: no such class, or too small an image.
+    `rng_leaf` decides outline, colour, veins and lesions, `rng_shot` pose, light, background and camera.
 
     Example:
         >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size
@@ -59,27 +47,15 @@ def draw_leaves(
     A photo depends on `seed`, its class, its leaf and its shot, not on how many others are drawn.
 
     Args:
-        out: must not exist, or be an empty folder.
+        out: must not exist, or be an empty folder; it is also the result.
         leaves_per_class: at least 1.
         shots_per_leaf: photos of each leaf, at least 1.
         image_size: height and width of a photo, in pixels, at least 32.
         seed: not negative.
         progress: called with (photos done, photos in all).
-
-    Returns:
-        `out`.
-
-    Raises:
-        DataError: `out` holds something already, or a number is out of its range.
     """
-    _require("leaf per class", leaves_per_class, 1)
-    _require("shot per leaf", shots_per_leaf, 1)
-    _require("as the seed", seed, 0)
-    _require("px for drawn leaves", image_size, _SMALLEST_IMAGE)
     total = len(CLASSES) * leaves_per_class * shots_per_leaf
     done = 0
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError("a new or empty folder for drawn leaves", f"'{out}', which is in use", "name another folder")
     with replacing_folder(out) as folder:
         for class_name in CLASSES:
             (folder / class_name).mkdir()
@@ -105,26 +81,14 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def _diseased_leaf(class_name: str, rng: np.random.Generator, image_size: int) -> Leaf:
-    if class_name not in SYMPTOMS:
-        raise DataError("a class of drawn leaves", repr(class_name), nearest(class_name, CLASSES))
-    _require("px for drawn leaves", image_size, _SMALLEST_IMAGE)
     severity = rng.uniform(0.2, 1.0)
     # Other leaves are a little curled too: the outline alone must not reveal the class.
     curl = 0.35 + 0.65 * severity if class_name == "yellow_curl" else rng.uniform(0, 0.35)
     return SYMPTOMS[class_name](grow(rng, 2 * image_size, curl=curl), severity, rng)
 
 
-def _require(what: str, number: int, smallest: int) -> None:
-    if number < smallest:
-        raise DataError(f"at least {smallest} {what}", str(number), "name a larger number")
-
-
 def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
-    """One shot of a leaf; `rng` decides everything but the leaf.
-
-    Returns:
-        RGB, square, half the size of the leaf's canvas: it is drawn larger and scaled down against jagged edges.
-    """
+    """One shot of a leaf: RGB, half the size of its canvas, against jagged edges; `rng` decides all but the leaf."""
     size = len(leaf.mask)
     pose, light = _Pose.random(rng), _Light.random(rng)
     fine_mask = pose.seen(leaf.mask, size)
@@ -186,9 +150,8 @@ class _Light:
         sunny = rng.random() < 0.4
         ambient = rng.uniform(0.35, 0.5) if sunny else rng.uniform(0.6, 0.85)
         softness = rng.uniform(0.006, 0.02) if sunny else rng.uniform(0.03, 0.09)
-        return cls(
-            direction, ambient, softness, rng.uniform(0.04, 0.14), rng.uniform(0.05, 0.4) * (1.0 if sunny else 0.5)
-        )
+        lift, shine = rng.uniform(0.04, 0.14), rng.uniform(0.05, 0.4) * (1.0 if sunny else 0.5)
+        return cls(direction, ambient, softness, lift, shine)
 
     def on_leaf(self, height: Floats, pixel: float) -> tuple[Floats, Floats]:
         """Brightness of the leaf's surface, 1 where flat (Lambert's law), and the highlights of its wax (Blinn's)."""
@@ -202,9 +165,8 @@ class _Light:
         lamp = np.asarray(self.direction)
         half_way = lamp + np.array([0, 0, 1])
         diffuse = self.ambient + (1 - self.ambient) / lamp[2] * facing(lamp)
-        return np.asarray(diffuse, np.float32), np.float32(self.shine) * facing(
-            half_way / np.linalg.norm(half_way)
-        ) ** 16
+        gloss = np.float32(self.shine) * facing(half_way / np.linalg.norm(half_way)) ** 16
+        return np.asarray(diffuse, np.float32), gloss
 
     def on_ground(self, canvas_mask: Floats, mask: Floats, pose: _Pose) -> Floats:
         """Brightness of the ground, 1 in full light, darker where the leaf hides the lamp or lies close."""

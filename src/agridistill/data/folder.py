@@ -89,31 +89,21 @@ def require_folder(root: Path) -> None:
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
     if not root.is_dir():
-        raise DataError(
-            "a folder of class folders", f"the file '{root}'", "name the folder that holds the class folders"
-        )
+        remedy = "name the folder that holds the class folders"
+        raise DataError("a folder of class folders", f"the file '{root}'", remedy)
     try:
         os.scandir(root).close()
     except PermissionError:
         raise DataError("a readable folder", f"'{root}' (permission denied)", "change its permissions") from None
 
 
-def all_files(root: Path) -> tuple[list[str], list[str]]:
-    """Photos and other files anywhere below the data folder, as paths relative to it, sorted."""
-    photos, others = _files(root, ".")
-    return sorted(path.removeprefix("./") for path in photos), sorted(path.removeprefix("./") for path in others)
-
-
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
     """Checks that results do not go into the photo folder, where their folder would become a class.
 
-    Args:
-        path: that will be written; hidden names are allowed.
-        root: the photo folder.
-        option: that named the path, for the error.
+    Hidden names are allowed there. The error names the option that gave the path.
 
     Raises:
-        DataError: it lies in the photo folder.
+        DataError: the path lies in the photo folder.
     """
     full, photos = path.resolve(), root.resolve()
     if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
@@ -190,42 +180,30 @@ def _scan_classes(
     min_classes: int,
     split_of: Mapping[str, str] | None = None,
 ) -> PhotoFolder:
-    """The photos of class folders.
-
-    Args:
-        root: the data folder.
-        folders: pairs of a folder (relative to the root) and the class of its photos.
-        nested, min_classes: as for `scan`.
-        split_of: folder of a split -> split; None where there are none.
-    """
+    """The photos of folders, given as pairs of a path and a class; `split_of` maps the folders of splits to splits."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     others: defaultdict[str, list[str]] = defaultdict(list)
     photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for folder, name in folders:
-        photos, other_files = _files(root, folder)
+        photos, other_files = files_in(root, folder)
         photos_in[name].update(path[len(folder) + 1 :].rpartition("/")[0] for path in photos)
         for paths, of_class in ((photos, found), (other_files, others)):
-            if nested:
-                for path in paths:
-                    of_class[_nested_class(folder, name, path)].append(path)
-            else:
-                of_class[name].extend(paths)
+            for path in paths:
+                of_class[_nested_class(folder, name, path) if nested else name].append(path)
     classes = tuple(sorted(name for name, photos in found.items() if photos))
     held = [ClassFolder(name, photos_in[name]) for name in sorted(photos_in) if photos_in[name]]
     # Nested, a folder above classes is none itself.
     above = {name[:end] for name in classes for end in range(len(name) + 1) if name[end : end + 1] in ("", "/")}
     without_photos = {name: tuple(sorted(others.get(name, ()))) for name in sorted({*photos_in, *others} - above)}
-    loose = _loose_photos(root, ".")
+    loose = _loose_photos(root, "")
     if len(classes) < min_classes:
         raise _too_few_classes(root, held, without_photos, loose=bool(loose))
     if nested:
         require_no_splits_inside(root, classes)
     elif nested is None:
         require_class_folders(root, held, in_splits=split_of is not None)
-    samples = sorted(
-        (Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]),
-        key=lambda sample: sample.path,
-    )
+    samples = [Sample(path, label, path) for label, name in enumerate(classes) for path in found[name]]
+    samples.sort(key=lambda sample: sample.path)
     return PhotoFolder(
         root,
         classes,
@@ -284,13 +262,14 @@ def left_out(folder: PhotoFolder) -> list[str]:
 
 def _loose_photos(root: Path, folder: str) -> list[str]:
     """Photos directly in a folder, relative to the root, sorted."""
+    start = f"{folder}/" if folder else ""
     with os.scandir(root / folder) as entries:
-        photos = sorted(entry.name for entry in entries if is_photo(entry.name) and not is_folder(entry))
-    return photos if folder == "." else [f"{folder}/{name}" for name in photos]
+        return sorted(start + entry.name for entry in entries if is_photo(entry.name) and not is_folder(entry))
 
 
-def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
-    """Photos and other files anywhere below a class folder, as paths relative to the root."""
+def files_in(root: Path, folder: str = "") -> tuple[list[str], list[str]]:
+    """Photos and other files anywhere below a folder, "" for the root, as paths relative to the root."""
+    start = f"{folder}/" if folder else ""
     photos: list[str] = []
     others: list[str] = []
 
@@ -302,6 +281,6 @@ def _files(root: Path, folder: str) -> tuple[list[str], list[str]]:
     for inside, names in files_below(root / folder, refuse):
         for name in names:
             # Plain strings: a Path for each file takes longer than everything else here.
-            path = f"{folder}/{inside}{name}"
+            path = f"{start}{inside}{name}"
             (photos if is_photo(name) and not is_explanation(f"{root}/{path}") else others).append(path)
     return photos, others

@@ -8,13 +8,13 @@ import logging
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import imagehash
 import numpy as np
@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 MAX_BAD_SHARE = 0.05
 _MAX_WORKERS = 8
+_BATCH = 1024
 # A decoded photo of this many pixels takes 120 MB; larger ones are decoded one at a time, to bound the memory.
 _LARGE_PIXELS = 40_000_000
 _HASH_SIDE = 128
 _large_photo = threading.Lock()
 # Of the store; to be raised also when photos are read in another way: looks and errors of another way differ.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # A photo that changed within the clock tick in which it was read would look unchanged.
 _SETTLED_NS = 2_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class PhotoRecord:
+class PhotoRecord(NamedTuple):
     """What one file holds."""
 
     digest: str  # blake2b-128 of the file's bytes, as hex; empty where the bytes cannot be read
@@ -54,35 +54,28 @@ class PhotoRecord:
     turned_phashes: tuple[int, ...] = ()  # of its seven other turns and flips; empty for an unreadable photo
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """The records of all photos, by `Sample.path`."""
-
-    records: Mapping[str, PhotoRecord]
+Inspection = Mapping[str, PhotoRecord]
+"""The records of all photos, by `Sample.path`."""
 
 
 class InspectionStore:
     """Records of one data folder's photos in the user's cache: a photo of the same size and time is not read again.
 
-    Args:
-        root: the data folder.
-        max_pixels: the limit that the photos were read with.
+    Photos that were read with another limit have records of their own.
     """
 
     def __init__(self, root: Path, max_pixels: int) -> None:
         name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), max_pixels]).encode()).hexdigest()[:16]
         self._path = user_cache() / "photos" / f"{name}.json"
         self._root = f"{root}{os.sep}"
-        self._known: Mapping[str, list[Any]] = {}
-        try:
+        # Size and times of a photo, then its record.
+        self._known: dict[str, list[Any]] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads(self._path.read_text(encoding="utf-8"))
-            if document["format"] == FORMAT_VERSION and isinstance(document["photos"], dict):
+            if document["format"] == FORMAT_VERSION:
                 self._known = document["photos"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
         self._seen: dict[str, list[Any]] = {}
         self._states: dict[str, list[int]] = {}
-        self._changed = False
 
     def find(self, path: str) -> PhotoRecord | None:
         """The record of a photo that has not changed since; None where it must be read."""
@@ -95,11 +88,9 @@ class InspectionStore:
         # Unlike the time of the last write, that of the last change of state cannot be set back.
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         row = self._known.get(path)
-        # Nine values; others are those of a damaged store.
-        if isinstance(row, list) and row[:-6] == state:
+        if row is not None and row[:3] == state:
             self._seen[path] = row
-            digest, width, height, phash, look, turned = row[-6:]
-            return PhotoRecord(digest, width, height, phash, None, look, tuple(turned))
+            return PhotoRecord._make([*row[3:-1], tuple(row[-1])])
         self._states[path] = state
         return None
 
@@ -107,13 +98,11 @@ class InspectionStore:
         """Keeps the record of a readable photo. Bad photos are read every time: the cause may be gone."""
         state = self._states.pop(path, None)
         if record.error is None and state is not None and time.time_ns() - max(state[1:]) > _SETTLED_NS:
-            found = (record.digest, record.width, record.height, record.phash, record.look, record.turned_phashes)
-            self._seen[path] = [*state, *found]
-            self._changed = True
+            self._seen[path] = [*state, *record]
 
     def save(self) -> None:
         """Writes the records of the photos that are there now, unless nothing has changed."""
-        if not self._changed and self._seen.keys() == self._known.keys():
+        if self._seen == self._known:
             return
         try:
             write_json(self._path, {"format": FORMAT_VERSION, "photos": self._seen})
@@ -139,36 +128,27 @@ def inspect_photos(
     Returns:
         A record of every sample; that of an unreadable photo has an error.
     """
+    paths = [sample.path for sample in folder.samples]
+    found = {path: store.find(path) for path in paths} if store is not None else {}
+    records = {path: record for path, record in found.items() if record is not None}
+    unread = [path for path in paths if path not in records]
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-    records: dict[str, PhotoRecord] = {}
-    waiting: deque[tuple[str, Future[PhotoRecord]]] = deque()
-    total = len(folder.samples)
-
-    def take() -> None:
-        path, future = waiting.popleft()
-        records[path] = future.result()
-        if store is not None:
-            store.add(path, records[path])
-        progress(len(records), total)
-
     with _own_pixel_limit(), ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
         try:
-            for sample in folder.samples:
-                if store is not None and (known := store.find(sample.path)) is not None:
-                    records[sample.path] = known
-                    continue
-                waiting.append((sample.path, pool.submit(inspect_photo, folder.root / sample.path, max_pixels)))
-                if len(waiting) >= 8 * workers:
-                    take()
-            while waiting:
-                take()
-        except BaseException:
+            for start in range(0, len(unread), _BATCH):
+                batch = unread[start : start + _BATCH]
+                read = pool.map(inspect_photo, (folder.root / path for path in batch), repeat(max_pixels))
+                for path, record in zip(batch, read, strict=True):
+                    records[path] = record
+                    if store is not None:
+                        store.add(path, record)
+                    progress(len(records), len(paths))
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     if store is not None:
         store.save()
-        progress(total, total)
-    return Inspection(records)
+        progress(len(paths), len(paths))
+    return records
 
 
 def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
@@ -187,10 +167,8 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
     if width * height > max_pixels:
         return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {max_pixels:,}")
     try:
-        if width * height > _LARGE_PIXELS:
-            with _large_photo:
-                return _decoded_record(path, digest, max_pixels)
-        return _decoded_record(path, digest, max_pixels)
+        with _large_photo if width * height > _LARGE_PIXELS else nullcontext():
+            return _decoded_record(path, digest, max_pixels)
     except PhotoError as error:
         if width == 0 and not isinstance(error, HeicPhotoError):
             return PhotoRecord(digest, width, height, None, "not a photo")
@@ -210,7 +188,7 @@ def usable_samples(
     Raises:
         DataError: more than 5 % of the photos are unreadable, or all of one class.
     """
-    errors = {sample.path: inspection.records[sample.path].error for sample in folder.samples}
+    errors = {sample.path: inspection[sample.path].error for sample in folder.samples}
     good = tuple(sample for sample in folder.samples if errors[sample.path] is None)
     bad = tuple((path, reason) for path, reason in errors.items() if reason is not None)
     if len(bad) > MAX_BAD_SHARE * len(folder.samples):
@@ -233,7 +211,7 @@ def usable_samples(
 
 def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: Inspection) -> str:
     """Names the data: sha256 over the classes and each photo's path, label and content, in any order of samples."""
-    rows = sorted((sample.path, sample.label, inspection.records[sample.path].digest) for sample in samples)
+    rows = sorted((sample.path, sample.label, inspection[sample.path].digest) for sample in samples)
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for row in rows:
         digest.update(json.dumps(row).encode())
@@ -242,25 +220,24 @@ def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: I
 
 def digests_of_photos(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
     """The digest of each photo's content, by `Sample.path`."""
-    return {sample.path: inspection.records[sample.path].digest for sample in samples}
+    return {sample.path: inspection[sample.path].digest for sample in samples}
 
 
 def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, int]:
     """The 64-bit perceptual hash of each readable photo, by `Sample.path`."""
-    found = {sample.path: inspection.records[sample.path].phash for sample in samples}
-    return {path: phash for path, phash in found.items() if phash is not None}
+    paths = [sample.path for sample in samples]
+    return {path: phash for path in paths if (phash := inspection[path].phash) is not None}
 
 
 def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, tuple[int, ...]]:
     """The 64-bit perceptual hashes of each readable photo, first as it is, then turned; by `Sample.path`."""
-    records = inspection.records
-    return {path: (phash, *records[path].turned_phashes) for path, phash in phashes_of(samples, inspection).items()}
+    return {path: (phash, *inspection[path].turned_phashes) for path, phash in phashes_of(samples, inspection).items()}
 
 
 def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
     """The look of each photo that has one (`data.likeness`), by `Sample.path`."""
-    found = {sample.path: inspection.records[sample.path].look for sample in samples}
-    return {path: look for path, look in found.items() if look is not None}
+    paths = [sample.path for sample in samples]
+    return {path: look for path in paths if (look := inspection[path].look) is not None}
 
 
 @contextmanager

@@ -32,6 +32,7 @@ _SPLIT_NAMES = (
     "istrain", "istraining",
 )  # fmt: skip
 _TRIED_ROWS = 200
+NAME_COLUMNS = "name the columns with --label-columns IMAGE,LABEL"
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,8 @@ class LabelTable:
 def read_table(file: Path) -> LabelTable:
     """Reads a table; its separator (comma, semicolon, tab or bar) is found by the first line.
 
-    Columns of 0 and 1 for each class, as competitions write them, get a column "label" beside them.
-
-    Args:
-        file: in UTF-8, or in UTF-16 with a byte order mark.
+    It is in UTF-8, or in UTF-16 with a byte order mark. Columns of 0 and 1 for each class, as competitions write them,
+    get a column "label" beside them.
 
     Raises:
         DataError: not there, no text, no names of columns, no rows, or a row with more cells than there are columns.
@@ -118,8 +117,8 @@ def find_columns(
 
     Args:
         table: of the file.
-        wanted: names that the user gave.
-        found: how many of some cells name a photo.
+        wanted: names of columns that the user gave; may be empty.
+        found: gives how many of some cells name a photo.
 
     Raises:
         DataError: no such column, or several that may hold the labels.
@@ -138,11 +137,7 @@ def find_columns(
     if not images or not labels:
         lacking = "labels" if images else "photos" if labels else "photos and labels"
         names = ", ".join(f"'{name}'" for name in table.header[:8])
-        raise DataError(
-            f"a column of {lacking} with a usual name",
-            f"{names} in '{table.path}'",
-            "name them with --label-columns IMAGE,LABEL",
-        )
+        raise DataError(f"a column of {lacking} with a usual name", f"{names} in '{table.path}'", NAME_COLUMNS)
     # The first of several where they do equally well.
     image = max(images, key=fitting.__getitem__)
     return image, _label_column(table, labels), splits[0] if splits else None
@@ -163,7 +158,7 @@ def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
             raise DataError(
                 "one column of labels",
                 f"'{table.header[first]}' and '{table.header[other]}', which differ, in '{table.path}'",
-                "name the columns with --label-columns IMAGE,LABEL",
+                NAME_COLUMNS,
             )
     return next((column for column in columns if not are_numbers(table.values(column))), first)
 
@@ -176,13 +171,8 @@ def are_numbers(values: Iterable[str]) -> bool:
 def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | None:
     """train, val or test of each row; None where the column holds something else, such as numbers of folds.
 
-    Args:
-        table: of the file.
-        column: of the splits.
-        named: the user named it, so other content is an error.
-
     Raises:
-        DataError: a cell that names no split beside others that do.
+        DataError: a cell that names no split, beside others that do or in a column that the user named.
     """
     values = table.values(column)
     meant = {value: split_named(value) for value in set(values)}
@@ -201,13 +191,7 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
 
 
 class PhotoFinder:
-    """Finds the photo that a cell names.
-
-    Args:
-        root: the data folder.
-        file: the table; paths may start from its folder.
-        paths: of the photos, relative to the data folder.
-    """
+    """Finds the photo that a cell names, among paths relative to the data folder; cells may start from the table's."""
 
     def __init__(self, root: Path, file: Path, paths: Iterable[str]) -> None:
         self._file = file
@@ -230,12 +214,9 @@ class PhotoFinder:
         return sum(bool(self.candidates(cell, one_folder=one_folder)) for cell in cells)
 
     def find(self, cell: str, line: int, *, one_folder: bool) -> str | None:
-        """The path of the photo; None where there is none.
+        """The path of the photo that a cell names; None where there is none. The line is for the error.
 
-        Args:
-            cell: that names it.
-            line: of the table, for the error.
-            one_folder: whether all cells name the same folder or none (`name_one_folder`).
+        `one_folder`: all cells name the same folder or none (`name_one_folder`).
 
         Raises:
             DataError: several fit.

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from agridistill.arguments import described, to_optional_path
-from agridistill.data.folder import PhotoFolder, Sample, all_files, require_folder, scan
+from agridistill.data.folder import PhotoFolder, Sample, files_in, require_folder, scan
 from agridistill.data.label_table import (
+    NAME_COLUMNS,
     LabelTable,
     PhotoFinder,
     are_numbers,
@@ -25,7 +28,6 @@ from agridistill.errors import ConfigError, DataError
 
 # Rows of absent photos are reported; where they are more, the folder or the column is wrong.
 _MAX_ABSENT_SHARE = 0.5
-_NAME_COLUMNS = "name the columns with --label-columns IMAGE,LABEL"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,7 @@ class Layout:
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | None) -> Layout:
         """Reads the result of `to_json`; None is the default."""
-        if document is None:
-            return cls()
-        file = document["label_file"]
-        return cls(document["nested"], Path(file) if file is not None else None, tuple(document["label_columns"]))
+        return cls() if document is None else TypeAdapter(cls).validate_python(document)
 
 
 FOLDERS = Layout()
@@ -116,7 +115,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
 
     Args:
         root: the data folder.
-        file: CSV or TSV whose first line names the columns; in UTF-8, or in UTF-16 with a byte order mark.
+        file: see `read_table`.
         columns: names of the columns of photos and labels, and of the split; found by usual names where empty.
         min_classes: fewer are an error.
 
@@ -126,18 +125,18 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     """
     require_folder(root)
     table = read_table(file)
-    photos, others = all_files(root)
+    photos, others = map(sorted, files_in(root))
     finder = PhotoFinder(root, file, photos)
     image, label, split = find_columns(table, columns, finder.found)
     splits = split_values(table, split, named=len(columns) == 3) if split is not None else None
     rows, absent = _rows(table, finder, image, label, splits)
+    line, cell = absent[0] if absent else (0, "")
     if len(absent) == len(table.rows) or len(absent) > _MAX_ABSENT_SHARE * len(table.rows):
-        line, cell = absent[0]
         raise DataError(
             f"the photos that '{file}' names, in '{root}'",
             f"none for {len(absent):,} of its {len(table.rows):,} rows, the first '{cell}' (column "
             f"'{table.header[image]}', line {line})",
-            f"pass the folder that holds them, or {_NAME_COLUMNS}",
+            f"pass the folder that holds them, or {NAME_COLUMNS}",
         )
     labelled = _row_of_photo(table, rows)
     classes = tuple(sorted({row.label for row in labelled.values()}))
@@ -145,7 +144,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
         raise DataError(
             "at least two classes" if min_classes > 1 else "labels",
             f"{f'only {classes[0]!r}' if classes else 'none'} in column '{table.header[label]}' of '{file}'",
-            _NAME_COLUMNS,
+            NAME_COLUMNS,
         )
     index_of = {name: index for index, name in enumerate(classes)}
     in_column = {path: row.split for path, row in labelled.items() if row.split is not None}
@@ -154,7 +153,6 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     unread = {path for _, cell in absent for path in find_other.candidates(cell)[:1]}
     problems = []
     if absent:
-        line, cell = absent[0]
         count = "1 row" if len(absent) == 1 else f"{len(absent):,} rows"
         problems.append(f"{count} of '{file}' without a photo that can be read, the first '{cell}' (line {line})")
     return PhotoFolder(

@@ -19,7 +19,8 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from agridistill.data.datasets import leaves_by_name
 from agridistill.data.folder import PhotoFolder, Sample
@@ -70,8 +71,7 @@ _MOST_WITHOUT_ORIGINAL = 50
 _Place = tuple[int, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Photo:
+class _Photo(NamedTuple):
     """A photo by its name."""
 
     path: str  # of the sample
@@ -124,9 +124,7 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
 def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
     """Groups of two and more photos of one class that are made from one photo, by their names.
 
-    Args:
-        samples: with their labels.
-        split_folders: whether the first folder of each path is that of a split.
+    With `split_folders` the first folder of each path is that of a split.
     """
     photos = [_photo(sample, split_folders) for sample in samples]
     plain: dict[_Place, dict[str, list[_Photo]]] = defaultdict(lambda: defaultdict(list))
@@ -145,9 +143,8 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
         originals = plain[photo.place].get(base, [])
         # Cameras count anew in each folder: of several originals of one name only the one beside it counts.
         folder = photo.folder if len(originals) > 1 else ""
-        groups[photo.place, base, folder] |= {photo.path} | {
-            one.path for one in originals if folder in ("", one.folder)
-        }
+        same = [one.path for one in originals if folder in ("", one.folder)]
+        groups[photo.place, base, folder].update((photo.path, *same))
         if (originals and not _has_own_word(photo.stem, base)) or any(
             tool.fullmatch(photo.stem) for tool in _TOOLS.values()
         ):
@@ -160,25 +157,17 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor looks show.
-
-    Args:
-        samples: with their final leaf ids.
-    """
+    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor leaf ids show."""
     chosen = tuple(samples)
-    numbered = {sample.path for sample in chosen if _is_numbered(_stem(sample.path))}
-    if not numbered:
-        return ()
-    known = {sample.leaf_id for sample in chosen if sample.path not in numbered}
-    plain_labels = {sample.label for sample in chosen if sample.path not in numbered}
-    sizes = Counter(sample.leaf_id for sample in chosen)
+    numbered = [sample for sample in chosen if _is_numbered(_stem(sample.path))]
+    plain = set(chosen).difference(numbered)
+    known, plain_labels = {sample.leaf_id for sample in plain}, {sample.label for sample in plain}
+    sizes = Counter(sample.leaf_id for sample in numbered)
     # Where a class holds nothing else, photos that are grouped by their number have their siblings beside them.
     return tuple(
         sample.path
-        for sample in chosen
-        if sample.path in numbered
-        and sample.leaf_id not in known
-        and (sample.label in plain_labels or sizes[sample.leaf_id] == 1)
+        for sample in numbered
+        if sample.leaf_id not in known and (sample.label in plain_labels or sizes[sample.leaf_id] == 1)
     )
 
 

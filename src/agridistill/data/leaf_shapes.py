@@ -17,10 +17,6 @@ from PIL import Image, ImageDraw, ImageFilter
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
 
-_POINTS_PER_SIDE = 140
-_LEAF_LENGTH = 1.45
-_BASE_Y = 0.62
-
 
 @dataclass(frozen=True)
 class Leaf:
@@ -35,16 +31,14 @@ class Leaf:
 
 
 def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
-    """A healthy leaf of random shape and green.
+    """A healthy leaf of random shape and green on a canvas of `size` pixels.
 
-    Args:
-        rng: decides everything about the leaf.
-        size: of the canvas, in pixels.
-        curl: 0 for a flat leaf, 1 for a narrow, rolled and twisted one.
+    `curl` is 0 for a flat leaf, 1 for a narrow, rolled and twisted one.
     """
     axis, sides, tooth_tips = _skeleton(rng, curl)
     outline = np.concatenate([sides[0], sides[1][::-1]])
-    stalk = _stalk(rng, axis)
+    reach, sway, along = rng.uniform(0.15, 0.33), rng.normal(0, 0.12), np.linspace(-0.1, 1, 12)[:, None]
+    stalk = axis[0] + along * [0.0, reach] + along**2 * [sway, 0.0]
     blade = filled([outline], size)
     strands = _strands(rng, axis, sides, tooth_tips)
     veins = _lines([(axis, 0.034, 0.008), *strands], size)
@@ -78,9 +72,8 @@ def blend(colour: Floats, other: Floats | Iterable[float], share: Floats) -> Flo
 def blurred(plane: Floats, radius: float) -> Floats:
     """Gaussian blur of a plane from 0 to 1; beyond its border the plane counts as 0."""
     margin = round(2 * radius)
-    padded = Image.fromarray(np.pad(to_bytes(plane), margin))
-    soft = np.asarray(padded.filter(ImageFilter.GaussianBlur(radius)))
-    return _unit(soft[margin : margin + plane.shape[0], margin : margin + plane.shape[1]])
+    soft = Image.fromarray(np.pad(to_bytes(plane), margin)).filter(ImageFilter.GaussianBlur(radius))
+    return _unit(soft)[margin : margin + plane.shape[0], margin : margin + plane.shape[1]]
 
 
 def to_bytes(plane: Floats) -> NDArray[np.uint8]:
@@ -88,8 +81,8 @@ def to_bytes(plane: Floats) -> NDArray[np.uint8]:
     return np.asarray(np.clip(plane, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _unit(pixels: NDArray[np.uint8]) -> Floats:
-    return np.asarray(pixels / np.float32(255), np.float32)
+def _unit(image: Image.Image) -> Floats:
+    return np.asarray(np.asarray(image) / np.float32(255), np.float32)
 
 
 def grid(size: int) -> tuple[Floats, Floats]:
@@ -104,7 +97,7 @@ def filled(polygons: Iterable[Points], size: int) -> Floats:
     draw = ImageDraw.Draw(image)
     for polygon in polygons:
         draw.polygon(((polygon + 1) * size).ravel().tolist(), fill=255)
-    return _unit(np.asarray(image.reduce(2)))
+    return _unit(image.reduce(2))
 
 
 def _lines(strands: Iterable[tuple[Points, float, float]], size: int) -> Floats:
@@ -116,19 +109,19 @@ def _lines(strands: Iterable[tuple[Points, float, float]], size: int) -> Floats:
         for index, (here, there) in enumerate(itertools.pairwise(pixels)):
             width = start + (end - start) * index / len(pixels)
             draw.line([*here, *there], fill=255, width=max(1, round(width * size)))
-    return _unit(np.asarray(image.reduce(2)))
+    return _unit(image.reduce(2))
 
 
 def _skeleton(rng: np.random.Generator, curl: float) -> tuple[Points, list[Points], list[list[int]]]:
     """The midrib, the margins of both sides (all from base to tip) and the indices of each side's tooth tips."""
-    along = np.linspace(0, 1, _POINTS_PER_SIDE)
+    along = np.linspace(0, 1, 140)
     bend, hook = rng.normal(0, 0.10 + 0.08 * curl), rng.normal(0, 0.05 + 0.12 * curl)
-    axis = np.stack([bend * np.sin(np.pi * along) + hook * along**4, _BASE_Y - _LEAF_LENGTH * along], axis=1)
+    axis = np.stack([bend * np.sin(np.pi * along) + hook * along**4, 0.62 - 1.45 * along], axis=1)
     rise, fall = rng.uniform(0.35, 0.75), rng.uniform(0.6, 1.05)
     profile = along**rise * (1 - along) ** fall
     profile *= rng.uniform(0.40, 0.60) * (1 - 0.3 * curl) / profile.max()
     depth, teeth, cordate = rng.uniform(0.03, 0.36), int(rng.integers(4, 8)), rng.uniform(0, 0.45)
-    twist = _Twist(rng, 0.022 + 0.05 * curl)
+    twist = _twist(rng, 0.022 + 0.05 * curl)
     sides, tips = [], []
     for sign in (-1.0, 1.0):
         wave, peaks = _serration(rng, along, teeth)
@@ -156,23 +149,11 @@ def _tooth(phase: Points) -> Points:
     return np.sin(np.pi / 2 * np.where(part < 0.7, part / 0.7, (1 - part) / 0.3))
 
 
-class _Twist:
+def _twist(rng: np.random.Generator, strength: float) -> Callable[[Points], Points]:
     """Bends outline and veins alike: a sum of sine waves over the canvas."""
-
-    def __init__(self, rng: np.random.Generator, strength: float) -> None:
-        self._frequency = rng.normal(0, 4.0, (3, 2))
-        self._phase = rng.uniform(0, 2 * np.pi, 3)
-        self._shift = rng.normal(0, strength, (3, 2))
-
-    def __call__(self, points: Points) -> Points:
-        return points + np.asarray(np.sin(points @ self._frequency.T + self._phase) @ self._shift)
-
-
-def _stalk(rng: np.random.Generator, axis: Points) -> Points:
-    base = axis[0]
-    reach, sway = rng.uniform(0.15, 0.33), rng.normal(0, 0.12)
-    along = np.linspace(-0.1, 1, 12)[:, None]
-    return np.asarray(base + along * np.array([0.0, reach]) + along**2 * np.array([sway, 0.0]))
+    frequency, phase = rng.normal(0, 4.0, (3, 2)), rng.uniform(0, 2 * np.pi, 3)
+    shift = rng.normal(0, strength, (3, 2))
+    return lambda points: points + np.asarray(np.sin(points @ frequency.T + phase) @ shift)
 
 
 def _strands(
@@ -220,8 +201,6 @@ def _green(rng: np.random.Generator, size: int, veins: Floats, stalk: Floats) ->
     colour = blend(colour, pale, veins * np.float32(rng.uniform(0.35, 0.8)))
     return blend(colour, pale, stalk * np.float32(0.7))
 
-
-Symptom = Callable[[Leaf, float, np.random.Generator], Leaf]
 
 _YELLOW = (0.62, 0.56, 0.12)
 _DARK_BROWN = (0.14, 0.10, 0.07)
@@ -292,11 +271,8 @@ def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf
     tone = _mixed(_BROWN, _GREY_BROWN, rng.uniform(0, 1)) * rng.uniform(0.75, 1.3)
     texture = 1 + 0.16 * noise(rng, size, 14) + 0.10 * noise(rng, size, 50)
     tissue = tone.astype(np.float32) * texture[..., None] * (1 + 0.35 * leaf.veins)[..., None]
-    colour = blend(
-        leaf.colour,
-        leaf.colour * np.array([1.6, 1.35, 1.2], np.float32) + np.float32(0.03),
-        0.8 * ramp(field, -0.25, 0.0),
-    )
+    soaked = leaf.colour * np.array([1.6, 1.35, 1.2], np.float32) + np.float32(0.03)
+    colour = blend(leaf.colour, soaked, 0.8 * ramp(field, -0.25, 0.0))
     colour = blend(colour, tissue, 0.94 * dead)
     colour = blend(colour, _DARK_BROWN, 0.5 * dead * ramp(field, 0.22, 0.05))
     wrinkled = leaf.height + dead * (0.018 * noise(rng, size, 12) + 0.008 * noise(rng, size, 30))
@@ -329,7 +305,7 @@ def yellow_curl(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
     return replace(leaf, colour=blend(green, yellow, share))
 
 
-SYMPTOMS: Mapping[str, Symptom] = {
+SYMPTOMS: Mapping[str, Callable[[Leaf, float, np.random.Generator], Leaf]] = {
     "healthy": healthy,
     "round_spots": round_spots,
     "ringed_lesions": ringed_lesions,

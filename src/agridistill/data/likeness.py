@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 # Of 64 bits. On 12,700 tomato photos every copy that was scaled, brightened or saved again at quality 30 differs in at
 # most 4 bits from its original; from 6 bits on most pairs show different leaves in the same pose.
 NEAR_DUPLICATE_BITS = 4
-_HASH_BANDS = 4
 # Of 256 bits. On 300 photos (black gram, tomato) no copy that was flipped, turned, scaled to a half, brightened or
 # saved at quality 30 differs in more than 22 bits. Of all pairs of 13,707 photos under all turns 23 differ in at most
 # 40 bits, and each shows one leaf; the first pair of different leaves differs in 49.
@@ -83,59 +82,40 @@ def exact_groups(digests: Mapping[str, str]) -> list[list[str]]:
     return [paths for paths in _paths_of_values(digests).values() if len(paths) > 1]
 
 
-def near_groups(hashes: Mapping[str, int], *, max_bits: int = NEAR_DUPLICATE_BITS) -> list[list[str]]:
-    """Groups of two and more paths whose hashes differ in at most `max_bits`, directly or through others.
-
-    Args:
-        hashes: path -> 64-bit perceptual hash.
-        max_bits: 0 to 7.
-    """
+def near_groups(hashes: Mapping[str, int]) -> list[list[str]]:
+    """Groups of two and more paths with hashes alike, directly or through others, from path -> perceptual hash."""
     paths_of = _paths_of_values(hashes)
-    return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64), max_bits=max_bits))
+    return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64)))
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
-    """Groups of two or more photos that are copies of one photo, also flipped or turned.
+    """Groups of two or more photos that are copies of one photo, also flipped or turned, from path -> look.
 
     The looks of two copies differ in at most `COPY_BITS` bits under one of the eight turns and flips.
-
-    Args:
-        looks: the look of each photo (see this module) by its path.
     """
     paths_of = _paths_of_values(looks)
     return _groups_of_two(paths_of, _copy_pairs(list(paths_of)))
 
 
-def near_pairs(values: NDArray[np.uint64], *, max_bits: int) -> Pairs:
-    """Pairs of indices of hashes that differ in at most `max_bits` (0 to 7), as two arrays; a pair may come twice.
+def near_pairs(values: NDArray[np.uint64]) -> Pairs:
+    """Pairs of indices of hashes that differ in at most `NEAR_DUPLICATE_BITS`, as two arrays; a pair may come twice.
 
     Two hashes that differ in at most 7 bits differ in at most one bit of one of their four 16-bit bands (pigeonhole):
     only hashes that agree so far are compared.
     """
-    if not 0 <= max_bits < 2 * _HASH_BANDS:
-        raise ValueError(f"max_bits must be 0 to {2 * _HASH_BANDS - 1}, got {max_bits}")
     masks = [np.uint64(0), *(np.uint64(1 << bit) for bit in range(_BAND_BITS))]
-    # Up to three bits leave one band without a difference: the exact match finds all pairs.
-    probes = masks if max_bits >= _HASH_BANDS else masks[:1]
-    for band in range(_HASH_BANDS):
+    for band in range(64 // _BAND_BITS):
         keys = (values >> np.uint64(band * _BAND_BITS)) & np.uint64(0xFFFF)
         order = np.argsort(keys, kind="stable")
-        for mask in probes:
+        for mask in masks:
             starts, ends = (np.searchsorted(keys[order], keys ^ mask, side) for side in ("left", "right"))
             for first, second in _candidates(order, starts, ends):
-                near = (first < second) & (_differing_bits(values[first], values[second]) <= max_bits)
+                near = (first < second) & (_differing_bits(values[first], values[second]) <= NEAR_DUPLICATE_BITS)
                 yield first[near], second[near]
 
 
 def look_of(pixels: Image.Image) -> str | None:
-    """The look of a photo.
-
-    Args:
-        pixels: grey, 32 x 32.
-
-    Returns:
-        256 bits as 64 hex digits; None for a photo of one colour.
-    """
+    """The look of a photo, grey of 32 x 32: 256 bits as 64 hex digits; None for a photo of one colour."""
     low, high = cast("tuple[int, int]", pixels.getextrema())
     if high - low < _MIN_CONTRAST:
         return None
@@ -233,11 +213,7 @@ class LearntPhotos:
     entries: frozenset[bytes]  # five bytes for each look of a photo
 
     def count(self, photos: Iterable[Iterable[int]]) -> int:
-        """How many of these photos are among them.
-
-        Args:
-            photos: the 64-bit perceptual hashes of each under all turns (`data.inspection.turned_phashes_of`).
-        """
+        """How many photos are among them, by the hashes of each under all turns (`inspection.turned_phashes_of`)."""
         return sum(any(_entry(phash) in self.entries for phash in phashes) for phashes in photos)
 
 
@@ -252,8 +228,8 @@ def write_learnt(
     """Writes the file, whole or not at all.
 
     Args:
-        path: to write.
-        data_fingerprint: of the data, as in the model's lineage: it ties the file to the model.
+        path: of the file.
+        data_fingerprint: as in the model's lineage: it ties the file to the model.
         phashes: 64-bit perceptual hashes of the photos.
         inherited: photos of the models that this one learnt from.
     """

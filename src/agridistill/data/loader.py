@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from agridistill.data.cache import KeptViews, SmallCopies
 from agridistill.data.folder import Sample
-from agridistill.data.views import Augmentation, render_view, view_seed
+from agridistill.data.views import Augmentation, KeptViews, SmallCopies, render_view, view_seed
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import Pixels, to_pixels
 
 logger = logging.getLogger(__name__)
 
+# Seed of all views that a teacher sees: students of any seed see the same views and share one cache. Not 0, the usual
+# seed of a run: on the very pixels that it learnt from, a teacher is more confident than on any others.
+DISTILLATION_VIEWS = 0xA6D1
 _FEW_PHOTOS = 256
 # Keep these draws independent of those of the epochs' orders, and of each other.
 _FIRST_VIEWS = 1 << 40
@@ -53,14 +56,9 @@ Item = tuple[Pixels, int, ViewKey]
 
 
 class PhotoDataset(Dataset[Item | None]):
-    """Photos of one split, addressed by `ViewKey`.
+    """Photos of one split, addressed by `ViewKey`; `augmentation` is None where all are seen as they are.
 
-    Args:
-        root: the data folder.
-        samples: the photos.
-        preprocessing: image size and resize rule.
-        augmentation: how far views differ from their photos; None where there are none.
-        keep_views: draws each view once and caches its pixels; see `KeptViews`.
+    With `keep_views` each view is drawn once and its pixels are cached; see `KeptViews`.
     """
 
     def __init__(
@@ -100,17 +98,26 @@ class PhotoDataset(Dataset[Item | None]):
         return render_view(self._photos.read(path), seed, augmentation, self.preprocessing)
 
 
-class PhotoSampler(Sampler[ViewKey]):
-    """Every photo once, as it is; each process takes its share."""
+@dataclass(frozen=True)
+class Viewing:
+    """The views of the training photos, the same pixels for student and teacher."""
 
-    def __init__(self, samples: Sequence[Sample], *, rank: int = 0, world: int = 1) -> None:
-        self._positions = range(rank, len(samples), world)
+    root: Path  # the data folder
+    samples: Sequence[Sample]  # training photos, in the order of the split
+    fingerprint: str  # of the data folder
+    preprocessing: Preprocessing  # the student's
+    augmentation: Augmentation
+    views: int  # of each photo, at least 1
+    keep_views: bool = False  # draws each view once and caches its pixels (`views.KeptViews`); changes none of them
+    seed: int = DISTILLATION_VIEWS  # of the views' content
 
-    def __len__(self) -> int:
-        return len(self._positions)
+    def key(self, view: int, position: int) -> ViewKey:
+        """Names one view of one photo."""
+        return ViewKey(position, view, view_seed(self.seed, view, self.samples[position].path))
 
-    def __iter__(self) -> Iterator[ViewKey]:
-        return (ViewKey(position, -1, -1) for position in self._positions)
+    def dataset(self) -> PhotoDataset:
+        """The photos, addressed by `key`."""
+        return PhotoDataset(self.root, self.samples, self.preprocessing, self.augmentation, keep_views=self.keep_views)
 
 
 class ViewSampler(Sampler[ViewKey]):
@@ -125,10 +132,8 @@ class ViewSampler(Sampler[ViewKey]):
     Lightning calls `set_epoch` before each epoch, also after a resume.
 
     Args:
-        samples: the photos.
+        viewing: the photos and their views.
         seed: of the order, and of each photo's first view.
-        view_seed: of the views' content; runs with the same one see the same views.
-        views: of each photo, at least 1.
         batch_size: photos a step, over all processes; the rest at the end of an epoch is left out.
         balance: shows each class equally often.
         rank: of this process.
@@ -136,26 +141,16 @@ class ViewSampler(Sampler[ViewKey]):
     """
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        *,
-        seed: int,
-        view_seed: int,
-        views: int,
-        batch_size: int,
-        balance: bool = False,
-        rank: int = 0,
-        world: int = 1,
+        self, viewing: Viewing, *, seed: int, batch_size: int, balance: bool = False, rank: int = 0, world: int = 1
     ) -> None:
-        self.samples = samples
-        self.seed, self.view_seed, self.views = seed, view_seed, views
+        self.viewing, self.seed = viewing, seed
         self.rank, self.world = rank, world
         self.epoch = 0
-        count = len(samples)
+        count = len(viewing.samples)
         # Batch norm needs full batches; but few photos are better than none.
         self.total = count - count % batch_size if count >= batch_size else count - count % world
-        self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(views, size=count)
-        labels = np.array([sample.label for sample in samples])
+        self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(viewing.views, size=count)
+        labels = np.array([sample.label for sample in viewing.samples])
         self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balance else []
 
     def set_epoch(self, epoch: int) -> None:
@@ -172,11 +167,10 @@ class ViewSampler(Sampler[ViewKey]):
             order = rng.permutation(self.total)
             positions, turns = positions[order], turns[order]
         else:
-            positions = rng.permutation(len(self.samples))[: self.total]
+            positions = rng.permutation(len(self.viewing.samples))[: self.total]
             turns = np.full(self.total, self.epoch)
         for position, turn in zip(positions[self.rank :: self.world], turns[self.rank :: self.world], strict=True):
-            view = int(turn + self._first[position]) % self.views
-            yield ViewKey(int(position), view, view_seed(self.view_seed, view, self.samples[position].path))
+            yield self.viewing.key(int(turn + self._first[position]) % self.viewing.views, int(position))
 
     def _balanced(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The photos of a balanced epoch, class by class, and how often each was shown before.
@@ -200,6 +194,11 @@ class ViewSampler(Sampler[ViewKey]):
                 positions += part.tolist()
                 turns += [turn] * len(part)
         return np.array(positions, np.int64), np.array(turns, np.int64)
+
+
+def whole_photos(count: int, rank: int = 0, world: int = 1) -> list[ViewKey]:
+    """One process's share of the keys of that many photos, each once and as it is."""
+    return [ViewKey(position, -1, -1) for position in range(rank, count, world)]
 
 
 def collate(items: Sequence[Item | None]) -> Batch | None:
@@ -228,91 +227,63 @@ class PhotoDataModule(lightning.LightningDataModule):
     """Train and validation batches of one split.
 
     Args:
-        root: the data folder.
-        train: training photos, seen through seeded views.
-        val: validation photos, as they are.
-        preprocessing: image size and resize rule.
-        augmentation: how far views differ from their photos.
+        viewing: training photos and their views.
+        val: validation photos, seen as they are.
         batch_size: photos a step, over all processes.
-        seed: of the order.
-        view_seed: of the views' content; see `ViewSampler`.
-        views: of each photo.
+        seed: of the training photos' order.
         workers: loader processes of each process; 0 reads in the training process.
-        keep_views: draws each view once and caches its pixels; see `KeptViews`.
         balance: shows each class equally often; see `ViewSampler`.
     """
 
     def __init__(
         self,
-        root: Path,
-        train: Sequence[Sample],
+        viewing: Viewing,
         val: Sequence[Sample],
-        preprocessing: Preprocessing,
-        augmentation: Augmentation,
         *,
         batch_size: int,
         seed: int,
-        view_seed: int,
-        views: int,
         workers: int,
-        keep_views: bool = False,
         balance: bool = False,
     ) -> None:
         super().__init__()
-        self.root, self.train, self.val = root, train, val
-        self.preprocessing, self.augmentation = preprocessing, augmentation
-        self.batch_size, self.workers = batch_size, workers
-        self.seed, self.view_seed, self.views = seed, view_seed, views
-        self.keep_views, self.balance = keep_views, balance
+        self.viewing, self.val = viewing, val
+        self.batch_size, self.seed, self.workers, self.balance = batch_size, seed, workers, balance
 
     @property
     def steps_per_epoch(self) -> int:
         """Training steps in one epoch."""
-        return max(1, len(self.train) // self.batch_size)
+        return max(1, len(self.viewing.samples) // self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Item | None]:
         """Seeded views in seeded order."""
         rank, world = self._rank_and_world()
         sampler = ViewSampler(
-            self.train,
-            seed=self.seed,
-            view_seed=self.view_seed,
-            views=self.views,
-            batch_size=self.batch_size,
-            balance=self.balance,
-            rank=rank,
-            world=world,
+            self.viewing, seed=self.seed, batch_size=self.batch_size, balance=self.balance, rank=rank, world=world
         )
         if self.trainer is not None:
             # Lightning starts to read ahead before it calls set_epoch; after a resume the epoch is not 0.
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
-        return self._loader(self.train, self.augmentation, sampler, self.workers, keep_workers=True)
+        return self._loader(self.viewing.dataset(), sampler, self.workers, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Item | None]:
-        """Every validation photo once, as it is."""
+        """Every validation photo once, as it is; each process takes its share."""
         rank, world = self._rank_and_world()
-        sampler = PhotoSampler(self.val, rank=rank, world=world)
+        dataset = PhotoDataset(self.viewing.root, self.val, self.viewing.preprocessing, None)
         # On a GPU an epoch may be shorter than the start of the workers; elsewhere they only take memory.
         keep = torch.cuda.is_available()
         # Starting workers takes seconds in every epoch, reading a few hundred photos here one.
         workers = self.workers if keep or len(self.val) > _FEW_PHOTOS else 0
-        return self._loader(self.val, None, sampler, workers, keep_workers=keep)
+        return self._loader(dataset, whole_photos(len(self.val), rank, world), workers, keep_workers=keep)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
-        self,
-        samples: Sequence[Sample],
-        augmentation: Augmentation | None,
-        sampler: Sampler[ViewKey],
-        workers: int,
-        *,
-        keep_workers: bool,
+        self, dataset: PhotoDataset, sampler: Any, workers: int, *, keep_workers: bool
     ) -> DataLoader[Item | None]:
         return DataLoader(
-            PhotoDataset(self.root, samples, self.preprocessing, augmentation, keep_views=self.keep_views),
+            dataset,
             batch_size=self.batch_size // self._rank_and_world()[1],
             sampler=sampler,
             num_workers=workers,

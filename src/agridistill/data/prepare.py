@@ -121,7 +121,6 @@ def prepare_data(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     split_seed: int = 0,
-    max_pixels: int = MAX_PIXELS,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
     """Reads a data folder once and splits it by leaves.
@@ -144,15 +143,14 @@ def prepare_data(
     for line in unnamed_photos(folder.samples, part_of) if part_of is not None else ():
         logger.warning("%s", line)
     cut: frozenset[str] = frozenset()
-    store = InspectionStore(root, max_pixels)
-    inspection = inspect_photos(folder, max_pixels=max_pixels, store=store, progress=progress)
+    inspection = inspect_photos(folder, store=InspectionStore(root, MAX_PIXELS), progress=progress)
     readable, skipped = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     if part_of is None:
         own, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
         part_of = {path: name for name, paths in own.parts().items() for path in paths}
     parts = {name: tuple(one for one in samples if part_of.get(one.path) == name) for name in SPLIT_NAMES}
-    check_parts(folder.classes, parts["train"], parts["val"], parts["test"])
+    check_parts(folder.classes, **parts)
     if given is not None or folder.given_split is not None:
         warn_of_shared_leaves(parts)
     if unknown := without_original(samples):
@@ -198,12 +196,7 @@ def split_data(
     require_writable(out)
     require_outside(out, root)
     prepared = prepare_data(
-        root,
-        layout=layout,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        split_seed=seed,
-        progress=progress,
+        root, layout=layout, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed, progress=progress
     )
     prepared.report(conflicts=conflicts, option="--conflicts SHARE")
     write_split(
@@ -218,11 +211,7 @@ def split_data(
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Checks that every class has training photos, and that val and test are not empty.
-
-    Raises:
-        DataError: a class without training photos, or an empty part.
-    """
+    """Raises a DataError where a class has no training photos, or where val or test is empty."""
     learnt = {sample.label for sample in train}
     for label, name in enumerate(classes):
         if label not in learnt:
@@ -250,12 +239,7 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """The groups of copies of one photo that have several labels.
-
-    Args:
-        groups: paths of copies of one photo.
-        label_of: path -> label.
-    """
+    """Those of some groups of paths of copies of one photo that have several labels."""
     return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
 
 

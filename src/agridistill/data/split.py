@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from agridistill.data.folder import SPLIT_NAMES, Sample
 from agridistill.errors import DataError
@@ -54,13 +56,9 @@ def make_split(
     Raises:
         DataError: impossible fractions, or too few leaves to fill a part.
     """
-    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise DataError(f"a {name} fraction from 0 to below 1", str(fraction), "correct it")
-    if val_fraction + test_fraction >= 1:
-        raise DataError(
-            "val and test fractions whose sum is below 1", f"{val_fraction} + {test_fraction}", "lower them"
-        )
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        got = f"{val_fraction} and {test_fraction}"
+        raise DataError("val and test fractions from 0, with a sum below 1", got, "correct them")
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     placement = _Placement(samples, fractions)
     trials = max(1, min(_MAX_TRIALS, _PLACEMENTS // max(1, len(placement.groups))))
@@ -79,8 +77,7 @@ def make_split(
     return Split(*(tuple(sorted(paths)) for paths in parts))
 
 
-@dataclass(frozen=True)
-class _LeafGroup:
+class _LeafGroup(NamedTuple):
     """The photos of one leaf."""
 
     paths: tuple[str, ...]  # sorted
@@ -94,14 +91,13 @@ class _Placement:
         by_leaf: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
             by_leaf[sample.leaf_id].append(sample)
-        groups = (
+        # The same order for any order of the samples.
+        self.groups = sorted(
             _LeafGroup(
                 tuple(sorted(one.path for one in leaf)), tuple(sorted(Counter(one.label for one in leaf).items()))
             )
             for leaf in by_leaf.values()
         )
-        # The same order for any order of the samples.
-        self.groups = sorted(groups, key=lambda group: group.paths)
         self._used = [part for part in range(3) if fractions[part] > 0]
         n_classes = 1 + max((label for group in self.groups for label, _ in group.counts), default=-1)
         self._totals = [0.0] * n_classes
@@ -174,14 +170,9 @@ class _Placement:
 
 
 def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
-    """The photos that keep their labels where only a share does: drawn from each class, at least one of it.
+    """The photos that keep their labels where only a share does, from above 0 to 1: drawn from each class, rounded up.
 
     A smaller share of the same seed is part of a larger one, and a photo more or less moves few others.
-
-    Args:
-        samples: in any order, which the result keeps.
-        share: of each class's photos, above 0 and up to 1; rounded up.
-        seed: of the drawing.
 
     Example:
         >>> photos = [Sample(f"{name}/{i}.jpg", label, "") for label, name in enumerate("ab") for i in range(10)]
@@ -209,14 +200,8 @@ def write_split(
     fingerprint: str,
 ) -> None:
     """Writes a split as JSON, whole or not at all, with the settings that made it; None where it was given."""
-    document = {
-        "format_version": FORMAT_VERSION,
-        "seed": seed,
-        "val_fraction": val_fraction,
-        "test_fraction": test_fraction,
-        "data_fingerprint": fingerprint,
-        "splits": asdict(split),
-    }
+    made_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    document = {"format_version": FORMAT_VERSION, **made_by, "data_fingerprint": fingerprint, "splits": asdict(split)}
     write_json(path, document)
 
 
@@ -235,19 +220,17 @@ def read_split(path: Path) -> Split:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"a split file of format {FORMAT_VERSION}", f"format {version!r} in '{path}'", _REMAKE)
-    parts = raw.get("splits")
-    if not isinstance(parts, dict) or set(parts) != set(SPLIT_NAMES):
-        raise DataError("the splits train, val and test", f"others in '{path}'", _REMAKE)
+    try:
+        split = TypeAdapter(Split).validate_python(raw.get("splits"))
+    except ValidationError:
+        raise DataError("lists of photos for train, val and test", f"others in '{path}'", _REMAKE) from None
     seen: dict[str, str] = {}
-    for name in SPLIT_NAMES:
-        paths = parts[name]
-        if not isinstance(paths, list) or not all(isinstance(item, str) for item in paths):
-            raise DataError(f"a list of photos in '{name}'", f"something else in '{path}'", _REMAKE)
+    for name, paths in split.parts().items():
         for item in paths:
             if item in seen:
                 raise DataError("each photo once", f"'{item}' in {seen[item]} and in {name} of '{path}'", _REMAKE)
             seen[item] = name
-    return Split(**{name: tuple(sorted(parts[name])) for name in SPLIT_NAMES})
+    return Split(**{name: tuple(sorted(paths)) for name, paths in split.parts().items()})
 
 
 def digests_of(split: Split) -> dict[str, str]:

@@ -112,12 +112,7 @@ class ClassFolder:
 
 
 def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
-    """Checks that folders are classes, and not a level above or beside them.
-
-    Args:
-        root: the data folder.
-        classes: those with photos, at least two.
-        in_splits: whether they lie in train, val and test folders.
+    """Checks that folders with photos are classes, and not a level above or beside them.
 
     Raises:
         DataError: names the folder or the option to pass instead.
@@ -223,11 +218,7 @@ def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> 
 
 
 def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
-    """Checks the names of nested classes: "Tomato/train/rust" and "Tomato/test/rust" would be two.
-
-    Raises:
-        DataError: there are splits in them.
-    """
+    """Raises a DataError for splits in the names of nested classes: "a/train/rust" and "a/test/rust" would be two."""
     found: dict[str, str] = {}
     for name in classes:
         for part in name.split("/"):

@@ -1,22 +1,57 @@
-"""Views: random augmentations of a photo, each a function of a 4-byte seed.
+"""Views: random augmentations of a photo, each a function of a 4-byte seed; and their files in the user's cache folder.
 
 The same seed gives the same pixels in any process, with any number of workers, in any order. Geometry is one resampling
 of the photo (no second interpolation) and lossless turns.
+
+A cached file, a drawn view or a small copy of a large photo, is a function of the photo, of how it is made, and of the
+libraries that make it; its path names all of them, and it carries a checksum. The cache only saves time: where it
+cannot be written, all works without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import math
 import os
+import shutil
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+import PIL
+from PIL import Image, ImageEnhance, ImageFilter, features
+from pydantic import Field
 
-from agridistill.errors import ConfigError
+from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.preprocess import Pixels
+from agridistill.preprocess import Pixels, photo_size, read_photo, to_pixels
+from agridistill.storage import replacing, user_cache
+
+logger = logging.getLogger(__name__)
+
+# To be raised when a photo and a seed give other pixels, also through a small copy: it is part of the caches' keys.
+# 2: colour profiles, bits and bands are read (`preprocess.read_photo`).
+VIEWS_VERSION = 2
+# Free disk space that the cache leaves: a run has checkpoints and a teacher cache to write.
+SPARE_BYTES = 2 << 30
+
+# Keeps the draws of corruptions independent: with or without them, the rest of a view is the same.
+_CORRUPTION = 1
+_CORRUPTED_SHARE = 1 / 3
+_CHECKSUM_BYTES = 4
+# File systems round the size of a file up to this.
+_DISK_BLOCK = 4096
+# Below this ratio of the sides, decoding the photo itself costs little more than decoding the copy.
+_WORTH_A_COPY = 2
+_JPEG_QUALITY = 95
+
+_Change = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -40,35 +75,18 @@ class Augmentation:
     Each of the last four acts on a third of the views.
     """
 
-    min_scale: float = 0.5
-    max_aspect: float = 1.25
+    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_aspect: Annotated[float, Field(ge=1, le=4)] = 1.25
     flip: bool = True
     turn: bool = True
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    cast: float = 0.05
-    min_size: float = 1.0
-    blur: float = 0.0
-    noise: float = 0.0
-    jpeg: int = 100
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "min_scale": ("above 0 and at most 1", 0 < self.min_scale <= 1),
-            "max_aspect": ("from 1 to 4", 1 <= self.max_aspect <= 4),
-            "brightness": ("from 0 to below 1", 0 <= self.brightness < 1),
-            "contrast": ("from 0 to below 1", 0 <= self.contrast < 1),
-            "saturation": ("from 0 to below 1", 0 <= self.saturation < 1),
-            "cast": ("from 0 to below 1", 0 <= self.cast < 1),
-            "min_size": ("from 0.1 to 1", 0.1 <= self.min_size <= 1),
-            "blur": ("from 0 to 0.2", 0 <= self.blur <= 0.2),
-            "noise": ("from 0 to 128", 0 <= self.noise <= 128),
-            "jpeg": ("from 1 to 100", 1 <= self.jpeg <= 100),
-        }
-        for name, (allowed, holds) in ranges.items():
-            if not holds:
-                raise ConfigError(f"augmentation.{name} {allowed}", str(getattr(self, name)), "correct it")
+    brightness: _Change = 0.2
+    contrast: _Change = 0.2
+    saturation: _Change = 0.2
+    cast: _Change = 0.05
+    min_size: Annotated[float, Field(ge=0.1, le=1)] = 1.0
+    blur: Annotated[float, Field(ge=0, le=0.2)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=128)] = 0.0
+    jpeg: Annotated[int, Field(ge=1, le=100)] = 100
 
     @property
     def corrupts(self) -> bool:
@@ -81,25 +99,13 @@ def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
     return {name: value if isinstance(value, bool) else float(value) for name, value in asdict(augmentation).items()}
 
 
-# To be raised when a photo and a seed give other pixels, also through a small copy: it is part of the caches' keys.
-# 2: colour profiles, bits and bands are read (`preprocess.read_photo`).
-VIEWS_VERSION = 2
-
-# Keeps the draws of corruptions independent: without them, views stay as in earlier versions.
-_CORRUPTION = 1
-_CORRUPTED_SHARE = 1 / 3
-
-
 def view_seed(seed: int, view: int, path: str) -> int:
-    """The seed of one of a photo's views.
+    """The seed of one of a photo's views, 0 to 2**32 - 1.
 
     Args:
         seed: of all views.
         view: its number, from 0.
         path: of the photo, relative to the data folder.
-
-    Returns:
-        0 to 2**32 - 1.
     """
     # `fsencode`: a file name need not be UTF-8.
     # A CRC instead of the photo's index: a photo more or less in the folder changes no other photo's views.
@@ -108,15 +114,7 @@ def view_seed(seed: int, view: int, path: str) -> int:
 
 
 def render_view(image: Image.Image, seed: int, augmentation: Augmentation, preprocessing: Preprocessing) -> Pixels:
-    """Draws the view of a photo that belongs to a seed.
-
-    Args:
-        image: RGB.
-        seed: 0 to 2**32 - 1.
-
-    Returns:
-        `(size, size, 3)` uint8, RGB, C-contiguous.
-    """
+    """Draws the view of a photo (RGB) that belongs to a seed: `(size, size, 3)` uint8, RGB, C-contiguous."""
     rng = np.random.Generator(np.random.PCG64(seed))
     box = _draw_box(rng, image.width, image.height, augmentation, preprocessing)
     size = preprocessing.image_size
@@ -138,11 +136,8 @@ def _draw_box(
 ) -> tuple[float, float, float, float]:
     scale = rng.uniform(augmentation.min_scale, 1)
     aspect = np.exp(rng.uniform(-1, 1) * np.log(augmentation.max_aspect))
-    if preprocessing.resize == "crop":
-        side = min(width, height)
-        base_width, base_height = float(side), float(side)
-    else:
-        base_width, base_height = float(width), float(height)
+    side = min(width, height)
+    base_width, base_height = (side, side) if preprocessing.resize == "crop" else (width, height)
     box_width = min(float(width), base_width * float(np.sqrt(scale * aspect)))
     box_height = min(float(height), base_height * float(np.sqrt(scale / aspect)))
     left = rng.random() * (width - box_width)
@@ -193,3 +188,156 @@ def _move_away(image: Image.Image, factor: float, rng: np.random.Generator) -> I
     ground = Image.new("RGB", image.size, tuple(int(level) for level in np.median(rim, axis=0)))
     ground.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
     return ground
+
+
+class DerivedCache:
+    """Files made from the photos of one data folder.
+
+    Args:
+        name: of the folder in the user's cache.
+        root: the data folder.
+        recipe: how a file is made, beside the version of our views and the libraries.
+    """
+
+    def __init__(self, name: str, root: Path, recipe: str) -> None:
+        self.root = root
+        makers = f"version {VIEWS_VERSION}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+        self.folder = user_cache() / name / _digest(f"{os.fsdecode(root.resolve())} {recipe} {makers}", 16)
+
+    def path_for(self, photo: str, part: str = "") -> Path:
+        """Where the file belongs that is made from a photo, `part` of several; a changed photo gives another path.
+
+        Raises:
+            PhotoError: there is no such photo.
+        """
+        full = self.root / photo
+        try:
+            stat = full.stat()
+        except OSError as error:
+            raise PhotoError("a readable photo", f"'{full}' ({error.strerror})", "replace or remove the file") from None
+        digest = _digest(f"{photo} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}{part}", 32)
+        return self.folder / digest[:2] / digest
+
+    def read(self, path: Path) -> bytes | None:
+        """The content; None where there is none, or a damaged one."""
+        try:
+            stored = path.read_bytes()
+        except OSError:
+            return None
+        content = stored[_CHECKSUM_BYTES:]
+        # The checksum of empty content is zero, as in a file of zeros.
+        return content if content and _checksum(content) == stored[:_CHECKSUM_BYTES] else None
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Writes the content; a disk error is logged only."""
+        try:
+            # The checksum recognises what a power cut left half-written.
+            with replacing(path, durable=False) as temporary:
+                temporary.write_bytes(_checksum(content) + content)
+        except OSError:
+            logger.debug("nothing cached in '%s'", path, exc_info=True)
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _digest(text: str, digits: int) -> str:
+    # A file name need not be UTF-8.
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
+
+
+class KeptViews:
+    """Drawn views of one data folder, kept in the cache."""
+
+    def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation) -> None:
+        self._shape = (preprocessing.image_size, preprocessing.image_size, 3)
+        settings = f"{preprocessing.image_size} {preprocessing.resize} {plain_settings(augmentation)}"
+        self._cache = DerivedCache("views", root, f"{settings} numpy {np.__version__}")
+        self.folder = self._cache.folder
+
+    @property
+    def view_bytes(self) -> int:
+        """Size of a view on the disk, with its checksum."""
+        return (math.prod(self._shape) // _DISK_BLOCK + 1) * _DISK_BLOCK
+
+    def get(self, path: str, seed: int, draw: Callable[[], Pixels]) -> Pixels:
+        """The view of a photo that belongs to a seed: cached, or drawn and then cached if there is room.
+
+        Returns:
+            `(size, size, 3)` uint8; may be read-only.
+
+        Raises:
+            PhotoError: the photo is gone, or cannot be read.
+        """
+        file = self._path_for(path, seed)
+        content = self._cache.read(file)
+        if content is not None and len(content) == math.prod(self._shape):
+            return np.frombuffer(content, np.uint8).reshape(self._shape)
+        pixels = draw()
+        if self.room_bytes() > 0:
+            self._cache.write(file, pixels.tobytes())
+        return pixels
+
+    def room_bytes(self) -> int:
+        """How much of the disk may be filled with views; 0 where their folder cannot be used."""
+        try:
+            existing = next(above for above in (self.folder, *self.folder.parents) if above.is_dir())
+            free = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
+        except OSError:
+            free = 0
+        return max(0, free - SPARE_BYTES)
+
+    def count(self, views: Iterable[tuple[str, int]]) -> int:
+        """How many of these views, each a photo's path and a seed, are cached already."""
+        found = 0
+        for path, seed in views:
+            with contextlib.suppress(OSError, PhotoError):
+                found += self._path_for(path, seed).exists()
+        return found
+
+    def _path_for(self, path: str, seed: int) -> Path:
+        return self._cache.path_for(path, f" view {seed}")
+
+
+class SmallCopies:
+    """Reads the photos of one data folder, large ones through small copies: 12 megapixels are decoded once.
+
+    A copy has just the pixels which the closest view needs; without an augmentation, those of the photo as it is. A
+    photo that is hardly larger than its copy is read itself.
+    """
+
+    def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
+        self.root, self.preprocessing, self.augmentation = root, preprocessing, augmentation
+        scale = augmentation.min_scale if augmentation is not None else 1.0
+        self.side = math.ceil(preprocessing.image_size / math.sqrt(scale))
+        kind = f"view {self.side}" if augmentation is not None else f"{preprocessing.resize} {self.side}"
+        self._cache = DerivedCache("small-copies", root, kind)
+
+    def read(self, path: str) -> Image.Image:
+        """The photo, or its copy where it is large: RGB.
+
+        Raises:
+            PhotoError: the photo cannot be read.
+        """
+        full = self.root / path
+        if min(photo_size(full)) < _WORTH_A_COPY * self.side:
+            return read_photo(full)
+        file = self._cache.path_for(path)
+        content = self._cache.read(file)
+        if content is None:
+            content = self._small(read_photo(full))
+            self._cache.write(file, content)
+        return read_photo(content)
+
+    def _small(self, image: Image.Image) -> bytes:
+        stream = io.BytesIO()
+        if self.augmentation is None:
+            # Lossless: the model is measured on these pixels.
+            Image.fromarray(to_pixels(image, self.preprocessing)).save(stream, "PNG", compress_level=1)
+        else:
+            ratio = self.side / min(image.size)
+            size = (max(self.side, round(image.width * ratio)), max(self.side, round(image.height * ratio)))
+            smaller = image.resize(size, Image.Resampling.LANCZOS)
+            smaller.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return stream.getvalue()

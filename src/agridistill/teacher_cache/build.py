@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from agridistill.data.loader import Batch, ViewKey, collate
+from agridistill.data.loader import Batch, Viewing, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
 from agridistill.losses.attention import unit_peak
 from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network
 from agridistill.progress import ProgressCallback, silent
-from agridistill.teacher_cache.key import Key, Viewing, differences, digest_of
-from agridistill.teacher_cache.store import Block, CacheLayout, TeacherCache, building, map_field, read_document
+from agridistill.teacher_cache.store import (
+    Block,
+    CacheLayout,
+    Key,
+    TeacherCache,
+    building,
+    differences,
+    digest_of,
+    map_field,
+    read_document,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +56,17 @@ def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
         yield
     except Exception as error:  # of any kind: the other processes must not wait for this one
         failure = error
-    if failure is None:
-        parts = None
-    elif isinstance(failure, AgriDistillError):
+    parts: tuple[str, str, str] | None = None
+    if isinstance(failure, AgriDistillError):
         parts = failure.expected, failure.got, failure.remedy
-    else:
+    elif failure is not None:
         parts = "no failure in any process", f"{type(failure).__name__} in one of them", "see its own output"
-    failures = gather(parts)
-    first = next((number for number, parts in enumerate(failures) if parts is not None), None)
-    if first is None:
-        return
-    if failure is not None and first == rank:
-        raise failure
-    raise PeerError(*failures[first]) from failure
+    failed = [(number, parts) for number, parts in enumerate(gather(parts)) if parts is not None]
+    if failed:
+        first, parts = failed[0]
+        if failure is not None and first == rank:
+            raise failure
+        raise PeerError(*parts) from failure
 
 
 def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -72,11 +79,9 @@ def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict
     # Squared activations exceed float16's range; no distance depends on a map's scale.
     stored_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
     # One transfer: each makes the processor wait for a GPU.
-    finite = torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).tolist()
-    if not finite[0]:
-        raise RunError("a teacher with logits within ±65,504", "larger ones or NaN", "train the teacher again")
-    if not all(finite):
-        raise RunError("a teacher with finite attention maps", "NaN or infinity", "train the teacher again")
+    if not torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).all():
+        expected = "a teacher with logits within ±65,504 and finite attention maps"
+        raise RunError(expected, "larger ones, NaN or infinity", "train the teacher again")
     return stored, stored_maps
 
 
@@ -120,15 +125,15 @@ class CachedTeacher:
         self._live: LiveTeacher | None = None
         self._cache: TeacherCache | None = None
         self._device = torch.device("cpu")
-        _warn_about_nearest(caches, key)
         stored = read_document(self.folder)
         if stored is not None:
             self.layout = stored[1]
-        else:
-            self._live = self._load()
-            logits, maps = self._live.example(1)
-            shapes = {stride: tuple(map_.shape[1:]) for stride, map_ in maps.items()}
-            self.layout = CacheLayout(len(viewing.samples), logits.shape[1], shapes)
+            return
+        _warn_about_nearest(caches, key)
+        self._live = load()
+        logits, maps = self._live.example(1)
+        shapes = {stride: tuple(map_.shape[1:]) for stride, map_ in maps.items()}
+        self.layout = CacheLayout(len(viewing.samples), logits.shape[1], shapes)
 
     @property
     def size_bytes(self) -> int:
@@ -257,17 +262,14 @@ class CachedTeacher:
 
 
 def _batches(block: Block) -> list[range]:
-    """The photos of a block in batches."""
     starts = range(block.start, block.stop, _BUILD_BATCH)
     return [range(start, min(start + _BUILD_BATCH, block.stop)) for start in starts]
 
 
 def _warn_about_nearest(caches: Path, key: Key) -> None:
-    """Without a cache of this key: reports what the most similar one differs in."""
-    if (caches / digest_of(key)).exists() or not caches.is_dir():
-        return
+    """Reports what the most similar cache differs in, where there is none of this key."""
     others: dict[Path, list[str]] = {}
-    for folder in sorted(caches.iterdir()):
+    for folder in sorted(caches.iterdir()) if caches.is_dir() else ():
         with contextlib.suppress(RunError):
             document = read_document(folder)
             if document is not None:

@@ -1,7 +1,8 @@
-"""The cache's files: for each view of each photo the view's seed, the teacher's logits and its attention maps.
+"""The cache on disk: its key, and its files.
 
-One file of fixed-size records, view by view; beside it a checksum for each block of photos of a view, and the key. A
-block counts once its checksum is written, so a kill loses at most the block in progress.
+The files hold, for each view of each photo, the view's seed, the teacher's logits and its attention maps: one file of
+fixed-size records, view by view; beside it a checksum for each block of photos of a view, and the key. A block counts
+once its checksum is written, so a kill loses at most the block in progress.
 
 ::
 
@@ -19,32 +20,81 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib import metadata
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from agridistill.data.loader import Viewing
+from agridistill.data.views import VIEWS_VERSION, plain_settings
 from agridistill.errors import RunError
-from agridistill.storage import write_json
-from agridistill.teacher_cache.key import FORMAT_VERSION, Key, differences
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock; two builders then only repeat each other's work.
-    fcntl = None  # type: ignore[assignment]
+from agridistill.manifest import ModelManifest
+from agridistill.models import OUTPUTS_VERSION
+from agridistill.storage import only_one, write_json
 
 logger = logging.getLogger(__name__)
 
+FORMAT_VERSION = 1
 BLOCK_PHOTOS = 256
 _BUILT = 1 << 32
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DOCUMENT, _RECORDS, _CHECKSUMS, _LOCK = "cache.json", "records.bin", "checksums.bin", "lock"
+_DELETE = "delete the folder; it is built again"
+
+Key = Mapping[str, str | int | float | bool]
+
+
+def cache_key(
+    viewing: Viewing,
+    teacher: ModelManifest,
+    *,
+    strides: Sequence[int],
+    kind: Literal["activation", "window"],
+    per_head: bool,
+) -> Key:
+    """Everything that the records depend on; two caches of one key hold the same records."""
+    photos = sha256(viewing.fingerprint.encode())
+    for sample in viewing.samples:
+        photos.update(json.dumps(sample.path).encode())
+    return {
+        "teacher weights": teacher.weights_sha256,
+        "teacher model": teacher.model,
+        **{f"teacher {name}": str(value) for name, value in asdict(teacher.preprocessing).items()},
+        "teacher precision": str(teacher.lineage.get("precision")),
+        "photos": photos.hexdigest(),
+        "data.image_size": viewing.preprocessing.image_size,
+        "data.resize": viewing.preprocessing.resize,
+        **{f"augmentation.{name}": value for name, value in plain_settings(viewing.augmentation).items()},
+        "views": f"version {VIEWS_VERSION}, seed {viewing.seed}",
+        "outputs": f"version {OUTPUTS_VERSION}, format {FORMAT_VERSION}",
+        "objective.attention": kind + (", each head" if per_head else ""),
+        "objective.pairs at the teacher's strides": ", ".join(str(stride) for stride in strides),
+        **{
+            f"version of {name}": metadata.version(name).partition("+")[0]
+            for name in ("torch", "timm", "Pillow", "numpy")
+        },
+    }
+
+
+def digest_of(key: Key) -> str:
+    """A short name for a key, 12 hexadecimal digits."""
+    return sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(stored: Mapping[str, Any], current: Key) -> list[str]:
+    """Which parts of two keys differ, in words; digests are cut to their beginning."""
+    differing = [part for part in sorted(stored.keys() | current.keys()) if stored.get(part) != current.get(part)]
+    texts = [f"{part} {stored.get(part)}, here {current.get(part)}" for part in differing]
+    return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text) for text in texts]
 
 
 class Block(NamedTuple):
@@ -95,16 +145,10 @@ class CacheLayout:
             view, index = divmod(number, self.blocks_per_view)
             yield Block(number, view, index * BLOCK_PHOTOS, min((index + 1) * BLOCK_PHOTOS, self.photos))
 
-    def to_json(self) -> dict[str, Any]:
-        """As stored in `cache.json`."""
-        maps = {str(stride): list(shape) for stride, shape in sorted(self.maps.items())}
-        return {"photos": self.photos, "num_classes": self.num_classes, "maps": maps}
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> CacheLayout:
-        """Reads the output of `to_json`."""
-        maps = {int(stride): tuple(int(side) for side in shape) for stride, shape in document["maps"].items()}
-        return cls(int(document["photos"]), int(document["num_classes"]), maps)
+def map_field(stride: int) -> str:
+    """Name of a stage's map in a record."""
+    return f"map_s{stride}"
 
 
 def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
@@ -114,17 +158,16 @@ def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
         RunError: a damaged file, or a cache of another format.
     """
     path = folder / _DOCUMENT
-    remedy = "delete the folder; it is built again"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] == FORMAT_VERSION:
-            return dict(document["key"]), CacheLayout.from_json(document["layout"])
+            return dict(document["key"]), TypeAdapter(CacheLayout).validate_python(document["layout"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError("a readable teacher cache", f"'{path}' ({error})", remedy) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError("a readable teacher cache", f"'{path}' ({type(error).__name__})", _DELETE) from None
     got = f"format {document['format']} in '{folder}'"
-    raise RunError(f"a teacher cache of format {FORMAT_VERSION}", got, remedy)
+    raise RunError(f"a teacher cache of format {FORMAT_VERSION}", got, _DELETE)
 
 
 @contextlib.contextmanager
@@ -132,49 +175,35 @@ def building(folder: Path) -> Iterator[None]:
     """Holds the lock of a cache; a second run waits for it, and then finds the blocks built.
 
     Raises:
-        RunError: the folder cannot be created.
+        RunError: the folder cannot be created or written.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as held:
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                file = stack.enter_context((folder / _LOCK).open("ab"))
-            except OSError as error:
-                # A complete cache can be read on a read-only file system.
-                if error.errno not in _READ_ONLY:
-                    raise
-                file = None
-        # File systems without locks: two builders only repeat each other's work.
-        with contextlib.suppress(OSError):
-            if file is not None and fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    logger.warning("another run builds the teacher cache '%s': waiting for it", folder)
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                held.enter_context(only_one(folder / _LOCK, "teacher cache"))
+            except RunError:
+                logger.warning("another run builds the teacher cache '%s': waiting for it", folder)
+                held.enter_context(only_one(folder / _LOCK, "teacher cache", wait=True))
         yield
 
 
 class TeacherCache:
-    """A cache that can be read, and built block by block.
+    """A cache that can be read, and built block by block; its folder is created where it does not exist.
 
-    Args:
-        folder: of the cache; created where it does not exist.
-        key: what the records depend on.
-        layout: shape of the records.
-        views: of each photo; a cache with fewer grows, one with more is used as it is.
+    A cache with fewer views of each photo than requested grows, one with more is used as it is.
 
     Raises:
         RunError: the folder holds a cache with another key or layout, a damaged one, or the disk has no room.
     """
 
     def __init__(self, folder: Path, key: Key, layout: CacheLayout, views: int) -> None:
-        self.folder, self.key, self.layout, self.views = folder, key, layout, views
+        self.folder, self.layout, self.views = folder, layout, views
         stored = read_document(folder)
         if stored is not None:
             differing = differences(stored[0], key)
             if stored[1] != layout:
-                differing.append(f"layout {stored[1].to_json()}, here {layout.to_json()}")
+                differing.append(f"layout {asdict(stored[1])}, here {asdict(layout)}")
             if differing:
                 raise RunError(
                     f"a teacher cache for this teacher, data and recipe in '{folder}'",
@@ -186,7 +215,7 @@ class TeacherCache:
                 # Before the document is written: records without it are of unknown origin.
                 for name in (_RECORDS, _CHECKSUMS):
                     (folder / name).unlink(missing_ok=True)
-                write_json(folder / _DOCUMENT, {"format": FORMAT_VERSION, "key": dict(key), "layout": layout.to_json()})
+                write_json(folder / _DOCUMENT, {"format": FORMAT_VERSION, "key": dict(key), "layout": asdict(layout)})
             self._records_file = _open_at_least(folder / _RECORDS, layout.bytes_for(views))
             self._checksums_file = _open_at_least(folder / _CHECKSUMS, 8 * views * layout.blocks_per_view)
 
@@ -232,8 +261,7 @@ class TeacherCache:
         numbers = (views * self.layout.photos + photos).tolist()
         content = bytearray().join(_read_at(self._records_file, size, number * size) for number in numbers)
         if len(content) != size * len(numbers):
-            got = f"'{self.folder / _RECORDS}', cut off"
-            raise RunError("a whole teacher cache", got, "delete the folder; it is built again")
+            raise RunError("a whole teacher cache", f"'{self.folder / _RECORDS}', cut off", _DELETE)
         return np.frombuffer(content, self.layout.dtype)
 
     def built(self) -> bool:
@@ -263,25 +291,18 @@ class TeacherCache:
         return (block.view * self.layout.photos + block.start) * self.layout.dtype.itemsize
 
 
-def map_field(stride: int) -> str:
-    """Name of a stage's map in a record."""
-    return f"map_s{stride}"
-
-
 def _checksum(content: bytes) -> int:
     return _BUILT + zlib.crc32(content)
 
 
 def _open_at_least(path: Path, size: int) -> FileIO:
-    """Opens a file that is not shorter than `size`, extended by zeros; read-only where it is complete."""
-    # O_DSYNC: a write returns when it is on the disk, and shared file systems then write no more than requested.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_DSYNC", 0)
-    try:
-        file = FileIO(os.open(path, flags, 0o644), "r+")
-    except OSError as error:
-        if error.errno not in _READ_ONLY or not path.exists() or path.stat().st_size < size:
-            raise
-        return FileIO(path, "r")
+    """Opens a file that is not shorter than `size`, extended by zeros."""
+
+    def opener(name: str, flags: int) -> int:
+        # O_DSYNC: a write returns when it is on the disk, and shared file systems then write no more than requested.
+        return os.open(name, flags | os.O_CREAT | getattr(os, "O_DSYNC", 0), 0o644)
+
+    file = FileIO(path, "r+", opener=opener)
     try:
         missing = size - os.fstat(file.fileno()).st_size
         if missing > 0:
@@ -296,8 +317,6 @@ def _open_at_least(path: Path, size: int) -> FileIO:
 
 
 def _read_at(file: FileIO, size: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), size, offset)
     file.seek(offset)
     return file.read(size)
 

@@ -15,9 +15,9 @@ import lightning
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
-from agridistill.data.cache import SPARE_BYTES, KeptViews
 from agridistill.data.likeness import read_learnt, write_learnt
 from agridistill.data.split import write_split
+from agridistill.data.views import SPARE_BYTES, KeptViews
 from agridistill.errors import DataError, RunError
 from agridistill.evaluation.calibration import familiarity_of, fit_answering
 from agridistill.evaluation.evaluate import evaluate, predict_logits

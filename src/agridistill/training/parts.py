@@ -10,7 +10,7 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from agridistill.data.loader import PhotoDataModule, default_workers
+from agridistill.data.loader import DISTILLATION_VIEWS, PhotoDataModule, Viewing, default_workers
 from agridistill.data.prepare import PreparedData
 from agridistill.errors import ConfigError, ModelError
 from agridistill.evaluation.calibration import representative_batches
@@ -26,14 +26,7 @@ from agridistill.manifest import (
 )
 from agridistill.models import Channels, LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
 from agridistill.models.int8 import calibrate, quantised
-from agridistill.teacher_cache import (
-    DISTILLATION_VIEWS,
-    CachedTeacher,
-    UncachedTeacher,
-    Viewing,
-    cache_key,
-    load_teacher,
-)
+from agridistill.teacher_cache import CachedTeacher, UncachedTeacher, cache_key, load_teacher
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
@@ -117,17 +110,11 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     if fit.head_first:
         classifier_of(model)  # fails now, not after the cache is built
     datamodule = PhotoDataModule(
-        prepared.root,
-        prepared.train,
+        plan.viewing,
         prepared.val,
-        plan.preprocessing,
-        plan.config.augmentation,
         batch_size=fit.batch_size,
         seed=fit.seed,
-        view_seed=plan.viewing.seed,
-        views=plan.viewing.views,
         workers=default_workers("cuda" if gpu else "cpu", fit.devices) if fit.workers < 0 else fit.workers,
-        keep_views=fit.keep_views,
         balance=fit.balance,
     )
     # Creating a teacher draws random weights; the student's must not depend on it.

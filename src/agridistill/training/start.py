@@ -20,13 +20,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from agridistill.data.cache import DerivedCache
-from agridistill.data.loader import ViewKey, collate
-from agridistill.data.views import plain_settings
+from agridistill.data.loader import Viewing, ViewKey, collate
+from agridistill.data.views import DerivedCache, plain_settings
 from agridistill.errors import ConfigError, RunError
 from agridistill.models import normalise_batch
 from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
-from agridistill.teacher_cache import CachedTeacher, Viewing
+from agridistill.teacher_cache import CachedTeacher
 
 # A linear classifier learns little from more views.
 MAX_VIEWS = 2000

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from agridistill.data.datasets.archive import ArchiveLimits, list_files, unpack
+from agridistill.data.datasets import archive as module
+from agridistill.data.datasets.archive import list_files, unpack
 from agridistill.errors import FetchError
 
 
@@ -51,8 +52,8 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-def _unpack_all(archive: Path, target: Path, limits: ArchiveLimits | None = None) -> None:
-    unpack(archive, target, {name: PurePosixPath(name) for name in list_files(archive, limits=limits)}, limits=limits)
+def _unpack_all(archive: Path, target: Path) -> None:
+    unpack(archive, target, {name: PurePosixPath(name) for name in list_files(archive)})
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"])
@@ -113,39 +114,49 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path, target: Path) -> None:
         _unpack_all(_zip_link(tmp_path / "evil.zip"), target)
 
 
-def test_a_bomb_is_stopped_at_the_limit_of_a_file(tmp_path: Path, target: Path) -> None:
+def test_a_bomb_is_stopped_at_the_limit_of_a_file(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 2_000_000)
     archive = _zip(tmp_path / "bomb.zip", {"a.jpg": bytes(30_000_000)})
     assert archive.stat().st_size < 100_000
     with pytest.raises(FetchError, match=r"an archive of ordinary size; got more than [0-9,]+ bytes in 'a.jpg'"):
-        _unpack_all(archive, target, ArchiveLimits(file_bytes=2_000_000))
+        _unpack_all(archive, target)
     assert sum(path.stat().st_size for path in target.rglob("*")) <= 2_000_000
 
 
-def test_a_bomb_that_lies_about_its_size_is_stopped_too(tmp_path: Path, target: Path) -> None:
+def test_a_bomb_that_lies_about_its_size_is_stopped_too(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 2_000_000)
     content = bytes(3_000_000)
     archive = _zip(tmp_path / "bomb.zip", {"a.jpg": content})
     raw = archive.read_bytes().replace(len(content).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     archive.write_bytes(raw)
     with pytest.raises(FetchError):
-        _unpack_all(archive, target, ArchiveLimits(file_bytes=2_000_000))
+        _unpack_all(archive, target)
     assert sum(path.stat().st_size for path in target.rglob("*")) <= 2_000_000
 
 
 @pytest.mark.parametrize(
-    "limits",
+    ("limit", "enough", "little"),
     [
-        ArchiveLimits(total_bytes=250),
-        ArchiveLimits(files=2),
-        ArchiveLimits(members=2),
-        ArchiveLimits(content_bytes=250),
+        ("MAX_TOTAL_BYTES", 300, 250),
+        ("MAX_FILES", 3, 2),
+        ("MAX_MEMBERS", 3, 2),
+        ("MAX_CONTENT_BYTES", 300, 250),
     ],
 )
 @pytest.mark.parametrize("pack", [_zip, _tar])
-def test_archives_above_a_limit_are_refused(tmp_path: Path, target: Path, pack, limits: ArchiveLimits) -> None:
+def test_archives_above_a_limit_are_refused(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, pack, limit: str, enough: int, little: int
+) -> None:
     archive = pack(tmp_path / "large", {f"{number}.jpg": bytes(100) for number in range(3)})
-    _unpack_all(archive, target, ArchiveLimits(files=3, members=3, total_bytes=300, content_bytes=300))
+    monkeypatch.setattr(module, limit, enough)
+    _unpack_all(archive, target)
+    monkeypatch.setattr(module, limit, little)
     with pytest.raises(FetchError, match="an archive of ordinary size"):
-        _unpack_all(archive, target / "again", limits)
+        _unpack_all(archive, target / "again")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

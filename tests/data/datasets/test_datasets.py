@@ -19,16 +19,14 @@ import pytest
 from PIL import Image
 
 from agridistill.data import datasets
-from agridistill.data.datasets import DATASETS, Dataset, FetchResult, archive, fetch_dataset
-from agridistill.data.datasets.archive import ArchiveLimits
-from agridistill.data.datasets.fetch import DownloadOptions
+from agridistill.data.datasets import DATASETS, Dataset, FetchResult, fetch_dataset
+from agridistill.data.datasets import archive as module
 from agridistill.data.datasets.plantvillage import TOMATO_CLASSES
 from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import inspect_photos
 from agridistill.data.leaf_ids import assign_leaf_ids
 from agridistill.errors import FetchError
 
-QUICK = DownloadOptions(attempts=2, pause_s=0.01, timeout_s=5)
 UUID = "1a69b38b-c4eb-42c4-9584-bcb14fb8db0c___"
 
 
@@ -128,7 +126,7 @@ def test_a_download_is_verified_unpacked_and_cleared_away(tmp_path: Path, served
     folder, address = served
     archive = _zip(folder / "tomato.zip", _photos("raw/color/"))
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    result = fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip#sha256={digest}", options=QUICK)
+    result = fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip#sha256={digest}")
     assert result.source == f"{address}/tomato.zip"
     assert result.photos == len(scan(tmp_path / "data").samples) == 20
     assert _left_in(tmp_path) == {"served", "data"}
@@ -139,7 +137,7 @@ def test_a_download_with_another_sha256_leaves_nothing(tmp_path: Path, served: t
     folder, address = served
     _zip(folder / "tomato.zip", _photos(""))
     with pytest.raises(FetchError, match="an archive with sha256 aaaaaaaaaaaa…"):
-        fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip#sha256={'a' * 64}", options=QUICK)
+        fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip#sha256={'a' * 64}")
     assert _left_in(tmp_path) == {"served"}
 
 
@@ -147,13 +145,13 @@ def test_a_downloaded_page_that_is_no_archive_leaves_nothing(tmp_path: Path, ser
     folder, address = served
     (folder / "tomato.zip").write_text("<html>sign in</html>")
     with pytest.raises(FetchError, match=r"an intact .zip or .tar archive"):
-        fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip", options=QUICK)
+        fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip")
     assert _left_in(tmp_path) == {"served"}
 
 
 def test_a_missing_address_is_told(tmp_path: Path, served: tuple[Path, str]) -> None:
     with pytest.raises(FetchError, match="status 404"):
-        fetch_tomatoes(tmp_path / "data", source=f"{served[1]}/none.zip", options=QUICK)
+        fetch_tomatoes(tmp_path / "data", source=f"{served[1]}/none.zip")
     assert _left_in(tmp_path) == {"served"}
 
 
@@ -219,18 +217,19 @@ def test_a_few_unreadable_photos_are_named_and_many_are_an_error(tmp_path: Path)
     assert not (tmp_path / "again").exists()
 
 
-def test_a_bomb_leaves_nothing(tmp_path: Path) -> None:
+def test_a_bomb_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1_000_000)
     archive = tmp_path / "bomb.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in {**_photos(""), "Tomato___healthy/bomb.jpg": bytes(5_000_000)}.items():
             opened.writestr(name, content)
     with pytest.raises(FetchError, match="an archive of ordinary size"):
-        fetch_tomatoes(tmp_path / "data", source=str(archive), limits=ArchiveLimits(file_bytes=1_000_000))
+        fetch_tomatoes(tmp_path / "data", source=str(archive))
     assert _left_in(tmp_path) == {"bomb.zip"}
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_an_interrupt_or_a_full_disk_leaves_only_the_download(
+def test_an_interrupt_or_a_full_disk_leaves_nothing(
     tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     folder, address = served
@@ -239,12 +238,12 @@ def test_an_interrupt_or_a_full_disk_leaves_only_the_download(
     def fail(*_: object) -> int:
         raise failure
 
-    monkeypatch.setattr(archive, "_write", fail)
+    monkeypatch.setattr(module, "_write", fail)
     with pytest.raises(type(failure)):
-        fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip", options=QUICK)
-    assert _left_in(tmp_path) == {"served", "data.part", "data.part.json"}
+        fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip")
+    assert _left_in(tmp_path) == {"served"}
     monkeypatch.undo()
-    fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip", options=QUICK)
+    fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip")
     assert _left_in(tmp_path) == {"served", "data"}
 
 
@@ -283,7 +282,7 @@ def test_another_data_set_takes_one_row_and_the_names_of_its_leaves(
     sha256 = hashlib.sha256(packed.read_bytes()).hexdigest()
     row = Dataset(f"{address}/beans.zip", sha256, ("healthy", "rust"), leaf_ids, title="beans")
     monkeypatch.setattr(datasets, "DATASETS", {**DATASETS, "beans": row})
-    fetched = fetch_dataset(row, tmp_path / "data", options=QUICK)
+    fetched = fetch_dataset(row, tmp_path / "data")
     assert (fetched.photos, fetched.classes, fetched.archive_sha256) == (5, 2, sha256)
     scanned = scan(tmp_path / "data")
     samples = assign_leaf_ids(scanned, scanned.samples, inspect_photos(scanned))

@@ -5,22 +5,16 @@ Adding a data set takes one module, which knows its classes and the names of its
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from agridistill.data.datasets import plantvillage
-from agridistill.data.datasets.archive import ArchiveLimits, list_files, unpack
-from agridistill.data.datasets.fetch import (
-    DownloadOptions,
-    discard,
-    download,
-    require_sha256,
-    split_source,
-    without_secrets,
-)
+from agridistill.data.datasets.archive import download, list_files, require_sha256, unpack, without_secrets
 from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import MAX_BAD_SHARE, inspect_photos
 from agridistill.errors import DataError, FetchError
@@ -29,6 +23,9 @@ from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.storage import replacing_folder, require_writable
 
 __all__ = ["DATASETS", "Dataset", "FetchResult", "fetch_dataset", "leaves_by_name"]
+
+
+_SOURCE = re.compile(r"(?P<source>.*)#sha256=(?P<sha256>[0-9a-fA-F]*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -91,26 +88,17 @@ def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]
 
 
 def fetch_dataset(
-    dataset: Dataset,
-    out: Path,
-    *,
-    source: str | None = None,
-    options: DownloadOptions | None = None,
-    limits: ArchiveLimits | None = None,
-    progress: ProgressCallback = silent,
+    dataset: Dataset, out: Path, *, source: str | None = None, progress: ProgressCallback = silent
 ) -> FetchResult:
     """Downloads, unpacks and verifies a data set.
 
-    The folder appears whole or not at all. An interrupted download stays beside it as `OUT.part`; the next call resumes
-    it.
+    The folder appears whole or not at all.
 
     Args:
         dataset: row of `DATASETS`.
         out: folder to make; it must not exist or be empty.
         source: http(s) address or local file of a .zip or .tar archive that holds the class folders at any depth, by
             default the data set's address; `#sha256=…` at its end is verified.
-        options: tries, pauses and timeouts of a download.
-        limits: on what the archive may hold.
         progress: called with (done, total): bytes of the download, then files unpacked, then photos verified.
 
     Raises:
@@ -123,7 +111,7 @@ def fetch_dataset(
         # The finished folder is renamed to this name, which cannot be the working directory.
         raise FetchError("the name of a folder to make", f"'{out}'", "write --out with a name")
     require_writable(out, folder=True)
-    place, sha256 = split_source(source) if source is not None else (dataset.address, dataset.sha256)
+    place, sha256 = _split_source(source) if source is not None else (dataset.address, dataset.sha256)
     out.parent.mkdir(parents=True, exist_ok=True)
     if "://" not in place:
         archive = Path(place)
@@ -131,33 +119,31 @@ def fetch_dataset(
             got = f"the folder '{archive}'" if archive.is_dir() else f"'{archive}', which does not exist"
             raise FetchError("an archive file or an http(s) address", got, "correct --source")
         archive_sha256 = require_sha256(archive, sha256, f"in '{archive}'", "get the archive again")
-        return _unpack_verified(dataset, archive, archive_sha256, out, place, limits, progress)
-    archive = out.with_name(f"{out.name}.part")
-    archive_sha256 = download(place, archive, sha256=sha256, options=options, progress=progress)
-    try:
-        result = _unpack_verified(dataset, archive, archive_sha256, out, without_secrets(place), limits, progress)
-    except FetchError:
-        # The download is complete and wrong: resuming it would give the same file.
-        discard(archive)
-        raise
-    discard(archive)
-    return result
+        return _unpack_verified(dataset, archive, archive_sha256, out, place, progress)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        archive = Path(folder) / "archive"
+        archive_sha256 = download(place, archive, sha256=sha256, progress=progress)
+        return _unpack_verified(dataset, archive, archive_sha256, out, without_secrets(place), progress)
+
+
+def _split_source(source: str) -> tuple[str, str | None]:
+    """Splits `ADDRESS#sha256=HEX` into the address and the sha256, which is None where it is not given."""
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        return source, None
+    if len(match["sha256"]) != 64:
+        raise FetchError("a sha256 of 64 hex digits", f"'{match['sha256']}'", "correct the source")
+    return match["source"], match["sha256"].lower()
 
 
 def _unpack_verified(
-    dataset: Dataset,
-    archive: Path,
-    sha256: str,
-    out: Path,
-    source: str,
-    limits: ArchiveLimits | None,
-    progress: ProgressCallback,
+    dataset: Dataset, archive: Path, sha256: str, out: Path, source: str, progress: ProgressCallback
 ) -> FetchResult:
     """Unpacks beside `out`, reads every photo and the leaf map, then renames the folder."""
-    places = _places(dataset, archive, list_files(archive, limits=limits))
+    places = _places(dataset, archive, list_files(archive))
     with replacing_folder(out) as folder:
         begin(progress, "unpacking")
-        unpack(archive, folder, places, limits=limits, progress=progress)
+        unpack(archive, folder, places, progress=progress)
         scanned = scan(folder)
         has_leaf_map = bool(dataset.leaf_map) and (folder / dataset.leaf_map).exists()
         if has_leaf_map:
@@ -166,7 +152,7 @@ def _unpack_verified(
             except DataError as error:
                 raise FetchError("an archive with a usable leaf map", error.got, "name another --source") from None
         begin(progress, "reading photos")
-        records = inspect_photos(scanned, progress=progress).records
+        records = inspect_photos(scanned, progress=progress)
         bad = tuple(path for path, record in records.items() if record.error is not None)
         if len(bad) > MAX_BAD_SHARE * len(records):
             got = f"{len(bad)} of {len(records)} unreadable, the first '{bad[0]}' ({records[bad[0]].error})"

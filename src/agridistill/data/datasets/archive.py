@@ -1,73 +1,209 @@
-"""Safe unpacking of chosen files: an archive may come from anywhere."""
+"""One archive over HTTP, and the files in it: neither server nor archive is trusted.
+
+A download that is cut off is continued, never joined from two versions, and verified by length and sha256. Chosen files
+are unpacked within limits; a path that leads out of the archive, a link or a device is refused.
+"""
 
 from __future__ import annotations
 
+import http.client
 import lzma
 import stat
 import struct
 import tarfile
+import time
+import urllib.error
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
+from urllib.parse import urlsplit
 
 from agridistill.errors import FetchError
+from agridistill.manifest import sha256_of
 from agridistill.progress import ProgressCallback, silent
 
+ATTEMPTS = 4  # tries in a row without new bytes
+PAUSE_S = 1.0  # before the second try; doubled before each further one
+TIMEOUT_S = 30.0  # of the connection, and of each read
+MAX_DOWNLOAD_BYTES = 20_000_000_000
+# What an archive may hold; more is an attack or an accident.
+MAX_MEMBERS = 2_000_000
+MAX_CONTENT_BYTES = 100_000_000_000  # of all members, unpacked or not
+MAX_FILES = 200_000  # unpacked
+MAX_FILE_BYTES = 64_000_000  # of one unpacked file
+MAX_TOTAL_BYTES = 8_000_000_000  # of all unpacked files
+
 _CHUNK_BYTES = 1 << 20
+_RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REPLACE = "get the archive again or name another --source"
 _DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    struct.error,
-    NotImplementedError,
-    ValueError,
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, struct.error, NotImplementedError, ValueError, OSError),
 )
 
 
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """What an archive may hold; more is an attack or an accident."""
-
-    members: int = 2_000_000
-    files: int = 200_000  # unpacked
-    file_bytes: int = 64_000_000  # of one unpacked file
-    total_bytes: int = 8_000_000_000  # of all unpacked files
-    content_bytes: int = 100_000_000_000  # of all members, unpacked or not
+class _CutOffError(Exception):
+    """The server or the network stopped; what came so far is of use."""
 
 
-@dataclass(frozen=True)
-class _Member:
+class _ChangedError(_CutOffError):
+    """The server has another file by now."""
+
+
+def require_sha256(path: Path, expected: str | None, where: str, remedy: str) -> str:
+    """The sha256 of a file; a FetchError where another one is expected."""
+    found = sha256_of(path)
+    if expected is not None and found != expected.lower():
+        raise FetchError(f"an archive with sha256 {expected[:12]}…", f"{found[:12]}… {where}", remedy)
+    return found
+
+
+def download(url: str, target: Path, *, sha256: str | None = None, progress: ProgressCallback = silent) -> str:
+    """Downloads a file.
+
+    After a cut it is continued where the server confirms (If-Range) that the file is the same, else begun anew.
+
+    Args:
+        url: http or https.
+        target: file to write; what it holds after a failure is of no use.
+        sha256: of the whole file, in hex.
+        progress: called with (bytes so far, bytes in all; 0 where unknown).
+
+    Returns:
+        The sha256 of the file.
+
+    Raises:
+        FetchError: not reachable, refused by the server, cut off repeatedly, too large, or of another sha256.
+        OSError: the disk is full or cannot be written.
+    """
+    _check_address(url)
+    failures, best, version = 0, -1, ""
+    with target.open("wb") as file:
+        while True:
+            try:
+                with _response(url, file.tell() if version else 0, version) as response:
+                    version = _validator(response)
+                    _receive(response, url, file, progress)
+                break
+            except _CutOffError as error:
+                version = "" if isinstance(error, _ChangedError) else version
+                failures = failures + 1 if file.tell() <= best else 1
+                best = max(best, file.tell())
+                if failures >= ATTEMPTS:
+                    got = f"{file.tell():,} bytes ({error})"
+                    remedy = "try again later or name another --source"
+                    raise FetchError(f"the whole of '{without_secrets(url)}'", got, remedy) from None
+                time.sleep(PAUSE_S * 2 ** (failures - 1))
+    return require_sha256(target, sha256, f"from '{without_secrets(url)}'", "check the source and the sha256")
+
+
+def without_secrets(url: str) -> str:
+    """The address for messages: without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        url.encode("ascii")
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable or " " in url:
+        scheme = url.split("://")[0]
+        got = f"one that starts with '{scheme}://'" if scheme not in ("http", "https") else "one that cannot be parsed"
+        raise FetchError("an http or https address", got, "correct it or name a local archive")
+
+
+@contextmanager
+def _response(url: str, start: int, version: str) -> Iterator[http.client.HTTPResponse]:
+    """The server's answer to a request for the file from byte `start` on."""
+    headers = {"User-Agent": "agridistill", "Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": version}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme was checked
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310 - as above
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise _ChangedError("a file that became shorter") from None
+            if error.code in _RETRIED_STATUSES:
+                raise _CutOffError(f"status {error.code} {error.reason}") from None
+            got = f"status {error.code} {error.reason} from '{without_secrets(url)}'"
+            raise FetchError("a file to download", got, "check the address or name another --source") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise _CutOffError(str(reason) or type(error).__name__) from None
+    with response:
+        # Some servers ignore If-Range, or give another range.
+        is_part = response.status == http.client.PARTIAL_CONTENT
+        given = response.headers.get("Content-Range") or ""
+        if is_part and (_validator(response) != version or not given.startswith(f"bytes {start}-")):
+            raise _ChangedError("another file or range than the requested one")
+        yield response
+
+
+def _receive(response: http.client.HTTPResponse, url: str, file: IO[bytes], progress: ProgressCallback) -> None:
+    """Writes what the server sends: the rest of the file, or all of it."""
+    if file.tell() and response.status != http.client.PARTIAL_CONTENT:
+        file.seek(0)
+        file.truncate()
+    length = response.headers.get("Content-Length") or ""
+    done = file.tell()
+    total = done + int(length) if length.isdigit() else 0
+    while max(done, total) <= MAX_DOWNLOAD_BYTES:
+        chunk = _read(response)
+        if not chunk:
+            if total and done != total:
+                raise _CutOffError(f"of {total:,}")
+            return
+        file.write(chunk)
+        done += len(chunk)
+        progress(done, total)
+    got = f"more from '{without_secrets(url)}'"
+    raise FetchError(f"at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "name another --source")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    # Its own function: an OSError of the disk must not count as one of the network.
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutOffError(str(error) or type(error).__name__) from None
+
+
+def _validator(response: http.client.HTTPResponse) -> str:
+    etag = response.headers.get("ETag") or ""
+    # A weak ETag does not promise the same bytes.
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified") or ""
+
+
+class _Member(NamedTuple):
     name: str
     size: int
     is_regular: bool
     open: Callable[[], IO[bytes] | None]
 
 
-def list_files(archive: Path, *, limits: ArchiveLimits | None = None) -> list[str]:
+def list_files(archive: Path) -> list[str]:
     """The names of all files in an archive, with slashes.
 
     Raises:
         FetchError: no archive, damaged, above the limits, or with a path that leads out of it.
     """
-    with _members(archive, limits or ArchiveLimits()) as members:
+    with _members(archive) as members:
         return [member.name for member in members]
 
 
 def unpack(
-    archive: Path,
-    target: Path,
-    places: Mapping[str, PurePosixPath],
-    *,
-    limits: ArchiveLimits | None = None,
-    progress: ProgressCallback = silent,
+    archive: Path, target: Path, places: Mapping[str, PurePosixPath], *, progress: ProgressCallback = silent
 ) -> None:
     """Writes chosen files of an archive into a folder.
 
@@ -75,37 +211,34 @@ def unpack(
         archive: .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz, recognised by its content.
         target: an existing folder.
         places: name in the archive -> where to write it, relative to `target`.
-        limits: on counts and sizes; sizes are measured while unpacking.
         progress: called with (files done, files in all).
 
     Raises:
         FetchError: damaged, above the limits, encrypted, or a chosen entry is a link or a device.
     """
-    limits = limits or ArchiveLimits()
-    if len(places) > limits.files:
+    if len(places) > MAX_FILES:
         raise _too_much(archive, f"{len(places):,} files")
     written: set[PurePosixPath] = set()
     total = 0
-    with _members(archive, limits) as members:
+    with _members(archive) as members:
         for member in members:
             place = places.get(member.name)
             if place is None:
                 continue
             if not member.is_regular:
                 raise FetchError("plain files", f"'{member.name}' in '{archive.name}', a link or a device", _REPLACE)
-            if place.is_absolute() or ".." in place.parts:
-                raise ValueError(f"a place outside the target: {place}")
             if place in written:
                 raise FetchError("each file once", f"'{place}' twice in '{archive.name}'", _REPLACE)
             written.add(place)
-            total += _write(archive, member, target / place, limits, total)
+            total += _write(archive, member, target / place, total)
             progress(len(written), len(places))
     missing = sorted(str(place) for place in set(places.values()) - written)
     if missing:
         raise FetchError("a whole archive", f"'{archive.name}' without '{missing[0]}'", _REPLACE)
 
 
-def _write(archive: Path, member: _Member, path: Path, limits: ArchiveLimits, total: int) -> int:
+def _write(archive: Path, member: _Member, path: Path, total: int) -> int:
+    """Writes one file and gives its size, which is measured; `total` bytes are written already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     source = member.open()
@@ -114,7 +247,7 @@ def _write(archive: Path, member: _Member, path: Path, limits: ArchiveLimits, to
     with source, path.open("xb") as file:
         while chunk := source.read(_CHUNK_BYTES):
             size += len(chunk)
-            if size > limits.file_bytes or total + size > limits.total_bytes:
+            if size > MAX_FILE_BYTES or total + size > MAX_TOTAL_BYTES:
                 raise _too_much(archive, f"more than {size - len(chunk):,} bytes in '{member.name}'")
             file.write(chunk)
     if size != member.size:
@@ -123,12 +256,12 @@ def _write(archive: Path, member: _Member, path: Path, limits: ArchiveLimits, to
 
 
 @contextmanager
-def _members(archive: Path, limits: ArchiveLimits) -> Iterator[Iterator[_Member]]:
+def _members(archive: Path) -> Iterator[Iterator[_Member]]:
     """All entries but folders, checked, in the archive's order; damage becomes a FetchError."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                yield _checked(archive, _zip_members(archive, opened), limits)
+                yield _checked(archive, _zip_members(archive, opened))
         else:
             with tarfile.open(archive) as opened_tar:
                 members = (
@@ -136,8 +269,8 @@ def _members(archive: Path, limits: ArchiveLimits) -> Iterator[Iterator[_Member]
                     for info in opened_tar
                     if not info.isdir()
                 )
-                yield _checked(archive, members, limits)
-    except (*_DAMAGE, OSError) as error:
+                yield _checked(archive, members)
+    except _DAMAGE as error:
         # gzip and bz2 report damage as an OSError without a number; that of a full disk has one.
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -145,11 +278,11 @@ def _members(archive: Path, limits: ArchiveLimits) -> Iterator[Iterator[_Member]
         raise FetchError("an intact .zip or .tar archive", got, _REPLACE) from None
 
 
-def _checked(archive: Path, members: Iterator[_Member], limits: ArchiveLimits) -> Iterator[_Member]:
+def _checked(archive: Path, members: Iterator[_Member]) -> Iterator[_Member]:
     content = 0
     for count, member in enumerate(members, start=1):
         content += member.size
-        if count > limits.members or content > limits.content_bytes:
+        if count > MAX_MEMBERS or content > MAX_CONTENT_BYTES:
             raise _too_much(archive, f"{count:,} entries of {content:,} bytes")
         # Also for files that are not unpacked: such a path shows a malicious archive.
         path = PurePosixPath(member.name.replace("\\", "/"))
@@ -167,8 +300,8 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
             continue
         if info.flag_bits & 1:
             raise FetchError("an archive without a password", f"'{archive.name}'", "unpack and pack it again")
-        is_regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-        yield _Member(name, info.file_size, is_regular, partial(opened.open, info))
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        yield _Member(name, info.file_size, kind in (0, stat.S_IFREG), partial(opened.open, info))
 
 
 def _too_much(archive: Path, got: str) -> FetchError:

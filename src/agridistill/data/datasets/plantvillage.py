@@ -15,9 +15,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from agridistill.data.folder import Sample
 from agridistill.data.likeness import merge_groups
@@ -57,8 +57,7 @@ _TOMATO_SERIES = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
+class _Name(NamedTuple):
     """A file name: a named leaf, or a shot in a series (then `leaf` is None)."""
 
     stem: str
@@ -87,17 +86,17 @@ def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafM
     """
     names: dict[str, _Name] = {}
     mapped: dict[str, list[str]] = {}
-    class_of: dict[str, str] = {}
+    class_of = {sample.path: classes[sample.label] for sample in samples}
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     shots: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-    for sample in samples:
-        path, class_name, name = sample.path, classes[sample.label], _parse_name(sample.path)
+    for path, class_name in class_of.items():
+        name = _parse_name(path)
         if name is None:
             continue
+        names[path] = name
         leaves = (leaf_map or {}).get(name.stem) or (leaf_map or {}).get(f"{name.series} {name.number}") or ()
         # Series of several crops share names: entries of other classes do not count.
         mapped[path] = [leaf for leaf in leaves if ":::" not in leaf or leaf.split(":::", 1)[0] == class_name]
-        names[path], class_of[path] = name, class_name
         for leaf in mapped[path]:
             groups["", leaf].append(path)
         if name.leaf is None:
@@ -127,9 +126,8 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     Raises:
         DataError: the file is not a JSON object of lists of leaf ids.
     """
-    path = next(
-        (path for path in (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME) if path.is_file()), None
-    )
+    places = (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME)
+    path = next((path for path in places if path.is_file()), None)
     if path is None:
         return None
     remedy = "restore the file or remove it"
