@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
-from pydantic import Field
 
 from agridistill.errors import ModelError
 
@@ -30,7 +30,7 @@ _COLOURED, _DARK = 0.08, 60.0
 # A decoder that misses data repeats its last row, or fills with one colour, over nearly the whole width. Cut-out leaves
 # lie on exact black or white as well, and a picture of equal rows alone is no damaged photo.
 _SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
-_Share = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Interval(ge=0, le=1)]
 
 _CELLS = 3
 _PIXELS_A_SIDE = 75
@@ -46,9 +46,9 @@ _FAMILIAR_SHARE = 0.96
 class QualitySettings:
     """Limits of the quality gate; the defaults refuse hardly any of our tomato photos (docs/field.md)."""
 
-    darkest: Annotated[float, Field(ge=0, le=255)] = 50.0  # the brightest twentieth of the photo reaches this level
+    darkest: Annotated[float, Interval(ge=0, le=255)] = 50.0  # the brightest twentieth of the photo reaches this level
     brightest: _Share = 0.35  # of the photo, that may be burnt out to white
-    blurriest: Annotated[float, Field(ge=0, le=10)] = 0.06  # least ratio of the fine steps to the photo's contrast
+    blurriest: Annotated[float, Interval(ge=0, le=10)] = 0.06  # least ratio of the fine steps to the photo's contrast
     least_leaf: _Share = 0.01  # of the photo, that has at least a leaf's colours; 0 for plants of other colours
     smeared: _Share = 0.15  # of the height, whose rows may repeat the row above: decoders' lost data
 
