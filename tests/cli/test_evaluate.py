@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from agridistill.cli.evaluate import print_evaluation
 from agridistill.cli.main import main
-from agridistill.cli.tables import print_evaluation
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores, Interval
 

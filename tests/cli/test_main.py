@@ -252,7 +252,7 @@ def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
     finished = SimpleNamespace(evaluation=SimpleNamespace(parameters=30_000_000, classes=("a", "b")))
     monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink() or finished)
     monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
-    monkeypatch.setattr("agridistill.cli.after_run.gpu_at_hand", lambda: True)
+    monkeypatch.setattr("agridistill.cli.export.gpu_at_hand", lambda: True)
     code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")
     assert code == 0
     words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"

@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from agridistill.cli import publish as command
+from agridistill.cli import watch as command
 from agridistill.edge.updates.release import read_trusted_keys, verified_release
 from agridistill.errors import AgriDistillError, EdgeError, ModelError, RunError
 

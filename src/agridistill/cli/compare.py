@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
-from agridistill.cli.tables import UNDEFINED, cell, count, new_table, print_note, print_table
+from agridistill.cli.output import (
+    UNDEFINED,
+    count,
+    new_table,
+    next_command,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    progress_bar,
+    stderr,
+    stdout,
+)
 from agridistill.errors import ConfigError
 from agridistill.progress import begin
 from agridistill.storage import require_writable
 
 if TYPE_CHECKING:
-    from agridistill.config import Recipe
+    from agridistill.study.plan import SearchPlan
 
 
 @options.with_groups
@@ -42,7 +53,7 @@ def compare(
 
     Finished runs are kept: after an interruption, or with more in the recipe, the same command continues.
     """
-    from agridistill.config import compare_plan, read_recipe, require_serves
+    from agridistill.config import compare_plan, read_recipe, require_serves, search_plan
     from agridistill.data.labels import FOLDERS
 
     chosen = read_recipe(recipe)
@@ -55,14 +66,15 @@ def compare(
     }
     if search:
         _refuse("--search, which tries one after another", {"--jobs": jobs, "--no-evidence": not evidence})
-        _search(data, out, chosen, set_ or [], search, storage, shared, json=json)
+        plan = search_plan(chosen, set_ or [])
+        _search(data, out, plan, search, storage, shared, json=json)
         return
     _refuse("a study without --search", {"--storage": storage})
-    plan = compare_plan(chosen, set_ or [])
+    runs = compare_plan(chosen, set_ or [])
     with progress_bar("epochs of all runs") as progress:
         from agridistill.study import compare as study
 
-        document = study.compare(data, out, plan, jobs=jobs, evidence=evidence, progress=progress, **shared)
+        document = study.compare(data, out, runs, jobs=jobs, evidence=evidence, progress=progress, **shared)
     if json:
         print_json(document)
     else:
@@ -78,24 +90,14 @@ def _refuse(where: str, given: Mapping[str, object]) -> None:
 
 
 def _search(
-    data: Path,
-    out: Path,
-    recipe: Recipe,
-    overrides: list[str],
-    trials: int,
-    storage: str | None,
-    shared: dict[str, Any],
-    *,
-    json: bool,
+    data: Path, out: Path, plan: SearchPlan, trials: int, storage: str | None, shared: dict[str, Any], *, json: bool
 ) -> None:
     from agridistill.api import training_extra
-    from agridistill.config import search_plan
 
     if shared["teacher"] is None:
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
     with training_extra("Optuna, to search", "search"):
         import optuna  # noqa: F401 - checked before any work
-    plan = search_plan(recipe, overrides)
     with progress_bar("trials") as progress:
         from agridistill.study.search import search
 
@@ -139,7 +141,7 @@ def _print_budget(budget: Mapping[str, Any], *, baseline: str) -> None:
     table = new_table(title, "candidate", *columns, "parameters", "MACs")
     for row in budget["rows"]:
         table.add_row(
-            cell(row["name"]),
+            printable(row["name"]),
             _mean(row, "accuracy", scale=100, decimals=2),
             _difference(row["difference"]),
             _mean(row, "macro_f1", decimals=3),

@@ -9,8 +9,16 @@ import typer
 from typer import Argument, Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, print_skipped, printable, progress_bar, stdout
-from agridistill.cli.tables import cell, new_table, print_table
+from agridistill.cli.output import (
+    new_table,
+    next_command,
+    print_json,
+    print_skipped,
+    print_table,
+    printable,
+    progress_bar,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from agridistill.data.check import CheckResult
@@ -87,7 +95,7 @@ def split(
         table = new_table(f"{out}: photos (leaf groups)", "class", "train", "val", "test")
         for row in _split_counts(prepared):
             cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
-            table.add_row(cell(str(row["name"])), *cells)
+            table.add_row(printable(str(row["name"])), *cells)
         print_table(table)
     next_command("train", data, *labels.words(), "--splits", out, "--out", "model")
 
@@ -123,7 +131,7 @@ def _print_check(result: CheckResult) -> None:
     table = new_table(str(result.root), "class", "photos", "leaf groups", *split_names)
     for one in result.classes:
         per_split = (f"{one.photos_per_split[name]:,}" for name in split_names) if one.photos_per_split else ()
-        table.add_row(cell(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
+        table.add_row(printable(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
     print_table(table)
     for text in result.notes:
         stdout.print(f"note: {printable(text)}")

@@ -11,8 +11,17 @@ import typer
 from typer import Argument, Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr, stdout
-from agridistill.cli.tables import cell, new_table, percent, print_table
+from agridistill.cli.output import (
+    new_table,
+    next_command,
+    percent,
+    print_json,
+    print_table,
+    printable,
+    progress_bar,
+    stderr,
+    stdout,
+)
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
@@ -140,7 +149,9 @@ def models(json: options.Json = False) -> None:
     table = new_table("shipped models", "name", "size", "input", "classes", "accuracy")
     for model in found:
         size, pixels = f"{model['size_bytes'] / 1e6:.1f} MB", f"{model['image_size']} px"
-        table.add_row(cell(model["name"]), size, pixels, str(len(model["classes"])), percent(model["test_accuracy"]))
+        table.add_row(
+            printable(model["name"]), size, pixels, str(len(model["classes"])), percent(model["test_accuracy"])
+        )
     print_table(table)
     stdout.print("accuracy: share of right answers on unseen leaves of the data set that the model was trained on")
     for model in found:

@@ -10,12 +10,18 @@ import typer
 from typer import Option
 
 from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, stdout
-from agridistill.cli.tables import UNDEFINED, FigureTable, cell, new_table, print_table
+from agridistill.cli.output import (
+    UNDEFINED,
+    new_table,
+    next_command,
+    print_figures,
+    print_json,
+    print_table,
+    printable,
+    stdout,
+)
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from agridistill.edge.events import AgentState, Alert, Detection
 
 # Shorter outages often end without help.
@@ -53,7 +59,7 @@ def status(
     else:
         style = "bold green" if running else "bold" if found.finished or found.stopped else "bold red"
         stdout.print(printable(_headline(found, running, now_s)), style=style)
-        print_table(_state_table(found, running))
+        print_figures(_state_rows(found))
         _print_history(seen, last, now_s, str(found.model.get("sha256", ""))[:12])
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
@@ -136,20 +142,15 @@ def _headline(state: AgentState, running: bool, now_s: float) -> str:
     return f"{state.device}: {end} {_local(state.at_s)} ({ago} ago); what follows is from then"
 
 
-def _state_table(state: AgentState, running: bool) -> Table:
-    from rich.table import Table
-
+def _state_rows(state: AgentState) -> list[tuple[str, str]]:
     from agridistill.edge import words
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
     trouble = words.source_trouble_words(state)
     verdicts = words.verdict_counts_words(state.verdicts) if state.frames else ""
     memory, disk = (
         UNDEFINED if size is None else words.bytes_words(size) for size in (state.memory_bytes, state.disk_free_bytes)
     )
-    rows = [
+    return [
         ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
         ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
@@ -161,9 +162,6 @@ def _state_table(state: AgentState, running: bool) -> Table:
         ("memory", memory),
         ("free disk", disk),
     ]
-    for name, value in rows:
-        table.add_row(name, printable(value))
-    return table
 
 
 def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
@@ -178,24 +176,24 @@ def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
         since = duration_words(now_s - alert.since_s)
         stdout.print(printable(f"{alert.level.capitalize()}, open for {since}: {alert.text}"), style="yellow")
     if seen.detections:
-        print_table(_detections_table(seen.detections, model))
+        _print_detections(seen.detections, model)
     elif last:
         stdout.print("There are no detections yet.")
 
 
-def _detections_table(detections: list[Detection], model: str) -> FigureTable:
+def _print_detections(detections: list[Detection], model: str) -> None:
     from agridistill.edge.words import detection_words, number_of
 
-    table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
     # The model of each, where another model than the present one decided.
     several = any(one.model != model for one in detections)
-    for name in ("plot", "answer", "photo", *(("model",) if several else ())):
-        table.add_column(name, justify="left")
+    headings = ("plot", "answer", "photo", *(("model",) if several else ()))
+    table = new_table(f"Last {number_of(len(detections), 'detection')}", "time", *headings)
+    for column in table.columns:
+        column.justify = "left"
     for one in detections:
         cells = [one.plot or UNDEFINED, detection_words(one), one.photo, *((one.model,) if several else ())]
-        style = "" if one.verdict == "answer" else "yellow"
-        table.add_row(_local(one.at_s), *map(cell, cells), style=style)
-    return table
+        table.add_row(_local(one.at_s), *map(printable, cells), style="" if one.verdict == "answer" else "yellow")
+    print_table(table)
 
 
 def _local(at_s: float) -> str:
