@@ -53,15 +53,12 @@ def search(
     Several machines may share one storage and one folder.
 
     Args:
-        data: the photos.
+        data: the photos; they, `teacher`, `layout` and `split_file` are as for `distill`.
         out: folder of the study: `search/NAME` with the trials' runs, `search-NAME.json`, and `search.db` without
             `storage`; NAME is the candidate's and the budget's.
         plan: the searched settings.
         trials: finished ones in all.
-        teacher: run folder.
-        layout: how the labels are found.
         storage: URL of a database for Optuna; None keeps SQLite in `out`.
-        split_file: made by `data split`.
         progress: called with (trials, trials in all).
         tell: called with one line for each finished trial.
 
