@@ -79,28 +79,26 @@ def leaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_leaves(folder, leaves_per_class=8, shots_per_leaf=2, image_size=64)
 
 
-@pytest.fixture(scope="session")
-def teacher_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny Swin, one epoch."""
+def trained(leaves: Path, out: Path, model: str, epochs: int) -> Path:
+    """A finished run of a tiny network on labels alone."""
     from agridistill.training.run import train
     from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
 
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    fit = FitSettings(model=TINY_SWIN, epochs=1, batch_size=16, pretrained=False, workers=0, precision="fp32")
+    fit = FitSettings(model=model, epochs=epochs, batch_size=16, pretrained=False, workers=0, precision="fp32")
     train(leaves, out, TrainConfig(data=DataSettings(image_size=64), train=fit))
     return out
+
+
+@pytest.fixture(scope="session")
+def teacher_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny Swin."""
+    return trained(leaves, tmp_path_factory.mktemp("runs") / "teacher", TINY_SWIN, 1)
 
 
 @pytest.fixture(scope="session")
 def student_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny student on labels alone, two epochs."""
-    from agridistill.training.run import train
-    from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
-
-    out = tmp_path_factory.mktemp("runs") / "student"
-    fit = FitSettings(model=TINY_STUDENT, epochs=2, batch_size=16, pretrained=False, workers=0, precision="fp32")
-    train(leaves, out, TrainConfig(data=DataSettings(image_size=64), train=fit))
-    return out
+    """A finished run of a tiny student on labels alone."""
+    return trained(leaves, tmp_path_factory.mktemp("runs") / "student", TINY_STUDENT, 2)
 
 
 @pytest.fixture(scope="session")

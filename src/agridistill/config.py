@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from agridistill.arguments import described, to_path
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.views import Augmentation
-from agridistill.errors import ConfigError, nearest
+from agridistill.errors import ConfigError, nearest, needs_extra
 from agridistill.settings_file import build_settings, read_toml, require_known_key, require_known_keys, setting_names
 from agridistill.study.plan import ComparePlan, CompareSettings, SearchPlan, plan_search, plan_study
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
@@ -189,6 +190,33 @@ def _changed(recipe: Recipe, values: Mapping[tuple[str, str], Any]) -> Recipe:
     for (section, key), value in values.items():
         changed.setdefault(section, {})[key] = value
     return changed
+
+
+def complete_recipe(
+    command: Literal["train", "distill"],
+    given: Recipe,
+    data: Path,
+    run: Path,
+    *,
+    teacher: Path | None = None,
+    layout: Layout | None = None,
+    resume: bool = False,
+) -> tuple[Recipe, str]:
+    """Settings that are left open: those of the run on a resume, else chosen by photos and hardware.
+
+    Returns:
+        The recipe, and the reason for what was chosen in a sentence; empty where nothing was.
+    """
+    if resume:
+        stored = run / "recipe.toml"
+        base = read_recipe(stored) if stored.exists() else {}
+        if base:
+            require_serves(base, command)
+        return {name: {**base.get(name, {}), **given.get(name, {})} for name in {**base, **given}}, ""
+    with needs_extra():
+        from agridistill.training.defaults import choice_for
+    choice = choice_for(command, given, data, teacher, layout or FOLDERS)
+    return choice.recipe, choice.reason
 
 
 def train_config(recipe: Recipe) -> TrainConfig:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
 from agridistill.cli import export
-from agridistill.cli.main import main
 from agridistill.cli.output import count, next_command
 from agridistill.cli.train import larger_student
 from agridistill.evaluation.evaluate import EvaluationResult
@@ -23,17 +23,8 @@ from agridistill.progress import ProgressCallback
 from agridistill.training.result import stored_result
 from agridistill.training.run_folder import RunFolder
 
-Capture = pytest.CaptureFixture[str]
 TINY, LARGE = "mobilenetv3_small_050", "mobilenetv3_large_minimal_100"
 FAST = ["--image-size", "32", "--batch-size", "16", "--no-pretrained", "--workers", "0", "--precision", "fp32"]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 def evaluation(folder: Path) -> EvaluationResult:

@@ -3,23 +3,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.cli.running import Capture, require_one_line, run
 
 from agridistill.benchmark import run as benchmark_run
 from agridistill.benchmark.host import Host
 from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
 from agridistill.cli.benchmark import print_benchmark
-from agridistill.cli.main import main
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
 
 
 def model(**changes: object) -> ModelResult:
@@ -149,7 +138,4 @@ def test_unusable_input_ends_in_one_line(
     colour_model: Path, capsys: Capture, words: tuple[str, ...], message: str
 ) -> None:
     named = {"MODEL": colour_model}
-    code, out, err = run(capsys, "benchmark", *(named.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+    require_one_line(capsys, "benchmark", words, named, message)

@@ -3,22 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.cli.running import Capture, require_one_line, run
 
 from agridistill.cli.evaluate import print_evaluation
-from agridistill.cli.main import main
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores, Interval
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
 
 
 def result(classes: int = 2, **changes: object) -> EvaluationResult:
@@ -142,10 +131,7 @@ def test_unusable_input_ends_in_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     named = {"RUN": teacher_run, "DATA": leaves, "EMPTY": tmp_path / "empty"}
-    code, out, err = run(capsys, "evaluate", *(named.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+    require_one_line(capsys, "evaluate", words, named, message)
 
 
 def test_the_table_shows_each_figure_with_its_unit(capsys: Capture) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import typer
+from tests.cli.running import run
 from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
@@ -39,13 +40,6 @@ SMALL = [
     "--precision",
     "fp32",
 ]
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(exit_.value.code or 0), captured.out, captured.err
 
 
 def one_line(text: str) -> str:

@@ -9,23 +9,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.cli.running import Capture, require_one_line, run
 from tests.colour_backend import colour_photo
 
 from agridistill.api import load
-from agridistill.cli.main import main
 from agridistill.data.folder import scan
 from agridistill.errors import PhotoError
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
 
 
 def with_threshold(run_folder: Path, copy: Path, threshold: float) -> Path:
@@ -146,10 +135,7 @@ def test_unusable_input_ends_in_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     named = {"RUN": teacher_run, "PHOTOS": photos, "EMPTY": tmp_path / "empty"}
-    code, out, err = run(capsys, "predict", *(named.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.splitlines()) == 1
+    require_one_line(capsys, "predict", words, named, message)
 
 
 def test_one_mistyped_photo_does_not_cost_the_others(colour_model: Path, photos: Path, capsys: Capture) -> None:

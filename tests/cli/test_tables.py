@@ -20,25 +20,13 @@ from agridistill.cli.compare import print_study
 from agridistill.cli.demo import print_rows
 from agridistill.cli.evaluate import print_evaluation
 from agridistill.cli.output import new_table, print_note, print_table
+from agridistill.data.datasets.plantvillage import TOMATO_CLASSES
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores
 from agridistill.training.result import RunResult
 
 Screen = Callable[[int], None]
 
-# PlantVillage's own.
-TOMATO = (
-    "Tomato___Bacterial_spot",
-    "Tomato___Early_blight",
-    "Tomato___Late_blight",
-    "Tomato___Leaf_Mold",
-    "Tomato___Septoria_leaf_spot",
-    "Tomato___Spider_mites Two-spotted_spider_mite",
-    "Tomato___Target_Spot",
-    "Tomato___Tomato_Yellow_Leaf_Curl_Virus",
-    "Tomato___Tomato_mosaic_virus",
-    "Tomato___healthy",
-)
 WIDTHS = pytest.mark.parametrize("width", [60, 80, 120])
 
 
@@ -54,9 +42,9 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
 
 def tomato_result(photos: int = 100) -> EvaluationResult:
-    scores = tuple(ClassScores(name, 0.901 + 0.01 * n, 0.5, 0.75, 617) for n, name in enumerate(TOMATO))
+    scores = tuple(ClassScores(name, 0.901 + 0.01 * n, 0.5, 0.75, 617) for n, name in enumerate(TOMATO_CLASSES))
     matrix = tuple(tuple(photos + column if row == column else column for column in range(10)) for row in range(10))
-    return replace(result(10), classes=TOMATO, per_class=scores, confusion_matrix=matrix)
+    return replace(result(10), classes=TOMATO_CLASSES, per_class=scores, confusion_matrix=matrix)
 
 
 def study_document() -> dict[str, Any]:
@@ -103,11 +91,11 @@ def test_an_evaluation_keeps_names_and_figures_whole(
     screen(width)
     print_evaluation(tomato_result(), title="mobilenetv3_small_050 on the test split of /photos/plantvillage-tomato")
     found = cells(printed(capsys, width))
-    for number, name in enumerate(TOMATO):
+    for number, name in enumerate(TOMATO_CLASSES):
         assert name in found
         assert f"{90.1 + number:.1f} %" in found
         assert str(100 + number) in found
-    assert found.count("617") == len(TOMATO)
+    assert found.count("617") == len(TOMATO_CLASSES)
     assert "91.2 % (89.5–92.7)" in found
 
 

@@ -22,7 +22,7 @@ from agridistill.cli.output import (
     stderr,
     stdout,
 )
-from agridistill.errors import ConfigError
+from agridistill.errors import ConfigError, needs_extra
 from agridistill.progress import begin
 from agridistill.storage import require_writable
 
@@ -92,11 +92,10 @@ def _refuse(where: str, given: Mapping[str, object]) -> None:
 def _search(
     data: Path, out: Path, plan: SearchPlan, trials: int, storage: str | None, shared: dict[str, Any], *, json: bool
 ) -> None:
-    from agridistill.api import training_extra
 
     if shared["teacher"] is None:
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
-    with training_extra("Optuna, to search", "search"):
+    with needs_extra("Optuna, to search", "search"):
         import optuna  # noqa: F401 - checked before any work
     with progress_bar("trials") as progress:
         from agridistill.study.search import search

@@ -86,23 +86,18 @@ class RunOptions(options.LabelOptions):
         Raises:
             ConfigError: the recipe file cannot be used, or has no section for the command.
         """
-        from agridistill.config import read_recipe, require_serves, with_options, with_overrides
-        from agridistill.data.labels import FOLDERS
+        from agridistill.config import complete_recipe, read_recipe, require_serves, with_options, with_overrides
 
         recipe: Recipe = {}
         if self.recipe is not None:
             recipe = read_recipe(self.recipe)
             require_serves(recipe, command)
-        elif self.resume and (out / "recipe.toml").exists():
-            recipe = read_recipe(out / "recipe.toml")
         given = changes | {(_SECTIONS.get(key, command), key): getattr(self, key) for key in _RECIPE_KEYS}
         recipe = with_options(with_overrides(recipe, command, self.set_ or []), given)
-        if self.recipe is not None or self.resume:
+        if self.recipe is not None:
             return recipe, ""
-        from agridistill.training.defaults import choice_for
-
-        choice = choice_for(command, recipe, data, teacher, self.layout() or FOLDERS)
-        return choice.recipe, choice.reason
+        layout = self.layout()
+        return complete_recipe(command, recipe, data, out, teacher=teacher, layout=layout, resume=self.resume)
 
     def is_finished(self, out: Path) -> bool:
         """Whether a resume has nothing left to train: the stored result is printed."""

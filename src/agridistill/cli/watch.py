@@ -19,7 +19,7 @@ from typer import Argument, Option
 
 from agridistill.cli import options
 from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr, stdout
-from agridistill.errors import ConfigError
+from agridistill.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
     from agridistill.edge.alerts import AlertMessage
@@ -69,10 +69,9 @@ def watch(
     Every detection is on the disk before anything is sent. Ctrl-C or SIGTERM end the agent cleanly; the same command
     continues where it stopped.
     """
-    from agridistill.api import training_extra
     from agridistill.runtime.shipped import model_path
 
-    with training_extra("the field part of AgriDistill", "edge"):
+    with needs_extra("the field part of AgriDistill", "edge"):
         from agridistill.edge.agent import Listeners
         from agridistill.edge.building import watch as run
         from agridistill.edge.settings import WatchSettings, read_settings
@@ -198,9 +197,8 @@ def publish(
 
     A key's password is read from AGRIDISTILL_KEY_PASSWORD.
     """
-    from agridistill.api import training_extra
 
-    with training_extra("cryptography, to sign releases", "edge"):
+    with needs_extra("cryptography, to sign releases", "edge"):
         from agridistill.edge.updates.publishing import PublishSettings
         from agridistill.edge.updates.publishing import publish as write
         from agridistill.edge.updates.release import read_private_key, read_public_key
