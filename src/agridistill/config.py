@@ -145,10 +145,6 @@ def serves(recipe: Recipe, command: str) -> bool:
 def require_serves(recipe: Recipe, command: str) -> None:
     """Checks that a recipe is for the command. Otherwise the command would silently use defaults.
 
-    Args:
-        recipe: as read from a file.
-        command: "train" or "distill".
-
     Raises:
         ConfigError: names the sections that the recipe has.
     """
@@ -164,8 +160,6 @@ def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Re
     """Applies `--set key=value`, where the key is `section.key`, or a key that only one section of the command has.
 
     Args:
-        recipe: as read; not changed.
-        command: "train" or "distill".
         overrides: such as "distill.lr=0.002", "temperature=2", "objective.pairs=[{student=32, teacher=32}]".
 
     Raises:
@@ -233,7 +227,6 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
     """The runs of `compare`: the recipe, changed by each budget, then by each candidate, then by `overrides`.
 
     Args:
-        recipe: as read.
         overrides: of `--set`. Those of [data] and [augmentation] also apply to a teacher that the study trains.
 
     Raises:
