@@ -108,7 +108,7 @@ def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the body runs; it goes with the process, however that ends.
 
     Args:
-        lock: a file, made where it is not there. File systems without locks let everybody in.
+        lock: a file, made where it is not there. File systems without locks give it to every process.
         what: is being done, for the error.
         wait: until another process or thread releases it.
 

@@ -81,7 +81,7 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
     else:
         summary = [line for name, one in evaluations.items() for line in words.model_summary(name, one)]
     summary += [line for name, one in evidence.items() for line in words.evidence_summary(name, one)]
-    shown = (study or {}).get("evidence")
+    evidence_of = (study or {}).get("evidence")
     return environment.get_template("report.html").render(
         title=f"{'Study' if study else 'Model'}: {documents.name}",
         study=study,
@@ -92,7 +92,7 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
         evidence=evidence,
         gallery=documents.gallery,
         benchmark=documents.benchmark,
-        of_what=f" ({shown['budget']}, seed {shown['seed']})" if shown else "",
+        of_what=f" ({evidence_of['budget']}, seed {evidence_of['seed']})" if evidence_of else "",
         plots=[{"plot": plot, "wide": plot.width > MAX_WIDTH} for plot in drawn],
         provenance=provenance(documents),
         glossary=words.glossary,
@@ -202,7 +202,7 @@ def read_documents(folder: Path) -> ReportDocuments:
     evidence = {name: _require_version(_read_json(folder / f"evidence/{name}.json"), name) for name in names}
     gallery = _read_json(folder / "evidence/gallery.json")
     with_results = [folder / name for name in ("compare.json", "evaluation.json", "benchmark.json", "metrics.csv")]
-    runs = _shown_runs(folder, study) if study is not None else {_printable(folder.resolve().name): folder}
+    runs = _reported_runs(folder, study) if study is not None else {_printable(folder.resolve().name): folder}
     evaluations = {name: _read_json(run / "evaluation.json") for name, run in runs.items()}
     environments = [_read_json(run / "environment.json") for run in runs.values()]
     return ReportDocuments(
@@ -247,7 +247,7 @@ def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
     return [*rows, ("This page by", f"agridistill report {folder}, AgriDistill {__version__}")]
 
 
-def _shown_runs(folder: Path, study: Document) -> dict[str, Path]:
+def _reported_runs(folder: Path, study: Document) -> dict[str, Path]:
     """Run folders of the best method and the baseline, of the evidence's budget and seed."""
     wanted = study.get("evidence", {}).get("budget")
     budget = next((budget for budget in study["budgets"] if budget["name"] == wanted), study["budgets"][0])

@@ -129,10 +129,9 @@ class CompareSettings:
         candidates = [candidate.name for candidate in self.candidates]
         _require_once("budget", budgets)
         _require_once("candidate", candidates)
-        _require_once("seed", self.seeds)
-        for group in (*self.budgets, *self.candidates):
-            if group.seeds:
-                _require_once("seed", group.seeds)
+        own_seeds = [budget.seeds for budget in self.budgets] + [candidate.seeds for candidate in self.candidates]
+        for seeds in (self.seeds, *filter(None, own_seeds)):
+            _require_once("seed", seeds)
         _require_known("the baseline among the candidates", self.baseline, candidates)
         for candidate in self.candidates:
             _require(candidate.name not in _RESERVED, "another name of a candidate", f"'{candidate.name}'")
