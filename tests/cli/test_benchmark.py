@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cli.running import Capture, require_one_line, run
+from tests.cli.running import Capture, run
 
 from agridistill.benchmark import run as benchmark_run
 from agridistill.benchmark.host import Host
@@ -122,20 +122,3 @@ def test_a_machine_that_was_busy_is_told(colour_model: Path, capsys: Capture, mo
     _, _, err = run(capsys, "benchmark", colour_model)
     assert "the turns of shaken with onnxruntime had medians from 2.00 to 3.10 ms; stop what else runs" in err
     assert "steady" not in err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("nowhere.onnx",), "got 'nowhere.onnx', which does not exist; check the path"),
-        (("MODEL", "--engine", "onnxruntim"), "got 'onnxruntim'; did you mean 'onnxruntime'?"),
-        (("MODEL", "--photos", "nowhere"), "got 'nowhere', which does not exist; check the path"),
-        (("MODEL", "--data", "nowhere"), "got 'nowhere', which does not exist; check the path"),
-        (("MODEL", "--queries", "0"), "error: "),
-    ],
-)
-def test_unusable_input_ends_in_one_line(
-    colour_model: Path, capsys: Capture, words: tuple[str, ...], message: str
-) -> None:
-    named = {"MODEL": colour_model}
-    require_one_line(capsys, "benchmark", words, named, message)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.cli.running import Capture, require_one_line, run
+from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
 from agridistill.api import load
@@ -116,26 +116,6 @@ def test_markup_and_odd_bytes_in_a_file_name_are_shown_as_they_are(
     assert "bl\\udce4tt.png: " in out
     code, out, _ = run(capsys, "predict", teacher_run, latin, "--json")
     assert json.loads(out)["photos"][0]["photo"].endswith("bl\\udce4tt.png")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ("RUN", "nowhere.jpg"),
-            "error: expected photos or folders of photos; got 'nowhere.jpg', which does not exist;",
-        ),
-        (("RUN", "EMPTY"), "which holds none; name another folder or the files"),
-        (("nowhere", "PHOTOS"), "got 'nowhere', which does not exist; check the path"),
-        (("RUN", "PHOTOS", "--top", "0"), "error: "),
-    ],
-)
-def test_unusable_input_ends_in_one_line(
-    teacher_run: Path, photos: Path, tmp_path: Path, capsys: Capture, words: tuple[str, ...], message: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    named = {"RUN": teacher_run, "PHOTOS": photos, "EMPTY": tmp_path / "empty"}
-    require_one_line(capsys, "predict", words, named, message)
 
 
 def test_one_mistyped_photo_does_not_cost_the_others(colour_model: Path, photos: Path, capsys: Capture) -> None:

@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import (
-    UNDEFINED,
-    count,
-    digits,
-    new_table,
-    next_command,
-    percent,
-    print_json,
-    print_note,
-    print_table,
-    printable,
-    progress_bar,
-    stderr,
-)
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, count, digits, percent, printable, stderr
 
 if TYPE_CHECKING:
     from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles
@@ -77,7 +64,7 @@ def benchmark(
         require_result_file(csv, "--csv", header=",".join(CSV_COLUMNS[:4]))
     if out is not None and csv is not None and out.resolve() == csv.resolve():
         raise ConfigError("two files for --out and --csv", f"'{out}' for both", "choose another --csv")
-    with progress_bar("measuring") as progress:
+    with output.progress_bar("measuring") as progress:
         from agridistill.benchmark.run import PUBLISHABLE_QUERIES, BenchmarkPlan
         from agridistill.benchmark.run import benchmark as measure
 
@@ -96,7 +83,7 @@ def benchmark(
         result = replace(result, published=())
     # Printed first: a disk that fails must not lose what took minutes to measure.
     if json:
-        print_json(result.to_json())
+        output.print_json(result.to_json())
     else:
         print_benchmark(result)
     if out is not None:
@@ -113,13 +100,13 @@ def benchmark(
                 f"{fastest:.2f} to {slowest:.2f} ms; stop what else runs and measure again",
                 style="yellow",
             )
-    next_command("predict", models[0], "IMAGE")
+    output.next_command("predict", models[0], "IMAGE")
 
 
 def print_benchmark(result: BenchmarkResult) -> None:
     """Prints one line a model, published figures below, and how it was measured."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
-    table = new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
+    table = output.new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
     for model in result.models:
         table.add_row(f"{printable(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
     if result.published:
@@ -130,9 +117,9 @@ def print_benchmark(result: BenchmarkResult) -> None:
         latency = UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}"
         figures = (percent(paper.accuracy), _megabytes(paper.size_bytes), latency)
         table.add_row(name, *figures, *[UNDEFINED] * 6, f"{count(paper.macs)}\n{count(paper.flops)}")
-    print_table(table)
+    output.print_table(table)
     for line in _notes(result):
-        print_note(line)
+        output.print_note(line)
 
 
 def _measured_cells(model: ModelResult) -> tuple[str, ...]:

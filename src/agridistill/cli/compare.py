@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import (
-    UNDEFINED,
-    count,
-    new_table,
-    next_command,
-    print_json,
-    print_note,
-    print_table,
-    printable,
-    progress_bar,
-    stderr,
-    stdout,
-)
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, count, printable, stderr, stdout
 from agridistill.errors import ConfigError, needs_extra
 from agridistill.progress import begin
 from agridistill.storage import require_writable
@@ -71,15 +59,15 @@ def compare(
         return
     _refuse("a study without --search", {"--storage": storage})
     runs = compare_plan(chosen, set_ or [])
-    with progress_bar("epochs of all runs") as progress:
+    with output.progress_bar("epochs of all runs") as progress:
         from agridistill.study import compare as study
 
         document = study.compare(data, out, runs, jobs=jobs, evidence=evidence, progress=progress, **shared)
     if json:
-        print_json(document)
+        output.print_json(document)
     else:
         print_study(document)
-    next_command("report", out)
+    output.next_command("report", out)
 
 
 def _refuse(where: str, given: Mapping[str, object]) -> None:
@@ -97,13 +85,13 @@ def _search(
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
     with needs_extra("Optuna, to search", "search"):
         import optuna  # noqa: F401 - checked before any work
-    with progress_bar("trials") as progress:
+    with output.progress_bar("trials") as progress:
         from agridistill.study.search import search
 
         document = search(data, out, plan, trials, storage=storage, progress=progress, **shared)
     best = document["best"]
     if json:
-        print_json(document)
+        output.print_json(document)
     else:
         found = ", ".join(f"{name} = {value}" for name, value in best["settings"].items())
         accuracy = f"{100 * best['val_accuracy']:.2f} % on the validation split"
@@ -111,7 +99,7 @@ def _search(
     # The run's own recipe holds budget, candidate and the values that were found.
     words = (*shared["layout"].words(), *(("--splits", shared["split_file"]) if shared["split_file"] else ()))
     run = ("--teacher", shared["teacher"], "--recipe", out / best["recipe"])
-    next_command("distill", data, *run, *words, "--out", "RUN")
+    output.next_command("distill", data, *run, *words, "--out", "RUN")
 
 
 def print_study(document: Mapping[str, Any]) -> None:
@@ -122,22 +110,24 @@ def print_study(document: Mapping[str, Any]) -> None:
     if teacher is not None:
         low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
         labels = "" if teacher["labels"] is None else f", trained on {100 * teacher['labels']:g} % of the labels"
-        print_note(f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style="")
+        output.print_note(
+            f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style=""
+        )
         if learnt := teacher["test_photos_learnt"]:
             text = f"it was trained on {learnt:,} of the test photos: its students' figures are too high"
-            print_note(text, style="yellow")
-    print_note(
+            output.print_note(text, style="yellow")
+    output.print_note(
         f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
         "over seeds; a difference is over the seeds that both have, its interval a bootstrap over leaves and seeds "
         "(* one seed: of leaves alone, and too narrow)"
     )
-    print_note(f"tuning: {document['tuning']}")
+    output.print_note(f"tuning: {document['tuning']}")
 
 
 def _print_budget(budget: Mapping[str, Any], *, baseline: str) -> None:
     title = f"{budget['name']}: {budget['epochs']} epochs, {100 * budget['labels']:g} % of the labels"
     columns = ("accuracy, %", f"to {baseline}, points (95 %)", "macro-F1", "NLL, nats", "calibration error, %", "seeds")
-    table = new_table(title, "candidate", *columns, "parameters", "MACs")
+    table = output.new_table(title, "candidate", *columns, "parameters", "MACs")
     for row in budget["rows"]:
         table.add_row(
             printable(row["name"]),
@@ -150,11 +140,11 @@ def _print_budget(budget: Mapping[str, Any], *, baseline: str) -> None:
             count(row["parameters"]),
             count(row["macs"]),
         )
-    print_table(table)
+    output.print_table(table)
     if others := [f"{found['other']} {_difference(found)}" for found in budget["best_against"]]:
-        print_note(f"{budget['best']}, the best on the validation split, against {'; '.join(others)}")
+        output.print_note(f"{budget['best']}, the best on the validation split, against {'; '.join(others)}")
     for test in budget["mcnemar"]:
-        print_note(
+        output.print_note(
             f"McNemar, seed {test['seed']}: {test['first']} alone right on {test['only_first']} photos, "
             f"{test['second']} alone on {test['only_second']}, p = {test['p_value']:.2g} (photos of one leaf taken for "
             "independent)"
@@ -181,14 +171,14 @@ def report(
     """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""
     if folder.is_dir():
         require_writable(folder, "DIR", folder=True)
-    with progress_bar("drawing") as progress:
+    with output.progress_bar("drawing") as progress:
         from agridistill.report import report as write
 
         begin(progress, "drawing")
         result = write(folder)
     if json:
         files = {"plots": result.plots, "numbers": result.numbers}
-        print_json({"page": str(result.page), **{name: list(map(str, each)) for name, each in files.items()}})
+        output.print_json({"page": str(result.page), **{name: list(map(str, each)) for name, each in files.items()}})
     else:
         stdout.print(str(result.page))
     stderr.print(f"open it in a browser: {result.page.resolve().as_uri()}")

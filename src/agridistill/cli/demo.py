@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from agridistill.cli import options
+from agridistill.cli import options, output
 from agridistill.cli.evaluate import accuracy
-from agridistill.cli.output import (
-    count,
-    new_table,
-    next_command,
-    print_json,
-    print_table,
-    printable,
-    progress_bar,
-    stderr,
-)
+from agridistill.cli.output import count, printable, stderr
 from agridistill.errors import MissingExtraError
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable, write_json
@@ -50,28 +41,28 @@ def demo(
     """
     require_writable(out, folder=True)
     stderr.print("Drawn leaves stand in for photos: the figures show that training works, not the accuracy in a field.")
-    with progress_bar("drawing leaves") as progress:
+    with output.progress_bar("drawing leaves") as progress:
         result = run_demo(out, progress=progress)
     if json:
-        print_json(result.to_json())
+        output.print_json(result.to_json())
     else:
         print_rows(result.rows)
     if result.artefact is not None:
         megabytes = result.artefact.stat().st_size / 1e6
         stderr.print(f"For a device: {result.artefact}, {megabytes:.1f} MB in int8, with its manifest.")
-    next_command("predict", result.artefact or result.rows["hybrid student"].out, result.data / "mosaic")
+    output.next_command("predict", result.artefact or result.rows["hybrid student"].out, result.data / "mosaic")
 
 
 def print_rows(rows: Mapping[str, RunResult]) -> None:
     """Prints one line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
     columns = ("accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
-    table = new_table("Test split of the drawn leaves", "model", *columns)
+    table = output.new_table("Test split of the drawn leaves", "model", *columns)
     for name, run in rows.items():
         found, seconds = run.evaluation, round(run.train_s)
         time = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
         figures = (f"{found.macro_f1:.3f}", count(found.parameters), count(found.macs), time)
         table.add_row(printable(name), accuracy(found), *figures)
-    print_table(table)
+    output.print_table(table)
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,9 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from agridistill.cli import options
+from agridistill.cli import options, output
 from agridistill.cli.export import print_verdict, verdict_on
-from agridistill.cli.output import (
-    UNDEFINED,
-    count,
-    has_room,
-    new_table,
-    next_command,
-    percent,
-    print_figures,
-    print_json,
-    print_note,
-    print_skipped,
-    print_table,
-    printable,
-    progress_bar,
-    sibling,
-    stderr,
-    stdout,
-)
+from agridistill.cli.output import UNDEFINED, count, percent, printable, stderr, stdout
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
@@ -74,7 +57,7 @@ def evaluate(
     if evidence is not None:
         require_writable(evidence, "--evidence", folder=True)
     names = read_class_names(map_) if map_ is not None else {}
-    with progress_bar("reading photos") as progress:
+    with output.progress_bar("reading photos") as progress:
         begin(progress, "loading the model")
         result = api.evaluate(
             model,
@@ -90,13 +73,13 @@ def evaluate(
     if result.split == "all" != split:
         split = "all"
         stderr.print("No photo here is known to be of the model's training: all of them are used for testing.")
-    print_skipped(result.skipped, result.skipped_photos[0] if result.skipped else "")
+    output.print_skipped(result.skipped, result.skipped_photos[0] if result.skipped else "")
     verdict = verdict_on(result, model)
     document = result.to_json() | {"verdict": verdict.to_json()}
     if out is not None:
         write_json(out, document)
     if json:
-        print_json(document)
+        output.print_json(document)
     else:
         photos = "all photos" if split == "all" else f"the {split} split"
         print_evaluation(result, title=f"{result.model} on {photos} of {data}")
@@ -104,11 +87,11 @@ def evaluate(
     if evidence is not None:
         # After the scores are printed: it takes minutes.
         chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": names}
-        with progress_bar("gathering evidence") as progress:
+        with output.progress_bar("gathering evidence") as progress:
             _gather(model, data, evidence, result, chosen, progress)
-        next_command("report", evidence)
+        output.next_command("report", evidence)
     elif verdict.usable:
-        next_command("predict", model, data)
+        output.next_command("predict", model, data)
 
 
 def _gather(
@@ -124,7 +107,7 @@ def _gather(
     from agridistill.evaluation.evidence import gather_evidence
     from agridistill.storage import write_json
 
-    name = sibling(model, model.name).stem
+    name = output.sibling(model, model.name).stem
     own = model / "splits.json" if model.is_dir() else None
     write_json(folder / "evaluation.json", result.to_json())
     found = gather_evidence(load(model).backend, data, own_split=own, progress=progress, **chosen)
@@ -137,19 +120,19 @@ def _gather(
 
 def print_evaluation(result: EvaluationResult, *, title: str) -> None:
     """Prints the scores of each class, the confusions and the figures of the whole model."""
-    table = new_table(title, "class", "precision", "recall", "F1", "photos")
+    table = output.new_table(title, "class", "precision", "recall", "F1", "photos")
     for scores in result.per_class:
         f1 = UNDEFINED if scores.f1 is None else f"{scores.f1:.3f}"
         figures = (percent(scores.precision), percent(scores.recall), f1, f"{scores.photos:,}")
         table.add_row(printable(scores.name), *figures)
-    print_table(table)
+    output.print_table(table)
     if any(scores.f1 is None for scores in result.per_class):
-        print_note(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1")
+        output.print_note(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1")
     _print_confusions(result)
     # Where no leaf is known, each photo counts as one.
     leaves = f" of {result.leaves:,} leaves" if result.leaves < result.photos else ""
     skipped = f"; {result.skipped:,} unreadable left out" if result.skipped else ""
-    print_figures(
+    output.print_figures(
         [
             ("accuracy (95 % CI)", accuracy(result)),
             ("macro-F1", f"{result.macro_f1:.3f}"),
@@ -170,19 +153,19 @@ def _print_confusions(result: EvaluationResult) -> None:
     numbers = [f"{number:>{len(str(len(result.classes)))}}" for number in range(1, len(result.classes) + 1)]
     names = [f"{number} {printable(name)}" for number, name in zip(numbers, result.classes, strict=True)]
     small = len(result.classes) <= _MAX_MATRIX
-    if small and has_room(matrix := _confusion_matrix(result, names, numbers)):
-        print_table(matrix)
-    elif small and has_room(matrix := _confusion_matrix(result, numbers, numbers)):
-        print_table(matrix)
+    if small and output.has_room(matrix := _confusion_matrix(result, names, numbers)):
+        output.print_table(matrix)
+    elif small and output.has_room(matrix := _confusion_matrix(result, numbers, numbers)):
+        output.print_table(matrix)
         for name in names:
-            print_note(name)
+            output.print_note(name)
         stdout.print()
     else:
-        print_table(_frequent_confusions(result))
+        output.print_table(_frequent_confusions(result))
 
 
 def _confusion_matrix(result: EvaluationResult, names: list[str], numbers: list[str]) -> Table:
-    table = new_table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
+    table = output.new_table("confusion matrix: rows are the truth, columns the prediction", "class", *numbers)
     for truth, row in enumerate(result.confusion_matrix):
         cells: list[str | Text] = [str(photos or "·") for photos in row]
         cells[truth] = Text(str(row[truth]), "bold")
@@ -191,7 +174,7 @@ def _confusion_matrix(result: EvaluationResult, names: list[str], numbers: list[
 
 
 def _frequent_confusions(result: EvaluationResult) -> Table:
-    table = new_table("most frequent confusions", "class", "taken for", "photos")
+    table = output.new_table("most frequent confusions", "class", "taken for", "photos")
     table.columns[1].justify = "left"
     mistakes = [
         (photos, result.classes[truth], result.classes[prediction])

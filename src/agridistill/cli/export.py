@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, progress_bar, sibling, stderr, stdout
+from agridistill.cli import options, output
+from agridistill.cli.output import printable, stderr, stdout
 from agridistill.errors import AgriDistillError, ModelError, RunError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def export(
     layout = labels.layout()
     if earlier := _replaced_run(out, run):
         stderr.print(f"{out} replaces the artefact of the run '{earlier}'")
-    with progress_bar("reading photos") as progress:
+    with output.progress_bar("reading photos") as progress:
         from agridistill.exporting.artefact import export as write
 
         result = write(
@@ -77,16 +77,16 @@ def export(
         )
     verdict = _verdict_on_artefact(result, run)
     if json:
-        print_json(result.to_json() | {"verdict": verdict.to_json()})
+        output.print_json(result.to_json() | {"verdict": verdict.to_json()})
     else:
         stderr.print(_summary(result, out))
     print_verdict(verdict, json=True)
     if format == "micro" and not json:
         stderr.print(_micro(out))
     if precision == "int8" and (best := better_form(run, known_forms(run))) is not None:
-        next_command(*export_of(best))
+        output.next_command(*export_of(best))
     elif verdict.usable:
-        next_command("predict", out, "IMAGE")
+        output.next_command("predict", out, "IMAGE")
 
 
 def _replaced_run(out: Path, run: Path) -> str | None:
@@ -189,7 +189,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
     try:
         from agridistill.exporting.forms import device_forms
 
-        with progress_bar("measuring the forms for a device") as progress:
+        with output.progress_bar("measuring the forms for a device") as progress:
             forms = device_forms(run, teacher, data=data, progress=progress)
         if forms:
             write_json(run / _FORMS, {"forms": [form.to_json() for form in forms]})
@@ -270,7 +270,7 @@ def after_training(data: Path, run: Path, result: EvaluationResult, student: Stu
     size = parameters_of(student.model, len(result.classes))
     larger = size is not None and result.parameters is not None and size > result.parameters
     if (student.planned or gpu_at_hand()) and not larger:
-        return ("distill", data, "--teacher", run, *student.words, "--out", sibling(run, "student"))
+        return ("distill", data, "--teacher", run, *student.words, "--out", output.sibling(run, "student"))
     return export_of(run, result)
 
 
@@ -284,7 +284,7 @@ def gpu_at_hand() -> bool:
 def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
     """The command that writes the file for a device: in int8 if the network can be rounded, or without a result."""
     precision = ("--precision", "int8") if result is None or _can_be_int8(run, result) else ()
-    return ("export", run, "--out", sibling(run, f"{run.resolve().name}.onnx"), *precision)
+    return ("export", run, "--out", output.sibling(run, f"{run.resolve().name}.onnx"), *precision)
 
 
 def parameters_of(model: str, classes: int) -> int | None:

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from agridistill.cli import options
-from agridistill.cli.output import (
-    UNDEFINED,
-    new_table,
-    next_command,
-    print_figures,
-    print_json,
-    print_table,
-    printable,
-    stdout,
-)
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, printable, stdout
 
 if TYPE_CHECKING:
     from agridistill.edge.events import AgentState, Alert, Detection
@@ -55,11 +46,11 @@ def status(
         alerts, detections = ([one.to_json() for one in part] for part in (seen.alerts, seen.detections))
         document = {"running": running, "problems": problems, "state": found.to_json()}
         document |= {"open_alerts": None if seen.error else alerts, "detections": None if seen.error else detections}
-        print_json(document | {"history_error": seen.error})
+        output.print_json(document | {"history_error": seen.error})
     else:
         style = "bold green" if running else "bold" if found.finished or found.stopped else "bold red"
         stdout.print(printable(_headline(found, running, now_s)), style=style)
-        print_figures(_state_rows(found))
+        output.print_figures(_state_rows(found))
         _print_history(seen, last, now_s, str(found.model.get("sha256", ""))[:12])
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
@@ -67,7 +58,7 @@ def status(
         # A source whose secrets are replaced by … cannot be given again.
         source = found.source if "…" not in found.source else "SOURCE"
         words = () if state is None else ("--state", state)
-        next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
+        output.next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
     if problems:
         raise typer.Exit(1)
 
@@ -187,13 +178,13 @@ def _print_detections(detections: list[Detection], model: str) -> None:
     # The model of each, where another model than the present one decided.
     several = any(one.model != model for one in detections)
     headings = ("plot", "answer", "photo", *(("model",) if several else ()))
-    table = new_table(f"Last {number_of(len(detections), 'detection')}", "time", *headings)
+    table = output.new_table(f"Last {number_of(len(detections), 'detection')}", "time", *headings)
     for column in table.columns:
         column.justify = "left"
     for one in detections:
         cells = [one.plot or UNDEFINED, detection_words(one), one.photo, *((one.model,) if several else ())]
         table.add_row(_local(one.at_s), *map(printable, cells), style="" if one.verdict == "answer" else "yellow")
-    print_table(table)
+    output.print_table(table)
 
 
 def _local(at_s: float) -> str:

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from agridistill.cli import export, options
+from agridistill.cli import export, options, output
 from agridistill.cli.evaluate import print_evaluation
-from agridistill.cli.output import (
-    count,
-    next_command,
-    print_json,
-    print_skipped,
-    progress_bar,
-    silence_other_ranks,
-    stderr,
-)
+from agridistill.cli.output import count, stderr
 from agridistill.progress import is_first_process
 
 if TYPE_CHECKING:
@@ -137,9 +129,9 @@ def train(
     config = train_config(recipe)
     # Read now: after hours of training, the recipe may be gone.
     plan = run.student_plan()
-    silence_other_ranks(config.train.processes)
+    output.silence_other_ranks(config.train.processes)
     finished = run.is_finished(out)
-    with progress_bar("reading photos", then="preparing", first_line=reason) as progress:
+    with output.progress_bar("reading photos", then="preparing", first_line=reason) as progress:
         from agridistill.training import run as runs
 
         result = runs.train(
@@ -147,7 +139,7 @@ def train(
         )
     verdict = show_result(result, json=run.json, model=config.train.model, finished=finished)
     if verdict.usable:
-        next_command(*export.after_training(data, out, result.evaluation, plan))
+        output.next_command(*export.after_training(data, out, result.evaluation, plan))
 
 
 @options.with_groups
@@ -180,11 +172,11 @@ def distill(
     recipe, reason = run.recipe_for("distill", data, out, own, teacher)
     config = distill_config(recipe)
     fit = config.distill
-    silence_other_ranks(fit.processes)
+    output.silence_other_ranks(fit.processes)
     finished = run.is_finished(out)
     larger = larger_student(fit.model, teacher) if teacher is not None and not fit.int8 else ""
     first_line = "\n".join(filter(None, (reason, larger)))
-    with progress_bar("reading photos", then="preparing", first_line=first_line) as progress:
+    with output.progress_bar("reading photos", then="preparing", first_line=first_line) as progress:
         from agridistill.training import run as runs
 
         result = runs.distill(
@@ -206,10 +198,10 @@ def distill(
         forms = export.known_forms(out) if finished else export.measure_forms(out, teacher, data=data)
         best = export.better_form(out, forms)
         if best is not None:
-            next_command(*export.export_of(best))
+            output.next_command(*export.export_of(best))
             return
     if verdict.usable:
-        next_command(*export.export_of(out, result.evaluation))
+        output.next_command(*export.export_of(out, result.evaluation))
 
 
 def show_result(result: RunResult, *, json: bool, model: str, finished: bool) -> ModelVerdict:
@@ -217,10 +209,12 @@ def show_result(result: RunResult, *, json: bool, model: str, finished: bool) ->
     verdict = export.verdict_on(result.evaluation, result.out)
     if finished:
         stderr.print(f"'{result.out}' is finished: this is its stored result")
-    print_skipped(len(result.skipped), f"'{result.skipped[0][0]}'" if result.skipped else "")
+    output.print_skipped(len(result.skipped), f"'{result.skipped[0][0]}'" if result.skipped else "")
     if json:
         document = result.evaluation.to_json() | {"verdict": verdict.to_json()}
-        print_json({"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document})
+        output.print_json(
+            {"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document}
+        )
     else:
         print_evaluation(result.evaluation, title=f"{model} on the test split")
     export.print_verdict(verdict, json=json)

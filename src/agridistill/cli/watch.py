@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr, stdout
+from agridistill.cli import options, output
+from agridistill.cli.output import printable, stderr, stdout
 from agridistill.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def watch(
         counts = verdict_counts_words(end.verdicts)
         new = f"{printer.detections:,} new" if printer.detections else "nothing new"
         stderr.print(f"ended: {new}; {number_of(end.frames, 'frame')} decided on in all ({counts})")
-    next_command("status", *(("--state", folder) if state is not None else ()))
+    output.next_command("status", *(("--state", folder) if state is not None else ()))
 
 
 class _Printer:
@@ -228,10 +228,10 @@ def publish(
             raise typer.BadParameter(f"the private key '{path}' lies in '{out}', which devices will see")
     require_writable(out, folder=True)
     keys = [read_private_key(path) for path in key]
-    with progress_bar("golden photos") as progress:
+    with output.progress_bar("golden photos") as progress:
         result = write(model_path(model), golden, out, keys, settings, progress=progress)
     if json:
-        print_json(result.to_json())
+        output.print_json(result.to_json())
     else:
         state = "exists unchanged" if result.unchanged else "written"
         stderr.print(
@@ -240,7 +240,7 @@ def publish(
             f"golden photos {100 * result.agreement:.1f} % right here, at least {100 * settings.minimum_agreement:g} % "
             "needed on a device"
         )
-    next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
+    output.next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
 
 
 def _make_key(path: Path, *, json: bool) -> None:
@@ -248,7 +248,7 @@ def _make_key(path: Path, *, json: bool) -> None:
 
     identity, public = create_key(path), f"{path}{PUBLIC_SUFFIX}"
     if json:
-        print_json({"key_id": identity, "private_key": str(path), "public_key": public})
+        output.print_json({"key_id": identity, "private_key": str(path), "public_key": public})
     else:
         stderr.print(f"key {identity}: '{path}' signs, keep it secret; '{public}' goes onto the devices")
-    next_command("publish", "MODEL", "--key", path, "--version", "1", "--golden", "PHOTOS", "--out", "FOLDER")
+    output.next_command("publish", "MODEL", "--key", path, "--version", "1", "--golden", "PHOTOS", "--out", "FOLDER")
