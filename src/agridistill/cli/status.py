@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
 from agridistill.cli import options, output
 from agridistill.cli.output import UNDEFINED, printable, stdout
+from agridistill.errors import OutboxError
 
 if TYPE_CHECKING:
     from agridistill.edge.events import AgentState, Alert, Detection
@@ -38,20 +38,33 @@ def status(
 
     folder = state_folder() if state is None else state
     found = read_state(folder)
-    seen = _history(folder / HISTORY_FILE, last)
+    alerts: list[Alert] = []
+    detections: list[Detection] = []
+    error = None
+    try:
+        alerts, detections = _history(folder / HISTORY_FILE, last)
+    except OutboxError as failure:
+        error = str(failure)  # for instance on a read-only disk: the state is printed anyway
     now_s = time.time()
     running = is_running(found, now_s)
     problems = _problems(found, running)
     if json:
-        alerts, detections = ([one.to_json() for one in part] for part in (seen.alerts, seen.detections))
-        document = {"running": running, "problems": problems, "state": found.to_json()}
-        document |= {"open_alerts": None if seen.error else alerts, "detections": None if seen.error else detections}
-        output.print_json(document | {"history_error": seen.error})
+        document: dict[str, Any] = {"running": running, "problems": problems, "state": found.to_json()}
+        document["open_alerts"] = None if error else [alert.to_json() for alert in alerts]
+        document["detections"] = None if error else [detection.to_json() for detection in detections]
+        output.print_json(document | {"history_error": error})
     else:
         style = "bold green" if running else "bold" if found.finished or found.stopped else "bold red"
         stdout.print(printable(_headline(found, running, now_s)), style=style)
         output.print_figures(_state_rows(found))
-        _print_history(seen, last, now_s, str(found.model.get("sha256", ""))[:12])
+        if error:
+            stdout.print(f"Alerts and detections cannot be read: {printable(error)}", style="yellow")
+        else:
+            _print_alerts(alerts, now_s)
+            if detections:
+                _print_detections(detections, str(found.model.get("sha256", ""))[:12])
+            elif last:
+                stdout.print("There are no detections yet.")
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
     if not running:
@@ -63,28 +76,15 @@ def status(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What the history holds; nothing where it cannot be read, and why."""
-
-    alerts: list[Alert] = field(default_factory=list)
-    detections: list[Detection] = field(default_factory=list)
-    error: str | None = None
-
-
-def _history(file: Path, last: int) -> _Seen:
+def _history(file: Path, last: int) -> tuple[list[Alert], list[Detection]]:
+    """The open alerts and the last detections."""
     from agridistill.edge.store.history import History
-    from agridistill.errors import OutboxError
 
     # An agent that has just started may not have created it yet.
     if not file.exists():
-        return _Seen()
-    try:
-        with History.reading(file) as history:
-            return _Seen(history.alerts(state="open", limit=100), history.recent(last))
-    except OutboxError as error:
-        # For instance on a read-only disk: the state is printed anyway.
-        return _Seen(error=str(error))
+        return [], []
+    with History.reading(file) as history:
+        return history.alerts(state="open", limit=100), history.recent(last)
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
@@ -155,21 +155,14 @@ def _state_rows(state: AgentState) -> list[tuple[str, str]]:
     ]
 
 
-def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
+def _print_alerts(alerts: list[Alert], now_s: float) -> None:
     from agridistill.edge.words import duration_words
 
-    if seen.error:
-        stdout.print(f"Alerts and detections cannot be read: {printable(seen.error)}", style="yellow")
-        return
-    if not seen.alerts:
+    if not alerts:
         stdout.print("No alert is open.")
-    for alert in seen.alerts:
+    for alert in alerts:
         since = duration_words(now_s - alert.since_s)
         stdout.print(printable(f"{alert.level.capitalize()}, open for {since}: {alert.text}"), style="yellow")
-    if seen.detections:
-        _print_detections(seen.detections, model)
-    elif last:
-        stdout.print("There are no detections yet.")
 
 
 def _print_detections(detections: list[Detection], model: str) -> None:
