@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from reporting import machine, publish
 
-from agridistill.study.statistics import paired_difference
+from agridistill.study.summary import paired_difference
 
 STUDIES, LEAVES, PHOTOS, SPREAD, RESAMPLES, LEAST = 300, 218, 9, 0.015, 400, 0.91
 

@@ -79,7 +79,8 @@ def leaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_leaves(folder, leaves_per_class=8, shots_per_leaf=2, image_size=64)
 
 
-def _finished_run(leaves: Path, out: Path, model: str, epochs: int) -> Path:
+def trained(leaves: Path, out: Path, model: str, epochs: int) -> Path:
+    """A finished run of a tiny network on labels alone."""
     from agridistill.training.run import train
     from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
 
@@ -90,14 +91,14 @@ def _finished_run(leaves: Path, out: Path, model: str, epochs: int) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny Swin, one epoch."""
-    return _finished_run(leaves, tmp_path_factory.mktemp("runs") / "teacher", TINY_SWIN, 1)
+    """A finished run of a tiny Swin."""
+    return trained(leaves, tmp_path_factory.mktemp("runs") / "teacher", TINY_SWIN, 1)
 
 
 @pytest.fixture(scope="session")
 def student_run(leaves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny student on labels alone, two epochs."""
-    return _finished_run(leaves, tmp_path_factory.mktemp("runs") / "student", TINY_STUDENT, 2)
+    """A finished run of a tiny student on labels alone."""
+    return trained(leaves, tmp_path_factory.mktemp("runs") / "student", TINY_STUDENT, 2)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from tests.icc import SPACES, cmyk_profile, decode, grey_profile, rgb_profile, s
 from tests.tiffs import GREY, WHITE_IS_ZERO, write_tiff
 
 from agridistill import colour
+from agridistill.colour import coloured, overlaid
 from agridistill.data.inspection import inspect_photo
 from agridistill.data.views import Augmentation, SmallCopies
 from agridistill.edge.sources import SourceSettings
@@ -296,3 +297,26 @@ def test_an_alpha_of_nothing_is_left_out(tmp_path: Path) -> None:
     pixels[..., 3] = 0
     photo = np.asarray(read_photo(write_tiff(tmp_path / "a.tif", pixels, extra=2)))
     assert np.array_equal(photo, pixels[..., :3])
+
+
+def test_the_colours_are_those_of_cividis() -> None:
+    colormaps = pytest.importorskip("matplotlib").colormaps
+    values = np.linspace(0, 1, 256)[None]
+    reference = colormaps["cividis"](values)[:, :, :3] * 255
+    assert np.abs(coloured(values) - reference).max() < 12
+    assert np.array_equal(coloured(np.array([[-1.0, 2.0]])), coloured(np.array([[0.0, 1.0]])))
+
+
+def test_the_highest_value_is_yellow_the_lowest_blue_whatever_the_scale() -> None:
+    grey = Image.new("RGB", (8, 4), (128, 128, 128))
+    for scale in (1e-3, 1.0, 1e3):
+        drawn = np.asarray(overlaid(grey, np.array([[0.0, 1.0]]) * scale)).astype(int)
+        assert drawn.shape == (4, 8, 3)
+        assert (drawn[:, 0, 2] > drawn[:, 0, 0]).all()
+        assert (drawn[:, -1, 0] > drawn[:, -1, 2]).all()
+
+
+def test_a_map_of_one_value_and_a_range_of_ones_own_are_drawn() -> None:
+    grey = Image.new("RGB", (4, 4), (128, 128, 128))
+    flat = np.asarray(overlaid(grey, np.full((2, 2), 0.2)))
+    assert np.array_equal(flat, np.asarray(overlaid(grey, np.zeros((2, 2)), low=0.0, high=1.0)))

@@ -27,6 +27,7 @@ from agridistill.errors import (
     ModelError,
     PhotoError,
     RunError,
+    needs_extra,
 )
 from agridistill.version import __version__ as __version__
 
@@ -129,12 +130,9 @@ def __dir__() -> list[str]:
 
 
 def _imported(name: str) -> Any:
-    try:
+    extra = "report" if _HOMES[name].startswith("agridistill.report") else "train"
+    with needs_extra(f"the libraries of agridistill.{name}", extra):
         return getattr(importlib.import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        extra = "report" if _HOMES[name].startswith("agridistill.report") else "train"
-        needed, got = f"the libraries of agridistill.{name}", f"no module '{error.name}'"
-        raise MissingExtraError(needed, got, f"pip install 'agridistill[{extra}]'") from None
 
 
 class _FunctionOfPackage:

@@ -6,8 +6,7 @@ Only this module decides what kind of model a path is.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +22,7 @@ from agridistill.arguments import (
     to_optional_path,
     to_path,
 )
-from agridistill.errors import ConfigError, MissingExtraError
+from agridistill.errors import ConfigError, needs_extra
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
         return Predictor(open_artefact(path, engine=engine, threads=threads, photos=photos))
     if engine is not None:
         engines_for(path, (engine,))
-    with training_extra("torch, to run a model that is not exported"):
+    with needs_extra("torch, to run a model that is not exported"):
         from agridistill.models import load_backend
     return Predictor(load_backend(path))
 
@@ -84,16 +83,14 @@ def evaluate(
 ) -> EvaluationResult:
     """Scores a model on labelled photos.
 
+    `label_file`, `label_columns` and `nested` are as for `train`, `engine` as for `load`.
+
     Args:
         model: a finished run folder, an exported file, or the name of a shipped model.
         data: as for `train`. Classes of the model that it lacks have no scores and are left out of macro-F1.
         split: which photos. On the data that the model was trained on this is the run's own split.
         split_file: a split made by `data split`, instead.
         class_names: the model's class for a folder of another name, as a mapping or the path of a TOML file of them.
-        label_file: as for `train`.
-        label_columns: as for `train`.
-        nested: as for `train`.
-        engine: as for `load`.
         progress: called with (done, total) while the photos are checked, then while they are classified.
 
     Raises:
@@ -107,7 +104,7 @@ def evaluate(
     require_choice("split", split, SPLITS)
     _require_engine(engine)
     require_callable("progress", progress)
-    with training_extra("the training part of AgriDistill, to score a model"):
+    with needs_extra("the training part of AgriDistill, to score a model"):
         from agridistill.data.labels import FOLDERS, to_layout
         from agridistill.data.likeness import learnt_path
         from agridistill.evaluation.evaluate import evaluate_folder
@@ -149,6 +146,8 @@ def export(
 ) -> ExportResult:
     """Writes a run's network as a file for devices, and its manifest beside it.
 
+    `label_file`, `label_columns` and `nested` are as for `train`; None takes what the run started with.
+
     Args:
         run: a finished run folder.
         out: `NAME.onnx` or `NAME.tflite`.
@@ -157,9 +156,6 @@ def export(
         batch: 1 fixes the batch of an `.onnx` file; None leaves it open.
         data: the photos that the run was trained on; None takes the folder that the run names.
         split_file: which of them are for training and validation, where the run does not know them.
-        label_file: as for `train`; None, with `nested` None, takes what the run started with.
-        label_columns: as for `train`.
-        nested: as for `train`.
         answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
         force: writes a file that misses its gate.
         progress: called with (done, total) while photos are read and classified.
@@ -179,7 +175,7 @@ def export(
     if batch is not None and batch != 1:
         raise ConfigError("batch=1 or None", f"{batch!r}", "leave it out")
     require_callable("progress", progress)
-    with training_extra("the training part of AgriDistill, to export a run", "train,export"):
+    with needs_extra("the training part of AgriDistill, to export a run", "train,export"):
         from agridistill.data.labels import to_layout
         from agridistill.export.artefact import export as write
     return write(
@@ -210,23 +206,6 @@ def model_cost(backend: Backend) -> tuple[int | None, int | None]:
         return None, None
     cost = complexity(backend.model, backend.manifest.preprocessing.image_size)
     return cost.parameters, cost.macs
-
-
-@contextmanager
-def training_extra(needed: str = "the training part of AgriDistill", extra: str = "train") -> Iterator[None]:
-    """Around an import of what an extra holds.
-
-    Args:
-        needed: what is imported, for the message.
-        extra: of AgriDistill, which holds it.
-
-    Raises:
-        MissingExtraError: a library of the extra is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(needed, f"no module '{error.name}'", f"pip install 'agridistill[{extra}]'") from None
 
 
 def _require_engine(engine: object) -> None:

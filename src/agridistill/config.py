@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from agridistill.arguments import described, to_path
+from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.views import Augmentation
-from agridistill.errors import ConfigError, nearest
+from agridistill.errors import ConfigError, nearest, needs_extra
 from agridistill.settings_file import build_settings, read_toml, require_known_key, require_known_keys, setting_names
 from agridistill.study.plan import ComparePlan, CompareSettings, SearchPlan, plan_search, plan_study
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
@@ -144,10 +145,6 @@ def serves(recipe: Recipe, command: str) -> bool:
 def require_serves(recipe: Recipe, command: str) -> None:
     """Checks that a recipe is for the command. Otherwise the command would silently use defaults.
 
-    Args:
-        recipe: as read from a file.
-        command: "train" or "distill".
-
     Raises:
         ConfigError: names the sections that the recipe has.
     """
@@ -163,8 +160,6 @@ def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Re
     """Applies `--set key=value`, where the key is `section.key`, or a key that only one section of the command has.
 
     Args:
-        recipe: as read; not changed.
-        command: "train" or "distill".
         overrides: such as "distill.lr=0.002", "temperature=2", "objective.pairs=[{student=32, teacher=32}]".
 
     Raises:
@@ -191,6 +186,33 @@ def _changed(recipe: Recipe, values: Mapping[tuple[str, str], Any]) -> Recipe:
     return changed
 
 
+def complete_recipe(
+    command: Literal["train", "distill"],
+    given: Recipe,
+    data: Path,
+    run: Path,
+    *,
+    teacher: Path | None = None,
+    layout: Layout | None = None,
+    resume: bool = False,
+) -> tuple[Recipe, str]:
+    """Settings that are left open: those of the run on a resume, else chosen by photos and hardware.
+
+    Returns:
+        The recipe, and the reason for what was chosen in a sentence; empty where nothing was.
+    """
+    if resume:
+        stored = run / "recipe.toml"
+        base = read_recipe(stored) if stored.exists() else {}
+        if base:
+            require_serves(base, command)
+        return {name: {**base.get(name, {}), **given.get(name, {})} for name in {**base, **given}}, ""
+    with needs_extra():
+        from agridistill.training.defaults import choice_for
+    choice = choice_for(command, given, data, teacher, layout or FOLDERS)
+    return choice.recipe, choice.reason
+
+
 def train_config(recipe: Recipe) -> TrainConfig:
     """The settings of `train`; a wrong type or range is a ConfigError."""
     return TrainConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["train"]})
@@ -205,7 +227,6 @@ def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
     """The runs of `compare`: the recipe, changed by each budget, then by each candidate, then by `overrides`.
 
     Args:
-        recipe: as read.
         overrides: of `--set`. Those of [data] and [augmentation] also apply to a teacher that the study trains.
 
     Raises:

@@ -23,7 +23,8 @@ Anything else that escapes is a defect of AgriDistill and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class AgriDistillError(Exception):
@@ -83,6 +84,19 @@ class EdgeError(AgriDistillError):
 
 class MissingExtraError(AgriDistillError):
     """An optional part of AgriDistill is not installed."""
+
+
+@contextmanager
+def needs_extra(needed: str = "the training part of AgriDistill", extra: str = "train") -> Iterator[None]:
+    """Around imports of what an extra holds.
+
+    Raises:
+        MissingExtraError: a library of the extra is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(needed, f"no module '{error.name}'", f"pip install 'agridistill[{extra}]'") from None
 
 
 def nearest(word: str, known: Iterable[str], *, count: int = 1) -> str:

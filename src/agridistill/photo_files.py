@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 try:
     import pi_heif
 except ImportError:  # not installed, or its library does not load on this machine
@@ -44,6 +47,8 @@ _HEAD_BYTES = 64
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx")
 # The box with the size of each picture in a file.
 _SIZE_BOX, _SIZE = re.compile(rb"ispe\0\0\0\0"), struct.Struct(">II")
+_EXPLANATION = re.compile(r"-explained(-\d+)?\.png", re.IGNORECASE)
+_MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
 
 
 def is_of_machine(name: str) -> bool:
@@ -85,6 +90,24 @@ def heic_pixels(source: Path | bytes) -> int:
     content = source if isinstance(source, bytes) else source.read_bytes()
     sizes = (_SIZE.unpack_from(content, found.end()) for found in _SIZE_BOX.finditer(content[: -_SIZE.size]))
     return max((width * height for width, height in sizes), default=0)
+
+
+def explanation_mark() -> PngInfo:
+    """The metadata of an explanation PNG, by which it is recognised and never read as a photo."""
+    mark = PngInfo()
+    mark.add_text(_MARK_KEY, _MARK)
+    return mark
+
+
+def is_explanation(path: str | os.PathLike[str]) -> bool:
+    """Whether `predict --explain` wrote a file; only files with such a name are opened."""
+    if not _EXPLANATION.search(str(path)):
+        return False
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_MARK_KEY) == _MARK
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # reading it as a photo reports the error
 
 
 class _Folder(NamedTuple):

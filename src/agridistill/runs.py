@@ -10,10 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from agridistill.api import training_extra
 from agridistill.arguments import require_callable, require_flag, require_whole, to_optional_path, to_path
-from agridistill.config import Recipe, compare_plan, distill_config, recipe_from, require_serves, train_config
+from agridistill.config import (
+    Recipe,
+    compare_plan,
+    complete_recipe,
+    distill_config,
+    recipe_from,
+    require_serves,
+    train_config,
+)
 from agridistill.data.labels import FOLDERS, Layout, to_layout
+from agridistill.errors import needs_extra
 from agridistill.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -67,13 +75,15 @@ def train(
         agridistill.errors.ConfigError: expected a known recipe key; got 'epoch' in the settings; did you mean 'epochs'?
     """
     folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
-    layout = to_layout(label_file, label_columns, nested)
     require_flag("resume", resume)
     require_callable("progress", progress)
-    chosen = train_config(_recipe("train", config, settings, folder, None, run, layout, resume=resume))
-    with training_extra():
+    layout = to_layout(label_file, label_columns, nested)
+    recipe = _recipe("train", config, settings, folder, None, run, layout, resume=resume)
+    with needs_extra():
         from agridistill.training import run as runs
-    return runs.train(folder, run, chosen, layout=layout, split_file=splits, resume=resume, progress=progress)
+    return runs.train(
+        folder, run, train_config(recipe), layout=layout, split_file=splits, resume=resume, progress=progress
+    )
 
 
 def distill(
@@ -94,20 +104,15 @@ def distill(
 ) -> RunResult:
     """Trains a student under a teacher.
 
+    `data`, `out`, `label_file`, `label_columns`, `nested`, `resume` and `progress` are as for `train`.
+
     Args:
-        data: as for `train`.
         teacher: run folder of a finished run; None only for the method "ce", the equal baseline without a teacher.
-        out: as for `train`.
         config: a `DistillConfig`, a dict of sections such as `{"distill": {"epochs": 3}, "objective": {"method":
             "kd"}}`, or the path of a recipe. None takes the defaults, on a resume the settings of the run.
         split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data.
-        label_file: as for `train`.
-        label_columns: as for `train`.
-        nested: as for `train`.
-        resume: continues an unfinished run.
         cache: stores the teacher's outputs for each view once; otherwise the teacher runs in every step.
         cache_dir: folder of these caches; `cache` in the teacher's run folder where None.
-        progress: called with (done, total) while the photos are read.
         settings: single settings by their key in a recipe, such as `epochs=3, method="kd"`; they override `config`.
             A `method` replaces the method of a `DistillConfig`.
 
@@ -120,18 +125,18 @@ def distill(
     """
     folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
     teacher_run, caches = to_optional_path("teacher", teacher), to_optional_path("cache_dir", cache_dir)
-    layout = to_layout(label_file, label_columns, nested)
     require_flag("resume", resume)
     require_flag("cache", cache)
     require_callable("progress", progress)
-    chosen = distill_config(_recipe("distill", config, settings, folder, teacher_run, run, layout, resume=resume))
-    with training_extra():
+    layout = to_layout(label_file, label_columns, nested)
+    recipe = _recipe("distill", config, settings, folder, teacher_run, run, layout, resume=resume)
+    with needs_extra():
         from agridistill.training import run as runs
     return runs.distill(
         folder,
         teacher_run,
         run,
-        chosen,
+        distill_config(recipe),
         layout=layout,
         split_file=splits,
         resume=resume,
@@ -159,16 +164,13 @@ def compare(
     """Trains methods x seeds x budgets under one teacher and compares them photo by photo.
 
     Finished runs in `out` are kept: after an interruption, or with more in the recipe, the same call continues.
+    `data`, `label_file`, `label_columns` and `nested` are as for `train`.
 
     Args:
-        data: as for `train`.
         recipe: the path of a recipe with a section [compare], or a dict of sections with "compare".
         out: folder of the study.
         teacher: run folder of a finished run; None trains one by the recipe where a candidate needs one.
         split_file: made by `data split`; None takes the teacher's split.
-        label_file: as for `train`.
-        label_columns: as for `train`.
-        nested: as for `train`.
         jobs: runs at a time; 0 takes one for each GPU, one without.
         evidence: also gathers, for `report`, robustness, calibration and attention.
         progress: called with (epochs done, epochs in all).
@@ -183,20 +185,19 @@ def compare(
     """
     folder, study_folder = to_path("data", data), to_path("out", out)
     teacher_run, splits = to_optional_path("teacher", teacher), to_optional_path("split_file", split_file)
-    layout = to_layout(label_file, label_columns, nested)
     require_whole("jobs", jobs, at_least=0)
     require_flag("evidence", evidence)
     require_callable("progress", progress)
     require_callable("tell", tell)
     checked = recipe_from("compare", recipe, {})
     require_serves(checked, "compare")
-    with training_extra():
+    with needs_extra():
         from agridistill.study import compare as study
     return study.compare(
         folder,
         study_folder,
         compare_plan(checked),
-        layout=layout or FOLDERS,
+        layout=to_layout(label_file, label_columns, nested) or FOLDERS,
         teacher=teacher_run,
         split_file=splits,
         jobs=jobs,
@@ -217,21 +218,11 @@ def _recipe(
     *,
     resume: bool,
 ) -> Recipe:
-    """The settings of a call; those that it leaves open come from the run on a resume, else from photos and hardware.
-
-    A config object and a recipe file are complete: they are taken as they are.
-    """
-
+    """The settings of a call. A config object and a recipe file are complete: they are taken as they are."""
     given = recipe_from(command, config, settings)
     if config is not None and not isinstance(config, Mapping):
         return given
-    stored = run / "recipe.toml"
-    if resume:
-        base = recipe_from(command, stored, {}) if stored.exists() else {}
-        return {section: {**base.get(section, {}), **given.get(section, {})} for section in {**base, **given}}
-    with training_extra():
-        from agridistill.training.defaults import choice_for
-    choice = choice_for(command, given, data, teacher, layout or FOLDERS)
-    if choice.reason:
-        logger.info(choice.reason)
-    return choice.recipe
+    recipe, reason = complete_recipe(command, given, data, run, teacher=teacher, layout=layout, resume=resume)
+    if reason:
+        logger.info(reason)
+    return recipe

@@ -25,7 +25,6 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary path to write to; renames it to `path` on success, removes it on any failure.
 
     Args:
-        path: to write.
         durable: waits until the disk has it; not needed where a checksum finds what a power cut has left half-written.
 
     Example:
@@ -59,11 +58,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder to fill; renames it to `path` on success, removes it on any failure.
 
-    Args:
-        path: must not exist, or be an empty folder.
-
     Raises:
-        OSError: the disk refuses, or the folder holds something.
+        OSError: the disk refuses, or there is a folder that holds something.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -112,7 +108,7 @@ def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock while the body runs; it goes with the process, however that ends.
 
     Args:
-        lock: a file, made where it is not there. File systems without locks let everybody in.
+        lock: a file, made where it is not there. File systems without locks give it to every process.
         what: is being done, for the error.
         wait: until another process or thread releases it.
 
@@ -144,7 +140,7 @@ def require_writable(path: Path, option: str = "--out", *, folder: bool = False)
     """Checks that a file or a folder can be written before anything is computed for it; writes nothing.
 
     Args:
-        path: of the file or the folder; neither it nor its parents need to exist.
+        path: neither it nor its parents need to exist.
         option: that named it, for the error.
         folder: a folder is to be made, not a file.
 
@@ -169,8 +165,7 @@ def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str
     """Checks that a result can be written: a file that is there already must be an earlier result of the same kind.
 
     Args:
-        path: of the file.
-        option: that named it, for the error.
+        option: that named the file, for the error.
         keys: that every JSON result of this kind has; empty for results that are not JSON.
         header: the text that a result begins with where it is not JSON.
 

@@ -10,28 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
-from agridistill.cli import after_run
-from agridistill.cli.main import main
-from agridistill.cli.output import next_command
+from agridistill.cli import export
+from agridistill.cli.output import count, next_command
+from agridistill.cli.train import larger_student
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.verdict import Level, ModelVerdict
 from agridistill.export.forms import DeviceForm
 from agridistill.progress import ProgressCallback
 from agridistill.training.run_folder import RunFolder
 
-Capture = pytest.CaptureFixture[str]
 TINY, LARGE = "mobilenetv3_small_050", "mobilenetv3_large_minimal_100"
 FAST = ["--image-size", "32", "--batch-size", "16", "--no-pretrained", "--workers", "0", "--precision", "fp32"]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 def evaluation(folder: Path) -> EvaluationResult:
@@ -40,14 +32,14 @@ def evaluation(folder: Path) -> EvaluationResult:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool:
-    monkeypatch.setattr(after_run, "gpu_at_hand", lambda: request.param)
+    monkeypatch.setattr(export, "gpu_at_hand", lambda: request.param)
     return bool(request.param)
 
 
 def after_training(run_folder: Path, *, student: str, parameters: int | None, planned: bool = False) -> str:
     result = replace(evaluation(run_folder), parameters=parameters)
-    plan = after_run.StudentPlan(student, planned, ["--student", student])
-    words = after_run.after_training(Path("photos"), run_folder, result, plan)
+    plan = export.StudentPlan(student, planned, ["--student", student])
+    words = export.after_training(Path("photos"), run_folder, result, plan)
     return shlex.join(map(str, words)).replace(str(run_folder.parent), "RUNS")
 
 
@@ -73,19 +65,17 @@ def test_after_training_comes_what_this_machine_can_do(
 
 
 def test_a_network_that_cannot_be_rounded_is_exported_as_it_is(teacher_run: Path) -> None:
-    words = after_run.export_of(teacher_run, evaluation(teacher_run))
+    words = export.export_of(teacher_run, evaluation(teacher_run))
     assert words == ("export", teacher_run, "--out", teacher_run.with_name("teacher.onnx"))
 
 
 def test_a_student_larger_than_its_teacher_is_known_by_its_parameters(teacher_run: Path, tmp_path: Path) -> None:
     theirs = evaluation(teacher_run).parameters
     assert theirs is not None
-    found = after_run.larger_than_teacher(LARGE, teacher_run)
-    assert found is not None
-    assert found[0] > found[1] == theirs
-    assert after_run.larger_than_teacher("swin_nano_patch4_window4_64", teacher_run) is None
-    assert after_run.larger_than_teacher("no_such_network", teacher_run) is None
-    assert after_run.larger_than_teacher(LARGE, tmp_path) is None
+    assert f"than its teacher ({count(theirs)})" in larger_student(LARGE, teacher_run)
+    assert larger_student("swin_nano_patch4_window4_64", teacher_run) == ""
+    assert larger_student("no_such_network", teacher_run) == ""
+    assert larger_student(LARGE, tmp_path) == ""
 
 
 def test_distill_warns_of_a_student_larger_than_its_teacher(
@@ -118,10 +108,10 @@ def test_a_verdict_reads_the_same_without_colours(capsys: Capture) -> None:
     verdict = ModelVerdict(
         "unusable", "Not usable: no better than [bold]chance", ("It never names '\x1b[2J'.",), ("Wait.",)
     )
-    after_run.print_verdict(verdict)
+    export.print_verdict(verdict)
     expected = "Not usable: no better than [bold]chance\n  It never names '\\x1b[2J'.\nWhat helps:\n  - Wait.\n"
     assert capsys.readouterr() == (expected, "")
-    after_run.print_verdict(verdict, json=True)
+    export.print_verdict(verdict, json=True)
     assert capsys.readouterr() == ("", expected)
 
 
@@ -166,9 +156,9 @@ def test_a_teacher_is_proposed_for_the_device_only_where_it_is_usable(
         "agridistill.training.run.distill", lambda *args, **options: RunFolder(student_run).read_result()
     )
     forms = (DeviceForm(teacher, "a", 0.9, 100, 9.0, 4_000_000), DeviceForm(student_run, "b", 0.5, 100, 3.0, 3_000_000))
-    monkeypatch.setattr("agridistill.cli.after_run.measure_forms", lambda *args, **options: forms)
+    monkeypatch.setattr("agridistill.cli.export.measure_forms", lambda *args, **options: forms)
     verdict = ModelVerdict(level, "Not usable: it guesses")
-    monkeypatch.setattr("agridistill.cli.after_run.verdict_on_run", lambda run: verdict)
+    monkeypatch.setattr("agridistill.cli.export.verdict_on_run", lambda run: verdict)
     code, _, err = run(capsys, "distill", leaves, "--teacher", teacher, "--out", tmp_path / "student", *FAST)
     assert code == 0, err
     assert (f"export {teacher}" in err.replace("\n", "")) == proposed

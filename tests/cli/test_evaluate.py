@@ -3,22 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.cli.running import Capture, run
 
-from agridistill.cli.main import main
-from agridistill.cli.tables import print_evaluation
+from agridistill.cli.evaluate import print_evaluation
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores, Interval
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
 
 
 def result(classes: int = 2, **changes: object) -> EvaluationResult:
@@ -124,28 +113,6 @@ def test_a_part_of_the_classes_under_other_names_is_scored(
     assert code == 0, err
     assert "–: no photos of this class; it is left out of macro-F1" in out
     assert len([line for line in out.splitlines() if line.split()[-4:] == ["–", "–", "–", "0"]]) == len(classes) - 2
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("RUN", "DATA", "--map", "nowhere.toml"), "expected a file of class names; got 'nowhere.toml', which does"),
-        (("nowhere", "DATA"), "got 'nowhere', which does not exist; check the path"),
-        (("RUN", "nowhere"), "expected a folder of class folders; got 'nowhere', which does not exist; check the path"),
-        (("RUN", "EMPTY"), "expected at least two class folders with photos"),
-        (("RUN", "DATA", "--splits", "nowhere.json"), "expected a split file; got no file 'nowhere.json'"),
-        (("RUN", "DATA", "--split", "dev"), "error: "),
-    ],
-)
-def test_unusable_input_ends_in_one_line(
-    teacher_run: Path, leaves: Path, tmp_path: Path, capsys: Capture, words: tuple[str, ...], message: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    named = {"RUN": teacher_run, "DATA": leaves, "EMPTY": tmp_path / "empty"}
-    code, out, err = run(capsys, "evaluate", *(named.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
 
 
 def test_the_table_shows_each_figure_with_its_unit(capsys: Capture) -> None:

@@ -8,18 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from agridistill.cli.main import main
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
+from tests.cli.running import Capture, run
 
 
 def test_it_tells_what_was_written_and_what_it_is_worth(student_run: Path, tmp_path: Path, capsys: Capture) -> None:

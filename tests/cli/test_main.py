@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import typer
+from tests.cli.running import run
 from typer.testing import CliRunner
 
 from agridistill.cli import main as cli
@@ -39,13 +40,6 @@ SMALL = [
     "--precision",
     "fp32",
 ]
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(exit_.value.code or 0), captured.out, captured.err
 
 
 def one_line(text: str) -> str:
@@ -83,12 +77,30 @@ def test_a_typo_in_a_model_name_is_one_line(capsys: pytest.CaptureFixture[str], 
     assert "did you mean 'swin_tiny_patch4_window7_224'" in one_line(err)
 
 
-def test_an_unknown_recipe_key_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text("[distill]\nepoch = 3\n")
-    code, _, err = run(capsys, "distill", tmp_path, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
+@pytest.mark.parametrize(
+    ("command", "recipe", "message"),
+    [
+        ("distill", "[distill]\nepoch = 3\n", "'epoch' in 'r.toml'; did you mean 'epochs'?"),
+        (
+            "train",
+            "[distill]\nepochs = 3\n",
+            "expected a recipe with a section [train]; got one with [distill]; use it with 'agridistill distill'",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    recipe: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.toml").write_text(recipe)
+    code, _, err = run(capsys, command, tmp_path, "--recipe", "r.toml", "--out", tmp_path / "run")
     assert code == 2
-    assert "'epoch'" in one_line(err)
-    assert "did you mean 'epochs'?" in err
+    assert message in one_line(err)
 
 
 @pytest.mark.parametrize("command", ["train", "distill", "compare"])
@@ -108,15 +120,6 @@ def test_a_recipe_is_named(
     code, _, err = run(capsys, command, "nowhere", "--recipe", "cpuu", "--out", "run")
     assert code == 2
     assert "got 'cpuu', which does not exist; check the path; shipped recipes: ablations, compare," in one_line(err)
-
-
-def test_a_recipe_of_another_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text("[distill]\nepochs = 3\n")
-    code, _, err = run(capsys, "train", tmp_path, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "run")
-    assert code == 2
-    assert "expected a recipe with a section [train]; got one with [distill]; use it with 'agridistill distill'" in (
-        one_line(err)
-    )
 
 
 def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
     finished = SimpleNamespace(evaluation=SimpleNamespace(parameters=30_000_000, classes=("a", "b")))
     monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink() or finished)
     monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
-    monkeypatch.setattr("agridistill.cli.after_run.gpu_at_hand", lambda: True)
+    monkeypatch.setattr("agridistill.cli.export.gpu_at_hand", lambda: True)
     code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")
     assert code == 0
     words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"

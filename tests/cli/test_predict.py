@@ -9,23 +9,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
 from agridistill.api import load
-from agridistill.cli.main import main
 from agridistill.data.folder import scan
 from agridistill.errors import PhotoError
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err  # type: ignore[return-value]
 
 
 def with_threshold(run_folder: Path, copy: Path, threshold: float) -> Path:
@@ -127,29 +116,6 @@ def test_markup_and_odd_bytes_in_a_file_name_are_shown_as_they_are(
     assert "bl\\udce4tt.png: " in out
     code, out, _ = run(capsys, "predict", teacher_run, latin, "--json")
     assert json.loads(out)["photos"][0]["photo"].endswith("bl\\udce4tt.png")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ("RUN", "nowhere.jpg"),
-            "error: expected photos or folders of photos; got 'nowhere.jpg', which does not exist;",
-        ),
-        (("RUN", "EMPTY"), "which holds none; name another folder or the files"),
-        (("nowhere", "PHOTOS"), "got 'nowhere', which does not exist; check the path"),
-        (("RUN", "PHOTOS", "--top", "0"), "error: "),
-    ],
-)
-def test_unusable_input_ends_in_one_line(
-    teacher_run: Path, photos: Path, tmp_path: Path, capsys: Capture, words: tuple[str, ...], message: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    named = {"RUN": teacher_run, "PHOTOS": photos, "EMPTY": tmp_path / "empty"}
-    code, out, err = run(capsys, "predict", *(named.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.splitlines()) == 1
 
 
 def test_one_mistyped_photo_does_not_cost_the_others(colour_model: Path, photos: Path, capsys: Capture) -> None:

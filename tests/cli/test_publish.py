@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from agridistill.cli import publish as command
+from agridistill.cli import watch as command
 from agridistill.edge.updates.release import read_trusted_keys, verified_release
 from agridistill.errors import AgriDistillError, EdgeError, ModelError, RunError
 
@@ -29,7 +29,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         told: list[str] = []
         with monkeypatch.context() as patch:
             patch.setattr(command.stderr, "print", lambda text, **style: told.append(text))
-            patch.setattr(command, "next_command", lambda *more: told.append("Next: " + " ".join(map(str, more))))
+            patch.setattr(
+                command.output, "next_command", lambda *more: told.append("Next: " + " ".join(map(str, more)))
+            )
             result = CliRunner().invoke(app, [str(word) for word in words], standalone_mode=False)
         result.told = "\n".join(told)  # type: ignore[attr-defined]
         if isinstance(result.exception, AgriDistillError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.cli.after_run import better_form, form_lines, known_forms, measure_forms
+from agridistill.cli.export import better_form, form_lines, known_forms, measure_forms
 from agridistill.export import forms
 from agridistill.export.forms import DeviceForm, _rank, device_forms
 from agridistill.training.run import distill, train
@@ -70,7 +70,7 @@ def test_measured_forms_are_kept_and_named_again(
     two_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher, student = two_runs
-    monkeypatch.setattr("agridistill.cli.after_run.verdict_on_run", lambda run: None)
+    monkeypatch.setattr("agridistill.cli.export.verdict_on_run", lambda run: None)
     measured = (
         DeviceForm(teacher, "a", 0.9, 100, 9.0, 4_000_000),
         DeviceForm(student, "b", 0.5, 100, 3.0, 3_000_000),

@@ -21,8 +21,7 @@ from tests.report.conftest import Reported
 from agridistill.cli.main import main
 from agridistill.errors import RunError
 from agridistill.report import plots, words
-from agridistill.report.documents import provenance, read_documents
-from agridistill.report.page import overlay, report
+from agridistill.report.page import overlay, provenance, read_documents, report
 from agridistill.report.plots import Plot, pareto, series_style
 from agridistill.report.words import glossary
 from agridistill.version import __version__

@@ -11,12 +11,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from agridistill.api import SPLITS, evaluate
 from agridistill.arguments import (
@@ -24,20 +25,21 @@ from agridistill.arguments import (
     require_callable,
     require_choice,
     require_threads,
-    require_whole,
     to_optional_path,
     to_path,
 )
 from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
 from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
 from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
-from agridistill.errors import ConfigError, ModelError, nearest
+from agridistill.errors import ConfigError, ModelError
 from agridistill.preprocess import photo_size
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import ENGINES, TORCH, engines_for, model_path, package_of
 from agridistill.runtime.reading import expand
+from agridistill.settings_file import build_settings
 
 SplitChoice = Literal["train", "val", "test", "all"]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 # Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
 PUBLISHABLE_QUERIES = 1024
@@ -49,12 +51,13 @@ _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """How much is measured; each at least 1, `warm_up` at least 0."""
+    """How much is measured."""
 
-    queries: int = PUBLISHABLE_QUERIES  # of each kind (inference, end to end) for each model
-    turns: int = 16  # of each model; at most one a query
-    warm_up: int = 8  # untimed queries at the start of each turn: another model has filled the caches
-    batch_size: int = 32  # photos at once for throughput, where the engine takes several
+    queries: AtLeastOne = PUBLISHABLE_QUERIES  # of each kind (inference, end to end) for each model
+    turns: AtLeastOne = 16  # of each model; at most one a query
+    # Untimed queries at the start of each turn: another model has filled the caches.
+    warm_up: Annotated[int, Field(ge=0)] = 8
+    batch_size: AtLeastOne = 32  # photos at once for throughput, where the engine takes several
 
     def turn_sizes(self) -> tuple[int, ...]:
         """Queries of each turn; they differ by at most 1.
@@ -254,12 +257,7 @@ def _checked_plan(plan: object) -> BenchmarkPlan:
     given = asdict(plan) if isinstance(plan, BenchmarkPlan) else {} if plan is None else plan
     if not isinstance(given, Mapping):
         raise ConfigError("a BenchmarkPlan or a dict of its fields for 'plan'", described(plan), "pass one of these")
-    known = [field.name for field in fields(BenchmarkPlan)]
-    for name, value in given.items():
-        if name not in known:
-            raise ConfigError("a known field of 'plan'", described(name), nearest(str(name), known))
-        require_whole(f"plan.{name}", value, at_least=0 if name == "warm_up" else 1)
-    return BenchmarkPlan(**given)
+    return build_settings(BenchmarkPlan, given, section="plan")
 
 
 def _accuracy(

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.text import Text
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr
-from agridistill.cli.tables import UNDEFINED, cell, count, digits, new_table, percent, print_note, print_table
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, count, digits, percent, printable, stderr
 
 if TYPE_CHECKING:
-    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles, PublishedResult
+    from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles
 
 # Turns of one model that differ by more show that something else used the machine.
 _STEADY = 1.5
@@ -64,7 +64,7 @@ def benchmark(
         require_result_file(csv, "--csv", header=",".join(CSV_COLUMNS[:4]))
     if out is not None and csv is not None and out.resolve() == csv.resolve():
         raise ConfigError("two files for --out and --csv", f"'{out}' for both", "choose another --csv")
-    with progress_bar("measuring") as progress:
+    with output.progress_bar("measuring") as progress:
         from agridistill.benchmark.run import PUBLISHABLE_QUERIES, BenchmarkPlan
         from agridistill.benchmark.run import benchmark as measure
 
@@ -83,7 +83,7 @@ def benchmark(
         result = replace(result, published=())
     # Printed first: a disk that fails must not lose what took minutes to measure.
     if json:
-        print_json(result.to_json())
+        output.print_json(result.to_json())
     else:
         print_benchmark(result)
     if out is not None:
@@ -100,23 +100,26 @@ def benchmark(
                 f"{fastest:.2f} to {slowest:.2f} ms; stop what else runs and measure again",
                 style="yellow",
             )
-    next_command("predict", models[0], "IMAGE")
+    output.next_command("predict", models[0], "IMAGE")
 
 
 def print_benchmark(result: BenchmarkResult) -> None:
     """Prints one line a model, published figures below, and how it was measured."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
-    table = new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
+    table = output.new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
     for model in result.models:
-        table.add_row(f"{cell(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
+        table.add_row(f"{printable(model.model)}\n{model.engine}, {model.precision}", *_measured_cells(model))
     if result.published:
         table.add_section()
     for paper in result.published:
         where = f" on a {paper.device}" if paper.device else ""
-        table.add_row(f"{cell(paper.model)}{where}\n[italic]published, not measured[/]", *_published_cells(paper))
-    print_table(table)
+        name = Text.assemble(f"{paper.model}{where}\n", ("published, not measured", "italic"))
+        latency = UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}"
+        figures = (percent(paper.accuracy), _megabytes(paper.size_bytes), latency)
+        table.add_row(name, *figures, *[UNDEFINED] * 6, f"{count(paper.macs)}\n{count(paper.flops)}")
+    output.print_table(table)
     for line in _notes(result):
-        print_note(line)
+        output.print_note(line)
 
 
 def _measured_cells(model: ModelResult) -> tuple[str, ...]:
@@ -135,16 +138,6 @@ def _measured_cells(model: ModelResult) -> tuple[str, ...]:
         f"{digits(model.load_s)} s",
         count(model.parameters),
         f"{count(model.macs)}\n{count(model.flops)}",
-    )
-
-
-def _published_cells(paper: PublishedResult) -> tuple[str, ...]:
-    return (
-        percent(paper.accuracy),
-        _megabytes(paper.size_bytes),
-        UNDEFINED if paper.latency_ms is None else f"{paper.latency_ms:g}",
-        *[UNDEFINED] * 6,
-        f"{count(paper.macs)}\n{count(paper.flops)}",
     )
 
 

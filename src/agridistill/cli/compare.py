@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, progress_bar, stderr, stdout
-from agridistill.cli.tables import UNDEFINED, cell, count, new_table, print_note, print_table
-from agridistill.errors import ConfigError
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, count, printable, stderr, stdout
+from agridistill.errors import ConfigError, needs_extra
 from agridistill.progress import begin
 from agridistill.storage import require_writable
 
 if TYPE_CHECKING:
-    from agridistill.config import Recipe
+    from agridistill.study.plan import SearchPlan
 
 
 @options.with_groups
@@ -42,7 +41,7 @@ def compare(
 
     Finished runs are kept: after an interruption, or with more in the recipe, the same command continues.
     """
-    from agridistill.config import compare_plan, read_recipe, require_serves
+    from agridistill.config import compare_plan, read_recipe, require_serves, search_plan
     from agridistill.data.labels import FOLDERS
 
     chosen = read_recipe(recipe)
@@ -55,19 +54,20 @@ def compare(
     }
     if search:
         _refuse("--search, which tries one after another", {"--jobs": jobs, "--no-evidence": not evidence})
-        _search(data, out, chosen, set_ or [], search, storage, shared, json=json)
+        plan = search_plan(chosen, set_ or [])
+        _search(data, out, plan, search, storage, shared, json=json)
         return
     _refuse("a study without --search", {"--storage": storage})
-    plan = compare_plan(chosen, set_ or [])
-    with progress_bar("epochs of all runs") as progress:
+    runs = compare_plan(chosen, set_ or [])
+    with output.progress_bar("epochs of all runs") as progress:
         from agridistill.study import compare as study
 
-        document = study.compare(data, out, plan, jobs=jobs, evidence=evidence, progress=progress, **shared)
+        document = study.compare(data, out, runs, jobs=jobs, evidence=evidence, progress=progress, **shared)
     if json:
-        print_json(document)
+        output.print_json(document)
     else:
         print_study(document)
-    next_command("report", out)
+    output.next_command("report", out)
 
 
 def _refuse(where: str, given: Mapping[str, object]) -> None:
@@ -78,31 +78,20 @@ def _refuse(where: str, given: Mapping[str, object]) -> None:
 
 
 def _search(
-    data: Path,
-    out: Path,
-    recipe: Recipe,
-    overrides: list[str],
-    trials: int,
-    storage: str | None,
-    shared: dict[str, Any],
-    *,
-    json: bool,
+    data: Path, out: Path, plan: SearchPlan, trials: int, storage: str | None, shared: dict[str, Any], *, json: bool
 ) -> None:
-    from agridistill.api import training_extra
-    from agridistill.config import search_plan
 
     if shared["teacher"] is None:
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
-    with training_extra("Optuna, to search", "search"):
+    with needs_extra("Optuna, to search", "search"):
         import optuna  # noqa: F401 - checked before any work
-    plan = search_plan(recipe, overrides)
-    with progress_bar("trials") as progress:
+    with output.progress_bar("trials") as progress:
         from agridistill.study.search import search
 
         document = search(data, out, plan, trials, storage=storage, progress=progress, **shared)
     best = document["best"]
     if json:
-        print_json(document)
+        output.print_json(document)
     else:
         found = ", ".join(f"{name} = {value}" for name, value in best["settings"].items())
         accuracy = f"{100 * best['val_accuracy']:.2f} % on the validation split"
@@ -110,7 +99,7 @@ def _search(
     # The run's own recipe holds budget, candidate and the values that were found.
     words = (*shared["layout"].words(), *(("--splits", shared["split_file"]) if shared["split_file"] else ()))
     run = ("--teacher", shared["teacher"], "--recipe", out / best["recipe"])
-    next_command("distill", data, *run, *words, "--out", "RUN")
+    output.next_command("distill", data, *run, *words, "--out", "RUN")
 
 
 def print_study(document: Mapping[str, Any]) -> None:
@@ -121,25 +110,27 @@ def print_study(document: Mapping[str, Any]) -> None:
     if teacher is not None:
         low, high = (f"{100 * end:.1f}" for end in teacher["accuracy_ci95"])
         labels = "" if teacher["labels"] is None else f", trained on {100 * teacher['labels']:g} % of the labels"
-        print_note(f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style="")
+        output.print_note(
+            f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style=""
+        )
         if learnt := teacher["test_photos_learnt"]:
             text = f"it was trained on {learnt:,} of the test photos: its students' figures are too high"
-            print_note(text, style="yellow")
-    print_note(
+            output.print_note(text, style="yellow")
+    output.print_note(
         f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
         "over seeds; a difference is over the seeds that both have, its interval a bootstrap over leaves and seeds "
         "(* one seed: of leaves alone, and too narrow)"
     )
-    print_note(f"tuning: {document['tuning']}")
+    output.print_note(f"tuning: {document['tuning']}")
 
 
 def _print_budget(budget: Mapping[str, Any], *, baseline: str) -> None:
     title = f"{budget['name']}: {budget['epochs']} epochs, {100 * budget['labels']:g} % of the labels"
     columns = ("accuracy, %", f"to {baseline}, points (95 %)", "macro-F1", "NLL, nats", "calibration error, %", "seeds")
-    table = new_table(title, "candidate", *columns, "parameters", "MACs")
+    table = output.new_table(title, "candidate", *columns, "parameters", "MACs")
     for row in budget["rows"]:
         table.add_row(
-            cell(row["name"]),
+            printable(row["name"]),
             _mean(row, "accuracy", scale=100, decimals=2),
             _difference(row["difference"]),
             _mean(row, "macro_f1", decimals=3),
@@ -149,11 +140,11 @@ def _print_budget(budget: Mapping[str, Any], *, baseline: str) -> None:
             count(row["parameters"]),
             count(row["macs"]),
         )
-    print_table(table)
+    output.print_table(table)
     if others := [f"{found['other']} {_difference(found)}" for found in budget["best_against"]]:
-        print_note(f"{budget['best']}, the best on the validation split, against {'; '.join(others)}")
+        output.print_note(f"{budget['best']}, the best on the validation split, against {'; '.join(others)}")
     for test in budget["mcnemar"]:
-        print_note(
+        output.print_note(
             f"McNemar, seed {test['seed']}: {test['first']} alone right on {test['only_first']} photos, "
             f"{test['second']} alone on {test['only_second']}, p = {test['p_value']:.2g} (photos of one leaf taken for "
             "independent)"
@@ -180,14 +171,14 @@ def report(
     """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""
     if folder.is_dir():
         require_writable(folder, "DIR", folder=True)
-    with progress_bar("drawing") as progress:
+    with output.progress_bar("drawing") as progress:
         from agridistill.report import report as write
 
         begin(progress, "drawing")
         result = write(folder)
     if json:
         files = {"plots": result.plots, "numbers": result.numbers}
-        print_json({"page": str(result.page), **{name: list(map(str, each)) for name, each in files.items()}})
+        output.print_json({"page": str(result.page), **{name: list(map(str, each)) for name, each in files.items()}})
     else:
         stdout.print(str(result.page))
     stderr.print(f"open it in a browser: {result.page.resolve().as_uri()}")

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, print_skipped, printable, progress_bar, stdout
-from agridistill.cli.tables import cell, new_table, print_table
+from agridistill.cli import options, output
+from agridistill.cli.output import printable, stdout
 
 if TYPE_CHECKING:
     from agridistill.data.check import CheckResult
@@ -30,22 +29,22 @@ def check(
     """Read every photo and report what is wrong: exit code 1 when something is."""
     layout = labels.layout()
     words = (*labels.words(), *(("--splits", splits) if splits else ()))
-    with progress_bar("reading photos") as progress:
+    with output.progress_bar("reading photos") as progress:
         from agridistill.data.check import check as check_data
         from agridistill.data.labels import FOLDERS
 
         result = check_data(data, layout=layout or FOLDERS, split_file=splits, progress=progress)
     if json:
-        print_json(result.to_json())
+        output.print_json(result.to_json())
     else:
         _print_check(result)
     if result.problems:
-        next_command("data", "check", data, *words, *(() if json else ("--json",)))
+        output.next_command("data", "check", data, *words, *(() if json else ("--json",)))
         raise typer.Exit(1)
     if splits is None:
-        next_command("data", "split", data, *words, "--out", "splits.json")
+        output.next_command("data", "split", data, *words, "--out", "splits.json")
     else:
-        next_command("train", data, *words, "--out", "model")
+        output.next_command("train", data, *words, "--out", "model")
 
 
 @app.command()
@@ -63,7 +62,7 @@ def split(
 ) -> None:
     """Divide photos into train, val and test; no leaf stands in two of them."""
     layout = labels.layout()
-    with progress_bar("reading photos") as progress:
+    with output.progress_bar("reading photos") as progress:
         from agridistill.data.labels import FOLDERS
         from agridistill.data.prepare import split_data
 
@@ -80,16 +79,18 @@ def split(
         )
     if prepared.skipped:
         path, reason = prepared.skipped[0]
-        print_skipped(len(prepared.skipped), f"'{path}' ({reason})")
+        output.print_skipped(len(prepared.skipped), f"'{path}' ({reason})")
     if json:
-        print_json({"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)})
+        output.print_json(
+            {"out": str(out), "data_fingerprint": prepared.fingerprint, "classes": _split_counts(prepared)}
+        )
     else:
-        table = new_table(f"{out}: photos (leaf groups)", "class", "train", "val", "test")
+        table = output.new_table(f"{out}: photos (leaf groups)", "class", "train", "val", "test")
         for row in _split_counts(prepared):
             cells = (f"{row[f'{name}_photos']:,} ({row[f'{name}_leaves']:,})" for name in ("train", "val", "test"))
-            table.add_row(cell(str(row["name"])), *cells)
-        print_table(table)
-    next_command("train", data, *labels.words(), "--splits", out, "--out", "model")
+            table.add_row(printable(str(row["name"])), *cells)
+        output.print_table(table)
+    output.next_command("train", data, *labels.words(), "--splits", out, "--out", "model")
 
 
 @app.command()
@@ -109,22 +110,22 @@ def fetch(
 
     if name not in DATASETS:
         raise DataError("a known data set", f"'{name}'", nearest(name, DATASETS))
-    with progress_bar("fetching") as progress:
+    with output.progress_bar("fetching") as progress:
         result = fetch_dataset(DATASETS[name], out, source=source, progress=progress)
     if json:
-        print_json(result.to_json())
+        output.print_json(result.to_json())
     else:
         stdout.print(f"{result.photos:,} photos in {result.classes} classes: {printable(str(out))}")
-    next_command("data", "check", out)
+    output.next_command("data", "check", out)
 
 
 def _print_check(result: CheckResult) -> None:
     split_names = tuple(result.classes[0].photos_per_split or ())
-    table = new_table(str(result.root), "class", "photos", "leaf groups", *split_names)
+    table = output.new_table(str(result.root), "class", "photos", "leaf groups", *split_names)
     for one in result.classes:
         per_split = (f"{one.photos_per_split[name]:,}" for name in split_names) if one.photos_per_split else ()
-        table.add_row(cell(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
-    print_table(table)
+        table.add_row(printable(one.name), f"{one.photos:,}", f"{one.leaves:,}", *per_split)
+    output.print_table(table)
     for text in result.notes:
         stdout.print(f"note: {printable(text)}")
     for text in result.problems:

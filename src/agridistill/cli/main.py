@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from agridistill import __version__
-from agridistill.cli import benchmark, compare, data, demo, evaluate, export, predict, publish, status, train, watch
+from agridistill.cli import benchmark, compare, data, demo, evaluate, export, predict, status, train, watch
 from agridistill.cli.output import LogLines, printable, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
@@ -21,13 +21,6 @@ OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 _RUNS = ("train", "distill")
 _CONTINUABLE = ("demo", "compare", "watch", "data fetch")
-# Top-level modules of the extra `train`.
-_TRAIN_MODULES = frozenset(
-    (
-        *("torch", "torchvision", "timm", "huggingface_hub", "lightning", "torchmetrics", "sklearn", "safetensors"),
-        *("tensorboard", "imagehash", "tomli_w"),
-    )
-)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +35,7 @@ app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 for _command in (train.train, train.distill, compare.compare, evaluate.evaluate, export.export, predict.predict):
     app.command()(_command)
-for _command in (predict.models, benchmark.benchmark, compare.report, watch.watch, status.status, publish.publish):
+for _command in (predict.models, benchmark.benchmark, compare.report, watch.watch, status.status, watch.publish):
     app.command()(_command)
 
 
@@ -119,7 +112,7 @@ def _error_line(error: Exception, command: str) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return _system_error_line(error, resume)
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN_MODULES:
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("agridistill"):
         needed, got = "the training part of AgriDistill", f"no module '{error.name}'"
         return str(MissingExtraError(needed, got, "pip install 'agridistill[train]'"))
     if _is_out_of_memory(error):

@@ -73,17 +73,14 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
     parameters = []
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.name not in groups:
-            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
-            continue
-        kinds = get_type_hints(groups[parameter.name], include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        defaults = {field.name: field.default for field in fields(groups[name])} if name in groups else {}
+        kinds = get_type_hints(groups[name], include_extras=True) if name in groups else {name: hints[name]}
         parameters += [
-            parameter.replace(
-                name=field.name, default=field.default, annotation=kinds[field.name], kind=parameter.KEYWORD_ONLY
-            )
-            for field in fields(groups[parameter.name])
+            parameter.replace(name=each, default=defaults.get(each, parameter.default), annotation=kind)
+            for each, kind in kinds.items()
         ]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:

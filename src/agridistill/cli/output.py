@@ -8,11 +8,12 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -25,12 +26,15 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 from rich.text import Text
 
 from agridistill.progress import StagedProgress, is_first_process, registered_display, stderr_console
 from agridistill.storage import json_text
 
-stdout = Console(highlight=False, soft_wrap=True, markup=False)
+UNDEFINED = "–"
+
+stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 stderr = stderr_console()
 
 # What a command imports beyond the base, by the extra that holds it.
@@ -43,6 +47,7 @@ _NEEDS = {
     "watch": ("edge", ("paho", "cryptography", "httpx")),
     "publish": ("edge", ("cryptography",)),
 }
+_ANY_WIDTH = 10_000
 
 
 class LogLines(logging.Handler):
@@ -106,6 +111,96 @@ def print_skipped(count: int, first: str) -> None:
     """Reports photos that were left out of a result."""
     if count:
         stderr.print(f"left out: {count} unreadable photos, the first {printable(first)}")
+
+
+def print_note(text: str, *, style: str = "dim") -> None:
+    """Prints a sentence below a table: in lines of whole words on a screen, as one line in a file or a pipe."""
+    stdout.print(Text(text, style=style), soft_wrap=not stdout.is_terminal)
+
+
+def new_table(title: str, first: str, *others: str) -> Table:
+    """A table for `print_table`: names on the left, figures on the right, the most important columns first."""
+    columns = [Column(heading, justify="right", no_wrap=True) for heading in others]
+    return _table([Column(first, overflow="fold"), *columns], title=printable(title))
+
+
+def _table(columns: Sequence[Column], title: str | None = None) -> Table:
+    return Table(*columns, title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table whole in a file or a pipe; on a screen, columns without room go into further tables below."""
+    print_note(str(table.title), style="italic")
+    table.title = None  # it would be wrapped to the width of the columns
+    for part in [table] if has_room(table) else _parts(table):
+        _print_whole(part)
+
+
+def print_figures(rows: Iterable[tuple[str, str]]) -> None:
+    """Prints one line for each name and its value."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, printable(value))
+    _print_whole(table)
+
+
+def _print_whole(table: Table) -> None:
+    if not stdout.is_terminal:
+        table.width = _width(table)
+    stdout.print(table, soft_wrap=not stdout.is_terminal)
+    stdout.print()
+
+
+def has_room(table: Table) -> bool:
+    """Whether `print_table` prints all columns beside one another."""
+    return not stdout.is_terminal or _width(table) <= stdout.width
+
+
+def _width(table: Table) -> int:
+    return stdout.measure(table, options=stdout.options.update(max_width=_ANY_WIDTH)).maximum
+
+
+def _parts(table: Table) -> Iterator[Table]:
+    """The table as one or several that fit the screen, each with the first column."""
+    first, *others = table.columns
+    part = _with_columns(table, [first, *others[:1]])
+    for column in others[1:]:
+        wider = _with_columns(table, [*part.columns, column])
+        if has_room(wider):
+            part = wider
+        else:
+            yield part
+            part = _with_columns(table, [first, column])
+    yield part
+
+
+def _with_columns(table: Table, columns: Sequence[Column]) -> Table:
+    part = _table([column.copy() for column in columns])
+    for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
+        part.add_row(*cells, style=row.style, end_section=row.end_section)
+    return part
+
+
+def percent(share: float | None) -> str:
+    """One decimal: 92.4 %."""
+    return UNDEFINED if share is None else f"{100 * share:.1f} %"
+
+
+def digits(value: float) -> str:
+    """Three digits: 2.31, 23.1, 231."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def count(number: int | None) -> str:
+    """Three digits and a unit: 4.21 M."""
+    if number is None:
+        return UNDEFINED
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= size:
+            return digits(number / size) + unit
+    return str(number)
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, progress_bar, stderr, stdout
-from agridistill.cli.tables import cell, new_table, percent, print_table
+from agridistill.cli import options, output
+from agridistill.cli.output import percent, printable, stderr, stdout
 from agridistill.progress import begin
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def predict(
     missing = [image for image in images if not os.path.exists(image)]  # noqa: PTH110
     if len(missing) == len(images):
         missing = []
-    with progress_bar("loading the model") as progress:
+    with output.progress_bar("loading the model") as progress:
         from agridistill.api import load
         from agridistill.runtime.reading import expand
 
@@ -59,7 +58,7 @@ def predict(
     if json:
         found = list(_with_progress(results, len(photos)))
         failed = sum(result.prediction is None for result in found)
-        print_json(_document(model, found, missing))
+        output.print_json(_document(model, found, missing))
     else:
         failed = 0
         # On a screen the lines themselves show the progress.
@@ -76,11 +75,11 @@ def predict(
     if failed or missing:
         raise typer.Exit(2 if missing else 1)
     # On a device `evaluate` is not installed.
-    next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
+    output.next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
 
 
 def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[PhotoResult]:
-    with progress_bar("predicting") as progress:
+    with output.progress_bar("predicting") as progress:
         for done, result in enumerate(results, start=1):
             yield result
             progress(done, total)
@@ -135,16 +134,18 @@ def models(json: options.Json = False) -> None:
 
     found = shipped_models()
     if json:
-        print_json({"models": found})
+        output.print_json({"models": found})
         return
-    table = new_table("shipped models", "name", "size", "input", "classes", "accuracy")
+    table = output.new_table("shipped models", "name", "size", "input", "classes", "accuracy")
     for model in found:
         size, pixels = f"{model['size_bytes'] / 1e6:.1f} MB", f"{model['image_size']} px"
-        table.add_row(cell(model["name"]), size, pixels, str(len(model["classes"])), percent(model["test_accuracy"]))
-    print_table(table)
+        table.add_row(
+            printable(model["name"]), size, pixels, str(len(model["classes"])), percent(model["test_accuracy"])
+        )
+    output.print_table(table)
     stdout.print("accuracy: share of right answers on unseen leaves of the data set that the model was trained on")
     for model in found:
         stdout.print(f"{model['name']}: {model['file']}")
         stdout.print(f"  classes: {', '.join(model['classes'])}")
     if found:
-        next_command("predict", found[0]["name"], "IMAGE")
+        output.next_command("predict", found[0]["name"], "IMAGE")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
-from agridistill.cli import options
-from agridistill.cli.output import next_command, print_json, printable, stdout
-from agridistill.cli.tables import UNDEFINED, FigureTable, cell, new_table, print_table
+from agridistill.cli import options, output
+from agridistill.cli.output import UNDEFINED, printable, stdout
+from agridistill.errors import OutboxError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from agridistill.edge.events import Alert, Detection
     from agridistill.edge.state import AgentState
 
@@ -42,53 +39,53 @@ def status(
 
     folder = state_folder() if state is None else state
     found = read_state(folder)
-    seen = _history(folder / HISTORY_FILE, last)
+    alerts: list[Alert] = []
+    detections: list[Detection] = []
+    error = None
+    try:
+        alerts, detections = _history(folder / HISTORY_FILE, last)
+    except OutboxError as failure:
+        error = str(failure)  # for instance on a read-only disk: the state is printed anyway
     now_s = time.time()
     running = is_running(found, now_s)
     problems = _problems(found, running)
     if json:
-        alerts, detections = ([one.to_json() for one in part] for part in (seen.alerts, seen.detections))
-        document = {"running": running, "problems": problems, "state": found.to_json()}
-        document |= {"open_alerts": None if seen.error else alerts, "detections": None if seen.error else detections}
-        print_json(document | {"history_error": seen.error})
+        document: dict[str, Any] = {"running": running, "problems": problems, "state": found.to_json()}
+        document["open_alerts"] = None if error else [alert.to_json() for alert in alerts]
+        document["detections"] = None if error else [detection.to_json() for detection in detections]
+        output.print_json(document | {"history_error": error})
     else:
         style = "bold green" if running else "bold" if found.finished or found.stopped else "bold red"
         stdout.print(printable(_headline(found, running, now_s)), style=style)
-        print_table(_state_table(found, running))
-        _print_history(seen, last, now_s, str(found.model.get("sha256", ""))[:12])
+        output.print_figures(_state_rows(found))
+        if error:
+            stdout.print(f"Alerts and detections cannot be read: {printable(error)}", style="yellow")
+        else:
+            _print_alerts(alerts, now_s)
+            if detections:
+                _print_detections(detections, str(found.model.get("sha256", ""))[:12])
+            elif last:
+                stdout.print("There are no detections yet.")
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
     if not running:
         # A source whose secrets are replaced by … cannot be given again.
         source = found.source if "…" not in found.source else "SOURCE"
         words = () if state is None else ("--state", state)
-        next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
+        output.next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
     if problems:
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What the history holds; nothing where it cannot be read, and why."""
-
-    alerts: list[Alert] = field(default_factory=list)
-    detections: list[Detection] = field(default_factory=list)
-    error: str | None = None
-
-
-def _history(file: Path, last: int) -> _Seen:
+def _history(file: Path, last: int) -> tuple[list[Alert], list[Detection]]:
+    """The open alerts and the last detections."""
     from agridistill.edge.store.history import History
-    from agridistill.errors import OutboxError
 
     # An agent that has just started may not have created it yet.
     if not file.exists():
-        return _Seen()
-    try:
-        with History(file, read_only=True) as history:
-            return _Seen(history.alerts(state="open", limit=100), history.recent(last))
-    except OutboxError as error:
-        # For instance on a read-only disk: the state is printed anyway.
-        return _Seen(error=str(error))
+        return [], []
+    with History(file, read_only=True) as history:
+        return history.alerts(state="open", limit=100), history.recent(last)
 
 
 def _problems(state: AgentState, running: bool) -> list[str]:
@@ -137,9 +134,7 @@ def _headline(state: AgentState, running: bool, now_s: float) -> str:
     return f"{state.device}: {end} {_local(state.at_s)} ({ago} ago); what follows is from then"
 
 
-def _state_table(state: AgentState, running: bool) -> Table:
-    from rich.table import Table
-
+def _state_rows(state: AgentState) -> list[tuple[str, str]]:
     from agridistill.edge.events import bytes_words
     from agridistill.edge.state import (
         broker_words,
@@ -150,15 +145,12 @@ def _state_table(state: AgentState, running: bool) -> Table:
         waiting_words,
     )
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
     trouble = source_trouble_words(state)
     verdicts = verdict_counts_words(state.verdicts) if state.frames else ""
     memory, disk = (
         UNDEFINED if size is None else bytes_words(size) for size in (state.memory_bytes, state.disk_free_bytes)
     )
-    rows = [
+    return [
         ("source", state.source + (f" ({trouble})" if trouble else "")),
         ("frames", f"{state.frames:,}" + (f" ({verdicts})" if verdicts else "")),
         ("lost", f"{state.skipped:,} skipped while busy, {state.unreadable:,} unreadable"),
@@ -170,41 +162,31 @@ def _state_table(state: AgentState, running: bool) -> Table:
         ("memory", memory),
         ("free disk", disk),
     ]
-    for name, value in rows:
-        table.add_row(name, printable(value))
-    return table
 
 
-def _print_history(seen: _Seen, last: int, now_s: float, model: str) -> None:
+def _print_alerts(alerts: list[Alert], now_s: float) -> None:
     from agridistill.edge.events import duration_words
 
-    if seen.error:
-        stdout.print(f"Alerts and detections cannot be read: {printable(seen.error)}", style="yellow")
-        return
-    if not seen.alerts:
+    if not alerts:
         stdout.print("No alert is open.")
-    for alert in seen.alerts:
+    for alert in alerts:
         since = duration_words(now_s - alert.since_s)
         stdout.print(printable(f"{alert.level.capitalize()}, open for {since}: {alert.text}"), style="yellow")
-    if seen.detections:
-        print_table(_detections_table(seen.detections, model))
-    elif last:
-        stdout.print("There are no detections yet.")
 
 
-def _detections_table(detections: list[Detection], model: str) -> FigureTable:
+def _print_detections(detections: list[Detection], model: str) -> None:
     from agridistill.edge.events import detection_words, number_of
 
-    table = new_table(f"Last {number_of(len(detections), 'detection')}", "time")
     # The model of each, where another model than the present one decided.
     several = any(one.model != model for one in detections)
-    for name in ("plot", "answer", "photo", *(("model",) if several else ())):
-        table.add_column(name, justify="left")
+    headings = ("plot", "answer", "photo", *(("model",) if several else ()))
+    table = output.new_table(f"Last {number_of(len(detections), 'detection')}", "time", *headings)
+    for column in table.columns:
+        column.justify = "left"
     for one in detections:
         cells = [one.plot or UNDEFINED, detection_words(one), one.photo, *((one.model,) if several else ())]
-        style = "" if one.verdict == "answer" else "yellow"
-        table.add_row(_local(one.at_s), *map(cell, cells), style=style)
-    return table
+        table.add_row(_local(one.at_s), *map(printable, cells), style="" if one.verdict == "answer" else "yellow")
+    output.print_table(table)
 
 
 def _local(at_s: float) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from agridistill.cli import after_run, options
-from agridistill.cli.output import next_command, print_json, print_skipped, progress_bar, silence_other_ranks, stderr
-from agridistill.cli.tables import count, print_evaluation
+from agridistill.cli import export, options, output
+from agridistill.cli.evaluate import print_evaluation
+from agridistill.cli.output import count, stderr
 from agridistill.progress import is_first_process
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class RunOptions(options.LabelOptions):
         None
     )
     workers: Annotated[int | None, Option(help="Loader processes; -1 chooses.")] = None
-    precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="bf16 is faster on most GPUs.")] = None
+    precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="Of the arithmetic.")] = None
     pretrained: Annotated[bool | None, Option(help="Start from the model hub's weights.")] = None
     weights: Annotated[Path | None, Option(help="Safetensors file or finished run to start from.")] = None
     devices: Annotated[int | None, Option(help="Processes on this machine, one for each GPU.")] = None
@@ -72,36 +73,45 @@ class RunOptions(options.LabelOptions):
         either, network and settings are chosen to fit photos and hardware.
 
         Args:
-            command: "train" or "distill".
-            data: folder of photos.
-            out: run folder.
             changes: options of one command alone, by section and key; None where not given.
-            teacher: run folder of the teacher.
 
         Raises:
             ConfigError: the recipe file cannot be used, or has no section for the command.
         """
-        from agridistill.config import read_recipe, require_serves, with_options, with_overrides
-        from agridistill.data.labels import FOLDERS
+        from agridistill.config import complete_recipe, read_recipe, require_serves, with_options, with_overrides
 
         recipe: Recipe = {}
         if self.recipe is not None:
             recipe = read_recipe(self.recipe)
             require_serves(recipe, command)
-        elif self.resume and (out / "recipe.toml").exists():
-            recipe = read_recipe(out / "recipe.toml")
         given = changes | {(_SECTIONS.get(key, command), key): getattr(self, key) for key in _RECIPE_KEYS}
         recipe = with_options(with_overrides(recipe, command, self.set_ or []), given)
-        if self.recipe is not None or self.resume:
+        if self.recipe is not None:
             return recipe, ""
-        from agridistill.training.defaults import choice_for
-
-        choice = choice_for(command, recipe, data, teacher, self.layout() or FOLDERS)
-        return choice.recipe, choice.reason
+        layout = self.layout()
+        return complete_recipe(command, recipe, data, out, teacher=teacher, layout=layout, resume=self.resume)
 
     def is_finished(self, out: Path) -> bool:
         """Whether a resume has nothing left to train: the stored result is printed."""
         return self.resume and (out / "evaluation.json").exists()
+
+    def student_plan(self) -> export.StudentPlan:
+        """The student that may follow, of the same size and for the same machine."""
+        from agridistill.config import read_recipe, serves
+
+        recipe = read_recipe(self.recipe) if self.recipe is not None else {}
+        model = recipe.get("distill", {}).get("model")
+        words = list(self.words())
+        if self.recipe is not None:
+            # Without a recipe `distill` chooses a network that works here.
+            words += ["--student", _STUDENT] if model is None else []
+            words += ["--recipe", self.recipe] if serves(recipe, "distill") else []
+        for key in ("image_size", "batch_size", "workers", "precision"):
+            if getattr(self, key) is not None:
+                words += [f"--{key.replace('_', '-')}", str(getattr(self, key))]
+        if self.pretrained is not None:
+            words.append("--pretrained" if self.pretrained else "--no-pretrained")
+        return export.StudentPlan(model or _STUDENT, "distill" in recipe, words)
 
 
 @options.with_groups
@@ -118,10 +128,10 @@ def train(
     recipe, reason = run.recipe_for("train", data, out, {("train", "model"): model})
     config = train_config(recipe)
     # Read now: after hours of training, the recipe may be gone.
-    plan = _student_plan(run)
-    silence_other_ranks(config.train.processes)
+    plan = run.student_plan()
+    output.silence_other_ranks(config.train.processes)
     finished = run.is_finished(out)
-    with progress_bar("reading photos", then="preparing", first_line=reason) as progress:
+    with output.progress_bar("reading photos", then="preparing", first_line=reason) as progress:
         from agridistill.training import run as runs
 
         result = runs.train(
@@ -129,26 +139,7 @@ def train(
         )
     verdict = show_result(result, json=run.json, model=config.train.model, finished=finished)
     if verdict.usable:
-        next_command(*after_run.after_training(data, out, result.evaluation, plan))
-
-
-def _student_plan(run: RunOptions) -> after_run.StudentPlan:
-    """The student that may follow, of the same size and for the same machine."""
-    from agridistill.config import read_recipe, serves
-
-    recipe = read_recipe(run.recipe) if run.recipe is not None else {}
-    settings = recipe.get("distill")
-    words = list(run.words())
-    if run.recipe is not None:
-        # Without a recipe `distill` chooses a network that works here.
-        words += ["--student", _STUDENT] if "model" not in (settings or {}) else []
-        words += ["--recipe", run.recipe] if serves(recipe, "distill") else []
-    for key in ("image_size", "batch_size", "workers", "precision"):
-        if getattr(run, key) is not None:
-            words += [f"--{key.replace('_', '-')}", str(getattr(run, key))]
-    if run.pretrained is not None:
-        words.append("--pretrained" if run.pretrained else "--no-pretrained")
-    return after_run.StudentPlan((settings or {}).get("model", _STUDENT), settings is not None, words)
+        output.next_command(*export.after_training(data, out, result.evaluation, plan))
 
 
 @options.with_groups
@@ -181,11 +172,11 @@ def distill(
     recipe, reason = run.recipe_for("distill", data, out, own, teacher)
     config = distill_config(recipe)
     fit = config.distill
-    silence_other_ranks(fit.processes)
+    output.silence_other_ranks(fit.processes)
     finished = run.is_finished(out)
-    larger = _larger_student(fit.model, teacher) if teacher is not None and not fit.int8 else ""
+    larger = larger_student(fit.model, teacher) if teacher is not None and not fit.int8 else ""
     first_line = "\n".join(filter(None, (reason, larger)))
-    with progress_bar("reading photos", then="preparing", first_line=first_line) as progress:
+    with output.progress_bar("reading photos", then="preparing", first_line=first_line) as progress:
         from agridistill.training import run as runs
 
         result = runs.distill(
@@ -204,44 +195,44 @@ def distill(
     if teacher is not None and not fit.int8:
         _print_weaker_teacher(result, teacher)
     if teacher is not None and is_first_process(fit.processes):
-        forms = after_run.known_forms(out) if finished else after_run.measure_forms(out, teacher, data=data)
-        best = after_run.better_form(out, forms)
+        forms = export.known_forms(out) if finished else export.measure_forms(out, teacher, data=data)
+        best = export.better_form(out, forms)
         if best is not None:
-            next_command(*after_run.export_of(best))
+            output.next_command(*export.export_of(best))
             return
     if verdict.usable:
-        next_command(*after_run.export_of(out, result.evaluation))
+        output.next_command(*export.export_of(out, result.evaluation))
 
 
 def show_result(result: RunResult, *, json: bool, model: str, finished: bool) -> ModelVerdict:
-    """Prints the evaluation on the test split and the verdict, which is returned.
-
-    Args:
-        result: of the run.
-        json: prints one document.
-        model: timm's name.
-        finished: whether the run was finished before this command.
-    """
-    verdict = after_run.verdict_on(result.evaluation, result.out)
+    """Prints the evaluation on the test split, where the run may have `finished` before, and the verdict."""
+    verdict = export.verdict_on(result.evaluation, result.out)
     if finished:
         stderr.print(f"'{result.out}' is finished: this is its stored result")
-    print_skipped(len(result.skipped), f"'{result.skipped[0][0]}'" if result.skipped else "")
+    output.print_skipped(len(result.skipped), f"'{result.skipped[0][0]}'" if result.skipped else "")
     if json:
         document = result.evaluation.to_json() | {"verdict": verdict.to_json()}
-        print_json({"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document})
+        output.print_json(
+            {"run": str(result.out), "best_epoch": result.best_epoch, "train_s": result.train_s, **document}
+        )
     else:
         print_evaluation(result.evaluation, title=f"{model} on the test split")
-    after_run.print_verdict(verdict, json=json)
+    export.print_verdict(verdict, json=json)
     return verdict
 
 
-def _larger_student(student: str, teacher: Path) -> str:
-    """A warning of a student with more parameters than its teacher; empty otherwise."""
-    sizes = after_run.larger_than_teacher(student, teacher)
-    if sizes is None:
+def larger_student(student: str, teacher: Path) -> str:
+    """A warning of a student with more parameters than its teacher; empty otherwise or where unknown."""
+    try:
+        document = json_format.loads((teacher / "evaluation.json").read_text(encoding="utf-8"))
+        theirs, classes = document["parameters"], len(document["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    ours = export.parameters_of(student, classes)
+    if ours is None or theirs is None or ours <= theirs:
         return ""
     return (
-        f"warning: the student {student} has more parameters ({count(sizes[0])}) than its teacher ({count(sizes[1])}): "
+        f"warning: the student {student} has more parameters ({count(ours)}) than its teacher ({count(theirs)}): "
         "expect little from this teacher; pass a smaller --student, or use agridistill train"
     )
 

@@ -1,8 +1,9 @@
-"""`agridistill watch`: the agent in the field."""
+"""`agridistill watch` and `publish`: the agent in the field, and signed releases of its model."""
 
 from __future__ import annotations
 
 import json as json_format
+import re
 import signal
 import sys
 import threading
@@ -13,14 +14,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from typer import Argument, Option
 
-from agridistill.cli.output import next_command, printable, stderr, stdout
+from agridistill.cli import options, output
+from agridistill.cli.output import printable, stderr, stdout
+from agridistill.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
     from agridistill.edge.alerts import AlertMessage
     from agridistill.edge.events import Detection
     from agridistill.edge.settings import WatchSettings
+
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def watch(
@@ -63,11 +69,9 @@ def watch(
     Every detection is on the disk before anything is sent. Ctrl-C or SIGTERM end the agent cleanly; the same command
     continues where it stopped.
     """
-    from agridistill.api import training_extra
-    from agridistill.errors import ConfigError
     from agridistill.runtime.backends import model_path
 
-    with training_extra("the field part of AgriDistill", "edge"):
+    with needs_extra("the field part of AgriDistill", "edge"):
         from agridistill.edge.agent import Listeners
         from agridistill.edge.building import watch as run
         from agridistill.edge.events import number_of
@@ -93,7 +97,7 @@ def watch(
         counts = verdict_counts_words(end.verdicts)
         new = f"{printer.detections:,} new" if printer.detections else "nothing new"
         stderr.print(f"ended: {new}; {number_of(end.frames, 'frame')} decided on in all ({counts})")
-    next_command("status", *(("--state", folder) if state is not None else ()))
+    output.next_command("status", *(("--state", folder) if state is not None else ()))
 
 
 class _Printer:
@@ -138,7 +142,6 @@ def _with_options(
     """The file's settings, changed by the options; None where not given."""
     from agridistill.edge.delivery.broker import BrokerSettings
     from agridistill.edge.settings import PageSettings
-    from agridistill.errors import ConfigError
 
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes.get("plot", "x").strip():
@@ -172,3 +175,80 @@ def _stopping() -> Iterator[tuple[threading.Event, threading.Event]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def publish(
+    model: Annotated[Path | None, Argument(metavar="MODEL", help="Exported model, or a shipped one (tomato).")] = None,
+    key: Annotated[list[Path] | None, Option(help="Private key that signs; repeatable.")] = None,
+    version: Annotated[int | None, Option(min=1, help="Above the last one.")] = None,
+    golden: Annotated[
+        Path | None, Option(help="Photos in class folders, or photos that the model answers now.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="Folder that devices will see.")] = None,
+    base_url: Annotated[str, Option(help="Its address, for releases sent by MQTT.")] = "",
+    channel: Annotated[str, Option(help="Which devices take it.")] = "default",
+    minimum_agreement: Annotated[float, Option(min=0.0, max=1.0, help="Share of golden photos to get right.")] = 0.9,
+    trust_key: Annotated[list[Path] | None, Option(help="Public key to trust from now on; repeatable.")] = None,
+    revoke_key: Annotated[list[str] | None, Option(metavar="ID", help="Key to trust no more; repeatable.")] = None,
+    new_key: Annotated[Path | None, Option(help="Only make a key: this file and FILE.pub.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Sign a release of an exported model; devices fetch it, try it, and return to the old one if it fails.
+
+    A key's password is read from AGRIDISTILL_KEY_PASSWORD.
+    """
+
+    with needs_extra("cryptography, to sign releases", "edge"):
+        from agridistill.edge.updates.publishing import PublishSettings
+        from agridistill.edge.updates.publishing import publish as write
+        from agridistill.edge.updates.release import read_private_key, read_public_key
+    from agridistill.runtime.backends import model_path
+    from agridistill.storage import require_writable
+
+    if new_key is not None:
+        _make_key(new_key, json=json)
+        return
+    if not key or model is None or golden is None or out is None or version is None:
+        named = {"MODEL": model, "--key": key or None, "--version": version, "--golden": golden, "--out": out}
+        missing = [name for name, value in named.items() if value is None]
+        raise typer.BadParameter(f"{', '.join(missing)} missing (or --new-key FILE to make a key)")
+    for name in revoke_key or []:
+        if not _KEY_ID.fullmatch(name):
+            raise typer.BadParameter(f"--revoke-key takes a key's id of 16 hexadecimal digits, not '{name}'")
+    settings = PublishSettings(
+        version=version,
+        channel=channel,
+        minimum_agreement=minimum_agreement,
+        base_url=base_url,
+        trust=tuple(read_public_key(path) for path in trust_key or []),
+        revoke=tuple(revoke_key or []),
+    )
+    for path in key:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise typer.BadParameter(f"the private key '{path}' lies in '{out}', which devices will see")
+    require_writable(out, folder=True)
+    keys = [read_private_key(path) for path in key]
+    with output.progress_bar("golden photos") as progress:
+        result = write(model_path(model), golden, out, keys, settings, progress=progress)
+    if json:
+        output.print_json(result.to_json())
+    else:
+        state = "exists unchanged" if result.unchanged else "written"
+        stderr.print(
+            f"{result.release}: version {result.version} {state}, {result.files} files, "
+            f"{result.size_bytes / 1e6:.2f} MB, signed by {', '.join(result.key_ids)}; of {result.golden_photos} "
+            f"golden photos {100 * result.agreement:.1f} % right here, at least {100 * settings.minimum_agreement:g} % "
+            "needed on a device"
+        )
+    output.next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
+
+
+def _make_key(path: Path, *, json: bool) -> None:
+    from agridistill.edge.updates.release import PUBLIC_SUFFIX, create_key
+
+    identity, public = create_key(path), f"{path}{PUBLIC_SUFFIX}"
+    if json:
+        output.print_json({"key_id": identity, "private_key": str(path), "public_key": public})
+    else:
+        stderr.print(f"key {identity}: '{path}' signs, keep it secret; '{public}' goes onto the devices")
+    output.next_command("publish", "MODEL", "--key", path, "--version", "1", "--golden", "PHOTOS", "--out", "FOLDER")

@@ -19,9 +19,16 @@ from agridistill.data.structure import (
     wrapped_in,
 )
 from agridistill.errors import DataError
-from agridistill.heatmaps import is_explanation
 from agridistill.manifest import composed
-from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_folder, is_photo, subfolders
+from agridistill.photo_files import (
+    counts_by_suffix,
+    files_below,
+    how_to_read,
+    is_explanation,
+    is_folder,
+    is_photo,
+    subfolders,
+)
 
 SPLIT_NAMES = ("train", "val", "test")
 # As of unreadable photos. A wrong copy here and there is no harm; where one photo in twenty has two labels, a folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agridistill.arguments import to_path
-from agridistill.errors import MissingExtraError
+from agridistill.errors import needs_extra
 
 if TYPE_CHECKING:
     from agridistill.report.page import ReportResult
@@ -29,9 +29,6 @@ def report(folder: Path | str) -> ReportResult:
         MissingExtraError: the extra `report` is not installed.
     """
     path = to_path("folder", folder)
-    try:
+    with needs_extra("matplotlib and jinja2 for the report", "report"):
         from agridistill.report.page import report as write
-    except ModuleNotFoundError as error:
-        needed, got = "matplotlib and jinja2 for the report", f"no module '{error.name}'"
-        raise MissingExtraError(needed, got, "pip install 'agridistill[report]'") from None
     return write(path)

@@ -210,7 +210,7 @@ def reliability(evidence: Evidence) -> Plot:
         "reliability",
         "Reliability: of the answers given with 80 % confidence, 80 % should be right. Above the black line a model is "
         f"too modest, below it too sure. Bins of fewer than {_MIN_PHOTOS_IN_BIN} photos are in the numbers only.",
-        {name: document["reliability"] for name, document in evidence.items()},
+        _numbers(evidence, "reliability"),
     )
 
 
@@ -235,7 +235,7 @@ def coverage(evidence: Evidence) -> Plot:
         "coverage",
         "Accuracy against coverage: what abstaining on the least certain photos gains. Marks: the threshold for 99 %, "
         "chosen on the validation split, as it performs on the test split.",
-        {name: document["selective"] for name, document in evidence.items()},
+        _numbers(evidence, "selective"),
     )
 
 
@@ -266,8 +266,12 @@ def robustness(evidence: Evidence) -> Plot:
         "robustness",
         "Accuracy under corruptions as in the field, from none to strong; the unit of each strength is in the table "
         "below. Dotted: the most frequent class.",
-        {name: document["robustness"] for name, document in evidence.items()},
+        _numbers(evidence, "robustness"),
     )
+
+
+def _numbers(evidence: Evidence, key: str) -> dict[str, Any]:
+    return {name: document[key] for name, document in evidence.items()}
 
 
 def _create_figure(width: float = WIDTH, height: float = 3.3) -> tuple[Figure, Axes]:

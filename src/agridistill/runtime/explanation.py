@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from agridistill.arguments import to_path
+from agridistill.colour import overlaid
 from agridistill.errors import ConfigError, ModelError
-from agridistill.heatmaps import explanation_mark, overlaid
 from agridistill.manifest import Preprocessing
+from agridistill.photo_files import explanation_mark
 from agridistill.preprocess import Pixels, softmax
 from agridistill.runtime.backends import AttentiveBackend, Backend, checked_logits
 from agridistill.runtime.verdict import Prediction

@@ -19,9 +19,8 @@ from PIL import Image
 
 from agridistill.arguments import described
 from agridistill.errors import DataError, PhotoError
-from agridistill.heatmaps import is_explanation
 from agridistill.manifest import Preprocessing
-from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_photo, passed_over
+from agridistill.photo_files import counts_by_suffix, files_below, how_to_read, is_explanation, is_photo, passed_over
 from agridistill.preprocess import LARGE_PIXELS, Pixels, enough_pixels, photo_size, read_photo, to_pixels, upright_rgb
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -13,11 +13,11 @@ from pydantic import Field
 from agridistill.errors import ConfigError, nearest
 from agridistill.training.settings import DistillConfig, TrainConfig
 
-# Names become folders, on any system.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 # Names of the study's own files.
 _RESERVED = ("teacher", "gallery")
 
+# A name becomes a folder, on any system.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")]
 Seed = Annotated[int, Field(ge=0)]
 ConfigOf = Callable[[Sequence[str]], DistillConfig]
 """The recipe with changes, each `key=value` as after `--set`."""
@@ -28,20 +28,24 @@ def _require(holds: bool, expected: str, got: object) -> None:
         raise ConfigError(expected, str(got), "correct the section [compare] of the recipe")
 
 
-def _require_names(what: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        _require(bool(_NAME.fullmatch(name)), f"{what} of letters, digits, '.', '_' and '-'", f"'{name}'")
-        # Some file systems ignore case.
-        _require(name.lower() not in seen, f"{what}, each once", f"'{name}' twice")
-        seen.add(name.lower())
+def _require_once(what: str, values: Sequence[object]) -> None:
+    # Some file systems ignore case.
+    counts = Counter(str(value).lower() for value in values)
+    _require(bool(counts), f"at least one {what}", "none")
+    for value, number in counts.items():
+        _require(number == 1, f"each {what} once", f"'{value}' twice")
+
+
+def _require_known(expected: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ConfigError(expected, f"'{name}'", nearest(name, known))
 
 
 @dataclass(frozen=True)
 class BudgetSettings:
     """What all candidates have in common: epochs, share of labels, photo size. Each budget has a table of its own."""
 
-    name: str = "full"
+    name: Name = "full"
     set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as after `--set`
     seeds: tuple[Seed, ...] = ()  # those of the study where empty
 
@@ -50,7 +54,7 @@ class BudgetSettings:
 class CandidateSettings:
     """One row of the table: a method, a network, or one method with other settings."""
 
-    name: str  # the name of a method selects that method
+    name: Name  # the name of a method selects that method
     set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as after `--set`
     seeds: tuple[Seed, ...] = ()  # those of the budget where empty
     budgets: tuple[str, ...] = ()  # all where empty
@@ -123,23 +127,16 @@ class CompareSettings:
     def __post_init__(self) -> None:
         budgets = [budget.name for budget in self.budgets]
         candidates = [candidate.name for candidate in self.candidates]
-        _require(bool(budgets), "at least one budget", "none")
-        _require(bool(self.seeds), "at least one seed", "none")
-        _require_names("names of budgets", budgets)
-        _require_names("names of candidates", candidates)
-        _require_known("the baseline among the candidates", self.baseline, candidates)
+        _require_once("budget", budgets)
+        _require_once("candidate", candidates)
         own_seeds = [budget.seeds for budget in self.budgets] + [candidate.seeds for candidate in self.candidates]
-        for seeds in (self.seeds, *own_seeds):
-            _require(len(set(seeds)) == len(seeds), "each seed once", seeds)
+        for seeds in (self.seeds, *filter(None, own_seeds)):
+            _require_once("seed", seeds)
+        _require_known("the baseline among the candidates", self.baseline, candidates)
         for candidate in self.candidates:
             _require(candidate.name not in _RESERVED, "another name of a candidate", f"'{candidate.name}'")
             for name in candidate.budgets:
                 _require_known(f"a known budget of the candidate '{candidate.name}'", name, budgets)
-
-
-def _require_known(expected: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ConfigError(expected, f"'{name}'", nearest(name, known))
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,12 @@ def search(
     Several machines may share one storage and one folder.
 
     Args:
-        data: the photos.
+        data: the photos; they, `teacher`, `layout` and `split_file` are as for `distill`.
         out: folder of the study: `search/NAME` with the trials' runs, `search-NAME.json`, and `search.db` without
             `storage`; NAME is the candidate's and the budget's.
         plan: the searched settings.
         trials: finished ones in all.
-        teacher: run folder.
-        layout: how the labels are found.
         storage: URL of a database for Optuna; None keeps SQLite in `out`.
-        split_file: made by `data split`.
         progress: called with (trials, trials in all).
         tell: called with one line for each finished trial.
 
@@ -126,9 +123,11 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
         study = optuna.create_study(storage=heartbeats, study_name=name, direction="maximize", load_if_exists=True)
     except Exception as error:
         # Of many types in SQLAlchemy, and of Optuna for an unknown URL.
-        shown = _without_password(url)
-        reason = " ".join(str(error).split())[:160].replace(url, shown)
-        raise ConfigError("an Optuna storage that can be used", f"'{shown}' ({reason})", "check --storage") from None
+        public_url = _without_password(url)
+        reason = " ".join(str(error).split())[:160].replace(url, public_url)
+        raise ConfigError(
+            "an Optuna storage that can be used", f"'{public_url}' ({reason})", "check --storage"
+        ) from None
     config = asdict(plan.config_of({key: space.ends[0] for key, space in settings.space.items()}))
     config["distill"] = {key: value for key, value in config["distill"].items() if key not in MAY_DIFFER}
     recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()

@@ -1,4 +1,7 @@
-"""The runs of a study as one JSON document: means, deviations, and paired differences with their intervals."""
+"""The runs of a study as one JSON document: means, deviations, and paired differences with their intervals.
+
+Photos are clustered in leaves, and a method has several seeds: both count in the interval of a difference.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from agridistill.data.labels import FOLDERS, Layout
 from agridistill.data.split import read_split
@@ -19,23 +24,15 @@ from agridistill.evaluation.evaluate import Predictions, predictions_on_test
 from agridistill.models import load_backend
 from agridistill.progress import ProgressCallback, silent
 from agridistill.study.plan import BudgetSettings, CandidateSettings, ComparePlan, Job
-from agridistill.study.statistics import mcnemar, paired_difference
 from agridistill.training.run_folder import RunFolder
 
 FORMAT_VERSION = 1
+RESAMPLES = 10_000
+_CHUNK = 500
 _AVERAGED = ("accuracy", "val_accuracy", "macro_f1", "nll_nats", "calibration_error", "train_s")
 _FIGURES = (
-    "model",
-    "accuracy",
-    "accuracy_ci95",
-    "macro_f1",
-    "nll_nats",
-    "calibration_error",
-    "parameters",
-    "macs",
-    "image_size",
-    "best_epoch",
-    "train_s",
+    *("model", "accuracy", "accuracy_ci95", "macro_f1", "nll_nats", "calibration_error", "parameters", "macs"),
+    *("image_size", "best_epoch", "train_s"),
 )
 
 
@@ -112,12 +109,13 @@ def read_figures(run: Path) -> dict[str, Any]:
         evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
         with folder.metrics.open(encoding="utf-8") as file:
             by_epoch = [float(row["val/accuracy"]) for row in csv.DictReader(file)]
+        environment = folder.read_environment()
         return {
             **{key: evaluation[key] for key in _FIGURES},
             "val_accuracy": max(by_epoch),
             "val_accuracy_by_epoch": by_epoch,
-            "hardware": folder.read_environment().get("hardware"),
-            "versions": folder.read_environment().get("versions"),
+            "hardware": environment.get("hardware"),
+            "versions": environment.get("versions"),
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it anew") from None
@@ -138,18 +136,11 @@ def _teacher(teacher: Path, test_paths: Sequence[str]) -> dict[str, Any]:
 def _budget(budget: BudgetSettings, plan: ComparePlan, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """The rows of one budget, and its best method against the others."""
     config = plan.budgets[budget.name]
-    by_candidate = {
-        candidate.name: [run for run in runs if run.job.candidate == candidate.name]
-        for candidate in plan.settings.candidates
-    }
-    baseline = by_candidate[plan.settings.baseline]
-    rows = [
-        _row(candidate, by_candidate[candidate.name], baseline)
-        for candidate in plan.settings.candidates
-        if by_candidate[candidate.name]
-    ]
+    candidates = plan.settings.candidates
+    by_name = {one.name: [run for run in runs if run.job.candidate == one.name] for one in candidates}
+    baseline = by_name[plan.settings.baseline]
+    rows = [_row(one, by_name[one.name], baseline) for one in candidates if by_name[one.name]]
     best, *others = (row["name"] for row in _ranked_methods(rows))
-    against = {name: _difference(by_candidate[best], by_candidate[name]) for name in others}
     return {
         "name": budget.name,
         "set": list(budget.set),
@@ -158,8 +149,8 @@ def _budget(budget: BudgetSettings, plan: ComparePlan, runs: Sequence[FinishedRu
         "image_size": config.data.image_size,
         "rows": rows,
         "best": best,
-        "best_against": [{"other": name, **difference} for name, difference in against.items()],
-        "mcnemar": _mcnemar_by_seed(by_candidate[best], by_candidate[others[0]]) if others else [],
+        "best_against": [{"other": name, **_difference(by_name[best], by_name[name])} for name in others],
+        "mcnemar": _mcnemar_by_seed(by_name[best], by_name[others[0]]) if others else [],
     }
 
 
@@ -179,24 +170,6 @@ def _row(candidate: CandidateSettings, runs: Sequence[FinishedRun], baseline: Se
     return row
 
 
-def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The first method minus the second, over the seeds that both have, or over all where they share none."""
-    shared = sorted({run.job.seed for run in runs} & {run.job.seed for run in others})
-
-    def correct(runs: Sequence[FinishedRun]) -> Any:
-        used = [run for run in runs if not shared or run.job.seed in shared]
-        return np.stack([run.predictions.correct for run in sorted(used, key=lambda run: run.job.seed)])
-
-    leaf_ids = runs[0].predictions.leaf_ids
-    found = paired_difference(correct(runs), correct(others), leaf_ids, paired_seeds=bool(shared))
-    return {
-        "points": found.points,
-        "points_ci95": list(found.points_ci95),
-        "seeds": shared or None,
-        "of_leaves_alone": found.of_leaves_alone,
-    }
-
-
 def _ranked_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The candidates with the study's student, best first on the validation split, over the seeds that all have.
 
@@ -213,6 +186,80 @@ def _ranked_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return sorted(methods, key=lambda row: -val_accuracy(row))
 
 
+def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The first method minus the second, over the seeds that both have, or over all where they share none."""
+    shared = sorted({run.job.seed for run in runs} & {run.job.seed for run in others})
+
+    def correct(runs: Sequence[FinishedRun]) -> Any:
+        used = [run for run in runs if not shared or run.job.seed in shared]
+        return np.stack([run.predictions.correct for run in sorted(used, key=lambda run: run.job.seed)])
+
+    leaf_ids = runs[0].predictions.leaf_ids
+    found = paired_difference(correct(runs), correct(others), leaf_ids, paired_seeds=bool(shared))
+    return {**asdict(found), "points_ci95": list(found.points_ci95), "seeds": shared or None}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean accuracy of one method minus that of another on the same photos."""
+
+    points: float  # percentage points
+    points_ci95: tuple[float, float]
+    of_leaves_alone: bool  # one run of either: the interval lacks the chance in training, and is too narrow
+
+
+def paired_difference(
+    method: NDArray[np.bool_],
+    baseline: NDArray[np.bool_],
+    leaf_ids: Sequence[str],
+    *,
+    paired_seeds: bool,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """Difference in accuracy with its percentile bootstrap interval over leaves and seeds.
+
+    Each resample draws as many leaves as there are, each with all its photos and for both methods alike (Efron and
+    Tibshirani 1993, chapter 8, for clusters; the photos are the pairs), and one error of the mean over seeds. Drawing
+    two or three seeds with replacement would lose most of their variance. Their error comes from Student's
+    distribution instead, with their own deviation and degrees of freedom, as in its own interval.
+
+    Args:
+        method: `(S, N)`, whether each of N photos is classified correctly under each of S seeds.
+        baseline: `(R, N)`, of the same photos.
+        leaf_ids: of the N photos.
+        paired_seeds: both have the same seeds in the same order, so that their differences are taken one by one.
+        resamples: number of them.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    if method.ndim != 2 or baseline.ndim != 2 or method.shape[1] != baseline.shape[1]:
+        raise ValueError(f"two arrays (seeds, photos) of the same photos, got {method.shape} and {baseline.shape}")
+    if len(leaf_ids) != method.shape[1] or (paired_seeds and len(method) != len(baseline)):
+        raise ValueError("one leaf id for each photo, and the same seeds where they are paired")
+    names, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
+    photos = np.bincount(leaf)
+    gains = np.bincount(leaf, method.mean(axis=0) - baseline.mean(axis=0), len(names))
+    rng = np.random.default_rng(seed)
+    means: list[NDArray[np.float64]] = []
+    for start in range(0, resamples, _CHUNK):
+        leaves = rng.integers(0, len(names), (min(_CHUNK, resamples - start), len(names)))
+        means.append(gains[leaves].sum(axis=1) / photos[leaves].sum(axis=1))
+    resampled = np.concatenate(means)
+    by_seed = [method.mean(axis=1), baseline.mean(axis=1)]
+    samples = [by_seed[0] - by_seed[1]] if paired_seeds else by_seed
+    for values in samples:
+        if len(values) > 1:
+            error = np.std(values, ddof=1) / np.sqrt(len(values))
+            resampled = resampled + error * rng.standard_t(len(values) - 1, len(resampled))
+    # Two seeds that differ much give a wide interval, but no difference of accuracies is larger than 1.
+    low, high = np.percentile(resampled, [2.5, 97.5]).clip(-1, 1)
+    points = 100 * (float(method.mean()) - float(baseline.mean()))
+    return Difference(points, (100 * float(low), 100 * float(high)), any(len(values) < 2 for values in samples))
+
+
 def _mcnemar_by_seed(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     seconds = {run.job.seed: run for run in others}
     return [
@@ -220,8 +267,34 @@ def _mcnemar_by_seed(runs: Sequence[FinishedRun], others: Sequence[FinishedRun])
             "first": run.job.candidate,
             "second": second.job.candidate,
             "seed": run.job.seed,
-            **asdict(mcnemar(run.predictions.correct, second.predictions.correct)),
+            **mcnemar(run.predictions.correct, second.predictions.correct),
         }
         for run in runs
         if (second := seconds.get(run.job.seed)) is not None
     ]
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, int | float]:
+    """McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
+
+    Args:
+        first: `(N,)`, whether each photo is classified correctly.
+        second: `(N,)`, of the same photos.
+
+    Returns:
+        Photos that only the first and only the second classify correctly, and the two-sided p-value, which is too
+        small because photos of one leaf are not independent.
+
+    Raises:
+        ValueError: lengths that differ.
+
+    Example:
+        >>> mcnemar(np.array([True, True, False]), np.array([True, False, False]))
+        {'only_first': 1, 'only_second': 0, 'p_value': 1.0}
+    """
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"two arrays of the same photos, got {first.shape} and {second.shape}")
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = only_first + only_second
+    p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}

@@ -14,12 +14,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, BinaryIO
 
 import torch
 
@@ -88,33 +86,72 @@ def run_side_by_side(
     Raises:
         RunError: runs failed; names the first of them with its log.
     """
-    workers = _Workers(slots, logs)
-    failures: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(slots) as pool:
-        waiting = {pool.submit(workers.run, name, order): name for name, order in orders.items()}
-        try:
-            while waiting:
-                for future in wait(waiting, _TICK_S, FIRST_COMPLETED).done:
-                    name = waiting.pop(future)
-                    code, lines = future.result()
-                    for line in lines:
-                        if line.startswith("warning: "):
-                            on_warning(line)
-                    if code == _DONE:
-                        on_end(name)
-                    else:
-                        failures.append((name, _reason(code, lines)))
-                on_tick()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            workers.stop(waiting)
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, free = list(orders.items()), list(range(slots))
+    running: list[_Run] = []
+    failures: list[tuple[_Run, str]] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_Run(*waiting.pop(0), logs, slot=free.pop(0), slots=slots))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[0].process.wait(_TICK_S)
+            for run in [run for run in running if run.process.poll() is not None]:
+                running.remove(run)
+                free.append(run.slot)
+                lines = run.lines()
+                for line in lines:
+                    if line.startswith("warning: "):
+                        on_warning(line)
+                if run.process.returncode == _DONE:
+                    on_end(run.name)
+                else:
+                    failures.append((run, _reason(run.process.returncode, lines)))
+            on_tick()
+    finally:
+        _stop(running)
     if failures:
-        name, reason = failures[0]
+        run, reason = failures[0]
         raise RunError(
             "every run of the study to finish",
-            f"{len(failures)} of {total} failed, the first '{name}' ({reason})",
-            f"see '{workers.log_of(name)}', correct it and repeat the command: finished runs are kept",
+            f"{len(failures)} of {total} failed, the first '{run.name}' ({reason})",
+            f"see '{run.log}', correct it and repeat the command: finished runs are kept",
         )
+
+
+class _Run:
+    """The process of one run. `slot` is its place among those that run at the same time."""
+
+    def __init__(self, name: str, order: Order, logs: Path, *, slot: int, slots: int) -> None:
+        self.name, self.slot = name, slot
+        self.log = logs / f"{name.replace('/', '-')}.log"
+        with self.log.open("ab") as file:
+            self._start = file.tell()
+            # In a session of its own: a Ctrl-C in the terminal reaches the study alone, which stops its runs.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agridistill.study.workers"],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | worker_environment(slot, slots),
+                start_new_session=True,
+            )
+        with contextlib.suppress(OSError):  # a process that has ended already gives the reason in its log
+            self.process.stdin.write(pickle.dumps(order))  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+
+    def lines(self) -> list[str]:
+        """What the process wrote."""
+        self.close()
+        with self.log.open("rb") as file:
+            file.seek(self._start)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
+    def close(self) -> None:
+        """Asks the process to stop, by the end of its stdin."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # type: ignore[union-attr]
 
 
 def _reason(code: int, lines: Sequence[str]) -> str:
@@ -123,68 +160,17 @@ def _reason(code: int, lines: Sequence[str]) -> str:
     return last[-1][:300]
 
 
-class _Workers:
-    """The processes of the pool's threads."""
-
-    def __init__(self, slots: int, logs: Path) -> None:
-        self._slots, self._logs = slots, logs
-        self._free: SimpleQueue[int] = SimpleQueue()
-        for slot in range(slots):
-            self._free.put(slot)
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._is_stopping = threading.Event()
-        logs.mkdir(parents=True, exist_ok=True)
-
-    def log_of(self, name: str) -> Path:
-        return self._logs / f"{name.replace('/', '-')}.log"
-
-    def run(self, name: str, order: Order) -> tuple[int, list[str]]:
-        """Waits for the process of one run; gives its exit code and the lines of its log."""
-        slot = self._free.get()
+def _stop(running: Sequence[_Run]) -> None:
+    """Ends the processes, those that do not stop in time by force."""
+    for run in running:
+        run.close()
+    deadline = time.monotonic() + _STOP_S
+    for run in running:
         try:
-            with self.log_of(name).open("a+b") as log:
-                start = log.tell()
-                code = self._train(order, log, worker_environment(slot, self._slots))
-                log.seek(start)
-                lines = log.read().decode("utf-8", "replace").splitlines()
-        finally:
-            self._free.put(slot)
-        return code, [line.strip() for line in lines if line.strip()]
-
-    def _train(self, order: Order, log: BinaryIO, environment: Mapping[str, str]) -> int:
-        # In a session of its own: a Ctrl-C in the terminal reaches the study alone, which stops its runs.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "agridistill.study.workers"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
-        self._processes.add(process)
-        with contextlib.suppress(OSError):  # a process that has ended already gives the reason in its log
-            process.stdin.write(pickle.dumps(order))  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-        if self._is_stopping.is_set():
-            _close_stdin(process)
-        code = process.wait()
-        _close_stdin(process)
-        self._processes.discard(process)
-        return code
-
-    def stop(self, futures: Iterable[Future[Any]]) -> None:
-        """Ends the processes of these futures, those that do not stop in time by force."""
-        self._is_stopping.set()
-        for process in list(self._processes):
-            _close_stdin(process)
-        wait([future for future in futures if not future.cancelled()], _STOP_S)
-        for process in list(self._processes):
-            process.kill()
-
-
-def _close_stdin(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(OSError):
-        process.stdin.close()  # type: ignore[union-attr]
+            run.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            run.process.kill()
+            run.process.wait()
 
 
 def worker_environment(slot: int, slots: int) -> dict[str, str]:

@@ -29,7 +29,7 @@ from agridistill.edge.sources.folder import FolderSource, photo_time
 from agridistill.edge.sources.listing import Hashes
 from agridistill.edge.store.history import History
 from agridistill.errors import EdgeError, OutboxError, PhotoError
-from agridistill.heatmaps import explanation_mark
+from agridistill.photo_files import explanation_mark
 from agridistill.preprocess import UnreachablePhotoError, read_photo
 
 

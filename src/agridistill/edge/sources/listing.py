@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from agridistill.edge.sources.inotify import Inotify, is_on_network
 from agridistill.edge.sources.source import SourceLostError
-from agridistill.heatmaps import is_explanation
 from agridistill.photo_files import (
     FolderWalk,
     counts_in_words,
     how_to_read,
+    is_explanation,
     is_folder,
     is_of_machine,
     is_photo,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from agridistill.study.statistics import mcnemar, paired_difference
+from agridistill.study.summary import mcnemar, paired_difference
 
 
 def draw_study(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -137,5 +137,4 @@ def test_mcnemar_is_the_exact_binomial(b: int, c: int) -> None:
     n, k = b + c, min(b, c)
     expected = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
     found = mcnemar(first, second)
-    assert (found.only_first, found.only_second) == (b, c)
-    assert found.p_value == pytest.approx(expected)
+    assert found == {"only_first": b, "only_second": c, "p_value": pytest.approx(expected)}
