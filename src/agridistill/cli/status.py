@@ -1,4 +1,4 @@
-"""`agridistill status`: how the agent on this device is, and what it saw last."""
+"""The command `agridistill status`: shows the state of the agent on this device and its last detections."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from agridistill.edge.events import Alert, Detection
     from agridistill.edge.state import AgentState
 
-# Shorter outages often end without help.
+# Shorter outages often end by themselves.
 _LONG_S = 300.0
 
 
 def status(
     state: Annotated[
-        Path | None, Option(metavar="DIR", help="State folder of the agent.", show_default="the user's own")
+        Path | None,
+        Option(metavar="DIR", help="Read the agent's state folder.", show_default="~/.local/state/agridistill"),
     ] = None,
     last: Annotated[int, Option(min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
     json: options.Json = False,
 ) -> None:
-    """Show how the agent on this device is: does it run, what waits to be sent, what it saw last.
+    """Show whether the agent on this device runs, which messages wait to be sent, and its last detections.
 
-    The exit code is 1 if the agent does not run although there is more to watch, if it has ended with messages still to
-    send, if the source has been away or messages have waited for a receiver for five minutes, or if the disk refuses
-    detections.
+    The exit code is 1 if there is a problem: the agent stopped unexpectedly, or ended with unsent messages; the source
+    has been away, or messages have waited, for five minutes; or detections cannot be stored.
     """
     import time
 
@@ -45,7 +45,7 @@ def status(
     try:
         alerts, detections = _history(folder / HISTORY_FILE, last)
     except OutboxError as failure:
-        error = str(failure)  # for instance on a read-only disk: the state is printed anyway
+        error = str(failure)  # for example on a read-only disk: print the state anyway
     now_s = time.time()
     running = is_running(found, now_s)
     problems = _problems(found, running)
@@ -69,7 +69,7 @@ def status(
         for problem in problems:
             stdout.print(f"Problem: {problem}", style="red")
     if not running:
-        # A source whose secrets are replaced by … cannot be given again.
+        # A name whose secrets were replaced by … is no valid source.
         source = found.source if "…" not in found.source else "SOURCE"
         words = () if state is None else ("--state", state)
         output.next_command("watch", source, "--model", str(found.model.get("path") or "MODEL"), *words)
@@ -78,7 +78,7 @@ def status(
 
 
 def _history(file: Path, last: int) -> tuple[list[Alert], list[Detection]]:
-    """The open alerts and the last detections."""
+    """Returns the open alerts (at most 100) and the `last` detections, newest first."""
     from agridistill.edge.store.history import History
 
     # An agent that has just started may not have created it yet.
@@ -95,14 +95,14 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     if not running and (state.finished or state.stopped):
         unsent = {name: total(waits.get("waiting", 0)) for name, waits in state.outboxes.items()}
         return [
-            f"not sent to the {name} yet, but by the next run: {number_of(number, 'message')}"
+            f"{number_of(number, 'message')} not sent to the {name} yet; the next run will send them"
             for name, number in unsent.items()
             if number
         ]
     if not running and process_lives(state.pid):
         return [
-            f"the agent's state is of {_local(state.at_s)}, but there is a process {state.pid}: "
-            "if it is the agent, its disk may be full"
+            f"the agent has not written its state since {_local(state.at_s)}, but a process {state.pid} exists: "
+            "if that is the agent, its disk may be full"
         ]
     if not running:
         return [f"the agent has not run since {_local(state.at_s)}"]
@@ -112,7 +112,7 @@ def _problems(state: AgentState, running: bool) -> list[str]:
     elif state.source_lost_s is not None and state.source_lost_s >= _LONG_S:
         problems.append(f"the source has been away for {duration_words(state.source_lost_s)}")
     if state.broker is not None and not state.broker.get("connected"):
-        # Without waiting messages the broker is not needed.
+        # A broker that is away is no problem while no message waits for it.
         oldest_s = (state.outbox or {}).get("oldest_s", 0)
         if oldest_s >= _LONG_S:
             problems.append(f"the broker is away, and messages have waited for {duration_words(oldest_s)}")
@@ -129,9 +129,9 @@ def _headline(state: AgentState, running: bool, now_s: float) -> str:
         return f"{state.device}: running for {duration_words(state.uptime_s)} (process {state.pid})"
     end = "not running since"
     if state.finished or state.stopped:
-        end = "all was decided on by" if state.finished else "stopped by Ctrl-C at"
+        end = "all photos were classified by" if state.finished else "stopped by Ctrl-C at"
     ago = duration_words(now_s - state.at_s)
-    return f"{state.device}: {end} {_local(state.at_s)} ({ago} ago); what follows is from then"
+    return f"{state.device}: {end} {_local(state.at_s)} ({ago} ago); the figures below are from then"
 
 
 def _state_rows(state: AgentState) -> list[tuple[str, str]]:
@@ -177,7 +177,7 @@ def _print_alerts(alerts: list[Alert], now_s: float) -> None:
 def _print_detections(detections: list[Detection], model: str) -> None:
     from agridistill.edge.events import detection_words, number_of
 
-    # The model of each, where another model than the present one decided.
+    # Show each detection's model if any of them comes from another model than the present one.
     several = any(one.model != model for one in detections)
     headings = ("plot", "answer", "photo", *(("model",) if several else ()))
     table = output.new_table(f"Last {number_of(len(detections), 'detection')}", "time", *headings)

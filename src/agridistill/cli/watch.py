@@ -1,4 +1,4 @@
-"""`agridistill watch` and `publish`: the agent in the field, and signed releases of its model."""
+"""The commands `agridistill watch`, which runs the field agent, and `publish`, which signs models for devices."""
 
 from __future__ import annotations
 
@@ -34,40 +34,59 @@ def watch(
         str | None,
         Argument(
             metavar="[SOURCE]",
-            help="A folder of photos, http(s)://… (snapshots or MJPEG), rtsp://…, /dev/videoN or a video file.",
+            help="Watch a folder of photos, http(s)://… (snapshots or MJPEG), rtsp://…, /dev/videoN or a video file.",
         ),
     ] = None,
     model: Annotated[
-        Path | None, Option(metavar="MODEL", help="Exported model (.onnx, .tflite), or a shipped one (tomato).")
+        Path | None,
+        Option(metavar="MODEL", help="Use this model: an exported file (.onnx, .tflite) or a shipped one (tomato)."),
     ] = None,
     config: Annotated[
-        Path | None, Option(metavar="FILE", help="Settings and rules as TOML; options override them.")
+        Path | None, Option(metavar="FILE", help="Read settings and rules from a TOML file; options override them.")
     ] = None,
     state: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Folder for what must not be lost.", show_default="~/.local/state/agridistill"),
+        Option(
+            metavar="DIR",
+            help="Store detections and unsent messages in this folder.",
+            show_default="~/.local/state/agridistill",
+        ),
     ] = None,
-    broker: Annotated[str | None, Option(metavar="URL", help="mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX].")] = None,
+    broker: Annotated[
+        str | None,
+        Option(metavar="URL", help="Send to this MQTT broker: mqtt\\[s]://\\[USER@]HOST\\[:PORT]\\[/PREFIX]."),
+    ] = None,
     device: Annotated[
-        str | None, Option(metavar="NAME", help="Name on the page, in messages and topics.", show_default="the host's")
+        str | None,
+        Option(
+            metavar="NAME", help="Use this device name on the page and in messages.", show_default="the host's name"
+        ),
     ] = None,
     plot: Annotated[
-        str | None, Option(metavar="NAME", help="Where the plants stand. In a folder, subfolders are plots.")
+        str | None,
+        Option(metavar="NAME", help="Name the plot of the photos; the subfolders of a folder are plots, too."),
     ] = None,
-    every: Annotated[float | None, Option(min=0, metavar="S", help="Seconds between a camera's frames.")] = None,
-    after: Annotated[Literal["keep", "delete"] | None, Option(help="Keep or delete a folder's photos.")] = None,
+    every: Annotated[
+        float | None, Option(min=0, metavar="S", help="Take a frame of a camera or video every S seconds.")
+    ] = None,
+    after: Annotated[
+        Literal["keep", "delete"] | None, Option(help="Keep or delete the photos of a folder after classifying them.")
+    ] = None,
     page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve the local page and the metrics.")] = None,
     thumbnails: Annotated[
-        bool | None, Option(help="Keep small pictures for the page.", show_default="on where the page is local")
+        bool | None,
+        Option(help="Store small pictures for the page.", show_default="on if only this device can open the page"),
     ] = None,
-    once: Annotated[bool, Option("--once", help="End when all photos of a folder are classified and sent.")] = False,
+    once: Annotated[
+        bool, Option("--once", help="End when all photos of a folder are classified and all messages sent.")
+    ] = False,
     json: Annotated[bool, Option("--json", help="Print each detection and alert as one line of JSON.")] = False,
-    quiet: Annotated[bool, Option("--quiet", help="Print alerts and problems only.")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="Print only alerts and problems.")] = False,
 ) -> None:
-    """Watch photos as they come: classify, warn, and send the detections to a broker, which may be away for weeks.
+    """Classify new photos from a folder or camera, open alerts, and send detections to an MQTT broker.
 
-    Every detection is on the disk before anything is sent. Ctrl-C or SIGTERM end the agent cleanly; the same command
-    continues where it stopped.
+    Every detection is stored on the disk before it is sent, so the broker may be away for weeks. Ctrl-C or SIGTERM end
+    the agent cleanly; the same command continues where it stopped.
     """
     from agridistill.runtime.backends import model_path
 
@@ -82,11 +101,10 @@ def watch(
     given = {"source": source, "model": model, "device": device, "plot": plot, "every_s": every, "after": after}
     settings = _with_options(settings, given | {"thumbnails": thumbnails}, broker=broker, page=page)
     if not settings.source:
-        raise ConfigError("a source to watch", "none", "run agridistill watch FOLDER --model leaf.onnx")
+        raise ConfigError("a source to watch", "none", "run for example agridistill watch FOLDER --model leaf.onnx")
     if settings.model is None:
-        raise ConfigError(
-            "a model", "none", "--model tomato, or agridistill export RUN --out leaf.onnx and --model leaf.onnx"
-        )
+        remedy = "add --model tomato, or run agridistill export RUN --out leaf.onnx and add --model leaf.onnx"
+        raise ConfigError("a model", "none", remedy)
     settings = replace(settings, model=model_path(settings.model))
     folder = state if state is not None else state_folder()
     printer = _Printer(json=json, quiet=quiet)
@@ -95,8 +113,8 @@ def watch(
         end = run(settings, folder, stop, listeners, once=once, by_user=by_user.is_set)
     if not json:
         counts = verdict_counts_words(end.verdicts)
-        new = f"{printer.detections:,} new" if printer.detections else "nothing new"
-        stderr.print(f"ended: {new}; {number_of(end.frames, 'frame')} decided on in all ({counts})")
+        new = number_of(printer.detections, "new detection") if printer.detections else "no new detections"
+        stderr.print(f"The agent has ended: {new}, {number_of(end.frames, 'frame')} decided on in all ({counts}).")
     output.next_command("status", *(("--state", folder) if state is not None else ()))
 
 
@@ -131,7 +149,7 @@ def _detection_line(detection: Detection) -> str:
     from agridistill.edge.events import detection_words
 
     at = datetime.fromtimestamp(detection.at_s).strftime("%H:%M:%S")  # noqa: DTZ006 - local time
-    # In a folder the plot is the subfolder, with which the photo's name begins.
+    # In a folder the plot is the subfolder, and the photo's name begins with it.
     named = not detection.plot or detection.photo.startswith(f"{detection.plot}/")
     return printable(f"{at} {'' if named else detection.plot + ' '}{detection.photo}: {detection_words(detection)}")
 
@@ -139,19 +157,19 @@ def _detection_line(detection: Detection) -> str:
 def _with_options(
     settings: WatchSettings, given: Mapping[str, Any], *, broker: str | None, page: str | None
 ) -> WatchSettings:
-    """The file's settings, changed by the options; None where not given."""
+    """Returns the settings with the options of the command line in their place; an option of None changes nothing."""
     from agridistill.edge.delivery.broker import BrokerSettings
     from agridistill.edge.settings import PageSettings
 
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes.get("plot", "x").strip():
-        raise ConfigError("a plot's name for --plot", f"'{given['plot']}'", "for example --plot north, or leave it out")
+        raise ConfigError("a plot's name for --plot", f"'{given['plot']}'", "use for example --plot north, or omit it")
     if broker is not None:
         changes["broker"] = replace(settings.broker, url=broker) if settings.broker else BrokerSettings(broker)
     if page is not None:
         host, _, port = page.rpartition(":")
         if not port.isdecimal():
-            raise ConfigError("--page [HOST:]PORT", f"'{page}'", "for example --page 8571")
+            raise ConfigError("--page [HOST:]PORT", f"'{page}'", "use for example --page 8571")
         before = settings.page or PageSettings()
         changes["page"] = replace(before, port=int(port), host=host.strip("[]") or before.host)
     return replace(settings, **changes)
@@ -159,7 +177,10 @@ def _with_options(
 
 @contextmanager
 def _stopping() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """An event that Ctrl-C and SIGTERM set, and one that Ctrl-C alone sets; a second one ends at once."""
+    """Handles Ctrl-C and SIGTERM inside the `with` block; a second signal ends the program at once.
+
+    Yields two events: one that either signal sets, and one that only Ctrl-C sets.
+    """
     stop, by_user = threading.Event(), threading.Event()
 
     def ask(number: int, frame: object) -> None:
@@ -178,24 +199,33 @@ def _stopping() -> Iterator[tuple[threading.Event, threading.Event]]:
 
 
 def publish(
-    model: Annotated[Path | None, Argument(metavar="MODEL", help="Exported model, or a shipped one (tomato).")] = None,
-    key: Annotated[list[Path] | None, Option(help="Private key that signs; repeatable.")] = None,
-    version: Annotated[int | None, Option(min=1, help="Above the last one.")] = None,
-    golden: Annotated[
-        Path | None, Option(help="Photos in class folders, or photos that the model answers now.")
+    model: Annotated[
+        Path | None, Argument(metavar="MODEL", help="Publish this exported model, or a shipped one (tomato).")
     ] = None,
-    out: Annotated[Path | None, Option(help="Folder that devices will see.")] = None,
-    base_url: Annotated[str, Option(help="Its address, for releases sent by MQTT.")] = "",
-    channel: Annotated[str, Option(help="Which devices take it.")] = "default",
-    minimum_agreement: Annotated[float, Option(min=0.0, max=1.0, help="Share of golden photos to get right.")] = 0.9,
-    trust_key: Annotated[list[Path] | None, Option(help="Public key to trust from now on; repeatable.")] = None,
-    revoke_key: Annotated[list[str] | None, Option(metavar="ID", help="Key to trust no more; repeatable.")] = None,
-    new_key: Annotated[Path | None, Option(help="Only make a key: this file and FILE.pub.")] = None,
+    key: Annotated[list[Path] | None, Option(help="Sign with this private key; repeatable.")] = None,
+    version: Annotated[int | None, Option(min=1, help="Give the release this number, above the last one.")] = None,
+    golden: Annotated[
+        Path | None,
+        Option(help="Test the model on devices with these photos: in class folders, or else with its answers now."),
+    ] = None,
+    out: Annotated[Path | None, Option(help="Write the release into this folder, which devices can read.")] = None,
+    base_url: Annotated[str, Option(help="State the folder's URL, for releases that are sent by MQTT.")] = "",
+    channel: Annotated[str, Option(help="Publish for devices with this channel in their settings.")] = "default",
+    minimum_agreement: Annotated[
+        float, Option(min=0.0, max=1.0, help="Require this share of right answers on the golden photos.")
+    ] = 0.9,
+    trust_key: Annotated[
+        list[Path] | None, Option(help="Make devices trust this public key from now on; repeatable.")
+    ] = None,
+    revoke_key: Annotated[
+        list[str] | None, Option(metavar="ID", help="Make devices stop trusting the key with this id; repeatable.")
+    ] = None,
+    new_key: Annotated[Path | None, Option(help="Only create a key pair: this private key file, and FILE.pub.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Sign a release of an exported model; devices fetch it, try it, and return to the old one if it fails.
+    """Sign a release of an exported model; devices fetch it, test it, and return to the old one if it fails.
 
-    A key's password is read from AGRIDISTILL_KEY_PASSWORD.
+    The password of a private key is read from AGRIDISTILL_KEY_PASSWORD.
     """
 
     with needs_extra("cryptography, to sign releases", "edge"):
@@ -211,7 +241,7 @@ def publish(
     if not key or model is None or golden is None or out is None or version is None:
         named = {"MODEL": model, "--key": key or None, "--version": version, "--golden": golden, "--out": out}
         missing = [name for name, value in named.items() if value is None]
-        raise typer.BadParameter(f"{', '.join(missing)} missing (or --new-key FILE to make a key)")
+        raise typer.BadParameter(f"{', '.join(missing)} missing; to only create a key, use --new-key FILE")
     for name in revoke_key or []:
         if not _KEY_ID.fullmatch(name):
             raise typer.BadParameter(f"--revoke-key takes a key's id of 16 hexadecimal digits, not '{name}'")
@@ -225,7 +255,7 @@ def publish(
     )
     for path in key:
         if path.resolve().is_relative_to(out.resolve()):
-            raise typer.BadParameter(f"the private key '{path}' lies in '{out}', which devices will see")
+            raise typer.BadParameter(f"the private key '{path}' is in --out '{out}', which devices can read; move it")
     require_writable(out, folder=True)
     keys = [read_private_key(path) for path in key]
     with output.progress_bar("golden photos") as progress:
@@ -233,12 +263,12 @@ def publish(
     if json:
         output.print_json(result.to_json())
     else:
-        state = "exists unchanged" if result.unchanged else "written"
+        state = "exists already, unchanged" if result.unchanged else "is written"
         stderr.print(
-            f"{result.release}: version {result.version} {state}, {result.files} files, "
-            f"{result.size_bytes / 1e6:.2f} MB, signed by {', '.join(result.key_ids)}; of {result.golden_photos} "
-            f"golden photos {100 * result.agreement:.1f} % right here, at least {100 * settings.minimum_agreement:g} % "
-            "needed on a device"
+            f"{result.release}: version {result.version} {state}, with {result.files} files, "
+            f"{result.size_bytes / 1e6:.2f} MB, signed by {', '.join(result.key_ids)}; the model answers "
+            f"{100 * result.agreement:.1f} % of {result.golden_photos} golden photos right here, and must answer "
+            f"{100 * settings.minimum_agreement:g} % right on a device"
         )
     output.next_command("watch", "SOURCE", "--model", model, "--config", "watch.toml")
 
@@ -250,5 +280,5 @@ def _make_key(path: Path, *, json: bool) -> None:
     if json:
         output.print_json({"key_id": identity, "private_key": str(path), "public_key": public})
     else:
-        stderr.print(f"key {identity}: '{path}' signs, keep it secret; '{public}' goes onto the devices")
+        stderr.print(f"key {identity}: '{path}' is the private key, keep it secret; copy '{public}' to the devices")
     output.next_command("publish", "MODEL", "--key", path, "--version", "1", "--golden", "PHOTOS", "--out", "FOLDER")

@@ -1,1 +1,1 @@
-"""The agent in the field: watches photos, decides, warns, and delivers every detection; `building.watch` runs it."""
+"""The field agent: classifies new photos, opens alerts and delivers every detection. `building.watch` runs it."""

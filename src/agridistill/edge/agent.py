@@ -1,4 +1,7 @@
-"""The agent: takes frames, decides, commits, and sends alerts, also while the disk or the source is in trouble."""
+"""The agent's main loop: takes frames, decides on them, stores the detections and sends alerts.
+
+It goes on while the disk refuses writes or the source is away.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,9 @@ from agridistill.version import __version__
 logger = logging.getLogger(__name__)
 
 BROKER = "broker"
-"""Name of the outbox of detections and alerts; the others hold alerts alone."""
+"""Name of the broker's outbox, which holds detections and alerts; all other outboxes hold only alerts."""
 _TAKE_S = 0.5
-# Each writing wears an SD card a little; half a minute without one reads as a dead agent.
+# Each write wears an SD card; readers take an agent whose state is older than 30 s for dead.
 _STATE_EVERY_S = 10.0
 _FRAMES_BETWEEN_CLEARINGS = 500
 _RETRY_FIRST_S, _RETRY_LONGEST_S = 0.5, 30.0
@@ -48,30 +51,36 @@ _LATENCIES = 500
 
 @dataclass(frozen=True)
 class Listeners:
-    """Callbacks, all in the agent's thread."""
+    """Callbacks that the agent calls in its own thread."""
 
-    detection: Callable[[Detection], None] = lambda detection: None  # that is committed
-    alert: Callable[[AlertMessage], None] = lambda message: None  # that is in the outboxes
-    page: Callable[[str], None] = lambda address: None  # of the page, once it can be opened
+    detection: Callable[[Detection], None] = lambda detection: None  # called when a detection is on the disk
+    alert: Callable[[AlertMessage], None] = lambda message: None  # called when an alert is in the outboxes
+    page: Callable[[str], None] = lambda address: None  # called with the page's address once it can be opened
 
 
 @dataclass(frozen=True)
 class Stores:
-    """What the agent keeps on the disk."""
+    """The state folder, and the databases in it."""
 
-    folder: Path  # of the state
+    folder: Path  # the state folder
     history: History
     outboxes: Mapping[str, Outbox] = field(default_factory=dict)  # by receiver: "broker", "webhook", "command"
 
 
 class Agent:
-    """Runs in one thread; sources, broker, page and updates have their own threads.
+    """Takes frames and turns them into stored detections and alerts, in the thread that calls `run`.
+
+    Sources, broker, page and updates have their own threads.
 
     Args:
-        frames: reader of the source, not started.
-        plots: creates the plots for a model's classes; called again where a new model has others.
-        keep_thumbnails: whether small pictures go into the history.
-        connection: of the broker; None without one.
+        device: name of this device.
+        frames: reader of the source; `run` starts it.
+        model: the model in use.
+        plots: creates the plots for a model's classes; called again if a new model has other classes.
+        stores: history and outboxes.
+        keep_thumbnails: whether small pictures are stored in the history.
+        listeners: callbacks; None for none.
+        connection: state of the connection to the broker; None if no broker is configured.
     """
 
     def __init__(
@@ -100,14 +109,14 @@ class Agent:
         self._finished = self.stopped = False
         self._alerts_backoff, self._alerts_refused = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S), False
         self._send_alerts_at = 0.0
-        self._sent_to: dict[str, set[str]] = {}  # receivers by event id
+        self._sent_to: dict[str, set[str]] = {}  # event id of an alert: receivers whose outboxes hold it
         self.state = self._state()
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop`, or until a source that ends has ended.
+        """Processes frames until `stop` is set or the source has no more frames.
 
         Raises:
-            AgriDistillError: not even the first model works.
+            AgriDistillError: the model fails, and there is no earlier one to return to.
         """
         notify_systemd("READY=1")
         with self._frames:
@@ -116,7 +125,7 @@ class Agent:
                 try:
                     frame = self._frames.take(_TAKE_S)
                 except PhotoError as error:
-                    logger.warning("a photo is left out: %s", error)
+                    logger.warning("a photo is skipped: %s", error)
                     continue
                 except SourceEndedError as error:
                     logger.info("%s", error)
@@ -147,7 +156,10 @@ class Agent:
             return_freed_memory()
 
     def _commit(self, detection: Detection, frame: Frame, stop: threading.Event) -> bool:
-        """Outbox first, then the history; while the disk refuses, the frame is held and tried again."""
+        """Writes a detection to the broker's outbox, then to the history; retries until the disk accepts both.
+
+        Returns False if `stop` was set before that.
+        """
         message = Message(json_bytes(detection.to_json()), "detection", detection.plot, detection.event_id)
         small = thumbnail(frame) if self._keep_thumbnails else None
         outbox = self._stores.outboxes.get(BROKER)
@@ -160,14 +172,14 @@ class Agent:
                 self._stores.history.add(detection, thumbnail=small, identity=frame.identity)
             except OutboxError as error:
                 if self._trouble is None:
-                    logger.error("detections cannot be committed (%s): the agent waits for the disk", error)
-                self._trouble = f"detections cannot be committed: {error}"
+                    logger.error("detections cannot be stored (%s): the agent waits for the disk", error)
+                self._trouble = f"detections cannot be stored: {error}"
                 if stop.wait(backoff.pause_s()):
                     return False
                 self.report()
                 continue
             if self._trouble is not None:
-                logger.warning("detections can be committed again")
+                logger.warning("detections can be stored again")
                 self._trouble = None
             return True
 
@@ -175,17 +187,17 @@ class Agent:
         if time.monotonic() < self._send_alerts_at:
             return
         try:
-            # First the history: an alert that is sent must be known by its id after a kill.
+            # Before sending: after a kill the history must know the id of an alert that was sent.
             self.plots.store()
             messages = self.plots.alerts.messages()
             for message in messages:
                 self._send_alert(message)
             if messages:
                 self.plots.store()
-                self.report(now=True)  # the broker reads the state
+                self.report(now=True)  # the broker's thread publishes this state
         except OutboxError as error:
             if not self._alerts_refused:
-                logger.error("an alert cannot be committed (%s): it is tried again", error)
+                logger.error("an alert cannot be stored (%s): the agent will try again", error)
             self._alerts_refused, self._send_alerts_at = True, time.monotonic() + self._alerts_backoff.pause_s()
         else:
             self._alerts_refused = False
@@ -193,7 +205,7 @@ class Agent:
 
     def _send_alert(self, message: AlertMessage) -> None:
         item = Message(json_bytes(message.to_json()), "alert", message.alert.plot, message.event_id)
-        # One that is in an outbox may be delivered by the next try: it must not be sent twice.
+        # An outbox may have delivered the alert before the next try: do not add it there twice.
         sent_to = self._sent_to.setdefault(message.event_id, set())
         for receiver, outbox in self._stores.outboxes.items():
             if receiver not in sent_to:
@@ -211,7 +223,7 @@ class Agent:
             self.plots = self._create_plots(classes)
 
     def report(self, *, now: bool = False) -> None:
-        """Reports to systemd and in the state file that the agent is alive."""
+        """Tells systemd that the agent is alive and writes the state file, every 10 s; at once if `now`."""
         clock = time.monotonic()
         if clock >= self._next_state or now:
             self._next_state = clock + _STATE_EVERY_S
@@ -220,7 +232,7 @@ class Agent:
             try:
                 write_state(self._stores.folder, self.state)
             except OSError as error:
-                logger.info("the agent's state cannot be written: %s", error)
+                logger.info("the agent's state file cannot be written: %s", error)
 
     def _state(self) -> AgentState:
         latencies = list(self._latencies)

@@ -1,4 +1,4 @@
-"""From settings to a running agent: creates its parts in their order, and runs each in its thread."""
+"""Builds the agent from its settings, and runs each of its parts in a thread."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from agridistill.storage import only_one
 logger = logging.getLogger(__name__)
 
 Worker = Callable[[threading.Event], None]
-"""Runs in a thread until the event is set."""
+"""A function that runs in a thread until the event is set."""
 _JOIN_S = 10.0
-# Longer than a photo that may still be written is waited for.
+# Longer than the folder source waits for a photo that may still be written to.
 _IDLE_S = 3.0
-# So many pictures without a change are a stuck camera, also where they come once an hour.
+# After so many pauses between pictures without a change the camera counts as stuck, even with one picture an hour.
 _STILL_PICTURES = 3.5
-# Of `once`: a receiver that is away must not keep it running; what waits for it is on the disk.
+# With `once`, how long a receiver may take nothing before the agent ends; its messages stay on the disk.
 _GIVE_UP_S = 30.0
 
 
@@ -56,30 +56,34 @@ def watch(
     once: bool = False,
     by_user: Callable[[], bool] = lambda: False,
 ) -> AgentState:
-    """Runs the agent until `stop`.
+    """Runs the agent until `stop` is set.
 
     Args:
-        state: folder for what must not be lost; created where it does not exist. One agent at a time.
-        stop: set it to end in an orderly way.
-        once: ends when a source that waits has nothing more, and what waits has been delivered, or nothing could be
-            for half a minute.
-        by_user: whether the user at the keyboard set `stop`; goes into the state.
+        settings: of the device.
+        state: folder for detections, unsent messages and models; created if it is missing. Only one agent can use it.
+        stop: set this event to end the agent cleanly.
+        listeners: callbacks; None for none.
+        once: end when the folder or video has no new photos and all messages are delivered, or when nothing could be
+            delivered for 30 s.
+        by_user: returns whether the user set `stop` with Ctrl-C; recorded in the state.
 
     Returns:
-        The state at the end.
+        The agent's last state.
 
     Raises:
-        AgriDistillError: a setting that cannot be used.
+        AgriDistillError: a setting cannot be used, or a part of the agent failed.
     """
     listeners = listeners or Listeners()
     require_valid(settings)
-    # Before anything is created: a mistyped name leaves no state folder.
+    # Checked before anything is created: a mistyped name must not leave a state folder behind.
     require_source(settings.source)
     model = require_model(settings.model or Path())
-    # A state within the photos would be watched itself: golden photos are no plants, and `after` would delete them.
+    # The agent would watch a state folder inside the photos: it would classify, or delete, the golden photos there.
     photos = None if "://" in settings.source else Path(settings.source)
     if photos is not None and photos.is_dir() and state.resolve().is_relative_to(photos.resolve()):
-        raise ConfigError("a state folder outside the photos", f"'{state}' in '{photos}'", "choose another --state")
+        raise ConfigError(
+            "a state folder outside the photos' folder", f"'{state}' in '{photos}'", "choose another --state"
+        )
     if state.exists() and not state.is_dir():
         raise ConfigError("a folder for the state", f"the file '{state}'", "choose another --state")
     state.mkdir(parents=True, exist_ok=True)
@@ -142,20 +146,20 @@ def _agent(
         ill_classes(predictor.manifest.classes, settings.healthy)
         return Decider(predictor, settings.quality, device=settings.device_name, source=source_name)
 
-    # The source is opened after the model, whose pixels decide how; its name is known before.
+    # The source is created after the model, whose input size it needs; the model needs the source's name before.
     is_url = "://" in settings.source
     source_name = public_name(split_url(settings.source)) if is_url else settings.source
     model = stack.enter_context(CurrentModel(slots, create))
     reported = set[str]()
 
     def seen(identity: str) -> bool:
-        """Whether any model decided on a photo: an earlier one's answer stands."""
+        """Whether this or an earlier model has already decided on a photo; logs each earlier model once."""
         decided_by = history.decided_by(identity)
         if decided_by and decided_by not in {model.decider.model_id, *reported}:
             reported.add(decided_by)
             line = (
-                "photos here were decided on by another model before (%s): those answers stand; to have this model "
-                "decide on them, name a new folder with --state"
+                "another model (%s) has already decided on some of these photos, and its answers are kept; to classify "
+                "them with this model, name a new folder with --state"
             )
             logger.warning(line, decided_by)
         return decided_by is not None
@@ -177,7 +181,7 @@ def _agent(
         attempts=history,
     )
     if once and source.live:
-        raise ConfigError("a folder or a video file for --once", f"'{source.name}', which never ends", "leave it away")
+        raise ConfigError("a folder or a video file for --once", f"'{source.name}', which never ends", "omit --once")
     frames = LatestFrame(
         source,
         still_after_s=max(STILL_AFTER_S, _STILL_PICTURES * settings.every_s),
@@ -205,9 +209,9 @@ def _workers(
         workers.append(Deliverer(stores.outboxes["webhook"], webhook, webhook.name).run)
     if settings.command is not None:
         command = settings.command
-        # A device without its notifier still watches.
+        # A missing program must not keep the agent from watching.
         if not command.can_be_run:
-            logger.warning("%s cannot be run: alerts wait until it can", command.name)
+            logger.warning("%s cannot be run: its alerts wait in the outbox until it can be run", command.name)
         workers.append(Deliverer(stores.outboxes["command"], command, command.name).run)
     updates = None
     if (options := settings.updates) is not None:
@@ -244,7 +248,10 @@ def _open_page(
 
 @contextlib.contextmanager
 def _running(workers: Sequence[Worker], stop: threading.Event) -> Iterator[list[BaseException]]:
-    """Runs workers in threads; one that fails stops the agent: half an agent must not look like a whole one."""
+    """Runs workers in threads, and ends them on exit. If one fails, `stop` is set so that the whole agent ends.
+
+    Yields the list of exceptions that workers have raised.
+    """
     ending, failures = threading.Event(), list[BaseException]()
 
     def guarded(worker: Worker) -> None:
@@ -267,7 +274,7 @@ def _running(workers: Sequence[Worker], stop: threading.Event) -> Iterator[list[
 
 
 def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, report: Callable[[], None]) -> None:
-    """Waits for the deliverers, as long as they make progress."""
+    """Waits until all outboxes are empty, `stop` is set, or nothing has been delivered for 30 s."""
     before, since = -1, time.monotonic()
     while not stop.wait(0.05):
         report()
@@ -278,5 +285,5 @@ def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, report:
         if (delivered := sum(one.delivered for one in counts)) != before:
             before, since = delivered, time.monotonic()
         elif time.monotonic() - since > _GIVE_UP_S:
-            logger.warning("messages that cannot be sent now: %d; they are kept for the next run", waiting)
+            logger.warning("%d messages cannot be sent now; the next run will send them", waiting)
             return

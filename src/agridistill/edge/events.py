@@ -1,4 +1,4 @@
-"""What passes through the agent: frames in, detections and alerts out, and how people read them."""
+"""The agent's data: frames (its input), detections and alerts (its output), and their texts for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agridistill.runtime.verdict import plain_label as plain_label
 from agridistill.runtime.verdict import verdict_words
 
 SCHEMA_VERSION = 1
-"""Of the JSON of detections, alerts and states; it grows where a reader of the old one would be misled."""
+"""Version of the JSON of detections, alerts and states; raised when programs for the old version would misread it."""
 
 AlertState = Literal["open", "resolved"]
 Level = Literal["info", "warning", "critical"]
@@ -26,18 +26,18 @@ Level = Literal["info", "warning", "critical"]
 
 @dataclass(frozen=True)
 class Document:
-    """What is written and published as JSON with a schema version; see docs/mqtt.md."""
+    """Base of the dataclasses that are stored and published as JSON with a schema version; see docs/mqtt.md."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written and published."""
+        """Return all fields by name, and `schema`, the version of the format."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Reads what `to_json` wrote; keys that it does not know are left out.
+        """Reads what `to_json` returned; unknown keys are ignored.
 
         Raises:
-            ValueError: another version, or a wrong field.
+            ValueError: the schema version is another one, or a field is wrong.
         """
         version = document.get("schema") if isinstance(document, Mapping) else None
         if version != SCHEMA_VERSION:
@@ -60,11 +60,11 @@ class Frame:
     """One photo from a source."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3), RGB, upright
-    name: str  # of the file, relative to the source, or the frame's number
-    plot: str  # where the plant stands; "" where that is not known
-    at_s: float  # when it was seen, seconds since 1970 by the device's clock
-    identity: str = ""  # the same when the same photo is read again after a restart; "" for live frames
-    taken_s: float | None = None  # when it was taken, by the photo itself, where that is what counts
+    name: str  # file name relative to the source, or the frame's number
+    plot: str  # where the plant stands; "" if that is not known
+    at_s: float  # when it arrived, seconds since 1970 by the device's clock
+    identity: str = ""  # stays the same if the photo is read again after a restart; "" for live frames
+    taken_s: float | None = None  # EXIF time, seconds since 1970, with the setting time = "photo"; else None
 
 
 @dataclass(frozen=True)
@@ -72,45 +72,45 @@ class Detection(Document):
     """The agent's decision on one frame."""
 
     event_id: str  # 32 hexadecimal digits, by which a receiver recognises a duplicate
-    at_s: float  # when the frame was seen, seconds since 1970 by the device's clock
+    at_s: float  # when the frame arrived, seconds since 1970 by the device's clock
     device: str
     source: str  # name of the source, without secrets
     photo: str  # the frame's name
-    plot: str  # where the plant stands; "" where that is not known
+    plot: str  # where the plant stands; "" if that is not known
     model: str  # first 12 digits of the model file's sha256
     verdict: Verdict
-    reason: str = ""  # in words, why it is no answer; "" for an answer
-    label: str | None = None  # the most probable class; None where the model was not run
-    probability: float | None = None  # of it, 0 to 1, calibrated
-    probabilities: Mapping[str, float] = field(default_factory=dict)  # of all classes
-    taken_s: float | None = None  # when the photo was taken, where it counts by that; None where it counts by `at_s`
+    reason: str = ""  # why the verdict is not "answer", in words; "" for an answer
+    label: str | None = None  # the most probable class; None if the model was not run
+    probability: float | None = None  # probability of `label`, 0 to 1, calibrated
+    probabilities: Mapping[str, float] = field(default_factory=dict)  # by class; empty if the model was not run
+    taken_s: float | None = None  # EXIF time, which rules then use instead of `at_s`; None if they use `at_s`
 
 
 @dataclass(frozen=True)
 class Alert(Document):
-    """A rule that holds, or held, for a plot."""
+    """An alert: a rule whose condition is, or was, met on a plot."""
 
-    alert_id: str  # 32 hexadecimal digits, the same from its opening to its end
+    alert_id: str  # 32 hexadecimal digits, the same from the opening to the end of the alert
     rule: str
     plot: str
     state: AlertState
     since_s: float  # when it opened, seconds since 1970 by the device's clock
     updated_s: float  # when it last changed
-    resolved_s: float | None  # when it ended
+    resolved_s: float | None  # when it ended; None while it is open
     label: str  # the most frequent of the rule's classes
-    share: float  # of the leaves in the rule's window, 0 to 1, at the last change
-    leaves: int  # in that window
+    share: float  # expected share of leaves with the rule's classes in the rule's window, 0 to 1, at the last change
+    leaves: int  # number of leaves in that window
     text: str  # one line for people
-    level: Level = "warning"  # of the rule
+    level: Level = "warning"  # the rule's level
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """A JSON document as it is sent."""
+    """Encode a JSON document as UTF-8 bytes for sending."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
 
 
 def sendable(name: str) -> str:
-    """A file name as text for JSON and SQLite, which take no lone surrogates (a name that is not UTF-8).
+    """Makes a file name storable in JSON and SQLite: bytes of the name that are not UTF-8 become escapes.
 
     Example:
         >>> print(sendable("leaf\\udce9.jpg"))
@@ -120,14 +120,14 @@ def sendable(name: str) -> str:
 
 
 def detection_words(detection: Detection) -> str:
-    """The decision on a photo in the words of `predict`: "Late blight 93 %", "unusable: too dark"."""
+    """Text of a detection, worded as in `agridistill predict`: "Late blight 93 %", "unusable: too dark"."""
     label, probability = detection.label, detection.probability
     top = [(label, probability)] if label is not None and probability is not None else []
     return verdict_words(detection.verdict, detection.reason, top)
 
 
 def duration_words(seconds: float) -> str:
-    """A length of time in its two largest units.
+    """Text of a duration in its two largest units.
 
     Example:
         >>> duration_words(7384)
@@ -138,13 +138,13 @@ def duration_words(seconds: float) -> str:
         return f"{whole} s"
     units = (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")
     size, unit, below, small = next(row for row in units if whole >= row[0])
-    # Seconds are noise from ten minutes on.
+    # From ten minutes on, seconds are omitted.
     rest = 0 if unit == "min" and whole >= 600 else whole % size // below
     return f"{whole // size} {unit}" + (f" {rest} {small}" if rest else "")
 
 
 def bytes_words(size: float) -> str:
-    """A size with its decimal unit.
+    """Text of a size in bytes, with a decimal unit.
 
     Example:
         >>> bytes_words(1_234_567)
@@ -157,7 +157,7 @@ def bytes_words(size: float) -> str:
 
 
 def number_of(number: int, thing: str) -> str:
-    """A number and its noun.
+    """Text of a number with its noun, in the singular or the plural.
 
     Example:
         >>> number_of(1, "message"), number_of(1200, "message")
@@ -167,12 +167,12 @@ def number_of(number: int, thing: str) -> str:
 
 
 def leaves_words(number: int) -> str:
-    """A number of leaves: "1 leaf", "1,200 leaves"."""
+    """Text of a number of leaves: "1 leaf", "1,200 leaves"."""
     return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
 
 
 def moment(at_s: float) -> datetime | None:
-    """A time in UTC from seconds since 1970; None where no calendar holds it."""
+    """Converts seconds since 1970 to a time in UTC; None if the value is out of range."""
     try:
         return datetime.fromtimestamp(at_s, UTC)
     except (OverflowError, ValueError, OSError):

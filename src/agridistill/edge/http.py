@@ -1,6 +1,6 @@
-"""HTTP with one time limit for a whole exchange: connections, TLS, redirects, header and body.
+"""HTTP requests with one time limit for the whole exchange: connections, TLS, redirects, header and body.
 
-httpx limits each read only; a server that sends its header byte by byte would hold the agent forever.
+httpx only limits each single read: a server that sends its header byte by byte would block the agent forever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
 
 
 class HttpError(OSError):
-    """No usable answer. The text never holds the address.
+    """An HTTP request failed. The text never contains the URL, which may hold a secret.
 
-    `status` is the status of an answer that is not 2xx; `certificate` says why the certificate is not trusted.
+    `status` is the HTTP status if the answer was not 2xx, else None; `certificate` says why the server's certificate is
+    not trusted, else None.
     """
 
     def __init__(self, text: str, *, status: int | None = None, certificate: str | None = None) -> None:
@@ -34,7 +35,7 @@ class HttpError(OSError):
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """TLS that verifies certificates, by those in `ca_file`, else by the system's authorities.
+    """Creates a TLS context that verifies servers with the certificates in `ca_file`; None uses the system's.
 
     Raises:
         EdgeError: the file cannot be read, or holds no certificate.
@@ -42,13 +43,16 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:
-        raise EdgeError("certificates that can be read", f"'{ca_file}' ({error})", "check the file") from None
+        raise EdgeError("a file with certificates", f"'{ca_file}' ({error})", "check ca_file") from None
 
 
 class HttpClient:
-    """Opens http(s) addresses; a redirect from https to http is refused, and all are without `follow_redirects`.
+    """Sends HTTP requests. A redirect from https to http raises an error even with `follow_redirects`.
 
-    `auth` answers a 401; without a `context` of TLS the system's authorities are trusted.
+    Args:
+        auth: answers a server that requires a login (status 401).
+        context: for TLS; None trusts the system's certificate authorities.
+        follow_redirects: whether redirects are followed; else they raise HttpError.
     """
 
     def __init__(
@@ -65,21 +69,23 @@ class HttpClient:
 
     @contextmanager
     def whole(self, url: str, limit_s: float, *, method: str = "GET", **request: Any) -> Iterator[httpx.Response]:
-        """A 2xx answer, whose body has to be read inside the context: `limit_s` covers all of it.
+        """Sends a request and yields the answer, whose body must be read inside the `with` block.
 
-        `request` takes `headers` and `content` of httpx.
+        `limit_s` limits the whole exchange including the body; `request` takes the `headers` and `content` of httpx.
 
         Raises:
-            HttpError: no answer, another status, or not done in time.
+            HttpError: there is no answer, its status is not 2xx, or the time is over.
         """
         with _exchange(limit_s) as trace, closing(self._send(trace, limit_s, method, url, request)) as answer:
             yield answer
 
     def header(self, url: str, limit_s: float, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """A 2xx answer whose header arrived in time; `limit_s` then covers each read of its body, which stays open.
+        """Sends a GET request and returns the answer with an unread body, which the caller closes.
+
+        `limit_s` limits the exchange up to the end of the header, and then each single read of the body.
 
         Raises:
-            HttpError: as in `whole`. Reading the body raises errors for `http_errors`.
+            HttpError: as in `whole`. Read the body inside `http_errors` to get HttpError there, too.
         """
         with _exchange(limit_s) as trace:
             return self._send(trace, limit_s, "GET", url, {"headers": headers})
@@ -87,7 +93,7 @@ class HttpClient:
     def _send(
         self, trace: Callable[..., None], limit_s: float, method: str, url: str, request: Mapping[str, Any]
     ) -> httpx.Response:
-        timeout = httpx.Timeout(limit_s, connect=limit_s / 2)  # a host often has two addresses
+        timeout = httpx.Timeout(limit_s, connect=limit_s / 2)  # leaves time to try a host's second address
         made = self._client.build_request(method, url, timeout=timeout, extensions={"trace": trace}, **request)
         answer = self._client.send(made, auth=self._auth, stream=True)
         if not answer.is_success:
@@ -98,7 +104,7 @@ class HttpClient:
 
 @contextmanager
 def http_errors() -> Iterator[None]:
-    """Turns what httpx raises into HttpError."""
+    """Converts exceptions of httpx inside the `with` block into HttpError."""
     try:
         yield
     except _HTTPX_ERRORS as error:
@@ -111,7 +117,7 @@ def _as_http_error(error: Exception) -> HttpError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return HttpError("a certificate that is not trusted", certificate=cause.verify_message)
         cause = cause.__cause__ or cause.__context__
-    # The text of other errors may repeat the address.
+    # The texts of all other errors are omitted: they may contain the URL.
     is_public = isinstance(error, httpx.NetworkError | httpx.UnsupportedProtocol | httpx.TooManyRedirects)
     is_public = is_public or "incomplete" in str(error) or "complete message" in str(error)
     return HttpError(str(error) if is_public and str(error) else type(error).__name__)
@@ -120,13 +126,13 @@ def _as_http_error(error: Exception) -> HttpError:
 def _refuse_downgrade(answer: httpx.Response) -> None:
     is_secure = answer.url.scheme == "https"
     if is_secure and answer.has_redirect_location and answer.url.join(answer.headers["Location"]).scheme != "https":
-        raise httpx.UnsupportedProtocol("a redirect from https to something else")
+        raise httpx.UnsupportedProtocol("a redirect from https to an unencrypted address")
 
 
 @contextmanager
 def _exchange(limit_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
-    """Shuts down the connections that are made inside it when its time is over; yields httpcore's `trace`."""
-    deadline, late = time.monotonic() + limit_s, HttpError(f"no whole answer in {limit_s:g} s")
+    """Closes all connections made inside the `with` block once `limit_s` is over; yields a `trace` for httpcore."""
+    deadline, late = time.monotonic() + limit_s, HttpError(f"no complete answer within {limit_s:g} s")
     lock, sockets = threading.Lock(), list[socket.socket]()
 
     def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -134,7 +140,7 @@ def _exchange(limit_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], Non
             raise late
         if event.endswith("connect_tcp.complete"):
             with lock:
-                # A second descriptor: TLS takes over the first one, and the reader of the answer closes it.
+                # Keep a second descriptor: TLS takes over the first one, and the reader of the answer closes it.
                 sockets.append(info["return_value"].get_extra_info("socket").dup())
 
     def cut() -> None:
@@ -153,7 +159,7 @@ def _exchange(limit_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], Non
         is_late = isinstance(error, httpx.TimeoutException) or time.monotonic() >= deadline
         raise (late if is_late else _as_http_error(error)) from None
     else:
-        if time.monotonic() >= deadline:  # a body of unknown length looks complete when it is cut off
+        if time.monotonic() >= deadline:  # a body of unknown length that `cut` ended looks complete
             raise late
     finally:
         timer.cancel()

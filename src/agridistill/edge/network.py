@@ -1,4 +1,4 @@
-"""What all users of the network share: addresses that are displayed without secrets, and pauses between tries."""
+"""Helpers for all network code: URLs without their secrets, and pauses between retries."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PARAMETERS = re.compile("[=&]")
 
 
 class Backoff:
-    """Gives the next pause in seconds: `first_s`, then twice as long each time, at most `longest_s`.
+    """Computes the pauses between retries: first `first_s`, then twice as long each time, up to `longest_s`.
 
-    Each pause is shortened at random, at most to the share `least`: many devices must not retry in the same moment.
+    Each pause is multiplied by a random factor from `least` to 1, so that many devices do not retry at the same moment.
     """
 
     def __init__(self, first_s: float, longest_s: float, *, least: float = 0.5) -> None:
@@ -23,24 +23,24 @@ class Backoff:
         self._next_s = self.first_s
 
     def pause_s(self) -> float:
-        """The pause before the next try, in seconds."""
+        """Returns the pause before the next try, in seconds, and doubles the one after it."""
         pause, self._next_s = self._next_s, min(2 * self._next_s, self.longest_s)
         return pause * random.uniform(self._least, 1.0)
 
     def skip_to_longest(self) -> None:
-        """Makes the next pause the longest one, where a retry will not help soon."""
+        """Makes the next pause the longest one; for failures that an early retry cannot cure."""
         self._next_s = self.longest_s
 
     def reset(self) -> None:
-        """Starts again with the first pause, after a success."""
+        """Makes the next pause the first one again; call it after a success."""
         self._next_s = self.first_s
 
 
 def split_url(url: str, *, example: str = "rtsp://host/stream") -> SplitResult:
-    """Splits an address.
+    """Splits a URL into its parts; `example` is a valid URL for the error message.
 
     Raises:
-        EdgeError: no host, or a malformed address. The message omits the address, which may hold a password.
+        EdgeError: the URL has no host or is malformed. The message omits the URL, which may hold a password.
     """
     try:
         parts = urlsplit(url)
@@ -50,19 +50,19 @@ def split_url(url: str, *, example: str = "rtsp://host/stream") -> SplitResult:
     if not usable:
         raise EdgeError(
             f"an address such as {example}",
-            "one without a host or with a wrong port",
-            "correct it; write special signs of a password as %XX",
+            "an address without a host or with a wrong port",
+            "correct it; write special characters of a password as %XX",
         )
     return parts
 
 
 def without_user(parts: SplitResult) -> SplitResult:
-    """The address without user and password."""
+    """Removes user and password from a URL."""
     return parts._replace(netloc=parts.netloc.rpartition("@")[2])
 
 
 def with_user(parts: SplitResult, user: str | None, password: str) -> str:
-    """The address with this user and password inside, as a stream's reader needs it; as it is without a user."""
+    """Puts user and password into a URL, as OpenCV needs it; returns the URL unchanged if `user` is None."""
     if user is None:
         return parts.geturl()
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
@@ -70,7 +70,7 @@ def with_user(parts: SplitResult, user: str | None, password: str) -> str:
 
 
 def public_name(parts: SplitResult) -> str:
-    """The address without user, password, query and fragment, and without a path that holds parameters.
+    """Makes a URL safe to display: without user, password, query, fragment, and a path that contains parameters.
 
     Example:
         >>> public_name(urlsplit("http://me:secret@camera:8080/snap.jpg?token=secret"))
@@ -78,13 +78,13 @@ def public_name(parts: SplitResult) -> str:
         >>> public_name(urlsplit("rtsp://10.0.0.5/user=admin&password=secret&channel=1"))
         'rtsp://10.0.0.5/…'
     """
-    # An @ in the path is the rest of a password that holds a slash.
+    # An @ in the path means that the password contains a slash: the path then starts with a part of the password.
     path = "" if "@" in parts.path else "/…" if _PARAMETERS.search(unquote(parts.path)) else parts.path
     return f"{parts.scheme}://{without_user(parts).netloc}{path}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name may come to mean another one, except localhost."""
+    """Whether only this machine can reach a host: a loopback address or "localhost", but no other name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Settings of `agridistill watch`: one TOML file for a device, typed and strict."""
+"""Settings of `agridistill watch`: one TOML file per device, whose keys, types and ranges are checked."""
 
 from __future__ import annotations
 
@@ -34,53 +34,53 @@ _ADDRESSES = frozenset({"url", "source", "words"})
 
 @dataclass(frozen=True)
 class WebhookSettings:
-    """[webhook]: alerts as JSON by POST."""
+    """Section [webhook]: sends alerts as JSON by HTTP POST."""
 
     url: str
-    token_file: Path | None = None  # bearer token; else AGRIDISTILL_WEBHOOK_TOKEN
+    token_file: Path | None = None  # file with the bearer token; None uses AGRIDISTILL_WEBHOOK_TOKEN
 
 
 @dataclass(frozen=True)
 class PageSettings:
-    """[page]: the local page and the metrics; elsewhere than on loopback a token is needed."""
+    """Section [page]: serves the local page and the metrics. A host that is not loopback requires a token."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8571
-    token_file: Path | None = None  # else AGRIDISTILL_PAGE_TOKEN
+    token_file: Path | None = None  # file with the token; None uses AGRIDISTILL_PAGE_TOKEN
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """[updates]: signed models."""
+    """Section [updates]: installs signed models."""
 
-    keys: Path  # a public key, or a folder of such
-    source: str = ""  # `http(s)://…/release.json`, or a folder; "" for MQTT alone
-    every_hours: Annotated[float, Field(ge=0.01, le=24 * 31)] = 6.0  # between two checks of the source
-    channel: str = "default"  # releases of another one are refused
-    ca_file: Path | None = None  # certificates of trusted authorities for https; None for the system's
+    keys: Path  # a public key, or a folder of public keys
+    source: str = ""  # `http(s)://…/release.json`, or a folder; "" takes releases only from MQTT
+    every_hours: Annotated[float, Field(ge=0.01, le=24 * 31)] = 6.0  # hours between two checks of the source
+    channel: str = "default"  # releases of other channels are refused
+    ca_file: Path | None = None  # certificate authorities to trust for https; None trusts the system's
 
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """The settings file of a device; see docs/field.md.
+    """All settings of a device, as in its settings file; see docs/field.md.
 
     Raises:
-        ConfigError: a value that cannot be used.
+        ConfigError: a value cannot be used.
     """
 
     source: str = ""  # a folder, a camera, a stream, a snapshot or a video file
     model: Path | None = None  # an exported file, or a shipped model's name
-    device: str = ""  # name in topics; "" takes the host's name
-    plot: str = ""  # where the plants stand; in a folder, of the photos outside its subfolders
-    every_s: Annotated[float, Field(ge=0)] = 1.0  # pause from one frame of a camera or video file to the next
-    after: Literal["keep", "delete"] = "keep"  # of a folder's photo once it is decided on
-    time: Literal["arrival", "photo"] = "arrival"  # a folder's photo counts by its arrival, or by its own EXIF
-    ca_file: Path | None = None  # certificates of trusted authorities for an https camera; None for the system's
-    threads: int = 1  # of one prediction
-    thumbnails: bool | None = None  # small pictures for the page; None keeps them where the page is local
-    window_minutes: WindowMinutes = 1440.0  # of a plot's health and report, and of the default rule
-    default_rules: bool = True  # where `rules` is empty, one rule for every class that is not healthy
-    healthy: tuple[str, ...] = ()  # names and patterns of healthy classes, besides those named so
+    device: str = ""  # the device's name in topics; "" takes the host's name
+    plot: str = ""  # where the plants stand; for a folder, the plot of photos outside its subfolders
+    every_s: Annotated[float, Field(ge=0)] = 1.0  # seconds between two frames of a camera or video file
+    after: Literal["keep", "delete"] = "keep"  # what to do with a folder's photo after its detection is stored
+    time: Literal["arrival", "photo"] = "arrival"  # the time that rules use for a folder's photo: arrival, or EXIF
+    ca_file: Path | None = None  # certificate authorities to trust for an https camera; None trusts the system's
+    threads: int = 1  # threads of one prediction
+    thumbnails: bool | None = None  # keep small pictures for the page; None keeps them if the page is on loopback
+    window_minutes: WindowMinutes = 1440.0  # window for a plot's health and report, and for the default rule
+    default_rules: bool = True  # if `rules` is empty, use one rule for all classes that are not healthy
+    healthy: tuple[str, ...] = ()  # names and patterns of further healthy classes (see `rules.is_healthy`)
     quality: QualitySettings = field(default_factory=QualitySettings)
     rules: tuple[Rule, ...] = ()
     broker: BrokerSettings | None = None
@@ -95,7 +95,8 @@ class WatchSettings:
         if self.device and not _DEVICE.fullmatch(self.device):
             usable = _usable_name(self.device)
             remedy = f"for example '{usable}'" if usable else "choose another"
-            raise ConfigError("a device's name of up to 63 letters, digits, '_' and '-'", f"'{self.device}'", remedy)
+            expected = "a device name (device) of up to 63 letters, digits, '_' and '-'"
+            raise ConfigError(expected, f"'{self.device}'", remedy)
         names = [rule.name for rule in self.rules]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -103,24 +104,26 @@ class WatchSettings:
         require_threads(self.threads)
         if any(not sign.isprintable() or sign in "/#+" for sign in self.plot):
             remedy = f"for example '{_usable_name(self.plot) or 'north'}'"
-            raise ConfigError("a plot's name without '/', '#', '+' and control characters", repr(self.plot), remedy)
+            expected = "a plot name (plot) without '/', '#', '+' and control characters"
+            raise ConfigError(expected, repr(self.plot), remedy)
         if self.model == Path():
-            raise ConfigError("a model's file, or a shipped model's name", "an empty text or '.'", "correct the model")
+            expected = "a model file, or the name of a shipped model"
+            raise ConfigError(expected, "model = '' or '.'", 'for example model = "tomato"')
 
     @property
     def device_name(self) -> str:
-        """The device's name, or the host's."""
+        """The device's name: `device`, else the host's name."""
         return self.device or _usable_name(socket.gethostname()) or "device"
 
     @property
     def keeps_thumbnails(self) -> bool:
-        """Whether small pictures are kept: as set, else where a page shows them on this device alone."""
+        """Whether small pictures are stored: as `thumbnails` says; if it is None, only if the page is on loopback."""
         if self.thumbnails is not None:
             return self.thumbnails
         return self.page is not None and is_loopback(self.page.host)
 
     def rules_for(self, ill: Sequence[str]) -> tuple[Rule, ...]:
-        """The file's rules, else the default one of the model's ill classes."""
+        """The rules to apply: `rules`, or the default rule for the ill classes `ill` if there are none."""
         return self.rules or (default_rules(ill, self.window_minutes) if self.default_rules else ())
 
 
@@ -129,41 +132,41 @@ def _usable_name(text: str) -> str:
 
 
 def read_settings(path: Path) -> WatchSettings:
-    """Reads a device's file; paths in it are relative to its folder.
+    """Reads a device's settings file; relative paths in it start at the file's folder.
 
     Raises:
-        ConfigError: not there, no TOML, an unknown key (the nearest known one is named) or a wrong value.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is wrong.
     """
     settings = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
     return _from_folder(settings, path.parent)
 
 
 def watch_settings(document: Mapping[str, Any], *, where: str) -> WatchSettings:
-    """Settings from what a TOML file holds; `where` it comes from, for messages.
+    """Builds settings from the parsed content of a TOML file; `where` names the file in error messages.
 
     Raises:
-        ConfigError: an unknown key or a wrong value.
+        ConfigError: a key is unknown, or a value is wrong.
     """
-    # Addresses often hold a token or a password.
+    # Error messages hide addresses: they often hold a token or a password.
     return build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
 
 
 def require_valid(settings: WatchSettings) -> None:
-    """Checks settings that a caller built as those of a file are checked.
+    """Checks settings that were built in Python in the same way as those of a file.
 
     Raises:
-        ConfigError: a value of a wrong type or range.
+        ConfigError: a value has a wrong type or is out of range.
     """
-    # The source's and the model's path need not be UTF-8, as text in JSON is.
+    # The paths of source and model may be no valid UTF-8, which JSON requires.
     plain = TypeAdapter(WatchSettings).dump_python(settings, mode="json", exclude={"source", "model"})
     watch_settings(plain, where="the agent's settings")
 
 
 def read_secret(file: Path | None, variable: str) -> str | None:
-    """A secret from a file, else from the environment; None where there is none.
+    """Reads a secret from a file or, if `file` is None, from an environment variable; None if that is not set.
 
     Raises:
-        ConfigError: the file cannot be read or is empty; never with what it holds.
+        ConfigError: the file cannot be read or is empty. The message never contains the secret.
     """
     if file is None:
         return os.environ.get(variable) or None
@@ -179,7 +182,7 @@ def read_secret(file: Path | None, variable: str) -> str | None:
 
 
 def _from_folder(value: _Group, folder: Path) -> _Group:
-    """The same settings with their relative paths from a folder."""
+    """Returns the settings with relative paths joined to `folder`."""
     changed: dict[str, Any] = {}
     for item in fields(value):
         found = getattr(value, item.name)
@@ -193,6 +196,6 @@ def _from_folder(value: _Group, folder: Path) -> _Group:
 
 
 def _located(path: Path, folder: Path) -> Path:
-    """A path from a folder; what is not there (a camera's number, a shipped model's name) stays as it is."""
+    """Joins a path to `folder`; a name without a file there (a camera's number, a shipped model) stays unchanged."""
     candidate = folder / path.expanduser()
     return candidate if candidate.exists() or len(path.parts) > 1 or path.is_absolute() else path

@@ -1,4 +1,4 @@
-"""The agent's state for others: `state.json`, words, metrics and systemd; the device's temperature, memory and disk."""
+"""Publishes the agent's state: `state.json`, texts, metrics, systemd. Also reads temperature, memory and free disk."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from agridistill.storage import write_json
 
 STATE_FILE, HISTORY_FILE = "state.json", "history.sqlite"
 FRESH_S = 30.0
-"""An agent writes its state every 10 s; an older state is of one that does not run, or hangs."""
+"""A state older than this, in seconds, belongs to an agent that has ended or hangs: it is written every 10 s."""
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Key in the state; kind, name and meaning of the metric.
 _OUTBOX = (
     ("waiting", "gauge", "outbox_messages", "Messages that wait for a receiver."),
-    ("waiting_bytes", "gauge", "outbox_bytes", "Size of the messages that wait."),
-    ("oldest_s", "gauge", "outbox_oldest_seconds", "Age of the oldest message that waits."),
+    ("waiting_bytes", "gauge", "outbox_bytes", "Size of the waiting messages."),
+    ("oldest_s", "gauge", "outbox_oldest_seconds", "Age of the oldest waiting message."),
     ("delivered", "counter", "outbox_delivered_total", "Messages that their receiver acknowledged."),
-    ("dropped", "counter", "outbox_dropped_total", "Messages that had to go for want of room."),
+    ("dropped", "counter", "outbox_dropped_total", "Messages that were deleted because the outbox was full."),
 )
 _THERMAL = Path("/sys/class/thermal")
 _STATM = Path("/proc/self/statm")
@@ -40,45 +40,49 @@ _CREDIBLE_CELSIUS = (-60.0, 150.0)
 
 @dataclass(frozen=True)
 class AgentState(Document):
-    """The agent's state: `state.json` in the state folder, and retained at the broker."""
+    """The agent's state, as stored in `state.json` and published as a retained message at the broker."""
 
     device: str
-    version: str  # of AgriDistill
+    version: str  # version of AgriDistill
     pid: int
     started_s: float  # seconds since 1970
-    at_s: float  # when this was written
-    uptime_s: float  # by a monotonic clock
-    source: str  # its name, without secrets
-    source_lost_s: float | None  # time that the source has been away
-    frames: int  # that were decided on
+    at_s: float  # when this state was taken, seconds since 1970
+    uptime_s: float  # seconds since the start, by a monotonic clock
+    source: str  # name of the source, without secrets
+    source_lost_s: float | None  # seconds that the source has been away; None while it is there
+    frames: int  # number of frames with a detection
     skipped: int  # live frames that came while the model was busy
     unreadable: int  # photos that could not be read
     verdicts: Mapping[str, int]  # number of frames by verdict
     open_alerts: int
-    model: Mapping[str, Any]  # name, version, sha256 and path
-    broker: Mapping[str, Any] | None  # host, port, connected; None without a broker
-    outbox: Mapping[str, Any] | None  # waiting, waiting_bytes, oldest_s, delivered, dropped; None without a broker
-    latency_ms: Mapping[str, float]  # p50 and p99 of the last frames, from taking a frame to its commit
-    memory_bytes: int | None  # resident
+    model: Mapping[str, Any]  # keys: name, version, sha256 and path
+    broker: Mapping[str, Any] | None  # keys: host, port, connected; None without a broker
+    # Keys: waiting, waiting_bytes, oldest_s, delivered, dropped; None without a broker, or if it cannot be read.
+    outbox: Mapping[str, Any] | None
+    latency_ms: Mapping[str, float]  # p50 and p99 of the last frames, from taking a frame to storing its detection
+    memory_bytes: int | None  # resident memory of the agent
     processor_celsius: float | None
-    disk_free_bytes: int | None  # where the state lies
-    trouble: str | None = None  # why detections cannot be committed
-    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as `outbox`, of "webhook" and "command"
-    finished: bool = False  # the source came to its end (a video, or a folder's photos by `--once`)
+    disk_free_bytes: int | None  # on the disk of the state folder
+    trouble: str | None = None  # why detections cannot be stored; None if they can
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by "webhook", "command": as `outbox`
+    finished: bool = False  # the source has ended (a video, or the photos of a folder with `--once`)
     stopped: bool = False  # the user ended the agent with Ctrl-C
-    cannot_warn: str | None = None  # why no alert can open, and the remedy
-    alerts: tuple[Mapping[str, Any], ...] = ()  # the newest open ones, at most 50 (alerts.lifecycle.open_alerts_json)
-    source_trouble: str | None = None  # of a source that answers, such as a wrong password
+    cannot_warn: str | None = None  # why no alert can open, with the remedy; None if one can
+    alerts: tuple[Mapping[str, Any], ...] = ()  # the newest 50 open alerts (see alerts.lifecycle.open_alerts_json)
+    source_trouble: str | None = None  # why a source that answers cannot be used, such as a wrong password
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:
-        """Of all receivers by name: "broker", "webhook", "command"."""
+        """Counts of each outbox by receiver ("broker", "webhook", "command"), with the keys of `outbox`."""
         return ({"broker": self.outbox} if self.outbox is not None else {}) | dict(self.outputs)
 
 
 def state_folder() -> Path:
-    """systemd's `$STATE_DIRECTORY`, else `agridistill` in `$XDG_STATE_HOME` or in `~/.local/state`."""
-    # systemd gives several folders, separated by colons, where a unit asks for several.
+    """Returns the default state folder: systemd's `$STATE_DIRECTORY`, else `agridistill` in `$XDG_STATE_HOME`.
+
+    If that is not set, it is `~/.local/state/agridistill`.
+    """
+    # A unit with several state folders gets them separated by colons.
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
         return Path(given)
@@ -88,15 +92,15 @@ def state_folder() -> Path:
 
 
 def write_state(folder: Path, state: AgentState) -> None:
-    """Writes `state.json`, whole or not at all; raises OSError where the disk refuses."""
+    """Writes `state.json` into `folder`, completely or not at all; raises OSError if the disk refuses."""
     write_json(folder / STATE_FILE, state.to_json())
 
 
 def read_state(folder: Path) -> AgentState:
-    """Reads what the agent wrote last.
+    """Reads the state that the agent wrote last into its state folder.
 
     Raises:
-        EdgeError: no agent has run in this folder, or its state is of another version or damaged.
+        EdgeError: no agent has run in this folder, or the state is damaged or of another version.
     """
     file = folder / STATE_FILE
     try:
@@ -108,20 +112,23 @@ def read_state(folder: Path) -> AgentState:
         raise EdgeError("an agent's state folder", f"the file '{folder}'", "name the folder with --state") from None
     except OSError as error:
         got = f"'{file}' ({error.strerror or error})"
-        raise EdgeError("a state that can be read", got, "read it as the agent's user") from None
+        raise EdgeError("an agent's state that can be read", got, "run the command as the agent's user") from None
     except ValueError as error:
-        remedy = "use the AgriDistill that the agent runs with, or start the agent again"
-        raise EdgeError(f"a state of schema {SCHEMA_VERSION}", f"'{file}' ({error})", remedy) from None
+        remedy = "use the same version of AgriDistill as the agent, or start the agent again"
+        raise EdgeError(f"an agent's state of schema {SCHEMA_VERSION}", f"'{file}' ({error})", remedy) from None
 
 
 def is_running(state: AgentState, now_s: float) -> bool:
-    """Whether the agent that wrote this state runs now: its process lives, and the state is fresh."""
-    # A state from the future was written before the clock was set back: as old as any other.
+    """Whether the agent that wrote this state runs now: its process exists, and the state is at most 30 s old.
+
+    `now_s` is in seconds since 1970.
+    """
+    # A state from the future was written before the clock was set back, and is not fresh either.
     return abs(now_s - state.at_s) < FRESH_S and process_lives(state.pid)
 
 
 def notify_systemd(message: str) -> None:
-    """Sends "READY=1", "WATCHDOG=1" or "STOPPING=1" to systemd (`sd_notify`), where it started the agent."""
+    """Sends "READY=1", "WATCHDOG=1" or "STOPPING=1" to systemd (`sd_notify`) if systemd started the agent."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address or not hasattr(socket, "AF_UNIX"):
         return
@@ -132,7 +139,7 @@ def notify_systemd(message: str) -> None:
 
 
 def processor_celsius(thermal: Path = _THERMAL) -> float | None:
-    """Temperature of the processor's hottest zone in degrees Celsius; None where it is not known."""
+    """Reads the temperature of the processor's hottest zone, in degrees Celsius; None if it is not known."""
     low, high = _CREDIBLE_CELSIUS
     found = []
     for zone in thermal.glob("thermal_zone*"):
@@ -140,14 +147,14 @@ def processor_celsius(thermal: Path = _THERMAL) -> float | None:
             kind = (zone / "type").read_text(encoding="ascii", errors="replace").strip().lower()
             celsius = int((zone / "temp").read_text(encoding="ascii")) / 1000
         except (OSError, ValueError):
-            continue  # the zone of a sensor that sleeps cannot be read
+            continue  # a sensor that sleeps cannot be read
         if kind.startswith(_PROCESSOR_ZONES) and low < celsius < high:
             found.append(celsius)
     return max(found, default=None)
 
 
 def resident_bytes(statm: Path = _STATM) -> int | None:
-    """Memory that this process holds in RAM now; None where it is not known."""
+    """Reads how much RAM this process uses now, in bytes; None if it is not known."""
     try:
         return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -155,7 +162,7 @@ def resident_bytes(statm: Path = _STATM) -> int | None:
 
 
 def disk_free_bytes(path: Path) -> int | None:
-    """Room on the disk that holds `path`, as far as this user may take it; None where it is not known."""
+    """Reads how many bytes this user can still write to the disk that holds `path`; None if it is not known."""
     try:
         return shutil.disk_usage(path).free
     except OSError:
@@ -163,8 +170,8 @@ def disk_free_bytes(path: Path) -> int | None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process has this id; it may be of another program by now."""
-    # Signal 0 to 0 or below addresses process groups; on Windows signal 0 is a Ctrl-C.
+    """Whether a process with this id exists. The id may belong to another program by now."""
+    # `os.kill` with a pid of 0 or below addresses process groups; on Windows signal 0 is a Ctrl-C.
     if pid <= 0 or sys.platform == "win32":
         return pid > 0
     try:
@@ -177,7 +184,7 @@ def process_lives(pid: int) -> bool:
 
 
 def verdict_counts_words(verdicts: Mapping[str, int]) -> str:
-    """Numbers of frames by verdict; "none" without frames.
+    """Text of the number of frames by verdict; "none" without frames.
 
     Example:
         >>> verdict_counts_words({"unsure": 2, "answer": 12, "unusable": 0})
@@ -192,24 +199,24 @@ def verdict_counts_words(verdicts: Mapping[str, int]) -> str:
 
 
 def total(counts: int | Mapping[str, int]) -> int:
-    """The sum of numbers by kind, or the number itself."""
+    """Returns the sum of the values of a mapping, or a single number unchanged."""
     return sum(counts.values()) if isinstance(counts, Mapping) else counts
 
 
 def model_words(state: AgentState) -> str:
-    """Name, version and the first digits of the checksum of the agent's model."""
+    """Text with name, version and the first 12 digits of the sha256 of the agent's model."""
     name, version, sha256 = (str(state.model.get(key) or "") for key in ("name", "version", "sha256"))
     return " ".join(part for part in (name or "unknown", version, f"({sha256[:12]})" if sha256 else "") if part)
 
 
 def source_trouble_words(state: AgentState) -> str:
-    """Trouble of the agent's source; "" without trouble."""
+    """Text that says what is wrong with the agent's source; "" if nothing is."""
     away = "" if state.source_lost_s is None else f"away for {duration_words(state.source_lost_s)}"
     return state.source_trouble or away
 
 
 def broker_words(state: AgentState) -> str:
-    """Address of the agent's broker, and whether it is connected."""
+    """Text with the address of the agent's broker, and whether the agent is connected to it."""
     if state.broker is None:
         return "none configured"
     where = f"{state.broker.get('host', '')}:{state.broker.get('port', '')}"
@@ -217,19 +224,19 @@ def broker_words(state: AgentState) -> str:
 
 
 def queue_words(state: AgentState) -> str:
-    """Messages that wait for the broker, and dropped ones."""
+    """Text with the number of messages that wait for the broker, and of dropped ones."""
     return "nothing: no broker" if state.outbox is None else waiting_words(state.outbox)
 
 
 def waiting_words(outbox: Mapping[str, Any]) -> str:
-    """Messages that wait in one outbox of the state, and dropped ones."""
+    """Text with the number of waiting and of dropped messages; `outbox` is as in `AgentState.outbox`."""
     waiting, dropped = (total(outbox.get(key, 0)) for key in ("waiting", "dropped"))
     oldest = f", the oldest for {duration_words(outbox.get('oldest_s', 0))}" if waiting else ""
     return number_of(waiting, "message") + oldest + (f"; {dropped:,} dropped" if dropped else "")
 
 
 def metrics_text(state: AgentState) -> str:
-    """The state in Prometheus's text format, version 0.0.4; what is not known is left out."""
+    """Returns the state as metrics in Prometheus's text format, version 0.0.4; unknown values are left out."""
     gauge, counter = partial(_family, "gauge"), partial(_family, "counter")
     names = {"device": state.device, "version": state.version, "model": str(state.model.get("name", ""))}
     names["model_sha256"] = str(state.model.get("sha256", ""))
@@ -239,34 +246,34 @@ def metrics_text(state: AgentState) -> str:
     connected = None if state.broker is None else int(bool(state.broker.get("connected")))
     families = [
         gauge("info", "Always 1; its labels name device, version and model.", [(names, 1)]),
-        gauge("start_time_seconds", "When the agent started, since 1970.", state.started_s),
-        gauge("state_time_seconds", "When these figures were taken, since 1970.", state.at_s),
+        gauge("start_time_seconds", "Time of the agent's start, in seconds since 1970.", state.started_s),
+        gauge("state_time_seconds", "Time of these figures, in seconds since 1970.", state.at_s),
         gauge("uptime_seconds", "Time since the agent started.", state.uptime_s),
-        gauge("open_alerts", "Alerts that are open.", state.open_alerts),
-        gauge("frame_latency_seconds", "From taking a frame to its commit, of the last frames.", latencies),
+        gauge("open_alerts", "Number of open alerts.", state.open_alerts),
+        gauge("frame_latency_seconds", "Time from taking a frame to storing its detection.", latencies),
         gauge("source_up", "1 if the source is there, 0 if it is away.", [({"source": state.source}, lost_s is None)]),
         gauge("source_lost_seconds", "Time that the source has been away; 0 while it is there.", lost_s or 0),
-        counter("frames_total", "Frames that were decided on, by verdict.", verdicts),
+        counter("frames_total", "Frames with a detection, by verdict.", verdicts),
         counter("frames_skipped_total", "Live frames that came while the model was busy.", state.skipped),
         counter("photos_unreadable_total", "Photos that could not be read.", state.unreadable),
-        gauge("broker_connected", "1 while the broker is connected.", connected),
+        gauge("broker_connected", "1 while the agent is connected to the broker, else 0.", connected),
         *_outbox_families(state),
-        gauge("memory_resident_bytes", "Memory that the agent holds in RAM.", state.memory_bytes),
+        gauge("memory_resident_bytes", "RAM that the agent uses.", state.memory_bytes),
         gauge("processor_temperature_celsius", "Temperature of the processor's hottest zone.", state.processor_celsius),
-        gauge("disk_free_bytes", "Room on the disk where the state lies.", state.disk_free_bytes),
+        gauge("disk_free_bytes", "Free space on the disk of the state folder.", state.disk_free_bytes),
     ]
     return "".join(families)
 
 
 def _outbox_families(state: AgentState) -> Iterator[str]:
-    # One family for all receivers, by the label `to`: one alert rule covers each of them.
+    # All receivers share a metric, with the label `to`: one alert rule in Prometheus then covers them all.
     for key, kind, name, text in _OUTBOX:
         counts = {to: outbox[key] for to, outbox in state.outboxes.items() if outbox.get(key) is not None}
         yield _family(kind, name, text, [({"to": to}, total(value)) for to, value in counts.items()])
 
 
 def _family(kind: str, name: str, text: str, samples: float | Sequence[tuple[dict[str, str], float]] | None) -> str:
-    """One metric with its values by their labels; nothing without values."""
+    """Formats one metric with the value for each set of labels; "" if there are no values."""
     if isinstance(samples, int | float):
         samples = [({}, samples)]
     if not samples:
@@ -275,7 +282,7 @@ def _family(kind: str, name: str, text: str, samples: float | Sequence[tuple[dic
     lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     for labels, value in samples:
         inner = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-        # Whole numbers without a fraction: a float's exponent would hide the last digits of large sizes.
+        # Whole numbers are written as integers: a float's exponent would hide the last digits of large sizes.
         number = str(int(value)) if float(value).is_integer() else repr(float(value))
         lines.append(f"{name}{{{inner}}} {number}" if inner else f"{name} {number}")
     return "".join(f"{line}\n" for line in lines)

@@ -1,4 +1,4 @@
-"""From a frame to a detection: the quality gate, the model's verdict, and the model that runs now."""
+"""Turns a frame into a detection: the quality check, the model's verdict, and the choice of the model."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from agridistill.runtime.verdict import Prediction, QualitySettings, quality_pro
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 240, 80
-# Within one life a model on trial also has to keep the agent alive for so long; an orderly end counts, too.
+# A model on trial is confirmed only after it has run for so long; a clean end of the agent counts as well.
 _CONFIRM_S = 30.0
 
 
 class Decider:
-    """Decides on frames with one model, behind the quality gate.
+    """Decides on frames with one model; frames of poor quality are "unusable" without running it.
 
     Args:
-        device: name of the device, for the detections.
-        source: name of the source, without secrets, for the detections.
+        predictor: runs the model.
+        quality: limits of the quality check.
+        device: name of the device, which detections carry.
+        source: name of the source without secrets, which detections carry.
     """
 
     def __init__(self, predictor: Predictor, quality: QualitySettings, *, device: str, source: str) -> None:
@@ -43,21 +45,21 @@ class Decider:
 
     @property
     def manifest(self) -> ModelManifest:
-        """Of the model."""
+        """The model's manifest."""
         return self._predictor.manifest
 
     @property
     def model_id(self) -> str:
-        """First 12 digits of the model file's sha256, as in its detections."""
+        """First 12 digits of the model file's sha256, as in `Detection.model`."""
         return self.manifest.weights_sha256[:12]
 
     def decide(self, frame: Frame) -> Detection:
-        """The detection of a frame; raises ModelError where the model's output is unusable."""
+        """Returns the detection of a frame; raises ModelError if the model's output is unusable."""
         pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
         problem = quality_problem(pixels, self._quality)
         if problem:
             return self._detection(frame, "unusable", problem, None)
-        # It has passed the gate, by the agent's own limits.
+        # The frame has already passed the quality check above.
         prediction = self._predictor.predict(pixels, quality=None)
         return self._detection(frame, prediction.verdict, prediction.reason, prediction)
 
@@ -82,14 +84,17 @@ class Decider:
 
 
 def event_id(device: str, frame: Frame) -> str:
-    """The same for the same photo: a photo that is decided on again after a kill is a recognised duplicate."""
+    """Returns 32 hexadecimal digits, the same for the same photo on this device; random for a live frame.
+
+    Receivers thus recognise the duplicate of a photo that the agent decides on again after a kill.
+    """
     if not frame.identity:
         return uuid.uuid4().hex
     return hashlib.sha256(f"{device}\0{frame.identity}".encode()).hexdigest()[:32]
 
 
 def thumbnail(frame: Frame) -> bytes:
-    """A JPEG of at most 240 px, for the page; without the photo's metadata."""
+    """Returns a small JPEG for the page: at most 240 pixels a side, without the photo's metadata."""
     image = Image.fromarray(frame.pixels)
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     held = io.BytesIO()
@@ -98,13 +103,15 @@ def thumbnail(frame: Frame) -> bytes:
 
 
 class CurrentModel:
-    """Loads the model of the slots, and follows them when they switch.
+    """The model in use: loads the active model, and returns to the last good one if a new model fails.
 
     Args:
-        create: makes a decider of a model's file; raises where it is unfit here, such as a rule without its class.
+        slots: the models stored on this device.
+        create: creates a decider from a model file; raises AgriDistillError if the model cannot be used here, for
+            example because it lacks a rule's class.
 
     Raises:
-        AgriDistillError: not even the first model can be loaded.
+        AgriDistillError: neither the active model nor an earlier one can be loaded.
     """
 
     def __init__(self, slots: ModelSlots, create: Callable[[Path], Decider]) -> None:
@@ -112,12 +119,12 @@ class CurrentModel:
         self.refresh()
         version = self._active.version
         if version and not filecmp.cmp(slots.first, self._active.path, shallow=False):
-            line = "model version %d from %s runs, not --model %s (delete %s to start over)"
+            line = "an update, model version %d in %s, is used instead of --model %s; to use that, delete %s"
             logger.warning(line, version, slots.folder, slots.first, slots.folder)
 
     @property
     def info(self) -> dict[str, Any]:
-        """Name, version, sha256 and path, for the agent's state."""
+        """Facts about the model for the agent's state; keys: name, version, sha256 and path."""
         manifest = self.decider.manifest
         return {
             "name": manifest.model,
@@ -127,10 +134,10 @@ class CurrentModel:
         }
 
     def refresh(self) -> None:
-        """Loads the active model of the slots; one that cannot be loaded gives way to the last good one.
+        """Loads the active model; if that fails, returns to the last good model and loads it instead.
 
         Raises:
-            AgriDistillError: not even the first model can be loaded.
+            AgriDistillError: not even the model of `--model` can be loaded.
         """
         active = self._slots.start()
         while True:
@@ -148,10 +155,10 @@ class CurrentModel:
         self._confirmed = active.version == 0
 
     def decide(self, frame: Frame) -> Detection:
-        """The detection of a frame; a model on trial that fails gives way to the last good one, which decides instead.
+        """Returns the detection of a frame. If a model on trial fails, the last good model is loaded and decides.
 
         Raises:
-            AgriDistillError: the first model fails.
+            AgriDistillError: a model that is not on trial fails.
         """
         while True:
             try:
@@ -164,7 +171,7 @@ class CurrentModel:
                 self._slots.give_up(self._active.version, str(error))
                 self.refresh()
         self._seen += 1
-        # Frames that the quality gate refused do not count: the model did not see them.
+        # Unusable frames do not count: the model was not run on them.
         self._answered += detection.label is not None
         has_answered = self._active.frames + self._answered >= CONFIRM_FRAMES
         if not self._confirmed and has_answered and time.monotonic() - self._since >= _CONFIRM_S:
@@ -176,10 +183,10 @@ class CurrentModel:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Records an orderly end, or one by a setting: a model on trial did not cause it.
+        """Records a clean end, or one by an AgriDistillError: it does not count against a model on trial.
 
-        It is not recorded where photos came and the model answered none: a model that makes every photo unusable must
-        be taken back.
+        It is not recorded if the model ran on none of the photos that came: a model that makes every photo unusable
+        must not be kept.
         """
         is_orderly = error is None or isinstance(error, AgriDistillError)
         if is_orderly and self._active.trial and (self._answered or not self._seen):
@@ -187,15 +194,15 @@ class CurrentModel:
 
 
 def require_model(path: Path) -> Path:
-    """Checks that a model's file for devices exists, and returns it.
+    """Returns the path of an exported model after checking that the file exists.
 
     Raises:
-        EdgeError: it does not exist, or is a run folder.
+        EdgeError: the path does not exist, or is a folder.
     """
     if path.is_dir():
         remedy = f"agridistill export {path} --out leaf.onnx"
         raise EdgeError("an exported model (.onnx or .tflite)", f"the folder '{path}'", remedy)
     if not path.exists():
         got, remedy = f"'{path}', which does not exist", f"check --model{shipped_hint(path)}"
-        raise EdgeError("an exported model or a shipped one", got, remedy)
+        raise EdgeError("an exported model, or the name of a shipped one", got, remedy)
     return path

@@ -1,4 +1,4 @@
-"""When people are warned: leaves pooled over a window of time, rules, and the life of an alert."""
+"""Alerts: rules count the ill leaves of a plot in a window of time, and open and end its alerts."""
 
 from agridistill.edge.alerts.lifecycle import AlertMessage
 from agridistill.edge.alerts.plots import PlotHealth, Plots

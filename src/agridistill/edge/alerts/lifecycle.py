@@ -1,4 +1,4 @@
-"""The life of an alert: a rule that begins to hold for a plot opens it; it stays the same one until it is resolved."""
+"""The life of an alert: it opens when a rule's condition is met on a plot, and keeps its id until it is resolved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agridistill.edge.alerts.rules import LeafPool, Leaves, Rule
 from agridistill.edge.events import Alert, leaves_words, moment
 from agridistill.runtime.verdict import plain_label
 
-# Change of the share that is sent to people, and that the page and the broker's state follow.
+# Smallest change of an alert's share that is sent to people, and that is stored for the page and the state.
 _SENT, _STORED = 0.1, 0.02
 _LISTED_ALERTS = 50
 Change = Literal["opened", "updated", "repeated", "resolved"]
@@ -22,26 +22,26 @@ Change = Literal["opened", "updated", "repeated", "resolved"]
 
 @dataclass(frozen=True)
 class AlertMessage:
-    """What people are notified of."""
+    """A notification about a change of an alert."""
 
     change: Change
-    alert: Alert  # as it is now
-    notified_s: float  # time of the notification before; 0 for none
+    alert: Alert  # the alert after the change
+    notified_s: float  # time of the alert's previous notification, seconds since 1970; 0 for none
 
     @property
     def event_id(self) -> str:
-        """The same for the same news, so that one sent again after a kill is known as a duplicate."""
+        """32 hexadecimal digits, the same if this notification is sent again after a kill: it is then a duplicate."""
         news = f"{self.alert.alert_id}\0{self.change}\0{self.notified_s!r}"
         return hashlib.sha256(news.encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
-        """As it is published; see docs/mqtt.md."""
+        """Returns the alert's fields, `change` and `event_id` as published; see docs/mqtt.md."""
         return {**self.alert.to_json(), "change": self.change, "event_id": self.event_id}
 
 
 @dataclass
 class _Watched:
-    """An alert and the last notification of it. `…_clock` are monotonic times, `notified_s` is the device's clock."""
+    """An alert and its last notification. `…_clock` are monotonic seconds, `notified_s` is seconds since 1970."""
 
     alert: Alert
     notified_s: float = 0.0
@@ -50,9 +50,9 @@ class _Watched:
     seen_clock: float = 0.0
 
     def change(self, rule: Rule | None, clock_s: float) -> Change | None:
-        """What people have to be notified of."""
+        """Returns the change that people must be notified of now; None if there is none."""
         if self.alert.state == "resolved":
-            return "resolved"  # also one that opened and ended in quiet hours
+            return "resolved"  # even if it opened and ended in quiet hours
         if not self.notified_s:
             return "opened"
         if abs(self.alert.share - self.notified_share) >= _SENT:
@@ -62,19 +62,20 @@ class _Watched:
 
 
 class AlertKeeper:
-    """Opens, updates and resolves alerts by the leaves of the plots.
+    """Applies rules to the leaves of the plots: opens, updates and resolves alerts.
 
     Args:
-        classes: of the model, in the order of the probabilities.
-        pool: of the leaves, with the rules' windows.
+        rules: when alerts open and end.
+        classes: the model's classes, in the order of its probabilities.
+        pool: the recent leaves; it must have the windows of all rules.
         known: alerts from before a restart that are open, or whose end was not sent (`is_end_sent`), each with the time
-            of its last notification (0: none).
-        elsewhere: as `known`, of sources that are no longer watched: they end.
-        seen_s: of plots, when the last leaf before the restart was seen, by the device's clock.
-        clocks: gives the time by the pool's clock, which is never set, and by the device's clock.
+            of its last notification (seconds since 1970, 0 for none).
+        elsewhere: like `known`, but of sources that are no longer watched; these alerts end.
+        seen_s: by plot, the time of the last leaf before the restart, in seconds since 1970.
+        clocks: returns the time now in monotonic seconds (as in the pool) and in seconds since 1970.
 
     Raises:
-        ConfigError: a rule's class is none of the model's.
+        ConfigError: a class or pattern of a rule fits no class of the model.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class AlertKeeper:
         self._indices = {rule.name: rule.indices(classes) for rule in rules}
         self._classes, self._pool, self._clocks = tuple(classes), pool, clocks
         self._open: dict[tuple[str, str], _Watched] = {}
-        # By id: another source may have a plot of the same name.
+        # By alert id: plots of two sources may have the same name.
         self._ending: dict[str, _Watched] = {}
-        # By id, each with the time of its last notification: what is not in the history yet.
+        # Alerts to write to the history, by alert id, each with the time of its last notification.
         self.changed: dict[str, tuple[Alert, float]] = {}
         for alert, notified_s in elsewhere:
             watched = self._ending[alert.alert_id] = _Watched(alert, notified_s)
@@ -105,12 +106,12 @@ class AlertKeeper:
 
     @property
     def open(self) -> list[Alert]:
-        """Alerts that are open now."""
-        # A copy: other threads read it.
+        """The alerts that are open now."""
+        # A copy, because other threads read this property.
         return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
     def look(self, plot: str, until_s: float | None = None) -> None:
-        """Applies all rules to a plot, whose windows end at a time by the pool's clock; None for now."""
+        """Applies all rules to a plot, in windows that end at `until_s` (monotonic seconds); None means now."""
         until_s = self._clocks()[0] if until_s is None else until_s
         for rule in self._rules.values():
             if rule.concerns(plot):
@@ -119,7 +120,7 @@ class AlertKeeper:
                     self._apply(rule, plot, leaves)
 
     def messages(self) -> list[AlertMessage]:
-        """Notifications that are due; each is returned until `sent` is called."""
+        """Returns the notifications that are due; each one again and again until it is passed to `sent`."""
         self._tidy()
         clock_s, now_s = self._clocks()
         found = []
@@ -131,11 +132,11 @@ class AlertKeeper:
         return found
 
     def sent(self, message: AlertMessage) -> None:
-        """A notification is in the outboxes."""
+        """Records that a notification is in the outboxes, so that `messages` no longer returns it."""
         clock_s, now_s = self._clocks()
         key = message.alert.rule, message.alert.plot
         watched = self._ending.pop(message.alert.alert_id, None) or self._open[key]
-        # Never before its end, also where the clock was set back since: `is_end_sent` compares the two.
+        # Never before the alert's end, even if the clock was set back since: `is_end_sent` compares the two times.
         watched.notified_s = max(now_s, 1.0, watched.alert.resolved_s or 0.0)
         watched.notified_clock, watched.notified_share = clock_s, message.alert.share
         self.changed[watched.alert.alert_id] = watched.alert, watched.notified_s
@@ -149,7 +150,7 @@ class AlertKeeper:
             alert = replace(alert, level=rule.level)
             self.changed[alert.alert_id] = alert, notified_s
         share = alert.share if notified_s else -1.0
-        # Times in the future are from before a clock was set back: they count as now.
+        # Times in the future come from before the clock was set back: they count as now.
         notified_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (notified_s, max(alert.updated_s, seen_s)))
         watched = _Watched(alert, notified_s, share, clock_s - notified_ago, clock_s - seen_ago)
         self._open[alert.rule, alert.plot] = watched
@@ -178,7 +179,7 @@ class AlertKeeper:
             if watched is None:
                 new = Alert(uuid.uuid4().hex, rule.name, plot, "open", now_s, now_s, None, label, 0, 0, "", rule.level)
                 watched = self._open[rule.name, plot] = _Watched(new, seen_clock=clock_s)
-            # One that comes back before its end was sent is the same alert.
+            # An alert that opens again before its end was sent is still the same alert.
             watched.alert = replace(watched.alert, state="open", resolved_s=None)
         elif has_enough and share < rule.resolve_below:
             ended = replace(watched.alert, share=round(share, 4), leaves=leaves.number)
@@ -187,13 +188,13 @@ class AlertKeeper:
         elif not _is_worth_storing(leaves.number, share, watched.alert):
             return
         elif share < rule.resolve_below:
-            label = watched.alert.label  # in leaves that are hardly ill the most probable class is chance
+            label = watched.alert.label  # with hardly any ill leaves, the most probable ill class is random
         text = f"{100 * share:.0f} % of {leaves_words(leaves.number)}, mostly {plain_label(label)}"
         self._change(watched, replace(watched.alert, label=label, share=round(share, 4), leaves=leaves.number), text)
 
     def _resolve(self, watched: _Watched, alert: Alert, reason: str) -> None:
         now_s = self._clocks()[1]
-        # Before the end, also where the clock was ahead at the notification: `is_end_sent` compares the two.
+        # Before the end, even if the clock was ahead at the notification: `is_end_sent` compares the two times.
         watched.notified_s = min(watched.notified_s, math.nextafter(now_s, 0.0))
         self._change(watched, replace(alert, state="resolved", resolved_s=now_s), reason)
 
@@ -204,12 +205,15 @@ class AlertKeeper:
 
 
 def is_end_sent(alert: Alert, notified_s: float) -> bool:
-    """Whether people were notified of a resolved alert's end, by the time of its last notification."""
+    """Whether the end of a resolved alert was sent; `notified_s` is the time of its last notification."""
     return notified_s >= (alert.resolved_s or 0.0)
 
 
 def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
-    """The newest open alerts as the agent's state holds them, newest first."""
+    """Returns the 50 newest open alerts for the agent's state, newest first.
+
+    Keys: plot, text, rule, level, label, since_s, share, leaves, disease (readable label) and since (ISO 8601).
+    """
     found = []
     for alert in sorted(alerts, key=lambda alert: -alert.since_s)[:_LISTED_ALERTS]:
         since = moment(alert.since_s)
@@ -223,5 +227,5 @@ def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
 
 
 def _is_worth_storing(leaves: int, share: float, alert: Alert) -> bool:
-    # Not each single leaf: every change is written to the disk.
+    # Not every leaf is worth it, because each change is written to the disk.
     return abs(leaves - alert.leaves) >= max(1, alert.leaves // 4) or abs(share - alert.share) >= _STORED

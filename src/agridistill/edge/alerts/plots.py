@@ -1,4 +1,4 @@
-"""The plots of a device: how ill their leaves are, and their alerts; continued from the history after a restart."""
+"""The plots of a device: the health of their leaves, and their alerts. A restart continues from the history."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from agridistill.runtime.verdict import plain_label
 
 NO_LEAVES = "No recent leaves"
 PLOT_SCHEMA_VERSION = 2
-"""Of a plot's message alone."""
-# Verdicts of leaves that the model saw, with calibrated probabilities.
+"""Schema version of the JSON of `PlotHealth`."""
+# Only these verdicts come from the model and have calibrated probabilities.
 _COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
 _RESTORED_DETECTIONS, _RESTORED_ENDS = 20_000, 1000
 _FORGET_PLOT_S = 31 * 86_400.0
@@ -35,27 +35,27 @@ _TREND = 0.1  # smaller differences between two windows are noise
 
 @dataclass(frozen=True)
 class PlotHealth:
-    """Share of ill leaves of a plot, in the window that ends with its last leaf and in the one before."""
+    """Share of ill leaves of a plot in the window up to its last leaf, and in the window before that."""
 
     plot: str
     seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
-    window_s: float = 0.0
-    leaves: int = 0  # 0 where the last one was seen longer ago than the window
-    ill_share: float = 0.0  # 0 to 1: mean of their probabilities of all ill classes, as an alert counts them
-    ill_label: str | None = None  # the most frequent ill class; None where the model has none
-    leaves_before: int = 0  # in the window before
-    ill_share_before: float = 0.0
-    shares: Mapping[str, float] = field(default_factory=dict)  # of each class, mean of the probabilities; sum to 1
-    warned: str | None = None  # class of the open alert
+    window_s: float = 0.0  # length of a window in seconds
+    leaves: int = 0  # leaves in the window; 0 if the last leaf is older than the window
+    ill_share: float = 0.0  # 0 to 1: mean over the leaves of the summed probabilities of all ill classes
+    ill_label: str | None = None  # the most frequent ill class; None if the model has no ill class
+    leaves_before: int = 0  # leaves in the window before
+    ill_share_before: float = 0.0  # `ill_share` in the window before
+    shares: Mapping[str, float] = field(default_factory=dict)  # by class: mean probability over the leaves; sum to 1
+    warned: str | None = None  # class of the open alert; None without one
 
     @property
     def ill_leaves(self) -> int:
-        """Expected number of ill leaves."""
+        """Expected number of ill leaves in the window."""
         return round(self.ill_share * self.leaves)
 
     @property
     def trend(self) -> Literal["up", "down", "steady"] | None:
-        """Direction of the ill share; None where either window has fewer than 5 leaves."""
+        """Change of the ill share against the window before; None if either window has fewer than 5 leaves."""
         if min(self.leaves, self.leaves_before) < DEFAULT_LEAST_LEAVES:
             return None
         rise = self.ill_share - self.ill_share_before
@@ -63,12 +63,15 @@ class PlotHealth:
 
     @property
     def label(self) -> str | None:
-        """The open alert's class, else of an ill plot the most frequent ill class, else of all; None without leaves."""
+        """The class that describes the plot; None without leaves.
+
+        It is the open alert's class, else the most frequent ill class of an ill plot, else the most frequent class.
+        """
         label = self.warned or (self.ill_label if self.ill_share >= DEFAULT_SHARE else None)
         return label or max(self.shares, key=lambda name: self.shares[name], default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is published; see docs/mqtt.md."""
+        """Returns the plot's message as published; its keys are described in docs/mqtt.md."""
         label = self.label
         return {
             "schema": PLOT_SCHEMA_VERSION,
@@ -87,14 +90,17 @@ class PlotHealth:
 class Plots:
     """The leaves and alerts of all plots. After a restart they continue from the history of the same source.
 
-    Alerts of another source end: plots of one name in two folders are two plots.
+    Alerts of any other source end, because plots with the same name in two folders are different plots.
 
     Args:
-        view_s: length of the window of a plot's health and report, in seconds.
-        healthy: names and patterns of healthy classes, besides those named so.
+        history: where detections and alerts are stored.
+        rules: when alerts open and end.
+        classes: the model's classes, in the order of its probabilities.
+        view_s: length of the window for a plot's health and report, in seconds.
+        healthy: names and patterns of further healthy classes (see `is_healthy`).
 
     Raises:
-        ConfigError: a rule's class is none of the model's.
+        ConfigError: a class or pattern of a rule or of `healthy` fits no class of the model.
     """
 
     def __init__(
@@ -123,14 +129,14 @@ class Plots:
             seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
             clocks=lambda: (time.monotonic(), time.time()),
         )
-        self._late: set[str] = set()  # plots with photos that count by their own time
+        self._late: set[str] = set()  # plots with photos that count by their EXIF time
         seen_s = _by_plot(history.newest_leaf_s, history.plots())
         self._health = {plot: PlotHealth(plot, at_s) for plot, at_s in seen_s.items()}
         self._restore(max(windows_s))
 
     @property
     def health(self) -> list[PlotHealth]:
-        """Of each plot with leaves in the last 31 days, by name; thread-safe."""
+        """Health of each plot with leaves in the last 31 days, sorted by name; may be read from any thread."""
         now_s, warned = time.time(), {alert.plot: alert.label for alert in self.alerts.open if alert.level != "info"}
         found = []
         for one in sorted(self._health.copy().values(), key=lambda one: one.plot):
@@ -147,7 +153,7 @@ class Plots:
             self._look(detection.plot, clock_s, now_s)
 
     def store(self) -> None:
-        """Writes alerts that changed to the history.
+        """Writes alerts that changed since the last call to the history.
 
         Raises:
             OutboxError: the disk refuses.
@@ -158,7 +164,8 @@ class Plots:
             self.alerts.changed.clear()
 
     def _look(self, plot: str, clock_s: float, now_s: float) -> None:
-        # Windows of photos that came late end with the newest one: a window that ends now would hold none of them.
+        # With EXIF times the windows end with the newest photo: photos may come late, and a window that ends now
+        # would then contain none of them.
         late_s = clock_s - self._pool.newest_s(plot) if plot in self._late else 0.0
         until_s = clock_s - late_s
         self.alerts.look(plot, until_s)
@@ -181,7 +188,10 @@ class Plots:
         )
 
     def _add(self, detection: Detection, came_s: float, came_at_s: float) -> bool:
-        """Adds a leaf that came at a time, by the pool's clock and by the device's; whether it counts."""
+        """Adds a detection to the pool, and returns whether it counts as a leaf.
+
+        `came_s` and `came_at_s` are its arrival by the monotonic clock and by the device's clock.
+        """
         if detection.verdict not in _COUNTED or set(detection.probabilities) != set(self.classes):
             return False
         row = np.array([detection.probabilities[name] for name in self.classes])
@@ -195,7 +205,7 @@ class Plots:
     def _restore(self, window_s: float) -> None:
         now_s, clock_s = time.time(), time.monotonic()
         found = self._history.recent(_RESTORED_DETECTIONS, since_s=now_s - window_s, own=True)
-        # A clock that was set back makes detections of the future: they count as of now.
+        # After the clock was set back, detections may lie in the future: they count as if they came now.
         aged = sorted(((max(0.0, now_s - item.at_s), item) for item in found), key=lambda pair: -pair[0])
         for age_s, item in aged:
             self._add(item, clock_s - age_s, now_s - age_s)

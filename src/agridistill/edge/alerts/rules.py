@@ -1,4 +1,4 @@
-"""When an alert opens: rules, the default rule, and the leaves of the plots over a window of time."""
+"""Rules that open alerts, the default rule, and the pool of recent leaves that rules count."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from agridistill.edge.events import Level
 from agridistill.errors import ConfigError, nearest
 
 WindowMinutes = Annotated[float, Field(gt=0, le=60 * 24 * 31)]
-"""Length of a window, up to 31 days."""
+"""Length of a window in minutes, up to 31 days."""
 DEFAULT_RULE_NAME = "ill leaves"
-# Two clearly ill leaves of five open an alert, a single one does not.
+# Two clearly ill leaves of five open an alert; a single one does not.
 DEFAULT_SHARE, DEFAULT_LEAST_LEAVES = 0.3, 5
 BUCKETS = 400
-"""Of a window: leaves of one bucket are added up, which blurs the window's edge by 1/400 of its length at most."""
+"""Number of time buckets in a window. Leaves of a bucket are summed, so a window's start is exact to 1/400 of it."""
 _QUIET = re.compile(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _NEGATIONS = frozenset({"not", "non", "no", "un"})
@@ -32,35 +32,35 @@ _NEGATIONS = frozenset({"not", "non", "no", "un"})
 
 @dataclass(frozen=True)
 class Rule:
-    """[[rules]]: when an alert opens and when it ends; see docs/field.md.
+    """Section [[rules]]: one rule that says when an alert opens and when it ends; see docs/field.md.
 
     Raises:
-        ConfigError: a `resolve_share` above the share, or quiet hours that are none.
+        ConfigError: `resolve_share` is above `share`, or `quiet` is not a time span.
     """
 
     name: Annotated[str, Field(pattern=r"\S")]
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]  # names or patterns ("*blight"); their shares are added up
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]  # names or patterns ("*blight"); their shares are summed
     plots: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)  # names or patterns; each plot has its own alert
-    share: Annotated[float, Field(gt=0, le=1)] = DEFAULT_SHARE  # expected share of the leaves that opens an alert
-    least_leaves: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_LEAST_LEAVES  # in the window
+    share: Annotated[float, Field(gt=0, le=1)] = DEFAULT_SHARE  # expected share of leaves of `classes` for an alert
+    least_leaves: Annotated[int, Field(ge=1, le=10_000)] = DEFAULT_LEAST_LEAVES  # leaves needed in the window
     window_minutes: WindowMinutes = 60.0
-    resolve_share: Annotated[float, Field(ge=0)] | None = None  # an alert ends below; half of `share` where None
-    repeat_hours: Annotated[float, Field(ge=0)] = 24.0  # an open alert is sent again; 0 for never
-    quiet: str = ""  # hours without messages, local time, "22:00-06:00"
-    forget_days: Annotated[float, Field(gt=0)] = 7.0  # an alert without new leaves ends
+    resolve_share: Annotated[float, Field(ge=0)] | None = None  # an alert ends below this share; None: `share` / 2
+    repeat_hours: Annotated[float, Field(ge=0)] = 24.0  # hours until an open alert is sent again; 0 for never
+    quiet: str = ""  # local hours in which nothing is sent, such as "22:00-06:00"; "" for none
+    forget_days: Annotated[float, Field(gt=0)] = 7.0  # an alert ends after so many days without a new leaf
     level: Level = "warning"
 
     def __post_init__(self) -> None:
         quiet = _QUIET.fullmatch(self.quiet)
-        # Hours that end when they begin may mean none or all.
+        # Equal times are refused: they may mean no hours or all hours.
         if self.quiet and (quiet is None or quiet[1] == quiet[2]):
             raise ConfigError(
                 'quiet hours such as "22:00-06:00"', f"quiet = {self.quiet!r}", f"correct the rule '{self.name}'"
             )
         if self.resolve_below > self.share:
             raise ConfigError(
-                f"a resolve_share up to the share {self.share:g}",
-                f"{self.resolve_below:g}",
+                f"a resolve_share of at most share = {self.share:g}",
+                f"resolve_share = {self.resolve_below:g}",
                 f"correct the rule '{self.name}'",
             )
 
@@ -71,7 +71,7 @@ class Rule:
 
     @property
     def resolve_below(self) -> float:
-        """The share below which an alert ends."""
+        """The share below which an alert ends: `resolve_share`, else half of `share`."""
         return self.share / 2 if self.resolve_share is None else self.resolve_share
 
     def concerns(self, plot: str) -> bool:
@@ -79,7 +79,7 @@ class Rule:
         return any(fnmatchcase(plot, pattern) for pattern in self.plots)
 
     def is_quiet(self, now_s: float) -> bool:
-        """Whether messages wait now, by the device's local time."""
+        """Whether a time (seconds since 1970) is within the quiet hours, by the device's local time."""
         found = _QUIET.fullmatch(self.quiet)
         if not found:
             return False
@@ -88,17 +88,17 @@ class Rule:
         return start <= now < end if start <= end else now >= start or now < end
 
     def indices(self, classes: Sequence[str]) -> list[int]:
-        """Indices of the model's classes that the rule warns of.
+        """Returns the indices of the model's classes that the rule counts.
 
         Raises:
-            ConfigError: a name or pattern that fits no class.
+            ConfigError: a name or pattern of the rule fits no class.
         """
         _require_fitting(self.classes, classes, f"classes of the model in the rule '{self.name}'")
         return [i for i, name in enumerate(classes) if any(fnmatchcase(name, pattern) for pattern in self.classes)]
 
 
 def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
-    """Whether a class is of healthy leaves, by its name or by names and patterns of further healthy classes.
+    """Whether a class means healthy leaves: its name contains "healthy" or is "normal", or fits a pattern in `healthy`.
 
     Example:
         >>> [is_healthy(name) for name in ("Tomato___healthy", "HealthyLeaf", "normal", "Unhealthy", "not_healthy")]
@@ -115,10 +115,10 @@ def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
 
 
 def ill_classes(classes: Sequence[str], healthy: Sequence[str] = ()) -> list[str]:
-    """The classes of a model but those that are healthy by their own name or by a name or pattern of `healthy`.
+    """Returns the classes of a model that are not healthy by `is_healthy`.
 
     Raises:
-        ConfigError: a name or pattern of `healthy` that fits no class.
+        ConfigError: a name or pattern of `healthy` fits no class.
     """
     _require_fitting(healthy, classes, "classes of the model in 'healthy'")
     return [name for name in classes if not is_healthy(name, healthy)]
@@ -131,71 +131,71 @@ def _require_fitting(patterns: Sequence[str], classes: Sequence[str], expected: 
 
 
 def default_rules(ill: Sequence[str], window_minutes: float) -> tuple[Rule, ...]:
-    """One rule for all ill classes, whose shares are added up; none without ill classes."""
+    """Returns one rule that sums the shares of all ill classes; no rule if there is no ill class."""
     return (Rule(DEFAULT_RULE_NAME, tuple(map(escape, ill)), window_minutes=window_minutes),) if ill else ()
 
 
 def why_nothing_warns(rules: Sequence[Rule], ill: Sequence[str]) -> str | None:
-    """Why no alert can open with these rules and ill classes, and the remedy; None where one can."""
+    """Text that says why no alert can open with these rules and ill classes, and the remedy; None if one can open."""
     if rules:
         return None
     if ill:
         return (
-            "Nothing can warn: there are no rules and default_rules is false. Remove that line from watch.toml, or "
+            "No alert can open: there are no rules and default_rules is false. Remove that line from watch.toml, or "
             "add [[rules]]."
         )
     return (
-        "Nothing can warn: all classes of the model count as healthy. Add [[rules]] to watch.toml, correct 'healthy' "
+        "No alert can open: all classes of the model count as healthy. Add [[rules]] to watch.toml, correct 'healthy' "
         "there, or use a model that knows diseases."
     )
 
 
 def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[str]) -> str | None:
-    """Why the default rule would warn of every leaf, and the remedy; None where it would not."""
+    """Text that says why the default rule counts every leaf as ill, and the remedy; None if it does not."""
     if len(ill) < len(classes) or all(rule.name != DEFAULT_RULE_NAME for rule in rules):
         return None
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return (
-        f"No class of the model is healthy by its name, so every leaf counts as ill ({names}). Name the healthy ones "
-        'in watch.toml: healthy = ["..."], or add [[rules]].'
+        f"No class of the model has a healthy name, so every leaf counts as ill (classes: {names}). Name the healthy "
+        'classes in watch.toml: healthy = ["..."], or add [[rules]].'
     )
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """Leaves of a plot, oldest first. A row is one leaf, or the sum of those of one bucket of time."""
+    """Leaves of a plot in N rows, oldest first. A row sums the leaves of a time bucket; K is the number of classes."""
 
-    at_s: NDArray[np.float64]  # (N,) mean time of a row's leaves
+    at_s: NDArray[np.float64]  # (N,) mean time of a row's leaves, in monotonic seconds
     counts: NDArray[np.float64]  # (N,) number of leaves in a row, at least 1
     sums: NDArray[np.float64]  # (N, K) sums of their probabilities
 
     @property
     def number(self) -> int:
-        """Of leaves."""
+        """Number of leaves in all rows."""
         return int(self.counts.sum())
 
     def between(self, start_s: float, end_s: float = math.inf) -> Leaves:
-        """Those seen from `start_s` on and before `end_s`."""
+        """Returns the rows with a time from `start_s` (inclusive) to `end_s` (exclusive), in monotonic seconds."""
         rows = (self.at_s >= start_s) & (self.at_s < end_s)
         return Leaves(self.at_s[rows], self.counts[rows], self.sums[rows])
 
     def share(self, classes: Sequence[int]) -> float:
-        """Expected share of the leaves with one of these classes, 0 to 1; 0 without leaves."""
+        """Returns the expected share of leaves with one of these classes (indices), 0 to 1; 0 without leaves."""
         return float(self.sums[:, list(classes)].sum() / self.number) if self.number else 0.0
 
 
 class LeafPool:
-    """Leaves of all plots, summed in fixed buckets of time for each window.
+    """The recent leaves of all plots. For each window length, leaves are summed in `BUCKETS` time buckets.
 
     Args:
-        classes: of the model, in the order of the probabilities.
-        windows_s: lengths of the windows in seconds; a longer one counts older leaves, in longer buckets.
+        classes: the model's classes, in the order of its probabilities.
+        windows_s: lengths of the windows that `leaves` can return, in seconds.
     """
 
     def __init__(self, classes: Sequence[str], windows_s: Sequence[float]) -> None:
         self._columns = 2 + len(classes)
         self._windows_s = tuple(sorted(set(windows_s)))
-        # By plot and window, then by the bucket's number: number of leaves, sum of times, sums of probabilities.
+        # (plot, window): {number of the bucket: [number of leaves, sum of times, sums of probabilities]}.
         self._buckets: dict[tuple[str, float], dict[int, NDArray[np.float64]]] = {}
         self._newest_s: dict[str, float] = {}
         self._came_s: dict[str, float] = {}
@@ -204,10 +204,10 @@ class LeafPool:
         """Adds one leaf.
 
         Args:
-            plot: its name.
-            probabilities: `(K,)`, calibrated.
-            at_s: when it was seen, by a monotonic clock.
-            came_s: when it reached the agent, where that was later.
+            plot: name of its plot.
+            probabilities: `(K,)`, calibrated, of the K classes.
+            at_s: the time for which it counts, in monotonic seconds.
+            came_s: when it reached the agent, in monotonic seconds; None for `at_s`.
         """
         came_s = at_s if came_s is None else came_s
         if plot not in self._newest_s:
@@ -224,16 +224,19 @@ class LeafPool:
                     del buckets[old]
 
     def newest_s(self, plot: str) -> float:
-        """When the newest leaf of a plot with leaves was seen."""
+        """Returns the time of the newest leaf of a plot, in monotonic seconds; KeyError without leaves."""
         return self._newest_s[plot]
 
     @property
     def plots(self) -> list[str]:
-        """Those with leaves."""
+        """Names of the plots with leaves."""
         return list(self._newest_s)
 
     def leaves(self, plot: str, window_s: float, now_s: float) -> Leaves:
-        """Leaves in one of the pool's windows that ends now, by the clock of `add`."""
+        """Returns a plot's leaves in the last `window_s` seconds before `now_s`, in monotonic seconds.
+
+        `window_s` must be one of the pool's window lengths.
+        """
         buckets = self._buckets.get((plot, window_s), {})
         rows = np.array([buckets[number] for number in sorted(buckets)]).reshape(-1, self._columns)
         return Leaves(rows[:, 1] / rows[:, 0], rows[:, 0], rows[:, 2:]).between(now_s - window_s)

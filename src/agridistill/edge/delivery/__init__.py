@@ -1,4 +1,4 @@
-"""From the outbox to its receivers: an MQTT broker with Home Assistant, a webhook, a command."""
+"""Delivers the messages of the outboxes to their receivers: an MQTT broker (Home Assistant), a webhook, a command."""
 
 from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection
 from agridistill.edge.delivery.outputs import Command, Deliverer, Webhook

@@ -1,4 +1,4 @@
-"""The [broker] section, the login and topics of a device at its broker, and what that broker refuses."""
+"""Settings of the MQTT broker, a device's login and topics there, and the record of messages that it refuses."""
 
 from __future__ import annotations
 
@@ -22,52 +22,57 @@ from agridistill.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# One level of a topic: other characters would be another level, a wildcard, or trouble in a shell.
+# Replaced in a topic level: some of these characters separate levels or are wildcards, others are special in a shell.
 _UNSAFE = re.compile(r"[^\w.-]+")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 6 * 3600.0
 _ADVICE = "check user name, device name and access list"
-# Of a PUBLISH beside topic and payload: its header, two lengths, the packet's number, no properties.
+# Size of a PUBLISH packet besides topic and payload: its header, two lengths, the packet's number, no properties.
 _PACKET_BYTES = 10
 
 _Key = tuple[str, int | None]
-"""What is refused: a topic, and the place of one message in the outbox, or None for all of the topic."""
+"""What is refused: a topic, and a message's `seq` in the outbox, or None for all messages of the topic."""
 
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """[broker]: where messages go.
+    """Section [broker]: the MQTT broker that gets all messages.
 
     Raises:
-        ConfigError: another scheme, no host, a password in the address, or certificates without TLS.
+        ConfigError: `url` has another scheme, no host or a password, or there are certificates without TLS.
     """
 
-    url: str  # `mqtt[s]://[USER@]HOST[:PORT][/PREFIX]`; 1883, with TLS 8883
-    password_file: Path | None = None  # else AGRIDISTILL_MQTT_PASSWORD
-    ca_file: Path | None = None  # certificates of trusted authorities; None for the system's
-    cert_file: Path | None = None  # of this device, where the broker asks for one
-    key_file: Path | None = None  # of that certificate
-    keepalive_s: Annotated[int, Field(ge=1, le=65_535)] = 30  # a silence after which the broker is pinged
-    inflight: Annotated[int, Field(ge=1, le=1000)] = 20  # messages under way without an acknowledgement, at most
+    url: str  # `mqtt[s]://[USER@]HOST[:PORT][/PREFIX]`; the default port is 1883, or 8883 with TLS
+    password_file: Path | None = None  # file with the password; None uses AGRIDISTILL_MQTT_PASSWORD
+    ca_file: Path | None = None  # certificate authorities to trust; None trusts the system's
+    cert_file: Path | None = None  # certificate of this device, if the broker requires one
+    key_file: Path | None = None  # private key of `cert_file`
+    keepalive_s: Annotated[int, Field(ge=1, le=65_535)] = 30  # seconds without traffic before the broker is pinged
+    inflight: Annotated[int, Field(ge=1, le=1000)] = 20  # most messages sent and not yet acknowledged
     discovery: bool = True  # whether Home Assistant gets a description of the device
-    discovery_prefix: str = "homeassistant"
+    discovery_prefix: str = "homeassistant"  # first level of the topic of that description
 
     def __post_init__(self) -> None:
         parts = self._parts
         if parts.password is not None:
             raise ConfigError(
                 "a broker's address without a password",
-                "one with",
-                "put it into AGRIDISTILL_MQTT_PASSWORD, or name a password_file under [broker]",
+                "an address with one",
+                "put the password into AGRIDISTILL_MQTT_PASSWORD, or name a password_file in [broker]",
             )
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ConfigError("a broker such as mqtt://host:1883", f"'{self.url}'", "correct it")
+            raise ConfigError("a broker's address such as mqtt://host:1883", f"'{self.url}'", "correct it")
         if (self.cert_file or self.ca_file) and not self.tls:
-            raise ConfigError("mqtts:// where there is a certificate", "mqtt://", "correct the broker's settings")
+            expected = "a broker's address with mqtts:// for ca_file or cert_file"
+            raise ConfigError(expected, "mqtt://", "correct the url in [broker], or remove the certificates")
 
     @property
     def _parts(self) -> SplitResult:
-        # The message omits such an address: a password with a '/', '#' or '?' makes it one.
-        unusable = ConfigError("a broker such as mqtt://host:1883", "an address that is none", "correct it")
+        # The message omits the address: it may hold a password, whose '/', '#' or '?' made the address invalid.
+        unusable = ConfigError(
+            "a broker's address such as mqtt://host:1883",
+            "an invalid address (not shown, because it may hold a password)",
+            "correct it",
+        )
         try:
             parts = urlsplit(self.url if "://" in self.url else f"mqtt://{self.url}")
             if parts.port == 0 or parts.query or parts.fragment or "@" in parts.path:
@@ -78,12 +83,12 @@ class BrokerSettings:
 
     @property
     def host(self) -> str:
-        """Name or address."""
+        """Host name or IP address of the broker."""
         return self._parts.hostname or ""
 
     @property
     def port(self) -> int:
-        """As in the address, else the standard one."""
+        """Port in the address, else 1883, or 8883 with TLS."""
         return self._parts.port or (8883 if self.tls else 1883)
 
     @property
@@ -93,18 +98,18 @@ class BrokerSettings:
 
     @property
     def username(self) -> str | None:
-        """None for none."""
+        """User name in the address; None without one."""
         return unquote(self._parts.username) if self._parts.username else None
 
     @property
     def prefix(self) -> str:
-        """First levels of all topics."""
+        """First levels of all topics: the path of the address, else "agridistill"."""
         return self._parts.path.strip("/") or "agridistill"
 
 
 @dataclass
 class Connection:
-    """The broker in the agent's state, kept up to date by the broker's thread."""
+    """The connection to the broker, for the agent's state; the broker's thread updates it."""
 
     host: str
     port: int
@@ -113,20 +118,21 @@ class Connection:
 
 @dataclass(frozen=True)
 class BrokerAccess:
-    """A device at a broker: its login and its topics.
+    """Login and topics of a device at a broker.
 
     Raises:
-        ConfigError: a password without a user.
+        ConfigError: there is a password without a user name.
     """
 
     settings: BrokerSettings
-    device: str  # one level of the topics
+    device: str  # the device's name, which becomes a level of its topics
     password: str | None = field(default=None, repr=False)
-    ack_timeout_s: float = 30.0  # a message without an acknowledgement for so long means a dead connection
+    ack_timeout_s: float = 30.0  # a connection is dead if a message is not acknowledged for so long
 
     def __post_init__(self) -> None:
         if self.password is not None and not self.settings.username:
-            raise ConfigError("a user with the password, as mqtt://USER@host", "none", "correct the broker's settings")
+            expected = "a user name for the broker's password, such as mqtt://USER@host"
+            raise ConfigError(expected, "none", "add it to the url in [broker]")
 
     @property
     def where(self) -> str:
@@ -135,23 +141,23 @@ class BrokerAccess:
 
     @property
     def base(self) -> str:
-        """First levels of the device's topics."""
+        """First levels of the device's topics: the prefix and the device's name."""
         return "/".join(topic_level(part) for part in (*self.settings.prefix.split("/"), self.device))
 
     def topic(self, name: str) -> str:
-        """A topic of the device, such as "status"; see docs/mqtt.md."""
+        """Returns the full topic for a name such as "status"; docs/mqtt.md lists the names."""
         return f"{self.base}/{name}"
 
     def plot_topic(self, plot: str, kind: str = "plot") -> str:
-        """`PREFIX/DEVICE/plots/PLOT`, likewise of a "detection" or an "alert"."""
+        """Returns a plot's topic: `PREFIX/DEVICE/plots/PLOT`, or `…/detections/PLOT`, `…/alerts/PLOT` by `kind`."""
         return self.topic(f"{kind}s/{plot_level(plot)}")
 
     @cached_property
     def tls(self) -> ssl.SSLContext | None:
-        """With the certificates of the settings; None without TLS.
+        """The TLS context with the certificates of the settings; None without TLS.
 
         Raises:
-            ConfigError: certificates that cannot be read.
+            ConfigError: a certificate cannot be read.
         """
         settings = self.settings
         if not settings.tls:
@@ -163,21 +169,21 @@ class BrokerAccess:
         except OSError as error:
             named = [settings.ca_file, settings.cert_file, settings.key_file]
             files = ", ".join(f"'{file}'" for file in named if file is not None)
-            raise ConfigError("certificates that can be read", f"{files} ({error})", "check the files") from None
+            raise ConfigError("readable certificates for the broker", f"{files} ({error})", "check the files") from None
         return context
 
     def create_client(self, protocol: MQTTProtocolVersion) -> paho.Client:
-        """A client with the device's name and login, not connected."""
-        # A clean session: whatever an earlier connection left at the broker is not this one's. The same id: the broker
-        # ends an earlier connection that only seems to be there now, and not, with its last will, after our "online".
+        """Creates an MQTT client with the device's id and login; it is not connected yet."""
+        # A clean session: nothing of an earlier connection may continue. The same client id each time: the broker then
+        # ends a dead earlier connection now. Otherwise its last will ("offline") could come after our "online".
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            # Of this device, always the same; every broker takes 23 letters and digits.
+            # Every broker takes ids of up to 23 letters and digits.
             client_id="agridistill" + hashlib.sha256(self.base.encode()).hexdigest()[:12],
             protocol=protocol,
             clean_session=None if protocol == MQTTProtocolVersion.MQTTv5 else True,
         )
-        client.max_inflight_messages_set(0)  # the window is the session's
+        client.max_inflight_messages_set(0)  # no limit here: `Session` limits the messages under way
         if self.settings.username is not None:
             client.username_pw_set(self.settings.username, self.password)
         if self.tls is not None:
@@ -186,7 +192,7 @@ class BrokerAccess:
 
 
 def topic_level(name: str) -> str:
-    """A name as one level of a topic; a name that has to be changed gets a digest, so that no two share a topic.
+    """Turns a name into one level of a topic. A name that must be changed gets a digest: no two names share a topic.
 
     Example:
         >>> topic_level("north")
@@ -199,41 +205,41 @@ def topic_level(name: str) -> str:
 
 
 def plot_level(plot: str) -> str:
-    """A plot as one level of a topic; "all" stands for photos without a plot alone."""
+    """Turns a plot into one level of a topic. Photos without a plot get "all"; a plot named "all" gets a digest."""
     return with_digest("all", plot) if plot == "all" else topic_level(plot or "all")
 
 
 def with_digest(safe: str, name: str) -> str:
-    """A name that stands for another one alone."""
+    """Appends six digits of the sha256 of `name` to `safe`, so that different names stay different."""
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A message or subscription that the broker has not acknowledged yet."""
+    """A message or subscription that was sent, and that the broker has not acknowledged yet."""
 
     topic: str
-    sent: float  # on the monotonic clock
-    seq: int | None = None  # place in the outbox; None for what is not of the outbox
+    sent: float  # when it was sent, in monotonic seconds
+    seq: int | None = None  # `Pending.seq` of a message of the outbox; None for all others
     is_subscription: bool = False
 
 
 class Refusals:
-    """What one broker does not take from one device, over its connections.
+    """Remembers, over several connections, which messages of this device the broker refuses.
 
-    Some brokers refuse a message with a reason (MQTT 5); others close the connection (RabbitMQ, aedes), and close it
-    again whenever the same message comes. A refused message is left out, offered again after pauses that double, and
-    reported once.
+    Some brokers refuse a message with a reason (MQTT 5). Others (RabbitMQ, aedes) close the connection, and close it
+    again whenever the same message comes. A refused message is skipped, sent again after pauses that double, and logged
+    once.
 
     Args:
-        where: host and port, for the log.
+        where: host and port of the broker, for the log.
     """
 
     def __init__(self, where: str = "") -> None:
         self.where = where
         self.retain = True
-        self.largest_bytes: int | None = None  # of a packet
-        # Messages of the outbox up to this place go one by one, so that a lost connection names its cause.
+        self.largest_bytes: int | None = None  # largest packet that the broker takes; None if it names no limit
+        # Messages of the outbox up to this `seq` are sent one by one: a lost connection then shows which one caused it.
         self.careful_until = 0
         self._reported: set[str] = set()
         self._due: dict[_Key, float] = {}
@@ -242,7 +248,7 @@ class Refusals:
         self._taken: set[str] = set()
 
     def announced(self, *, retain: bool = True, largest_bytes: int | None = None) -> None:
-        """Takes over what the broker announces when it accepts or refuses a connection."""
+        """Stores the limits that the broker announces: whether it retains messages, and its largest packet."""
         self.retain, self.largest_bytes = retain, largest_bytes
         if not retain:
             self._warn_once(
@@ -252,36 +258,36 @@ class Refusals:
             )
 
     def fits(self, topic: str, payload: bytes, seq: int | None = None) -> bool:
-        """Whether a message is no larger than the broker allows; reports the first one that is."""
+        """Whether a message is small enough for the broker; logs the first message that is too large."""
         size = len(topic.encode()) + len(payload) + _PACKET_BYTES
         if self.largest_bytes is None or size <= self.largest_bytes:
             return True
-        rest = "left out" if seq is None else "kept in the outbox"
+        rest = "skipped" if seq is None else "kept in the outbox"
         self._warn_once(
             f"size {rest}",
-            f"the broker {self.where} takes packets of up to {self.largest_bytes:,} bytes: a message of {size:,} on "
-            f"'{topic}' and all others that are too large are {rest}; raise the broker's limit",
+            f"the broker {self.where} takes packets of up to {self.largest_bytes:,} bytes, but a message on '{topic}' "
+            f"has {size:,}: it and all other messages that are too large are {rest}; raise the broker's limit",
         )
         return False
 
     def may_send(self, topic: str, seq: int | None = None) -> bool:
-        """Whether a message, or a subscription, was not refused lately."""
+        """Whether a message or subscription can be sent now: it was not refused, or its pause is over."""
         return (topic, None) not in self._due and (topic, seq) not in self._due
 
     @property
     def leaves_out(self) -> bool:
-        """Whether some messages may be left out now."""
+        """Whether some messages may have to be skipped now."""
         return bool(self._due) or self.largest_bytes is not None
 
     def offers_again(self) -> bool:
-        """Whether the pause of a refused message has ended since the last call."""
+        """Ends the pauses that are over; returns whether there was one, so that refused messages are sent again."""
         over = [key for key, due in self._due.items() if due <= time.monotonic()]
         for key in over:
             del self._due[key]
         return bool(over)
 
     def taken(self, item: UnderWay) -> None:
-        """The broker acknowledged something."""
+        """Records that the broker acknowledged a message or subscription."""
         keys = (item.topic, item.seq), (item.topic, None)
         if self._suspect == keys[0]:
             self._suspect = None
@@ -293,34 +299,37 @@ class Refusals:
             logger.warning("the broker %s takes '%s' again", self.where, item.topic)
 
     def refused(self, item: UnderWay, reason: str, *, key: _Key | None = None) -> None:
-        """Leaves something out for a while: `key`, or the topic where it is None."""
+        """Skips what was refused for a while, and logs it: `key`, or the whole topic if `key` is None."""
         key = key or (item.topic, None)
         self._pauses[key] = min(2 * self._pauses.get(key, _FIRST_PAUSE_S / 2), _LONGEST_PAUSE_S)
         self._due[key] = time.monotonic() + self._pauses[key]
         if item.is_subscription:
-            group, what, then = "read", "to let the device read", "it asks again later"
+            group, what, then = "read", "to let the device read", "the device asks again later"
         elif item.seq is None:
-            # One for a device's own topics, one for Home Assistant's: each further one would repeat it.
-            group, what, then = item.topic.partition("/")[0], "a message on", "it and others like it are left out"
+            # One warning for the device's topics and one for Home Assistant's: more would only repeat them.
+            group, what, then = item.topic.partition("/")[0], "a message on", "this message is skipped for now"
         elif key[1] is None:
-            group, what, then = "messages", "messages on", "those of this topic wait in the outbox"
+            group, what, then = "messages", "messages on", "the messages on this topic wait in the outbox"
         else:
-            group, what, then = "message", "a message on", "it waits in the outbox and later ones pass it"
+            group, what, then = "message", "a message on", "it waits in the outbox, and later ones are sent before it"
         line = f"the broker {self.where} refuses {what} '{item.topic}' ({reason}): {then}; {_ADVICE}"
         self._warn_once(f"refused {group}", line)
 
     def ended(self, under_way: Collection[UnderWay], reason: str) -> bool:
-        """The connection ended while these were under way; returns whether this was reported as a refusal.
+        """Records that the connection ended while `under_way` were not acknowledged.
 
-        A connection that ends twice with the same single message under way ends because of it, where the broker could
-        be reached at once in between (`unreachable`).
+        A connection that ends twice with the same single message under way ends because of that message, unless the
+        broker was away in between (`unreachable`).
+
+        Returns:
+            Whether the end was logged as the refusal of a message.
         """
         self.careful_until = max([self.careful_until, *(item.seq for item in under_way if item.seq is not None)])
         if len(under_way) != 1:
             return False
         (item,) = under_way
         suspect = item.topic, item.seq
-        # Of a topic that was taken before, it is this message alone.
+        # If the broker took messages on this topic before, it refuses only this message.
         key = item.topic, item.seq if item.topic in self._taken else None
         if suspect != self._suspect and key not in self._pauses:
             self._suspect = suspect
@@ -335,7 +344,7 @@ class Refusals:
         return self._suspect is not None
 
     def unreachable(self) -> None:
-        """The broker cannot be reached: then the last connection ended for that, and not because of a message."""
+        """Records that the broker cannot be reached: so the last connection did not end because of a message."""
         self._suspect = None
 
     def _warn_once(self, group: str, line: str) -> None:

@@ -1,4 +1,4 @@
-"""The agent at a broker: its retained messages, its description for Home Assistant, and the commands that it takes."""
+"""What the agent publishes and reads at a broker: retained messages, Home Assistant's discovery, model updates."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from agridistill.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# A state sent every few seconds would cost a device on a mobile network half a megabyte an hour, and each message about
-# a plot becomes a row in Home Assistant's database.
+# Sending the state every few seconds would cost half a megabyte an hour on a mobile network, and Home Assistant stores
+# each message about a plot in its database.
 _SEND_EVERY_S = 60.0
-# Home Assistant may be away when a plot goes: it reads the retained description later.
+# For so long the description removes the sensor of a plot that is gone: Home Assistant may be away until then.
 _CLEARED_S = 7 * 86_400.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-# The newest alert's plot, disease, since, text, … as attributes, and the newest ones as a list: attributes of more than
-# 16 kB are not recorded, with a warning each time.
+# Attributes: plot, disease, since, text, … of the newest alert, and a list of the 20 newest ones. Home Assistant does
+# not record attributes of more than 16 kB, and warns each time.
 _ALERTS = "{% set all = value_json.alerts[:20] %}{{ dict(all[0] if all else {}, alerts=all) | tojson }}"
-# Of a component: it is removed. One that is only left out would stay for ever.
+# The description of a component that Home Assistant shall remove; a component that is left out would stay forever.
 _REMOVED = {"p": "sensor"}
 _DIAGNOSTIC = {"state_class": "measurement", "entity_category": "diagnostic"}
 
 
 class BrokerLink:
-    """Connects an agent with a broker.
+    """Connects an agent with its MQTT broker.
 
     Args:
-        outbox: of detections and alerts.
-        state: gives the agent's state now.
-        health: gives that of each plot with leaves in the last 31 days.
-        connection: is kept up to date, for the agent's state.
-        updates: that takes releases from the broker; None without updates.
+        access: login and topics of the device.
+        outbox: the detections and alerts to send.
+        state: returns the agent's state now.
+        health: returns the health of each plot with leaves in the last 31 days.
+        connection: updated with every change of the connection; None creates one.
+        updates: receives releases that arrive from the broker; None takes none.
         photos: the watched folder; None for a camera.
-        plot: of photos outside the folder's subfolders.
-        page_url: address of the local page for other machines; None where it has none.
+        plot: plot of the photos outside the folder's subfolders.
+        page_url: returns the address of the local page for other machines; None if they cannot open it.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class BrokerLink:
         self._publisher.run(stop)
 
     def retained(self) -> dict[str, bytes]:
-        """Retained payloads by topic, as they are now."""
+        """Returns the payloads that the broker has to retain now, by topic; an empty payload clears its topic."""
         state = self._state()
         health = [one for one in self._health() if self._is_watched(one.plot)]
         plots = [one.plot for one in health]
         gone = self._published.update(plots, forget=self._publisher.connection.connected)
-        # At once where an alert, the source or the model changes.
+        # A change of one of these is sent at once.
         alerts = [(alert["plot"], alert["rule"], alert["label"], alert["since_s"]) for alert in state.alerts]
         news = state.open_alerts, alerts, state.source_lost_s is None, state.model.get("sha256")
         documents: dict[str, tuple[dict[str, Any], object]] = {self._access.topic("state"): (state.to_json(), news)}
@@ -96,7 +97,7 @@ class BrokerLink:
         if self._updates is not None and self._updates.last is not None:
             found[self._access.topic("update/result")] = json.dumps(self._updates.last.to_json()).encode()
         if self._access.settings.discovery:
-            # A sensor that sleeps for a moment is there: Home Assistant shows its value as unknown.
+            # Keep the sensor while it cannot be read for a moment: Home Assistant then shows "unknown".
             self._has_temperature |= state.processor_celsius is not None
             found |= discovery(
                 self._access,
@@ -106,25 +107,28 @@ class BrokerLink:
                 page_url=self._page_url(),
                 has_temperature=self._has_temperature,
             )
-        # Behind the description: a sensor that is still there could not read an empty message.
+        # After the description, which removes the plot's sensor: the sensor could not parse an empty message.
         return found | {self._access.plot_topic(plot): b"" for plot in gone}
 
     def _is_watched(self, plot: str) -> bool:
-        """Whether a plot's folder is there."""
+        """Whether the folder of a plot still exists; always true for a camera."""
         if self._photos is None or plot in ("", self._plot):
             return True
-        # Not every second: that would keep a network drive awake.
+        # List the folder only every minute: more often would keep a network drive awake.
         if time.monotonic() - self._folders_at >= _SEND_EVERY_S:
             self._folders, self._folders_at = plot_folders(self._photos), time.monotonic()
-        # An empty folder may be a disk that is not there. What is not in the list may be new.
+        # An empty folder may be a disk that is not mounted. A plot that is not in the list may be new.
         return not self._folders or plot in self._folders or (self._photos / plot).exists()
 
     def _paced(self, topic: str, document: Mapping[str, Any], news: object) -> bytes:
-        """A payload as it was sent last, until that is old or there is news; at the end, too, as it stays then."""
+        """Returns a topic's payload: for a minute the last one, unless `news` changed or the agent ends.
+
+        The last payload stays at the broker after the end, so it must be up to date.
+        """
         sent_at, before, payload = self._sent.get(topic, (-_SEND_EVERY_S, None, b""))
         if news != before or self._ends.is_set() or time.monotonic() - sent_at >= _SEND_EVERY_S:
             now = json_bytes(document)
-            # What has not changed is sent at once when it does.
+            # The minute only starts when a payload changes.
             if now != payload:
                 self._sent[topic] = time.monotonic(), news, now
                 return now
@@ -132,10 +136,10 @@ class BrokerLink:
 
 
 class PublishedPlots:
-    """Plots with retained messages at the broker, over restarts: those of plots that are gone are cleared.
+    """Remembers over restarts which plots have retained messages at the broker, so that they can be cleared.
 
     Args:
-        file: where; a damaged one counts as empty.
+        file: where the plots are stored; a damaged file counts as empty.
     """
 
     def __init__(self, file: Path) -> None:
@@ -146,9 +150,12 @@ class PublishedPlots:
             self._gone_s = {}
 
     def update(self, plots: Collection[str], *, forget: bool = True, now_s: float | None = None) -> list[str]:
-        """Takes the plots that there are now, on the disk before they are published; returns those that are gone.
+        """Stores the plots that exist now, before they are published, and returns the plots that are gone.
 
-        Those that were cleared long ago are forgotten: `forget`, only while the broker takes what is cleared.
+        Args:
+            plots: the plots that exist now.
+            forget: forget plots that have been gone for 7 days; false while the broker is away and cannot clear them.
+            now_s: seconds since 1970; None for now.
         """
         now_s = time.time() if now_s is None else now_s
         after = dict.fromkeys(plots)
@@ -166,7 +173,7 @@ class PublishedPlots:
 
 
 def plot_folders(photos: Path) -> frozenset[str]:
-    """The names in the watched folder, of which some are plots; none where it cannot be read."""
+    """Returns the names of all files and folders in the watched folder; none if it cannot be read."""
     try:
         return frozenset(sendable(path.name) for path in photos.iterdir())
     except OSError:
@@ -182,17 +189,18 @@ def discovery(
     page_url: str | None = None,
     has_temperature: bool = False,
 ) -> dict[str, bytes]:
-    """The retained description of the device with all its sensors, as in Home Assistant's "MQTT discovery".
+    """Describes the device and its sensors for Home Assistant's "MQTT discovery".
 
     Args:
-        plots: each becomes a sensor.
-        gone: whose sensor Home Assistant removes.
+        access: login and topics of the device.
+        plots: plots that get a sensor each.
+        gone: plots whose sensor Home Assistant has to remove.
         model: name and version of the leaf model.
-        page_url: of the local page, as another machine opens it.
+        page_url: address of the local page for other machines; None if they cannot open it.
         has_temperature: whether the processor's temperature is known.
 
     Returns:
-        The payload by topic, `PREFIX/device/ID/config`; Home Assistant takes it from 2024.11 on.
+        One retained payload by its topic, `PREFIX/device/ID/config`. Home Assistant understands it from 2024.11 on.
     """
     node, state = _name(access.base.replace("/", "_")), access.topic("state")
     sensors = {
@@ -208,7 +216,7 @@ def discovery(
         "open_alerts": _sensor(
             state, "Open alerts", "value_json.open_alerts", state_class="measurement", icon="mdi:sprout"
         ),
-        # Null while the disk refuses; "None" is Home Assistant's word for an unknown value.
+        # `outbox` is null while it cannot be read; Home Assistant takes "None" for an unknown value.
         "waiting": _sensor(
             state,
             "Waiting messages",
@@ -255,6 +263,6 @@ def _plot_id(plot: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Home Assistant takes ASCII alone; names that have to be changed stay apart by a digest."""
+    """Turns a text into an id for Home Assistant, which only takes ASCII; a changed text gets a digest."""
     safe = _UNSAFE.sub("_", text)
     return safe if safe == text else with_digest(safe, text)

@@ -1,4 +1,4 @@
-"""From the outbox to an MQTT broker: connects, reconnects after an outage, and reports both once."""
+"""Sends the outbox to an MQTT broker: connects, reconnects after an outage, and logs each outage once."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from agridistill.errors import OutboxError
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-# Two devices of one name disconnect each other: a connection shorter than this does not shorten the pauses.
+# Only a connection of this length resets the pauses: two devices with the same name keep disconnecting each other.
 _STEADY_S = 20.0
-# In a row, by a broker that spoke MQTT 5 before: a lost connection is no sign of another version.
+# If a broker spoke MQTT 5 before, 3.1.1 is tried only after so many tries without an answer in a row.
 _MOST_UNANSWERED = 3
 
 
 class MqttPublisher:
-    """Sends what is in the outbox to the broker, and removes it when the broker has acknowledged it.
+    """Sends the messages in the outbox to the broker, and deletes each one when the broker has acknowledged it.
 
-    Every connection starts with what is not acknowledged yet, oldest first, so that a plot's messages arrive in their
-    order; a message may arrive twice, with the same event id. paho's own resending is not used: it knows neither the
-    order nor the limit after a reconnect, and nothing after a new start. What the broker denies waits, and lets the
-    rest pass (`Refusals`).
+    Every connection starts with the oldest message that is not acknowledged, so the messages of a plot arrive in order;
+    a message may arrive twice, with the same event id. paho's own resending is not used: after a reconnect it ignores
+    the order and the limit, and a restart loses its messages. Messages that the broker refuses wait, and do not delay
+    the others (`Refusals`).
 
     Args:
-        retained: payloads by topic that the broker keeps, the most important first; an empty one clears its topic. Read
-            every second, sent on every connection and where something changes.
-        commands: handlers of messages by topic; the topics are subscribed to.
-        connection: is kept up to date.
+        outbox: the messages to send.
+        access: login and topics of the device.
+        retained: returns the payloads that the broker has to retain, by topic, the most important first; an empty one
+            clears its topic. It is called every second; payloads are sent on each new connection and when they change.
+        commands: functions that handle received messages, by topic; the topics are subscribed to.
+        connection: updated with every change of the connection; None creates one.
 
     Raises:
-        ConfigError: certificates that cannot be read.
+        ConfigError: a certificate cannot be read.
     """
 
     def __init__(
@@ -53,15 +55,15 @@ class MqttPublisher:
         self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands or {}
         self.connection = connection or Connection(access.settings.host, access.settings.port)
         self._refusals = Refusals(access.where)
-        self._reported: set[str] = set()  # kinds of trouble since the broker was there
+        self._reported: set[str] = set()  # kinds of trouble that were logged since the broker worked last
         self._reported_old = self._spoke_new = False
         self._unanswered = 0
-        access.tls  # noqa: B018 - unreadable certificates end the start
+        access.tls  # noqa: B018 - raises now if a certificate cannot be read
 
     def run(self, stop: threading.Event) -> None:
-        """Publishes until `stop`; an outage is logged once, and its end once."""
+        """Publishes until `stop` is set; logs the start and the end of an outage once each."""
         where = self._access.where
-        # Hundreds of devices must not reconnect in one moment: pauses vary.
+        # The pauses vary, so that hundreds of devices do not reconnect at the same moment.
         backoff, was_at_once = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), False
         while not stop.is_set():
             session: Session | None = None
@@ -78,7 +80,7 @@ class MqttPublisher:
                         backoff.reset()
                 session.say_goodbye()
             except OutboxError as error:
-                self._report("disk", f"nothing goes to the broker {where}: {error}", stop)
+                self._report("disk", f"no message can be sent to the broker {where}: {error}", stop)
             except (LostError, OSError, UnicodeError) as error:
                 if session is None:
                     self._refusals.unreachable()
@@ -93,13 +95,13 @@ class MqttPublisher:
                 self.connection.connected = False
                 if session is not None:
                     session.close()
-            # Only a broker that is there at once refuses a message; one that starts anew is not.
+            # Reconnect at once to find out whether the broker refuses a message: a broker that restarts is still away.
             was_at_once = self._refusals.suspects and not was_at_once
             if not was_at_once:
                 stop.wait(backoff.pause_s())
 
     def _open(self) -> Session:
-        """A connection by MQTT 5, else by 3.1.1."""
+        """Opens a connection with MQTT 5 or, if the broker does not know that, with MQTT 3.1.1."""
         while True:
             try:
                 session = self._open_by(MQTTProtocolVersion.MQTTv5)
@@ -114,7 +116,7 @@ class MqttPublisher:
                 break
         session = self._open_by(MQTTProtocolVersion.MQTTv311)
         if not self._reported_old:
-            line = "the broker %s speaks MQTT 3.1.1 alone: it acknowledges what its access list denies, too"
+            line = "the broker %s only speaks MQTT 3.1.1: it also acknowledges messages that its access list refuses"
             logger.warning(line, self._access.where)
             self._reported_old = True
         return session

@@ -1,4 +1,4 @@
-"""Alerts to a webhook or a command: each from its own outbox, until the receiver has taken it."""
+"""Delivers alerts to a webhook or a command. Each has an outbox, which keeps an alert until it was taken."""
 
 from __future__ import annotations
 
@@ -27,49 +27,50 @@ from agridistill.errors import ConfigError, OutboxError
 logger = logging.getLogger(__name__)
 
 Deliver = Callable[[Message, threading.Event], None]
-"""Hands a message over; raises `NotTakenError` where it was not taken, and soon after the event is set."""
+"""A function that delivers a message; raises `NotTakenError` if it was not taken, or soon after the event is set."""
 _POLL_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 _ANSWER_S, _READ_BYTES = 10.0, 1000
 _ABOUT_THE_MESSAGE = (400, 413, 415, 422)
-"""Status codes about a message; all others are about the receiver, the address or the token."""
+"""HTTP status codes that refuse this message; all others mean trouble with the receiver, the URL or the token."""
 _REFUSED_IN_A_ROW = 20
 _PAGE = 100
 
 
 class NotTakenError(Exception):
-    """A receiver did not take a message; it will be offered again."""
+    """A receiver did not take a message; the message will be sent again later."""
 
 
 class RefusedMessageError(NotTakenError):
-    """A receiver does not take this message; it may take others."""
+    """A receiver refuses the content of this message; it may take others."""
 
 
 class Deliverer:
-    """Delivers the messages of an outbox in order; one that is not taken is offered again after a pause.
+    """Delivers the messages of an outbox in order; a message that is not taken is sent again after a pause.
 
-    A message that is refused for its content lets later ones pass, and is offered again every five minutes.
+    A message that is refused for its content does not delay later ones, and is sent again every five minutes.
 
     Args:
-        outbox: of this receiver alone.
-        name: of the receiver, for the log, without secrets.
+        outbox: the outbox that holds only this receiver's messages.
+        deliver: sends one message to the receiver.
+        name: the receiver's name for the log, without secrets.
     """
 
     def __init__(self, outbox: Outbox, deliver: Deliver, name: str) -> None:
         self.outbox, self.name = outbox, name
         self._deliver = deliver
-        # Time of the next offer of a refused message, on the monotonic clock, by its place.
+        # When a refused message is sent again, in monotonic seconds, by `Pending.seq`.
         self._refused: dict[int, float] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Delivers until `stop`; an outage is logged once, and its end once."""
+        """Delivers messages until `stop` is set; logs the start and the end of an outage once each."""
         backoff, is_away, refusals = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), False, 0
         while not stop.is_set():
             waiting: Pending | None = None
             try:
                 waiting = self._next()
                 if waiting is None:
-                    # All that was refused was offered once: the receiver itself works.
+                    # Every refused message was sent once: the receiver itself works.
                     backoff.reset()
                     refusals = 0
                     stop.wait(_POLL_S)
@@ -81,7 +82,7 @@ class Deliverer:
                 if waiting is not None and isinstance(error, RefusedMessageError):
                     self._postpone(waiting.seq, error, quietly=bool(refusals))
                     refusals += 1
-                    # A receiver that refuses everything does not get all that waits at once.
+                    # If the receiver refuses everything, pause instead of sending it all waiting messages at once.
                     if refusals % _REFUSED_IN_A_ROW:
                         continue
                 if not is_away:
@@ -95,7 +96,7 @@ class Deliverer:
             is_away, refusals = False, 0
 
     def _next(self) -> Pending | None:
-        """The first one that was never refused, else the first whose next offer is due."""
+        """Returns the first message that was never refused, else the first one that is due again, else None."""
         after, first, again = 0, 0, None
         while waiting := self.outbox.pending(after=after, limit=_PAGE):
             first, after = first or waiting[0].seq, waiting[-1].seq
@@ -104,27 +105,27 @@ class Deliverer:
                     return pending
                 if again is None and self._refused[pending.seq] <= time.monotonic():
                     again = pending
-        # Forget those that are gone.
+        # Forget refused messages that have left the outbox.
         self._refused = {seq: due for seq, due in self._refused.items() if first and seq >= first}
         return again
 
     def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
         level = logging.INFO if quietly or seq in self._refused else logging.WARNING
-        line = "%s refuses an alert (%s): later ones pass it, and it is offered again every %g minutes"
+        line = "%s refuses an alert (%s): it is sent again every %g minutes, and does not delay later alerts"
         logger.log(level, line, self.name, error, _LONGEST_PAUSE_S / 60)
         self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
 @dataclass(frozen=True)
 class Webhook:
-    """POSTs each message as JSON.
+    """Delivers each message as JSON by HTTP POST.
 
     Raises:
-        ConfigError: no http(s) address, or one with a user.
+        ConfigError: `url` is no http(s) address, or contains a user name.
     """
 
-    url: str = field(repr=False)  # the log names its host alone: tokens often stand behind it
-    token: str | None = field(default=None, repr=False)  # for `Authorization: Bearer`
+    url: str = field(repr=False)  # the log shows only its host and port, because the rest often holds a token
+    token: str | None = field(default=None, repr=False)  # for `Authorization: Bearer`; None sends none
 
     def __post_init__(self) -> None:
         try:
@@ -135,22 +136,23 @@ class Webhook:
         # The message omits the address, which often holds a token.
         if not is_usable or "@" in parts.netloc:
             raise ConfigError(
-                "a webhook's address http(s)://HOST[:PORT]/… without a user",
-                "another one (hidden: it may hold a token)",
-                "correct it; a token goes into token_file",
+                "a webhook's url http(s)://HOST[:PORT]/… without a user name",
+                "another text (not shown, because it may hold a token)",
+                "correct [webhook] url; a token belongs into token_file",
             )
 
     @property
     def name(self) -> str:
-        """For the log."""
+        """Name for the log, with host and port."""
         parts = urllib.parse.urlsplit(self.url)
         return f"the webhook at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
-        """Hands one message over.
+        """Sends one message; `stop` is not used, because the request ends after 10 s.
 
         Raises:
-            NotTakenError: no answer, or none of the 2xx; RefusedMessageError for one about this message.
+            RefusedMessageError: the status says that the content of this message is refused.
+            NotTakenError: there is no answer, or its status is not 2xx.
         """
         headers = {"Content-Type": "application/json", "Idempotency-Key": message.event_id}
         if self.token:
@@ -158,7 +160,7 @@ class Webhook:
         # Importing httpx takes time and memory, which an agent without a webhook saves.
         from agridistill.edge.http import HttpClient, HttpError
 
-        # A redirect is not followed: it would turn the POST into a GET, and take the token elsewhere.
+        # Redirects are not followed: they would turn the POST into a GET, and send the token to another host.
         request: dict[str, Any] = {"method": "POST", "headers": headers, "content": message.payload}
         try:
             with HttpClient().whole(self.url, _ANSWER_S, **request) as answer:
@@ -170,32 +172,33 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Command:
-    """[command]: a program that runs for each alert, with the JSON on its standard input; exit code 0 has taken it.
+    """Section [command]: a program that runs for each alert, and gets the alert as JSON on standard input.
 
-    Its environment holds `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
+    Exit code 0 means that it has taken the alert. Its environment holds `AGRIDISTILL_RULE`, `AGRIDISTILL_PLOT`, and
+    likewise `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
     """
 
-    words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments, without a shell
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # after which it is killed
+    words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments; no shell is used
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the program is killed after so many seconds
 
     @property
     def name(self) -> str:
-        """For the log."""
+        """Name for the log, with the program."""
         return f"the command '{self.words[0]}'"
 
     @property
     def can_be_run(self) -> bool:
-        """Whether there is such a program now."""
+        """Whether the program exists now."""
         return shutil.which(self.words[0]) is not None
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
-        """Hands one message over.
+        """Runs the program for one message; it is killed after `timeout_s`, or when `stop` is set.
 
         Raises:
-            NotTakenError: no such program, another exit code, or too slow.
+            NotTakenError: the program cannot be started, was killed, or its exit code is not 0.
         """
         try:
-            # Files: programs that it starts in the background may hold its outputs, and run on.
+            # Files instead of pipes: a background program that it starts may keep a pipe open.
             with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
                 given.write(message.payload)
                 given.seek(0)
@@ -221,9 +224,9 @@ class Command:
             late = time.monotonic() > deadline
             if late or stop.is_set():
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+                    os.killpg(process.pid, signal.SIGKILL)  # with all programs that it has started
                 process.wait()
-                raise NotTakenError(f"not done after {self.timeout_s:g} s" if late else "the agent ends")
+                raise NotTakenError(f"it did not end within {self.timeout_s:g} s" if late else "the agent ends")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
 

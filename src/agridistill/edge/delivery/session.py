@@ -1,4 +1,4 @@
-"""One connection to a broker: a window of messages under way, from the oldest that is not acknowledged."""
+"""One connection to an MQTT broker: sends messages from the oldest on, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _LONGEST_COMMAND_BYTES = 2_000_000
 _SKIMMED = 200
 # Reason codes of MQTT 5.
 _WITH_WILL, _NO_RETAIN, _NO_QOS = 0x04, 0x9A, 0x9B
-# Client id, user or password, rights, a ban, authentication method: all others are about the broker.
+# The broker refuses the device: client id, user or password, rights, a ban, authentication method.
 _ABOUT_THE_DEVICE = (0x85, 0x86, 0x87, 0x8A, 0x8C)
-# Busy, shutting down, silence, another device of this name, an operator, another server, too many connections.
+# The broker ends a connection, but not because of a message: it is busy, shuts down, had no traffic, another device has
+# this name, an operator ended it, another server is to be used, there are too many connections.
 _ABOUT_NO_MESSAGE = (0x89, 0x8B, 0x8D, 0x8E, 0x98, 0x9C, 0x9D, 0x9F, 0xA0)
 
 
@@ -38,15 +39,15 @@ class LostError(Exception):
 
 
 class UnansweredError(LostError):
-    """The broker does not answer in MQTT 5: it speaks 3.1.1 alone, or the connection was lost."""
+    """The broker does not answer in MQTT 5: it only speaks 3.1.1, or the connection was lost."""
 
 
 class NoRetainError(LostError):
-    """The broker refuses a retained last will; `Refusals.retain` is off now."""
+    """The broker refuses a retained last will; `Refusals.retain` is False from now on, so connect again."""
 
 
 class RefusedError(LostError):
-    """The broker is there and cannot serve the device, for instance for its user name or password."""
+    """The broker answers but refuses the device, for example because of its user name or password."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -54,12 +55,12 @@ class RefusedError(LostError):
 
 
 class Session:
-    """One connection, by MQTT 5 or 3.1.1; by 3.1.1 a broker acknowledges also what it denies.
+    """One connection to the broker. In MQTT 3.1.1 a broker also acknowledges messages that it refuses.
 
     Args:
-        outbox, access, retained, commands: as of `MqttPublisher`.
-        protocol: its version.
-        refusals: what the broker does not take; it is updated.
+        outbox, access, retained, commands: as in `MqttPublisher`.
+        protocol: MQTT 5 or 3.1.1.
+        refusals: the messages that the broker refuses; this connection adds to it.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Session:
         self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands or {}
         self._window, self._refusals = access.settings.inflight, refusals or Refusals()
         self._status = access.topic("status")
-        # By topic; None is a subscription.
+        # Payloads by topic; None is a subscription to the topic.
         self._to_send: dict[str, bytes | None] = {}
         self._known: dict[str, bytes | None] = {}
         self._collect_at = 0.0
@@ -87,7 +88,7 @@ class Session:
         self._ended, self._ends_for_a_message = "", True
         self._was_refused = self._said_goodbye = False
         self._is_new = protocol == MQTTProtocolVersion.MQTTv5
-        self.confirmed_working = False  # the broker took something, or nothing waits for it
+        self.confirmed_working = False  # the broker acknowledged a message, or no message waits for it
         client = self._client = access.create_client(protocol)
         client.connect_timeout = _CONNECT_S
         client.will_set(self._status, OFFLINE, qos=1, retain=self._refusals.retain)
@@ -96,19 +97,19 @@ class Session:
         client.on_message = self._on_message
 
     def open(self) -> None:
-        """Connects, and sends "online".
+        """Connects to the broker, and publishes "online".
 
         Raises:
             UnansweredError: the broker does not answer in MQTT 5.
-            RefusedError: it cannot serve the device.
-            NoRetainError: it refuses the last will; another try has another one.
-            LostError: it does not answer.
-            OSError: the address cannot be reached.
+            RefusedError: the broker refuses the device.
+            NoRetainError: the broker refuses the retained last will; the next session has one that is not retained.
+            LostError: the broker does not answer.
+            OSError: the broker cannot be reached.
         """
         settings = self._access.settings
         self._client.connect(settings.host, settings.port, settings.keepalive_s)
         deadline = time.monotonic() + _CONNECT_S
-        # A broker of 3.1.1 alone closes, with an answer that MQTT 5 does not know, or is silent (amqtt).
+        # A broker that only speaks 3.1.1 closes the connection, sends an invalid answer, or is silent (amqtt).
         unanswered = UnansweredError if self._is_new else LostError
         while self._answer is None:
             try:
@@ -118,16 +119,16 @@ class Session:
             if self._answer is None and time.monotonic() > deadline:
                 raise unanswered("no answer")
         self._require_accepted(self._answer)
-        # What may be denied comes later: a broker that closes the connection then does so behind what matters.
+        # First "online": messages that the broker may refuse, and for which it may close the connection, come later.
         if self._refusals.may_send(self._status):
             self._publish(self._status, ONLINE, None)
         self._collect_changes()
 
     def step(self) -> None:
-        """Takes acknowledgements, and sends what there is room for.
+        """Processes acknowledgements, and sends further messages if fewer than the limit are under way.
 
         Raises:
-            LostError: the connection ended, or an acknowledgement does not come.
+            LostError: the connection ended, or an acknowledgement did not come in time.
             OutboxError: the disk refuses.
         """
         self._loop()
@@ -146,15 +147,21 @@ class Session:
             self.confirmed_working = True
 
     def explain_end(self) -> bool:
-        """Whether the log needs no line for the end: it was a refusal, or the next attempt shows the cause."""
+        """Records why the connection ended; returns whether no log line about the end is needed.
+
+        That is so if a refusal was logged, or if only the next connection can show the cause.
+        """
         under_way = list(self._under_way.values()) if self._ends_for_a_message else []
         is_reported = self._refusals.ended(under_way, self._ended or "it closes the connection")
         return is_reported or self._was_refused or (bool(under_way) and not self._ended)
 
     def say_goodbye(self) -> None:
-        """Waits a little for what is under way, and sends "offline"; where time is short the last will does."""
+        """Waits up to 5 s for acknowledgements, then sends "offline" and disconnects.
+
+        If that takes too long, `close` makes the broker publish the last will, which is also "offline".
+        """
         self._collect_changes()
-        self._to_send[self._status] = OFFLINE  # it comes last
+        self._to_send[self._status] = OFFLINE  # sent last
         deadline = time.monotonic() + _GOODBYE_S
         while (self._under_way or self._to_send) and time.monotonic() < deadline:
             if not self._under_way:
@@ -168,7 +175,7 @@ class Session:
             self._client.loop(_POLL_S)
 
     def close(self) -> None:
-        """Ends the connection, whatever its state, and commits what was acknowledged."""
+        """Ends the connection in any state, and deletes acknowledged messages from the outbox."""
         if self._acknowledged:
             try:
                 self._outbox.delivered(self._acknowledged)
@@ -176,20 +183,20 @@ class Session:
                 logger.info("acknowledged messages will be sent again: %s", error)
             self._acknowledged = []
         connection = self._client.socket()
-        # Without a goodbye the connection ends so that the broker publishes the last will. By 3.1.1 every DISCONNECT
-        # takes the last will back.
+        # After a failure the connection must end so that the broker publishes the last will. In 3.1.1 every DISCONNECT
+        # cancels the last will, so the socket is closed instead.
         if not self._said_goodbye and self._is_new and self._answer is not None and not self._answer.is_failure:
             self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL))
         elif not self._said_goodbye and isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._client.loop(0)
-        # paho closes its pair of sockets when the client is collected. In a circle with its callbacks that comes late:
-        # a broker that refuses for hours would fill the table of open files before.
+        # paho closes its pair of sockets when the client is garbage-collected. The client and its callbacks refer to
+        # each other, so that comes late: during hours of refused connections the process would run out of open files.
         del self._client
 
     def _collect_changes(self) -> None:
-        """Collects topics to subscribe to, and retained payloads that the broker does not hold yet."""
+        """Collects the subscriptions to make, and the retained payloads that changed since they were sent."""
         self._starts_over |= self._refusals.offers_again()
         wanted = {**dict.fromkeys(self._commands), **self._retained()}
         for topic, payload in wanted.items():
@@ -197,15 +204,15 @@ class Session:
                 self._known[topic] = payload
                 if payload is None or self._refusals.fits(topic, payload):
                     self._to_send[topic] = payload
-        # An alert's state does not wait behind the plots that wait already.
+        # Keep the order of importance, also for payloads that wait already: the state comes before the plots.
         self._to_send = {topic: self._to_send[topic] for topic in wanted if topic in self._to_send} | self._to_send
         self._collect_at = time.monotonic() + _COLLECT_EVERY_S
 
     def _send(self) -> None:
         if any(each.seq is None for each in self._under_way.values()):
             return
-        # First the outbox's first message; what may be denied waits until the broker takes that one. Then in turns: the
-        # state of many plots over a slow line must not delay detections and alerts.
+        # First one message of the outbox: what the broker may refuse waits until it has acknowledged that one. Then
+        # both take turns: on a slow line the state of many plots must not delay detections and alerts.
         if not self._to_send or self._is_outboxs_turn or not self._took_one:
             self._send_from_outbox()
             self._is_outboxs_turn = False
@@ -216,8 +223,8 @@ class Session:
     def _send_from_outbox(self) -> None:
         if self._starts_over and not self._under_way:
             self._last_sent, self._starts_over = 0, False
-        # The first one alone: Mosquitto 2.0 closes the connection behind a message that it refuses where others follow,
-        # and its answer may be lost with it.
+        # Send the first message without others: if others follow a message that Mosquitto 2.0 refuses, it closes the
+        # connection, and the reason that it sends may be lost.
         goes_alone = not self._took_one or self._last_sent < self._refusals.careful_until
         room = (1 if goes_alone else self._window) - len(self._under_way)
         if room <= 0:
@@ -234,7 +241,7 @@ class Session:
                     return
 
     def _send_next(self) -> None:
-        """One retained message or subscription, alone under way for the same reason."""
+        """Sends one retained message or subscription, for the same reason without others under way."""
         topic = next(iter(self._to_send))
         payload = self._to_send.pop(topic)
         if not self._refusals.may_send(topic):
@@ -259,25 +266,25 @@ class Session:
         try:
             code = self._client.loop(_POLL_S)
         except (ValueError, IndexError, MQTTException) as error:
-            # What is no MQTT at all; paho has no one error for it.
-            raise LostError(f"an answer that cannot be read ({type(error).__name__})") from None
-        # A broker that refuses the connection closes it, too.
+            # The answer is not MQTT; paho raises various errors for it.
+            raise LostError(f"an answer that is not MQTT ({type(error).__name__})") from None
+        # A broker that refuses a login also closes the connection: `_require_accepted` reports the refusal instead.
         if self._answer is None or not self._answer.is_failure:
             self._require_sent(code)
 
     def _require_accepted(self, answer: ReasonCode) -> None:
         if answer.value == _NO_QOS or self._takes_qos == 0:
-            raise RefusedError("acknowledges no message (maximum QoS 0)", "allow QoS 1 there")
+            raise RefusedError("acknowledges no messages (its maximum QoS is 0)", "allow QoS 1 in the broker")
         if not answer.is_failure:
             return
         if self._is_new and "rotocol" in str(answer):
-            raise UnansweredError(f"it refuses: {answer}")
+            raise UnansweredError(f"it refuses the connection: {answer}")
         if answer.value == _NO_RETAIN and self._refusals.retain:
             self._refusals.announced(retain=False)
             raise NoRetainError(str(answer))
         if answer.value in _ABOUT_THE_DEVICE:
             raise RefusedError(f"refuses the device ({answer})", "check user name, password and certificate")
-        raise LostError(f"it refuses: {answer}")
+        raise LostError(f"it refuses the connection: {answer}")
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         self._answer = reason
@@ -288,7 +295,7 @@ class Session:
             retain=bool(getattr(properties, "RetainAvailable", True)),
             largest_bytes=getattr(properties, "MaximumPacketSize", None),
         )
-        # More at once would be an offence, for which a broker closes the connection (MQTT 5, 3.2.2.3.3).
+        # A broker closes the connection if more messages are under way than it allows (MQTT 5, 3.2.2.3.3).
         self._window = min(self._window, getattr(properties, "ReceiveMaximum", self._window))
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
@@ -309,7 +316,7 @@ class Session:
         self._was_refused = bool(refusal)
         if refusal:
             self._refusals.refused(found, refusal)
-            self._known.pop(found.topic, None)  # offered again where the refusals allow it
+            self._known.pop(found.topic, None)  # sent again once `Refusals.may_send` allows it
             return
         self._refusals.taken(found)
         if found.seq is not None:
@@ -317,6 +324,6 @@ class Session:
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         act = self._commands.get(message.topic)
-        # A retained message of no bytes takes a command back.
+        # An empty message only clears a retained command.
         if act is not None and 0 < len(message.payload) <= _LONGEST_COMMAND_BYTES:
             act(bytes(message.payload))

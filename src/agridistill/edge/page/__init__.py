@@ -1,4 +1,4 @@
-"""The local page with its JSON, and Prometheus's metrics."""
+"""The agent's local web page, the same data as JSON, and metrics for Prometheus."""
 
 from agridistill.edge.page.server import PageServer, page_address
 from agridistill.edge.page.view import Page

@@ -1,5 +1,5 @@
 "use strict";
-// What each section was when it came: what is shown differs, once its times are in the reader's zone.
+// The HTML of each section as received; the displayed HTML differs, because its times are converted.
 const received = new Map();
 const away = document.getElementById("away");
 

@@ -1,4 +1,4 @@
-"""Requests to the page: authorisation, paths and answers."""
+"""Handles requests to the local page: checks the token, and answers each path."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to the client."""
+    """An HTTP answer."""
 
     status: int
     content_type: str
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    nonce: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)  # further headers
+    nonce: str = ""  # allows the style and the script of this answer; "" allows none
 
     @classmethod
     def text(cls, status: int, line: str, **headers: str) -> Answer:
-        """One line of text; headers with underscores for hyphens."""
+        """Creates an answer with one line of text; names of `headers` have underscores for hyphens."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return cls(status, _TEXT, f"{line}\n".encode(), named)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may have the page."""
+    """Decides which clients may read the page."""
 
-    token: str | None  # required of clients; None for none
+    token: str | None  # the token that clients must send; None lets all clients in
 
     @property
     def _session(self) -> str | None:
-        # The cookie is not the token, stays valid over a restart, and ends with the token.
+        # The cookie does not contain the token, stays valid over a restart, and becomes invalid with a new token.
         return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
 
     def knows(self, authorization: str, cookies: str) -> bool:
@@ -83,7 +83,7 @@ class Access:
         return self.token is not None and _same(given, self.token)
 
     def logged_in(self) -> Answer:
-        """Redirects a browser that sent the token to the page, without the token in the address."""
+        """Returns the answer to a correct token: it sets the login cookie and redirects the browser to the page."""
         cookie = f"{_COOKIE}={self._session}; Path=/; Max-Age={_COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
         return Answer.text(HTTPStatus.SEE_OTHER, "welcome", Location="/", Set_Cookie=cookie)
 
@@ -101,7 +101,8 @@ def _answer(page: Page, path: str, query: Mapping[str, list[str]]) -> Answer:
     if path in ("/api/detections", "/api/alerts"):
         given = query.get("limit", ["50"])[-1]
         if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= _MAX_LISTED):
-            return Answer.text(HTTPStatus.BAD_REQUEST, f"expected a limit from 1 to {_MAX_LISTED}")
+            line = f"expected a limit from 1 to {_MAX_LISTED}, for example {path}?limit=50"
+            return Answer.text(HTTPStatus.BAD_REQUEST, line)
         is_of_alerts, limit = path == "/api/alerts", int(given)
         listed = page.history.alerts(limit=limit) if is_of_alerts else page.history.recent(limit)
         return _json([one.to_json() for one in listed])
@@ -109,36 +110,36 @@ def _answer(page: Page, path: str, query: Mapping[str, list[str]]) -> Answer:
     jpeg = page.history.thumbnail(picture[1]) if picture else None
     if jpeg is None:
         return Answer.text(HTTPStatus.NOT_FOUND, "not found")
-    # An event's picture never changes.
+    # The picture of a detection never changes.
     return Answer(HTTPStatus.OK, "image/jpeg", jpeg, {"Cache-Control": "private, max-age=86400, immutable"})
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks HTTP for the server of a page, one request a connection."""
+    """Answers the HTTP requests of a `PageServer`, one request per connection."""
 
     timeout = 10
 
     def do_GET(self) -> None:
-        """Answers."""
+        """Answers a GET request."""
         self._send(self._answered(self._looked))
 
     def do_HEAD(self) -> None:
-        """Answers without the body."""
+        """Answers a HEAD request: as GET, without the body."""
         self.do_GET()
 
     def do_POST(self) -> None:
-        """Takes the token from the login form."""
+        """Answers the login form, which sends the token."""
         self._send(self._answered(self._logged_in))
 
     def version_string(self) -> str:
-        """Names no versions, which would help an attacker."""
+        """Returns the Server header, without versions, which would help an attacker."""
         return "AgriDistill"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Logs nothing: addresses carry tokens."""
+        """Logs nothing, because the addresses of requests may contain tokens."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses, as one line of text."""
+        """Answers a request that the base class refuses with one line of text."""
         is_other_method = code == HTTPStatus.NOT_IMPLEMENTED
         self._send(_not_allowed() if is_other_method else Answer.text(code, HTTPStatus(code).phrase.lower()))
 
@@ -147,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.access  # type: ignore[attr-defined,no-any-return]
 
     def _has_known_host(self) -> bool:
-        """Whether the Host header names this page; a foreign name means DNS rebinding."""
+        """Whether the Host header names this page; another name means an attack by DNS rebinding."""
         given, names = self.headers.get_all("Host") or [], self.server.names  # type: ignore[attr-defined]
         try:
             return names is None or (len(given) == 1 and urlsplit(f"//{given[0]}").hostname in names)
@@ -156,24 +157,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answered(self, inner: Callable[[], Answer]) -> Answer:
         if not self._has_known_host():
-            return Answer.text(HTTPStatus.MISDIRECTED_REQUEST, "this page answers to localhost")
+            line = "this page can only be opened on this device, as http://localhost:PORT/"
+            return Answer.text(HTTPStatus.MISDIRECTED_REQUEST, line)
         try:
             return inner()
         except AgriDistillError as error:
-            logger.info("the page cannot be rendered: %s", error)
-            return Answer.text(HTTPStatus.SERVICE_UNAVAILABLE, "the agent's state cannot be read now", Retry_After="5")
+            logger.info("the page cannot read the history: %s", error)
+            line = "the agent's history cannot be read now, try again"
+            return Answer.text(HTTPStatus.SERVICE_UNAVAILABLE, line, Retry_After="5")
         except OSError:
             raise
         except Exception:
-            logger.exception("the page could not answer")
-            return Answer.text(HTTPStatus.INTERNAL_SERVER_ERROR, "this is a defect: see the agent's log")
+            logger.exception("the page failed to answer a request")
+            return Answer.text(HTTPStatus.INTERNAL_SERVER_ERROR, "the page failed: see the agent's log")
 
     def _looked(self) -> Answer:
         try:
             parts = urlsplit(self.path)
             query = parse_qs(parts.query, max_num_fields=10)
         except ValueError:
-            return Answer.text(HTTPStatus.BAD_REQUEST, "bad address")
+            return Answer.text(HTTPStatus.BAD_REQUEST, "the address of the request is invalid")
         if not self._access.knows(self.headers.get("Authorization", ""), self.headers.get("Cookie", "")):
             return self._unknown(refused=False)
         return _answer(self.server.page, parts.path, query)  # type: ignore[attr-defined]
@@ -183,9 +186,10 @@ class Handler(BaseHTTPRequestHandler):
             return _not_allowed()
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            return Answer.text(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
+            return Answer.text(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length header")
         if len(length) > 5 or int(length) > _MAX_BODY_BYTES:
-            return Answer.text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {_MAX_BODY_BYTES} bytes")
+            line = f"expected a body of at most {_MAX_BODY_BYTES} bytes"
+            return Answer.text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, line)
         form = self.rfile.read(int(length)).decode("utf-8", "replace")
         given = dict(parse_qsl(form)).get("token", "")
         return self._access.logged_in() if self._access.is_token(given) else self._unknown(refused=True)
@@ -193,7 +197,8 @@ class Handler(BaseHTTPRequestHandler):
     def _unknown(self, *, refused: bool) -> Answer:
         asks = {"WWW-Authenticate": 'Bearer realm="AgriDistill"'}
         if "text/html" not in self.headers.get("Accept", ""):
-            return Answer(HTTPStatus.UNAUTHORIZED, _TEXT, b"this page needs its token\n", asks)
+            line = b"this page needs the agent's token: send it as Authorization: Bearer TOKEN\n"
+            return Answer(HTTPStatus.UNAUTHORIZED, _TEXT, line, asks)
         nonce = secrets.token_urlsafe(16)
         return Answer(HTTPStatus.UNAUTHORIZED, _HTML, _bytes(login_html(nonce, refused=refused)), asks, nonce)
 
@@ -222,11 +227,11 @@ def _json(document: Any) -> Answer:
 
 
 def _not_allowed() -> Answer:
-    return Answer.text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD")
+    return Answer.text(HTTPStatus.METHOD_NOT_ALLOWED, "this page only answers GET and HEAD", Allow="GET, HEAD")
 
 
 def _bytes(text: str) -> bytes:
-    # A file name that is no UTF-8 comes as lone surrogates.
+    # File names that are not UTF-8 contain lone surrogates, which UTF-8 cannot encode.
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""A small local page with its JSON and Prometheus's metrics. On loopback without a token, elsewhere only with one."""
+"""Serves the local page, its data as JSON, and metrics for Prometheus. Hosts other than loopback need a token."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from agridistill.errors import EdgeError
 
 logger = logging.getLogger(__name__)
 
-# Of a network for documentation (RFC 5737): the route there is the route to all others.
+# An address of a network for documentation (RFC 5737): the route there is this device's default route.
 _ELSEWHERE = ("192.0.2.1", 9)
 _MAX_CONNECTIONS = 8
 _WAIT_FOR_PLACE_S = 1.0
-# A client that sends a byte now and then never reaches the socket's own timeout.
+# Needed in addition to the socket's timeout, which a client avoids by sending a byte now and then.
 _LONGEST_CONNECTION_S = 30.0
-# Longest delay of a stop, and of the end of a connection at its limit.
+# Longest delay of `shutdown`, and of the end of a connection that reached its limit.
 _POLL_S = 0.1
 _MIN_TOKEN = 16
 _TOKEN = re.compile(f"[!-~]{{{_MIN_TOKEN},}}")  # printable ASCII without blanks
@@ -36,37 +36,37 @@ _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-
 
 
 class PageServer:
-    """Serves the agent's page, JSON and metrics, in its own threads.
+    """Serves the agent's page, JSON and metrics in its own threads, inside a `with` block.
 
     Args:
-        page: what is served.
-        token: required of clients, at least 16 characters; None only on loopback.
+        page: the data to serve.
+        token: clients must send it; at least 16 characters. None lets all clients in, which only loopback allows.
         host: address to bind to.
-        port: 0 takes any that is free.
+        port: port to bind to; 0 takes any free one.
 
     Raises:
-        EdgeError: a host that is not loopback without a token, or an unusable token; on entry, an address that is taken
-            or not this machine's.
+        EdgeError: the token is missing although the host is not loopback, or has wrong characters. On entering the
+            `with` block: the address is in use, or does not belong to this device.
     """
 
     def __init__(self, page: Page, token: str | None = None, host: str = "127.0.0.1", port: int = 8571) -> None:
         if token is not None and not _TOKEN.fullmatch(token):
             raise EdgeError(
-                f"a token of the page of {_MIN_TOKEN} or more ASCII characters without blanks",
-                f"one of {len(token)} characters",
-                "choose another (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
+                f"a token for the page of {_MIN_TOKEN} or more ASCII characters without spaces",
+                f"a token of {len(token)} characters",
+                "choose another one (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
             )
         if token is None and not is_loopback(host):
             raise EdgeError(
-                "a token where others can reach the page",
-                f"the address '{host}' without one",
+                "a token for a page that other devices can reach",
+                f"the address '{host}' without a token",
                 "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
             )
         self._page, self._access, self._host, self._port = page, Access(token), host, port
 
     @property
     def address(self) -> str:
-        """Where a browser finds the page, such as `http://127.0.0.1:8571/`."""
+        """URL of the page, such as `http://127.0.0.1:8571/`; known inside the `with` block."""
         return _url(self._host, int(self._server.server_address[1]))
 
     def __enter__(self) -> PageServer:
@@ -74,23 +74,23 @@ class PageServer:
             self._server = _Server(self._host, self._port, self._page, self._access)
         except OSError as error:
             raise EdgeError(
-                "an address to listen on",
+                "a free address of this device for the page",
                 f"'{self._host}', port {self._port} ({error.strerror or error})",
-                "choose another port or host",
+                "choose another host or port",
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="page", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends all connections and gives the port back."""
+        """Ends all connections and frees the port."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers a bounded number of connections, each for a bounded time."""
+    """An HTTP server that limits the number of connections and the time of each."""
 
     daemon_threads = True
     request_queue_size = 32
@@ -98,7 +98,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, page: Page, access: Access) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.page, self.access = page, access
-        # Names under which it answers; None for any.
+        # Values of the Host header that are answered; None for all.
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()} if is_loopback(host) else None
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._since: dict[socket.socket, float] = {}
@@ -106,13 +106,16 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
 
     def server_bind(self) -> None:
-        """Binds without asking the network for the machine's name, as HTTPServer would."""
-        # Its fields are not used; a name server that is away would hold the agent's start for many seconds.
+        """Binds to the address without looking up this device's name, as HTTPServer would."""
+        # The name is not used, and without a name server the lookup would delay the agent's start by many seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Waits a little for a free connection: a page with many pictures opens more than there are."""
+        """Answers a connection in a thread, or with status 503 if too many are open for a second.
+
+        It waits because a page with many pictures opens more connections than are allowed.
+        """
         if not self._places.acquire(timeout=_WAIT_FOR_PLACE_S):
             with contextlib.suppress(OSError):
                 request.setblocking(False)
@@ -128,18 +131,18 @@ class _Server(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answers one connection."""
+        """Answers one connection in its thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._release(request)
 
     def service_actions(self) -> None:
-        """Ends connections that have been open for too long."""
+        """Ends connections that have been open for 30 s or longer."""
         self._end_connections(older_than_s=_LONGEST_CONNECTION_S)
 
     def server_close(self) -> None:
-        """Ends all connections, and waits a little for their threads: the history may be closed next."""
+        """Ends all connections, and waits up to 2 s for their threads, because the history may be closed next."""
         super().server_close()
         self._end_connections(older_than_s=0)
         deadline = time.monotonic() + 2
@@ -147,9 +150,9 @@ class _Server(ThreadingHTTPServer):
             time.sleep(0.01)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Logs our defects; a client that disconnects, also in the middle, is none."""
+        """Logs an error of a connection, except if the client only disconnected."""
         if not isinstance(sys.exception(), OSError):
-            logger.exception("the page could not answer")
+            logger.exception("the page failed to answer a request")
 
     def _end_connections(self, older_than_s: float) -> None:
         with self._lock:
@@ -165,7 +168,15 @@ class _Server(ThreadingHTTPServer):
 
 
 def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
-    """Gives the address of a page bound to host and port for other machines, once it is known; None on loopback."""
+    """Returns a function that returns the URL by which other machines reach the page.
+
+    The URL is None if the page is bound to loopback or to a random port (0), and as long as it is not known.
+
+    Args:
+        host: address that the page is bound to; if that is all addresses, the one towards the broker is taken.
+        port: port that the page is bound to.
+        broker: host and port of the broker.
+    """
     if not port or is_loopback(host):
         return lambda: None
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
@@ -175,7 +186,7 @@ def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], 
 
     def address() -> str | None:
         if not known:
-            # A broker on this machine is reached by an address that no other machine can open.
+            # The address towards a broker on this machine is loopback: take the one of the default route instead.
             own = (_own_address(*peer) for peer in (broker, _ELSEWHERE))
             known.extend(_url(each, port) for each in own if each is not None and not _is_local(each))
         return known[0] if known else None
@@ -188,7 +199,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _own_address(host: str, port: int) -> str | None:
-    """Address by which this device reaches another one; nothing is sent."""
+    """Returns this device's own address on the route to a host, without sending anything; None without a route."""
     try:
         family, kind, proto, _, peer = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, proto) as probe:

@@ -1,4 +1,4 @@
-"""The local page as HTML: open alerts, the plots, the agent's state, the last photos and resolved alerts."""
+"""Renders the local page as HTML: open alerts, plots, the agent's state, the last photos and resolved alerts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from agridistill.edge.state import (
 from agridistill.edge.store.history import History
 from agridistill.runtime.verdict import plain_label
 
-# Beside the colours, for readers who do not see them; screen readers take the words.
+# Icons repeat the meaning of the colours for readers who do not see these; screen readers read the words.
 _ICONS = {"ill": "!", "some": "~", "healthy": "✓", "few": "…"}
 _TRENDS = {"up": ("▲", "Getting worse"), "down": ("▼", "Getting better"), "steady": ("▶", "Steady")}
 
@@ -44,18 +44,18 @@ _LEVELS: tuple[Level, ...] = ("critical", "warning", "info")
 
 
 def _plots_html(plots: Sequence[PlotHealth]) -> str:
-    # What needs a look first; sorting keeps the order of the names within.
+    # Ill plots come first; plots of the same kind stay in the order of their names.
     current = sorted((one for one in plots if one.leaves), key=lambda one: list(_ICONS).index(_verdict(one)[0]))
     if not current:
         return (
-            '<p class="notice">No leaves in this window of time. A subfolder of the photos is a plot, and each photo '
-            "of a leaf counts as one leaf.</p>\n"
+            '<p class="notice">There are no recent leaves. Each subfolder of the photos is a plot, and each photo of a '
+            "leaf counts as one leaf.</p>\n"
         )
     return f'<ul class="plots">\n{"".join(map(_plot_card, current))}</ul>\n'
 
 
 def _badge_html(kind: str, words: str) -> str:
-    """A coloured badge ("ill", "some", "healthy" or "few") with an icon and words that mean the same."""
+    """Renders a badge with the colour and icon of `kind` ("ill", "some", "healthy" or "few") and with words."""
     return f'<p class="badge {kind}"><span aria-hidden="true">{_ICONS[kind]}</span> {words}</p>'
 
 
@@ -64,7 +64,7 @@ def _plot_words(plot: str) -> str:
 
 
 def _time_html(at_s: float) -> str:
-    """A time that the page's script shows in the reader's zone."""
+    """Renders a time in UTC, which the page's script converts to the reader's time zone."""
     when = moment(at_s)
     if when is None:
         return "an unknown time"
@@ -88,7 +88,7 @@ def _verdict(health: PlotHealth) -> tuple[str, str]:
     if health.warned:
         return "ill", "Alert open"
     if health.leaves < DEFAULT_LEAST_LEAVES:
-        return "few", f"Too few leaves: take {DEFAULT_LEAST_LEAVES}"
+        return "few", f"Too few leaves: photograph at least {DEFAULT_LEAST_LEAVES}"
     if health.ill_share >= DEFAULT_SHARE:
         return "ill", "Ill"
     if health.ill_share >= DEFAULT_SHARE / 2:
@@ -100,7 +100,7 @@ def _trend_html(health: PlotHealth) -> str:
     trend = health.trend
     if trend is None:
         needed = f"{DEFAULT_LEAST_LEAVES} leaves in the {_window_words(health.window_s)} before"
-        return f'<span class="soft">No trend yet: it needs {needed}</span>'
+        return f'<span class="soft">No trend yet: a trend needs {needed}</span>'
     icon, words = _TRENDS[trend]
     shares = f"{100 * health.ill_share:.0f} % ill, {100 * health.ill_share_before:.0f} % before"
     return f'<span aria-hidden="true">{icon}</span> {words}: {shares}'
@@ -112,16 +112,16 @@ def _window_words(window_s: float) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page is made of."""
+    """The data that the page shows."""
 
-    history: History  # best one of `History.reading`, which never waits for the agent's own
-    state: Callable[[], AgentState]
-    plots: Callable[[], Sequence[PlotHealth]] = tuple
-    healthy: Sequence[str] = ()  # names and patterns of healthy classes, besides those named so
+    history: History  # best opened with `read_only`, so that it never waits for the agent
+    state: Callable[[], AgentState]  # returns the agent's state now
+    plots: Callable[[], Sequence[PlotHealth]] = tuple  # returns the health of all plots now
+    healthy: Sequence[str] = ()  # names and patterns of further healthy classes (see `is_healthy`)
 
 
 def page_html(page: Page, nonce: str) -> str:
-    """The whole page; the nonce allows its own style and script."""
+    """Renders the whole page; `nonce` is the one of the answer's Content-Security-Policy."""
     state = page.state()
     device = escape(state.device)
     without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
@@ -129,14 +129,14 @@ def page_html(page: Page, nonce: str) -> str:
         _head(f"{device}: AgriDistill", nonce, without_script)
         + f'<header><h1>{device}</h1><p class="soft">AgriDistill {escape(state.version)}</p></header>\n'
         '<p id="away" class="notice critical" role="alert" hidden><strong>The agent does not answer.</strong> '
-        "What you see below is the last that it sent.</p>\n"
+        "The data below is the last that it sent.</p>\n"
         f"<main>\n{content_html(page)}</main>\n"
         f'<script nonce="{nonce}">{_asset("page.js")}</script>\n</body>\n</html>\n'
     )
 
 
 def content_html(page: Page) -> str:
-    """The sections of the page, which its script reloads."""
+    """Renders the sections of the page, which its script reloads every few seconds."""
     state, history = page.state(), page.history
     alerts = history.alerts(state="open", limit=_SHOWN_ALERTS)
     sections = {
@@ -153,12 +153,12 @@ def content_html(page: Page) -> str:
 
 
 def login_html(nonce: str, *, refused: bool) -> str:
-    """The form for the token, with an error where a wrong one was given."""
+    """Renders the form for the token, with an error message if a wrong one was `refused`."""
     error = '<p class="notice critical" role="alert">This is not the token.</p>' if refused else ""
     return (
         _head("AgriDistill: token", nonce, "")
         + "<main><h1>This page needs its token</h1>"
-        + '<p class="soft">It is the one that the agent was started with.</p>'
+        + '<p class="soft">The token is in the agent\'s settings: AGRIDISTILL_PAGE_TOKEN, or token_file in [page].</p>'
         + error
         + '<form method="post" action="/login"><label for="token">Token</label><input id="token" name="token" '
         'type="password" autocomplete="current-password" required autofocus>'
@@ -191,8 +191,8 @@ def _late_html(state: AgentState) -> str:
 def _open_alerts_html(alerts: Sequence[Alert], state: AgentState) -> str:
     silent = "" if alerts else '<p class="notice calm">No alert is open.</p>\n'
     if state.cannot_warn:
-        reason = state.cannot_warn.removeprefix("Nothing can warn: ")
-        silent = f'<p class="notice critical"><strong>Nothing can warn:</strong> {escape(reason)}</p>\n'
+        reason = state.cannot_warn.removeprefix("No alert can open: ")
+        silent = f'<p class="notice critical"><strong>No alert can open:</strong> {escape(reason)}</p>\n'
     if not alerts:
         return silent
     items = []
@@ -233,7 +233,7 @@ def _state_html(state: AgentState) -> str:
         *((f"Waiting for the {name}", waiting_words(waits), False) for name, waits in state.outputs.items()),
     ]
     if state.latency_ms:
-        # No line breaks between a number and its unit.
+        # No-break spaces keep a number and its unit on the same line.
         shares = (f"{name.lstrip('p')}\N{NO-BREAK SPACE}%" for name in state.latency_ms)
         times = (f"{value:.0f}\N{NO-BREAK SPACE}ms" for value in state.latency_ms.values())
         times_text = ", ".join(f"{share} within {time}" for share, time in zip(shares, times, strict=True))
@@ -253,8 +253,7 @@ def _detections_html(history: History, healthy: Sequence[str]) -> str:
     detections = history.recent(_SHOWN_DETECTIONS)
     if not detections:
         return (
-            '<p class="notice">No photo has been seen yet. Each new photo appears here with what the model says of it.'
-            "</p>\n"
+            '<p class="notice">There are no photos yet. Each new photo appears here with the answer of the model.</p>\n'
         )
     cards = (_card(one, history.thumbnail(one.event_id) is not None, healthy) for one in detections)
     return f'<ul class="cards">\n{"".join(cards)}</ul>\n'
@@ -272,7 +271,7 @@ def _card(detection: Detection, has_picture: bool, healthy: Sequence[str]) -> st
     if sure and detection.label is not None:
         health = "healthy" if is_healthy(detection.label, healthy) else "ill"
         words = _badge_html(health, health.capitalize()) + words
-    if detection.verdict == "unsure":  # the words of other verdicts hold the reason
+    if detection.verdict == "unsure":  # for other verdicts `detection_words` contains the reason
         words += f"<p>{escape(detection.reason)}</p>"
     if detection.probability is not None:
         words += (

@@ -1,7 +1,7 @@
-"""Where frames come from: a watched folder, HTTP cameras, and cameras, streams and videos through OpenCV.
+"""Sources of frames: a watched folder, HTTP cameras, and cameras, streams and videos through OpenCV.
 
-`open_source` chooses one by its text; `LatestFrame` reads it in a thread. To add one, implement `Source` in a module of
-its own and add its kind in `reader`.
+`open_source` creates the source that a text names, and `LatestFrame` reads it in a thread. To add a kind of source,
+implement `Source` in a new module, and add the kind to `_kind` and `open_source` in `reader`.
 """
 
 from agridistill.edge.sources.reader import LatestFrame, open_source, require_source, source_identity

@@ -1,4 +1,4 @@
-"""Frames through OpenCV: a camera of this device, an RTSP stream, a video file."""
+"""Sources that use OpenCV: a camera of this device, an RTSP stream, and a video file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MAX_LINE, _MAX_BODY = 4096, 65_536
 
 
 class _Capture:
-    """What a camera and a video file share: an OpenCV capture that may be closed."""
+    """Base of the sources below: an OpenCV capture, which is None while the source is closed."""
 
     name: str
 
@@ -46,7 +46,7 @@ class _Capture:
         self._capture: Any = None
 
     def done(self, frame_identity: str) -> None:
-        """Does nothing: a frame is not stored, and a video stays as it is."""
+        """Does nothing: there is no file of a frame to delete."""
 
     def close(self) -> None:
         """Releases the camera or the file."""
@@ -55,20 +55,25 @@ class _Capture:
             self._capture = None
 
     def _picture(self) -> NDArray[np.uint8] | None:
-        """The grabbed frame, `(H, W, 3)` uint8 RGB; None where it cannot be decoded."""
+        """Returns the grabbed frame, `(H, W, 3)` uint8 RGB; None if it cannot be decoded."""
         worked, image = self._capture.retrieve()
         if not worked or image is None or not image.size:
             return None
         return np.asarray(self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB), np.uint8)
 
     def _lost(self, got: str) -> SourceLostError:
-        return SourceLostError(f"frames from {self.name}", got, "it will be tried again")
+        return SourceLostError(f"frames from {self.name}", got, "the agent will try again")
 
 
 class CameraSource(_Capture):
-    """The newest frame of a camera or a stream, every `every_s`. Frames in between are dropped, not queued.
+    """Reads the newest frame of a camera or a stream every `every_s` seconds, and drops the frames in between.
 
-    `target` is a camera's number, its device, or the address of a stream; a malformed one raises EdgeError.
+    Args:
+        target: a camera's number, its device such as "/dev/video0", or the address of a stream.
+        settings: settings of the source.
+
+    Raises:
+        EdgeError: the address is malformed.
     """
 
     live = True
@@ -85,7 +90,7 @@ class CameraSource(_Capture):
         self._number = 0
 
     def open(self) -> None:
-        """Connects; raises SourceRefusedError where user and password are refused, else SourceLostError."""
+        """Connects to the camera; raises SourceRefusedError if it refuses user or password, else SourceLostError."""
         self.close()
         cv2 = self._cv2
         if self._address is not None:
@@ -98,14 +103,17 @@ class CameraSource(_Capture):
         if not self._capture.isOpened():
             self.close()
             raise self._not_opened()
-        # Not every driver supports it; reading without a pause keeps its queue empty as well.
+        # Not every driver supports this; `read` also keeps the driver's queue empty by reading without a pause.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The first frame after the pause; frames before it are drained, or the driver would give them late."""
+        """Returns the first frame after the pause; None if the pause is longer than `wait_s` seconds.
+
+        Frames during the pause are read and dropped; otherwise the driver would return these old frames later.
+        """
         if self._capture is None:
-            raise self._lost("a closed one")
+            raise self._lost("a closed camera")
         deadline = time.monotonic() + wait_s
         while True:
             if not self._capture.grab():
@@ -136,7 +144,13 @@ class CameraSource(_Capture):
 
 
 class VideoSource(_Capture):
-    """Frames of a video file, every `every_s` of the video's own time (0 takes all), but for those already `seen`."""
+    """Reads a frame of a video file for every `every_s` seconds of the video (0: all frames).
+
+    Args:
+        path: the video file.
+        settings: settings of the source.
+        seen: returns whether the frame with an identity was decided on before; such frames are skipped.
+    """
 
     live = False
 
@@ -144,16 +158,16 @@ class VideoSource(_Capture):
         super().__init__()
         self.name, self._path = str(path), path
         self._settings, self._seen = settings, seen
-        self._next = 0  # frames before it were given
+        self._next = 0  # number of the next frame; earlier ones were returned by `read`
         self._file = ""
         self._fps, self._index, self._due_s = _DEFAULT_FPS, -1, 0.0
 
     def open(self) -> None:
-        """Starts at the beginning; frames that were given before are passed over.
+        """Opens the video; frames that `read` has already returned are skipped.
 
         Raises:
             SourceLostError: the file is gone.
-            EdgeError: no video that OpenCV can read.
+            EdgeError: the file is not a video that OpenCV can read.
         """
         self.close()
         try:
@@ -172,9 +186,15 @@ class VideoSource(_Capture):
         self._index, self._due_s = -1, 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The next frame that is due and new; PhotoError where it cannot be decoded."""
+        """Returns the next frame that is due and was not seen before; None if none was found in `wait_s` seconds.
+
+        Raises:
+            PhotoError: the frame cannot be decoded.
+            SourceLostError: the file is gone.
+            SourceEndedError: the video has no more frames.
+        """
         if self._capture is None:
-            raise self._lost("a closed one")
+            raise self._lost("a closed file")
         deadline = time.monotonic() + wait_s
         while self._capture.grab():
             self._index += 1
@@ -185,7 +205,7 @@ class VideoSource(_Capture):
                     pixels = self._picture()
                     if pixels is None:
                         got = f"frame {self._index} of '{self._path}'"
-                        raise PhotoError("a frame that can be decoded", got, "convert it")
+                        raise PhotoError("a frame that can be decoded", got, "convert the video")
                     return Frame(pixels, str(self._index), self._settings.plot, time.time(), identity)
             if time.monotonic() >= deadline:
                 return None
@@ -194,7 +214,7 @@ class VideoSource(_Capture):
         raise SourceEndedError("a frame", f"the end of '{self._path}'", "name another video")
 
     def _is_due(self) -> bool:
-        # Phones write frames at uneven times; a file without times has even ones.
+        # Phones record frames at uneven times, so use the file's times; without them, use the frame rate.
         position_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
         at_s = position_s if position_s > 0 else self._index / self._fps
         if at_s + _GRAIN_S < self._due_s:
@@ -205,14 +225,14 @@ class VideoSource(_Capture):
 
 
 def _opencv() -> Any:
-    # Both libraries log failures to stderr, with the address and the password in it.
+    # OpenCV and FFmpeg log failures to stderr, including the camera's address with its password: turn that off.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        # By its name: the type checker must not depend on whether it is installed.
+        # Imported by name, so that type checking gives the same result with and without OpenCV.
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise MissingExtraError("OpenCV", f"{error}", "pip install 'agridistill[camera]'") from None
-    # OpenCV 5 has it in a module of its own only, OpenCV 4.10 at the top only.
+    # OpenCV 5 has `setLogLevel` only in utils.logging, OpenCV 4.10 only in cv2.
     for place in (getattr(getattr(cv2, "utils", None), "logging", None), cv2):
         with contextlib.suppress(AttributeError):
             place.setLogLevel(0)  # type: ignore[union-attr]
@@ -220,9 +240,16 @@ def _opencv() -> Any:
 
 
 def rtsp_status(host: str, port: int, url: str, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
-    """The status with which a camera answers DESCRIBE; None where it does not answer.
+    """Returns the RTSP status of a camera's answer to DESCRIBE; None if it does not answer.
 
-    OpenCV does not report whether a camera is away or refuses the password. `url` is without user and password.
+    It shows whether a camera is away or refuses the password, which OpenCV does not report.
+
+    Args:
+        host, port: address of the camera.
+        url: of the stream, without user and password.
+        user: user name; None logs in without one.
+        password: password of the user.
+        timeout_s: time limit for the connection and for each read, in seconds.
     """
     try:
         with socket.create_connection((host, port), timeout_s) as connection, connection.makefile("rb") as stream:
@@ -244,7 +271,7 @@ def _describe(
     connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
     version, _, rest = stream.readline(_MAX_LINE).decode("latin-1").partition(" ")
     if not version.startswith("RTSP/"):
-        raise ValueError("no RTSP")
+        raise ValueError("the answer is not RTSP")
     headers = http.client.parse_headers(stream)
     stream.read(min(int(headers.get("Content-Length", "0")), _MAX_BODY))
     return int(rest[:3]), headers

@@ -1,4 +1,4 @@
-"""A watched folder that photos arrive in: copied, moved, uploaded, slowly."""
+"""The source for a watched folder, into which photos are copied, moved or uploaded, perhaps slowly."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ SETTLE_S = 2.0
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG", b"IEND"
 _MAX_DIGESTED_BYTES = 32_000_000
-_TAIL_BYTES = 12  # PNG's last chunk: its length, its name and a checksum
+_TAIL_BYTES = 12  # size of PNG's last chunk: its length, its name and a checksum
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
 _EXIF_FOLDER = 0x8769
-# DateTimeOriginal, DateTimeDigitized and DateTime, each with the tag of its zone.
+# EXIF tags DateTimeOriginal, DateTimeDigitized and DateTime, each with the tag of its time zone.
 _TIME_TAGS = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
 _TIME = re.compile(r"(\d{4})\D(\d\d)\D(\d\d)[ T](\d\d)\D(\d\d)\D(\d\d)")
 _ZONE = re.compile(r"([+-])(\d\d):?(\d\d)")
 _EARLIEST_YEAR = 2010  # clocks that were never set start at 1970, 1980 or 2000
-_CLOCK_DIFFERENCE_S = 300.0  # between camera and device
+_CLOCK_DIFFERENCE_S = 300.0  # allowed between the clocks of camera and device
 
 
 class FolderSource:
-    """New photos below a folder, oldest first. The first subfolder's name is the plot.
+    """Reads new photos in a folder and its subfolders, oldest first. The name of the first subfolder is the plot.
 
-    A JPEG or a PNG is taken as soon as its end mark is there. Formats without an end mark, and files that cannot be
-    decoded, are tried again once nothing has been written for `settle_s`: a copy may have its full size from the start.
-    What the system refuses (rights, a disk, a network) is tried again after ten seconds. Hidden names, those of
-    machines (`@eaDir`, …), `.part` and `.tmp` are passed over; links to folders are followed, each folder once.
-    Arguments as in `open_source`.
+    A JPEG or a PNG is read as soon as its end mark is written. Other formats, and files that cannot be decoded, are
+    read when nothing has been written for `settle_s` seconds, because a copy may have its full size from the start. A
+    file that the system refuses (permissions, a disk, a network) is tried again after ten seconds. Skipped are hidden
+    names, names that systems create (`@eaDir`, …), `.part` and `.tmp`. Links to folders are followed, and each folder
+    is read once. The arguments are as in `open_source`.
     """
 
     live = False
@@ -66,25 +66,25 @@ class FolderSource:
         self._reader = PhotoReader(settings, attempts)
         self._listing = Listing(root)
         self._pending: list[Photo] = []
-        # Photos that were incomplete when they were tried, and since when they have not changed.
+        # Photos that were not complete at the last try, and the time since which they have not changed.
         self._growing: dict[str, tuple[Photo, float]] = {}
-        self._handed: dict[str, Photo] = {}
-        # Photos that were taken at their end mark, while they may still have been written to, and their digest.
+        self._handed: dict[str, Photo] = {}  # photos to delete after their detection is stored, by identity
+        # Photos that were read at their end mark, although they may be written to afterwards, with their digest.
         self._lately: dict[str, tuple[Photo, bytes]] = {}
         self._logged_undeletable = False
         self._logged_unreachable: Photo | None = None
         self._logged_time_problems: set[str] = set()
 
     def open(self) -> None:
-        """Starts to watch; raises SourceLostError where the folder does not exist."""
+        """Starts watching the folder; raises SourceLostError if it does not exist or cannot be read."""
         self._listing.open()
 
     def read(self, wait_s: float) -> Frame | None:
-        """The oldest photo that is complete and new.
+        """Returns the oldest photo that is complete and new; None if there is none within `wait_s` seconds.
 
         Raises:
-            PhotoError: a photo that cannot be read although it no longer changes; once for each.
-            SourceLostError: the folder is gone.
+            PhotoError: a photo no longer changes but cannot be read; raised once for each photo.
+            SourceLostError: the folder is gone or cannot be read.
         """
         deadline = time.monotonic() + wait_s
         while True:
@@ -96,13 +96,13 @@ class FolderSource:
             self._listing.wait(left, poll=bool(self._growing or self._pending))
 
     def done(self, frame_identity: str) -> None:
-        """Deletes the photo where the settings say so and it is still the same file."""
+        """Deletes the photo with the setting after = "delete", if the file is still the same."""
         photo = self._handed.pop(frame_identity, None)
         if photo is not None:
             self._delete(photo)
 
     def close(self) -> None:
-        """Stops watching."""
+        """Stops watching the folder."""
         self._listing.close()
 
     def _look_for_photos(self) -> None:
@@ -153,7 +153,10 @@ class FolderSource:
         return self._try(photo, has_settled=has_settled)
 
     def _is_touched(self, photo: Photo) -> bool:
-        """Whether only its time differs from a photo taken before: `scp -p` and others set it after the content."""
+        """Whether a photo is one that was read before, and only its time of change differs.
+
+        Programs such as `scp -p` set this time after they have written the content.
+        """
         before, digest = self._lately.get(photo.name, (None, b""))
         if before is None or before.size != photo.size or _digest(self._listing.root / photo.name) != digest:
             return False
@@ -161,12 +164,12 @@ class FolderSource:
             self._mark_bad(photo)
             self._delete(photo)
         else:
-            # Not committed yet: after a kill this is the photo to decide on.
+            # Its detection is not stored yet: after a kill the photo must be read again under its new time.
             self._try_later(photo)
         return True
 
     def _try(self, photo: Photo, *, has_settled: bool) -> Frame | None:
-        """Decodes a photo; one that fails is tried again, or is a bad photo once it has settled."""
+        """Decodes a photo; if that fails, the photo is tried again later, or counts as bad if it `has_settled`."""
         path, at_s = self._listing.root / photo.name, time.time()
         if not has_settled and not _has_end_mark(path):
             self._try_later(photo)
@@ -198,18 +201,19 @@ class FolderSource:
 
     def _mark_bad(self, photo: Photo) -> None:
         self._remember(photo)
-        # If the disk refuses, the photo is only reported again after a restart.
+        # If the disk refuses, the only effect is that the photo is reported again after a restart.
         with contextlib.suppress(OutboxError):
             self._bad(_bad_key(photo))
 
     def _taken_s(self, photo: Photo, at_s: float) -> float | None:
-        """The photo's own time, where the settings use it; each kind of problem is logged once."""
+        """Returns the EXIF time of a photo, or None without the setting time = "photo"; logs each problem once."""
         if self._settings.time != "photo":
             return None
         taken_s, problem = photo_time(self._listing.root / photo.name, at_s)
         if problem and problem not in self._logged_time_problems:
             self._logged_time_problems.add(problem)
-            logger.warning("%s: %s; such photos count by when they come", sendable(photo.name), problem)
+            line = "the photo %s has %s: for such photos the time of arrival is used"
+            logger.warning(line, sendable(photo.name), problem)
         return taken_s
 
     def _remember_digest(self, photo: Photo, digest: bytes) -> None:
@@ -230,7 +234,7 @@ class FolderSource:
         self._listing.set_aside(photo)
         if self._logged_unreachable is None:
             self._logged_unreachable = photo
-            logger.warning("photos cannot be read for now, and are tried again: %s", error)
+            logger.warning("a photo cannot be read now, and will be tried again: %s", error)
 
     def _log_reachable(self) -> None:
         if self._logged_unreachable is not None:
@@ -240,14 +244,14 @@ class FolderSource:
     def _delete(self, photo: Photo) -> None:
         if self._settings.after != "delete" or self._listing.now(photo.name) != photo:
             return
-        # A later file of this name is another one, whatever it holds.
+        # A later file with this name is another photo, even with the same content.
         self._lately.pop(photo.name, None)
         try:
             (self._listing.root / photo.name).unlink()
         except OSError as error:
             if not self._logged_undeletable and not isinstance(error, FileNotFoundError):
                 self._logged_undeletable = True
-                logger.warning("photos below %s cannot be deleted: %s", self.name, error.strerror)
+                logger.warning("photos in %s cannot be deleted: %s", self.name, error.strerror)
 
     def _plot(self, photo: Photo) -> str:
         first, slash, _ = photo.name.partition("/")
@@ -268,7 +272,7 @@ def _has_end_mark(path: Path) -> bool:
 
 
 def _digest(path: Path) -> bytes:
-    """Of the content; empty where it cannot be read, or is too large to be worth it."""
+    """Returns 16 bytes that identify the content of a file; empty if it cannot be read, or is larger than 32 MB."""
     try:
         if path.stat().st_size > _MAX_DIGESTED_BYTES:
             return b""
@@ -279,15 +283,18 @@ def _digest(path: Path) -> bytes:
 
 
 def _bad_key(photo: Photo) -> str:
-    # Not its identity, which marks photos that were decided on: those may be deleted.
+    # Differs from the identity, which marks photos that were decided on and may therefore be deleted.
     return f"bad {photo.identity}"
 
 
 def photo_time(path: Path, now_s: float) -> tuple[float | None, str]:
-    """When a photo was taken, by its EXIF, in seconds since 1970; else None and the problem in words.
+    """Reads from a photo's EXIF data when it was taken.
 
-    A time without a zone is the device's local time. One before 2010 or after `now_s` is none: the camera's clock was
-    wrong.
+    A time without a time zone is taken as the device's local time. A time before 2010 or after `now_s` is not used,
+    because the camera's clock was wrong.
+
+    Returns:
+        Seconds since 1970 and "", or None and the problem in words.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:

@@ -1,4 +1,4 @@
-"""Linux's events of new files. Why not watchfiles: docs/decisions/0011-the-field-agent.md."""
+"""Watches folders for new files with Linux's inotify. docs/decisions/0011-the-field-agent.md: why not watchfiles."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _WATCHED = _CREATE | _CLOSE_WRITE | _MOVED_TO | _MOVED_FROM | _DELETE_SELF | _MO
 _IS_DIRECTORY, _OVERFLOW, _IGNORED, _UNMOUNTED = 0x4000_0000, 0x4000, 0x8000, 0x2000
 _FOLDER_EVENTS = _OVERFLOW | _IGNORED | _UNMOUNTED | _DELETE_SELF | _MOVE_SELF | _IS_DIRECTORY
 _EVENT = struct.Struct("iIII")
-# The system reports no changes that other hosts make on these.
+# Types of network file systems, on which inotify does not report changes by other hosts.
 _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "virtiofs")
 
 
 class Inotify:
-    """Watches of folders.
+    """An inotify instance, which watches folders for new files.
 
     Raises:
-        OSError: this is not Linux, or the system has no more instances.
+        OSError: the system is not Linux, or its limit of inotify instances is reached.
     """
 
     def __init__(self) -> None:
@@ -34,35 +34,44 @@ class Inotify:
         self._added = set[int]()
         self._descriptor = self._library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0:
-            raise OSError(ctypes.get_errno(), "no inotify")
+            raise OSError(ctypes.get_errno(), "the limit of inotify instances is reached")
 
     def add(self, folder: Path, prefix: str) -> None:
-        """Watches a folder without its subfolders, also one that was replaced; `prefix` goes before its files' names.
+        """Watches a folder without its subfolders; call it again if the folder was replaced.
+
+        Args:
+            folder: the folder.
+            prefix: put in front of the names of its files in `events`.
 
         Raises:
-            OSError: it is gone, or the system has no more watches.
+            OSError: the folder is gone, or the system's limit of watches is reached.
         """
         watch = int(self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), _WATCHED))
         if watch < 0:
-            raise OSError(ctypes.get_errno(), "no watch")
+            raise OSError(ctypes.get_errno(), "the limit of inotify watches is reached")
         self._folders[watch] = prefix
         self._added.add(watch)
 
     def end_others(self) -> None:
-        """Ends all watches that were not added since the last call."""
+        """Ends the watches of all folders that were not passed to `add` since the last call."""
         for watch in set(self._folders) - self._added:
             self._library.inotify_rm_watch(self._descriptor, watch)
             del self._folders[watch]
         self._added = set()
 
     def wait(self, wait_s: float) -> None:
-        """Returns when there are events, or after `wait_s`."""
+        """Returns when there are events, or after `wait_s` seconds."""
         waiting = select.poll()
         waiting.register(self._descriptor, select.POLLIN)
         waiting.poll(max(0.0, wait_s) * 1000)
 
     def events(self) -> tuple[list[str], bool]:
-        """Names of files that arrived or were written, and whether folders changed or the system dropped events."""
+        """Reads the events since the last call.
+
+        Returns:
+            The names of files that arrived or were written, with their prefix, and whether the folders must be searched
+            because a folder changed or the system dropped events.
+        """
         files: list[str] = []
         search = False
         try:
@@ -75,7 +84,7 @@ class Inotify:
             place += _EVENT.size + length
             name = os.fsdecode(data[place - length : place].rstrip(b"\0"))
             if mask & _FOLDER_EVENTS:
-                # Ended watches report their end, too.
+                # A watch that `end_others` ended reports its end as well, which means nothing.
                 search = search or bool(mask & _OVERFLOW) or watch in self._folders
             elif watch in self._folders and not mask & _MOVED_FROM:
                 files.append(self._folders[watch] + name)
@@ -87,7 +96,7 @@ class Inotify:
 
 
 def is_on_network(folder: Path) -> bool:
-    """Whether a folder is on a network, by Linux's table of mounts; False where that does not say."""
+    """Whether a folder is on a network file system, by Linux's table of mounts; False if the table does not say."""
     try:
         device = folder.stat().st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"

@@ -1,4 +1,4 @@
-"""The photos of a folder that are not decided on yet: found soon, without wearing out the processor."""
+"""Finds the photos of a folder that have no detection yet, quickly and with little processor time."""
 
 from __future__ import annotations
 
@@ -35,35 +35,37 @@ from agridistill.photo_files import (
 logger = logging.getLogger(__name__)
 
 MAX_FOUND = 2000
-"""Photos that one search returns at most: the memory stays the same however many wait."""
+"""Most photos that one search returns, so that memory is limited however many photos wait."""
 _POLL_S = 0.02
 _CHUNK = 512
-# Pauses in units of a search's duration, which bound the processor's time, and the least ones: after a change, for
-# changes without an event, and where the system reports no events.
-_PAUSE_AFTER_CHANGE = 2
-_PAUSE, _MIN_PAUSE_S = 200, 2.0
-_POLLED_PAUSE, _MIN_POLLED_PAUSE_S = 20, 0.1
-# Photos that the system refuses are tried again after this pause.
+# Pauses between searches as multiples of a search's duration, which limits the processor time; with a minimum:
+_PAUSE_AFTER_CHANGE = 2  # after an event that a folder changed
+_PAUSE, _MIN_PAUSE_S = 200, 2.0  # to find changes for which there was no event
+_POLLED_PAUSE, _MIN_POLLED_PAUSE_S = 20, 0.1  # on a system or file system without events
+# Photos that the system does not let us read are tried again after this pause.
 _ASIDE_S = 10.0
 _UNFINISHED = (".part", ".tmp")
 _MAX_LOGGED_SUFFIXES = 20
 
 
 class Photo(NamedTuple):
-    """A file as it is now; the order is by age. The name is relative to the folder, with slashes."""
+    """A photo file in its present state. Photos sort by age, the oldest first."""
 
     mtime_ns: int
-    name: str
+    name: str  # relative to the watched folder, with slashes
     size: int
 
     @property
     def identity(self) -> str:
-        """32 hexadecimal digits, the same after a restart; others when the file is written anew."""
+        """32 hexadecimal digits, the same after a restart, and different after the file was written again."""
         return self._digest()[:16].hex()
 
     @property
     def number(self) -> int:
-        """64 bits of the identity, signed. Python's `hash` has 32 bits on small machines and would hide photos."""
+        """The first 64 bits of the identity as a signed number.
+
+        Python's `hash` has only 32 bits on small machines: photos with the same hash would be missed.
+        """
         return int.from_bytes(self._digest()[:8], "little", signed=True)
 
     def _digest(self) -> bytes:
@@ -71,14 +73,14 @@ class Photo(NamedTuple):
 
 
 class Hashes:
-    """A set of 64-bit numbers of eight bytes each: 100,000 photos take less than a megabyte."""
+    """A set of 64-bit numbers that takes eight bytes for each: less than a megabyte for 100,000 photos."""
 
     def __init__(self) -> None:
         self._sorted: NDArray[np.int64] = np.empty(0, np.int64)
-        self._recent: set[int] = set()  # an insertion into the array would copy it each time
+        self._recent: set[int] = set()  # not in the array yet, because each insertion would copy it
 
     def add(self, number: int) -> None:
-        """Adds a number."""
+        """Adds one number to the set."""
         self._recent.add(number)
         if len(self._recent) > MAX_FOUND:
             self._merge()
@@ -87,12 +89,12 @@ class Hashes:
         return number in self._recent or bool(self._are_sorted(np.array([number], np.int64))[0])
 
     def include(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the numbers are in the set."""
+        """Returns for each of the numbers, `(N,)`, whether it is in the set, `(N,)`."""
         self._merge()
         return self._are_sorted(numbers)
 
     def keep(self, numbers: NDArray[np.int64]) -> None:
-        """Removes all others."""
+        """Removes all numbers from the set except these."""
         self._sorted = np.sort(numbers[self.include(numbers)])
 
     def _are_sorted(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -108,7 +110,7 @@ class Hashes:
 
 
 class Listing:
-    """The photos below a folder."""
+    """Lists the photos in a folder and its subfolders that are not decided yet."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -118,7 +120,7 @@ class Listing:
         self._logged_explanation = False
         self._logged_suffixes: set[str] = set()
         self._logged_unreadable: set[str] = set()  # folders
-        # Of one search.
+        # Results of the current search.
         self._present = array("q")
         self._unreadable: set[str] = set()
         self._others: Counter[str] = Counter()  # by suffix
@@ -126,10 +128,10 @@ class Listing:
         self._soon_at = self._latest_at = 0.0
 
     def open(self) -> None:
-        """Starts to watch.
+        """Starts watching the folder.
 
         Raises:
-            SourceLostError: the folder does not exist.
+            SourceLostError: the folder does not exist or cannot be read.
         """
         self.close()
         try:
@@ -140,11 +142,11 @@ class Listing:
             try:
                 self._inotify = Inotify()
             except OSError as error:
-                logger.info("the folder '%s' is polled: %s", self.root, error)
+                logger.info("the folder '%s' is searched regularly, without events: %s", self.root, error)
         self._latest_at = 0.0
 
     def close(self) -> None:
-        """Stops watching; decided photos stay known."""
+        """Stops watching the folder; photos marked by `remember` stay known."""
         if self._inotify is not None:
             self._inotify.close()
             self._inotify = None
@@ -154,35 +156,35 @@ class Listing:
         self._decided.add(photo.number)
 
     def knows(self, photo: Photo) -> bool:
-        """Whether it is decided, or set aside."""
+        """Whether a photo was marked by `remember`, or by `set_aside` with a pause that is not over."""
         return photo.number in self._decided or photo.number in self._aside
 
     def set_aside(self, photo: Photo) -> None:
-        """Marks a photo as unreachable now: a search returns it again after a pause."""
+        """Marks a photo that cannot be read now: a search returns it again after a pause of 10 s."""
         self._aside_until = min(self._aside_until, time.monotonic() + _ASIDE_S)
         self._aside.add(photo.number)
 
     def now(self, name: str) -> Photo | None:
-        """A file as it is now; None where it is gone, no regular file or a picture of `predict --explain`."""
+        """Returns a file's present state; None if it is gone, not a regular file, or from `predict --explain`."""
         return self._photo(name, self.root / name)
 
     def events(self) -> list[str]:
-        """Names of photos that were written or arrived since the last call, where the system reports it."""
+        """Returns the names of photos that were written or arrived since the last call; [] if there are no events."""
         if self._inotify is None:
             return []
         names, search = self._inotify.events()
         photos = [name for name in names if is_photo(name.rpartition("/")[2])]
-        # The system reports a new link to a folder as a file.
+        # A new symbolic link to a folder is reported like a new file.
         new_link = any((self.root / name).is_dir() for name in set(names).difference(photos))
         self._must_search = self._must_search or search or new_link
         return photos
 
     def request_rescan(self) -> None:
-        """Makes a search return again what the caller skipped."""
+        """Makes `is_due` return True soon, so that a search finds again the photos that the caller skipped."""
         self._has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
-        """Whether a search is worth its time now; `idle` when all photos of the last one are done."""
+        """Whether it is time for a search; `idle` says that all photos of the last search are processed."""
         now = time.monotonic()
         if now >= self._aside_until:
             self._aside, self._aside_until = Hashes(), math.inf
@@ -190,10 +192,10 @@ class Listing:
         return (idle and self._has_more) or now >= (self._soon_at if self._must_search else self._latest_at)
 
     def search(self) -> list[Photo]:
-        """The oldest photos that are neither decided nor set aside, in order, at most `MAX_FOUND`.
+        """Returns the oldest photos that are neither decided nor set aside, oldest first, at most `MAX_FOUND`.
 
         Raises:
-            SourceLostError: the folder is gone.
+            SourceLostError: the folder is gone or cannot be read.
         """
         begin = time.monotonic()
         self._must_search = False
@@ -206,7 +208,7 @@ class Listing:
         if not self._unreadable:
             self._decided.keep(np.array(self._present, np.int64))
         for name in sorted(self._logged_unreadable - self._unreadable):
-            logger.warning("the folder %r can be read again, or is gone", name)
+            logger.warning("the subfolder %r can be read again, or is gone", name)
         self._logged_unreadable = self._unreadable
         end = time.monotonic()
         self._soon_at = end + _PAUSE_AFTER_CHANGE * (end - begin)
@@ -217,7 +219,10 @@ class Listing:
         return found
 
     def wait(self, wait_s: float, *, poll: bool) -> None:
-        """Returns when there may be work, at most after `wait_s`; `poll` where a file has to be checked again soon."""
+        """Returns when there may be a new photo or a search is due, at the latest after `wait_s` seconds.
+
+        `poll` makes it return after 20 ms, because a file must be checked again soon.
+        """
         at = min(self._latest_at, self._aside_until)
         soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
         if self._inotify is None:
@@ -245,7 +250,7 @@ class Listing:
                     continue
                 self._unreadable.add(inside)
                 if inside not in self._logged_unreadable:
-                    logger.warning("the folder %r cannot be read: %s", inside, error.strerror)
+                    logger.warning("the subfolder %r cannot be read: %s", inside, error.strerror)
 
     def _photos_in(self, inside: str, folders: FolderWalk) -> Iterator[Photo]:
         with os.scandir(self.root / inside) as entries:
@@ -263,7 +268,7 @@ class Listing:
     def _photo(self, name: str, file: Path | os.DirEntry[str]) -> Photo | None:
         try:
             found = file.stat()
-        except OSError:  # a broken link, or gone meanwhile
+        except OSError:  # the file is a broken link, or was removed meanwhile
             return None
         # Opening a pipe or a device may never end.
         if not stat.S_ISREG(found.st_mode) or self._is_explanation(name):
@@ -271,35 +276,34 @@ class Listing:
         return Photo(found.st_mtime_ns, name, found.st_size)
 
     def _log_others(self) -> None:
-        """Logs each suffix once, and not endlessly: programs that upload may give each file a suffix of its own."""
+        """Logs each suffix of files that are not photos once, up to 20: an upload may give each file a new suffix."""
         new = {suffix: count for suffix, count in self._others.items() if count and suffix not in self._logged_suffixes}
         if new and len(self._logged_suffixes) < _MAX_LOGGED_SUFFIXES:
             self._logged_suffixes.update(new)
             remedy = how_to_read(f"photo{suffix}" for suffix in new)
-            logger.warning(
-                "files are passed over that are no photos: %s%s", counts_in_words(new), remedy and f"; {remedy}"
-            )
+            line = "files that are not photos are skipped: %s%s"
+            logger.warning(line, counts_in_words(new), remedy and f"; {remedy}")
 
     def _is_explanation(self, name: str) -> bool:
         if not is_explanation(self.root / name):
             return False
         if not self._logged_explanation:
             self._logged_explanation = True
-            logger.warning("pictures that predict --explain wrote are left out, the first %r", name)
+            logger.warning("pictures that predict --explain wrote are skipped; the first one is %r", name)
         return True
 
     def _watch(self, inside: str) -> None:
-        """Before the folder is listed: what arrives meanwhile causes an event."""
+        """Adds a watch for a folder; called before listing it, so that files which arrive meanwhile cause an event."""
         if self._inotify is not None:
             path = self.root / inside
             try:
                 self._inotify.add(path, inside)
             except OSError as error:
-                if path.is_dir() and os.access(path, os.R_OK):  # else listing it reports the reason
-                    logger.info("the folder '%s' is polled: %s", self.root, error)
+                if path.is_dir() and os.access(path, os.R_OK):  # otherwise listing the folder raises the reason
+                    logger.info("the folder '%s' is searched regularly, without events: %s", self.root, error)
                     self.close()
 
     def _lost(self, error: OSError) -> SourceLostError:
         return SourceLostError(
-            f"the folder of photos '{self.root}'", error.strerror or "an error", "it will be tried again"
+            f"the folder of photos '{self.root}'", error.strerror or "an error", "the agent will try again"
         )

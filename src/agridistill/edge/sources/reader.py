@@ -1,6 +1,6 @@
-"""From a text in the settings to frames: the choice of a source, and the thread that reads it.
+"""Creates the source that a text in the settings names, and reads it in a thread.
 
-The thread retries a source while it is away, and holds at most one frame.
+The thread reconnects to a source that is away, and holds at most one frame.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 _READ_S = 0.25
 _STOP_S = 0.8
 STILL_AFTER_S = 600.0
-"""After so long without a movement or a change of light a picture is most likely stuck."""
+"""A camera is most likely stuck if its picture has not changed for so many seconds."""
 _MAX_POINTS_A_SIDE = 256
-# A sensor's noise alone changes more than this; a clock in the picture changes less.
+# The noise of a working sensor changes more points than this; a clock shown in a stuck picture changes fewer.
 _SAME_LEVELS, _CHANGED_SHARE = 2, 0.01
-# A night picture is plain black, and a lost signal often one colour: neither shows whether a camera is stuck.
+# Pictures of nearly one colour, such as a black one at night, do not show whether a camera is stuck.
 _PLAIN_LEVELS, _PLAIN_SHARE = 8, 0.02
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"})
 _CHOICES = "a folder, http(s)://…, rtsp://…, /dev/videoN, a camera's number or a video file"
@@ -55,29 +55,29 @@ def open_source(
     bad: Callable[[str], None] = lambda key: None,
     attempts: Attempts | None = None,
 ) -> Source:
-    """Creates the source that a text names; its reader opens it.
+    """Creates the source that a text names; `LatestFrame` then opens it.
 
     Args:
         text: a folder, an http(s) or rtsp address, a camera's device or number, or a video file.
-        settings: how frames are taken.
-        seen: whether a frame of this identity was decided on before.
-        bad: called with a key for each photo of a folder that can never be decoded; `seen` has to return true for it
-            from then on. It differs from the identity: what was not decided on must not be deleted.
+        settings: settings of the source.
+        seen: returns whether the frame with an identity was decided on before.
+        bad: called with a key for each photo of a folder that can never be decoded; from then on `seen` must return
+            True for this key. The key is not the identity, because photos that were decided on may be deleted.
         attempts: records which large photo is being read; None records nothing.
 
     Raises:
-        EdgeError: another text, or a setting that this source does not have.
-        MissingExtraError: OpenCV is needed and not installed.
+        EdgeError: the text names no source, or `settings` contains a setting that this source does not have.
+        MissingExtraError: the source needs OpenCV, which is not installed.
     """
     if settings.ca_file is not None and not text.lower().startswith("https://"):
-        raise EdgeError("an https:// source where there is a ca_file", "another source", "remove ca_file")
+        raise EdgeError("an https:// source with ca_file", "another source", "remove ca_file")
     path = Path(text)
     if settings.time == "photo" and ("://" in text or not path.is_dir()):
-        raise EdgeError('a folder of photos where time = "photo"', "another source", "remove time")
+        raise EdgeError('a folder of photos with time = "photo"', "another source", "remove time")
     kind = _kind(text)
     if kind == "folder":
         return FolderSource(path, settings, seen, bad=bad, attempts=attempts)
-    # OpenCV and httpx take time and memory to import; a folder needs neither.
+    # Imported here, because OpenCV and httpx take time and memory, and a folder needs neither.
     if kind == "http":
         from agridistill.edge.sources.snapshots import SnapshotSource
 
@@ -90,13 +90,16 @@ def open_source(
 
 
 def require_source(text: str) -> None:
-    """Raises EdgeError where a text names no source, before anything is created for it."""
+    """Raises EdgeError if a text does not name a source, without creating the source."""
     if "://" not in text:
         _kind(text)
 
 
 def source_identity(text: str) -> str:
-    """16 hexadecimal digits, the same for each path of a folder and each user of an address; they reveal no secret."""
+    """Returns 16 hexadecimal digits that identify a source without revealing its secrets.
+
+    They are the same for all paths to a folder, and do not depend on user and password in an address.
+    """
     if "://" in text:
         text = without_user(split_url(text)).geturl()
     elif Path(text).exists():
@@ -126,13 +129,13 @@ def _kind(text: str) -> str:
 
 
 class Stillness:
-    """Finds pictures that repeat an earlier one: a stuck camera keeps answering, often with other bytes each time."""
+    """Detects pictures that repeat an earlier one, by their pixels: a stuck camera may send other bytes each time."""
 
     def __init__(self) -> None:
         self._last: NDArray[np.int16] | None = None
 
     def repeats(self, pixels: NDArray[np.uint8]) -> bool:
-        """Whether hardly any point of `pixels`, `(H, W, 3)` uint8, differs from the last picture that was new."""
+        """Whether `pixels`, `(H, W, 3)` uint8, hardly differ from the last picture that was new."""
         step = max(1, max(pixels.shape[:2]) // _MAX_POINTS_A_SIDE)
         points = pixels[::step, ::step].astype(np.int16)
         last = self._last
@@ -147,17 +150,17 @@ class Stillness:
 
 
 class LatestFrame:
-    """The latest frame of a live source, or the next one of a source that waits.
+    """Reads a source in a thread, and holds its latest frame (live source) or its next frame (folder or video).
 
-    `skipped` counts live frames that a newer one replaced, `unreadable` photos that could not be read. A live picture
-    that repeats the one before it is no new frame; a long time without a new one is reported.
+    `skipped` counts live frames that were replaced by a newer one, `unreadable` counts photos that could not be read. A
+    live picture that repeats the previous one gives no frame; a long time without a new picture is logged.
 
     Args:
-        source: only this object's thread opens, reads and closes it.
-        backoff: pauses before a lost source is tried again.
-        still_after_s: a live source that gives no new picture for so long is stuck.
-        end_after_s: a source that waits ends when nothing came from it for so long; None never ends it.
-        clock: monotonic seconds.
+        source: the source; only this object's thread opens, reads and closes it.
+        backoff: pauses before a lost source is opened again; None for the default.
+        still_after_s: a live source without a new picture for so many seconds counts as stuck.
+        end_after_s: a source that is not live ends after so many seconds without a frame; None never ends it.
+        clock: returns the time in monotonic seconds.
     """
 
     def __init__(
@@ -181,15 +184,15 @@ class LatestFrame:
         self._stillness, self._still_after_s, self._clock = Stillness(), still_after_s, clock
         self._new_at, self._is_still = clock(), False
         self._stop = threading.Event()
-        # A camera's driver may block forever: the process has to be able to end all the same.
+        # A daemon thread: the process can end even if a camera's driver blocks forever.
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts reading the source."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends within a second, also while the source is away or its driver does not answer."""
+        """Stops reading; returns within a second, even if the source is away or its driver does not answer."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -204,11 +207,12 @@ class LatestFrame:
         self.stop()
 
     def take(self, wait_s: float) -> Frame | None:
-        """The waiting frame; None where none came within `wait_s`, or after `stop`.
+        """Returns the next frame; None if none came within `wait_s` seconds, or after `stop`.
 
         Raises:
-            PhotoError: a photo that cannot be read, in a frame's place.
-            Exception: what ended the reader; SourceEndedError where no more frames follow.
+            PhotoError: the next photo cannot be read.
+            SourceEndedError: no more frames will follow.
+            Exception: another error of the source ended the thread.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._end or self._stop.is_set(), wait_s)
@@ -221,18 +225,18 @@ class LatestFrame:
             return found
 
     def done(self, frame_identity: str) -> None:
-        """Reports to the source that the detection of a frame is committed."""
+        """Notifies the source that the detection of a frame is stored."""
         self._source.done(frame_identity)
 
     @property
     def lost_for_s(self) -> float | None:
-        """How long the source has been away; None while it is there."""
+        """Seconds that the source has been away; None while it is there."""
         lost_at = self._lost_at
         return None if lost_at is None else time.monotonic() - lost_at
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with a source that answers; None where nothing is, and while it is away."""
+        """Text that says why a source that answers is not usable; None if it is usable, or away."""
         if self._is_still:
             return f"its picture has not changed for {duration_words(self._clock() - self._new_at)}"
         return self._refusal
@@ -245,13 +249,13 @@ class LatestFrame:
                 except SourceLostError as error:
                     self._report_loss(error)
                 self._stop.wait(self._backoff.pause_s())
-        except BaseException as error:  # `take` raises it in the agent's thread
+        except BaseException as error:  # `take` raises it again in the agent's thread
             with self._changed:
                 self._end = error
                 self._changed.notify_all()
 
     def _report_loss(self, error: SourceLostError) -> None:
-        """Logs a loss once, and again where a lost source refuses, or the other way round."""
+        """Logs a loss once, and once more if the source changes between "away" and "refuses the agent"."""
         refusal = error.got if isinstance(error, SourceRefusedError) else None
         if self._lost_at is None or (refusal is None) != (self._refusal is None):
             state = "answers, but cannot be used" if refusal else "is away"
@@ -261,7 +265,7 @@ class LatestFrame:
             self._backoff.reset()
         self._refusal = refusal
         if refusal is not None:
-            self._backoff.skip_to_longest()  # cameras lock an account after some wrong passwords
+            self._backoff.skip_to_longest()  # cameras lock an account after several wrong passwords
 
     def _read_until_lost(self) -> None:
         try:
@@ -283,13 +287,13 @@ class LatestFrame:
                     self._offer(found)
                     idle_since = time.monotonic()
                 elif self._end_after_s is not None and time.monotonic() - idle_since > self._end_after_s:
-                    raise SourceEndedError("another photo", f"none in '{self.name}'", "all are decided on")
+                    raise SourceEndedError("another photo", f"none in '{self.name}'", "all photos are classified")
         finally:
             self._source.close()
             self._is_still = False
 
     def _new_picture(self, frame: Frame | None) -> Frame | None:
-        """The frame, or None where it repeats the last picture."""
+        """Returns the frame, or None if it repeats the last picture; logs a stuck camera and its end."""
         if frame is not None and not self._stillness.repeats(frame.pixels):
             self._new_at = self._clock()
             if self._is_still:
@@ -299,7 +303,7 @@ class LatestFrame:
         if not self._is_still and self._clock() - self._new_at >= self._still_after_s:
             self._is_still = True
             logger.warning(
-                "the picture of %s has not changed for %s: a stuck camera? It counts as no leaf until it changes",
+                "the picture of %s has not changed for %s: the camera may be stuck; it is ignored until it changes",
                 self.name,
                 duration_words(self._clock() - self._new_at),
             )
@@ -312,7 +316,7 @@ class LatestFrame:
                 self._changed.wait_for(lambda: self._waiting is None or self._stop.is_set())
             if isinstance(self._waiting, Frame):
                 if isinstance(found, PhotoError):
-                    return  # a usable frame takes precedence
+                    return  # keep the usable frame
                 self.skipped += self._source.live
             self._waiting = found
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""A camera with an http(s) address: snapshots one by one, or an endless MJPEG stream."""
+"""The source for cameras with an http(s) address, which send single snapshots or an endless MJPEG stream."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from agridistill.errors import PhotoError
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 30_000_000
-# A camera that gives nothing else is broken, and as good as away; a single damaged picture is skipped.
+# After so many unreadable pictures in a row the camera counts as away; a single damaged picture is skipped.
 _MAX_UNREADABLE = 3
-# With `every_s` 0 a picture that does not change would be fetched as fast as the network allows.
+# Pause after an unchanged picture; with `every_s` 0 it would be fetched as fast as the network allows.
 _UNCHANGED_PAUSE_S = 0.1
 _STREAM = "multipart/"
-# These types are never a picture. Cameras also send application/octet-stream, no type, or nonsense.
+# Content types that are never a picture. For pictures cameras also send application/octet-stream, none, or wrong ones.
 _NO_PICTURE = re.compile(r"(text|message|audio|font)/.*|application/(.*[+-])?(json|xml|javascript|pdf|zip)")
 _START, _MARKER = b"\xff\xd8\xff", re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _TEM, _FILL = 0xD8, 0xD9, 0xDA, 0x01, 0xFF
@@ -40,10 +40,17 @@ _ALONE = frozenset({*range(0xD0, 0xD8), _TEM, _FILL})
 
 
 class SnapshotSource:
-    """Fetches a picture every `every_s`; one that did not change is no new frame.
+    """Downloads a picture every `every_s` seconds; an unchanged picture gives no frame.
 
-    An answer that is a stream (`multipart/x-mixed-replace`, MJPEG) stays open, and its newest picture is taken.
-    `timeout_s` is that of the whole exchange; in a stream, of each picture. A malformed address raises EdgeError.
+    If the answer is a stream (`multipart/x-mixed-replace`, MJPEG), it stays open, and its newest picture is used.
+
+    Args:
+        url: http(s) address of the camera.
+        settings: settings of the source.
+        timeout_s: time limit for a whole download; in a stream, for each picture.
+
+    Raises:
+        EdgeError: the address is malformed, or `ca_file` cannot be read.
     """
 
     live = True
@@ -64,16 +71,16 @@ class SnapshotSource:
         self._stream: MjpegStream | None = None
 
     def open(self) -> None:
-        """Makes the first picture due at once: it shows whether the camera is there."""
+        """Makes the first picture due at once; only `read` shows whether the camera is there."""
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """The picture, where it is due and has changed.
+        """Returns the next picture; None if none is due within `wait_s` seconds, or if it has not changed.
 
         Raises:
-            SourceRefusedError: user and password, or the camera's certificate, are wrong.
-            SourceLostError: no picture in the answer, or three in a row that cannot be read.
-            PhotoError: a picture that is damaged, or too large.
+            SourceRefusedError: the camera refuses user or password, or its certificate is not trusted.
+            SourceLostError: the camera does not answer, sends no picture, or three in a row that cannot be read.
+            PhotoError: the picture is damaged or too large.
         """
         if self._is_stream:
             data = self._next_of_stream(wait_s)
@@ -85,10 +92,10 @@ class SnapshotSource:
         return None if data is None else self._frame(data, time.time())
 
     def done(self, frame_identity: str) -> None:
-        """Does nothing: a picture is not stored."""
+        """Does nothing: there is no file of a picture to delete."""
 
     def close(self) -> None:
-        """Ends a stream; snapshots leave nothing open."""
+        """Closes the stream; snapshots leave no connection open."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -98,7 +105,7 @@ class SnapshotSource:
         if digest == self._last_digest:
             self._due = max(self._due, time.monotonic() + _UNCHANGED_PAUSE_S)
             if self._unreadable:
-                self._count_unreadable("the same bytes as before, which are no picture")
+                self._count_unreadable("the same unreadable picture again")
             return None
         self._last_digest = digest
         try:
@@ -111,13 +118,13 @@ class SnapshotSource:
         return Frame(pixels, str(self._number), self._settings.plot, at_s)
 
     def _count_unreadable(self, got: str) -> None:
-        # A lost camera stays lost until a picture can be read.
+        # The count is only reset by a picture that can be read: until then a lost camera stays lost.
         self._unreadable += 1
         if self._unreadable >= _MAX_UNREADABLE:
             raise self._lost(f"{self._unreadable} answers in a row that cannot be read, the last: {got}") from None
 
     def _snapshot(self) -> bytes | None:
-        """A picture; None where the camera turns out to send a stream, which the next call reads."""
+        """Downloads a snapshot; None if the camera turns out to send a stream, which the next `read` then opens."""
         self._due = time.monotonic() + self._settings.every_s
         with self._losses(), self._client.whole(self._url, self._timeout_s) as answer:
             kind = _kind(answer)
@@ -125,7 +132,7 @@ class SnapshotSource:
                 self._is_stream, self._due = True, 0.0
                 return None
             if _NO_PICTURE.fullmatch(kind):
-                raise self._lost(f"{kind[:100]} in a picture's place")
+                raise self._lost(f"{kind[:100]} instead of a picture")
             data = bytearray()
             for piece in answer.iter_raw():
                 data += piece
@@ -134,7 +141,7 @@ class SnapshotSource:
             return bytes(data)
 
     def _next_of_stream(self, wait_s: float) -> bytes | None:
-        """The stream's newest picture; None where none is due, and where the camera gives snapshots by now."""
+        """Returns the stream's newest picture; None if none is due, or if the camera now sends snapshots instead."""
         with self._losses():
             if self._stream is None:
                 answer = self._client.header(self._url, self._timeout_s)
@@ -156,23 +163,24 @@ class SnapshotSource:
             if error.status in (401, 403):
                 raise login_refused(self.name, error.status, self._user) from None
             if error.certificate:
-                expected = f"a certificate of {self.name} that is trusted"
-                raise SourceRefusedError(expected, error.certificate, "name its authority's in ca_file") from None
+                expected = f"a trusted certificate of {self.name}"
+                remedy = "set ca_file to a file with its authority's certificate"
+                raise SourceRefusedError(expected, error.certificate, remedy) from None
             raise self._lost(str(error)) from None
 
     def _lost(self, got: str) -> SourceLostError:
-        return SourceLostError(f"a picture from {self.name}", got, "it will be tried again")
+        return SourceLostError(f"a picture from {self.name}", got, "the agent will try again")
 
 
 class _Login(httpx.Auth):
-    """Answers a 401 of the camera; hosts that a redirect leads to get no password."""
+    """Logs in when the camera answers 401; a host to which the camera redirects gets no password."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
         self._origin, self._user, self._password = _origin(httpx.URL(url)), user, password
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         response = yield request
-        # A second answer only to a nonce that has expired: cameras lock an account after some wrong passwords.
+        # Try again only if the nonce has expired: cameras lock an account after several wrong passwords.
         for must_be_stale in (False, True):
             request = response.request
             if response.status_code != 401 or _origin(request.url) != self._origin:
@@ -190,21 +198,21 @@ class _Login(httpx.Auth):
 
 
 class JpegFrames:
-    """Cuts a stream of bytes into JPEGs by their own markers; a thumbnail within a picture is not one.
+    """Cuts a stream of bytes into JPEGs by their markers; thumbnails inside a picture stay a part of it.
 
-    What stands between pictures does not matter: other boundaries than the header's, missing or wrong lengths.
+    Everything between two pictures is ignored, because cameras send wrong boundaries and wrong or missing lengths.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
-        self._at, self._in_scan = 0, False  # in the current picture; 0 between two
+        self._at, self._in_scan = 0, False  # position in the current picture (0: before a picture); in its pixel data
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The pictures that are complete now; incomplete ones are dropped.
+        """Adds bytes of the stream, and returns the pictures that are now complete; truncated ones are dropped.
 
         Raises:
-            HttpError: one is larger than `max_bytes`.
+            HttpError: a picture is larger than `max_bytes`.
         """
         self._buffer += data
         pictures: list[bytes] = []
@@ -215,13 +223,13 @@ class JpegFrames:
             if first == 0xFF and code == _EOI:
                 pictures.append(bytes(self._buffer[: at + 2]))
                 self._drop(at + 2)
-            elif first == 0xFF and code == _SOI:  # the picture before was cut off
+            elif first == 0xFF and code == _SOI:  # the previous picture was truncated
                 self._drop(at)
             elif first == 0xFF and code in _ALONE:
                 self._at += 2 if code != _FILL else 1
             elif len(self._buffer) < at + 4:
                 break
-            elif first != 0xFF or length < 2:  # not a JPEG: search the next one
+            elif first != 0xFF or length < 2:  # this is not a JPEG: search for the next one
                 self._drop(2)
             else:
                 self._at, self._in_scan = at + 2 + length, code == _SOS
@@ -230,7 +238,7 @@ class JpegFrames:
         return pictures
 
     def _find_marker(self) -> bool:
-        """Goes on to the next marker of the picture, or to the next picture; False where more bytes are needed."""
+        """Moves to the next marker of the picture, or to the next picture; returns False if more bytes are needed."""
         if not self._at:
             start = self._buffer.find(_START)
             del self._buffer[: start if start >= 0 else -len(_START) + 1]
@@ -247,7 +255,13 @@ class JpegFrames:
 
 
 class MjpegStream:
-    """The newest complete picture of an endless answer; without one for `timeout_s` the stream is dead."""
+    """Reads pictures from an endless HTTP answer.
+
+    Args:
+        answer: the answer, whose body is not read yet.
+        timeout_s: the stream counts as dead if no complete picture comes for so many seconds.
+        max_bytes: largest size of a picture.
+    """
 
     def __init__(self, answer: httpx.Response, *, timeout_s: float, max_bytes: int) -> None:
         self._answer, self._chunks, self._timeout_s = answer, answer.iter_raw(), timeout_s
@@ -255,12 +269,12 @@ class MjpegStream:
         self._complete_at, self._has_given = time.monotonic(), False
 
     def newest(self, due: float, wait_s: float) -> bytes | None:
-        """The first picture that is complete at `due` (monotonic) or later; earlier ones are read and dropped.
+        """Returns the first picture that is complete at `due` (monotonic seconds) or later, and drops earlier ones.
 
-        None after `wait_s`, except before the first picture of a stream.
+        Returns None if none came within `wait_s` seconds, but always waits for the first picture of the stream.
 
         Raises:
-            HttpError: the connection is cut, ends, or gives no picture in time, or a picture is too large.
+            HttpError: the connection fails or ends, no picture came in time, or a picture is too large.
         """
         deadline = time.monotonic() + wait_s
         while True:
@@ -274,12 +288,12 @@ class MjpegStream:
                 if now >= due:
                     return pictures[-1]
             if now - self._complete_at > self._timeout_s:
-                raise HttpError(f"no whole picture in {self._timeout_s:g} s")
+                raise HttpError(f"no complete picture within {self._timeout_s:g} s")
             if now >= deadline and self._has_given:
                 return None
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._answer.close()
 
 

@@ -1,7 +1,7 @@
-"""What every source shares: its protocol, settings and errors, the reading of photos, and the login at a camera.
+"""Shared by all sources: the `Source` protocol, settings, errors, the reading of photos, and the login at a camera.
 
-Login over HTTP and RTSP is by Digest with SHA-256 or MD5 (RFC 7616), else Basic. httpx's own Digest takes the first
-offer of a camera only, and does not speak RTSP.
+The login over HTTP and RTSP uses Digest with SHA-256 or MD5 (RFC 7616), else Basic. httpx's own Digest only tries the
+first login method that a camera offers, and does not support RTSP.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from agridistill.errors import EdgeError, OutboxError, PhotoError
 from agridistill.preprocess import PhotoCost, photo_cost, read_photo
 
 MAX_PIXELS = 25_000_000
-"""Of a photo, by `preprocess.PhotoCost`: they take 250 MB at most."""
-# Two commits for each photo would be expensive: only photos that may exhaust the memory are recorded.
+"""Largest `PhotoCost.held_pixels` of a photo that is read: decoding it takes at most 250 MB."""
+# Only attempts to read photos that may exhaust the memory are recorded: each takes two writes to the disk.
 _LARGE_PIXELS, _MAX_CRASHES = 4_000_000, 2
-# Where a JPEG's data ends early, its decoder fills the rest with exactly this grey, and Pillow does not report it.
+# If a JPEG's data ends early, its decoder fills the rest with exactly this grey, and Pillow raises no error.
 _JPEG, _GREY, _LAST_PIXELS = b"\xff\xd8", 128, (slice(-2, None), slice(-8, None))
 _SCHEME = re.compile(r"([!#$%&'*+.^_`|~\w-]+)(?:\s+(.*))?", re.DOTALL)
 _PARAMETER = re.compile(r"([\w*-]+)\s*=\s*(.*)", re.DOTALL)
@@ -40,74 +40,74 @@ _HASHES: dict[str, Callable[[bytes], Any]] = {
 
 
 class SourceLostError(EdgeError):
-    """A source is away for now; it may come back."""
+    """A source cannot be reached now; it may come back."""
 
 
 class SourceRefusedError(SourceLostError):
-    """A source answers and refuses: a wrong user or password, or a certificate that is not trusted."""
+    """A source answers but cannot be used: user or password are wrong, or its certificate is not trusted."""
 
 
 class SourceEndedError(EdgeError):
-    """A video file has ended: no frame will follow."""
+    """A source has ended, such as a video file: no frame will follow."""
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """How frames are taken."""
+    """Settings of a source."""
 
-    plot: str = ""  # of all photos; in a folder, of those outside its subfolders
-    shorter_side: int | None = None  # that many pixels are enough, see `preprocess.read_photo`; None takes all
-    every_s: float = 1.0  # between two frames of a camera, and within a video file
-    after: Literal["keep", "delete"] = "keep"  # of a folder's photo once its detection is committed
-    time: Literal["arrival", "photo"] = "arrival"  # by which a folder's photo counts; "photo" is its EXIF time
-    username: str | None = None  # an address with a user overrides it
+    plot: str = ""  # plot of all photos; for a folder, of the photos outside its subfolders
+    shorter_side: int | None = None  # so many pixels are enough, see `preprocess.read_photo`; None reads all
+    every_s: float = 1.0  # seconds between two frames of a camera or of a video file
+    after: Literal["keep", "delete"] = "keep"  # what to do with a folder's photo after its detection is stored
+    time: Literal["arrival", "photo"] = "arrival"  # the time that rules use for a folder's photo: arrival, or EXIF
+    username: str | None = None  # for a camera; a user in its address is used instead
     password: str | None = field(default=None, repr=False)
-    ca_file: Path | None = None  # authorities to trust for https; None trusts the system's
+    ca_file: Path | None = None  # certificate authorities to trust for https; None trusts the system's
 
     def login(self, parts: SplitResult) -> tuple[str | None, str]:
-        """User (None for none) and password of an address, else of these settings."""
+        """Returns user (None without one) and password for an address: those in the address, else these settings'."""
         if parts.username is not None:
             return unquote(parts.username), unquote(parts.password or "") or self.password or ""
         return self.username, self.password or ""
 
 
 class Source(Protocol):
-    """Gives frames to one thread. Frames of a `live` source that are not taken in time are gone."""
+    """A source of frames. All methods except `done` are called by one thread."""
 
     name: str  # for people and logs, without secrets
-    live: bool
+    live: bool  # frames that are not read in time are lost, as with a camera; False for files
 
     def open(self) -> None:
-        """Starts, also after a loss and after `close`; raises SourceLostError where the source is away."""
+        """Starts the source, also after it was lost or closed; raises SourceLostError if it cannot be reached."""
 
     def read(self, wait_s: float) -> Frame | None:
-        """The next frame; None where none arrived within about `wait_s`.
+        """Returns the next frame; None if none arrived within about `wait_s` seconds.
 
         Raises:
-            PhotoError: one photo cannot be read; the next call continues behind it.
-            SourceLostError: the source went away.
+            PhotoError: a photo cannot be read; the next call continues with the next photo.
+            SourceLostError: the source can no longer be reached.
             SourceEndedError: there will be no more frames.
         """
 
     def done(self, frame_identity: str) -> None:
-        """The detection of a frame is committed. May be called from another thread."""
+        """Notifies the source that the detection of a frame is stored. It may be called from another thread."""
 
     def close(self) -> None:
-        """Releases everything that is open."""
+        """Releases the camera, connection or files of the source."""
 
 
 class Attempts(Protocol):
-    """Remembers over restarts which photos were being read; `store.history.History` implements it."""
+    """Remembers over restarts which photos crashed the agent; `store.history.History` implements it."""
 
     def begin(self, identity: str) -> int:
-        """Commits that reading begins; returns how often it began before without an `end`."""
+        """Records that reading a photo begins; returns how often reading it began before without reaching `end`."""
 
     def end(self, identity: str) -> None:
-        """Reading ended, successfully or not."""
+        """Records that reading a photo ended without a crash of the agent."""
 
 
 def login_refused(name: str, status: int, user: str | None) -> SourceRefusedError:
-    """The error for a camera's 401 or 403; `user` is the one that was sent, None for none."""
+    """Creates the error for a camera that answers 401 or 403; `user` is the user name that was sent, or None."""
     got = f"status {status} from {name}" + (", and no user is set" if user is None else "")
     variables = "AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD"
     return SourceRefusedError(
@@ -116,17 +116,26 @@ def login_refused(name: str, status: int, user: str | None) -> SourceRefusedErro
 
 
 class PhotoReader:
-    """Decodes photos within the memory of a small device, and skips those that crash the agent again and again."""
+    """Decodes photos with limited memory, and skips a photo that has crashed the agent twice.
+
+    Args:
+        settings: `shorter_side` limits the size of the decoded photo.
+        attempts: records the attempts to read large photos; None records nothing.
+    """
 
     def __init__(self, settings: SourceSettings, attempts: Attempts | None = None) -> None:
         self._settings, self._attempts = settings, attempts
 
     def read(self, source: Path | bytes, identity: str = "") -> NDArray[np.uint8]:
-        """The photo upright, `(H, W, 3)` uint8 RGB, of about `shorter_side`; attempts are recorded under its identity.
+        """Decodes a photo: `(H, W, 3)` uint8 RGB, upright, with a shorter side of about `shorter_side` pixels.
+
+        Args:
+            source: path or content of the photo.
+            identity: under which attempts are recorded; "" records none.
 
         Raises:
             UnreachablePhotoError: the system refuses access for now.
-            PhotoError: no photo, damaged, too large, or the agent crashed twice while reading it.
+            PhotoError: the file is no photo, damaged or too large, or the agent crashed twice while reading it.
         """
         name = f"'{source}'" if isinstance(source, Path) else f"{len(source):,} bytes"
         cost = photo_cost(source, shorter_side=self._settings.shorter_side)
@@ -139,8 +148,8 @@ class PhotoReader:
         with contextlib.suppress(OutboxError):  # a full disk is no reason to skip a photo
             crashes = attempts.begin(identity)
         if crashes >= _MAX_CRASHES:
-            got = f"{name}: the agent ended twice while reading it"
-            raise PhotoError("a photo that can be read", got, "scale it down and put it in again")
+            got = f"{name}, while reading which the agent crashed twice"
+            raise PhotoError("a photo that can be read", got, "scale it down and copy it there again")
         try:
             return self._decode(source, name)
         finally:
@@ -149,7 +158,7 @@ class PhotoReader:
 
     def _decode(self, source: Path | bytes, name: str) -> NDArray[np.uint8]:
         pixels = np.asarray(read_photo(source, shorter_side=self._settings.shorter_side))
-        # The grey end shows lost data, also where it was lost earlier; no whole photo of 13,707 has it (docs/field.md).
+        # A grey end means that data was lost, even before it; none of 13,707 complete photos had one (docs/field.md).
         is_grey = np.abs(pixels[_LAST_PIXELS].astype(np.int16) - _GREY) <= 1
         if is_grey.all() and np.ptp(pixels) > 2 and _is_jpeg(source):
             got = f"{name}, which lost some of its data"
@@ -165,9 +174,9 @@ def _is_jpeg(source: Path | bytes) -> bool:
 
 
 def _too_large(name: str, cost: PhotoCost) -> PhotoError:
-    got = f"{name} with {cost.width} x {cost.height}"
+    got = f"{name} with {cost.width} x {cost.height} pixels"
     if cost.held_pixels > cost.width * cost.height:
-        got += f", a WebP, which takes the memory of {cost.held_pixels:,}"
+        got += f", which as a WebP takes the memory of {cost.held_pixels:,} pixels"
     return PhotoError(
         f"a photo that takes the memory of at most {MAX_PIXELS:,} pixels",
         got,
@@ -176,14 +185,14 @@ def _too_large(name: str, cost: PhotoCost) -> PhotoError:
 
 
 class Challenge(NamedTuple):
-    """One way to log in that a server offers: the scheme in lower case, and its parameters by name in lower case."""
+    """A login method that a server offers in WWW-Authenticate."""
 
-    scheme: str
-    fields: dict[str, str]
+    scheme: str  # in lower case, such as "digest"
+    fields: dict[str, str]  # parameters by their name in lower case
 
 
 def challenges(headers: Iterable[str]) -> list[Challenge]:
-    """All offers in the values of WWW-Authenticate, also several in one header.
+    """Parses all login methods in the values of WWW-Authenticate headers; a header may contain several.
 
     Example:
         >>> [offer.scheme for offer in challenges(['Digest realm="a, b", nonce="n", algorithm=MD5, Basic realm="c"'])]
@@ -202,9 +211,14 @@ def challenges(headers: Iterable[str]) -> list[Challenge]:
 
 
 def authorization(offers: Sequence[Challenge], user: str, password: str, method: str, uri: str) -> str | None:
-    """The value of the `Authorization` header for the strongest login method; None where none is supported.
+    """Returns the value of the `Authorization` header for the strongest login method; None if none is supported.
 
-    `method` and `uri` are those of the request as it is sent; the password is in clear with Basic only.
+    Args:
+        offers: the login methods that the server offers.
+        user: user name.
+        password: password, which is sent readable with Basic, and only as a hash with Digest.
+        method: of the request, such as "GET".
+        uri: of the request, exactly as it is sent.
     """
     for name in _HASHES:
         for offer in offers:
@@ -227,7 +241,7 @@ def _digest(offer: Challenge, algorithm: str, user: str, password: str, method: 
     secret, request = hashed(user, realm, password), hashed(method, uri)
     if algorithm.endswith("-SESS"):
         secret = hashed(secret, nonce, client_nonce)
-    # Header lines are Latin-1; the bytes of UTF-8 pass unchanged.
+    # Headers are sent as Latin-1: decoding the UTF-8 bytes as Latin-1 sends them unchanged.
     name = user.encode().decode("latin-1").replace("\\", r"\\").replace('"', r"\"")
     fields = [f'username="{name}"', f'realm="{realm}"', f'nonce="{nonce}"', f'uri="{uri}"']
     if "qop" in offer.fields:

@@ -1,4 +1,4 @@
-"""What the agent must not lose: `outbox` (messages to deliver) and `history` (what was seen), each a `SqliteFile`."""
+"""The agent's databases: `outbox` (messages to deliver) and `history` (detections and alerts), each a `SqliteFile`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 class StateLostError(EdgeError):
-    """A file of the state was removed, replaced or damaged while the agent runs: the agent has to start anew."""
+    """A database file was removed, replaced or damaged while the agent runs; the agent must be started again."""
 
 
 class SqliteFile:
-    """A database of one file. May be used from several threads.
+    """An SQLite database in one file. It can be used from several threads.
 
-    A commit is on the disk when `writing` ends (write-ahead log, full synchronisation). A file that is damaged when it
-    is opened is set aside, logged and replaced by a new one, never deleted.
+    When a `writing` block ends, its changes are safe on the disk (write-ahead log, full synchronisation). If the file
+    is damaged when it is opened, it is renamed, logged and replaced by a new one; it is never deleted.
 
     Args:
-        path: of the file; its folder is created.
-        what: it holds, for messages: "outbox".
-        schema: statements that create the tables.
-        version: of the schema; files of another one are refused.
-        read_only: for a reader beside the agent; nothing is created then.
+        path: the file; its folder is created if it is missing.
+        what: name of the database for error messages, such as "outbox".
+        schema: SQL statements that create the tables if they are missing.
+        version: version of the schema; a file of another version is refused.
+        read_only: open for reading while the agent writes; the file must exist.
 
     Raises:
         OutboxError: the file cannot be opened, or is of another version.
@@ -55,7 +55,9 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on the disk at its end; it is rolled back where the body or the disk fails.
+        """Yields the database inside one transaction, which is on the disk at the end of the `with` block.
+
+        It is rolled back if the block or the disk fails.
 
         Raises:
             OutboxError: the disk is full or refuses.
@@ -75,10 +77,10 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The database, for queries.
+        """Yields the database for queries.
 
         Raises:
-            OutboxError: it cannot be read.
+            OutboxError: the file cannot be read.
             StateLostError: the file was damaged.
         """
         with self._lock:
@@ -88,7 +90,7 @@ class SqliteFile:
                 raise self._failure(error) from None
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the database file."""
         with self._lock:
             self._database.close()
 
@@ -111,7 +113,7 @@ class SqliteFile:
                 raise OutboxError(f"an {self._what} of version {version}", got, remedy)
             if not self._read_only:
                 database.execute("PRAGMA journal_mode = WAL")
-                # WAL alone syncs at checkpoints only: a power cut would take back what was committed.
+                # Without FULL, WAL only syncs at checkpoints: a power cut would undo committed transactions.
                 database.execute("PRAGMA synchronous = FULL")
                 database.executescript(f"{schema} PRAGMA user_version = {version};")
         except BaseException:
@@ -126,11 +128,12 @@ class SqliteFile:
             if sound == "ok":
                 return
         except sqlite3.OperationalError:
-            raise  # locked or without rights: not damaged
+            raise  # the file is locked or not accessible, but not damaged
         except sqlite3.DatabaseError:
             pass
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}")
-        logger.error("the %s '%s' is damaged: set aside as '%s', a new one is begun", self._what, self.path, aside)
+        line = "the %s '%s' is damaged: it is renamed to '%s', and a new one is created"
+        logger.error(line, self._what, self.path, aside)
         for suffix in ("", "-wal", "-shm"):
             part = Path(f"{self.path}{suffix}")
             if part.exists():
@@ -144,8 +147,8 @@ class SqliteFile:
         return OutboxError(f"an {self._what} that can be written and read", f"'{self.path}' ({error})", remedy)
 
     def _lost(self, what: str) -> StateLostError:
-        remedy = "start the agent again, and leave its state folder alone while it runs"
-        return StateLostError(f"the {self._what} where it was", f"'{self.path}', which was {what}", remedy)
+        remedy = "start the agent again, and do not change its state folder while it runs"
+        return StateLostError(f"the {self._what} unchanged by others", f"'{self.path}', which was {what}", remedy)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -157,7 +160,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def add_to_counter(database: sqlite3.Connection, name: str, count: int) -> None:
-    """Counts in the table `counters (name, value)`, within a transaction."""
+    """Adds `count` to a counter in the table `counters (name, value)`; call it inside a transaction."""
     if count:
         database.execute(
             "INSERT INTO counters (name, value) VALUES (?, ?) "

@@ -1,4 +1,4 @@
-"""History: detections and alerts on the device itself, also without a broker."""
+"""The history: detections and alerts that are stored on the device, with or without a broker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS photos (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
-# Trimming after each detection would cost a delete each time.
+# Old entries are deleted only after so many detections: each delete costs time.
 _TRIM_EVERY = 200
 _OWN, _OTHERS = "source = ?", "source <> ?"
 _MARK = (
@@ -55,25 +55,25 @@ _MARK = (
 
 @dataclass(frozen=True)
 class HistoryLimits:
-    """[history]: how much is kept of the newest entries; open alerts always stay."""
+    """Section [history]: how many of the newest entries are kept. Open alerts are always kept."""
 
     detections: Annotated[int, Field(ge=1)] = 50_000
-    thumbnails: Annotated[int, Field(ge=0)] = 500  # of the newest detections
-    alerts: Annotated[int, Field(ge=0)] = 5_000  # resolved ones
-    photos: Annotated[int, Field(ge=1)] = 1_000_000  # whose identity is remembered, so as not to decide on them again
+    thumbnails: Annotated[int, Field(ge=0)] = 500  # small pictures of the newest detections
+    alerts: Annotated[int, Field(ge=0)] = 5_000  # resolved alerts
+    photos: Annotated[int, Field(ge=1)] = 1_000_000  # photos that are remembered, so that none is decided on twice
 
 
 class History(SqliteFile):
-    """Detections and alerts in a SQLite file. Several processes may read it while the agent writes.
+    """Detections and alerts in an SQLite file. Several processes can read it while the agent writes.
 
-    Methods raise OutboxError where the disk is full or refuses, and change nothing then; StateLostError where the file
-    was removed or damaged.
+    Methods raise OutboxError if the disk is full or refuses, and then change nothing; they raise StateLostError if the
+    file was removed or damaged.
 
     Args:
-        path: of the file.
-        limits: how much is kept.
-        source: identity of the watched source (see `source_identity`): new detections and alerts are stored under it.
-        read_only: for a reader beside the running agent.
+        path: the file.
+        limits: how many entries are kept; None for the defaults.
+        source: identity of the watched source (see `source_identity`), stored with new detections and alerts.
+        read_only: open for reading while the agent writes; the file must exist.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class History(SqliteFile):
         self._until_trim = 0
 
     def add(self, detection: Detection, *, thumbnail: bytes | None = None, identity: str = "") -> None:
-        """Commits a detection; one whose event id exists already stays as it was.
+        """Stores a detection; if its event id exists already, the stored one stays unchanged.
 
         Args:
-            detection: of a frame.
-            thumbnail: a small JPEG.
-            identity: of the photo, which `decided_by` then knows; "" for live frames.
+            detection: the detection.
+            thumbnail: a small JPEG of its photo; None for none.
+            identity: `Frame.identity`, for which `decided_by` then returns the model; "" for live frames.
         """
         found, document = detection, json.dumps(detection.to_json(), ensure_ascii=False)
         with self.writing() as database:
@@ -107,17 +107,20 @@ class History(SqliteFile):
         self._until_trim -= 1
 
     def decided_by(self, identity: str) -> str | None:
-        """The model that decided on a photo: first 12 digits of its sha256, "" for a bad photo, None where none has."""
+        """Returns which model decided on a photo: the first 12 digits of its sha256.
+
+        "" means that the photo cannot be decided on (see `mark`), None that no model has decided on it.
+        """
         rows = self._rows("SELECT model FROM photos WHERE identity = ? AND begun IS NULL", identity)
         return str(rows[0][0]) if rows else None
 
     def mark(self, identity: str) -> None:
-        """Remembers a photo that cannot be decided on."""
+        """Remembers a photo that cannot be decided on: `decided_by` then returns "" for it."""
         with self.writing() as database:
             database.execute(_MARK, (identity, ""))
 
     def begin(self, identity: str) -> int:
-        """Records that reading a photo begins; returns how often that was recorded before without an `end`."""
+        """Records that reading a photo begins; returns how often reading it began before without reaching `end`."""
         with self.writing() as database:
             row = database.execute("SELECT begun FROM photos WHERE identity = ?", (identity,)).fetchone()
             database.execute(
@@ -128,39 +131,51 @@ class History(SqliteFile):
         return int(row[0] or 0) if row else 0
 
     def end(self, identity: str) -> None:
-        """Records that reading a photo ended, and the agent survived it."""
+        """Records that reading a photo ended without a crash of the agent."""
         with self.writing() as database:
             database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
     def recent(self, limit: int = 50, *, since_s: float | None = None, own: bool = False) -> list[Detection]:
-        """The newest detections, newest first: since a time (seconds since 1970), of the source that is watched now."""
+        """Returns the newest detections, newest first.
+
+        Args:
+            limit: at most so many.
+            since_s: only those since this time, in seconds since 1970; None for all.
+            own: only those of the source that is watched now.
+        """
         where, values = _conditions({"at_s >= ?": since_s, _OWN: self._source if own else None})
         query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
         return [Detection.from_json(json.loads(document)) for (document,) in self._rows(query, *values, limit)]
 
     def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """When the last detection of a plot of this source with one of the verdicts was seen (seconds since 1970)."""
+        """Returns when the last detection with one of the verdicts arrived from a plot of the watched source.
+
+        The time is in seconds since 1970; None without such a detection.
+        """
         return self._time_s("at_s", "ORDER BY seq DESC LIMIT 1", plot, verdicts)
 
     def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """Time of a plot's newest leaf, seconds since 1970: the photo's own where that counts, else its arrival."""
+        """Returns the newest time of all detections of a plot of the watched source with one of the verdicts.
+
+        It is the EXIF time if rules use that, else the arrival, in seconds since 1970; None without such a detection.
+        """
         return self._time_s("max(coalesce(json_extract(document, '$.taken_s'), at_s))", "", plot, verdicts)
 
     def plots(self) -> list[str]:
-        """Plots of all stored detections."""
+        """Returns the names of the plots of all stored detections."""
         return [plot for (plot,) in self._rows("SELECT DISTINCT plot FROM detections")]
 
     def thumbnail(self, event_id: str) -> bytes | None:
-        """The small JPEG of a detection, where one is stored."""
+        """Returns the small JPEG of a detection; None if none is stored."""
         rows = self._rows("SELECT thumbnail FROM detections WHERE event_id = ?", event_id)
         return rows[0][0] if rows else None
 
     def put_alerts(self, alerts: Sequence[Alert], *, told_s: Sequence[float]) -> None:
-        """Commits alerts as they are now, all or none.
+        """Stores new alerts and replaces changed ones, all of them or none.
 
         Args:
-            alerts: new ones, or changed ones by their ids.
-            told_s: of each, the time of its last notification, seconds since 1970; 0 for none.
+            alerts: the alerts as they are now; `alert_id` tells which one is replaced.
+            told_s: for each alert the time of its last notification, in seconds since 1970; 0 for none.
         """
         with self.writing() as database:
             for alert, told in zip(alerts, told_s, strict=True):
@@ -179,15 +194,15 @@ class History(SqliteFile):
             )
 
     def alerts(self, *, state: AlertState | None = None, limit: int = 50) -> list[Alert]:
-        """Alerts, the newest change first."""
+        """Returns up to `limit` alerts in a state (None for any), the one with the newest change first."""
         return [alert for alert, _ in self.alerts_told(state=state, limit=limit)]
 
     def alerts_told(
         self, *, state: AlertState | None = None, limit: int = 50, own: bool | None = None
     ) -> list[tuple[Alert, float]]:
-        """Alerts, the newest change first, each with the time of its last notification.
+        """Returns alerts as `alerts` does, each with the time of its last notification (seconds since 1970; 0: none).
 
-        `own` is True for those of the source that is watched now, False for those of others, None for all.
+        `own` is True for alerts of the source that is watched now, False for those of other sources, None for all.
         """
         of_source = {_OWN: self._source if own else None, _OTHERS: self._source if own is False else None}
         where, values = _conditions({"state = ?": state, **of_source})
@@ -196,7 +211,7 @@ class History(SqliteFile):
         return [(Alert.from_json(json.loads(document)), told_s) for document, told_s in rows]
 
     def verdict_counts(self) -> dict[str, int]:
-        """Number of detections by verdict, also of those that are no longer stored."""
+        """Returns the number of detections by verdict, including those that are no longer stored."""
         rows = self._rows("SELECT name, value FROM counters WHERE name LIKE 'verdict:%'")
         return {name.partition(":")[2]: value for name, value in rows}
 
@@ -222,6 +237,6 @@ class History(SqliteFile):
 
 
 def _conditions(wanted: Mapping[str, object | None]) -> tuple[str, list[object]]:
-    """Conditions that have a value, joined, and the values."""
+    """Returns an SQL condition that joins those with a value (not None), and the list of these values."""
     used = {condition: value for condition, value in wanted.items() if value is not None}
     return " AND ".join(used) or "true", list(used.values())

@@ -1,4 +1,4 @@
-"""Outbox: every message is on the disk before it is sent, and stays there until its receiver has acknowledged it."""
+"""The outbox: stores every message on the disk before it is sent, until its receiver has acknowledged it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from agridistill.edge.store import SqliteFile, add_to_counter
 
 Kind = Literal["detection", "alert"]
 _SCHEMA_VERSION = 1
-# Of a message beside its payload: its id, plot, index entries and page overhead, measured.
+# Measured size of a message besides its payload: its id, plot, index entries and page overhead.
 _OVERHEAD_BYTES = 160
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS messages (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again, also after the newest row is gone
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, -- AUTOINCREMENT: a number is never used again
     event_id TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL,
     plot TEXT NOT NULL,
@@ -39,23 +39,23 @@ CREATE TRIGGER IF NOT EXISTS message_removed AFTER DELETE ON messages BEGIN
     WHERE name = 'waiting_bytes';
 END;
 """  # noqa: S608 - constants
-# Thinning takes more than it has to, or every further message would thin again.
+# Share of the limit that thinning frees in addition; otherwise every further message would thin again.
 _SLACK = 0.05
 
 
 @dataclass(frozen=True)
 class Message:
-    """Something to be delivered."""
+    """A message for the outbox."""
 
     payload: bytes
-    kind: Kind = "detection"  # alerts outlive detections where room is short
-    plot: str = ""  # messages of one plot arrive in their order
+    kind: Kind = "detection"  # detections are deleted before alerts when the outbox is full
+    plot: str = ""  # messages of the same plot arrive in order
     event_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # by which a receiver recognises a duplicate
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A message on the disk, and its place in the order of all messages."""
+    """A message in the outbox; `seq` grows from message to message."""
 
     seq: int
     message: Message
@@ -63,27 +63,27 @@ class Pending:
 
 @dataclass(frozen=True)
 class OutboxLimits:
-    """[outbox]: how much may wait for a broker; a webhook and a command have an outbox of the same limits each."""
+    """Section [outbox]: limits of each outbox. Broker, webhook and command have one outbox each."""
 
-    max_megabytes: Annotated[float, Field(ge=0.01)] = 200.0  # of payloads and their overhead
+    max_megabytes: Annotated[float, Field(ge=0.01)] = 200.0  # size of payloads and their overhead
 
 
 @dataclass(frozen=True)
 class OutboxCounts:
-    """What waits, and what happened to the rest since the outbox was created."""
+    """Numbers of waiting, delivered and dropped messages since the outbox was created."""
 
-    waiting: Mapping[str, int]  # messages by kind
-    waiting_bytes: int
-    oldest_s: float  # age; 0 without any
+    waiting: Mapping[str, int]  # waiting messages by kind
+    waiting_bytes: int  # their size
+    oldest_s: float  # age of the oldest waiting message in seconds; 0 without one
     delivered: int  # messages that were acknowledged
-    dropped: Mapping[str, int]  # messages by kind that were deleted for lack of room
+    dropped: Mapping[str, int]  # by kind: messages that were deleted because the outbox was full
 
 
 class Outbox(SqliteFile):
-    """Messages in a SQLite file, in the order in which they were committed. May be used from several threads.
+    """Messages in an SQLite file, in the order in which they were added. It can be used from several threads.
 
-    Neither a kill nor a power cut takes back a commit. Methods raise OutboxError where the disk is full or refuses, and
-    change nothing then; StateLostError where the file was removed or damaged.
+    Neither a kill nor a power cut loses a message that was added. Methods raise OutboxError if the disk is full or
+    refuses, and then change nothing; they raise StateLostError if the file was removed or damaged.
     """
 
     def __init__(self, path: Path, limits: OutboxLimits | None = None) -> None:
@@ -91,9 +91,9 @@ class Outbox(SqliteFile):
         self._max_bytes = int((limits or OutboxLimits()).max_megabytes * 1e6)
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Commits messages in their order, all or none; one whose event id is known already is not added again.
+        """Stores messages in their order, all or none; a message whose event id is waiting already is not added.
 
-        Over the limits detections go first, also a new one where alerts fill them.
+        If the outbox is then too large, detections are deleted before alerts; if alerts fill it, even new detections.
         """
         rows = [(one.event_id, one.kind, one.plot, time.time(), one.payload) for one in messages]
         with self.writing() as database:
@@ -105,7 +105,7 @@ class Outbox(SqliteFile):
             self._make_room(database)
 
     def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
-        """The next messages behind the place `after`, in their order."""
+        """Returns up to `limit` messages with a `seq` above `after`, in order."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT seq, payload, kind, plot, event_id FROM messages WHERE seq > ? ORDER BY seq LIMIT ?",
@@ -114,13 +114,13 @@ class Outbox(SqliteFile):
         return [Pending(seq, Message(*message)) for seq, *message in rows]
 
     def delivered(self, seqs: Iterable[int]) -> None:
-        """Deletes messages that the receiver has acknowledged; places that are gone already are ignored."""
+        """Deletes messages that the receiver has acknowledged, by their `seq`; unknown ones are ignored."""
         with self.writing() as database:
             done = database.executemany("DELETE FROM messages WHERE seq = ?", [(seq,) for seq in seqs])
             add_to_counter(database, "delivered", done.rowcount)
 
     def counts(self) -> OutboxCounts:
-        """What waits, and what happened to the rest."""
+        """Returns the numbers of waiting, delivered and dropped messages."""
         with self.reading() as database:
             waiting = dict(database.execute("SELECT kind, count(*) FROM messages GROUP BY kind").fetchall())
             oldest = database.execute("SELECT created_s FROM messages ORDER BY seq LIMIT 1").fetchone()
@@ -134,7 +134,10 @@ class Outbox(SqliteFile):
         )
 
     def _make_room(self, database: sqlite3.Connection) -> None:
-        """Deletes every second one of the oldest half of the detections until there is room; alerts go last."""
+        """Deletes every second detection in the oldest half, repeatedly, until the size is within the limit.
+
+        Alerts are deleted only when no detections are left.
+        """
         limit = self._max_bytes
         if _waiting_bytes(database) <= limit:
             return
@@ -142,11 +145,11 @@ class Outbox(SqliteFile):
             "SELECT coalesce(sum(length(payload) + length(plot) + ?), 0) FROM messages WHERE kind = 'alert'",
             (_OVERHEAD_BYTES,),
         ).fetchone()
-        # More than necessary, but at most half of what the alerts leave to the detections.
+        # Free more than necessary, but at most half of the room that the alerts leave for detections.
         allowed = min(limit, max((1 - _SLACK) * limit, (alerts + limit) / 2))
         while _waiting_bytes(database) > allowed:
             (detections,) = database.execute("SELECT count(*) FROM messages WHERE kind = 'detection'").fetchone()
-            # A record that is half as dense says more than one that starts half as late.
+            # Keep every second one: fewer detections over the whole time are more useful than a missing first half.
             taken = _drop(
                 database,
                 "seq IN (SELECT seq FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM messages "

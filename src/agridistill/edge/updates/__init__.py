@@ -1,5 +1,5 @@
-"""Signed model updates: `release` (signatures), `fetch`, `golden` (a trial on the device), `slots` (which model runs).
+"""Signed model updates: `release` (signatures), `fetch` (download), `golden` (test on the device), `slots` (storage).
 
-`Updater` connects them and `UpdateWorker` runs it beside the agent; `publish` creates releases. A device always has the
-old or the new model, never none.
+`Updater` installs a release with them, `UpdateWorker` runs it in a thread of the agent, and `publish` creates releases.
+At every moment a device can use either the old or the new model.
 """

@@ -1,6 +1,6 @@
-"""Where a release comes from, and the download of its files.
+"""Downloads the files of a release from a folder or a server.
 
-A download continues after a cut or a kill; a file is used only when its sha256 is the signed one.
+A download continues after a lost connection or a kill; a file is only used if its sha256 is the signed one.
 """
 
 from __future__ import annotations
@@ -30,45 +30,52 @@ from agridistill.storage import sync_folder
 
 MAX_FILE_BYTES = 500_000_000
 SPARE_BYTES = 50_000_000
-"""Room on the disk that an update leaves free."""
+"""Bytes on the disk that an update must leave free."""
 TIMEOUT_S = 30.0
-"""Of a connection with the header of its answer, and of each read of the body."""
+"""Time limit in seconds from the connection to the header of the answer, and for each read of the body."""
 PATIENCE_S = 3600.0
-"""For all files; the next check continues the download."""
+"""Time limit in seconds for all files of a release; the next check continues the download."""
 ATTEMPTS = 4
-"""Tries in a row without a new byte before a file is given up."""
+"""Number of tries in a row without a new byte after which the download of a file ends."""
 PAUSE_S = 1.0
-"""Before the second try; doubled before each further one."""
+"""Pause in seconds before the second try; it doubles before each further one."""
 _LATER = "the next check tries again"
 _CHUNK_BYTES = 65_536
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ReleaseSource(Protocol):
-    """Gives the files of a release; nothing of them is used before it was checked."""
+    """Gives access to the files of a release. The caller checks their content before using it."""
 
-    where: str  # for messages, without secrets
+    where: str  # address for messages, without secrets
 
     def opened(self, path: str, start: int) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
-        """`release.json` or `vVERSION/NAME`: the byte that it really starts with, `start` or 0, and its pieces.
+        """Opens `release.json` or `vVERSION/NAME`, to be read from the byte `start` on.
+
+        Returns:
+            A context manager of the byte at which the content really starts (`start` or 0), and the content in pieces.
 
         Raises:
-            UnavailableError: it cannot be fetched.
+            UnavailableError: the file cannot be downloaded.
         """
         ...
 
 
 def open_source(address: str, ca_file: Path | None = None) -> ReleaseSource:
-    """The source at `http(s)://…/release.json` or its folder with a "/", or at a folder's or file's path.
+    """Creates the release source for a URL (`https://…/release.json`, or its folder with a final "/") or a local path.
+
+    Args:
+        address: URL, or path of `release.json` or its folder.
+        ca_file: certificate authorities to trust for https; None trusts the system's.
 
     Raises:
-        EdgeError: an address that cannot be used.
+        EdgeError: the address cannot be used.
     """
     return ReleaseServer(address, ca_file) if "://" in address else ReleaseFolder(Path(address))
 
 
 class ReleaseFolder:
-    """A folder with `release.json`, or that file."""
+    """A release source in a local folder; `path` is the folder or its `release.json`."""
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent if path.name == RELEASE_NAME else path
@@ -76,45 +83,46 @@ class ReleaseFolder:
 
     @contextmanager
     def opened(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """See `ReleaseSource`."""
+        """Opens a file; see `ReleaseSource.opened`."""
         place = self._folder / path
         try:
-            # Anything else, such as a pipe, could block the reader forever.
+            # Other kinds of files, such as a pipe, could block the reader forever.
             if not place.is_file():
                 raise FileNotFoundError("no such file")
             file = place.open("rb")
         except OSError as error:
-            raise UnavailableError("a release", f"'{place}' ({error.strerror or error})", _LATER) from None
+            raise UnavailableError("a file of a release", f"'{place}' ({error.strerror or error})", _LATER) from None
         with file:
             file.seek(start)
             yield start, iter(partial(file.read, _CHUNK_BYTES), b"")
 
 
 class ReleaseServer:
-    """An http(s) address of a `release.json`, or of its folder with a "/" at its end; the files lie beside it."""
+    """A release source on an HTTP server; `url` is the one of `release.json`, or of its folder with a final "/"."""
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
-        # Importing httpx takes time and memory, which an agent without such a source saves.
+        # Imported here, because httpx takes time and memory that an agent without such a source saves.
         from agridistill.edge.http import HttpClient, tls_context
 
         parts = split_url(url, example="https://host/models/release.json")
         is_plain = url.isascii() and url.isprintable() and " " not in url
         if parts.scheme not in ("http", "https") or parts.password is not None or not is_plain:
-            got = "one with a password" if parts.password is not None else f"'{url.split('?')[0][:100]}'"
-            raise EdgeError("an http(s) address of a release, or a folder", got, "correct it")
+            got = "an address with a password" if parts.password is not None else f"'{url.split('?')[0][:100]}'"
+            expected = "a folder, or an http(s) address without a password, as the source of model updates"
+            raise EdgeError(expected, got, "correct source in [updates]")
         self._url = urljoin(url, RELEASE_NAME) if parts.path.endswith("/") else url
         self.where = f"'{public_name(urlsplit(self._url))}'"
         self._client = HttpClient(context=tls_context(ca_file), follow_redirects=True)
 
     @contextmanager
     def opened(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """See `ReleaseSource`."""
+        """Opens a file; see `ReleaseSource.opened`."""
         from agridistill.edge.http import HttpError, http_errors
 
         url = self._url if path == RELEASE_NAME else urljoin(self._url, path)
         headers = {"Cache-Control": "no-cache"} | ({"Range": f"bytes={start}-"} if start else {})
         try:
-            # The body may take long, and has a limit of its own.
+            # No limit for the whole body here: it may take long, and the caller limits it.
             with http_errors(), closing(self._client.header(url, TIMEOUT_S, headers=headers)) as answer:
                 continues = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
                 if answer.status_code not in (200, 206) or (answer.status_code == 206 and not continues):
@@ -123,15 +131,15 @@ class ReleaseServer:
         except HttpError as error:
             where = f"'{public_name(urlsplit(url))}'"
             got = f"status {error.status} from {where}" if error.status else f"{where} ({error})"
-            raise UnavailableError("a release", got, _LATER) from None
+            raise UnavailableError("a file of a release", got, _LATER) from None
 
 
 def read_envelope(source: ReleaseSource) -> bytes:
-    """The content of `release.json`.
+    """Downloads `release.json`, and returns its content.
 
     Raises:
-        UnavailableError: it cannot be fetched.
-        RefusedError: it is too large.
+        UnavailableError: the file cannot be downloaded.
+        RefusedError: the file is too large.
     """
     content, deadline = b"", time.monotonic() + PATIENCE_S
     try:
@@ -139,33 +147,36 @@ def read_envelope(source: ReleaseSource) -> bytes:
             for piece in pieces:
                 content += piece
                 if time.monotonic() > deadline:
-                    raise UnavailableError("a release", f"{source.where} (not whole in {PATIENCE_S:g} s)", _LATER)
+                    got = f"{source.where} (not complete after {PATIENCE_S:g} s)"
+                    raise UnavailableError(f"a {RELEASE_NAME}", got, _LATER)
                 if len(content) > MAX_RELEASE_BYTES:
-                    expected = f"a release of at most {MAX_RELEASE_BYTES:,} bytes"
-                    raise RefusedError(expected, f"more from {source.where}", "publish it again")
+                    expected = f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes"
+                    remedy = "publish it again with fewer golden photos"
+                    raise RefusedError(expected, f"more bytes from {source.where}", remedy)
     except OSError as error:
-        raise UnavailableError("a release", f"{source.where} ({error})", _LATER) from None
+        raise UnavailableError(f"a {RELEASE_NAME}", f"{source.where} ({error})", _LATER) from None
     return content
 
 
 def fetch_files(source: ReleaseSource, release: Release, folder: Path) -> None:
-    """Downloads all files of a verified release into a folder; complete ones are not fetched again.
+    """Downloads all files of a verified release into `folder`, except those that are complete there.
 
-    `NAME.part` is a file that is being fetched.
+    A file has the name `NAME.part` until it is complete.
 
     Raises:
         RefusedError: a file is too large, or its sha256 is not the signed one.
-        UnavailableError: cut off again and again, or the disk is full.
+        UnavailableError: the download failed several times or takes too long, or the disk is full.
     """
     for file in release.files:
         if file.size_bytes > MAX_FILE_BYTES:
-            got = f"'{file.name}' with {file.size_bytes:,}"
+            got = f"'{file.name}' with {file.size_bytes:,} bytes"
             raise RefusedError(f"files of at most {MAX_FILE_BYTES:,} bytes", got, "publish a smaller model")
     present = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     needed = max(0, release.size_bytes - present) + SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UnavailableError(f"{needed:,} free bytes for an update", f"{free:,} at '{folder}'", "free some")
+        expected, got = f"{needed:,} free bytes for a model update", f"{free:,} bytes on the disk of '{folder}'"
+        raise UnavailableError(expected, got, "free some space")
     deadline = time.monotonic() + PATIENCE_S
     try:
         for file in release.files:
@@ -173,15 +184,16 @@ def fetch_files(source: ReleaseSource, release: Release, folder: Path) -> None:
                 _fetch(source, f"{release.folder}/{file.name}", file, folder, deadline)
     except OSError as error:
         if error.errno in _DISK_FULL:
-            # The partial download would keep the agent itself from writing.
+            # Delete the partial download, or the agent itself could not write to the disk.
             shutil.rmtree(folder, ignore_errors=True)
-        raise UnavailableError("room for an update", f"'{folder}' ({error.strerror or error})", "free some") from None
+        got = f"'{folder}' ({error.strerror or error})"
+        raise UnavailableError("a disk that can store a model update", got, "free some space") from None
     sync_folder(folder)
 
 
 def _fetch(source: ReleaseSource, path: str, file: ReleaseFile, folder: Path, deadline: float) -> None:
     part = folder / f"{file.name}.part"
-    # Twice: the first part may be of another version, or have been damaged on its way.
+    # Two tries: the first part may be of another version, or damaged by the transfer.
     for _ in range(2):
         _fill(source, path, part, file.size_bytes, deadline)
         if file.is_intact(part):
@@ -191,11 +203,11 @@ def _fetch(source: ReleaseSource, path: str, file: ReleaseFile, folder: Path, de
             return
         part.unlink()
     expected = f"'{file.name}' with sha256 {file.sha256[:12]}…"
-    raise RefusedError(expected, f"another content from {source.where}", "publish it again")
+    raise RefusedError(expected, f"other content from {source.where}", "publish the release again")
 
 
 def _fill(source: ReleaseSource, path: str, part: Path, size: int, deadline: float) -> None:
-    """Extends the part to the file's size, or beyond it where the source gives more."""
+    """Downloads into `part` until it has `size` bytes, or more if the source sends more."""
     part.touch()
     failures, best = 0, part.stat().st_size
     while (begin := part.stat().st_size) < size:
@@ -213,18 +225,18 @@ def _fill(source: ReleaseSource, path: str, part: Path, size: int, deadline: flo
         if failures >= ATTEMPTS or time.monotonic() > deadline:
             expected = f"the whole of '{part.stem}' from {source.where}"
             reason = reason or f"{done:,} of {size:,} bytes"
-            raise UnavailableError(expected, reason, "the next check continues")
+            raise UnavailableError(expected, reason, "the next check continues the download")
         time.sleep(PAUSE_S * 2 ** (failures - 1))
 
 
 def _append(part: Path, pieces: Iterator[bytes], start: int, size: int, deadline: float) -> None:
-    """Writes until the end, a read error, the deadline, or the first bytes too many."""
+    """Writes pieces to `part` until their end, a read error, the deadline, or more than `size` bytes."""
     done = start
     with part.open("ab" if start else "wb") as file:
         while done <= size and time.monotonic() < deadline:
             try:
                 piece = next(pieces, b"")
-            except OSError:  # of the source; one of the disk is raised below
+            except OSError:  # an error of the source; `file.write` raises those of the disk
                 return
             if not piece:
                 return

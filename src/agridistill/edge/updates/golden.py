@@ -1,6 +1,6 @@
-"""Golden photos: the new model answers them on the device, in a process of its own, before it is used.
+"""The golden check: tests a new model on the device with the release's golden photos before it is used.
 
-A model that crashes its engine, hangs or exhausts the memory ends only that process.
+The model runs in a separate process: if it crashes, hangs or exhausts the memory, the agent goes on.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from agridistill.edge.updates.release import RefusedError, Release, UnavailableE
 from agridistill.errors import AgriDistillError
 
 LIMIT_S = 120.0
-"""For all golden photos."""
-_OTHER, _LATER = "publish another version", "the next check tries it again"
-_FINISHED = "a golden check that may end"
+"""Time limit for all golden photos, in seconds."""
+_OTHER, _LATER = "publish a corrected model as a new version", "the next check tries it again"
+_FINISHED = "a golden check that runs to its end"
 _POLL_S = 0.2
 # Exit codes after SIGHUP, SIGINT and SIGTERM, which a service manager or a terminal sends.
 _ASKED_TO_END = (-1, -2, -15)
-_KILLED = -9  # by a service manager, or for lack of memory
+_KILLED = -9  # killed by a service manager, or for lack of memory
 
 
 class KilledCheckError(UnavailableError):
-    """The check was killed, perhaps for lack of memory; then it will be again."""
+    """The golden check was killed, perhaps for lack of memory, which may happen again at every try."""
 
 
 def check_golden(folder: Path, release: Release, threads: int, stop: threading.Event | None = None) -> None:
-    """Lets the model of a verified release answer its golden photos.
+    """Runs the model of a verified release on its golden photos, and raises an error unless it passes.
 
     Args:
-        folder: holds the release's files.
-        release: with the expected labels.
-        threads: of one prediction; 0 takes one for each core.
-        stop: setting it ends the check.
+        folder: folder with the release's files.
+        release: names the golden photos and their expected labels.
+        threads: threads of one prediction; 0 takes one for each core.
+        stop: if it is set, the check ends.
 
     Raises:
-        RefusedError: other classes than were signed, too few right answers, a crash, or no answer in time.
+        RefusedError: the model has other classes than the release, answers too few photos right, crashes, or takes
+            longer than 120 s.
         KilledCheckError: the process was killed.
-        UnavailableError: `stop` was set, or the process was asked to end: nothing is known of the model.
+        UnavailableError: `stop` was set, or a signal ended the process; the model may still be good.
         OSError: the process cannot be started.
     """
     question = {
@@ -62,27 +63,28 @@ def check_golden(folder: Path, release: Release, threads: int, stop: threading.E
     if "error" in answer:
         raise RefusedError("a model that runs on this device", str(answer["error"])[:300], _OTHER)
     if tuple(answer["classes"]) != release.classes:
-        raise RefusedError("the classes that were signed", ", ".join(answer["classes"])[:200], _OTHER)
+        expected, got = "a model with the classes in its release", ", ".join(answer["classes"])[:200]
+        raise RefusedError(expected, got, _OTHER)
     right = sum(label == golden.label for label, golden in zip(answer["labels"], release.golden, strict=True))
     if right / len(release.golden) < release.minimum_agreement:
-        expected = f"{100 * release.minimum_agreement:g} % of the golden photos answered as signed"
+        expected = f"at least {100 * release.minimum_agreement:g} % of the golden photos answered right"
         raise RefusedError(expected, f"{right} of {len(release.golden)}", _OTHER)
 
 
 def _without_answer(code: int, log: bytes) -> UnavailableError | RefusedError:
     if code in _ASKED_TO_END:
-        return UnavailableError(_FINISHED, f"one that was ended by signal {-code}", _LATER)
+        return UnavailableError(_FINISHED, f"a check that signal {-code} ended", _LATER)
     if code == _KILLED:
-        return KilledCheckError(_FINISHED, "one that was killed, perhaps for lack of memory", _LATER)
+        return KilledCheckError(_FINISHED, "a check that was killed, perhaps for lack of memory", _LATER)
     last = log.decode("utf-8", "replace").strip().splitlines()[-1:]
     got = f"a process that ended with code {code} ({' '.join(last)[:200]})"
     return RefusedError("a model that runs on this device", got, _OTHER)
 
 
 def _run(question: dict[str, Any], folder: Path, stop: threading.Event) -> tuple[int, bytes, bytes]:
-    """Exit code, stdout and stderr of the process that answers."""
+    """Runs the process that answers a question; returns its exit code, stdout and stderr."""
     deadline = time.monotonic() + LIMIT_S
-    # A file: a pipe would block on a long question.
+    # The question goes through a file, because a long one could block a pipe.
     with tempfile.TemporaryFile(dir=folder) as asked:
         asked.write(json.dumps(question).encode())
         asked.seek(0)
@@ -91,7 +93,7 @@ def _run(question: dict[str, Any], folder: Path, stop: threading.Event) -> tuple
             stdin=asked,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is for the agent, which ends the check itself
+            start_new_session=True,  # a Ctrl-C only reaches the agent, which then ends the check
         )
     with process:
         try:
@@ -101,25 +103,26 @@ def _run(question: dict[str, Any], folder: Path, stop: threading.Event) -> tuple
                     return process.returncode, output, log
                 except subprocess.TimeoutExpired:
                     if stop.is_set():
-                        raise UnavailableError(_FINISHED, "a stop of the agent", _LATER) from None
+                        raise UnavailableError(_FINISHED, "the end of the agent", _LATER) from None
                     if time.monotonic() > deadline:
-                        raise RefusedError("golden answers in time", f"none in {LIMIT_S:g} s", _OTHER) from None
+                        expected = f"answers to all golden photos within {LIMIT_S:g} s"
+                        raise RefusedError(expected, "no answers", _OTHER) from None
         finally:
             process.kill()
 
 
 def main() -> None:
-    """Reads one question on stdin, and answers it on stdout."""
+    """Entry point of the separate process: reads a question as JSON on stdin, and writes the answer to stdout."""
     question = json.load(sys.stdin)
     _lower_priority()
-    # An engine may write to stdout, which is for the answer only.
+    # An inference engine may write to stdout: send that to stderr, because stdout is only for the answer.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         json.dump(_answer(question), answer)
 
 
 def _lower_priority() -> None:
-    """Leaves processor and memory to the agent, and ends this process also where the agent was killed."""
+    """Gives the agent priority for processor and memory, and ends this process after 125 s even without the agent."""
     if hasattr(os, "nice"):
         os.nice(10)
     if hasattr(signal, "alarm"):
@@ -134,7 +137,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
 
     try:
         predictor = Predictor(open_artefact(Path(question["model"]), threads=question["threads"]))
-        labels = [predictor.predict(Path(photo)).label for photo in question["photos"]]  # one by one, as the agent does
+        # One photo at a time, as in the agent.
+        labels = [predictor.predict(Path(photo)).label for photo in question["photos"]]
     except AgriDistillError as error:
         return {"error": str(error)}
     return {"classes": list(predictor.manifest.classes), "labels": labels}

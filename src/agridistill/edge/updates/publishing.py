@@ -1,4 +1,4 @@
-"""Publishing: a model, golden photos and a key become a release for devices."""
+"""Publishing: writes a signed release for devices from a model, golden photos and a key."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ _NAMED_PHOTOS = 5
 
 @dataclass(frozen=True)
 class PublishSettings:
-    """What a release holds beside its files."""
+    """The settings of a release."""
 
     version: int  # grows from release to release
-    channel: str = "default"  # devices take the releases of one channel
-    minimum_agreement: float = 0.9  # share of the golden photos that a device's own engine has to get right, above 0
-    base_url: str = ""  # of the folder of the releases, for those that come by MQTT
+    channel: str = "default"  # a device only takes releases of its channel
+    minimum_agreement: float = 0.9  # share of golden photos that a device must answer right, above 0 and at most 1
+    base_url: str = ""  # URL of the folder with the releases, needed for releases that are sent by MQTT
     trust: tuple[bytes, ...] = ()  # public keys of 32 bytes that devices trust from now on
-    revoke: tuple[str, ...] = ()  # ids of keys that they no longer trust
+    revoke: tuple[str, ...] = ()  # ids of keys that devices no longer trust
 
 
 @dataclass(frozen=True)
 class PublishResult:
-    """A release that was written."""
+    """Facts about a published release."""
 
     release: str  # path of its `release.json`
     version: int
-    key_ids: tuple[str, ...]  # of the keys that signed it
+    key_ids: tuple[str, ...]  # ids of the keys that signed it
     files: int
-    size_bytes: int  # that a device downloads
+    size_bytes: int  # size of the files that a device downloads
     golden_photos: int
-    agreement: float  # share of the golden photos that the model gets right here, 0 to 1
-    unchanged: bool  # the very same release existed already
+    agreement: float  # share of golden photos that the model answers right on this machine, 0 to 1
+    unchanged: bool  # the same release existed already, so nothing was written
 
     def to_json(self) -> dict[str, Any]:
-        """All figures."""
+        """Returns all fields by their names."""
         return asdict(self)
 
 
@@ -76,25 +76,26 @@ def publish(
     *,
     progress: ProgressCallback = silent,
 ) -> PublishResult:
-    """Writes `OUT/vVERSION/…` and then `OUT/release.json`, which switches devices to it at once.
+    """Writes a release's files to `OUT/vVERSION/`, and then `OUT/release.json`, which makes it visible to devices.
 
     Args:
-        model: an exported file with its manifest beside it.
-        golden: photos in folders of their class; or without folders, where the model's own answers here count.
-        out: folder that is served to devices; it holds the releases of all versions.
-        keys: that sign; a device needs one that it trusts.
-        settings: version and the rest.
-        progress: called with (photos answered, photos).
+        model: an exported model file, with its manifest next to it.
+        golden: folder of photos that test the model on a device. Subfolders name the expected class; without
+            subfolders, the model's answers on this machine are expected.
+        out: folder that devices can read; it holds the releases of all versions.
+        keys: private keys that sign the release; a device must trust at least one of them.
+        settings: version, channel and further settings of the release.
+        progress: called with (photos answered, photos in all).
 
     Raises:
-        EdgeError: no key, a version that was published already, or values that no release may have.
-        ModelError: no exported model, or one that does not get its own golden photos right.
-        DataError: golden photos that cannot be read.
+        EdgeError: there is no key, the version was published already, or a value is not allowed in a release.
+        ModelError: `model` is not an exported model, or answers too few golden photos right.
+        DataError: a golden photo cannot be read.
     """
     if model.suffix not in MODEL_SUFFIXES or not model.is_file():
         raise ModelError("an exported model (.onnx, .tflite)", f"'{model}'", "run `agridistill export` first")
     if not keys:
-        raise EdgeError("a key to sign with", "none", "name it with --key, or make one with --new-key")
+        raise EdgeError("a key to sign with", "none", "name it with --key, or create one with --new-key")
     predictor = Predictor(open_artefact(model))
     photos, labels, agreement = _golden(golden, predictor, settings.minimum_agreement, progress)
     names = [f"golden-{number:03d}{photo.suffix.lower()}" for number, photo in enumerate(photos, 1)]
@@ -106,7 +107,8 @@ def publish(
     release = _release(contents, model, predictor.manifest.classes, dict(zip(names, labels, strict=True)), settings)
     own = [key_id(key.public_key().public_bytes_raw()) for key in keys]
     if set(own) <= set(settings.revoke) and not settings.trust:
-        raise EdgeError("a key that is left", "one that signs its own end", "name the next one with --trust-key")
+        got = "only signing keys that --revoke-key revokes"
+        raise EdgeError("a key that devices still trust afterwards", got, "name the next key with --trust-key")
     unchanged = _is_published(out, release)
     if not unchanged:
         _write(out, release, contents, signed_release(release, keys))
@@ -127,7 +129,7 @@ def _golden(
 ) -> tuple[list[Path], list[str], float]:
     photos = expand([folder])
     if len(photos) > MAX_GOLDEN_PHOTOS:
-        raise EdgeError(f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "take fewer")
+        raise EdgeError(f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some")
     answers = []
     for photo in photos:
         answers.append(predictor.predict(photo).label)
@@ -139,16 +141,17 @@ def _golden(
     for photo, label in zip(photos, labels, strict=True):
         if label not in predictor.manifest.classes:
             known = ", ".join(predictor.manifest.classes[:10])
-            raise EdgeError("golden photos in folders of the model's classes", f"'{photo}'", f"known: {known}")
+            remedy = f"name its folder after a class of the model ({known})"
+            raise EdgeError("golden photos in folders named after their class", f"'{photo}'", remedy)
     wrong = [photo for photo, label, answer in zip(photos, labels, answers, strict=True) if label != answer]
     agreement = (len(photos) - len(wrong)) / len(photos)
     if agreement < minimum:
         named = ", ".join(f"'{photo}'" for photo in wrong[:_NAMED_PHOTOS])
         named += f" and {len(wrong) - _NAMED_PHOTOS} more" if len(wrong) > _NAMED_PHOTOS else ""
         raise ModelError(
-            f"a model that answers {100 * minimum:g} % of its golden photos right",
+            f"a model that answers at least {100 * minimum:g} % of its golden photos right",
             f"{100 * agreement:.1f} % (wrong: {named})",
-            "take other photos or lower --minimum-agreement",
+            "use other photos or lower --minimum-agreement",
         )
     return photos, labels, agreement
 
@@ -178,36 +181,42 @@ def _release(
             trust=TrustChange(add=tuple(key.hex() for key in settings.trust), remove=settings.revoke),
         )
     except ValidationError as error:
-        raise EdgeError("values that a release may have", problem_of(error), "correct them") from None
+        raise EdgeError("values that are allowed in a release", problem_of(error), "correct the value") from None
 
 
 def _is_published(out: Path, release: Release) -> bool:
-    """Whether the very same release is published; EdgeError where a newer one is, or another one of this version."""
+    """Whether the same release is published already.
+
+    Raises:
+        EdgeError: a release with a higher version is published, or another one with the same version.
+    """
     path = out / RELEASE_NAME
     if not path.exists():
         return False
     published = stored_release(path.read_bytes())
     if published.version > release.version:
-        raise EdgeError(f"a version above {published.version}", str(release.version), "devices take no older one")
+        got, remedy = f"version {release.version}", "use a higher --version, because devices refuse lower ones"
+        raise EdgeError(f"a version above {published.version}", got, remedy)
     if published.version < release.version:
         return False
     if published.model_copy(update={"created": release.created}) != release:
         remedy = f"publish with --version {release.version + 1}"
-        raise EdgeError("a new version", f"another release of version {release.version} in '{out}'", remedy)
+        got = f"version {release.version}, of which '{out}' holds another release"
+        raise EdgeError("a new version", got, remedy)
     return True
 
 
 def _write(out: Path, release: Release, contents: dict[str, Path], envelope: bytes) -> None:
     if len(envelope) > MAX_RELEASE_BYTES:
         raise EdgeError(
-            f"a release.json of at most {MAX_RELEASE_BYTES:,} bytes", f"{len(envelope):,}", "take fewer photos"
+            f"a release.json of at most {MAX_RELEASE_BYTES:,} bytes", f"{len(envelope):,} bytes", "use fewer photos"
         )
     folder = out / release.folder
     for name, path in contents.items():
         with replacing(folder / name) as temporary:
             shutil.copyfile(path, temporary)
     sync_folder(folder)
-    # Last: a device that looks meanwhile finds the release before, whose files stay.
+    # Written last: until then a device finds the previous release, whose files are still there.
     with replacing(out / RELEASE_NAME) as temporary:
         temporary.write_bytes(envelope)
     sync_folder(out)

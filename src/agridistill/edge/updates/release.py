@@ -1,4 +1,4 @@
-"""A release: what a new model consists of, signed with Ed25519. Nothing unsigned is ever used."""
+"""A release: the signed description of a new model's files (Ed25519). A device uses nothing that is not signed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ MODEL_SUFFIXES = (".onnx", ".tflite")
 PASSWORD_VARIABLE = "AGRIDISTILL_KEY_PASSWORD"  # noqa: S105 - the variable's name
 PUBLIC_SUFFIX = ".pub"
 _MAX_KEY_BYTES = 10_000
-# A signature that the same key made for anything else is not one of a release.
+# Signed before the payload, so that a signature which the key made for other data is not valid for a release.
 _SIGNED_PREFIX = b"agridistill-model release v1\n"
 
-# One file in the release's own folder, on every file system: no separator, no leading dot or dash.
+# Safe as a file name in one folder on every file system: no separator, no leading dot or dash.
 PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=100)]
 _32Bytes = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class RefusedError(EdgeError):
-    """A release that must not be installed: not signed, not intact, not newer, or worse than it claims."""
+    """A release must not be installed: it is not signed, not intact or not newer, or its model fails the test."""
 
 
 class UnavailableError(EdgeError):
-    """A release cannot be fetched now; a later try may succeed."""
+    """A release cannot be downloaded or tested now; a later try may succeed."""
 
 
 class _Signed(BaseModel):
@@ -48,14 +48,14 @@ class _Signed(BaseModel):
 
 
 class ReleaseFile(_Signed):
-    """One file of a release, in its folder `vVERSION`."""
+    """A file of a release, which lies in the folder `vVERSION` of the release."""
 
     name: PlainName
     size_bytes: int = Field(ge=0)
     sha256: _32Bytes
 
     def is_intact(self, path: Path) -> bool:
-        """Whether the file at a path is the signed one."""
+        """Whether the file at `path` has the signed size and sha256."""
         try:
             return path.stat().st_size == self.size_bytes and sha256_of(path) == self.sha256
         except OSError:
@@ -63,33 +63,33 @@ class ReleaseFile(_Signed):
 
 
 class GoldenPhoto(_Signed):
-    """A photo, one of the release's files, and the label that the model has to answer."""
+    """A photo for testing the model on a device, one of the release's files, and the expected label."""
 
     photo: PlainName
     label: str
 
 
 class TrustChange(_Signed):
-    """Keys that devices trust, or stop to trust, from this release on."""
+    """Keys that devices start or stop to trust when they install the release."""
 
     add: tuple[_32Bytes, ...] = Field(default=(), max_length=16)  # public keys in hex
-    remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)
+    remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)  # ids of keys
 
 
 class Release(_Signed):
-    """What is signed."""
+    """The signed content of `release.json`: version, files and golden photos of a model."""
 
     product: Literal["agridistill-model"] = "agridistill-model"
     format_version: Literal[1] = 1
     version: int = Field(ge=1, le=2**53)  # grows from release to release
     created: AwareDatetime
-    channel: PlainName = "default"  # devices take the releases of one channel, so one key can serve several crops
+    channel: PlainName = "default"  # a device only takes releases of its channel, so a key can serve several crops
     files: tuple[ReleaseFile, ...] = Field(min_length=2, max_length=1000)
     model: PlainName  # one of the files; its manifest `NAME.json` is another
     classes: tuple[str, ...] = Field(min_length=2)  # in the order of the model's logits
     golden: tuple[GoldenPhoto, ...] = Field(min_length=1)
-    minimum_agreement: float = Field(gt=0, le=1)  # share of the golden photos to answer right on the device
-    # Where the folder `vVERSION` lies, for releases that come by MQTT; "" where it lies beside this file.
+    minimum_agreement: float = Field(gt=0, le=1)  # share of golden photos that the model must answer right on a device
+    # URL that contains the folder `vVERSION`, needed for releases that come by MQTT; "" if it is next to this file.
     base_url: str = Field(default="", pattern=r"^(https?://[!-~]+/)?$", max_length=2000)
     trust: TrustChange = TrustChange()
 
@@ -98,13 +98,19 @@ class Release(_Signed):
         names = [file.name for file in self.files]
         for holds, expected in (
             # Some file systems ignore case.
-            (len({name.lower() for name in names}) == len(names), "each file named once"),
-            (not any(name.lower() == RELEASE_NAME or name.endswith(".part") for name in names), "other file names"),
+            (len({name.lower() for name in names}) == len(names), "files with different names"),
+            (
+                not any(name.lower() == RELEASE_NAME or name.endswith(".part") for name in names),
+                f"file names other than {RELEASE_NAME} and *.part",
+            ),
             (PurePath(self.model).suffix in MODEL_SUFFIXES and self.model in names, "its model among its files"),
             (self.manifest in names, "the model's manifest among its files"),
             (all(golden.photo in names for golden in self.golden), "its golden photos among its files"),
             (all(golden.label in self.classes for golden in self.golden), "golden labels that are classes"),
-            (not {key_id(bytes.fromhex(key)) for key in self.trust.add} & set(self.trust.remove), "one word on a key"),
+            (
+                not {key_id(bytes.fromhex(key)) for key in self.trust.add} & set(self.trust.remove),
+                "keys that are either added or removed, not both",
+            ),
         ):
             if not holds:
                 raise ValueError(f"a release needs {expected}")
@@ -112,17 +118,17 @@ class Release(_Signed):
 
     @property
     def manifest(self) -> str:
-        """Name of the model's manifest."""
+        """File name of the model's manifest."""
         return PurePath(self.model).with_suffix(".json").name
 
     @property
     def folder(self) -> str:
-        """Name of the folder with its files, beside `release.json`."""
+        """Name of the folder with the release's files, next to `release.json`."""
         return f"v{self.version}"
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files."""
+        """Size of all files together, in bytes."""
         return sum(file.size_bytes for file in self.files)
 
 
@@ -140,7 +146,7 @@ _Kind = TypeVar("_Kind", Release, _Envelope)
 
 
 def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """The content of `release.json`, with a signature of each key; a device needs one that it trusts."""
+    """Returns the content of `release.json`, signed with each key; a device must trust at least one of them."""
     payload = release.model_dump_json().encode()
     signatures = [
         {
@@ -154,25 +160,27 @@ def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes
 
 
 def verified_release(envelope: bytes, keys: TrustedKeys) -> Release:
-    """Reads a `release.json`; its payload is parsed only after its signature was checked.
+    """Reads the content of a `release.json`; its payload is only parsed after its signature was checked.
 
     Raises:
-        RefusedError: too large, damaged, signed by no trusted key, or of another format.
+        RefusedError: it is too large or damaged, not signed by a trusted key, or of another format version.
     """
     found = _opened(envelope)
     signed = _SIGNED_PREFIX + found.payload
     if not any(keys.verifies(one.key_id, one.signature, signed) for one in found.signatures):
-        signers = ", ".join(one.key_id for one in found.signatures) or "nobody"
-        got = f"one signed by {signers[:300]}, or changed since"
-        raise RefusedError("a release signed by a trusted key", got, "sign it with a trusted key")
+        signers = ", ".join(one.key_id for one in found.signatures) or "no key"
+        got = f"one signed by {signers[:300]}, or changed after signing"
+        raise RefusedError("a release signed by a trusted key", got, "publish it again with a trusted --key")
     return _parsed(Release, found.payload)
 
 
 def stored_release(envelope: bytes) -> Release:
-    """Reads a `release.json` whose signature was checked when it was stored; the key may be gone since.
+    """Reads the content of a stored `release.json` without checking its signature, which was checked before storing.
+
+    Its key may have been revoked since then.
 
     Raises:
-        RefusedError: damaged.
+        RefusedError: the content is damaged.
     """
     return _parsed(Release, _opened(envelope).payload)
 
@@ -180,7 +188,7 @@ def stored_release(envelope: bytes) -> Release:
 def _opened(envelope: bytes) -> _Envelope:
     if len(envelope) > MAX_RELEASE_BYTES:
         expected = f"a release of at most {MAX_RELEASE_BYTES:,} bytes"
-        raise RefusedError(expected, f"{len(envelope):,}", "publish it again")
+        raise RefusedError(expected, f"{len(envelope):,} bytes", "publish it again with fewer golden photos")
     return _parsed(_Envelope, envelope)
 
 
@@ -192,7 +200,7 @@ def _parsed(kind: type[_Kind], content: bytes) -> _Kind:
 
 
 def problem_of(error: ValidationError) -> str:
-    """The first wrong field of a release, and what is wrong with it."""
+    """Text with the first wrong field of a release, its value, and what is wrong with it."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "release"
     return f"{where} {first['input']!r:.100}: {first['msg'][:200]}"
@@ -200,12 +208,12 @@ def problem_of(error: ValidationError) -> str:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Public keys of 32 bytes by their id."""
+    """The public keys that a device trusts."""
 
-    keys: Mapping[str, bytes]
+    keys: Mapping[str, bytes]  # {id: key of 32 bytes}
 
     def verifies(self, identity: str, signature: bytes, message: bytes) -> bool:
-        """Whether a trusted key of this id signed the message."""
+        """Whether the trusted key with the id `identity` made this signature of `message`; false for an unknown id."""
         try:
             Ed25519PublicKey.from_public_bytes(self.keys[identity]).verify(signature, message)
         except (KeyError, InvalidSignature, ValueError):
@@ -213,34 +221,35 @@ class TrustedKeys:
         return True
 
     def changed(self, add: Iterable[bytes], remove: Iterable[str]) -> TrustedKeys:
-        """The same keys with some more and without others."""
+        """Returns these keys with the keys `add` (32 bytes each) and without those with the ids `remove`."""
         keys = {**self.keys, **{key_id(key): key for key in add}}
         removed = set(remove)
         return TrustedKeys({name: key for name, key in keys.items() if name not in removed})
 
 
 def key_id(key: bytes) -> str:
-    """The first 16 hexadecimal digits of the sha256 of a public key's 32 bytes."""
+    """Returns a key's id: the first 16 hexadecimal digits of the sha256 of the public key's 32 bytes."""
     return hashlib.sha256(key).hexdigest()[:16]
 
 
 def read_trusted_keys(path: Path) -> TrustedKeys:
-    """Reads one public key, or every `*.pub` of a folder.
+    """Reads one public key file, or all `*.pub` files of a folder.
 
     Raises:
-        EdgeError: there is none, or one cannot be read.
+        EdgeError: there is no key, or a key cannot be read.
     """
     files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
     if not files:
-        raise EdgeError("a folder with public keys", f"'{path}' without a *{PUBLIC_SUFFIX}", "copy the publisher's")
+        got = f"'{path}' without a *{PUBLIC_SUFFIX} file"
+        raise EdgeError("a folder with public keys", got, "copy the publisher's key there")
     return TrustedKeys({key_id(key): key for key in map(read_public_key, files)})
 
 
 def read_public_key(path: Path) -> bytes:
-    """Reads an Ed25519 public key in PEM; returns its 32 bytes.
+    """Reads an Ed25519 public key in PEM format, and returns its 32 bytes.
 
     Raises:
-        EdgeError: no such file, or no such key.
+        EdgeError: the file cannot be read, or holds no such key.
     """
     content, key = _read_key(path), None
     with contextlib.suppress(ValueError, UnsupportedAlgorithm):
@@ -251,13 +260,13 @@ def read_public_key(path: Path) -> bytes:
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """Reads an Ed25519 private key in PEM (PKCS8), with the password in AGRIDISTILL_KEY_PASSWORD where it needs one.
+    """Reads an Ed25519 private key in PEM format (PKCS8); AGRIDISTILL_KEY_PASSWORD holds its password if it has one.
 
     Raises:
-        EdgeError: no such file, no such key, or another password.
+        EdgeError: the file cannot be read, holds no such key, or has another password.
     """
     content = _read_key(path)
-    for password in (_password(), None):  # one that is not needed is a TypeError
+    for password in (_password(), None):  # a password for a key without one raises TypeError
         with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key = serialization.load_pem_private_key(content, password)
             if isinstance(key, Ed25519PrivateKey):
@@ -267,23 +276,23 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def create_key(path: Path) -> str:
-    """Writes a new private key that only its owner may read, and its public key `PATH.pub`; returns its id.
+    """Creates a private key that only its owner can read, and its public key `PATH.pub`; returns the key's id.
 
-    It is encrypted with the password in AGRIDISTILL_KEY_PASSWORD where that is set.
+    The private key is encrypted with the password in AGRIDISTILL_KEY_PASSWORD if that is set.
 
     Raises:
-        EdgeError: one of the two files exists: a key is never overwritten.
-        OSError: they cannot be written.
+        EdgeError: one of the two files exists already; a key is never overwritten.
+        OSError: the files cannot be written.
     """
     public = path.with_name(path.name + PUBLIC_SUFFIX)
     for file in (path, public):
         if file.exists():
-            raise EdgeError("a new file for a key", f"'{file}', which exists", "name another one")
+            raise EdgeError("a new file for a key", f"'{file}', which exists already", "name another file")
     path.parent.mkdir(parents=True, exist_ok=True)
     key, password = Ed25519PrivateKey.generate(), _password()
     encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    # With its final rights from the start: no other user may read it, not even for a moment.
+    # The file is created with its final rights: no other user can read it, not even for a moment.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file_out:
         file_out.write(content)
         file_out.flush()
@@ -304,4 +313,4 @@ def _read_key(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_MAX_KEY_BYTES)
     except OSError as error:
-        raise EdgeError("a key's file", f"'{path}' ({error.strerror or error})", "check the path") from None
+        raise EdgeError("a readable key file", f"'{path}' ({error.strerror or error})", "check the path") from None

@@ -1,6 +1,6 @@
-"""The models of a device, each in a folder of its own, and the pointer: one small file that names the one that runs.
+"""The models of a device, each in its own folder, and the pointer: a small file that names the active model.
 
-Replacing the pointer is the switch: after a kill or a power cut it is the old one or the new one.
+A switch replaces the pointer file in one step: after a kill or a power cut it is either the old or the new one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from agridistill.storage import only_one, replacing, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-MAX_TRIAL_STARTS = 3  # without a `confirm` or an orderly end; then a new model is taken back
-CONFIRM_FRAMES = 20  # answered over lives that ended in an orderly way; then a new model works
+MAX_TRIAL_STARTS = 3  # after so many starts without `confirm` or a clean end, the last good model is used again
+CONFIRM_FRAMES = 20  # a model on trial is confirmed after so many frames in runs that ended cleanly
 UPDATE_LOCK = "update.lock"
 POINTER_NAME = "current.json"
 _FOLDER = re.compile(r"v([1-9][0-9]{0,15})(\.part)?")
@@ -39,24 +39,27 @@ _FOLDER = re.compile(r"v([1-9][0-9]{0,15})(\.part)?")
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which model runs, and what must not be forgotten."""
+    """The content of the pointer file: the active model version, and what must survive a restart.
+
+    Version 0 is the model of `--model`. A new version is on trial until it is confirmed to work.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     format_version: Literal[1] = 1
-    active: int = 0  # version to run; 0 is the model that the device was started with
-    good: int = 0  # version to return to
+    active: int = 0  # version to use
+    good: int = 0  # version to return to if the active one fails
     trial: bool = False  # the active version is not confirmed yet
-    starts: int = 0  # of the active version on trial that did not end in an orderly way
-    frames: int = 0  # that the active version on trial answered, in lives that ended in an orderly way
-    highest: int = 0  # version ever accepted; older ones are refused
-    refused: Mapping[int, str] = field(default_factory=dict)  # versions that failed here -> why
-    killed_checks: Mapping[int, int] = field(default_factory=dict)  # versions whose golden check was killed -> times
+    starts: int = 0  # starts with the active version on trial, without those that ended cleanly
+    frames: int = 0  # frames that the active version on trial answered, in runs that ended cleanly
+    highest: int = 0  # highest version that was ever installed; lower ones are refused
+    refused: Mapping[int, str] = field(default_factory=dict)  # {version that failed here: why}
+    killed_checks: Mapping[int, int] = field(default_factory=dict)  # {version: how often its golden check was killed}
     added_keys: tuple[str, ...] = ()  # public keys that releases added, in hex
     removed_keys: tuple[str, ...] = ()  # ids of keys that releases removed
 
     def switched(self, release: Release) -> Pointer:
-        """A release becomes the active version, on trial, and its keys count."""
+        """Returns the pointer after installing a release: its version is active, on trial, and its keys are applied."""
         added, removed = release.trust.add, release.trust.remove
         added_ids = {key_id(bytes.fromhex(key)) for key in added}
         kept_removed = [name for name in self.removed_keys if name not in added_ids]
@@ -64,7 +67,7 @@ class Pointer:
         return replace(
             self,
             active=release.version,
-            # A version on trial is not confirmed as one to return to.
+            # An active version that is itself on trial is not good enough to return to.
             good=self.good if self.trial else self.active,
             trial=True,
             starts=0,
@@ -76,7 +79,7 @@ class Pointer:
         )
 
     def refusing(self, version: int, why: str) -> Pointer:
-        """A version failed here. Versions below the highest are refused anyway."""
+        """Returns the pointer with a version recorded as refused; versions below `highest` need no record."""
         refused = {**self.refused, version: why[:300]}
         return replace(self, refused={number: text for number, text in refused.items() if number >= self.highest})
 
@@ -86,22 +89,22 @@ _POINTER = TypeAdapter(Pointer)
 
 @dataclass(frozen=True)
 class ActiveModel:
-    """The model to run."""
+    """The model to use."""
 
-    path: Path  # of the artefact
-    version: int  # 0 for the first model
-    trial: bool = False
-    frames: int = 0  # that it answered in earlier lives on trial
+    path: Path  # the exported model file
+    version: int  # 0 for the model of `--model`
+    trial: bool = False  # the version is not confirmed yet
+    frames: int = 0  # frames that it answered on trial in earlier runs
 
 
 class ModelSlots:
-    """The models of one device. May be used from several threads of one process.
+    """The models of one device. It can be used from several threads of one process.
 
-    `staging`, `switch`, `refuse` and `count_killed_check` raise OSError where the disk refuses; the old model stays.
+    `staging`, `switch`, `refuse` and `count_killed_check` raise OSError if the disk refuses; the old model then stays.
 
     Args:
         folder: `STATE/models`; created when the first update comes.
-        first: the model that the device was started with: the last resort, never removed.
+        first: the model of `--model` (version 0), which is used if no other model works, and never removed.
     """
 
     def __init__(self, folder: Path, first: Path) -> None:
@@ -109,10 +112,10 @@ class ModelSlots:
         self._mutex = threading.Lock()
 
     def start(self) -> ActiveModel:
-        """The model to run now; counts the start where it is on trial. Never fails: the last resort is the first model.
+        """Returns the model to use now, and counts the start if it is on trial.
 
-        A model on trial that was started three times without a `confirm` or an orderly end, or one whose files are
-        damaged, gives way to the last good one.
+        The last good model is used instead if the active model's files are damaged, or if it was started three times on
+        trial without `confirm` or a clean end. This method never raises: it falls back to the model of `--model`.
         """
         try:
             if not self.folder.is_dir():
@@ -122,19 +125,19 @@ class ModelSlots:
                 pointer = self._change(self._started)
             except OSError as error:
                 pointer = self.pointer()
-                # Without a count of its starts it could not be taken back.
+                # Without counted starts a model on trial that crashes would be started forever.
                 if pointer.trial or self._damage(pointer.active):
                     pointer = self._returned(pointer, f"its start cannot be counted ({error})")
             return self._model(pointer)
         except (OSError, EdgeError) as error:
-            logger.error("the model of --model runs: %s", error)
+            logger.error("the model of --model is used, because model updates cannot be read: %s", error)
             return ActiveModel(self.first, 0)
 
     def confirm(self, version: int | None = None) -> None:
-        """Records that a version works, None for the active one; slots that are no longer needed are removed.
+        """Records that a version works (None: the active one), and removes models that are no longer needed.
 
-        Nothing changes where an update has replaced it meanwhile. If the disk refuses, that is logged and the model
-        stays on trial.
+        Nothing changes if an update has replaced the version meanwhile. If the disk refuses, that is logged, and the
+        version stays on trial.
         """
         try:
             pointer = self.pointer()
@@ -142,15 +145,15 @@ class ModelSlots:
             if not pointer.trial or pointer.active != worked:
                 return
             self._change(lambda now: replace(now, trial=False, starts=0, frames=0) if now.active == worked else now)
-            logger.warning("model version %d is confirmed", worked)
+            logger.warning("model version %d works: its trial is over", worked)
             self._sweep()
         except (OSError, EdgeError) as error:
-            logger.warning("a model on trial cannot be confirmed: %s", error)
+            logger.warning("a model works, but stays on trial, because that cannot be stored: %s", error)
 
     def ended_well(self, version: int, answered: int) -> None:
-        """Records an orderly end of the agent: the start of `version` does not count, its `answered` frames do.
+        """Records a clean end of the agent: the last start of `version` does not count, its `answered` frames do.
 
-        20 frames over all such lives confirm a model. If the disk refuses, that is logged and the start counts.
+        20 frames over all such runs confirm a version. If the disk refuses, that is logged, and the start counts.
         """
 
         def ended(now: Pointer) -> Pointer:
@@ -161,15 +164,15 @@ class ModelSlots:
         try:
             pointer = self._change(ended)
         except (OSError, EdgeError) as error:
-            logger.warning("the orderly end of a model on trial cannot be written down: %s", error)
+            logger.warning("the clean end of the agent with a model on trial cannot be stored: %s", error)
             return
         if pointer.frames >= CONFIRM_FRAMES:
             self.confirm(version)
 
     def give_up(self, version: int, why: str) -> ActiveModel:
-        """Refuses a version that does not work, and returns the one to run instead; EdgeError for the first model."""
+        """Refuses a version that does not work, and returns the model to use instead; EdgeError for version 0."""
         if version == 0:
-            raise EdgeError("a first model that works", f"'{self.first}' ({why})", "start with another --model")
+            raise EdgeError("a --model that works", f"'{self.first}' ({why})", "start with another --model")
 
         def given_up(now: Pointer) -> Pointer:
             now = now.refusing(version, why)
@@ -178,15 +181,15 @@ class ModelSlots:
         try:
             self._change(given_up)
         except (OSError, EdgeError) as error:
-            logger.warning("model version %d fails (%s), which cannot be written down: %s", version, why, error)
+            logger.warning("model version %d fails (%s), but that cannot be stored: %s", version, why, error)
             return ActiveModel(self.first, 0)
         return self.start()
 
     def pointer(self) -> Pointer:
-        """What is known of the models.
+        """Reads the pointer file; without one, the active version is 0.
 
         Raises:
-            EdgeError: its file is damaged, or of another version.
+            EdgeError: the file is damaged, or of another format version.
         """
         path = self.folder / POINTER_NAME
         try:
@@ -194,21 +197,26 @@ class ModelSlots:
         except FileNotFoundError:
             return Pointer()
         except ValidationError:
-            remedy = f"delete '{self.folder}' to start over with the model of --model"
+            remedy = f"delete '{self.folder}' to use the model of --model"
             got = f"'{path}', which is damaged or of another version"
-            raise EdgeError("a record of this device's models", got, remedy) from None
+            raise EdgeError("a readable list of this device's models", got, remedy) from None
 
     def slot(self, version: int) -> Path:
-        """Folder of a version."""
+        """Returns the folder of a version."""
         return self.folder / f"v{version}"
 
     def release(self, version: int) -> Release:
-        """The signed release of a stored version; raises OSError or RefusedError where it cannot be read."""
+        """Reads the signed release of a stored version; raises OSError or RefusedError if it cannot be read."""
         with (self.slot(version) / RELEASE_NAME).open("rb") as file:
             return stored_release(file.read(MAX_RELEASE_BYTES + 1))
 
     def staging(self, release: Release, envelope: bytes) -> Path:
-        """Folder in which a release is assembled; it still holds what an earlier try fetched."""
+        """Creates the folder to download a release into, with its `release.json`; files of an earlier try are kept.
+
+        Args:
+            release: the release to download.
+            envelope: the content of its `release.json`.
+        """
         folder = self.folder / f"v{release.version}.part"
         for path in self.folder.glob("v*.part"):
             if path != folder:
@@ -223,7 +231,10 @@ class ModelSlots:
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
-        """Makes a release that was fetched and tried the active one, on trial, and its keys count."""
+        """Makes a release in the folder `staging` the active version, on trial, and applies its keys.
+
+        The caller must have downloaded and tested it.
+        """
         sync_folder(staging)
         slot = self.slot(release.version)
         shutil.rmtree(slot, ignore_errors=True)
@@ -232,7 +243,7 @@ class ModelSlots:
         self._change(lambda pointer: pointer.switched(release))
 
     def refuse(self, version: int, why: str) -> None:
-        """Records that a version failed here: it is not tried again."""
+        """Records that a version failed on this device, so that it is not tried again."""
         self._change(lambda pointer: pointer.refusing(version, why))
 
     def count_killed_check(self, version: int) -> int:
@@ -245,7 +256,7 @@ class ModelSlots:
         return self._change(counted).killed_checks[version]
 
     def _sweep(self) -> None:
-        """Removes models and downloads that are no longer needed, and what killed updates left."""
+        """Removes models and downloads that are no longer needed, and temporary files of killed updates."""
         with contextlib.suppress(OSError, RunError), only_one(self.folder / UPDATE_LOCK, "model update"):
             pointer = self.pointer()
             for path in list(self.folder.iterdir()):
@@ -259,7 +270,7 @@ class ModelSlots:
                         shutil.rmtree(path, ignore_errors=True)
 
     def _damage(self, version: int) -> str:
-        """What is wrong with the stored files of a version, in words; "" where they are as they were signed."""
+        """Text that says what is wrong with the stored files of a version; "" if they are as signed."""
         if version == 0:
             return ""
         try:
@@ -268,7 +279,7 @@ class ModelSlots:
             return f"its {RELEASE_NAME} cannot be read ({error})"
         if release.version != version:
             return f"its {RELEASE_NAME} is of version {release.version}"
-        # Golden photos are no longer needed: a damaged one is no reason to leave a model that works.
+        # Golden photos are not checked: they are no longer needed.
         needed = [file for file in release.files if file.name in (release.model, release.manifest)]
         bad = [file.name for file in needed if not file.is_intact(self.slot(version) / file.name)]
         return f"'{bad[0]}' is damaged" if bad else ""
@@ -278,14 +289,14 @@ class ModelSlots:
             why = f"it was started {pointer.starts} times without being confirmed"
             pointer = self._returned(pointer.refusing(pointer.active, why), why)
         if damage := self._damage(pointer.active):
-            # Not refused: the same version may be fetched again.
+            # The version is not refused, because it may be downloaded again.
             pointer = self._returned(pointer, damage)
         return replace(pointer, starts=pointer.starts + 1) if pointer.trial else pointer
 
     def _returned(self, pointer: Pointer, why: str) -> Pointer:
-        """The last good version becomes the active one, or the first model where its files are damaged."""
+        """Returns the pointer with the last good version active, or version 0 if that one's files are damaged."""
         active = 0 if self._damage(pointer.good) else pointer.good
-        logger.warning("model version %d gives way to version %d: %s", pointer.active, active, why)
+        logger.warning("model version %d is used again instead of version %d: %s", active, pointer.active, why)
         return replace(pointer, active=active, good=0, trial=False, starts=0, frames=0)
 
     def _model(self, pointer: Pointer) -> ActiveModel:
@@ -295,7 +306,7 @@ class ModelSlots:
         return ActiveModel(path, pointer.active, pointer.trial, pointer.frames)
 
     def _change(self, change: Callable[[Pointer], Pointer]) -> Pointer:
-        """Replaces the pointer; raises OSError where the disk refuses, and the old one holds."""
+        """Replaces the pointer file; if the disk refuses, raises OSError, and the old pointer stays."""
         with self._mutex:
             before = self.pointer()
             after = change(before)

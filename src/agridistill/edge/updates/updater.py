@@ -1,4 +1,4 @@
-"""Brings a newer model that is signed, intact and tried onto the device; the worker looks for one from time to time."""
+"""Installs a newer model after checking its signature, its files and its answers; the worker repeats this regularly."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from agridistill.storage import only_one
 logger = logging.getLogger(__name__)
 
 MAX_KILLED_CHECKS = 3
-"""A golden check that was killed is postponed so often; then the version is refused."""
+"""A golden check that was killed is repeated so many times; then the version is refused."""
 # A postponed update is tried again after pauses that double, up to an hour or the interval of the checks.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
 _POLL_S = 0.5
 
 UpdateOutcome = Literal["current", "installed", "refused", "postponed"]
-"""current: nothing new. installed: the new model is on trial from its next start on. refused: the release must not be
-used. postponed: it cannot be fetched now, or the disk is full; the next check tries again."""
+"""Result of a check. "current": there is no newer version. "installed": the new model is used next, on trial.
+"refused": the release must not be used. "postponed": it cannot be downloaded now, or the disk refuses; the next check
+tries again."""
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What a check did."""
+    """The result of a check for updates."""
 
     outcome: UpdateOutcome
-    version: int | None = None  # None where no release is valid
-    reason: str = ""  # one line
-    patient: bool = False  # postponed for a reason that lasts: retry late
+    version: int | None = None  # version of the release; None if no valid release was found
+    reason: str = ""  # why it is refused or postponed, in one line; else ""
+    patient: bool = False  # postponed for a reason that lasts: retry only after the longest pause
 
     def to_json(self) -> dict[str, Any]:
-        """As it is published over MQTT."""
+        """Returns the result as published over MQTT; keys: outcome, version and reason."""
         return {"outcome": self.outcome, "version": self.version, "reason": self.reason}
 
 
 class Updater:
-    """Checks for updates. A failure of a source is a result, never an exception.
+    """Checks for model updates and installs them. A failure is returned as a result, never raised.
 
     Args:
-        slots: of this device.
-        keys: of the device's settings; keys that releases added and removed come on top.
-        channel: releases of another one are refused.
-        ca_file: authorities to trust for https; None trusts the system's.
-        threads: of one prediction of the golden check; 0 takes one for each core.
+        slots: the models of this device.
+        keys: the trusted keys in the device's settings; the changes to keys in installed releases are applied to them.
+        channel: releases of other channels are refused.
+        ca_file: certificate authorities to trust for https; None trusts the system's.
+        threads: threads of one prediction in the golden check; 0 takes one for each core.
     """
 
     def __init__(
@@ -73,11 +74,11 @@ class Updater:
         self._logged = {True: ("", ""), False: ("", "")}
 
     def check(self, source: str | Path | bytes, stop: threading.Event | None = None) -> UpdateResult:
-        """Looks for a newer release and installs it; `ModelSlots.start` then returns the new model.
+        """Installs the release of a source if it is newer; `ModelSlots.start` then returns the new model.
 
         Args:
-            source: as in `open_source`, or the content of a `release.json` that arrived as a message.
-            stop: of the agent; setting it ends the golden check, and the update is postponed.
+            source: an address as in `open_source`, or the content of a `release.json` that arrived as a message.
+            stop: if it is set, the golden check ends, and the update is postponed.
         """
         version = None
         try:
@@ -97,12 +98,12 @@ class Updater:
                     self._install(release, envelope, place, stop)
             result = UpdateResult("current" if is_current else "installed", version)
         except (UnavailableError, RunError) as error:
-            # Each killed check counts: a memory that was full for some minutes must not refuse a version for good.
+            # Killed checks are repeated late: if the memory is full for some minutes, the version must not be refused.
             result = UpdateResult("postponed", version, str(error), patient=isinstance(error, KilledCheckError))
         except EdgeError as error:
             result = UpdateResult("refused", version, str(error))
         except OSError as error:
-            result = UpdateResult("postponed", version, f"the disk or the system refuses ({error})")
+            result = UpdateResult("postponed", version, f"the device cannot store or test the update ({error})")
         self._log(result, isinstance(source, bytes))
         return result
 
@@ -111,14 +112,15 @@ class Updater:
     ) -> None:
         if place is None:
             if not release.base_url:
-                raise RefusedError("a release with the address of its files", "none", "publish it with --base-url")
+                expected = "a base_url, the address of the files, in a release sent by MQTT"
+                raise RefusedError(expected, "none", "publish it with --base-url")
             place = open_source(release.base_url, self._ca_file)
         staging = self.slots.staging(release, envelope)
         fetch_files(place, release, staging)
         try:
             self._try(release, staging, stop)
         except RefusedError as error:
-            # Intact and signed, and yet it fails: it would fail at every check.
+            # A release that is intact and signed but fails the test would fail at every check.
             self.slots.refuse(release.version, str(error))
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -131,51 +133,51 @@ class Updater:
             times = self.slots.count_killed_check(release.version)
             if times <= MAX_KILLED_CHECKS:
                 raise
-            got = f"one whose golden check was killed {times} times"
+            got = f"a model whose golden check was killed {times} times"
             raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
 
     def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
-        """Whether the release runs already; raises RefusedError where it must not be installed."""
+        """Whether the release is the active version already; raises RefusedError if it must not be installed."""
         version = release.version
         if release.channel != self._channel:
-            expected, got = f"a release of the channel '{self._channel}'", f"one of '{release.channel}'"
-            raise RefusedError(expected, got, "check the device's source")
+            expected, got = f"a release for the channel '{self._channel}'", f"one for '{release.channel}'"
+            raise RefusedError(expected, got, "check source and channel in the device's [updates]")
         if version == pointer.active:
             running = None
             with contextlib.suppress(OSError, RefusedError):
                 running = self.slots.release(version)
-            # When it was signed, and where its files lie, may differ.
+            # Only the time of signing and the address of the files may differ.
             same = {"created": release.created, "base_url": release.base_url}
             if running and running.model_copy(update=same) != release:
-                expected, got = f"version {version} as it runs here", "another release of that version"
-                raise RefusedError(expected, got, "publish with a higher --version")
+                expected, got = f"the installed release of version {version}", "another release of the same version"
+                raise RefusedError(expected, got, "publish it with a higher --version")
             return True
         if version in pointer.refused:
-            got = f"{version} ({pointer.refused[version]})"
-            raise RefusedError("a version that works here", got, "publish another")
-        # The highest itself is installed again where its files were damaged on the disk.
+            got = f"version {version}, which failed ({pointer.refused[version]})"
+            raise RefusedError("a version that works on this device", got, "publish a corrected model as a new version")
+        # The highest version itself may be installed again, because its files may have been damaged on the disk.
         if version < pointer.highest:
             raise RefusedError(f"a version above {pointer.highest}", str(version), "publish with a higher --version")
         if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove).keys:
-            expected = "a release that leaves a trusted key"
-            raise RefusedError(expected, "one that removes all", "add one with --trust-key")
+            expected = "a release that leaves at least one trusted key"
+            raise RefusedError(expected, "one that revokes all of them", "add a key with --trust-key")
         return False
 
     def _log(self, result: UpdateResult, is_message: bool) -> None:
-        """Logs an outage and a refusal once, and its end once."""
-        # A download that is cut off differs in its numbers each time: it is one outage.
+        """Logs the start and the end of an outage or a refusal once each."""
+        # The reasons of postponed updates are not compared: the numbers in them differ each time.
         now = (result.outcome, result.reason if result.outcome == "refused" else "") if result.reason else ("", "")
         before, self._logged[is_message] = self._logged[is_message], now
         if now[0] and now != before:
             logger.warning("a model update is %s: %s", result.outcome, result.reason)
         elif not now[0] and before[0]:
-            logger.warning("model updates can be had again")
+            logger.warning("model updates work again")
         if result.outcome == "installed":
-            logger.warning("model version %s is installed, on trial", result.version)
+            logger.warning("model version %s is installed and is now on trial", result.version)
 
 
 class _Check:
-    """A source to check, and when it is due on the monotonic clock."""
+    """A source to check, and when its next check is due, in monotonic seconds."""
 
     def __init__(self, source: str | bytes, longest_s: float) -> None:
         self.source, self._longest_s = source, longest_s
@@ -196,13 +198,13 @@ class _Check:
 
 
 class UpdateWorker:
-    """Checks a source at intervals, installs releases that arrive over MQTT, and retries what was postponed.
+    """Checks a source regularly, installs releases that arrive over MQTT, and retries postponed updates.
 
     Args:
-        source: as in `Updater.check`; "" for messages only.
-        every_s: between two checks of the source.
-        updater: does the work.
-        installed: called after an installation.
+        source: an address as in `Updater.check`; "" only takes releases that arrive over MQTT.
+        every_s: seconds between two checks of the source.
+        updater: checks and installs releases.
+        installed: called after a release was installed.
     """
 
     def __init__(self, source: str, every_s: float, updater: Updater, installed: Callable[[], None]) -> None:
@@ -213,12 +215,12 @@ class UpdateWorker:
         self.last: UpdateResult | None = None
 
     def offer(self, envelope: bytes) -> None:
-        """Takes a release that arrived over MQTT; the latest one counts."""
+        """Passes on a `release.json` that arrived over MQTT, to be checked by `run`; it replaces an earlier one."""
         self._offered = [envelope]
         self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Checks and waits until `stop`."""
+        """Checks for updates until `stop` is set."""
         polled = _Check(self._source, self._longest_s) if self._source else None
         message: _Check | None = None
         while not stop.is_set():
