@@ -134,14 +134,14 @@ def test_what_would_command_a_terminal_is_shown_as_its_number(name: str, expecte
 def test_a_log_line_cannot_command_the_terminal_or_pass_for_another(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.Logger("apart")
     logger.addHandler(output.LogLines())
-    logger.warning("a photo is left out: %s", "\x1b]0;title\x07.jpg")
-    logger.warning("a photo is left out: %s", "a\nerror: disk.jpg")
+    logger.warning("a photo is skipped: %s", "\x1b]0;title\x07.jpg")
+    logger.warning("a photo is skipped: %s", "a\nerror: disk.jpg")
     try:
         raise ValueError("\x1b[2J")
     except ValueError:
         logger.exception("failed")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == r"warning: a photo is left out: \x1b]0;title\x07.jpg"
-    assert lines[1:3] == ["warning: a photo is left out: a", "  error: disk.jpg"]
+    assert lines[0] == r"warning: a photo is skipped: \x1b]0;title\x07.jpg"
+    assert lines[1:3] == ["warning: a photo is skipped: a", "  error: disk.jpg"]
     assert lines[3:5] == ["error: failed", "  Traceback (most recent call last):"]
     assert lines[-1] == r"  ValueError: \x1b[2J"

@@ -137,14 +137,14 @@ def test_what_cannot_be_published_is_told(
 ) -> None:
     assert "--version, --golden, --out missing" in str(run(colour_model, "--key", key).exception)
     whole = [colour_model, "--key", key, "--version", 1, "--golden", golden, "--out", tmp_path / "served"]
-    assert "which devices will see" in str(run(*whole[:-1], tmp_path).exception)
+    assert "which devices can read" in str(run(*whole[:-1], tmp_path).exception)
     assert "16 hexadecimal digits" in str(run(*whole, "--revoke-key", "../x").exception)
     for more, message in (
         (["--base-url", "ftp://host/"], "base_url"),
         (["--channel", "a/b"], "channel"),
         (["--minimum-agreement", 0], "minimum_agreement"),
         (["--trust-key", key], "an Ed25519 public key"),
-        (["--key", tmp_path / "none"], "a key's file"),
+        (["--key", tmp_path / "none"], "a readable key file"),
     ):
         with pytest.raises(EdgeError, match=message):
             run(*whole, *more)

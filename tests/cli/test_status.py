@@ -70,7 +70,7 @@ def test_an_agent_that_ended_is_not_running_since_its_last_word(folder: Path, ca
     assert code == 1
     assert out.startswith(f"field-7: not running since {when} (1 h 1 min ago)")
     assert "agridistill watch /photos/inbox --model models/ab" in err
-    assert f"there is a process {os.getpid()}: if it is the agent, its disk may be full" in " ".join(out.split())
+    assert f"a process {os.getpid()} exists: if that is the agent, its disk may be full" in " ".join(out.split())
     write_state(folder, state(pid=2**22 + 1, at_s=at_s))  # above what Linux gives
     assert f"Problem: the agent has not run since {when}" in run(capsys, "--state", folder)[1]
 
@@ -82,15 +82,15 @@ def test_an_agent_that_came_to_the_end_of_its_source_is_no_problem_but_what_it_c
     write_state(folder, state(**ended, broker=None, outbox=None))
     code, out, _ = run(capsys, "--state", folder)
     assert (code, "Problem" in out) == (0, False)
-    assert out.startswith("field-7: all was decided on by ")
+    assert out.startswith("field-7: all photos were classified by ")
     hook = {"waiting": 1, "waiting_bytes": 9, "oldest_s": 5.0, "delivered": 0, "dropped": {}}
     write_state(folder, state(**ended, outputs={"webhook": hook}))
     code, out, _ = run(capsys, "--state", folder)
     assert code == 1
     told = [line for line in out.splitlines() if line.startswith("Problem: ")]
     assert told == [
-        "Problem: not sent to the broker yet, but by the next run: 5 messages",
-        "Problem: not sent to the webhook yet, but by the next run: 1 message",
+        "Problem: 5 messages not sent to the broker yet; the next run will send them",
+        "Problem: 1 message not sent to the webhook yet; the next run will send them",
     ]
 
 
@@ -202,7 +202,7 @@ def test_no_state_folder_is_unusable_input(tmp_path: Path, capsys: Capture, monk
 
 
 def test_a_disk_that_refuses_is_a_problem(folder: Path, capsys: Capture) -> None:
-    write_state(folder, state(pid=os.getpid(), trouble="detections cannot be committed: a full disk"))
+    write_state(folder, state(pid=os.getpid(), trouble="detections cannot be stored: a full disk"))
     code, out, _ = run(capsys, "--state", folder)
     assert code == 1
-    assert "detections cannot be committed: a full disk" in out
+    assert "detections cannot be stored: a full disk" in out

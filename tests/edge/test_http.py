@@ -19,7 +19,7 @@ from agridistill.edge.http import HttpClient, HttpError
 from .conftest import wait_for
 from .dripping import BODY, HEADER, dripping, soon
 
-LATE = r"^no whole answer in 0\.3 s$"
+LATE = r"^no complete answer within 0\.3 s$"
 # The head of a TLS record of 16 KB, whose rest does not come.
 HANDSHAKE = b"\x16\x03\x03\x40\x00"
 
@@ -131,7 +131,7 @@ def test_silence_is_told_as_late_too() -> None:
 
 
 def test_the_limit_of_a_header_leaves_the_body_its_time(slow_server: str) -> None:
-    with pytest.raises(HttpError, match="no whole answer"):
+    with pytest.raises(HttpError, match="no complete answer"):
         whole(slow_server, 0.25)
     with contextlib.closing(HttpClient().header(slow_server, 0.25)) as answer:
         assert answer.read() == b"x" * 10
@@ -167,7 +167,7 @@ def test_nothing_stays_open(slow_server: str) -> None:
     with dripping() as port:
         before, threads = held(), {thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)}
         for _ in range(3):
-            with pytest.raises(HttpError, match="no whole answer"):
+            with pytest.raises(HttpError, match="no complete answer"):
                 whole(f"http://127.0.0.1:{port}/", 0.05)
             with contextlib.closing(HttpClient().header(slow_server, 20)) as answer:
                 assert next(answer.iter_raw())

@@ -124,5 +124,5 @@ def test_what_is_not_known_is_left_out_and_an_outage_shows() -> None:
 
 
 def test_the_latency_says_between_which_moments_it_is() -> None:
-    line = "# HELP agridistill_frame_latency_seconds From taking a frame to its commit, of the last frames."
+    line = "# HELP agridistill_frame_latency_seconds Time from taking a frame to storing its detection."
     assert line in metrics_text(state()).splitlines()

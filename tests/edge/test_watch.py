@@ -117,7 +117,12 @@ def test_photos_that_another_model_decided_on_are_reported(
     assert settings.model is not None
     other = model_like(settings.model, tmp_path / "other" / "colour.onnx", padding=9)
     assert once(replace(settings, model=other), state).detections == []
-    assert caplog.text.count(f"photos here were decided on by another model before ({model}): those answers") == 1
+    assert (
+        caplog.text.count(
+            f"another model ({model}) has already decided on some of these photos, and its answers are kept"
+        )
+        == 1
+    )
     assert len(once(replace(settings, model=other), tmp_path / "new state").detections) == 2
 
 
@@ -158,7 +163,9 @@ def test_a_command_that_is_not_there_is_told_at_the_start(
     for words in (("sh", "-c", "exit 0"), ("no-such-notifier", "--now")):
         assert "cannot be run" not in caplog.text
         assert once(replace(settings, command=Command(words)), state).ends
-    assert "the command 'no-such-notifier' cannot be run: alerts wait until it can" in caplog.text
+    assert (
+        "the command 'no-such-notifier' cannot be run: its alerts wait in the outbox until it can be run" in caplog.text
+    )
 
 
 def states_of(receiver: Receiver) -> list[bytes]:
@@ -241,8 +248,8 @@ def test_a_full_disk_holds_the_photo_until_there_is_room(
         database.execute("PRAGMA max_page_count = 100000")
         wait_for(lambda: len(heard.detections) == 61)
         wait_for(lambda: not list(photos.glob("*.jpg")))
-    assert caplog.text.count("cannot be committed") == 1
-    assert caplog.text.count("can be committed again") == 1
+    assert caplog.text.count("cannot be stored") == 1
+    assert caplog.text.count("can be stored again") == 1
     assert len({item.event_id for item in heard.detections}) == 61
 
 
@@ -305,7 +312,7 @@ def test_an_agent_that_can_never_warn_reports_that_at_its_start_and_on_the_page(
     with watching(settings, state) as heard:
         wait_for(lambda: heard.pages)
         page = urlopen(heard.pages[0]).read().decode()  # noqa: S310 - our own
-    assert "<strong>Nothing can warn:</strong>" in page
+    assert "<strong>No alert can open:</strong>" in page
     assert reason in page
     assert "No alert is open" not in page
     assert [record.message for record in caplog.records].count(str(read_state(state).cannot_warn)) == 1
@@ -316,7 +323,7 @@ def test_a_model_without_a_healthy_class_is_noticed_at_the_start(
     settings: WatchSettings, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     once(replace(settings, default_rules=True), state)
-    assert "every leaf counts as ill (green, red). Name the healthy ones in watch.toml" in caplog.text
+    assert "every leaf counts as ill (classes: green, red). Name the healthy classes in watch.toml" in caplog.text
     caplog.clear()
     once(replace(settings, default_rules=True, healthy=("green",)), state)
     once(replace(settings, rules=(Rule("any", ("*",)),)), state)
@@ -338,7 +345,7 @@ def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -
         ({"source": "no-such-folder"}, EdgeError, "which does not exist"),
         ({"healthy": ("sano",)}, ConfigError, "in 'healthy'; got 'sano'"),
         ({"rules": (Rule("mold", ("*mold",)),)}, ConfigError, r"rule 'mold'; got '\*mold'"),
-        ({"page": PageSettings(host="0.0.0.0", port=0)}, EdgeError, "a token where others can reach"),  # noqa: S104
+        ({"page": PageSettings(host="0.0.0.0", port=0)}, EdgeError, "a token for a page that other devices can reach"),  # noqa: S104
     ],
 )
 def test_settings_that_cannot_be_used_are_told_at_once(
@@ -407,7 +414,9 @@ def test_the_state_tells_what_waits_for_a_command_that_fails(
 
 def test_a_state_folder_among_the_photos_is_refused(photos: Path, settings: WatchSettings) -> None:
     for state in (photos, photos / "state"):
-        with pytest.raises(ConfigError, match=r"a state folder outside the photos; got .*; choose another --state"):
+        with pytest.raises(
+            ConfigError, match=r"a state folder outside the photos' folder; got .*; choose another --state"
+        ):
             watch(settings, state, threading.Event())
     assert not list(photos.iterdir())
 
@@ -438,7 +447,7 @@ def test_once_does_not_wait_for_ever_for_a_broker_that_is_away(
     put(photos, "a.jpg")
     with caplog.at_level(logging.WARNING):
         once(replace(settings, broker=BrokerSettings("mqtt://127.0.0.1:9")), state)
-    assert "messages that cannot be sent now: 1; they are kept for the next run" in caplog.text
+    assert "1 message cannot be sent now; the next run will try again" in caplog.text
     with Outbox(state / "outbox.sqlite") as outbox:
         assert len(outbox.pending()) == 1
 
@@ -486,7 +495,7 @@ def test_an_alert_that_one_outbox_refuses_is_handed_to_the_others_once(
             put(photos, f"{number}.jpg", RED)
         wait_for(lambda: heard.alerts)
     assert added == ["outbox", "command", "command", "command", "command"]
-    assert caplog.text.count("an alert cannot be committed") == 1
+    assert caplog.text.count("an alert cannot be stored") == 1
 
 
 def test_after_once_the_state_tells_how_it_ended(

@@ -16,6 +16,7 @@ from agridistill.edge.alerts.rules import ill_classes, why_all_is_ill
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink
 from agridistill.edge.delivery.outputs import Deliverer, Webhook
+from agridistill.edge.events import number_of
 from agridistill.edge.network import public_name, split_url
 from agridistill.edge.page import Page, PageServer, page_address
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
@@ -285,5 +286,5 @@ def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, report:
         if (delivered := sum(one.delivered for one in counts)) != before:
             before, since = delivered, time.monotonic()
         elif time.monotonic() - since > _GIVE_UP_S:
-            logger.warning("%d messages cannot be sent now; the next run will send them", waiting)
+            logger.warning("%s cannot be sent now; the next run will try again", number_of(waiting, "message"))
             return

@@ -190,7 +190,7 @@ def test_what_the_access_list_denies_stays_in_the_outbox_and_is_told_once(
     assert outbox.counts().delivered == 0
     assert len(outbox.pending()) == 5
     (told,) = warnings(caplog)
-    assert "'agridistill/pi/detections/plot0' (Not authorized): those of this topic wait in the outbox" in told
+    assert "'agridistill/pi/detections/plot0' (Not authorized): the messages on this topic wait in the outbox" in told
 
 
 @pytest.mark.needs("mosquitto")
@@ -208,8 +208,8 @@ def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
     receiver.close()
     # Mosquitto 2.0 also closes the connection.
     assert warnings(caplog)[0] == (
-        f"the broker 127.0.0.1:{port} refuses a message on 'homeassistant/a' (Not authorized): it and others like it "
-        "are left out; check user name, device name and access list"
+        f"the broker 127.0.0.1:{port} refuses a message on 'homeassistant/a' (Not authorized): it and similar "
+        "messages are skipped for now; check user name, device name and access list"
     )
     assert len([line for line in warnings(caplog) if "refuses" in line]) == 1
 
@@ -277,7 +277,7 @@ def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
         wait_for(lambda: not outbox.pending())
     receiver.close()
     old.close()
-    assert [line for line in warnings(caplog) if "speaks MQTT 3.1.1 alone" in line] == warnings(caplog)
+    assert [line for line in warnings(caplog) if "only speaks MQTT 3.1.1" in line] == warnings(caplog)
 
 
 @pytest.mark.needs("mosquitto")
@@ -329,14 +329,17 @@ class TestAddress:
     @pytest.mark.parametrize(
         ("url", "message"),
         [
-            ("mqtt://pi:secret@host", "without a password; got one with; put it into AGRIDISTILL_MQTT_PASSWORD"),
-            ("http://host", "a broker such as mqtt://host:1883; got 'http://host'"),
-            ("mqtt://", "a broker such as"),
-            ("mqtt://host:99999", "a broker such as mqtt://host:1883; got an address that is none"),
-            ("mqtt://pi:secret/word@host", "got an address that is none"),
-            ("mqtt://pi:12345/secret@host", "got an address that is none"),
-            ("mqtt://pi:secret#word@host", "got an address that is none"),
-            ("mqtt://pi:1?secret@host", "got an address that is none"),
+            (
+                "mqtt://pi:secret@host",
+                "without a password; got an address with one; put the password into AGRIDISTILL_MQTT_PASSWORD",
+            ),
+            ("http://host", "a broker's address such as mqtt://host:1883; got 'http://host'"),
+            ("mqtt://", "a broker's address such as"),
+            ("mqtt://host:99999", "a broker's address such as mqtt://host:1883; got an invalid address"),
+            ("mqtt://pi:secret/word@host", "got an invalid address"),
+            ("mqtt://pi:12345/secret@host", "got an invalid address"),
+            ("mqtt://pi:secret#word@host", "got an invalid address"),
+            ("mqtt://pi:1?secret@host", "got an invalid address"),
         ],
     )
     def test_what_is_no_address_is_refused_without_repeating_secrets(self, url: str, message: str) -> None:
@@ -366,5 +369,5 @@ class TestAddress:
             watch_settings({"broker": {"url": "mqtt://host"} | settings}, where="here")
 
     def test_a_password_needs_a_user(self) -> None:
-        with pytest.raises(ConfigError, match="a user with the password"):
+        with pytest.raises(ConfigError, match="a user name for the broker's password"):
             access_to("host", password="x")  # noqa: S106

@@ -128,7 +128,10 @@ class TestMessagesThatAreRefusedForWhatTheyAre:
         assert [body for _, body in receiver.got] == [sent[number].payload for number in (0, 2, 3, 1)]
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
-        assert "refuses an alert (it answers 422): later ones pass it" in warnings[0]
+        assert (
+            "refuses an alert (it answers 422): it is sent again every 5 minutes, and does not delay later"
+            in warnings[0]
+        )
 
     def test_one_that_refuses_all_is_not_asked_about_all_at_once(
         self, receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -253,7 +256,7 @@ def test_a_webhook_whose_answer_drips_has_not_taken_the_alert(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "_ANSWER_S", 0.3)
-    with dripping(beginning) as port, soon(), pytest.raises(NotTakenError, match=r"no whole answer in 0\.3 s"):
+    with dripping(beginning) as port, soon(), pytest.raises(NotTakenError, match=r"no complete answer within 0\.3 s"):
         Webhook(f"http://127.0.0.1:{port}/secret")(message(), threading.Event())
 
 
@@ -277,7 +280,7 @@ def test_a_command_that_leaves_something_in_the_background_has_taken_the_alert(t
     ("words", "reason"),
     [
         (("sh", "-c", "echo no line >&2; exit 3"), "exit code 3: no line"),
-        (("sleep", "30"), "not done after 0.2 s"),
+        (("sleep", "30"), "it did not end within 0.2 s"),
         (("no-such-program",), "No such file"),
     ],
 )

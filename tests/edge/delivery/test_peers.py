@@ -141,4 +141,4 @@ def test_amqtt_is_silent_to_mqtt_5_and_gets_everything_by_3(
         wait_for(lambda: (STATUS, b"offline") in receiver.got, what="the goodbye")
         receiver.close()
     assert numbers(receiver) == list(range(60))
-    assert "speaks MQTT 3.1.1 alone" in caplog.text
+    assert "only speaks MQTT 3.1.1" in caplog.text

@@ -32,7 +32,7 @@ def test_a_broker_that_closes_the_connection_on_discovery_gets_everything_else(
     assert wire.connections <= 4
     assert warnings(caplog) == [
         f"the broker 127.0.0.1:{wire.port} refuses a message on '{DISCOVERY}' (it closes the connection, each time "
-        "it is sent): it and others like it are left out; check user name, device name and access list"
+        "it is sent): it and similar messages are skipped for now; check user name, device name and access list"
     ]
 
 
@@ -130,8 +130,8 @@ def test_a_broker_that_acknowledges_nothing_is_refused_in_one_line(
     poor.stop()
     assert len(outbox.pending()) == 3
     assert warnings(caplog) == [
-        f"the broker 127.0.0.1:{poor.port} acknowledges no message (maximum QoS 0): messages wait in the outbox; "
-        "allow QoS 1 there"
+        f"the broker 127.0.0.1:{poor.port} acknowledges no messages (its maximum QoS is 0): messages wait in the "
+        "outbox; allow QoS 1 in the broker"
     ]
 
 
@@ -153,9 +153,11 @@ def test_a_message_that_is_too_large_for_the_broker_waits_and_the_others_arrive(
     receiver.close()
     small.stop()
     assert len(outbox.pending()[0].message.payload) == 500
-    kept, left_out = sorted(warnings(caplog), key=lambda line: "left out" in line)
-    assert "'agridistill/pi/detections/plot0' and all others that are too large are kept in the outbox" in kept
-    assert "takes packets of up to 400 bytes: a message of 952 on" in left_out
+    kept, skipped = sorted(warnings(caplog), key=lambda line: "skipped" in line)
+    assert "'agridistill/pi/detections/plot0' has " in kept
+    assert "it and all other messages that are too large are kept in the outbox" in kept
+    assert "takes packets of up to 400 bytes, but a message on" in skipped
+    assert "has 952: it and all other messages that are too large are skipped" in skipped
 
 
 @pytest.mark.parametrize("protocol", [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311])

@@ -32,7 +32,7 @@ PLOTS = [
 
 
 def silent() -> AgentState:
-    return state(cannot_warn="Nothing can warn: there are no rules.")
+    return state(cannot_warn="No alert can open: there are no rules.")
 
 
 class Watched:

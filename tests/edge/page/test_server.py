@@ -105,7 +105,7 @@ def test_names_from_outside_stay_text(open_page: Asker) -> None:
 def test_without_anything_seen_the_page_says_what_to_expect(tmp_path: Path) -> None:
     with History(tmp_path / "empty.sqlite") as history, serving(history, state) as server:
         _, _, body = Asker(server).ask("/")
-    for told in (b"No alert is open.", b"No photo has been seen yet.", b"None yet."):
+    for told in (b"No alert is open.", b"There are no photos yet.", b"None yet."):
         assert told in body
 
 
@@ -131,7 +131,7 @@ def test_each_plot_tells_in_words_how_ill_it_is_what_of_and_the_trend(tmp_path: 
         ("north", ("Ill", "8 of 20 leaves ill", "Mostly Tomato: Late blight", "Getting worse: 40 % ill, 10 % before")),
         ("calm", ("Alert open", "0 of 12 leaves ill", "Getting better: 2 % ill, 40 % before")),
         ("mild", ("Some ill", "2 of 10 leaves ill", "Steady")),
-        ("new", ("Too few leaves: take 5", "0 of 2 leaves ill", "No trend yet")),
+        ("new", ("Too few leaves: photograph at least 5", "0 of 2 leaves ill", "No trend yet")),
     ):
         assert [words for words in told if words not in cards[name]] == []
     assert "Plot gone" not in text
@@ -222,7 +222,7 @@ def test_a_limit_that_is_none_is_refused(open_page: Asker, limit: str) -> None:
 def test_nothing_can_be_changed(open_page: Asker, method: str) -> None:
     for path in ("/", "/login", "/api/state"):
         status, headers, body = open_page.ask(path, method)
-        assert (status, headers["Allow"], body) == (405, "GET, HEAD", b"only GET and HEAD\n")
+        assert (status, headers["Allow"], body) == (405, "GET, HEAD", b"this page only answers GET and HEAD\n")
 
 
 def test_head_is_get_without_the_body(open_page: Asker) -> None:
@@ -289,7 +289,7 @@ ROUTES = ["/", "/content", "/metrics", "/api/state", "/api/detections", "/api/al
 @pytest.mark.parametrize("path", [*ROUTES, "/missing"])
 def test_every_route_needs_the_token(guarded: Asker, path: str) -> None:
     status, headers, body = guarded.ask(path)
-    assert (status, body) == (401, b"this page needs its token\n")
+    assert (status, body) == (401, b"this page needs the agent's token: send it as Authorization: Bearer TOKEN\n")
     assert headers["WWW-Authenticate"].startswith("Bearer")
     for wrong in (TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer", "Bearer \u00fc"):
         assert guarded.status(path, Authorization=wrong) == 401, wrong
@@ -408,7 +408,7 @@ def test_tokens_and_addresses_are_never_logged(
 def test_a_taken_port_is_told_and_a_stopped_page_gives_it_back(history: History) -> None:
     with serving(history, state) as first:
         again = serving(history, state, port=Asker(first).port)
-        with pytest.raises(EdgeError, match="choose another port"):
+        with pytest.raises(EdgeError, match="choose another host or port"):
             again.__enter__()
     with again:
         assert Asker(again).status("/") == 200

@@ -320,7 +320,7 @@ def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_o
             assert names(source, wait_s=1.5) == ["open.jpg"]
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
-        assert "photos cannot be read for now" in warnings[0]
+        assert "a photo cannot be read now, and will be tried again" in warnings[0]
         assert "locked00.jpg' (Permission denied)" in warnings[0]
         for path in locked:
             path.chmod(0o644)
@@ -627,8 +627,8 @@ def test_what_is_passed_over_is_told_once_for_each_suffix(
         assert names(source) == []
     told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
     assert told == [
-        "files are passed over that are no photos: 2 .dng, 1 .txt",
-        "files are passed over that are no photos: 1 .avif",
+        "files that are not photos are skipped: 2 .dng, 1 .txt",
+        "files that are not photos are skipped: 1 .avif",
     ]
 
 
@@ -643,7 +643,7 @@ def test_pictures_of_where_a_model_looked_are_no_photos(
     Image.new("RGB", (20, 20)).save(folder / "b-explained.png")
     assert names(source) == ["b-explained.png"]
     assert len(caplog.messages) == 1
-    assert "pictures that predict --explain wrote are left out, the first 'a-explained-" in caplog.text
+    assert "pictures that predict --explain wrote are skipped; the first one is 'a-explained-" in caplog.text
 
 
 NOON = datetime(2026, 5, 12, 12, 0, tzinfo=UTC).timestamp()
@@ -756,12 +756,12 @@ def test_a_folder_gives_each_photo_its_own_time_and_reports_once_what_has_none(
     assert found == {"photo": [at_s, None, None, None], "arrival": [None] * 4}
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert lines == [
-        "1.jpg: no EXIF time; such photos count by when they come",
-        "3.jpg: an EXIF time before 2010; such photos count by when they come",
+        "the photo 1.jpg has no EXIF time: for such photos the time of arrival is used",
+        "the photo 3.jpg has an EXIF time before 2010: for such photos the time of arrival is used",
     ]
 
 
 @pytest.mark.parametrize("text", ["0", "rtsp://camera/stream", "http://camera/a.jpg"])
 def test_only_photos_of_a_folder_have_a_time_of_their_own(text: str) -> None:
-    with pytest.raises(EdgeError, match="a folder of photos where time"):
+    with pytest.raises(EdgeError, match="a folder of photos with time"):
         open_source(text, settings=SourceSettings(time="photo"), seen=lambda identity: False)

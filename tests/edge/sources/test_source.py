@@ -40,7 +40,7 @@ def test_photos_that_take_too_much_memory_are_left_out_before_they_are_decoded(m
         ):
             reader.read(bad)
     assert reader.read(encoded("PNG", 300, 200)).shape == (200, 300, 3)
-    with pytest.raises(PhotoError, match=r"300 x 200, a WebP, which takes the memory of 120,000"):
+    with pytest.raises(PhotoError, match=r"300 x 200 pixels, which as a WebP takes the memory of 120,000 pixels"):
         reader.read(encoded("WEBP", 300, 200))
     # All of it is wanted, so all of it counts.
     with pytest.raises(PhotoError, match="400 x 300"):
@@ -206,4 +206,4 @@ def test_a_photo_that_ended_the_agent_twice_is_left_out_and_the_next_one_comes(t
     assert [life.returncode for life in lives] == [-signal.SIGKILL, -signal.SIGKILL, 0], lives[2].stderr
     told = lives[2].stdout.splitlines()
     assert told[:3] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert "large.png': the agent ended twice while reading it" in told[3]
+    assert "large.png', while reading which the agent crashed twice" in told[3]

@@ -195,5 +195,5 @@ def test_a_damaged_file_is_set_aside_and_told(path: Path, caplog: pytest.LogCapt
     with History(path) as again:
         assert again.recent() == []
         again.add(detection(2))
-    assert "damaged: set aside" in caplog.text
+    assert "damaged: it is renamed to" in caplog.text
     assert list(path.parent.glob("history.sqlite.damaged-*"))

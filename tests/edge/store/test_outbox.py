@@ -170,7 +170,7 @@ class TestTrouble:
             assert len(box.pending()) == 1
         (aside,) = [file for file in tmp_path.glob("outbox.db.damaged-*") if not file.name.endswith(("-wal", "-shm"))]
         assert aside.read_bytes() == bytes(data)
-        assert "is damaged: set aside as" in caplog.text
+        assert "is damaged: it is renamed to" in caplog.text
 
     def test_a_file_that_is_removed_while_it_is_open_is_a_clear_error(self, tmp_path: Path) -> None:
         path = tmp_path / "state" / "outbox.db"
@@ -180,7 +180,7 @@ class TestTrouble:
             for _ in range(2):
                 with pytest.raises(
                     StateLostError,
-                    match=r"the outbox where it was; got .*removed or replaced; start the agent",
+                    match=r"the outbox unchanged by others; got .*removed or replaced; start the agent",
                 ):
                     box.add(messages(2))
 
@@ -202,7 +202,7 @@ class TestTrouble:
         with Outbox(path) as box:
             box.add(messages(1))
             assert payloads(box) == [0]
-        assert caplog.text.count("damaged: set aside") == 1
+        assert caplog.text.count("damaged: it is renamed to") == 1
 
     def test_a_file_of_another_version_is_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "outbox.db"

@@ -167,7 +167,7 @@ def test_a_header_that_drips_holds_nobody_beyond_the_timeout(
         device = device_for(publisher, f"http://127.0.0.1:{port}/release.json")
         result = device.check()
     assert result.outcome == "postponed"
-    assert "no whole answer in 0.3 s" in result.reason
+    assert "no complete answer within 0.3 s" in result.reason
 
 
 def test_a_body_may_take_longer_than_its_header(
@@ -190,7 +190,7 @@ def test_without_room_nothing_is_fetched(
         patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
         result = device.check()
     assert result.outcome == "postponed"
-    assert "free bytes for an update" in result.reason
+    assert "free bytes for a model update" in result.reason
     assert "large.onnx" not in server.sent
     assert device.check().outcome == "installed"
 
@@ -212,7 +212,7 @@ def test_a_disk_that_is_full_before_it_said_so_gets_its_room_back(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert result.outcome == "postponed"
-    assert "room for an update" in result.reason
+    assert "a disk that can store a model update" in result.reason
     assert not list(device.slots.folder.glob("v1*"))
     assert device.start().version == 0
     assert device.check().outcome == "installed"

@@ -30,7 +30,7 @@ def installed(device: Device, publisher: Publisher, *versions: int) -> None:
 def test_without_any_update_the_first_model_runs_and_nothing_is_written(device: Device) -> None:
     assert device.start().version == 0
     assert not device.slots.folder.exists()
-    with pytest.raises(EdgeError, match="a first model that works"):
+    with pytest.raises(EdgeError, match="a --model that works"):
         device.slots.give_up(0, "it cannot be read")
 
 
@@ -41,7 +41,7 @@ def test_a_model_that_is_never_confirmed_is_taken_back_and_not_tried_again(
     assert [device.start().version for _ in range(5)] == [2, 2, 2, 1, 1]
     told = [message for message in caplog.messages if "gives way" in message]
     assert told == [
-        "model version 2 gives way to version 1: it was started 3 times without being confirmed",
+        "model version 1 is used again instead of version 2: it was started 3 times without being confirmed",
     ]
     result = device.check()
     assert result.outcome == "refused"
@@ -115,7 +115,7 @@ def test_with_a_damaged_pointer_the_first_model_runs_and_no_update_is_taken(
     assert "delete" in caplog.messages[0]
     result = device.check()
     assert result.outcome == "refused"
-    assert "a record of this device's models" in result.reason
+    assert "a readable list of this device's models" in result.reason
     shutil.rmtree(device.slots.folder)
     assert device.check().outcome == "installed"
 

@@ -121,7 +121,7 @@ def test_a_release_of_another_channel_or_too_large_is_refused(
     device_for: MakeDevice, publisher: Publisher, limits: Callable[..., None]
 ) -> None:
     publisher.publish(1, channel="potato")
-    assert "of the channel 'default'" in device_for(publisher).check().reason
+    assert "for the channel 'default'" in device_for(publisher).check().reason
     limits(MAX_FILE_BYTES=500)
     small = device_for(publisher, channel="potato")
     result = small.check()
@@ -148,11 +148,11 @@ def test_the_running_version_of_another_channel_or_with_other_content_is_refused
     device.source = others["channel"]
     result = device.check()
     assert (result.outcome, result.version) == ("refused", 1)
-    assert "of the channel 'default'" in result.reason
+    assert "for the channel 'default'" in result.reason
     device.source = others["content"]
     result = device.check()
     assert (result.outcome, result.version) == ("refused", 1)
-    assert "another release of that version" in result.reason
+    assert "another release of the same version" in result.reason
     device.source = others["elsewhere"]
     assert device.check().outcome == "current"
     (device.slots.slot(1) / "release.json").write_bytes(b"damaged")
@@ -200,7 +200,7 @@ def test_a_model_with_other_classes_than_signed_is_refused(
         lambda payload: release_of(payload).model_copy(update={"classes": ("green", "red", "blue")}),
     )
     publisher.publish(1)
-    assert "the classes that were signed" in device.check().reason
+    assert "a model with the classes in its release" in device.check().reason
     assert device.start().version == 0
 
 
@@ -248,7 +248,7 @@ def test_a_model_that_never_answers_is_ended_and_refused(
     limits(LIMIT_S=4)
     device = device_for(publisher)
     result = device.check()
-    assert "golden answers in time" in result.reason
+    assert "answers to all golden photos within" in result.reason
     assert device.start().version == 0
 
 
@@ -409,7 +409,7 @@ def test_an_outage_is_told_once_and_its_end_once(
     server.status = None
     publisher.publish(1)
     assert device.check().outcome == "installed"
-    assert caplog.messages[1:] == ["model updates can be had again", "model version 1 is installed, on trial"]
+    assert caplog.messages[1:] == ["model updates work again", "model version 1 is installed and is now on trial"]
 
 
 def test_a_message_and_a_place_do_not_call_each_other_back(
@@ -453,7 +453,7 @@ def test_a_release_is_published_once_and_leaves_a_key(publisher: Publisher) -> N
         publisher.publish(2, channel="other")
     with pytest.raises(EdgeError, match="a version above 2"):
         publisher.publish(1)
-    with pytest.raises(EdgeError, match="a key that is left"):
+    with pytest.raises(EdgeError, match="a key that devices still trust afterwards"):
         publisher.publish(3, revoke=(key_id(publisher.public),))
     with pytest.raises(EdgeError, match="a key to sign with"):
         publish(publisher.model, publisher.golden, publisher.folder, [], PublishSettings(3))

@@ -171,7 +171,8 @@ def test_an_ignored_model_is_told_once_also_where_it_cannot_be_loaded(
     device.slots.first = tmp_path / "broken.onnx"
     device.slots.first.write_bytes(b"no model")
     folder = device.slots.folder
-    told = f"model version 1 from {folder} runs, not --model {device.slots.first} (delete {folder} to start over)"
+    update = f"an update, model version 1 in {folder}, is used instead of --model {device.slots.first}"
+    told = f"{update}; to use that, delete {folder}"
     model = current(device)
     model.refresh()
     assert caplog.messages == [told]

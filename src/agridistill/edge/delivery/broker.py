@@ -307,7 +307,11 @@ class Refusals:
             group, what, then = "read", "to let the device read", "the device asks again later"
         elif item.seq is None:
             # One warning for the device's topics and one for Home Assistant's: more would only repeat them.
-            group, what, then = item.topic.partition("/")[0], "a message on", "this message is skipped for now"
+            group, what, then = (
+                item.topic.partition("/")[0],
+                "a message on",
+                "it and similar messages are skipped for now",
+            )
         elif key[1] is None:
             group, what, then = "messages", "messages on", "the messages on this topic wait in the outbox"
         else:
