@@ -89,7 +89,7 @@ def test_a_release_is_written_that_its_key_vouches_for(
     assert result.stdout == ""
     told, following = result.told.splitlines()  # type: ignore[attr-defined]
     assert "version 3 written, 4 files" in told
-    assert "of 2 golden photos 100.0 % right here" in told
+    assert "answers 100.0 % of 2 golden photos right here" in told
     assert following.startswith("Next: watch SOURCE --model")
     release = verified_release((tmp_path / "served" / "release.json").read_bytes(), read_trusted_keys(key.parent))
     assert [(photo.photo, photo.label) for photo in release.golden] == [
@@ -150,6 +150,6 @@ def test_what_cannot_be_published_is_told(
             run(*whole, *more)
     (golden / "blue").mkdir()
     (golden / "red" / "Photo 1.PNG").rename(golden / "blue" / "1.png")
-    with pytest.raises(EdgeError, match="known: green, red"):
+    with pytest.raises(EdgeError, match=r"a class of the model \(green, red\)"):
         run(*whole)
     assert not (tmp_path / "served").exists()

@@ -128,10 +128,8 @@ class TestMessagesThatAreRefusedForWhatTheyAre:
         assert [body for _, body in receiver.got] == [sent[number].payload for number in (0, 2, 3, 1)]
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
-        assert (
-            "refuses an alert (it answers 422): it is sent again every 5 minutes, and does not delay later"
-            in warnings[0]
-        )
+        assert "refuses an alert (it answers 422): it is sent again every " in warnings[0]
+        assert "and does not delay later alerts" in warnings[0]
 
     def test_one_that_refuses_all_is_not_asked_about_all_at_once(
         self, receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

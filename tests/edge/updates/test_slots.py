@@ -39,7 +39,7 @@ def test_a_model_that_is_never_confirmed_is_taken_back_and_not_tried_again(
 ) -> None:
     installed(device, publisher, 1, 2)
     assert [device.start().version for _ in range(5)] == [2, 2, 2, 1, 1]
-    told = [message for message in caplog.messages if "gives way" in message]
+    told = [message for message in caplog.messages if "is used again" in message]
     assert told == [
         "model version 1 is used again instead of version 2: it was started 3 times without being confirmed",
     ]

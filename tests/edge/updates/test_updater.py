@@ -358,7 +358,7 @@ def test_a_release_never_removes_the_last_key(device: Device, publisher: Publish
     publisher.publish(1, keys=[other, publisher.key], revoke=(publisher.key_id,))
     result = device.check()
     assert result.outcome == "refused"
-    assert "removes all" in result.reason
+    assert "revokes all" in result.reason
     assert device.slots.pointer().removed_keys == ()
 
 
