@@ -117,7 +117,7 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
         (["report", "folder"], "expected a folder with compare.json or evaluation.json"),
         (
             ["train", "{data}", "--weights", "none.safetensors", "--out", "run"],
-            "a file of weights; got 'none.safetensors'",
+            "weights; got 'none.safetensors'",
         ),
         (["train", "{data}", "--weights", "folder", "--out", "run"], "name a finished run"),
         (
