@@ -625,7 +625,7 @@ def test_what_is_passed_over_is_told_once_for_each_suffix(
     deadline = time.monotonic() + 10
     while "avif" not in caplog.text and time.monotonic() < deadline:
         assert names(source) == []
-    told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "are skipped" in record.getMessage()]
     assert told == [
         "files that are not photos are skipped: 2 .dng, 1 .txt",
         "files that are not photos are skipped: 1 .avif",
