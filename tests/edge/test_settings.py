@@ -93,7 +93,7 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("plot = 'a/b#+'", r"a plot's name without .*; got 'a/b#\+'; for example 'a-b'"),
         ('plot = "a\\nb"', r"a plot's name without .*; got 'a\\nb'; for example 'a-b'"),
         ("model = ''", r"expected a model's file, or a shipped model's name; got an empty text"),
-        ("threads = 3000", "expected threads up to .* got 3000"),
+        ("threads = 3000", "expected at most .* threads .* got 3000"),
         ("after = 'burn'", "after"),
         ("every_s = inf", "finite"),
         ("window_minutes = 0", "window_minutes"),

@@ -153,7 +153,7 @@ def test_a_wrong_path_is_told_before_anything_is_written(teacher_run: Path, tmp_
 
 
 def test_two_processes_do_not_train_one_study(study: Path, leaves: Path, teacher_run: Path) -> None:
-    with only_one(study / ".lock", "test"), pytest.raises(RunError, match="one process for the study in"):
+    with only_one(study / ".lock", "test"), pytest.raises(RunError, match="only one process that uses the study in"):
         compare(leaves, study, plan(), teacher=teacher_run)
 
 

@@ -239,7 +239,7 @@ def _notes(
     if split is not None and not used:
         yield f"column '{table.header[split]}' is not used, because it does not name train, val or test"
     if repeated:
-        yield f"{repeated:,} rows are ignored, because they have no label or repeat another row"
+        yield f"rows that have no label or repeat another row are ignored ({repeated:,})"
     joined = [name for name in classes if len(words := re.split(r"[\s,;|+&]+", name)) > 1 and {*words} <= {*classes}]
     if joined:
         yield f"labels such as '{joined[0]}' name several classes: each such combination is used as a separate class"

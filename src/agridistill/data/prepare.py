@@ -250,8 +250,8 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
     shared = {leaf for leaf, names in parts_of.items() if len(names) > 1}
     if shared:
         logger.warning(
-            "the given split has photos of the same leaf in several parts (%d leaves; %d of %d test photos show them): "
-            "the test accuracy may be too high; agridistill data check lists the photos",
+            "the given split has photos of the same leaf in several parts (leaves: %d; test photos of these leaves: %d "
+            "of %d): the test accuracy may be too high; agridistill data check lists the photos",
             len(shared),
             sum(sample.leaf_id in shared for sample in parts["test"]),
             len(parts["test"]),

@@ -120,7 +120,7 @@ def test_a_bomb_is_stopped_at_the_limit_of_a_file(
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 2_000_000)
     archive = _zip(tmp_path / "bomb.zip", {"a.jpg": bytes(30_000_000)})
     assert archive.stat().st_size < 100_000
-    with pytest.raises(FetchError, match=r"an archive of ordinary size; got more than [0-9,]+ bytes in 'a.jpg'"):
+    with pytest.raises(FetchError, match=r"an archive of usual size; got more than [0-9,]+ bytes in 'a.jpg'"):
         _unpack_all(archive, target)
     assert sum(path.stat().st_size for path in target.rglob("*")) <= 2_000_000
 
@@ -155,7 +155,7 @@ def test_archives_above_a_limit_are_refused(
     monkeypatch.setattr(module, limit, enough)
     _unpack_all(archive, target)
     monkeypatch.setattr(module, limit, little)
-    with pytest.raises(FetchError, match="an archive of ordinary size"):
+    with pytest.raises(FetchError, match="an archive of usual size"):
         _unpack_all(archive, target / "again")
 
 
