@@ -58,7 +58,7 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
     require_threads(threads)
     if photos is not None:
         require_whole("photos", photos, at_least=0)
-    # Path.exists() raises where the name is too long.
+    # Path.exists() raises an error if the name is too long.
     if not os.path.exists(path):  # noqa: PTH110
         raise missing_model(path)
     if not path.is_dir():

@@ -38,7 +38,7 @@ def compare(
     evidence: Annotated[bool, Option(help="Also measure robustness, calibration and attention for the report.")] = True,
     search: Annotated[
         int,
-        Option(min=0, metavar="N", help="Search good settings in N trials with Optuna, as \\[compare.search] defines."),
+        Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, as \\[compare.search] defines."),
     ] = 0,
     storage: Annotated[
         str | None,

@@ -47,7 +47,7 @@ class LabelOptions:
         bool | None,
         Option(
             "--nested/--flat",
-            help="Make each folder inside a class folder its own class (Tomato/Late blight), or part of that class.",
+            help="Make each folder inside a class folder a separate class (Tomato/Late blight), or part of that class.",
             show_default=False,
         ),
     ] = None

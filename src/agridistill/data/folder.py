@@ -200,7 +200,7 @@ def _scan_classes(
     Args:
         root: the data folder.
         folders: pairs of a folder, relative to the root, and the class of its photos.
-        nested: as for `scan`.
+        nested: the argument of `scan`.
         min_classes: the smallest allowed number of classes.
         split_of: folder of a split -> split; None if there are no such folders.
     """

@@ -7,10 +7,10 @@ tools give them show the original:
 |---|---|---|
 | `IMG_1_jpg.rf.<hash>.jpg` | `IMG_1.jpg` | Roboflow |
 | `rust_original_IMG_1.jpg_<uuid>.jpg` | `IMG_1.jpg` | Augmentor |
-| `IMG_1_0_4711.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
-| `aug_7_4711.jpg`, where several numbers occur | the photo number 7 | Keras with `save_prefix="aug"` |
+| `IMG_1_0_4711.jpg`, if `IMG_1.jpg` is also there | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
+| `aug_7_4711.jpg`, if there are several numbers | the photo number 7 | Keras with `save_prefix="aug"` |
 | `IMG_1_flip.jpg`, `rot90_IMG_1.jpg`, `IMG_1_aug_3.jpg` | `IMG_1.jpg` | scripts around imgaug, Albumentations, OpenCV |
-| `IMG_1_GaussNoise2.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | scripts with other words |
+| `IMG_1_GaussNoise2.jpg`, if `IMG_1.jpg` is also there | `IMG_1.jpg` | scripts with other words |
 
 Names that differ only in a number (`IMG_1_2`, `leaf (3)`) are not grouped: cameras and Windows count photos so.
 """
