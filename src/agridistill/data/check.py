@@ -74,6 +74,7 @@ class CheckResult:
         """Returns the result as plain JSON values.
 
         The keys are the attributes, except `strays` (for `non_photo_files`), `imbalance_ratio` and `unassigned_photos`.
+        The lists `unreadable` and `oversize` contain objects with the keys `path` and `reason`.
         """
         document = asdict(self)
         document["root"] = str(self.root)

@@ -202,7 +202,7 @@ class TeacherCache:
     A cache with fewer views of each photo than requested is extended, one with more is used as it is.
 
     Args:
-        folder: an existing folder with the files of the cache; files that do not exist are created.
+        folder: the folder of the cache; it and its files are created if they do not exist.
         key: the result of `cache_key`.
         layout: the shape of the records.
         views: number of views of each photo, at least 1.
