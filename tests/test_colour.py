@@ -251,8 +251,8 @@ def test_all_16_bits_are_read(tmp_path: Path, bands: int) -> None:
 def test_16_bits_in_separate_planes_are_refused_not_mixed_up(tmp_path: Path, extra: int | None) -> None:
     path = write_tiff(tmp_path / "a.tif", leaf(4 if extra else 3, bits=16), planar=True, extra=extra)
     assert refused(path) == (
-        f"expected a readable photo; got '{path}' (a TIFF of 16 bits in separate planes without compression, which is "
-        "read wrongly); save it as RGB with 8 bits"
+        f"expected a readable photo; got '{path}' (a TIFF with 16 bits and uncompressed separate planes, which Pillow "
+        "reads wrongly); save it as RGB with 8 bits"
     )
     with Image.open(path) as opened, pytest.raises(PhotoError, match="separate planes"):
         upright_rgb(opened)

@@ -94,12 +94,12 @@ def test_columns_may_be_named(photos: Path) -> None:
 
 def test_of_a_number_and_a_name_the_name_is_the_label(photos: Path) -> None:
     assert read(photos, "image,label,disease\n1.jpg,0,rust\n2.jpg,1,scab\n3.jpg,0,rust\n").classes == ("rust", "scab")
-    with pytest.raises(DataError, match="got 'label' and 'disease', which differ"):
+    with pytest.raises(DataError, match="got 'label' and 'disease', which have different classes"):
         read(photos, "image,label,disease\n1.jpg,0,rust\n2.jpg,1,scab\n3.jpg,1,rust\n")
 
 
 def test_of_several_columns_of_one_name_all_count(photos: Path) -> None:
-    with pytest.raises(DataError, match="got 'label' and 'Label', which differ"):
+    with pytest.raises(DataError, match="got 'label' and 'Label', which have different classes"):
         read(photos, "image,label,Label\n1.jpg,a,b\n2.jpg,b,b\n3.jpg,a,a\n")
 
 
@@ -148,7 +148,9 @@ def test_rows_of_absent_photos_are_a_problem(photos: Path) -> None:
     assert folder.problems[0].startswith("2 rows of '")
     assert folder.problems[0].endswith("name no photo that exists and can be read, the first '7.jpg' (line 5)")
     assert folder.non_photo_files == ("train_images/8.dng",)
-    with pytest.raises(DataError, match=r"got none for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"):
+    with pytest.raises(
+        DataError, match=r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
+    ):
         read(photos, "image,label\nx.jpg,a\ny.jpg,b\n")
 
 

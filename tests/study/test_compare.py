@@ -286,7 +286,7 @@ def test_the_command_prints_the_table_or_one_document(
         "hybrid",
         "to ce, points (95 %)",
         "the best on the validation split, against",
-        "McNemar, seed 0",
+        "McNemar test, seed 0",
         "teacher:",
     ):
         assert word in " ".join(shown.out.split())
