@@ -148,7 +148,8 @@ def test_rows_of_absent_photos_are_a_problem(photos: Path) -> None:
     assert folder.problems[0].startswith("2 rows of '")
     assert folder.problems[0].endswith("name no photo that exists and can be read, the first '7.jpg' (line 5)")
     assert folder.non_photo_files == ("train_images/8.dng",)
-    with pytest.raises(
+    absent = r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
+    with pytest.raises(DataError, match=absent):
         DataError, match=r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
     ):
         read(photos, "image,label\nx.jpg,a\ny.jpg,b\n")
