@@ -168,7 +168,7 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
             {"plan": {"querys": 3}},
             "a known key of [plan]; got 'querys'; did you mean 'queries'?",
         ),
-        ("benchmark", ("tomato",), {"plan": {"queries": 0}}, "expected plan.queries: "),
+        ("benchmark", ("tomato",), {"plan": {"queries": 0}}, "expected plan.queries of at least 1; got 0"),
         ("compare", ("photos", None, "study"), {}, "expected a recipe with a section [compare]; got an empty one"),
         ("compare", ("photos", {"compare": {"cand": 1}}, "study"), {}, "a known key of [compare]; got 'cand' in the"),
         (

@@ -191,7 +191,7 @@ def _range(kind: type[Any], place: tuple[int | str, ...]) -> str:
         name: getattr(part, name)
         for name in ("ge", "gt", "le", "lt")
         for part in _types_in(hint)
-        if hasattr(part, name)
+        if getattr(part, name, None) is not None  # an Interval has None for the bounds that it lacks
     }
     numbers = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in bounds.values())
     return _RANGES[tuple(bounds)].format(*numbers)

@@ -68,6 +68,11 @@ def test_the_package_itself_imports_nothing_heavy() -> None:
     assert python(code).stdout == "[]\n"
 
 
+def test_a_first_answer_does_not_wait_for_pydantic() -> None:
+    code = "import sys, agridistill.manifest, agridistill.runtime.predictor; print('pydantic' in sys.modules)"
+    assert python(code).stdout == "False\n"
+
+
 def test_losses_need_torch_alone() -> None:
     others = WITHOUT.replace("'torch', ", "")
     done = python(f"{others}\nfrom agridistill.losses import *\nprint(KDLoss(), METHODS)")

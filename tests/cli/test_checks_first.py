@@ -115,7 +115,10 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
         ),
         (["watch", "{data}", "--model", "{model}", "--plot", " "], "expected a plot's name for --plot; got ' '"),
         (["report", "folder"], "expected a folder with compare.json or evaluation.json"),
-        (["train", "{data}", "--weights", "none.safetensors", "--out", "run"], "'none.safetensors', which is neither"),
+        (
+            ["train", "{data}", "--weights", "none.safetensors", "--out", "run"],
+            "weights; got 'none.safetensors'",
+        ),
         (["train", "{data}", "--weights", "folder", "--out", "run"], "pass a finished run"),
         (
             ["train", "{data}", "--splits", "none.json", "--out", "run"],

@@ -150,8 +150,6 @@ def test_rows_of_absent_photos_are_a_problem(photos: Path) -> None:
     assert folder.non_photo_files == ("train_images/8.dng",)
     absent = r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
     with pytest.raises(DataError, match=absent):
-        DataError, match=r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
-    ):
         read(photos, "image,label\nx.jpg,a\ny.jpg,b\n")
 
 

@@ -88,7 +88,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
 
 
 def test_the_wheel_requires_nothing_of_the_training_part(device: Device) -> None:
-    assert names_required(device.wheel_requires) == {"numpy", "pillow", "pydantic", "typer", "onnxruntime"}
+    light = {"annotated-types", "numpy", "pillow", "pydantic", "typer", "onnxruntime"}
+    assert names_required(device.wheel_requires) == light
 
 
 def test_the_environment_is_without_torch_and_holds_the_wheel(device: Device) -> None:
