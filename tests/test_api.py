@@ -146,7 +146,7 @@ PATHS = "expected a path as str or Path for '{}'; got {}; pass the path of a fil
             "load",
             ("tomato",),
             {"threads": 3000},
-            "4 on each core here, or 0 for one on each core; got 3000 (int); lower",
+            "(4 for each core), or 0 for one thread for each core; got 3000 (int); use fewer threads",
         ),
         ("load", ("x" * 5000,), {}, "which does not exist; check the path"),
         ("load", ("tomato",), {"engine": 3}, "expected the name of an engine, or None; got 3 (int)"),

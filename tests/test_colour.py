@@ -210,8 +210,8 @@ def test_values_of_fewer_bits_in_16_are_refused_not_read_as_black(
     else:
         path = write_tiff(tmp_path / "a.tif", pixels, photometric=GREY if bands == 1 else 2)
     message = refused(path)
-    assert "16-bit values that all lie below 16,384: of fewer bits, or nearly black" in message
-    assert message.endswith("save it as RGB with 8 bits, or spread its values over 16 bits")
+    assert "all 16-bit values below 16,384: fewer bits are used, or the photo is nearly black" in message
+    assert message.endswith("save it as RGB with 8 bits, or scale its values to the full 16 bits")
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -251,8 +251,8 @@ def test_all_16_bits_are_read(tmp_path: Path, bands: int) -> None:
 def test_16_bits_in_separate_planes_are_refused_not_mixed_up(tmp_path: Path, extra: int | None) -> None:
     path = write_tiff(tmp_path / "a.tif", leaf(4 if extra else 3, bits=16), planar=True, extra=extra)
     assert refused(path) == (
-        f"expected a readable photo; got '{path}' (a TIFF of 16 bits in separate planes without compression, which is "
-        "read wrongly); save it as RGB with 8 bits"
+        f"expected a readable photo; got '{path}' (a TIFF with 16 bits and uncompressed separate planes, which Pillow "
+        "reads wrongly); save it as RGB with 8 bits"
     )
     with Image.open(path) as opened, pytest.raises(PhotoError, match="separate planes"):
         upright_rgb(opened)
@@ -275,8 +275,8 @@ def test_near_infrared_is_no_transparency(tmp_path: Path, bits: int, extra: int 
 
 def test_a_band_that_decoding_divides_the_colours_by_is_refused(tmp_path: Path) -> None:
     message = refused(write_tiff(tmp_path / "a.tif", leaf(4), extra=1))
-    assert "fourth band is marked as alpha, and is none" in message
-    assert message.endswith("save its colours alone")
+    assert "fourth band is marked as transparency but holds something else" in message
+    assert message.endswith("save only its three colour bands")
 
 
 @pytest.mark.parametrize("extra", [1, 2])

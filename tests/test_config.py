@@ -82,7 +82,7 @@ def test_the_method_fits_what_is_trained_unless_it_is_named(settings: dict[str, 
         ),
         ("train", {"objective": {}}, r"got one with \[objective\]; use it with 'agridistill distill'"),
         ("distill", {"train": {}}, r"a section \[distill\]; got one with \[train\]; use it with 'agridistill train'"),
-        ("train", {}, "got an empty one; write the section or leave --recipe away"),
+        ("train", {}, "got an empty one; add the section or leave out --recipe"),
     ],
 )
 def test_a_recipe_of_another_command_is_refused(
@@ -189,7 +189,7 @@ def test_overrides_leave_the_recipe_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("epochs", "--set key=value; got 'epochs'"),
+        ("epochs", "--set KEY=VALUE; got 'epochs'"),
         ("epoch=3", "'epoch' in --set; did you mean 'epochs'"),
         ("trian.epochs=3", "'trian' in --set trian.epochs; did you mean 'train'"),
         ("train.epoch=3", r"a known key of \[train\]; got 'epoch' in --set"),

@@ -99,12 +99,10 @@ def test_without_the_extra_a_heic_photo_is_named_with_the_remedy(tmp_path: Path)
     path.write_bytes(HEIC)
     for source in (path, HEIC):
         for read in (read_photo, photo_size, photo_cost):
-            with pytest.raises(
-                PhotoError, match=r"a HEIC photo, which is read after pip install 'agridistill\[heic\]'"
-            ):
+            with pytest.raises(PhotoError, match=r"a HEIC photo, which needs pip install 'agridistill\[heic\]'"):
                 read(source)
-    assert inspect_photo(path).error == "a HEIC photo, which is read after pip install 'agridistill[heic]'"
-    assert how_to_read(["a/1.txt", "a/1.HEIC"]) == "HEIC photos are read after pip install 'agridistill[heic]'"
+    assert inspect_photo(path).error == "a HEIC photo, which needs pip install 'agridistill[heic]'"
+    assert how_to_read(["a/1.txt", "a/1.HEIC"]) == "to read HEIC photos, run pip install 'agridistill[heic]'"
 
 
 @pytest.mark.parametrize("suffix", [".mpo", ".jfif", ".jpe", ".jpg"])
@@ -125,14 +123,14 @@ def test_without_the_extra_folders_of_heic_photos_are_told_with_the_remedy(
     for name in ("rust/1.heic", "scab/2.HEIC"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(HEIC)
-    with pytest.raises(DataError, match=r"1 \.heic\); HEIC photos are read after pip install"):
+    with pytest.raises(DataError, match=r"1 \.heic\); to read HEIC photos, run pip install"):
         scan(tmp_path)
-    with pytest.raises(DataError, match=r"but 2 \.heic; HEIC photos are read after pip install"):
+    with pytest.raises(DataError, match=r"but 2 \.heic; to read HEIC photos, run pip install"):
         expand([tmp_path])
     for name in ("rust/1.jpg", "scab/2.jpg"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     expand([tmp_path])
     problems = check(tmp_path).problems
     for text in (caplog.text, problems[0]):
-        assert "2 files that are no photos (2 .heic), the first " in text
-        assert text.strip().endswith("; HEIC photos are read after pip install 'agridistill[heic]'")
+        assert "2 files that are not photos (2 .heic), the first " in text
+        assert text.strip().endswith("; to read HEIC photos, run pip install 'agridistill[heic]'")

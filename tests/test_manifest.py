@@ -50,8 +50,11 @@ def test_a_manifest_without_the_optional_fields_never_abstains_and_is_not_rescal
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, r"expected manifest format 1; got 2 in '.*'; use the version that wrote it"),
-        ({"format_version": "absent"}, "expected manifest format 1; got None"),
+        (
+            {"format_version": 2},
+            r"expected a manifest with format_version 1; got 2 in '.*'; use the version of AgriDistill that wrote it",
+        ),
+        ({"format_version": "absent"}, "expected a manifest with format_version 1; got None"),
         ({"temprature": 2.0}, r"expected a known manifest field; got 'temprature' in .*; did you mean 'temperature'\?"),
         ({"classes": "absent"}, r"expected a manifest with classes; got '.*' without it; restore the file"),
         (
@@ -59,7 +62,7 @@ def test_a_manifest_without_the_optional_fields_never_abstains_and_is_not_rescal
             r"expected classes: a list of names; got 'healthy' in '.*manifest.json'; restore the file",
         ),
         ({"classes": ["a", 1]}, r"expected classes: a list of names; got \['a', 1\] in"),
-        ({"classes": ["a", "b", "a"]}, r"expected at least two classes, each named once; got \('a', 'b', 'a'\)"),
+        ({"classes": ["a", "b", "a"]}, r"expected at least two classes with different names; got \('a', 'b', 'a'\)"),
         ({"classes": ["a"]}, "expected at least two classes"),
         ({"model": None}, "expected model: text; got None in"),
         ({"temperature": 0}, "expected temperature: a number above 0; got 0 in"),
@@ -130,7 +133,7 @@ def test_what_is_no_manifest_is_refused(written: Path, content: bytes, message: 
 
 
 def test_a_missing_manifest_says_what_to_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"got no file '.*manifest\.json'; name a finished run or an exported model"):
+    with pytest.raises(ModelError, match=r"got no file '.*manifest\.json'; pass a finished run or an exported model"):
         read_manifest(tmp_path / "manifest.json")
 
 
@@ -139,7 +142,7 @@ def test_a_file_in_place_of_a_run_folder_is_told_as_such(tmp_path: Path) -> None
     weights.write_bytes(b"weights")
     with pytest.raises(ModelError) as raised:
         read_manifest(weights / "manifest.json")
-    assert str(raised.value) == f"expected a run folder; got the file '{weights}'; name the folder"
+    assert str(raised.value) == f"expected a run folder; got the file '{weights}'; pass the folder"
 
 
 def test_weights_are_used_only_as_the_manifest_describes_them(tmp_path: Path) -> None:
@@ -164,5 +167,5 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path, name: str) -
     inside = tmp_path / "run"
     inside.mkdir()
     manifest = replace(MANIFEST, weights_file=name, weights_sha256=sha256_of(tmp_path / "model.safetensors"))
-    with pytest.raises(ModelError, match=r"expected a weights file beside its manifest|got no such file"):
+    with pytest.raises(ModelError, match=r"expected a weights file in the manifest's folder|got no such file"):
         manifest.verified_weights(inside)

@@ -110,7 +110,7 @@ def test_a_folder_for_prediction_tells_what_is_passed_over(tmp_path: Path, caplo
     assert expand([tmp_path, tmp_path / "1.jpg"]) == [tmp_path / "1.jpg"] * 2
     first = tmp_path / "a" / "2.dng"
     assert [record.getMessage() for record in caplog.records] == [
-        f"passed over: 3 files that are no photos (2 .dng, 1 .txt), the first '{first}'"
+        f"passed over: 3 files that are not photos (2 .dng, 1 .txt), the first '{first}'"
     ]
 
 

@@ -192,7 +192,7 @@ def test_16_bit_grey_is_scaled_by_its_range_whatever_the_photo_shows(tmp_path: P
 def test_32_bit_grey_is_refused_as_its_range_is_unknown(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.tif", Image.fromarray(np.full((4, 4), 0.5, np.float32)))
     with pytest.raises(
-        PhotoError, match=r"expected a readable photo; got '.*a\.tif' \(32-bit grey, whose range is unknown\)"
+        PhotoError, match=r"expected a readable photo; got '.*a\.tif' \(32-bit grey values, whose range is unknown\)"
     ):
         read_photo(path)
 
@@ -374,7 +374,7 @@ def test_errors_of_the_system_and_damaged_files_are_different(
 
     monkeypatch.setattr(Image, "open", raising(MemoryError() if code is None else OSError(code, "refused")))
     for read in (read_photo, photo_size):
-        with pytest.raises(UnreachablePhotoError, match="check its rights and the disk"):
+        with pytest.raises(UnreachablePhotoError, match="check its permissions and the disk"):
             read(path)
     for damage in (OSError(errno.EINVAL, "Invalid argument"), OSError("image file is truncated"), ValueError("x")):
         monkeypatch.setattr(Image, "open", raising(damage))

@@ -100,7 +100,7 @@ def test_a_place_that_may_not_be_written_is_told_beforehand(tmp_path: Path) -> N
         place.chmod(0o500)
     try:
         for path, folder in ((place / "a" / "b.json", False), (place / "b", True), (place, True)):
-            with pytest.raises(RunError, match=r"a place for --out that may be written; got '.*place', which may not"):
+            with pytest.raises(RunError, match=r"a writable folder for --out; got '.*place' without write permission"):
                 require_writable(path, folder=folder)
     finally:
         if mounted:
@@ -152,7 +152,7 @@ def test_a_lock_goes_with_its_process_though_a_forked_one_lives_on(tmp_path: Pat
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(RunError, match="one process for the test"), only_one(tmp_path / "lock", "test"):
+        with pytest.raises(RunError, match="only one process that uses the test"), only_one(tmp_path / "lock", "test"):
             pass
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""AgriDistill: a large vision model's knowledge, in a model that fits a field device.
+"""AgriDistill trains a small model from a large vision model, so that it runs on a device in the field.
 
 Example::
 
@@ -31,7 +31,8 @@ from agridistill.errors import (
 )
 from agridistill.version import __version__ as __version__
 
-# Some builds of ONNX Runtime send usage data unless this is set before they are loaded. A value of the user stays.
+# Some builds of ONNX Runtime send usage data unless this is set before they are loaded. A value that the user has set
+# is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def __getattr__(name: str) -> Any:
     return _imported(name)
 
 
-# Types of results that only an extra gives: without it, `help` and completion leave them out.
+# Result types that need an extra, with a module of it: if it is not installed, `help` and completion omit the type.
 _NEEDS = {"EvaluationResult": "sklearn", "ExportResult": "torch", "ReportResult": "jinja2", "RunResult": "torch"}
 
 
@@ -136,7 +137,7 @@ def _imported(name: str) -> Any:
 
 
 class _FunctionOfPackage:
-    """A function with the name of the package that holds it: importing the package does not replace the function."""
+    """Keeps `agridistill.NAME` a function even after Python has imported the subpackage of the same name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -145,7 +146,7 @@ class _FunctionOfPackage:
         return _imported(self._name)
 
     def __set__(self, instance: object, value: object) -> None:
-        """The import system sets the package here; `sys.modules` holds it."""
+        """Ignores the subpackage that the import system assigns here; it stays available in `sys.modules`."""
 
 
 class _Package(ModuleType):

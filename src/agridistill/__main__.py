@@ -1,4 +1,4 @@
-"""Where the command `agridistill` starts: Ctrl-C is one line even while the first modules are imported."""
+"""Starts the command `agridistill`. Ctrl-C prints one line, even while the first modules are imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line and exits."""
+    """Runs the command line and exits with its code; Ctrl-C exits with 130."""
     try:
         from agridistill.cli import main as command_line
 

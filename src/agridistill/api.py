@@ -1,6 +1,6 @@
-"""The public functions that act on a finished model: `load`, `evaluate` and `export`.
+"""The public functions for a finished model: `load`, `evaluate` and `export`.
 
-Only this module decides what kind of model a path is.
+Only this module decides whether a path is a run folder, an exported file or the name of a shipped model.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
 
     Args:
         model: a finished run folder, an exported `.onnx` or `.tflite` file, or the name of a shipped model ("tomato").
-        engine: runs an exported file: "onnxruntime" or "openvino", "litert"; None takes the fastest that is installed.
-        threads: of one prediction with an exported file; 0 takes one for each core.
-        photos: number of photos to classify, if known: for a few, an engine that starts fast is chosen.
+        engine: the library that runs an exported file: "onnxruntime" or "openvino" for `.onnx`, "litert" for `.tflite`;
+            None takes the fastest one that is installed.
+        threads: threads of one prediction with an exported file; 0 takes one for each core.
+        photos: number of photos to classify, or None if unknown: for a few photos, an engine that starts fast is
+            chosen.
 
     Raises:
-        ConfigError: an argument of a wrong type or range.
-        ModelError: not there, unfinished or damaged, or no such engine.
-        MissingExtraError: a run folder needs the `train` extra, an engine its own package.
+        ConfigError: an argument has a wrong type or range.
+        ModelError: the model does not exist, is unfinished or damaged, or there is no such engine.
+        MissingExtraError: the `train` extra (for a run folder) or the package of the engine is not installed.
     """
     from agridistill.runtime.backends import engines_for, missing_model, model_path, open_artefact
     from agridistill.runtime.predictor import Predictor
@@ -56,7 +58,7 @@ def load(model: Path | str, *, engine: str | None = None, threads: int = 0, phot
     require_threads(threads)
     if photos is not None:
         require_whole("photos", photos, at_least=0)
-    # Path.exists() raises where the name is too long.
+    # Path.exists() raises an error if the name is too long.
     if not os.path.exists(path):  # noqa: PTH110
         raise missing_model(path)
     if not path.is_dir():
@@ -81,20 +83,23 @@ def evaluate(
     engine: str | None = None,
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
-    """Scores a model on labelled photos.
+    """Measures how well a model classifies labelled photos.
 
-    `label_file`, `label_columns` and `nested` are as for `train`, `engine` as for `load`.
+    `label_file`, `label_columns` and `nested` have the meaning that they have in `train`, `engine` that in `load`.
 
     Args:
         model: a finished run folder, an exported file, or the name of a shipped model.
-        data: as for `train`. Classes of the model that it lacks have no scores and are left out of macro-F1.
-        split: which photos. On the data that the model was trained on this is the run's own split.
-        split_file: a split made by `data split`, instead.
-        class_names: the model's class for a folder of another name, as a mapping or the path of a TOML file of them.
+        data: a data folder as for `train`. Classes of the model without photos there get no scores and are left out of
+            macro-F1.
+        split: the part of the data that is used. For the data that the model was trained on, the parts are those of
+            the training run.
+        split_file: a split made by `data split`, to use instead.
+        class_names: folder name -> the model's class, for folders that are named differently; a mapping, or the path
+            of a TOML file that holds one.
         progress: called with (done, total) while the photos are checked, then while they are classified.
 
     Raises:
-        ConfigError: an argument of a wrong type or name.
+        ConfigError: an argument has a wrong type or an unknown value.
         AgriDistillError: the model, the data or the split cannot be used.
     """
     from agridistill.runtime.backends import model_path
@@ -144,26 +149,27 @@ def export(
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> ExportResult:
-    """Writes a run's network as a file for devices, and its manifest beside it.
+    """Writes the network of a run to a file for devices, with its manifest in the same folder.
 
-    `label_file`, `label_columns` and `nested` are as for `train`; None takes what the run started with.
+    `label_file`, `label_columns` and `nested` have the meaning that they have in `train`; without them, the labels are
+    found as in the run.
 
     Args:
         run: a finished run folder.
-        out: `NAME.onnx` or `NAME.tflite`.
-        precision: of weights and activations.
-        micro: an int8 `NAME.tflite` for microcontrollers, with int8 logits, and `NAME.c` and `NAME.h` beside it.
-        batch: 1 fixes the batch of an `.onnx` file; None leaves it open.
-        data: the photos that the run was trained on; None takes the folder that the run names.
-        split_file: which of them are for training and validation, where the run does not know them.
-        answers: share of right answers that the abstention threshold is chosen for, 0 to 1.
-        force: writes a file that misses its gate.
+        out: the file to write, `NAME.onnx` or `NAME.tflite`.
+        precision: number format of weights and activations.
+        micro: writes an int8 `NAME.tflite` for microcontrollers, with int8 logits, and `NAME.c` and `NAME.h`.
+        batch: 1 fixes the batch size of an `.onnx` file to 1; None allows any.
+        data: the photos that the run was trained on; None takes the folder that is stored in the run.
+        split_file: a split made by `data split`, needed only if the run has not stored its own.
+        answers: share of right answers (0 to 1) that the abstention threshold is chosen for.
+        force: writes the file even if it loses more accuracy than is allowed.
         progress: called with (done, total) while photos are read and classified.
 
     Raises:
-        ConfigError: an argument of a wrong type or range.
-        ModelError: an unfinished run, a network that cannot be converted, or a file that misses its gate.
-        DataError: photos that are not those of the run.
+        ConfigError: an argument has a wrong type or range.
+        ModelError: the run is unfinished, its network cannot be converted, or the file loses too much accuracy.
+        DataError: the photos are not those of the run.
         MissingExtraError: the training part or the converter is not installed.
     """
     run_folder, file = to_path("run", run), to_path("out", out)
@@ -194,7 +200,10 @@ def export(
 
 
 def model_cost(backend: Backend) -> tuple[int | None, int | None]:
-    """Parameters and MACs, from the artefact's manifest or counted in a torch network; None where unknown."""
+    """Returns the number of parameters and of MACs for one photo; each is None if unknown.
+
+    They come from the manifest of an exported file, or are counted in the network of a run folder.
+    """
     from agridistill.runtime.backends import SUFFIXES
 
     if Path(backend.manifest.weights_file).suffix in SUFFIXES:

@@ -1,4 +1,7 @@
-"""Checks of the arguments of public Python functions, before any work: a wrong type or range is a `ConfigError`."""
+"""Checks the arguments of public Python functions before any work starts.
+
+Each `require_` function raises a `ConfigError` that names the argument if its value has a wrong type or range.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _THREADS_ON_A_CORE = 4
 
 
 def described(value: object) -> str:
-    """A wrong value in a few words, for the `got` of an error.
+    """Describes a wrong value in a few words, for the `got` of an error.
 
     Example:
         >>> described(3), described(None), described(["a.jpg", "b.jpg"])
@@ -35,46 +38,46 @@ def described(value: object) -> str:
 
 
 def to_path(name: str, value: object) -> Path:
-    """The path in an argument `name`, which is `str` or `Path` and not empty."""
+    """Returns the value of the argument `name` as a `Path`; it must be a `str` or `Path` and not empty."""
     if isinstance(value, str | os.PathLike) and (path := os.fspath(value)) and isinstance(path, str):
         return Path(path)
     raise ConfigError(f"a path as str or Path for '{name}'", described(value), "pass the path of a file or folder")
 
 
 def to_optional_path(name: str, value: object) -> Path | None:
-    """As `to_path`; None stays None."""
+    """Does the same as `to_path`, but returns None for None."""
     return None if value is None else to_path(name, value)
 
 
 def require_whole(name: str, value: object, *, at_least: int) -> None:
-    """Checks a whole number; numpy's, which have `__index__` too, count."""
+    """Checks that a value is a whole number (Python's or numpy's) and not smaller than `at_least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < at_least:
         raise ConfigError(f"a whole number of at least {at_least} for '{name}'", described(value), "correct it")
 
 
 def require_threads(value: object) -> None:
-    """Checks a number of threads, 0 or more; with more than 4 on each core the system may hang."""
+    """Checks a number of threads: at least 0, and at most 4 for each core, because with more the system may hang."""
     require_whole("threads", value, at_least=0)
     most = _THREADS_ON_A_CORE * (os.cpu_count() or 1)
     if int(value) > most:  # type: ignore[call-overload]
-        expected = f"threads up to {most}, {_THREADS_ON_A_CORE} on each core here, or 0 for one on each core"
-        raise ConfigError(expected, described(value), "lower them")
+        expected = f"at most {most} threads ({_THREADS_ON_A_CORE} for each core), or 0 for one thread for each core"
+        raise ConfigError(expected, described(value), "use fewer threads")
 
 
 def require_share(name: str, value: object) -> None:
-    """Checks a number from 0 to 1."""
+    """Checks that a value is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ConfigError(f"a number from 0 to 1 for '{name}'", described(value), "correct it")
 
 
 def require_flag(name: str, value: object) -> None:
-    """Checks a flag; a text such as "no" would count as True."""
+    """Checks that a value is True or False; a text such as "no" is refused, because Python would take it as True."""
     if not isinstance(value, bool):
         raise ConfigError(f"True or False for '{name}'", described(value), "correct it")
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Checks one of several names; the message has the nearest."""
+    """Checks that a value is one of the `choices`; the error suggests the most similar one."""
     if not isinstance(value, str):
         raise ConfigError(f"a name for '{name}'", described(value), "known: " + ", ".join(choices))
     if value not in choices:
@@ -82,6 +85,6 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def require_callable(name: str, value: Any) -> None:
-    """Checks a function."""
+    """Checks that a value can be called."""
     if not callable(value):
         raise ConfigError(f"a function for '{name}'", described(value), "pass a function, or leave it out")

@@ -1,8 +1,8 @@
-"""What the pixels of a file stand for, and their conversion to 8-bit sRGB, in which models see.
+"""Converts the pixels of any photo file to 8-bit sRGB, the colours that models expect.
 
-Bits, bands and transparency first (`to_plain`), where wrong guesses of Pillow are corrected or refused; then the
-photo's own colour profile (`to_srgb`): phones store Display P3, cameras often Adobe RGB, too pale when read as sRGB.
-And a map of values drawn over a picture (`overlaid`). Needs only Pillow and numpy.
+`to_plain` handles bit depths, bands and transparency; it corrects what Pillow reads wrongly, or refuses the file.
+`to_srgb` then applies the colour profile of the photo: phones store Display P3 and cameras often Adobe RGB, which look
+too pale if they are read as sRGB. `overlaid` draws a map of values over a picture. Only Pillow and numpy are needed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from PIL import Image, ImageCms, features
 
 logger = logging.getLogger(__name__)
 
-# Tags of TIFF, and their values.
+# Numbers of TIFF tags, and values of these tags.
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _MAX_SAMPLE, _EXTRA_SAMPLES = 258, 259, 262, 284, 281, 338
 _UNCOMPRESSED, _WHITE_IS_ZERO, _SEPARATE, _ASSOCIATED = 1, 0, 2, 1
-# 16-bit values that are all lower have fewer bits, as of cameras with 10, 12 or 14, or are nearly black.
+# If all values of a 16-bit photo are lower, it comes from a camera with 10, 12 or 14 bits, or is nearly black.
 _FEWER_BITS = 1 << 14
 _OPAQUE, _VISIBLE = 250, 6
 _AS_8_BITS = "save it as RGB with 8 bits"
-# Profiles of printers, the largest, have 0.5 to 3 MB.
+# The largest colour profiles, those of printers, have 0.5 to 3 MB.
 _MAX_PROFILE_BYTES = 4_000_000
-# One place and one kind of camera have few profiles; some of them may be large.
+# The photos of one site use few different profiles; the number is limited because some profiles are large.
 _CACHED_TRANSFORMS = 8
-# Profiles of sRGB differ by rounding.
+# Profiles that all mean sRGB differ by up to this many levels, because of rounding.
 _SAME_LEVELS = 2
 _SPACE = slice(16, 20)
 _MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 
 _STRENGTH = 0.55
-# Cividis (Nunez, Anderton and Renslow 2018), the same to colour-blind readers, at 17 even steps.
+# The colour map cividis (Nunez, Anderton and Renslow 2018) at 17 even steps; colour-blind readers see it equally.
 _COLOURS = (
     *((0, 34, 78), (0, 46, 106), (26, 56, 111), (50, 67, 109), (67, 78, 108), (83, 90, 109), (97, 101, 111)),
     *((111, 112, 115), (125, 124, 120), (140, 136, 120), (155, 148, 118), (171, 160, 114), (188, 174, 108)),
@@ -44,7 +44,7 @@ _COLOURS = (
 
 
 class PixelFormatError(ValueError):
-    """Pixels whose meaning is unknown, or that Pillow reads wrongly."""
+    """The meaning of a file's pixel values is unknown, or Pillow reads them wrongly."""
 
     def __init__(self, reason: str, remedy: str = _AS_8_BITS) -> None:
         super().__init__(reason)
@@ -54,24 +54,23 @@ class PixelFormatError(ValueError):
 class StoredForm(NamedTuple):
     """How a file stores its pixels, beyond Pillow's mode."""
 
-    bits: int = 8  # of a value, before Pillow makes 8 of them
-    # Of TIFF alone; its fourth band may be anything.
-    tiff: bool = False
-    declared_max: int = 0  # largest value; 0 where the file names none
+    bits: int = 8  # bits of one value in the file; Pillow converts them to 8
+    tiff: bool = False  # only TIFF sets the fields below; the fourth band of a TIFF may hold anything
+    declared_max: int = 0  # the largest value that the file declares; 0 if it declares none
     white_is_zero: bool = False
-    associated: bool = False  # colours are multiplied by the alpha
+    associated: bool = False  # the colours are multiplied by the alpha
 
 
 def stored_form(image: Image.Image) -> StoredForm:
-    """The form of an opened image before it is decoded: decoding forgets it.
+    """Reads how an opened image stores its pixels; call it before decoding, which discards this information.
 
     Raises:
-        PixelFormatError: Pillow would decode it wrongly.
+        PixelFormatError: Pillow would decode the image wrongly.
     """
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-        # Older Pillows open a 16-bit PNG as "I".
+        # Older versions of Pillow open a 16-bit PNG with the mode "I".
         deep = deep or image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
         return StoredForm(bits=16 if deep else 8)
 
@@ -80,8 +79,8 @@ def stored_form(image: Image.Image) -> StoredForm:
 
     bits = number(_BITS, 8)
     if bits == 16 and number(_PLANES, 1) == _SEPARATE and number(_COMPRESSION, 1) == _UNCOMPRESSED:
-        # Pillow (13 and before) takes each byte for a value.
-        raise PixelFormatError("a TIFF of 16 bits in separate planes without compression, which is read wrongly")
+        # Pillow (13 and before) reads each byte as a value.
+        raise PixelFormatError("a TIFF with 16 bits and uncompressed separate planes, which Pillow reads wrongly")
     return StoredForm(
         bits,
         tiff=True,
@@ -92,18 +91,21 @@ def stored_form(image: Image.Image) -> StoredForm:
 
 
 def to_plain(image: Image.Image, stored: StoredForm) -> Image.Image:
-    """Any mode to 8-bit RGB, L or CMYK in the photo's own colours; transparent pixels become white.
+    """Converts an image of any mode to 8-bit RGB, L or CMYK without changing its colour space.
+
+    Transparent pixels become white.
 
     Raises:
-        PixelFormatError: values of an unknown range, or a fourth band that is mixed into the colours.
-        ValueError: a mode that Pillow cannot convert.
+        PixelFormatError: the range of the values is unknown, or a fourth band that is not transparency is mixed into
+            the colours.
+        ValueError: Pillow cannot convert the mode.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and stored.bits == 16 and not stored.tiff):
         return _from_16_bits(image, stored)
     if image.mode in ("I", "F"):
-        raise PixelFormatError("32-bit grey, whose range is unknown")
+        raise PixelFormatError("32-bit grey values, whose range is unknown")
     if stored.bits == 16 and image.mode in ("RGB", "RGBA", "LA"):
-        # Of 16 bits Pillow keeps the upper 8.
+        # Pillow keeps the upper 8 of the 16 bits.
         ranges = image.getextrema()[: 1 if image.mode == "LA" else 3]
         if np.max(ranges) < _FEWER_BITS >> 8:
             raise _too_few_bits()
@@ -114,19 +116,20 @@ def to_plain(image: Image.Image, stored: StoredForm) -> Image.Image:
 
 def _too_few_bits() -> PixelFormatError:
     return PixelFormatError(
-        f"16-bit values that all lie below {_FEWER_BITS:,}: of fewer bits, or nearly black",
-        f"{_AS_8_BITS}, or spread its values over 16 bits",
+        f"all 16-bit values below {_FEWER_BITS:,}: fewer bits are used, or the photo is nearly black",
+        f"{_AS_8_BITS}, or scale its values to the full 16 bits",
     )
 
 
 def _on_white(rgba: Image.Image, stored: StoredForm) -> Image.Image:
     if stored.tiff:
         counts = rgba.getchannel("A").histogram()
-        # What is visible in a photo is mostly opaque: otherwise the band is something else, such as near infrared.
+        # In a photo with transparency most visible pixels are opaque. Otherwise the band is something else, such as
+        # near infrared.
         if 2 * sum(counts[_VISIBLE:_OPAQUE]) >= sum(counts[_VISIBLE:]):
             if stored.associated:
-                reason = "a TIFF whose fourth band is marked as alpha, and is none"
-                raise PixelFormatError(reason, "save its colours alone")
+                reason = "a TIFF whose fourth band is marked as transparency but holds something else"
+                raise PixelFormatError(reason, "save only its three colour bands")
             return rgba.convert("RGB")
     white = Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba)
@@ -134,11 +137,15 @@ def _on_white(rgba: Image.Image, stored: StoredForm) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image, stored: StoredForm) -> Image.Image:
-    """Scales grey by the range of its bits; Pillow would clip it at 255, and leave white at 0 where a TIFF has it."""
+    """Scales 16-bit grey values to 8 bits and makes white 255, also for a TIFF in which white is 0.
+
+    Pillow's own conversion would clip all values at 255.
+    """
     values = np.asarray(image)
     bits = stored.bits
     if bits == 16 and (highest := int(values.max())) < _FEWER_BITS:
-        # Some files declare the brightest value of the photo; only a number of all ones gives the number of bits.
+        # The declared largest value gives the number of bits only if it is 2^n - 1; some files declare the brightest
+        # value of the photo instead.
         bits = (stored.declared_max + 1).bit_length() - 1
         if stored.declared_max + 1 != 1 << bits or stored.declared_max < max(highest, 255):
             raise _too_few_bits()
@@ -152,23 +159,23 @@ def _from_16_bits(image: Image.Image, stored: StoredForm) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts to sRGB, black to black and white to white (relative colorimetric).
+    """Converts an image to sRGB by its colour profile; black stays black and white stays white.
 
-    Without a usable profile (broken, above 4 MB, or of other channels) colours are taken as sRGB, inks as their
-    complements.
+    The intent is relative colorimetric. Without a usable profile (broken, larger than 4 MB, or for other channels), RGB
+    and grey are taken as sRGB, and CMYK is converted by Pillow's plain formula.
 
     Args:
-        image: RGB, L or CMYK; an RGB image is changed itself.
-        profile: ICC, as the file holds it.
+        image: an image of mode RGB, L or CMYK; an RGB image is changed in place.
+        profile: the ICC profile as stored in the file; None if the file has none.
 
     Returns:
-        8-bit RGB.
+        An image of mode RGB, 8 bits.
     """
     transform = None
     if profile and len(profile) <= _MAX_PROFILE_BYTES:
         mode = _MODES.get(profile[_SPACE])
         if mode == "RGB" and image.mode == "L":
-            image = image.convert("RGB")  # a grey that keeps the profile of the colours that it was made from
+            image = image.convert("RGB")  # a grey copy of a colour photo that has kept the colour photo's profile
         if mode == image.mode:
             transform = _transform(bytes(profile), mode)
     if transform is None:
@@ -181,9 +188,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(maxsize=_CACHED_TRANSFORMS)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where the pixels stay as they are: sRGB itself, or an unusable profile."""
+    """Returns the conversion from a profile to sRGB; None if the profile is sRGB itself or cannot be used."""
     if not features.check("littlecms2"):
-        logger.warning("colour profiles are left out: this Pillow was built without Little CMS")
+        logger.warning("colour profiles of photos are ignored because Pillow was built without Little CMS")
         return None
     try:
         transform = ImageCms.ImageCmsTransform(
@@ -195,11 +202,11 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (OSError, ValueError) as error:
-        logger.debug("a colour profile of %d bytes is left out: %s", len(profile), error)
+        logger.debug("a colour profile of %d bytes is ignored: %s", len(profile), error)
         return None
     if mode != "RGB":
         return transform
-    # Colours all over the cube that stay as they are, but for rounding, are sRGB's.
+    # If colours from the whole RGB cube stay the same, apart from rounding, the profile means sRGB.
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
     converted = np.asarray(transform.apply(Image.fromarray(colours)))
@@ -207,10 +214,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Colours of values: blue for 0, grey between, yellow for 1.
+    """Turns a map of values into colours: blue for 0, grey for 0.5, yellow for 1.
 
     Args:
-        values: `(H, W)`; clipped to 0 to 1.
+        values: `(H, W)`; values outside 0 to 1 are clipped.
 
     Returns:
         `(H, W, 3)` uint8, RGB.
@@ -223,16 +230,16 @@ def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
 def overlaid(
     picture: Image.Image, values: NDArray[Any], *, low: float | None = None, high: float | None = None
 ) -> Image.Image:
-    """A picture with a map over it: yellow where the values are high, blue where they are low.
+    """Draws a map of values over a picture: yellow for high values, blue for low ones.
 
     Args:
-        picture: RGB.
-        values: `(H, W)` of any size and scale; enlarged to the picture.
-        low: value that is blue; the smallest where None.
-        high: value that is yellow; the largest where None.
+        picture: an image of mode RGB.
+        values: `(H, W)` of any size and scale; it is scaled to the size of the picture.
+        low: the value that is drawn in blue; None takes the smallest value.
+        high: the value that is drawn in yellow; None takes the largest value.
 
     Returns:
-        RGB, of the picture's size.
+        A new RGB image of the picture's size.
     """
     values = np.asarray(values, np.float32)
     low = float(values.min()) if low is None else low

@@ -1,7 +1,7 @@
-"""Recipes: TOML -> typed, strict settings. An unknown key is an error that names the nearest known one.
+"""Reads recipes, which are TOML files, into typed settings; an unknown key is an error that suggests a known one.
 
 A recipe holds the sections `data`, `augmentation`, `train` (for the command `train`), `distill` and `objective` (for
-the command `distill`), and `compare`, so one file describes a teacher, its students and a study of them.
+the command `distill`), and `compare`, so that one file describes a teacher, its students and their comparison.
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ _SECTIONS_OF = {
     "distill": ("distill", "objective", "data", "augmentation"),
     "compare": ("compare", "data", "augmentation"),
 }
-# In a wheel beside this package's modules, in a checkout at its root.
+# A wheel has the recipes in a folder of this package, a checkout has them at its root.
 _RECIPE_FOLDERS = (Path(__file__).parent / "shipped" / "recipes", Path(__file__).parents[2] / "recipes")
 SHARED_SECTIONS = frozenset({"data", "augmentation"})
 Recipe = dict[str, dict[str, Any]]
 
 
 def read_recipe(recipe: Path | str) -> Recipe:
-    """Reads a recipe and checks its keys.
+    """Reads a recipe and checks the names of its sections and keys.
 
     Args:
-        recipe: a file, or the name of a shipped recipe ("cpu"); a file of that name in the current folder wins.
+        recipe: a file, or the name of a shipped recipe ("cpu"); a file with this name in the current folder is
+            preferred to the shipped recipe.
+
+    Returns:
+        Section -> key -> value, as in the file.
 
     Raises:
-        ConfigError: not there, no TOML, or an unknown section or key.
+        ConfigError: the recipe does not exist, is not TOML, or has an unknown section or key.
     """
     path = _recipe_path(Path(recipe))
     alike = nearest(path.stem, shipped_recipes())
@@ -64,26 +68,29 @@ def _check_document(document: Mapping[str, Any], where: str) -> None:
         if section not in SECTIONS:
             raise ConfigError("a known recipe section", f"[{section}] {where}", _section_remedy(str(section)))
         if not isinstance(content, dict):
-            raise ConfigError(f"a section [{section}]", f"a single value {where}", "write it as a table")
+            raise ConfigError(f"a section [{section}]", f"a single value {where}", "write it as a table of keys")
         require_known_keys(SECTIONS[section], content, where, section)
 
 
 def _section_remedy(name: str) -> str:
-    """Names the section of a key that stands in place of a section."""
+    """Returns the remedy for an unknown section name: the right section if the name is a key, else a similar name."""
     owner = next((section for section, kind in SECTIONS.items() if name in setting_names(kind)), None)
     return f"write '{name}' into the section [{owner}]" if owner else nearest(name, SECTIONS)
 
 
 def recipe_from(command: str, config: object, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of a Python call, checked as a recipe file is.
+    """Makes a recipe from the arguments of a Python call, with the same checks as for a recipe file.
 
     Args:
         command: "train", "distill" or "compare".
-        config: a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None for none.
-        settings: by key as in a recipe, "epochs" or "distill.epochs"; they override `config`.
+        config: a `TrainConfig` or `DistillConfig`, a dict of sections, the path of a recipe file, or None.
+        settings: recipe key ("epochs" or "distill.epochs") -> value; they override `config`.
+
+    Returns:
+        Section -> key -> value; settings that were not given are absent.
 
     Raises:
-        ConfigError: of another type or for another command, or an unknown section or key.
+        ConfigError: `config` has a wrong type or is for another command, or a section or key is unknown.
     """
     recipe = _given_recipe(config)
     if recipe or isinstance(config, str | Path):
@@ -116,66 +123,75 @@ def _given_recipe(config: object) -> Recipe:
 
 
 def _as_plain(value: Any) -> Any:
-    """A Python value as JSON and TOML hold it: a path as text, a numpy scalar as a number."""
+    """Converts a Python value to one that JSON and TOML can hold: a path to text, a numpy scalar to a number."""
     if isinstance(value, Path):
         return str(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with AgriDistill: their files by their names."""
+    """Returns the recipes that are installed with AgriDistill: name -> file."""
     folder = next((folder for folder in _RECIPE_FOLDERS if folder.is_dir()), None)
     files = folder.glob("*.toml") if folder is not None else ()
     return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def _recipe_path(named: Path) -> Path:
-    """The file of a path or a shipped name; a folder of that name does not hide a shipped recipe."""
+    """Returns the recipe file for a path or a shipped name; a folder with the same name is ignored."""
     if named.exists() and not named.is_dir():
         return named
     return shipped_recipes().get(str(named), named)
 
 
 def serves(recipe: Recipe, command: str) -> bool:
-    """Whether a recipe is for the command: it has a section of the command, or only sections of all commands."""
+    """Returns whether a recipe has a section for the command, or only sections that all commands use."""
     own = set(_SECTIONS_OF[command]) - SHARED_SECTIONS
     return bool(recipe) and (bool(own & set(recipe)) or set(recipe) <= SHARED_SECTIONS)
 
 
 def require_serves(recipe: Recipe, command: str) -> None:
-    """Checks that a recipe is for the command. Otherwise the command would silently use defaults.
+    """Checks that a recipe has settings for the command, which would otherwise silently use defaults.
 
     Raises:
-        ConfigError: names the sections that the recipe has.
+        ConfigError: the recipe has none; the error names the sections that it has.
     """
     if serves(recipe, command):
         return
     got = "one with " + ", ".join(f"[{section}]" for section in recipe) if recipe else "an empty one"
     others = [name for name in _SECTIONS_OF if serves(recipe, name)]
-    remedy = f"use it with 'agridistill {others[0]}'" if others else "write the section or leave --recipe away"
+    remedy = f"use it with 'agridistill {others[0]}'" if others else "add the section or leave out --recipe"
     raise ConfigError(f"a recipe with a section [{command}]", got, remedy)
 
 
 def with_overrides(recipe: Recipe, command: str, overrides: Sequence[str]) -> Recipe:
-    """Applies `--set key=value`, where the key is `section.key`, or a key that only one section of the command has.
+    """Returns a copy of the recipe, changed by options `--set key=value`.
+
+    The key may have its section before it (`section.key`); without one, the command's first section with it is taken.
 
     Args:
-        overrides: such as "distill.lr=0.002", "temperature=2", "objective.pairs=[{student=32, teacher=32}]".
+        recipe: section -> key -> value.
+        command: "train", "distill" or "compare".
+        overrides: texts such as "distill.lr=0.002", "temperature=2", "objective.pairs=[{student=32, teacher=32}]".
 
     Raises:
-        ConfigError: no `=`, or an unknown key.
+        ConfigError: a text has no `=`, or its key is unknown.
     """
     located = {}
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError("--set key=value", f"'{override}'", "write the value after an equals sign")
+            raise ConfigError("--set KEY=VALUE", f"'{override}'", "write the value after an equals sign")
         located[_locate(command, name.strip(), "in --set")] = _value(text.strip())
     return _changed(recipe, located)
 
 
 def with_options(recipe: Recipe, options: Mapping[tuple[str, str], Any]) -> Recipe:
-    """Applies command-line options by section and key; those that are None were not given."""
+    """Returns a copy of the recipe, changed by command-line options.
+
+    Args:
+        recipe: section -> key -> value.
+        options: (section, key) -> value; None for an option that was not given.
+    """
     return _changed(recipe, {place: _as_plain(value) for place, value in options.items() if value is not None})
 
 
@@ -196,10 +212,19 @@ def complete_recipe(
     layout: Layout | None = None,
     resume: bool = False,
 ) -> tuple[Recipe, str]:
-    """Settings that are left open: those of the run on a resume, else chosen by photos and hardware.
+    """Adds the settings that the user left open: on a resume those of the run, else a choice for photos and hardware.
+
+    Args:
+        command: the command that the recipe is for.
+        given: the settings of the user; they are kept.
+        data: the data folder.
+        run: the run folder; read only on a resume.
+        teacher: run folder of the teacher, or None.
+        layout: how the labels of the photos are found; None for class folders.
+        resume: whether an unfinished run is continued.
 
     Returns:
-        The recipe, and the reason for what was chosen in a sentence; empty where nothing was.
+        The recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
     """
     if resume:
         stored = run / "recipe.toml"
@@ -214,38 +239,46 @@ def complete_recipe(
 
 
 def train_config(recipe: Recipe) -> TrainConfig:
-    """The settings of `train`; a wrong type or range is a ConfigError."""
+    """Builds the typed settings of `train` from a recipe; a value of a wrong type or range is a ConfigError."""
     return TrainConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["train"]})
 
 
 def distill_config(recipe: Recipe) -> DistillConfig:
-    """The settings of `distill`; a wrong type or range is a ConfigError."""
+    """Builds the typed settings of `distill` from a recipe; a value of a wrong type or range is a ConfigError."""
     return DistillConfig(**{name: _section(name, recipe) for name in _SECTIONS_OF["distill"]})
 
 
 def compare_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> ComparePlan:
-    """The runs of `compare`: the recipe, changed by each budget, then by each candidate, then by `overrides`.
+    """Plans the runs of `compare`.
+
+    The settings of a run are the recipe, changed by the run's budget, then by its candidate, then by `overrides`.
 
     Args:
-        overrides: of `--set`. Those of [data] and [augmentation] also apply to a teacher that the study trains.
+        recipe: section -> key -> value, with a section "compare".
+        overrides: texts of `--set`, such as "distill.lr=0.002". Those for [data] and [augmentation] also apply to a
+            teacher that the study trains.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown name.
+        ConfigError: a value has a wrong type or is out of range, or a name is unknown.
     """
     changed = with_overrides(recipe, "distill", overrides)
     shared = {name: dict(changed[name]) for name in SHARED_SECTIONS if name in changed}
     if "data" in shared:
-        # The share of labels is for students only.
+        # An override of `data.labels` (the share of labels that is used) is for students only.
         shared["data"] |= {"labels": recipe.get("data", {}).get("labels", 1.0)}
     settings = _section("compare", recipe)
     return plan_study(settings, train_config({**recipe, **shared}), partial(_changed_config, recipe), overrides)
 
 
 def search_plan(recipe: Recipe, overrides: Sequence[str] = ()) -> SearchPlan:
-    """The trials of `compare --search`: the candidate under the budget, with searched values.
+    """Plans the trials of `compare --search`: one candidate under one budget, with values chosen by the search.
+
+    Args:
+        recipe: section -> key -> value, with a section "compare" that has a table "search".
+        overrides: texts of `--set`, such as "distill.lr=0.002".
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, or an unknown name.
+        ConfigError: a value has a wrong type or is out of range, or a name is unknown.
     """
     return plan_search(_section("compare", recipe), partial(_changed_config, recipe), overrides)
 
@@ -266,7 +299,7 @@ def _locate(command: str, name: str, where: str) -> tuple[str, str]:
             raise ConfigError("a known recipe section", f"'{section}' {where} {name}", nearest(section, SECTIONS))
         if section not in _SECTIONS_OF[command]:
             used = ", ".join(_SECTIONS_OF[command])
-            raise ConfigError(f"a section that {command} uses ({used})", f"'{name}' {where}", "leave it away")
+            raise ConfigError(f"a section that {command} uses ({used})", f"'{name}' {where}", "leave it out")
         require_known_key(SECTIONS[section], key, where, section)
         return section, key
     sections = _SECTIONS_OF[command]
@@ -281,5 +314,5 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        # A bare word: names need no quotes on the command line.
+        # A word without quotes is text: users need not quote names on the command line.
         return text

@@ -1,23 +1,23 @@
-"""Every failure that a user can cause or cure.
+"""The exceptions for all failures that a user can cause or fix.
 
 ::
 
     AgriDistillError            exit code 2, one line: expected, got, remedy
-    ├── DataError               a folder, its labels, its splits
-    │   ├── PhotoError          one photo that cannot be read (it is left out, the rest goes on)
-    │   └── FetchError          a download or an archive that cannot be trusted
-    ├── ConfigError             a recipe, a key, a value
-    ├── ModelError              a model name, weights, a manifest, a class list
-    ├── RunError                a run folder: taken, unfinished, of another recipe
-    │   └── PeerError           an error of another process of the run, which reports it
-    ├── OutboxError             messages that cannot be kept or read: the disk, or another version
-    ├── EdgeError               a source, a rule, an update, the agent's state
-    └── MissingExtraError       an optional part of AgriDistill that is not installed
+    ├── DataError               a folder, its labels or its splits cannot be used
+    │   ├── PhotoError          one photo cannot be read (it is left out, the work continues without it)
+    │   └── FetchError          a download or an archive cannot be trusted or reached
+    ├── ConfigError             a recipe, a key or a value is wrong
+    ├── ModelError              a model name, weights, a manifest or a class list is wrong
+    ├── RunError                a run folder is in use, unfinished or belongs to another recipe
+    │   └── PeerError           another process of the run failed and reports the error itself
+    ├── OutboxError             the disk or another version prevents storing or reading messages
+    ├── EdgeError               a source, a rule, an update or the agent's state cannot be used
+    └── MissingExtraError       an optional part of AgriDistill is not installed
 
-Two packages tell more apart by subclasses: `edge.sources` a source that is away from one that has ended, `preprocess`
-a photo that the system refuses for now from a damaged one.
+Two packages define further subclasses: `edge.sources` separates a source that is temporarily unreachable from one that
+has ended, `preprocess` separates a photo that the system cannot open now from a damaged one.
 
-Anything else that escapes is a defect of AgriDistill and keeps its traceback.
+Any other exception that reaches the user is a defect of AgriDistill and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from contextlib import contextmanager
 
 
 class AgriDistillError(Exception):
-    """A failure in one line.
+    """The base of all errors; its text is one line: what was expected, what came instead and what to do.
 
     Args:
         expected: what would have been right ("a folder of class folders").
         got: what came instead ("'/data/x', which does not exist").
-        remedy: what to do now ("check the path").
+        remedy: what the user can do now ("check the path").
     """
 
     def __init__(self, expected: str, got: str, remedy: str) -> None:
@@ -51,7 +51,7 @@ class DataError(AgriDistillError):
 
 
 class PhotoError(DataError):
-    """One photo cannot be read."""
+    """One photo cannot be read; callers leave it out and continue with the others."""
 
 
 class FetchError(DataError):
@@ -67,15 +67,15 @@ class ModelError(AgriDistillError):
 
 
 class RunError(AgriDistillError):
-    """A run folder is taken, unfinished or belongs to another recipe."""
+    """A run folder is in use, unfinished or belongs to another recipe."""
 
 
 class PeerError(RunError):
-    """Another process of this run failed and reports it; this one ends without a message."""
+    """Another process of this run failed and reports the error; this process ends without a message."""
 
 
 class OutboxError(AgriDistillError):
-    """Messages cannot be kept or read."""
+    """Messages in the outbox cannot be stored or read."""
 
 
 class EdgeError(AgriDistillError):
@@ -88,7 +88,11 @@ class MissingExtraError(AgriDistillError):
 
 @contextmanager
 def needs_extra(needed: str = "the training part of AgriDistill", extra: str = "train") -> Iterator[None]:
-    """Around imports of what an extra holds.
+    """Turns a failed import in its block into an error that names the extra to install.
+
+    Args:
+        needed: what the imports are for, for the message.
+        extra: one or several extras of the package, such as "train" or "train,export".
 
     Raises:
         MissingExtraError: a library of the extra is not installed.
@@ -100,7 +104,7 @@ def needs_extra(needed: str = "the training part of AgriDistill", extra: str = "
 
 
 def nearest(word: str, known: Iterable[str], *, count: int = 1) -> str:
-    """Names the known words nearest to a mistyped one, or all of them where none is near.
+    """Returns a remedy that names the known words most similar to a mistyped one, or lists them if none is similar.
 
     Example:
         >>> nearest("epoch", ["epochs", "lr"])

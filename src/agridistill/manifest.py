@@ -1,4 +1,4 @@
-"""ModelManifest: what a model file needs beside it to be used rightly anywhere."""
+"""`ModelManifest`: the description stored with every model file; it contains all that is needed to use the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ResizeRule = Literal["crop", "stretch"]
 Precision = Literal["fp32", "int8"]
-# Far beyond any real one: what is larger was not written by an export and would only fill the memory.
+# Far larger than any real manifest: a larger file was not written by an export and would only fill the memory.
 _MAX_MANIFEST_BYTES = 4_000_000
 _LONGEST = 60
 
@@ -28,13 +28,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded photo to the model's input.
+    """How a decoded photo is converted to the input of a model.
 
     Attributes:
         image_size: height and width of the input, in pixels.
-        resize: "crop" scales the shorter side and cuts the centre, "stretch" ignores the aspect ratio.
-        mean: of each RGB channel, on the scale 0 to 1.
-        std: of each RGB channel, on the scale 0 to 1.
+        resize: "crop" scales the shorter side and cuts out the centre, "stretch" scales both sides and changes the
+            aspect ratio.
+        mean: value that is subtracted from each RGB channel, on the scale 0 to 1.
+        std: value that each RGB channel is divided by, on the scale 0 to 1.
     """
 
     image_size: int
@@ -45,20 +46,22 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelManifest:
-    """The contract that a model ships with.
+    """The description of a model file: its classes, preprocessing, thresholds and origin.
 
     Attributes:
         model: timm's name of the architecture.
         classes: class names in the order of the logits.
-        preprocessing: how a photo becomes the input.
-        weights_file: name of the model's file beside this manifest.
-        weights_sha256: of that file; a file that differs is refused.
-        temperature: divides the logits before the softmax (fitted on the validation split; 1 where not fitted).
-        threshold: probability below which the model abstains (0 never abstains).
+        preprocessing: how a photo is converted to the input.
+        weights_file: name of the model file, in the same folder as this manifest.
+        weights_sha256: sha256 of this file in hex; a file with another sha256 is refused.
+        temperature: divides the logits before the softmax (fitted on the validation split; 1 if not fitted).
+        threshold: the model abstains if its highest probability is lower (0 never abstains).
         lineage: where the model comes from: method, teacher, data fingerprint, seed.
-        precision: of the weights in the file: "fp32" or "int8".
-        measured: an artefact's own figures on the validation split: accuracy, parity with its network, size, MACs.
-        familiarity: what photos like the training photos look like; see `runtime.verdict`. Empty where not known.
+        precision: number format of the weights in the file: "fp32" or "int8".
+        measured: figures of an exported file on the validation split: accuracy, agreement with its network, size, MACs.
+        familiarity: figures that describe the training photos, so that `runtime.verdict` can report a photo that is
+            unlike them; empty if unknown.
+        format_version: version of the manifest's format.
     """
 
     model: str
@@ -76,31 +79,31 @@ class ModelManifest:
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
-            raise ModelError("at least two classes, each named once", str(self.classes), "correct the manifest")
+            raise ModelError("at least two classes with different names", str(self.classes), "correct the manifest")
 
     def write(self, path: Path) -> None:
-        """Writes the manifest as JSON, whole or not at all."""
+        """Writes the manifest as JSON, complete or not at all."""
         write_json(path, asdict(self))
 
     def with_weights(self, weights: Path) -> ModelManifest:
-        """The same manifest for another weights file."""
+        """Returns a copy of the manifest with the name and sha256 of another weights file."""
         return replace(self, weights_file=weights.name, weights_sha256=sha256_of(weights))
 
     def verified_weights(self, folder: Path) -> Path:
-        """The weights file in `folder`, after its sha256 was checked.
+        """Returns the path of the weights file in `folder`, after checking its sha256.
 
         Raises:
-            ModelError: the file is missing, or is not the one that this manifest describes.
+            ModelError: the file is missing, or its sha256 is not that of the manifest.
         """
-        # Only a plain name: a manifest from elsewhere must not point outside its own folder.
+        # Only a name without folders: a manifest from an unknown source must not point outside its own folder.
         if Path(self.weights_file).name != self.weights_file:
-            raise ModelError("a weights file beside its manifest", repr(self.weights_file), "use another model")
+            raise ModelError("a weights file in the manifest's folder", repr(self.weights_file), "use another model")
         path = folder / self.weights_file
         if not path.is_file():
             remedy = (
                 "finish the training"
                 if path.suffix == ".safetensors"
-                else "an exported model's two files keep their names: give the one that is missing its name again"
+                else "the two files of an exported model must keep their names: rename the missing one back"
             )
             raise ModelError(f"the weights {self.weights_file}", f"no such file in '{folder}'", remedy)
         found = sha256_of(path)
@@ -114,10 +117,11 @@ class ModelManifest:
 
 
 def read_manifest(path: Path) -> ModelManifest:
-    """Reads and checks a manifest.
+    """Reads a manifest from JSON and checks every field.
 
     Raises:
-        ModelError: not there, not JSON, of another format, or with a wrong field, which it names.
+        ModelError: the file does not exist, is not JSON or has another format version, or a field is wrong; the error
+            names the field.
     """
     try:
         with path.open("rb") as file:
@@ -126,10 +130,10 @@ def read_manifest(path: Path) -> ModelManifest:
             raise ValueError(f"more than {_MAX_MANIFEST_BYTES:,} bytes")
         raw = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
-        raise ModelError("a model manifest", f"no file '{path}'", "name a finished run or an exported model") from None
+        raise ModelError("a model manifest", f"no file '{path}'", "pass a finished run or an exported model") from None
     except NotADirectoryError:
         taken = next((parent for parent in path.parents if parent.is_file()), path.parent)
-        raise ModelError("a run folder", f"the file '{taken}'", "name the folder") from None
+        raise ModelError("a run folder", f"the file '{taken}'", "pass the folder") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError("a model manifest in JSON", f"'{path}' ({error})", "restore the file") from None
     if not isinstance(raw, dict):
@@ -137,7 +141,9 @@ def read_manifest(path: Path) -> ModelManifest:
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelError(
-            f"manifest format {FORMAT_VERSION}", f"{version!r} in '{path}'", "use the version that wrote it"
+            f"a manifest with format_version {FORMAT_VERSION}",
+            f"{version!r} in '{path}'",
+            "use the version of AgriDistill that wrote it",
         )
     _require_fields(_FIELDS, ModelManifest, raw, path)
     _require_fields(_PREPROCESSING_FIELDS, Preprocessing, raw["preprocessing"], path, "preprocessing.")
@@ -145,7 +151,7 @@ def read_manifest(path: Path) -> ModelManifest:
     return ModelManifest(**_without_lists(raw) | {"preprocessing": preprocessing})
 
 
-# By hand: pydantic would add a third to the time of a first answer, which starts with this file.
+# The fields are checked without pydantic, whose import would take a third of the time to the first prediction.
 _Check = tuple[str, Callable[[Any], bool]]
 
 
@@ -217,15 +223,17 @@ def _without_lists(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: str = "model") -> None:
-    """Checks that logit k of a model means the data's label k, whatever the normal form of the names.
+    """Checks that a model and a data set have the same classes in the same order.
+
+    Names that differ only in their Unicode normal form are equal.
 
     Args:
         model: the model's classes, in the order of its logits.
         data: the data's classes, in the order of its labels.
-        owner: what the model is to the user, for the message.
+        owner: a word for the model in the error, such as "teacher".
 
     Raises:
-        ModelError: names the classes that differ, or says that their order does.
+        ModelError: the classes differ; the error names those that do, or reports that only the order differs.
     """
     model, data = list(map(composed, model)), list(map(composed, data))
     if model == data:
@@ -245,7 +253,9 @@ def require_same_classes(model: Sequence[str], data: Sequence[str], *, owner: st
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's normal form C: macOS and its archives write "é" as two characters, keyboards as one.
+    """Converts a name to Unicode's normal form C, so that equal names compare as equal.
+
+    macOS and its archives write "é" as two characters, keyboards as one.
 
     Example:
         >>> composed("Rouille brule\\u0301e") == "Rouille brul\\u00e9e"
@@ -255,6 +265,6 @@ def composed(name: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as lower-case hex."""
+    """Computes the sha256 of a file's content, as 64 lower-case hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

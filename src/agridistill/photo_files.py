@@ -1,4 +1,7 @@
-"""Which files below a folder are photos: by suffix (HEIC with the extra `heic`), without the files of machines."""
+"""Finds the photos in a folder tree by their suffix, and skips files that systems and programs create.
+
+HEIC photos count only if the extra `heic` is installed.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ else:
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 INSTALL_HEIC = "pip install 'agridistill[heic]'"
-# Pillow's JPEG reader opens .jfif and .jpe, which are JPEGs, and .mpo, a JPEG of two photos.
+# Files named .jfif and .jpe are JPEGs, .mpo is a JPEG with two photos; Pillow's JPEG reader opens them all.
 PHOTO_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     *(HEIC_SUFFIXES if READS_HEIC else ()),
 })  # fmt: skip
 
-# Files and folders of systems, file servers and programs, in lower case. Hidden names are left out as well.
+# Files and folders that systems, file servers and programs create, in lower case. Hidden names are skipped as well.
 _OF_MACHINES = frozenset({
     "@eadir", "#recycle", "#snapshot", "@tmp",  # Synology
     "@recycle", "@recently-snapshot",  # QNAP
@@ -45,14 +48,14 @@ _OF_MACHINES = frozenset({
 _MOST_SUFFIXES = 5
 _HEAD_BYTES = 64
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx")
-# The box with the size of each picture in a file.
+# The part ("box") of a HEIC file that holds the size of one of its pictures.
 _SIZE_BOX, _SIZE = re.compile(rb"ispe\0\0\0\0"), struct.Struct(">II")
 _EXPLANATION = re.compile(r"-explained(-\d+)?\.png", re.IGNORECASE)
 _MARK_KEY, _MARK = "Software", "AgriDistill: where a model looked"
 
 
 def is_of_machine(name: str) -> bool:
-    """Whether a file or folder belongs to a system or program: hidden, a thumbnail folder, a recycle bin, …
+    """Returns whether a name is that of a file or folder which systems create: hidden, thumbnails, a recycle bin, …
 
     Example:
         >>> [is_of_machine(name) for name in ("@eaDir", "._leaf.jpg", "Thumbs.db", "rust")]
@@ -62,20 +65,26 @@ def is_of_machine(name: str) -> bool:
 
 
 def is_photo(name: str) -> bool:
-    """Whether a file's name is that of a photo which can be read here."""
+    """Returns whether a file name has the suffix of a photo format that can be read here.
+
+    HEIC can be read only if the extra `heic` is installed. Files that systems create do not count.
+    """
     return not is_of_machine(name) and suffix_of(name) in PHOTO_SUFFIXES
 
 
 def suffix_of(name: str) -> str:
-    """The suffix in lower case, with its dot; empty where there is none."""
+    """Returns the suffix of a file name in lower case with its dot, such as ".jpg"; "" if there is none."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path takes four times as long
 
 
 def is_heic(source: Path | bytes) -> bool:
-    """Whether a file's content is HEIC; phones and mail programs also name such files .jpg.
+    """Returns whether the content of a file is HEIC, whatever its name: some programs name such files `.jpg`.
+
+    Args:
+        source: a file's path, or the bytes of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
@@ -86,46 +95,49 @@ def is_heic(source: Path | bytes) -> bool:
 
 
 def heic_pixels(source: Path | bytes) -> int:
-    """The pixels of the largest picture in a HEIC file, which is decoded whole, whatever size Pillow reports."""
+    """Returns the number of pixels of the largest picture in a HEIC file, which the decoder holds in memory.
+
+    Pillow may report a smaller picture. The result is 0 if no size is found.
+    """
     content = source if isinstance(source, bytes) else source.read_bytes()
     sizes = (_SIZE.unpack_from(content, found.end()) for found in _SIZE_BOX.finditer(content[: -_SIZE.size]))
     return max((width * height for width, height in sizes), default=0)
 
 
 def explanation_mark() -> PngInfo:
-    """The metadata of an explanation PNG, by which it is recognised and never read as a photo."""
+    """Returns the PNG metadata that marks a picture of `predict --explain`, so that it is never read as a photo."""
     mark = PngInfo()
     mark.add_text(_MARK_KEY, _MARK)
     return mark
 
 
 def is_explanation(path: str | os.PathLike[str]) -> bool:
-    """Whether `predict --explain` wrote a file; only files with such a name are opened."""
+    """Returns whether `predict --explain` wrote a file; only files named `…-explained.png` are opened to find out."""
     if not _EXPLANATION.search(str(path)):
         return False
     try:
         with Image.open(path) as picture:
             return picture.info.get(_MARK_KEY) == _MARK
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False  # reading it as a photo reports the error
+        return False  # the error is reported when the file is read as a photo
 
 
 class _Folder(NamedTuple):
-    """A folder that waits to be listed."""
+    """A folder that is still to be listed."""
 
-    inside: str  # its path below the root, "" or "sub/folder/"
+    inside: str  # its path relative to the root: "" or "sub/folder/"
     real: str  # its resolved path
-    places: tuple[str, ...]  # the resolved folders of the links that lead to it
+    places: tuple[str, ...]  # the resolved folders that contain the links on the way to it
 
 
 class FolderWalk:
-    """The folders from a root down, linked ones too, each once: real ones first, then by name.
+    """Iterates over a folder and all folders below it, following links, so that each folder comes once.
 
-    Iteration gives "" and paths such as "sub/folder/". The caller lists each folder and adds subfolders.
-    A link to a folder that contains the link is a loop and is left out.
+    It yields "" for the root, then paths such as "sub/folder/": real folders before linked ones, then by name. The
+    caller lists each folder and passes its subfolders to `add`. A link to a folder that contains the link is skipped.
 
     Args:
-        root: where it begins.
+        root: the folder to start from.
     """
 
     def __init__(self, root: Path) -> None:
@@ -135,7 +147,7 @@ class FolderWalk:
         self._done: set[str] = set()
 
     def __iter__(self) -> Iterator[str]:
-        """Gives the next folder as long as there is one; folders may be added meanwhile."""
+        """Yields folder after folder until none is left; folders may be added during the iteration."""
         while self._real or self._linked:
             self._now = self._real.pop() if self._real else heapq.heappop(self._linked)
             if self._now.real not in self._done:
@@ -143,7 +155,7 @@ class FolderWalk:
                 yield self._now.inside
 
     def add(self, entry: os.DirEntry[str]) -> None:
-        """Adds a subfolder of the folder that was given last."""
+        """Adds a subfolder of the folder that the iteration yielded last."""
         inside, real, places = self._now
         name = f"{inside}{entry.name}/"
         if not entry.is_symlink():
@@ -155,7 +167,7 @@ class FolderWalk:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a broken link is none."""
+    """Returns whether an entry is a folder or a link to one; a broken link is not a folder."""
     try:
         return entry.is_dir()
     except OSError:
@@ -163,9 +175,10 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def subfolders(root: Path) -> list[str]:
-    """The names of a folder's subfolders, linked ones too, sorted, without those of machines and loops.
+    """Returns the sorted names of the subfolders of a folder, linked ones included.
 
-    A broken link without a suffix counts: its disk may be missing, and a class with it.
+    Folders that systems create and links that form a loop are left out. A broken link without a suffix is included,
+    because it may lead to a class folder on a disk that is not connected.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -185,11 +198,13 @@ def subfolders(root: Path) -> list[str]:
 
 
 def files_below(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
-    """The folders from a root down as `FolderWalk` gives them, each with its file names, without those of machines.
+    """Yields (folder, file names) for a folder and all folders below it, in the order of `FolderWalk`.
+
+    The folder is "" or a path such as "sub/folder/". Files that systems create are left out.
 
     Args:
-        root: where it begins.
-        refuse: called with the error of a folder that cannot be listed.
+        root: the folder to start from.
+        refuse: called with the error if a folder cannot be listed.
     """
     walk = FolderWalk(root)
     for inside in walk:
@@ -210,7 +225,7 @@ def files_below(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple
 
 
 def counts_by_suffix(names: Iterable[str]) -> str:
-    """How many files of each suffix, the most frequent first.
+    """Counts the files of each suffix, in words, the most frequent suffix first.
 
     Example:
         >>> counts_by_suffix(["a/1.heic", "a/2.HEIC", "b/notes"])
@@ -220,28 +235,28 @@ def counts_by_suffix(names: Iterable[str]) -> str:
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-    """`counts_by_suffix` from suffix -> number of files."""
+    """Returns the text of `counts_by_suffix` for a mapping suffix -> number of files."""
     most = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in Counter(counts).most_common(_MOST_SUFFIXES)]
     return ", ".join(most) + (", …" if len(counts) > len(most) else "")
 
 
 def passed_over(names: Sequence[str]) -> str:
-    """Describes files that are no photos, by suffix, with the remedy for HEIC.
+    """Describes files that are not photos, with their suffixes and, for HEIC, the command that makes them readable.
 
     Args:
-        names: or paths, at least one.
+        names: names or paths of the files, at least one.
 
     Example:
         >>> passed_over(["rust/notes.txt"])
-        "1 file that is no photo (1 .txt), the first 'rust/notes.txt'"
+        "1 file that is not a photo (1 .txt), the first 'rust/notes.txt'"
     """
-    what = f"{len(names):,} files that are no photos" if len(names) > 1 else "1 file that is no photo"
+    what = f"{len(names):,} files that are not photos" if len(names) > 1 else "1 file that is not a photo"
     remedy = how_to_read(names)
     return f"{what} ({counts_by_suffix(names)}), the first '{names[0]}'" + (f"; {remedy}" if remedy else "")
 
 
 def how_to_read(names: Iterable[str], *, otherwise: str = "") -> str:
-    """The remedy where HEIC photos are among files that cannot be read here, before the remedy `otherwise`.
+    """Returns the remedy for files that are not read as photos: how to read HEIC if there is any, then `otherwise`.
 
     Example:
         >>> how_to_read(["a/notes.txt"], otherwise="name another folder")
@@ -249,7 +264,7 @@ def how_to_read(names: Iterable[str], *, otherwise: str = "") -> str:
     """
     if READS_HEIC or not any(suffix_of(name) in HEIC_SUFFIXES for name in names):
         return otherwise
-    return f"HEIC photos are read after {INSTALL_HEIC}" + (f"; or {otherwise}" if otherwise else "")
+    return f"to read HEIC photos, run {INSTALL_HEIC}" + (f"; or {otherwise}" if otherwise else "")
 
 
 def _lies_in(place: str, folder: str) -> bool:

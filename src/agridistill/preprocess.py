@@ -1,7 +1,7 @@
-"""From a photo to the model's input: the only definition, used by training's evaluation, export, runtime and edge.
+"""Converts a photo to the input of a model; evaluation, export, prediction and the agent all use this module.
 
-Reading (`read_photo`) and resizing (`to_pixels`) use Pillow; `normalise` is plain arithmetic, which an exported
-graph repeats.
+Reading (`read_photo`) and resizing (`to_pixels`) use Pillow. `normalise` is plain arithmetic, which an exported model
+contains as part of its graph.
 """
 
 from __future__ import annotations
@@ -27,53 +27,58 @@ from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.photo_files import INSTALL_HEIC, READS_HEIC, heic_pixels, is_heic
 
-# Pillow refuses more by itself (twice its MAX_IMAGE_PIXELS); above it a file is an attack or an accident.
+# Pillow's own limit (twice its MAX_IMAGE_PIXELS); a file with more pixels is an attack or an accident.
 MAX_PIXELS = 178_956_970
-# JPEG's own limit. Resizing takes memory by the longer side: a row of 100 million pixels would take 3 GB.
+# The limit of the JPEG format. The memory for resizing grows with the longer side: 100 million pixels would need 3 GB.
 MAX_SIDE = 65_535
-# Above this, a file has to have some content for its pixels: cameras give 4 to 50 pixels a byte, bombs far more.
+# A photo with more pixels than this must have at least one byte for each _MAX_PIXELS_A_BYTE pixels. Files of cameras
+# have 4 to 50 pixels for each byte, files that are made to exhaust memory ("decompression bombs") far more.
 LARGE_PIXELS = 25_000_000
 _MAX_PIXELS_A_BYTE = 100
-# A JPEG is decoded at no less than twice the size of the input: half a level off on average, a third of the time.
+# A JPEG is decoded at no less than twice the size of the input. The pixels differ by half a level (of 255) on average
+# from those of full decoding, which would take three times as long.
 _SPARE = 2
-# A larger photo that had to be decoded whole is scaled down at once: a device holds three of them at a time.
+# Photos with more pixels that had to be decoded at full size are scaled down immediately, because a device holds three
+# photos in memory at a time.
 _WHOLE_PIXELS = 4_000_000
-# WebP's decoder holds several copies: 18 bytes a pixel, others 10 at most.
+# The WebP decoder holds several copies of a photo: 18 bytes for each pixel; other decoders need at most 10.
 _WEBP_COPIES = 2
-# Errors that a damaged file causes, by an offset that no file has. All other errors of the system may pass.
+# System errors that a damaged file causes (by an impossible offset). All other system errors may be temporary.
 _FILE_ERRORS = frozenset({errno.EINVAL, errno.EOVERFLOW})
-# A progressive JPEG is drawn again with each of its scans: 10 in a camera's, thousands in a bomb.
+# The decoder draws a progressive JPEG again for each scan in it. Files of cameras have about 10 scans, files that are
+# made to waste time have thousands.
 _MAX_DRAWN_PIXELS = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
-# Pillow's JPEG reader opens the two-photo JPEGs of phones (MPO) as well.
+# The JPEG reader of Pillow also opens MPO files, the JPEGs with two photos that phones write.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *(("HEIF",) if READS_HEIC else ()))
 
-# Odd metadata does not matter for pixels, and the size is checked here. Not `catch_warnings` around each photo: it
-# changes the filters of the whole process, and threads that read photos would leave them switched off.
+# Pillow warns about unusual metadata, which does not change pixels, and about the size, which is checked here.
+# `catch_warnings` around each photo is not possible: it changes the filters of the whole process, and with several
+# threads the wrong filters may stay.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Libraries log damaged files without their names, and raise an error as well.
+# Libraries log damaged files without naming them; they also raise an error, which is enough.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-with contextlib.suppress(OSError, AttributeError):  # a build of Pillow that hides libtiff
+with contextlib.suppress(OSError, AttributeError):  # some builds of Pillow do not export this function of libtiff
     ctypes.CDLL(vars(Image)["core"].__file__).TIFFSetErrorHandler(None)
 
 Pixels = NDArray[np.uint8]
 
 
 class UnreachablePhotoError(PhotoError):
-    """The system refuses a photo now (rights, disk, network, memory) and may give it later."""
+    """A photo cannot be opened now (permissions, disk, network, memory) but may be readable later."""
 
 
 class HeicPhotoError(PhotoError):
-    """A photo in HEIC, which this installation cannot read."""
+    """The photo is in HEIC, and the extra `heic`, which reads this format, is not installed."""
 
 
 class PhotoCost(NamedTuple):
-    """What decoding a photo takes."""
+    """The size of a photo, and the memory that decoding it takes."""
 
-    # As stored, before the photo is turned upright.
+    # In pixels as stored, before the photo is turned upright.
     width: int
     height: int
-    # Pixels of a plain BMP that takes the same memory, at most 10 bytes each.
+    # The memory, as a number of pixels of at most 10 bytes each.
     held_pixels: int
 
 
@@ -84,25 +89,28 @@ def read_photo(
     shorter_side: int | None = None,
     own_colours: bool = False,
 ) -> Image.Image:
-    """Decodes a photo to upright 8-bit sRGB.
+    """Decodes a photo to an upright RGB image in 8-bit sRGB.
 
-    EXIF orientation is applied; colours with a profile of their own (Display P3, Adobe RGB, CMYK, grey) are converted
-    to sRGB; grey, palette and 16-bit photos are converted; transparent pixels become white, and a fourth band that is
-    no transparency is left out. Of several photos in one file the first is read.
+    The EXIF orientation is applied. Colours with a profile (such as Display P3, Adobe RGB or CMYK) are converted to
+    sRGB, and so are grey, palette and 16-bit photos. Transparent pixels become white; a fourth band that is not
+    transparency is dropped. If a file holds several photos, the first is read.
 
     Args:
         source: a file's path, or the file's bytes.
-        max_pixels: photos with more are refused before they are decoded.
-        shorter_side: as many pixels are enough: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not below
-            this; other photos of more than 4 million pixels are scaled down to no less than twice this. None
-            decodes all.
-        own_colours: leaves colours as the file has them, for work on shapes alone: converting all pixels of a phone's
-            photo takes longer than decoding them.
+        max_pixels: photos with more pixels are refused before they are decoded.
+        shorter_side: the length of the shorter side, in pixels, that the caller needs. To save time, a larger JPEG is
+            decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than this; other photos of more than 4 million
+            pixels are scaled down, but not below twice this. None decodes at full size.
+        own_colours: ignores the colour profile, for callers that only need shapes: converting the colours of a phone
+            photo takes longer than decoding it.
+
+    Returns:
+        An image of mode RGB.
 
     Raises:
-        UnreachablePhotoError: the system refuses it for now.
-        PhotoError: not an image, damaged, cut off, too large, made to exhaust memory or time, or of values whose range
-            is unknown.
+        UnreachablePhotoError: the file cannot be opened now (permissions, disk, network, memory).
+        PhotoError: the file is not an image, is damaged, cut off or too large, would exhaust memory or time, or has
+            pixel values of an unknown range.
     """
     name = _name(source)
     with _photo_errors(name, max_pixels):
@@ -118,10 +126,10 @@ def read_photo(
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened Pillow image of any mode as `read_photo` gives a file, of the whole size; the image is not changed.
+    """Converts an opened Pillow image as `read_photo` converts a file; returns a new RGB image of the full size.
 
     Raises:
-        PhotoError: it cannot be decoded or converted, is empty or too large.
+        PhotoError: the image cannot be decoded or converted, is empty or too large.
     """
     name = f"a Pillow image of mode {image.mode}"
     with _photo_errors(name, MAX_PIXELS):
@@ -133,23 +141,23 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def photo_size(source: Path | bytes) -> tuple[int, int]:
-    """Width and height of a photo as stored, before it is turned upright; reads and raises as `photo_cost`."""
+    """Returns the width and height of a photo as stored, before it is turned upright; errors as in `photo_cost`."""
     width, height, _ = photo_cost(source)
     return width, height
 
 
 def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> PhotoCost:
-    """What `read_photo` with this `shorter_side` will take; only the header is read.
+    """Estimates the memory that `read_photo` with this `shorter_side` will need; reads only the file's header.
 
     Raises:
-        UnreachablePhotoError: the system refuses it for now.
-        PhotoError: not an image.
+        UnreachablePhotoError: the file cannot be opened now (permissions, disk, network, memory).
+        PhotoError: the file is not an image.
     """
     with _photo_errors(_name(source), MAX_PIXELS):
         _file_size(source)
         with _opened(source) as image:
             width, height = image.size
-            # All of a progressive JPEG is held until its last scan.
+            # The decoder holds a whole progressive JPEG in memory until its last scan.
             if shorter_side is not None and not image.info.get("progressive"):
                 image.draft(None, (shorter_side, shorter_side))
             pixels = image.width * image.height
@@ -159,15 +167,15 @@ def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> Phot
 
 
 def enough_pixels(preprocessing: Preprocessing) -> int:
-    """The shorter side, for `read_photo`, from which `to_pixels` loses nothing visible."""
+    """Returns the `shorter_side` for `read_photo` that leaves `to_pixels` enough pixels for an equally sharp result."""
     return _SPARE * preprocessing.image_size
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resizes an RGB photo by the manifest's rule.
+    """Resizes an RGB photo to the input size of a model, by the rule "crop" or "stretch" of its manifest.
 
     Returns:
-        `(size, size, 3)` uint8, RGB, writable (torch takes no other arrays).
+        `(size, size, 3)` uint8, RGB, writable (torch warns about arrays that are not).
     """
     size = preprocessing.image_size
     box: tuple[float, float, float, float] | None = None
@@ -179,7 +187,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 
 def normalise(pixels: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Scales to 0..1, subtracts the mean and divides by the standard deviation.
+    """Scales pixels to 0 to 1, subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
         pixels: `(..., H, W, 3)` uint8.
@@ -194,14 +202,17 @@ def normalise(pixels: Pixels, preprocessing: Preprocessing) -> NDArray[np.float3
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Class probabilities.
+    """Computes class probabilities from logits.
 
     Args:
-        logits: `(..., K)`.
-        temperature: divides the logits; above 1 softens.
+        logits: `(..., K)`, for K classes.
+        temperature: divides the logits, above 0; values above 1 make the probabilities more equal.
 
     Returns:
-        `(..., K)` float64, each row sums to 1.
+        `(..., K)` float64; the last axis sums to 1.
+
+    Raises:
+        ValueError: the temperature is not a positive finite number.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
@@ -230,11 +241,11 @@ def _photo_errors(name: str, max_pixels: int) -> Iterator[None]:
     except Exception as error:
         # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error, ValueError, …).
         code = error.errno if isinstance(error, OSError) else None
-        # Not `str` of a system's error: it repeats the file's name.
+        # The text of a system error repeats the file name: take only its reason.
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         got = f"{name} ({reason})"
         if (code and code not in _FILE_ERRORS) or isinstance(error, MemoryError):
-            raise UnreachablePhotoError("a readable photo", got, "check its rights and the disk") from None
+            raise UnreachablePhotoError("a readable photo", got, "check its permissions and the disk") from None
         remedy = error.remedy if isinstance(error, PixelFormatError) else "replace or remove the file"
         raise PhotoError("a readable photo", got, remedy) from None
 
@@ -247,13 +258,13 @@ def _opened(source: Path | bytes) -> Image.Image:
             raise
         raise HeicPhotoError(
             "a JPEG, PNG, WebP, BMP or TIFF photo",
-            f"{_name(source)} (a HEIC photo, which is read after {INSTALL_HEIC})",
+            f"{_name(source)} (a HEIC photo, which needs {INSTALL_HEIC})",
             "install this, or save the photo as JPEG",
         ) from None
 
 
 def _file_size(source: Path | bytes) -> int:
-    """In bytes. A pipe or a device is refused: opening or reading one may never end."""
+    """Returns the size in bytes; refuses a pipe or a device, because opening or reading one may never end."""
     if isinstance(source, bytes):
         size, is_file = len(source), True
     else:
@@ -262,7 +273,7 @@ def _file_size(source: Path | bytes) -> int:
         if not (is_file or stat.S_ISDIR(found.st_mode)):
             raise ValueError("a pipe, socket or device")
     if is_file and not size:
-        # Common where a copy was cut off; "not a JPEG" would suggest another format.
+        # Frequent after an interrupted copy; the error "not a JPEG" would suggest that the format is wrong.
         raise ValueError("an empty file")
     return size
 
@@ -302,12 +313,12 @@ def _to_rgb(
 ) -> Image.Image:
     plain = to_plain(image, stored)
     if shorter_side is not None and plain.width * plain.height > _WHOLE_PIXELS:
-        # Before colours are converted: fewer pixels. A plain mean costs more sharpness than a JPEG's own scaling: twice
-        # as many pixels a side make up for it.
+        # Scale down before the colours are converted, so that fewer pixels are converted. This plain mean loses more
+        # sharpness than the scaling in a JPEG decoder: therefore keep twice as many pixels on each side.
         scale = 2 * shorter_side / min(plain.size)
         if scale < 1:
             plain = plain.resize((round(plain.width * scale), round(plain.height * scale)), Image.Resampling.BOX)
     rgb = to_srgb(plain, None if own_colours else image.info.get("icc_profile"))
-    # A later conversion or a saved copy must not find the profile of other colours with it.
+    # The profile no longer fits the pixels: a later conversion or a saved copy must not use it.
     rgb.info.pop("icc_profile", None)
     return rgb

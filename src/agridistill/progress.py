@@ -1,4 +1,7 @@
-"""Progress callbacks, and who may write to stderr while work runs: one console, one display, one process."""
+"""Progress callbacks, and the rules for writing to stderr while work runs.
+
+Only one console, one live display and one process of a run write there, so that their lines do not mix.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (done, total)."""
+"""Called with (done, total): how many units of work are done, and how many there are."""
 
 STDOUT, STDERR = 1, 2
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
@@ -24,7 +27,7 @@ class StagedProgress(Protocol):
     """A progress callback that also takes the name of the current stage."""
 
     def __call__(self, done: int, total: int, /) -> None:
-        """Takes the progress within the stage."""
+        """Receives the progress within the current stage."""
         ...
 
     def stage(self, name: str, /) -> None:
@@ -33,36 +36,40 @@ class StagedProgress(Protocol):
 
 
 def begin(progress: ProgressCallback, stage: str) -> None:
-    """Starts a stage; a plain callback without a method `stage` is not called."""
+    """Starts a stage of a `StagedProgress`; does nothing for a callback without a method `stage`."""
     if isinstance(progress, StagedProgress):
         progress.stage(stage)
 
 
 def silent(done: int, total: int) -> None:
-    """A progress callback that does nothing."""
+    """Does nothing; this is the progress callback if the caller passes none."""
 
 
 def is_first_process(processes: int) -> bool:
-    """Whether this process writes the run folder and prints.
+    """Returns whether this is the process of a run that prints and writes the run folder: the one with rank 0.
 
     torchrun and Slurm set each process's rank in the environment; Lightning sets it for the processes that it starts.
 
     Args:
-        processes: of the run; with 1 the environment is ignored.
+        processes: number of processes of the run; with 1 the environment is ignored.
     """
     return processes == 1 or all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 @functools.cache
 def stderr_console() -> Console:
-    """The console that everything on stderr is printed with."""
+    """Returns the only console that prints to stderr."""
     from rich.console import Console
 
     return Console(file=_terminal_copy(), stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def _terminal_copy() -> IO[str] | None:
-    """A duplicate of a terminal on stderr, so that silencing a library does not stop the display; None without one."""
+    """Opens the terminal of stderr a second time, so that silencing a library does not stop the progress display.
+
+    Returns:
+        The duplicate, or None if stderr is not a terminal.
+    """
     try:
         if sys.stderr is None or not sys.stderr.isatty():
             return None
@@ -75,11 +82,11 @@ class Display(Protocol):
     """A live display in the last lines of the terminal."""
 
     def hide(self) -> None:
-        """Removes the display."""
+        """Removes the display from the terminal."""
         ...
 
     def show(self, label: str) -> None:
-        """Draws the display; the label is used where no pass is running."""
+        """Draws the display again; it shows the label unless a pass of known length is running."""
         ...
 
 
@@ -88,7 +95,7 @@ _displays: list[Display] = []
 
 @contextmanager
 def registered_display(display: Display) -> Iterator[None]:
-    """Lets `hidden_displays` hide this display until the block ends."""
+    """Registers a display, so that `hidden_displays` can hide it, until the block ends."""
     _displays.append(display)
     try:
         yield
@@ -98,10 +105,10 @@ def registered_display(display: Display) -> Iterator[None]:
 
 @contextmanager
 def hidden_displays(then: str) -> Iterator[None]:
-    """Hides the registered displays while the block draws its own: two would overwrite each other.
+    """Hides the registered displays while the block draws another one, because the two would overwrite each other.
 
     Args:
-        then: label of the displays when they return: the work that follows the block.
+        then: label of the displays after the block; it names the work that follows.
     """
     hidden = list(_displays)
     for display in hidden:
@@ -115,10 +122,10 @@ def hidden_displays(then: str) -> Iterator[None]:
 
 @contextmanager
 def captured_output(*descriptors: int) -> Iterator[IO[bytes]]:
-    """Redirects file descriptors of the whole process, native code included, to a temporary file that is yielded.
+    """Redirects output of the whole process, including that of native code, to a temporary file and yields this file.
 
     Args:
-        descriptors: `STDOUT`, `STDERR` or both; a closed one is left alone.
+        descriptors: `STDOUT`, `STDERR` or both; a closed one is not changed.
     """
     _flush()
     before: dict[int, int] = {}
@@ -138,7 +145,7 @@ def captured_output(*descriptors: int) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def stderr_without_lines(start: bytes) -> Iterator[None]:
-    """Drops the lines on stderr that begin with `start`; the others are printed when the block ends."""
+    """Holds back stderr during the block, then prints its lines except those that begin with `start`."""
     kept: list[bytes] = []
     try:
         with captured_output(STDERR) as file:
@@ -155,7 +162,7 @@ def stderr_without_lines(start: bytes) -> Iterator[None]:
 
 
 def _unnamed_file() -> IO[bytes]:
-    # In memory where possible: a device with a full disk must still load its model.
+    # Kept in memory if the system can: a device with a full disk must still load its model.
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("captured"), "w+b")
     import tempfile

@@ -1,6 +1,6 @@
-"""The public functions that make runs: `train`, `distill` and `compare`.
+"""The public functions that train models: `train`, `distill` and `compare`.
 
-Settings of any kind become the same checked recipe as those of the commands.
+They turn their settings into a checked recipe, as the commands of the same names do.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ def train(
     progress: ProgressCallback = silent,
     **settings: Any,
 ) -> RunResult:
-    """Trains a network on labels alone: a classifier, a teacher, or a baseline.
+    """Trains a network on labels, without a teacher: a classifier, a teacher for others, or a baseline.
 
     Args:
-        data: a folder of class folders, or of train/val/test folders of them.
-        out: the run folder; new, empty, or with `resume` an unfinished run.
+        data: a folder of class folders, or a folder with train, val and test folders that hold the class folders.
+        out: the run folder, which must be new or empty; with `resume`, the folder of an unfinished run.
         config: a `TrainConfig`, a dict of sections such as `{"train": {"epochs": 3}, "data": {"image_size": 96}}`, or
-            the path of a recipe. What None or a dict leave open is chosen by photos and hardware, as by the command;
-            on a resume the settings are those of the run.
-        split_file: a split made by `data split`; without one a leaf-disjoint split is made and stored in the run.
-        label_file: CSV or TSV with the label of each photo; None takes the folders.
-        label_columns: its columns of photos and labels, and of the split; found by usual names where empty.
-        nested: True names classes by the path of their folder ("Tomato/Late blight"), False takes its first level; None
-            takes the first level too, where this loses nothing.
+            the path of a recipe. With None or a dict, settings that are not given are chosen for the photos and the
+            hardware, as the command does; on a resume they are those of the run.
+        split_file: a split made by `data split`; with None, a leaf-disjoint split is made and stored in the run.
+        label_file: a CSV or TSV with the label of each photo; with None, the folders are the labels.
+        label_columns: names of the columns of `label_file` that hold the photos, the labels and (optionally) the split;
+            if empty, they are found by usual names.
+        nested: True makes each folder with photos a class, named by its path ("Tomato/Late blight"); False makes each
+            folder of the first level a class with all photos below it; None does the same if no class is lost by it.
         resume: continues an unfinished run.
         progress: called with (done, total) while the photos are read.
         settings: single settings by their key in a recipe, such as `epochs=3, image_size=96`; they override `config`.
@@ -65,8 +66,8 @@ def train(
         The finished run with its evaluation on the test split.
 
     Raises:
-        ConfigError: an argument or a setting of a wrong name, type or range.
-        AgriDistillError: data, model or run folder cannot be used.
+        ConfigError: an argument or a setting has an unknown name, or a wrong type or range.
+        AgriDistillError: the data, the model or the run folder cannot be used.
 
     Example:
         >>> import agridistill
@@ -102,17 +103,18 @@ def distill(
     progress: ProgressCallback = silent,
     **settings: Any,
 ) -> RunResult:
-    """Trains a student under a teacher.
+    """Trains a student network that learns from labels and from the outputs of a teacher.
 
-    `data`, `out`, `label_file`, `label_columns`, `nested`, `resume` and `progress` are as for `train`.
+    `data`, `out`, `label_file`, `label_columns`, `nested`, `resume` and `progress` have the meaning that they have in
+    `train`.
 
     Args:
-        teacher: run folder of a finished run; None only for the method "ce", the equal baseline without a teacher.
+        teacher: run folder of the finished teacher; None only for the method "ce", the baseline without a teacher.
         config: a `DistillConfig`, a dict of sections such as `{"distill": {"epochs": 3}, "objective": {"method":
-            "kd"}}`, or the path of a recipe. None takes the defaults, on a resume the settings of the run.
-        split_file: a split made by `data split`; without one the teacher's own split is used on the teacher's data.
-        cache: stores the teacher's outputs for each view once; otherwise the teacher runs in every step.
-        cache_dir: folder of these caches; `cache` in the teacher's run folder where None.
+            "kd"}}`, or the path of a recipe. None takes the defaults, or on a resume the settings of the run.
+        split_file: a split made by `data split`; with None, the teacher's split is used if the data is the teacher's.
+        cache: True stores the teacher's outputs for each view once; False runs the teacher in every step.
+        cache_dir: folder of these caches; None takes the folder `cache` in the teacher's run folder.
         settings: single settings by their key in a recipe, such as `epochs=3, method="kd"`; they override `config`.
             A `method` replaces the method of a `DistillConfig`.
 
@@ -120,8 +122,8 @@ def distill(
         The finished run with its evaluation on the test split.
 
     Raises:
-        ConfigError: an argument or a setting of a wrong name, type or range.
-        AgriDistillError: data, teacher, model or run folder cannot be used.
+        ConfigError: an argument or a setting has an unknown name, or a wrong type or range.
+        AgriDistillError: the data, the teacher, the model or the run folder cannot be used.
     """
     folder, run, splits = to_path("data", data), to_path("out", out), to_optional_path("split_file", split_file)
     teacher_run, caches = to_optional_path("teacher", teacher), to_optional_path("cache_dir", cache_dir)
@@ -161,27 +163,27 @@ def compare(
     progress: ProgressCallback = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains methods x seeds x budgets under one teacher and compares them photo by photo.
+    """Trains each candidate of a recipe with each seed and budget, under one teacher, and compares their test results.
 
-    Finished runs in `out` are kept: after an interruption, or with more in the recipe, the same call continues.
-    `data`, `label_file`, `label_columns` and `nested` are as for `train`.
+    Finished runs in `out` are kept: after an interruption, or if the recipe has grown, the same call continues.
+    `data`, `label_file`, `label_columns` and `nested` have the meaning that they have in `train`.
 
     Args:
         recipe: the path of a recipe with a section [compare], or a dict of sections with "compare".
-        out: folder of the study.
-        teacher: run folder of a finished run; None trains one by the recipe where a candidate needs one.
-        split_file: made by `data split`; None takes the teacher's split.
-        jobs: runs at a time; 0 takes one for each GPU, one without.
-        evidence: also gathers, for `report`, robustness, calibration and attention.
+        out: folder of the study; the runs are stored in it.
+        teacher: run folder of the finished teacher; with None, one is trained by the recipe if a candidate needs it.
+        split_file: a split made by `data split`; None takes the teacher's split.
+        jobs: number of runs that train at the same time; 0 takes one for each GPU, or one without a GPU.
+        evidence: also measures robustness, calibration and attention, for `report`.
         progress: called with (epochs done, epochs in all).
-        tell: called with one line for each finished run.
+        tell: called with one line of text for each finished run.
 
     Returns:
-        The document of `OUT/compare.json`.
+        The document that is also written to `OUT/compare.json`.
 
     Raises:
-        ConfigError: an argument or a setting of a wrong name, type or range.
-        AgriDistillError: data, teacher or a run of `out` cannot be used, or a run failed.
+        ConfigError: an argument or a setting has an unknown name, or a wrong type or range.
+        AgriDistillError: the data, the teacher or a run in `out` cannot be used, or a run failed.
     """
     folder, study_folder = to_path("data", data), to_path("out", out)
     teacher_run, splits = to_optional_path("teacher", teacher), to_optional_path("split_file", split_file)
@@ -218,7 +220,7 @@ def _recipe(
     *,
     resume: bool,
 ) -> Recipe:
-    """The settings of a call. A config object and a recipe file are complete: they are taken as they are."""
+    """Returns the settings of a call; a dict or None is completed, a config object and a recipe file are not."""
     given = recipe_from(command, config, settings)
     if config is not None and not isinstance(config, Mapping):
         return given

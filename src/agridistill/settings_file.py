@@ -1,14 +1,14 @@
-"""Files -> typed, strict settings: one reader for recipes, the agent's file, maps of class names and manifests.
+"""Reads settings files: one reader for recipes, the settings of the agent and maps of class names.
 
-A group of settings is a frozen dataclass; a field of another one is a table of the file. Its types hold the ranges of
-single keys, its `__post_init__` the rules over several::
+A group of settings is a frozen dataclass. A field whose type is another dataclass is a table in the file. The types
+of the fields contain their ranges; `__post_init__` checks rules that concern several fields::
 
     @dataclass(frozen=True)
     class BrokerSettings:
         url: str
         inflight: Annotated[int, Field(ge=1, le=1000)] = 20
 
-`build_settings` checks all of them. An error is one line, with the nearest known key where a key is unknown::
+`build_settings` checks all of them. An error is one line; for an unknown key it suggests a known one::
 
     expected broker.inflight from 1 to 1,000; got 0 in 'watch.toml'; correct it
     expected a known key of [broker]; got 'inflght' in 'watch.toml'; did you mean 'inflight'?
@@ -30,7 +30,7 @@ from agridistill.errors import AgriDistillError, ConfigError, nearest
 
 Settings = TypeVar("Settings")
 
-# By the bounds that a number has, in pydantic's names.
+# The words for a range, by the bounds that it has, in pydantic's names.
 _RANGES = {
     ("ge", "le"): "from {} to {}",
     ("ge", "lt"): "from {} to below {}",
@@ -52,13 +52,17 @@ def read_toml(
     damaged: str = "correct the file",
     error_type: type[AgriDistillError] = ConfigError,
 ) -> dict[str, Any]:
-    """Reads a TOML file.
+    """Reads a TOML file into plain Python values.
 
-    `expected` says what it should be ("a recipe"); `absent` and `damaged` are the remedies where there is no file and
-    where it is no TOML.
+    Args:
+        path: the file, in UTF-8.
+        expected: what the file should be, for errors ("a recipe").
+        absent: the remedy if the file does not exist.
+        damaged: the remedy if it cannot be read as TOML.
+        error_type: class of the errors.
 
     Raises:
-        AgriDistillError: of `error_type`: no file, or not readable as TOML.
+        AgriDistillError: an error of type `error_type`: the file does not exist or cannot be read as TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -69,7 +73,7 @@ def read_toml(
 
 
 def setting_names(kind: type[Any]) -> list[str]:
-    """The keys of a group of settings."""
+    """Returns the keys that a group of settings may have: the field names of its dataclass."""
     return [field.name for field in fields(kind)]
 
 
@@ -81,17 +85,17 @@ def require_known_keys(
     *,
     error_type: type[AgriDistillError] = ConfigError,
 ) -> None:
-    """Checks the keys of a table, and of all tables and lists of tables in it.
+    """Checks that all keys of a table, and of tables and lists of tables in it, are known.
 
     Args:
         kind: dataclass of the settings.
-        table: as read; values that are no tables pass, their type is checked by `build_settings`.
-        where: it comes from, for errors ("in 'watch.toml'").
+        table: the table as read from the file. Only names are checked here; `build_settings` checks types.
+        where: where the table comes from, for errors ("in 'watch.toml'").
         section: dotted name of the table; "" at the top of the file.
-        error_type: of the errors.
+        error_type: class of the errors.
 
     Raises:
-        AgriDistillError: of `error_type`: an unknown key.
+        AgriDistillError: an error of type `error_type`: a key is unknown.
     """
     if not isinstance(table, dict):
         return
@@ -112,7 +116,7 @@ def require_known_keys(
 def require_known_key(
     kind: type[Any], key: str, where: str, section: str = "", *, error_type: type[AgriDistillError] = ConfigError
 ) -> None:
-    """Checks one key of a table; arguments and errors as of `require_known_keys`."""
+    """Checks that one key of a table is known; arguments and errors are those of `require_known_keys`."""
     known = setting_names(kind)
     if key not in known:
         expected = f"a known key of [{section}]" if section else "a known key"
@@ -129,19 +133,21 @@ def build_settings(
     secret: Collection[str] = (),
     error_type: type[AgriDistillError] = ConfigError,
 ) -> Settings:
-    """One table as its settings. Types are strict: text is no number, but a whole number is one with a fraction.
+    """Builds typed settings from one table, after checking its keys, types and ranges.
+
+    Types are strict: a text such as "3" is not accepted as a number. A whole number is accepted for a float.
 
     Args:
         kind: dataclass of the settings.
         table: plain values, as read from TOML or JSON.
-        where: it comes from, for errors ("in 'watch.toml'"); "" where that is known.
+        where: where the table comes from, for errors ("in 'watch.toml'"); "" if the reader of the error knows it.
         section: dotted name of the table; "" at the top of the file.
-        remedy: for a wrong value.
-        secret: keys whose values may hold a password: they never stand in an error.
-        error_type: of the errors.
+        remedy: what the user can do about a wrong value, for errors.
+        secret: keys whose values may contain a password; errors never show these values.
+        error_type: class of the errors.
 
     Raises:
-        AgriDistillError: of `error_type`: an unknown key, or a value of a wrong type or range.
+        AgriDistillError: an error of type `error_type`: an unknown key, or a value of a wrong type or range.
     """
     require_known_keys(kind, table, where, section, error_type=error_type)
     for key, value in table.items():
@@ -153,8 +159,8 @@ def build_settings(
             raise error_type(expected, f"{value} {where}".strip(), remedy) from None
     adapter = TypeAdapter(kind)
     try:
-        # Strict JSON takes a list for a tuple, a text for a path and a whole number for a float, and nothing else. It
-        # has no place for names that are not UTF-8, so the values themselves are taken from the table.
+        # In strict JSON mode pydantic accepts a list for a tuple, a text for a path and a whole number for a float, and
+        # no other conversion. JSON cannot hold names that are not UTF-8: the settings are built from the table itself.
         adapter.validate_json(json.dumps(table, ensure_ascii=False).encode("utf-8", "replace"), strict=True)
         return adapter.validate_python(table)
     except ValidationError as error:
@@ -174,12 +180,12 @@ def build_settings(
 
 
 def _range(kind: type[Any], place: tuple[int | str, ...]) -> str:
-    """The range of the number at a place of a group of settings, in words."""
+    """Returns the allowed range of one number of the settings in words, such as "from 1 to 1,000"."""
     hint: Any = kind
     for part in place:
         owner = _dataclass_in(hint)
         if owner is not None:
-            # The number of a row and the name of a table are no fields: the type stays that of the field around them.
+            # An index of a list or the name of a table is not a field: keep the type of the field that contains it.
             hint = get_type_hints(owner, include_extras=True).get(str(part), hint)
     bounds = {
         name: getattr(part, name)
@@ -196,7 +202,7 @@ def _dataclass_in(hint: Any) -> type[Any] | None:
 
 
 def _types_in(hint: Any) -> Iterator[Any]:
-    """A type, and the types and constraints that it is made of, at any depth."""
+    """Yields a type, then all types and constraints inside it, such as those of `list[Annotated[int, Field(ge=1)]]`."""
     yield hint
     for part in hint.metadata if isinstance(hint, FieldInfo) else get_args(hint):
         yield from _types_in(part)

@@ -1,4 +1,7 @@
-"""Files appear whole or not at all: a temporary name in the same folder, then a rename."""
+"""Writes files so that they appear complete or not at all, and checks paths and locks before work starts.
+
+A file is written under a temporary name in the same folder and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,12 @@ except ModuleNotFoundError:  # Windows
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Gives a temporary path to write to; renames it to `path` on success, removes it on any failure.
+    """Yields a temporary path to write to; renames this file to `path` on success, removes it on any failure.
 
     Args:
-        durable: waits until the disk has it; not needed where a checksum finds what a power cut has left half-written.
+        path: the final path; its folder is created if it does not exist.
+        durable: waits until the data is on the disk. False is enough for files with a checksum, which detects what a
+            power cut has left incomplete.
 
     Example:
         >>> import tempfile
@@ -36,8 +41,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         'whole'
 
     Raises:
-        IsADirectoryError: the path ends in no file name (`.`, `..`, `/`).
-        OSError: the disk refuses.
+        IsADirectoryError: the path does not end in a file name (`.`, `..`, `/`).
+        OSError: the disk is full or cannot be written.
     """
     if path.name in ("", ".."):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -46,7 +51,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            # Without this a power cut may leave the new name on empty content.
+            # Without this, a power cut may leave an empty file under the final name.
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
@@ -56,10 +61,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder to fill; renames it to `path` on success, removes it on any failure.
+    """Yields a temporary folder to fill; renames it to `path` on success, removes it on any failure.
 
     Raises:
-        OSError: the disk refuses, or there is a folder that holds something.
+        OSError: the disk is full or cannot be written, or `path` is a folder that is not empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -74,7 +79,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power cut, where the system can."""
+    """Writes a folder's list of names to the disk, so that renames survive a power cut; ignores errors."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -84,8 +89,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name in the same folder that no other process takes, on whichever host; it ends in `.part`."""
-    # Hosts that share the folder may give two processes one number, and runs seed their random numbers alike.
+    """Returns a hidden path in the same folder that no other process uses, even on another host; it ends in `.part`."""
+    # On hosts that share the folder two processes may have the same id, and runs may seed random numbers equally:
+    # `secrets` does not depend on a seed.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
@@ -98,29 +104,32 @@ def _let_go_of_locks() -> None:
     _held_locks.clear()
 
 
-# A forked loader process inherits the open file, and would hold the lock for the seconds that it outlives a kill of us.
+# A forked data-loader process inherits the open lock file. If the main process is killed, the loader lives for some
+# seconds more and would keep the lock for that time: it therefore closes the file when it starts.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 @contextlib.contextmanager
 def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds a lock while the body runs; it goes with the process, however that ends.
+    """Holds a lock while the block runs; the system releases it when the process ends, even if it is killed.
 
     Args:
-        lock: a file, made where it is not there. File systems without locks give it to every process.
-        what: is being done, for the error.
-        wait: until another process or thread releases it.
+        lock: the lock file, created if it does not exist. On a file system without locks there is no protection.
+        what: what the lock protects, for the error ("teacher cache").
+        wait: waits until another process or thread releases the lock, instead of raising the error.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds the lock.
     """
     with lock.open("ab") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(f"one process for the {what}", "another one at work there", "wait for it") from None
+                raise RunError(
+                    f"only one process that uses the {what}", "another process that uses it now", "wait until it ends"
+                ) from None
             except OSError:
                 pass
         _held_locks.add(file)
@@ -131,52 +140,54 @@ def only_one(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def user_cache() -> Path:
-    """Folder for what only saves time: `XDG_CACHE_HOME`, else `~/.cache`. Whatever lies there may be deleted."""
+    """Returns AgriDistill's folder in the user's cache (`XDG_CACHE_HOME` or `~/.cache`); its files may be deleted."""
     # Not Path.home(): it raises for a user without a home.
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "agridistill"  # noqa: PTH111
 
 
 def require_writable(path: Path, option: str = "--out", *, folder: bool = False) -> None:
-    """Checks that a file or a folder can be written before anything is computed for it; writes nothing.
+    """Checks that a file or a folder can be written, before anything is computed for it; writes nothing.
 
     Args:
-        path: neither it nor its parents need to exist.
-        option: that named it, for the error.
-        folder: a folder is to be made, not a file.
+        path: the result; neither it nor its parents need to exist.
+        option: the option that gave the path, for the error.
+        folder: whether the result is a folder and not a file.
 
     Raises:
-        RunError: of the other kind, below a file, or at a place that may not be written.
+        RunError: a folder is at the path of a file or a file at that of a folder, a parent is a file, or a permission
+            is missing.
     """
     if path.exists() and path.is_dir() is not folder:
         kinds = ("a folder", "the file") if folder else ("a file", "the folder")
         raise RunError(f"{kinds[0]} for {option}", f"{kinds[1]} '{path}'", f"choose another {option}")
     whole = path.resolve()
-    # A file that is there is replaced by a rename, for which its folder counts.
+    # An existing file is replaced by a rename, which needs write permission for its folder only.
     place = next(parent for parent in ((whole,) if folder else ()) + tuple(whole.parents) if parent.exists())
     if not place.is_dir():
         raise RunError(f"a folder to write '{path.name}' in", f"the file '{place}'", f"choose another {option}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise RunError(
-            f"a place for {option} that may be written", f"'{place}', which may not", f"choose another {option}"
+            f"a writable folder for {option}", f"'{place}' without write permission", f"choose another {option}"
         )
 
 
 def require_result_file(path: Path, option: str = "--out", *, keys: Sequence[str] = (), header: str = "") -> None:
-    """Checks that a result can be written: a file that is there already must be an earlier result of the same kind.
+    """Checks that a result file can be written and that it would only replace an earlier result of the same kind.
 
     Args:
-        option: that named the file, for the error.
-        keys: that every JSON result of this kind has; empty for results that are not JSON.
-        header: the text that a result begins with where it is not JSON.
+        path: the result file.
+        option: the option that gave the path, for the error.
+        keys: keys that every JSON result of this kind has; empty for results that are not JSON.
+        header: the text at the beginning of every result of this kind that is not JSON.
 
     Raises:
-        RunError: as `require_writable`, or a file that holds something else.
+        RunError: the path cannot be written (see `require_writable`), or the existing file has other content.
     """
     require_writable(path, option)
     if path.exists() and path.stat().st_size and not _is_result(path, keys, header):
         raise RunError(
             f"a new file or an earlier result for {option}",
-            f"'{path}', which is another file",
+            f"'{path}', which holds something else",
             f"choose another {option}",
         )
 
@@ -187,7 +198,7 @@ def _is_result(path: Path, keys: Sequence[str], header: str) -> bool:
         if not keys:
             return start == header.encode()
         if start != b"{":
-            return False  # a model may be too large to be read in vain
+            return False  # not JSON: do not read the rest, which may be a large model
         try:
             document = json.loads(start + file.read())
         except (ValueError, RecursionError):
@@ -196,22 +207,26 @@ def _is_result(path: Path, keys: Sequence[str], header: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
+    """Writes a text file in UTF-8, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes JSON, whole or not at all. NaN and infinity are refused: they are not JSON."""
+    """Writes a JSON file, complete or not at all; NaN and infinity, which JSON cannot hold, are a `ValueError`."""
     write_text(path, json_text(document))
 
 
 def json_text(document: Any) -> str:
-    """JSON that any UTF-8 file or stream can take, with a line end. NaN and infinity are a `ValueError`."""
+    """Converts a document to JSON text that is valid Unicode and ends with a line feed.
+
+    Raises:
+        ValueError: the document contains NaN or infinity, which JSON cannot hold.
+    """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        # A file name that is no UTF-8 comes as lone surrogates, which only JSON's escapes can carry.
+        # Python represents file names that are not UTF-8 by lone surrogates, which must be escaped in JSON.
         text = json.dumps(document, indent=2, allow_nan=False)
     return text + "\n"

@@ -1,3 +1,3 @@
-"""The version, in a module that imports nothing."""
+"""The version of AgriDistill. This module imports nothing, so reading the version is fast."""
 
 __version__ = "0.2.0"

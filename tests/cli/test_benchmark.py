@@ -62,7 +62,7 @@ def test_the_table_shows_each_figure_with_its_unit(capsys: Capture) -> None:
         "86.4 MB",
         "12.3 mJ",
         "0.20 s",
-        "1,024 queries of each kind in 16 turns, 8 untimed before each",
+        "1,024 queries of each kind in 16 turns, with 8 untimed queries before each turn",
         "16 photos (drawn leaves) of 0.066 megapixels and 17 kB on average",
         "Python 3.12.1, 4 cores (avx2); agridistill 0.1.0, onnxruntime 1.32.0; 2026-01-01",
         "accuracy (95 % interval): test of photos",
@@ -104,7 +104,7 @@ def test_json_is_one_document_and_the_files_say_the_same(colour_model: Path, tmp
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["latency_ms_p50"]) == document["models"][0]["latency_ms_p50"]
-    assert "2 queries are too few to publish: leave --queries at 1,024 or more" in err
+    assert "2 queries are too few for figures to publish: pass --queries 1024 or more" in err
     assert err.splitlines()[-1] == f"Next: agridistill predict {colour_model} IMAGE"
 
 
@@ -120,5 +120,7 @@ def test_a_machine_that_was_busy_is_told(colour_model: Path, capsys: Capture, mo
     steady, shaken = model(model="steady"), model(model="shaken", latency_ms_p50_of_turns=(2.0, 3.1))
     monkeypatch.setattr(benchmark_run, "benchmark", lambda *_, **__: benchmark_of(steady, shaken))
     _, _, err = run(capsys, "benchmark", colour_model)
-    assert "the turns of shaken with onnxruntime had medians from 2.00 to 3.10 ms; stop what else runs" in err
+    assert (
+        "repeated measurements of shaken with onnxruntime had medians from 2.00 to 3.10 ms. Stop other programs" in err
+    )
     assert "steady" not in err

@@ -94,7 +94,7 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
     out = leaves / "runs" / "first"
     line = told(capsys, *words({**RUNS, **FILES}[command]), "--out", out)
     assert line == (
-        f"expected --out outside the photo folder, in which each folder is a class; got '{out}' in '{leaves}'; "
+        f"expected --out outside the photo folder, because each folder in it is a class; got '{out}' in '{leaves}'; "
         "choose another --out"
     )
     assert not (leaves / "runs").exists()
@@ -105,8 +105,8 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
     [
         (["evaluate", "{model}", "{data}", "--evidence", "file"], "expected a folder for --evidence; got the file"),
         (["evaluate", "{model}", "{data}", "--out", "{model}"], "a new file or an earlier result for --out; got '"),
-        (["benchmark", "{model}", "--out", "file"], "got 'file', which is another file; choose another --out"),
-        (["benchmark", "{model}", "--csv", "file"], "got 'file', which is another file; choose another --csv"),
+        (["benchmark", "{model}", "--out", "file"], "got 'file', which holds something else; choose another --out"),
+        (["benchmark", "{model}", "--csv", "file"], "got 'file', which holds something else; choose another --csv"),
         (["benchmark", "{model}", "--out", "a", "--csv", "./a"], "expected two files for --out and --csv; got 'a' for"),
         (["benchmark", "{model}", "--csv", "folder"], "expected a file for --csv; got the folder 'folder'"),
         (
@@ -119,7 +119,7 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
             ["train", "{data}", "--weights", "none.safetensors", "--out", "run"],
             "weights; got 'none.safetensors'",
         ),
-        (["train", "{data}", "--weights", "folder", "--out", "run"], "name a finished run"),
+        (["train", "{data}", "--weights", "folder", "--out", "run"], "pass a finished run"),
         (
             ["train", "{data}", "--splits", "none.json", "--out", "run"],
             "expected a split file; got no file 'none.json'",

@@ -49,7 +49,7 @@ def test_check_exits_1_and_names_what_is_wrong(leaves: Path) -> None:
     (leaves / "rust" / "svn-r6Yb5c").write_bytes(b"")
     result = runner.invoke(app, ["check", str(leaves)])
     assert result.exit_code == 1
-    assert "problem: 1 file that is no photo (1 without suffix), the first 'rust/svn-r6Yb5c'" in result.stdout
+    assert "problem: 1 file that is not a photo (1 without suffix), the first 'rust/svn-r6Yb5c'" in result.stdout
     assert f"Next: agridistill data check {leaves} --json" in result.stderr
 
 
@@ -86,7 +86,7 @@ def test_split_shows_a_table_and_the_next_command(leaves: Path, tmp_path: Path) 
 def test_split_does_not_replace_a_file_unasked(leaves: Path, tmp_path: Path) -> None:
     out = tmp_path / "splits.json"
     out.write_text("mine")
-    with pytest.raises(DataError, match="which exists; choose another name or pass --force"):
+    with pytest.raises(DataError, match="which already exists; choose another name or pass --force"):
         runner.invoke(app, ["split", str(leaves), "--out", str(out)], catch_exceptions=False)
     assert out.read_text() == "mine"
     assert runner.invoke(app, ["split", str(leaves), "--out", str(out), "--force"]).exit_code == 0

@@ -137,7 +137,7 @@ def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "expected room on the disk; got a full disk at '/x/model.safetensors'"),
+        (errno.ENOSPC, "expected free disk space; got a full disk at '/x/model.safetensors'"),
         (errno.EACCES, "expected a path with permission to read and write"),
         (errno.ENOTDIR, "expected a usable path"),
         (errno.EIO, "got 'Input/output error' at '/x/model.safetensors'; check disk"),
@@ -267,7 +267,7 @@ def test_a_resume_of_a_finished_run_shows_its_result(capsys: pytest.CaptureFixtu
     code, out, err = run(capsys, "train", data, "--out", teacher_run, "--resume", "--json")
     assert code == 0
     assert json.loads(out)["accuracy"] == json.loads((teacher_run / "evaluation.json").read_text())["accuracy"]
-    assert f"'{teacher_run}' is finished: this is its stored result" in err
+    assert f"'{teacher_run}' has already finished; this is its stored result." in err
     code, out, err = run(capsys, "train", data, "--out", teacher_run, "--resume", "--epochs", "7")
     assert code == 2
     assert "train.epochs = 1 as in the run that is resumed; got 7" in one_line(err)
@@ -283,7 +283,7 @@ def test_distill_says_where_the_student_is_better_than_its_teacher(
     words = ("--teacher", teacher, "--student", "mobilenetv3_small_050", "--out", tmp_path / "run", *SMALL, *options)
     code, _, err = run(capsys, "distill", leaves, *words)
     assert code == 0
-    assert ("learns from labels alone (--method ce)" in err) == told
+    assert ("learns only from labels (--method ce)" in err) == told
 
 
 def test_resume_takes_the_runs_own_settings(capsys: pytest.CaptureFixture[str], leaves: Path, tmp_path: Path) -> None:
@@ -309,18 +309,18 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
     assert process.returncode == 130
     assert out_text == ""
     told = [line for line in err.splitlines() if "epoch" not in line]
-    assert told == ["interrupted: the run goes on with the same command and --resume"]
+    assert told == ["interrupted: run the same command again with --resume to continue"]
     assert not list(out.glob("*.part"))
 
 
 @pytest.mark.parametrize(
     ("words", "called", "told"),
     [
-        (("demo", "--out"), "cli.demo.run_demo", "interrupted: the same command goes on where it stopped"),
+        (("demo", "--out"), "cli.demo.run_demo", "interrupted: run the same command again to continue"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
             "data.datasets.fetch_dataset",
-            "interrupted: the same command goes on where it stopped",
+            "interrupted: run the same command again to continue",
         ),
         (("data", "check"), "data.check.check", "interrupted"),
         (
@@ -382,7 +382,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         code, _, err = run(capsys, "train", leaves, "--model", "mobilenetv3_small_050", "--out", disk / "run", *SMALL)
         assert code == 2
         last = err.strip().splitlines()[-1]
-        assert "expected room on the disk; got a full disk" in last
+        assert "expected free disk space; got a full disk" in last
         assert "--resume" in last
         assert "Traceback" not in err
         assert not list(disk.rglob("*.part"))
@@ -409,7 +409,7 @@ class OutOfMemoryError(RuntimeError):
         ),
         (
             RuntimeError("DataLoader worker (pid 21207) is killed by signal: Terminated. "),
-            "the command was stopped from outside; run it again (--resume for a started run)",
+            "another program stopped the command; run it again (--resume for a started run)",
         ),
         (typer.Abort(), "the command was aborted; run it again"),
         (ModuleNotFoundError("no", name="huggingface_hub"), "pip install 'agridistill[train]'"),

@@ -53,7 +53,7 @@ def test_a_stray_file_is_a_problem(tmp_path: Path, write_folder) -> None:
     (tmp_path / "scab" / "svn-r6Yb5c").write_bytes(b"")
     result = check(tmp_path)
     assert result.non_photo_files == ("scab/svn-r6Yb5c",)
-    assert result.problems == ("1 file that is no photo (1 without suffix), the first 'scab/svn-r6Yb5c'",)
+    assert result.problems == ("1 file that is not a photo (1 without suffix), the first 'scab/svn-r6Yb5c'",)
 
 
 def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder) -> None:
@@ -63,7 +63,7 @@ def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder
     (tmp_path / "wilt" / "1.dng").write_bytes(b"x")
     result = check(tmp_path)
     assert result.problems == (
-        "1 file that is no photo (1 .dng), the first 'wilt/1.dng'",
+        "1 file that is not a photo (1 .dng), the first 'wilt/1.dng'",
         "class folder 'mosaic' without photos (an empty folder)",
         "class folder 'wilt' without photos (1 .dng)",
     )

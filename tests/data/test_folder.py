@@ -58,13 +58,13 @@ def test_split_folders_may_be_written_in_capitals(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_beside_split_folders_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "Test/a/3.jpg", "raw/a/4.jpg")
-    with pytest.raises(DataError, match=r"got 'raw' beside 'Test' and 'train' in '.*'; move it away"):
+    with pytest.raises(DataError, match=r"got 'raw' next to 'Test' and 'train' in '.*'; move 'raw' away"):
         scan(tmp_path)
 
 
 def test_split_folders_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
     make(tmp_path, "val/a/1.jpg", "val/b/2.jpg", "Test/a/3.jpg", "Test/b/4.jpg")
-    with pytest.raises(DataError, match=r"a folder of train photos beside val and test; .* such as '.*/Test'$"):
+    with pytest.raises(DataError, match=r"a folder of train photos next to val and test; .* such as '.*/Test'$"):
         scan(tmp_path)
     assert scan(tmp_path / "Test").classes == ("a", "b")
 
@@ -72,7 +72,7 @@ def test_split_folders_without_one_to_train_on_are_no_classes(tmp_path: Path) ->
 @pytest.mark.parametrize("other", ["validation", "Val"])
 def test_two_folders_of_one_split_are_refused(tmp_path: Path, other: str) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", f"{other}/b/4.jpg", "test/a/5.jpg")
-    with pytest.raises(DataError, match=f"expected one folder of val photos; got .*'{other}'.* merge them"):
+    with pytest.raises(DataError, match=f"expected one folder of val photos; got .*'{other}'.* merge the two folders"):
         scan(tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_a_class_without_a_readable_photo_is_an_error(tmp_path: Path, write_fold
     (tmp_path / "scab").mkdir()
     (tmp_path / "scab" / "x.jpg").write_bytes(b"")
     folder = scan(tmp_path)
-    with pytest.raises(DataError, match="none of 'scab'"):
+    with pytest.raises(DataError, match="no readable photo of 'scab'"):
         usable_samples(folder, inspect_photos(folder))
 
 

@@ -48,7 +48,7 @@ def test_a_table_gives_the_labels(photos: Path) -> None:
     assert folder.given_split is None
     assert folder.unlabelled == ("test_images/9.jpg",)
     assert folder.problems == ()
-    assert folder.notes[0].endswith("photos by column 'image_id', labels by 'label'")
+    assert folder.notes[0].endswith("photos from column 'image_id', labels from 'label'")
     assert "labels are numbers" in folder.notes[1]
 
 
@@ -94,18 +94,18 @@ def test_columns_may_be_named(photos: Path) -> None:
 
 def test_of_a_number_and_a_name_the_name_is_the_label(photos: Path) -> None:
     assert read(photos, "image,label,disease\n1.jpg,0,rust\n2.jpg,1,scab\n3.jpg,0,rust\n").classes == ("rust", "scab")
-    with pytest.raises(DataError, match="got 'label' and 'disease', which differ"):
+    with pytest.raises(DataError, match="got 'label' and 'disease', which have different classes"):
         read(photos, "image,label,disease\n1.jpg,0,rust\n2.jpg,1,scab\n3.jpg,1,rust\n")
 
 
 def test_of_several_columns_of_one_name_all_count(photos: Path) -> None:
-    with pytest.raises(DataError, match="got 'label' and 'Label', which differ"):
+    with pytest.raises(DataError, match="got 'label' and 'Label', which have different classes"):
         read(photos, "image,label,Label\n1.jpg,a,b\n2.jpg,b,b\n3.jpg,a,a\n")
 
 
 def test_labels_of_several_classes_are_reported(photos: Path) -> None:
     found = read(photos, "image,labels\n1.jpg,scab\n2.jpg,scab frog_eye\n3.jpg,frog_eye\n")
-    assert "labels such as 'scab frog_eye' are of several classes: each such combination" in " ".join(found.notes)
+    assert "labels such as 'scab frog_eye' name several classes: each such combination" in " ".join(found.notes)
     assert not any("such as" in note for note in read(photos, "image,label\n1.jpg,a b\n2.jpg,c b\n3.jpg,b\n").notes)
 
 
@@ -115,7 +115,7 @@ def test_a_column_of_splits_is_taken(photos: Path) -> None:
     assert folder.given_split == {f"train_images/{n}.jpg": part for n, part in enumerate(parts, 1)}
     folds = read(photos, "image,label,fold\n1.jpg,a,0\n2.jpg,b,1\n3.jpg,a,2\n")
     assert folds.given_split is None
-    assert "column 'fold' names no train, val or test: it is not used" in folds.notes
+    assert "column 'fold' is not used, because it does not name train, val or test" in folds.notes
     with pytest.raises(DataError, match="train, val or test in column 'split'; got 'tarin' in line 3"):
         read(photos, "image,label,split\n1.jpg,a,train\n2.jpg,b,tarin\n3.jpg,a,test\n")
 
@@ -146,15 +146,16 @@ def test_rows_of_absent_photos_are_a_problem(photos: Path) -> None:
     make(photos, "train_images/8.dng")
     folder = read(photos, CASSAVA + "7.jpg,0\n8.dng,0\n")
     assert folder.problems[0].startswith("2 rows of '")
-    assert folder.problems[0].endswith("without a photo that can be read, the first '7.jpg' (line 5)")
+    assert folder.problems[0].endswith("name no photo that exists and can be read, the first '7.jpg' (line 5)")
     assert folder.non_photo_files == ("train_images/8.dng",)
-    with pytest.raises(DataError, match=r"got none for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"):
+    absent = r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
+    with pytest.raises(DataError, match=absent):
         read(photos, "image,label\nx.jpg,a\ny.jpg,b\n")
 
 
 def test_rows_that_name_a_photo_again(photos: Path) -> None:
     folder = read(photos, CASSAVA + "train_images/1.jpg,0\n")
-    assert "rows without a label, or again with the same one: 1" in folder.notes
+    assert "rows that have no label or repeat another row are ignored (1)" in folder.notes
     with pytest.raises(DataError, match=r"one label for each photo; got '0' and '3' for '.*1.jpg' in lines 2 and 5"):
         read(photos, CASSAVA + "1.jpg,3\n")
 
@@ -201,8 +202,8 @@ def test_a_path_into_another_folder_is_no_photo_of_that_name(photos: Path) -> No
         ),
         (b"1.jpg,a\n2.jpg,b\n", "names; got '1.jpg,a' in '"),
         (b"1.jpg 0\n2.jpg 1\n", "write one, such as image,label, above it"),
-        (b'{\n"1.jpg": "a",\n"2.jpg": "b"}\n', "(JSON, XML or no text); save it as CSV UTF-8"),
-        ("image,label\n1.jpg,a\n".encode("utf-16-le"), "(JSON, XML or no text); save it as CSV UTF-8"),
+        (b'{\n"1.jpg": "a",\n"2.jpg": "b"}\n', "(JSON, XML or not text); save it as CSV UTF-8"),
+        ("image,label\n1.jpg,a\n".encode("utf-16-le"), "(JSON, XML or not text); save it as CSV UTF-8"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_in_one_line(photos: Path, table: bytes, message: str) -> None:
@@ -218,7 +219,7 @@ def test_a_missing_table_is_named(photos: Path) -> None:
 
 
 def test_options_that_exclude_each_other_are_refused(photos: Path) -> None:
-    with pytest.raises(ConfigError, match="leave --nested or --flat away"):
+    with pytest.raises(ConfigError, match="leave out --nested or --flat"):
         Layout(nested=True, label_file=photos / "train.csv")
     with pytest.raises(ConfigError, match="a label file for --label-columns"):
         Layout(label_columns=("a", "b"))

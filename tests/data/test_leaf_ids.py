@@ -191,6 +191,6 @@ def test_augmented_photos_of_unknown_originals_are_a_problem(
     result = check(root)
     assert len(result.without_original) == 30
     assert "mosaic/aug_0_77.jpg" not in result.without_original
-    assert "originals of 30 photos of an augmentation tool are unknown" in result.problems[0]
+    assert "originals of 30 photos made by an augmentation tool are unknown" in result.problems[0]
     prepare_data(root)
-    assert "originals of 30 photos of an augmentation tool are unknown" in caplog.text
+    assert "originals of 30 photos made by an augmentation tool are unknown" in caplog.text

@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_trusted_is_left_out_and_told(
     of = {"another model": manifest("cd" * 32), "a model of unknown data": manifest(None)}.get(fault, manifest())
     with caplog.at_level(logging.WARNING):
         assert read_learnt(file, of) is None
-    assert "is damaged or of another model" in caplog.text
+    assert "is damaged or belongs to another model" in caplog.text
 
 
 def test_the_file_lies_in_a_run_or_beside_an_artefact(tmp_path: Path) -> None:

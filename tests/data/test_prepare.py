@@ -117,7 +117,7 @@ def test_a_written_split_is_not_replaced_unasked(tmp_path: Path, write_folder) -
     root = write_folder(tmp_path / "data", {"rust": 20, "scab": 20})
     prepared = split_data(root, tmp_path / "s.json")
     assert read_split(tmp_path / "s.json") == prepared.split
-    with pytest.raises(DataError, match="which exists; choose another name or pass --force"):
+    with pytest.raises(DataError, match="which already exists; choose another name or pass --force"):
         split_data(root, tmp_path / "s.json", seed=1)
     assert read_split(tmp_path / "s.json") == prepared.split
     assert split_data(root, tmp_path / "s.json", seed=1, force=True).split == read_split(tmp_path / "s.json")
@@ -142,7 +142,7 @@ def test_a_given_split_that_shares_leaves_is_told(
         split = Split(parts["train"], parts["val"], (*parts["test"], "test/rust/again.png"))
         write_split(split_file, split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
     prepare_data(root, split_file=split_file)
-    assert "(leaves: 1; test photos of them: 1 of 5)" in caplog.text
+    assert "(leaves: 1; test photos of these leaves: 1 of 5)" in caplog.text
     assert "agridistill data check" in caplog.text
 
 
@@ -159,7 +159,7 @@ def test_a_few_identical_files_under_two_labels_are_a_warning(
     split_data(root, tmp_path / "s.json")
     assert [record.getMessage() for record in caplog.records] == [
         "2 of 41 photos have copies under other labels (also flipped, turned, scaled or saved again), the first "
-        "'rust/00.png' and 'scab/wrong0.png': see all with agridistill data check"
+        "'rust/00.png' and 'scab/wrong0.png'; agridistill data check lists all"
     ]
 
 
@@ -190,11 +190,12 @@ def test_many_identical_files_under_two_labels_are_refused(
     with pytest.raises(DataError) as raised:
         split_data(root, tmp_path / "s.json")
     assert str(raised.value) == (
-        f"expected each photo under one label, or at most 5% of them under several; got '{root}', in which 20 of 50 "
+        f"expected each photo under one label, or at most 5% of the photos under several labels; got "
+        f"'{root}', in which 20 of 50 "
         "photos have copies under other labels (also flipped, turned, scaled or saved again), the first 'rust/00.png' "
         "and 'scab/wrong0.png'; "
-        f"remove the wrong copies ('agridistill data check {root} --json' names all), "
-        "or pass --conflicts SHARE if they are meant"
+        f"remove the wrong copies ('agridistill data check {root} --json' lists all), "
+        "or pass --conflicts SHARE if the labels are right"
     )
     assert not (tmp_path / "s.json").exists()
     split_data(root, tmp_path / "s.json", conflicts=0.4)
@@ -231,7 +232,7 @@ def test_training_refuses_them_too_unless_they_are_meant(
     monkeypatch.setattr("agridistill.training.run.carry_out", started)
     root = write_folder(tmp_path / "photos", {"rust": 20, "scab": 20})
     _copies(root, 10)
-    with pytest.raises(DataError, match="or pass --set conflicts=SHARE if they are meant"):
+    with pytest.raises(DataError, match="or pass --set conflicts=SHARE if the labels are right"):
         train(root, tmp_path / "run", TrainConfig())
     with pytest.raises(DataError, match="20 of 50 photos have copies under other labels"):
         distill(root, None, tmp_path / "run", DistillConfig(objective=ObjectiveSettings(method="ce")))

@@ -122,7 +122,7 @@ def test_a_part_with_fraction_zero_stays_empty() -> None:
 
 
 def test_too_few_leaves_are_an_error() -> None:
-    with pytest.raises(DataError, match="2 leaf groups, none left for val; add photos of other leaves"):
+    with pytest.raises(DataError, match="2 leaves, none of which is left for val; add photos of other leaves"):
         make_split(_samples([30], [30]))
 
 
@@ -209,7 +209,7 @@ def test_a_missing_split_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_split_of_other_data_is_an_error() -> None:
     split = Split(("c0/000_000.jpg", "c9/gone.jpg"), ("c9/also.jpg",), ())
-    with pytest.raises(DataError, match=r"2 of its 3 photos are not there, the first 'c9/also.jpg'"):
+    with pytest.raises(DataError, match=r"2 of its 3 photos do not exist, the first 'c9/also.jpg'"):
         match_split(split, _samples([2]))
 
 

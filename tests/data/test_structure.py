@@ -91,7 +91,9 @@ def test_flat_split_folders_beside_a_table_name_the_table(tmp_path: Path) -> Non
     make(
         tmp_path, "train_images/1.jpg", "train_images/2.jpg", "test_images/3.jpg", "train.csv", "sample_submission.csv"
     )
-    assert refused(tmp_path).endswith("got photos without one in 'ROOT/train_images'; pass --labels 'ROOT/train.csv'")
+    assert refused(tmp_path).endswith(
+        "got photos without class folders in 'ROOT/train_images'; pass --labels 'ROOT/train.csv'"
+    )
     (tmp_path / "train.csv").unlink()
     (tmp_path / "sample_submission.csv").unlink()
     assert refused(tmp_path).endswith("pass --labels FILE with the label of each photo")
@@ -145,7 +147,7 @@ def test_masks_in_class_folders_are_to_be_moved(tmp_path: Path) -> None:
 
 def test_split_folders_in_split_folders_are_to_be_moved_up(tmp_path: Path) -> None:
     text = refused(make(tmp_path, *holders("train/train", "test/test")))
-    assert text.endswith("move the folders in 'test/test' one level up, and those of train likewise")
+    assert text.endswith("move the folders in 'test/test' one level up, and do the same in train")
 
 
 @pytest.mark.parametrize("top", ["", "train"])
@@ -190,7 +192,7 @@ def test_nested_classes_in_split_folders(tmp_path: Path) -> None:
 def test_the_same_classes_beside_and_in_a_folder_are_refused(tmp_path: Path) -> None:
     make(tmp_path, *holders("PlantVillage"), "rust/9.jpg", "scab/9.jpg")
     text = refused(tmp_path)
-    assert "got 'PlantVillage', which holds 'rust', beside 'rust' in 'ROOT'" in text
+    assert "got 'PlantVillage', which contains 'rust', next to 'rust' in 'ROOT'" in text
     assert "pass 'ROOT/PlantVillage'" in text
 
 
@@ -229,7 +231,7 @@ def test_splits_in_class_folders_are_refused(tmp_path: Path) -> None:
 
 def test_photos_to_test_on_beside_class_folders_are_no_class(tmp_path: Path) -> None:
     make(tmp_path, "healthy/1.jpg", "rust/1.jpg", "Test/1.jpg")
-    assert "got 'Test' beside 'healthy' in 'ROOT'; move 'Test' away, or pass --flat" in refused(tmp_path)
+    assert "got 'Test' next to 'healthy' in 'ROOT'; move 'Test' away, or pass --flat" in refused(tmp_path)
     assert scan(tmp_path, nested=False).classes == ("Test", "healthy", "rust")
 
 
@@ -250,7 +252,7 @@ def test_folders_in_classes_that_lose_nothing_are_taken(tmp_path: Path, photos: 
 def test_one_class_of_several_folders_is_noted(tmp_path: Path) -> None:
     folder = scan(make(tmp_path, "rust/a/1.jpg", "rust/b/2.jpg", "scab/1.jpg"))
     assert folder.classes == ("rust", "scab")
-    assert folder.notes == ("'rust' holds folders (2), whose photos are all of this one class",)
+    assert folder.notes == ("all photos in the folders of 'rust' (2) get this one class",)
 
 
 def test_photos_in_no_class_folder_are_reported(
@@ -316,7 +318,9 @@ def test_two_normal_forms_of_one_name_are_one_class_and_a_problem(tmp_path: Path
     root = write_folder(tmp_path, {COMPOSED: 4, DECOMPOSED: 4, "Saine": 4})
     result = check(root)
     assert [(one.name, one.photos) for one in result.classes] == [(COMPOSED, 8), ("Saine", 4)]
-    assert result.problems == (f"2 class folders '{COMPOSED}' in different Unicode normal forms, which are one class",)
+    assert result.problems == (
+        f"2 class folders '{COMPOSED}', whose names differ in Unicode normal form, are one class",
+    )
 
 
 def test_a_split_holds_for_a_copy_in_another_normal_form(tmp_path: Path, write_folder) -> None:

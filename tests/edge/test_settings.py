@@ -96,7 +96,7 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
             "model = ''",
             r"expected a model file, or the name of a shipped model; got model = '' or '.'; for example model = ",
         ),
-        ("threads = 3000", "expected threads up to .* got 3000"),
+        ("threads = 3000", "expected at most .* threads .* got 3000"),
         ("after = 'burn'", "after"),
         ("every_s = inf", "finite"),
         ("window_minutes = 0", "window_minutes"),

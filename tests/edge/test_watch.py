@@ -333,7 +333,7 @@ def test_a_model_without_a_healthy_class_is_noticed_at_the_start(
 def test_two_agents_do_not_share_a_state(settings: WatchSettings, state: Path) -> None:
     with watching(settings, state):
         wait_for(lambda: (state / "state.json").exists())
-        with pytest.raises(RunError, match="another one at work"):
+        with pytest.raises(RunError, match="another process that uses it now"):
             watch(settings, state, threading.Event())
 
 

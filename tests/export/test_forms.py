@@ -39,7 +39,7 @@ def test_the_lines_name_accuracy_latency_and_size_of_each_and_the_reason() -> No
     assert "95 %" in lines[0]
     assert "9.0 ms" in lines[0]
     assert "4.0 MB" in lines[0]
-    assert lines[-1] == "For a device: teacher, more accurate."
+    assert lines[-1] == "Better for a device: teacher, more accurate."
 
 
 def test_a_student_and_its_convolutional_teacher_are_measured_as_int8_artefacts(leaves: Path, tmp_path: Path) -> None:
@@ -99,6 +99,6 @@ def test_a_form_that_misses_its_gate_is_never_proposed(capsys: pytest.CaptureFix
 
 def test_the_reason_does_not_deny_a_lower_accuracy() -> None:
     assert form_lines([form("s", 0.88, 2.5), form("t", 0.92, 7.9)])[-1].endswith(
-        "faster; 100 photos are too few to tell their accuracies apart."
+        "faster; with 100 photos, the difference in accuracy is not significant."
     )
     assert form_lines([form("s", 0.9, 2.5), form("t", 0.9, 7.9)])[-1].endswith("s, faster, and as accurate.")

@@ -89,13 +89,16 @@ def pointing_outside(model: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without_manifest, r"expected a model manifest; got no file '.*m\.json'; name a finished run or an exported"),
+        (without_manifest, r"expected a model manifest; got no file '.*m\.json'; pass a finished run or an exported"),
         (one_byte_changed, r"expected weights with sha256 \w{12}…; got \w{12}… in '.*m\.onnx'; the file was changed"),
         (
             of_another_file,
             r"expected the manifest of 'm\.onnx'; got one of 'other\.onnx'; copy its own manifest beside it",
         ),
-        (pointing_outside, r"expected a weights file beside its manifest; got '\.\./outside\.onnx'; use another model"),
+        (
+            pointing_outside,
+            r"expected a weights file in the manifest's folder; got '\.\./outside\.onnx'; use another model",
+        ),
         (
             lambda model: replaced(model, b"no model"),
             r"expected a model that ONNX Runtime can run; got '.*m\.onnx' \(.+\); export it again",

@@ -114,7 +114,9 @@ def test_a_pillow_image_that_cannot_be_decoded_is_a_photo_error(tmp_path: Path) 
     message = "expected a readable photo; got a Pillow image of mode RGB"
     with Image.open(path) as damaged, pytest.raises(PhotoError, match=message):
         Predictor(colour_backend()).predict(damaged)
-    with pytest.raises(PhotoError, match=r"got a Pillow image of mode F \(32-bit grey, whose range is unknown\)"):
+    with pytest.raises(
+        PhotoError, match=r"got a Pillow image of mode F \(32-bit grey values, whose range is unknown\)"
+    ):
         Predictor(colour_backend()).predict(Image.new("F", (4, 4)))
     with pytest.raises(PhotoError, match=r"got a Pillow image of mode L \(without pixels\)"):
         Predictor(colour_backend()).predict(Image.new("L", (0, 4)))

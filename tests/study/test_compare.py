@@ -153,7 +153,7 @@ def test_a_wrong_path_is_told_before_anything_is_written(teacher_run: Path, tmp_
 
 
 def test_two_processes_do_not_train_one_study(study: Path, leaves: Path, teacher_run: Path) -> None:
-    with only_one(study / ".lock", "test"), pytest.raises(RunError, match="one process for the study in"):
+    with only_one(study / ".lock", "test"), pytest.raises(RunError, match="only one process that uses the study in"):
         compare(leaves, study, plan(), teacher=teacher_run)
 
 
@@ -286,7 +286,7 @@ def test_the_command_prints_the_table_or_one_document(
         "hybrid",
         "to ce, points (95 %)",
         "the best on the validation split, against",
-        "McNemar, seed 0",
+        "McNemar test, seed 0",
         "teacher:",
     ):
         assert word in " ".join(shown.out.split())

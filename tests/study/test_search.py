@@ -232,4 +232,4 @@ def test_the_command_prints_the_best_settings_and_how_to_use_them(
     ).replace("recipe.toml ", "recipe.toml' ")
     with pytest.raises(SystemExit):
         main([*command, "--teacher", str(teacher_run), "--jobs", "2"])
-    assert "options for --search, which tries one after another; got --jobs" in capsys.readouterr().err
+    assert "only options for --search, which runs one trial at a time; got --jobs" in capsys.readouterr().err

@@ -241,7 +241,7 @@ def test_a_cache_that_holds_other_views_is_never_used(leaves: Path, teacher: Pat
         records = cache.read(np.arange(block.stop), np.zeros(block.stop, np.int64)).copy()
         records["seed"] += 1
         cache.write(block, records)
-    with pytest.raises(RunError, match="expected every view of this batch in the teacher cache"):
+    with pytest.raises(RunError, match="expected the teacher's outputs for every photo of this batch"):
         distill(leaves, teacher, tmp_path / "b", one)
     distill(leaves, teacher, tmp_path / "b", one, resume=True)
 

@@ -126,7 +126,7 @@ def test_a_stale_cache_is_refused_with_the_reason(
 ) -> None:
     TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1).close()
     before = (tmp_path / "c" / "cache.json").read_bytes()
-    with pytest.raises(RunError, match="differs in") as reported:
+    with pytest.raises(RunError, match="one that differs: ") as reported:
         TeacherCache(tmp_path / "c", key, layout, views=1)
     assert named in str(reported.value)
     assert (tmp_path / "c" / "cache.json").read_bytes() == before
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path)
 def test_a_disk_without_room_says_so_before_the_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = LAYOUT.bytes_for(1) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
-    with pytest.raises(RunError, match=r"expected room for the teacher cache.*what is built is kept"):
+    with pytest.raises(RunError, match=r"expected room for the teacher cache.*finished blocks are kept"):
         TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room + 1))
     TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1).close()

@@ -115,4 +115,4 @@ def test_data_split_and_train_agree_on_a_table(flat: Path, tmp_path: Path, capsy
     assert code == 0
     assert json.loads(out)["problems"] == []
     code, _, err = command(capsys, "data", "check", flat, *labels, "--nested")
-    assert (code, "leave --nested or --flat away" in err) == (2, True)
+    assert (code, "leave out --nested or --flat" in err) == (2, True)

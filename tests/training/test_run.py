@@ -49,7 +49,7 @@ def test_files_that_are_no_photos_are_counted_and_named(
     with pytest.raises(KeyboardInterrupt):
         train(folder, tmp_path / "run", TrainConfig(data=DATA, train=FIT))
     assert [record.getMessage() for record in caplog.records] == [
-        "left out: 3 files that are no photos (2 .dng, 1 without suffix), the first 'mosaic/1.dng'"
+        "left out: 3 files that are not photos (2 .dng, 1 without suffix), the first 'mosaic/1.dng'"
     ]
 
 
@@ -295,7 +295,10 @@ def test_two_processes_do_not_train_one_run(leaves: Path, tmp_path: Path) -> Non
     config = TrainConfig(DATA, train=FIT)
     train(leaves, tmp_path / "run", config)
     (tmp_path / "run" / "evaluation.json").unlink()
-    with only_one(tmp_path / "run" / ".lock", "test"), pytest.raises(RunError, match="one process for the run in"):
+    with (
+        only_one(tmp_path / "run" / ".lock", "test"),
+        pytest.raises(RunError, match="only one process that uses the run in"),
+    ):
         train(leaves, tmp_path / "run", config, resume=True)
     train(leaves, tmp_path / "run", config, resume=True)
 

@@ -1,1 +1,1 @@
-"""The command line: one small module a command; heavy libraries are imported inside the commands."""
+"""The command line, with one module for each command; commands import large libraries only when they run."""

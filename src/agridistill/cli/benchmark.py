@@ -1,4 +1,4 @@
-"""`agridistill benchmark`: what models cost on this machine, side by side."""
+"""The command `agridistill benchmark`, which measures and compares the cost of models on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from agridistill.cli.output import UNDEFINED, count, digits, percent, printable,
 if TYPE_CHECKING:
     from agridistill.benchmark.result import BenchmarkResult, ModelResult, Percentiles
 
-# Turns of one model that differ by more show that something else used the machine.
+# If the medians of two measuring turns of a model have a larger ratio, other programs have used the machine.
 _STEADY = 1.5
-# The most important first: a narrow screen shows the last ones in a table of their own.
+# The most important columns come first: on a narrow screen, the last ones follow in a second table.
 _COLUMNS = (
     "accuracy",
     "size",
@@ -34,25 +34,35 @@ _COLUMNS = (
 
 def benchmark(
     models: Annotated[
-        list[Path], Argument(metavar="MODEL", help="Run folders, exported models, or shipped ones (tomato).")
+        list[Path], Argument(metavar="MODEL", help="Measure these run folders, exported or shipped models (tomato).")
     ],
     engine: Annotated[
-        list[str] | None, Option(help="torch, onnxruntime, openvino, litert, or all that are installed; repeatable.")
+        list[str] | None,
+        Option(
+            help="Use this engine: torch, onnxruntime, openvino or litert; repeatable. By default all installed ones "
+            "are used."
+        ),
     ] = None,
-    threads: Annotated[int, Option(min=0, help="Of one prediction; 0 takes every core.")] = 1,
-    data: Annotated[Path | None, Option(help="Folder of class folders: measure the accuracy as well.")] = None,
-    split: Annotated[options.SplitName, Option(help="Of --data.")] = "test",
+    threads: Annotated[int, Option(min=0, help="Set the threads of one prediction; 0 takes one for each core.")] = 1,
+    data: Annotated[Path | None, Option(help="Also measure the accuracy on this folder of class folders.")] = None,
+    split: Annotated[options.SplitName, Option(help="Measure the accuracy on this split of --data.")] = "test",
     splits: options.Splits = None,
-    photos: Annotated[Path | None, Option(help="Photo or folder for file to label; drawn leaves otherwise.")] = None,
-    queries: Annotated[int, Option(min=1, help="Of each kind for each model.")] = 1024,
+    photos: Annotated[
+        Path | None,
+        Option(help="Measure the time from file to label on this photo or folder, instead of on drawn leaves."),
+    ] = None,
+    queries: Annotated[
+        int, Option(min=1, help="Make this many measurements of each kind (inference, file to label) for each model.")
+    ] = 1024,
     json: options.Json = False,
     csv: Annotated[Path | None, Option(help="Also write the table to this file as CSV.")] = None,
     out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
-    published: Annotated[bool, Option(help="Also show the figures of the paper.")] = False,
+    published: Annotated[bool, Option(help="Also print the figures of the paper.")] = False,
 ) -> None:
-    """Measure models side by side: latency, throughput, memory, energy, load time, size and, with --data, accuracy.
+    """Measure and compare models: latency, throughput, memory, energy, load time, size and, with --data, accuracy.
 
-    Each model and engine runs in a process of its own, on the processor; they take turns, so that noise hits all.
+    Each model runs with each engine in a separate process on the CPU. The processes take turns, so that other load on
+    the machine affects all of them.
     """
     from agridistill.benchmark.result import CSV_COLUMNS
     from agridistill.errors import ConfigError
@@ -81,7 +91,7 @@ def benchmark(
         )
     if not published:
         result = replace(result, published=())
-    # Printed first: a disk that fails must not lose what took minutes to measure.
+    # Print before writing files: if the disk fails, the result of minutes of measuring is not lost.
     if json:
         output.print_json(result.to_json())
     else:
@@ -91,20 +101,22 @@ def benchmark(
     if csv is not None:
         write_text(csv, result.to_csv())
     if queries < PUBLISHABLE_QUERIES:
-        stderr.print(f"{queries:,} queries are too few to publish: leave --queries at {PUBLISHABLE_QUERIES:,} or more")
+        stderr.print(
+            f"{queries:,} queries are too few for figures to publish: pass --queries {PUBLISHABLE_QUERIES} or more"
+        )
     for model in result.models:
         fastest, slowest = min(model.latency_ms_p50_of_turns), max(model.latency_ms_p50_of_turns)
         if slowest > _STEADY * fastest:
             stderr.print(
-                f"the machine was busy: the turns of {model.model} with {model.engine} had medians from "
-                f"{fastest:.2f} to {slowest:.2f} ms; stop what else runs and measure again",
+                f"The machine was busy: repeated measurements of {model.model} with {model.engine} had medians from "
+                f"{fastest:.2f} to {slowest:.2f} ms. Stop other programs and measure again.",
                 style="yellow",
             )
     output.next_command("predict", models[0], "IMAGE")
 
 
 def print_benchmark(result: BenchmarkResult) -> None:
-    """Prints one line a model, published figures below, and how it was measured."""
+    """Prints a table with a row for each measured model, then published figures and notes on the measurement."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     table = output.new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
     for model in result.models:
@@ -147,11 +159,11 @@ def _notes(result: BenchmarkResult) -> list[str]:
     instructions = f" ({', '.join(host.instructions)})" if host.instructions else ""
     versions = ", ".join(f"{name} {version or 'unknown'}" for name, version in host.versions.items())
     notes = [
-        f"{result.queries:,} queries of each kind in {result.turns} turns, {result.warm_up_queries} untimed before "
-        f"each; {photos.photos} photos ({source}) of {photos.mean_pixels / 1e6:.2g} megapixels and "
-        f"{photos.mean_bytes / 1e3:.0f} kB on average",
-        "photos/s: inference, in brackets the photos at once; memory: peak above a bare Python's; "
-        "energy: of all processor packages for one inference; load: until ready, in a fresh process",
+        f"{result.queries:,} queries of each kind in {result.turns} turns, with {result.warm_up_queries} untimed "
+        f"queries before each turn; {photos.photos} photos ({source}) of {photos.mean_pixels / 1e6:.2g} megapixels "
+        f"and {photos.mean_bytes / 1e3:.0f} kB on average",
+        "photos/s: throughput of inference, with the batch size in brackets; memory: peak, minus that of an empty "
+        "Python process; energy: of all CPU packages for one inference; load: time until ready, in a new process",
         f"{host.system}, Python {host.python}, {host.cores} cores{instructions}; {versions}; {host.date_utc}",
     ]
     if result.data is not None:
@@ -160,8 +172,8 @@ def _notes(result: BenchmarkResult) -> list[str]:
         from agridistill.benchmark.result import PAPER
 
         notes.append(
-            f"published: {PAPER}, on PlantVillage's tomato leaves and other machines; it names no percentile, calls "
-            "its MACs FLOPs and its size memory"
+            f"published: {PAPER}, on the tomato leaves of PlantVillage and on other machines; the paper does not name "
+            'a percentile, and calls MACs "FLOPs" and the model size "memory"'
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""`agridistill compare` and `report`: a study from one recipe, and one page from its results."""
+"""The commands `agridistill compare`, which trains and compares methods, and `agridistill report`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,33 @@ if TYPE_CHECKING:
 def compare(
     data: options.Data,
     recipe: Annotated[
-        Path, Option(metavar="NAME|FILE", help="Shipped recipe, as compare, or a file in TOML; with \\[compare].")
+        Path,
+        Option(metavar="NAME|FILE", help="Use a shipped recipe (such as compare) or a TOML file with \\[compare]."),
     ],
-    out: Annotated[Path, Option(help="Folder of the study.")],
+    out: Annotated[Path, Option(help="Write all runs and the result to this folder.")],
     labels: options.LabelOptions,
-    teacher: Annotated[Path | None, Option(help="Run folder of the teacher; trained by the recipe otherwise.")] = None,
+    teacher: Annotated[
+        Path | None, Option(help="Take the teacher from this run folder; by default one is trained by the recipe.")
+    ] = None,
     set_: options.Set = None,
     splits: options.Splits = None,
-    jobs: Annotated[int, Option(min=0, help="Runs at a time; 0 takes one for each GPU, one without.")] = 0,
+    jobs: Annotated[
+        int, Option(min=0, help="Train this many runs at a time; 0 means one for each GPU, or one without a GPU.")
+    ] = 0,
     evidence: Annotated[bool, Option(help="Also measure robustness, calibration and attention for the report.")] = True,
-    search: Annotated[int, Option(min=0, metavar="N", help="Instead: N trials of \\[compare.search], by Optuna.")] = 0,
+    search: Annotated[
+        int,
+        Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, as \\[compare.search] defines."),
+    ] = 0,
     storage: Annotated[
-        str | None, Option(metavar="URL", help="Optuna storage of --search; SQLite in --out otherwise.")
+        str | None,
+        Option(metavar="URL", help="Store the trials of --search in this Optuna storage, not in SQLite in --out."),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train methods x seeds x budgets under one teacher and compare them, photo by photo.
+    """Train students with several methods, seeds and budgets under one teacher, and compare them on the same photos.
 
-    Finished runs are kept: after an interruption, or with more in the recipe, the same command continues.
+    Finished runs are kept: after an interruption, or if the recipe has grown, the same command continues.
     """
     from agridistill.config import compare_plan, read_recipe, require_serves, search_plan
     from agridistill.data.labels import FOLDERS
@@ -53,7 +62,7 @@ def compare(
         "tell": stderr.print,
     }
     if search:
-        _refuse("--search, which tries one after another", {"--jobs": jobs, "--no-evidence": not evidence})
+        _refuse("--search, which runs one trial at a time", {"--jobs": jobs, "--no-evidence": not evidence})
         plan = search_plan(chosen, set_ or [])
         _search(data, out, plan, search, storage, shared, json=json)
         return
@@ -74,7 +83,7 @@ def _refuse(where: str, given: Mapping[str, object]) -> None:
     """Refuses options that would have no effect."""
     for name, value in given.items():
         if value:
-            raise ConfigError(f"options for {where}", name, "leave it away")
+            raise ConfigError(f"only options for {where}", name, "leave it out")
 
 
 def _search(
@@ -83,8 +92,8 @@ def _search(
 
     if shared["teacher"] is None:
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
-    with needs_extra("Optuna, to search", "search"):
-        import optuna  # noqa: F401 - checked before any work
+    with needs_extra("Optuna, for --search", "search"):
+        import optuna  # noqa: F401 - fails before any work if it is not installed
     with output.progress_bar("trials") as progress:
         from agridistill.study.search import search
 
@@ -96,14 +105,18 @@ def _search(
         found = ", ".join(f"{name} = {value}" for name, value in best["settings"].items())
         accuracy = f"{100 * best['val_accuracy']:.2f} % on the validation split"
         stdout.print(f"best of {len(document['trials'])} trials: {accuracy} with {found}")
-    # The run's own recipe holds budget, candidate and the values that were found.
+    # The recipe of the best run contains the budget, the candidate and the values that were found.
     words = (*shared["layout"].words(), *(("--splits", shared["split_file"]) if shared["split_file"] else ()))
     run = ("--teacher", shared["teacher"], "--recipe", out / best["recipe"])
     output.next_command("distill", data, *run, *words, "--out", "RUN")
 
 
 def print_study(document: Mapping[str, Any]) -> None:
-    """Prints one table a budget, from the document of `compare.json`, and how the figures were obtained."""
+    """Prints a table for each budget of a study, and notes on how the figures were obtained.
+
+    Args:
+        document: the content of `compare.json`.
+    """
     for budget in document["budgets"]:
         _print_budget(budget, baseline=document["baseline"])
     teacher = document["teacher"]
@@ -114,12 +127,12 @@ def print_study(document: Mapping[str, Any]) -> None:
             f"teacher: {teacher['model']}, {100 * teacher['accuracy']:.1f} % ({low}–{high}){labels}", style=""
         )
         if learnt := teacher["test_photos_learnt"]:
-            text = f"it was trained on {learnt:,} of the test photos: its students' figures are too high"
+            text = f"the teacher was trained on {learnt:,} of the test photos: the figures of its students are too high"
             output.print_note(text, style="yellow")
     output.print_note(
         f"{document['test_photos']:,} test photos of {document['test_leaves']:,} leaves; ± is the standard deviation "
-        "over seeds; a difference is over the seeds that both have, its interval a bootstrap over leaves and seeds "
-        "(* one seed: of leaves alone, and too narrow)"
+        "over seeds; a difference is the mean over the seeds that both candidates have, its interval is a bootstrap "
+        "over leaves and seeds (* with one seed it is over leaves only, and too narrow)"
     )
     output.print_note(f"tuning: {document['tuning']}")
 
@@ -145,9 +158,9 @@ def _print_budget(budget: Mapping[str, Any], *, baseline: str) -> None:
         output.print_note(f"{budget['best']}, the best on the validation split, against {'; '.join(others)}")
     for test in budget["mcnemar"]:
         output.print_note(
-            f"McNemar, seed {test['seed']}: {test['first']} alone right on {test['only_first']} photos, "
-            f"{test['second']} alone on {test['only_second']}, p = {test['p_value']:.2g} (photos of one leaf taken for "
-            "independent)"
+            f"McNemar test, seed {test['seed']}: only {test['first']} is right on {test['only_first']} photos, only "
+            f"{test['second']} on {test['only_second']}, p = {test['p_value']:.2g} (assumes that photos of one leaf "
+            "are independent)"
         )
 
 
@@ -165,10 +178,13 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 
 
 def report(
-    folder: Annotated[Path, Argument(metavar="DIR", help="Of `compare`, of a run, or of `evaluate --evidence`.")],
+    folder: Annotated[
+        Path,
+        Argument(metavar="DIR", help="Read the results in this folder of `compare`, a run or `evaluate --evidence`."),
+    ],
     json: options.Json = False,
 ) -> None:
-    """Write one self-contained HTML page: what was found, with plots, robustness, attention and the worst mistakes."""
+    """Write one self-contained HTML page with results, plots, robustness, attention and the worst mistakes."""
     if folder.is_dir():
         require_writable(folder, "DIR", folder=True)
     with output.progress_bar("drawing") as progress:
@@ -181,4 +197,4 @@ def report(
         output.print_json({"page": str(result.page), **{name: list(map(str, each)) for name, each in files.items()}})
     else:
         stdout.print(str(result.page))
-    stderr.print(f"open it in a browser: {result.page.resolve().as_uri()}")
+    stderr.print(f"Open the page in a browser: {result.page.resolve().as_uri()}")

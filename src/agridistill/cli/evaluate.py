@@ -1,4 +1,4 @@
-"""`agridistill evaluate`: how good a model is on photos whose labels are known."""
+"""The command `agridistill evaluate`, which measures how well a model classifies labelled photos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.progress import ProgressCallback
 
-_MAX_MATRIX = 15  # classes of a confusion matrix that fits a page
+_MAX_MATRIX = 15  # number of classes up to which a confusion matrix is printed
 _CONFUSIONS = 10
 
 
@@ -27,22 +27,25 @@ def evaluate(
     model: options.Model,
     data: options.Data,
     labels: options.LabelOptions,
-    split: Annotated[options.SplitName, Option(help="Which photos.")] = "test",
+    split: Annotated[options.SplitName, Option(help="Use the photos of this split.")] = "test",
     splits: options.Splits = None,
     map_: Annotated[
-        Path | None, Option("--map", metavar="FILE", help='TOML: lines of "folder name" = "model class".')
+        Path | None,
+        Option("--map", metavar="FILE", help='Read class names from this TOML file: "folder name" = "model class".'),
     ] = None,
     evidence: Annotated[
-        Path | None, Option(metavar="DIR", help="Also gather robustness, calibration and mistakes for `report`.")
+        Path | None,
+        Option(metavar="DIR", help="Also write robustness, calibration and mistakes to this folder, for `report`."),
     ] = None,
     json: options.Json = False,
     out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
 ) -> None:
-    """Score a model on labelled photos.
+    """Measure how well a model classifies labelled photos.
 
-    On the data that it was trained on, the run's own split is used. In a folder of new photos alone all of them count.
+    For the data that the model was trained on, the split of the training run is used. If none of the photos was used
+    for training, all of them are evaluated. Other data needs train/val/test folders, --splits or --split all.
 
-    Other data needs train/val/test folders, --splits or --split all. It may lack some of the model's classes.
+    Classes of the model that have no photos in the data get no scores.
     """
     from agridistill import api
     from agridistill.data.labels import FOLDERS
@@ -72,7 +75,7 @@ def evaluate(
         )
     if result.split == "all" != split:
         split = "all"
-        stderr.print("No photo here is known to be of the model's training: all of them are used for testing.")
+        stderr.print("None of these photos is known to be from the model's training: all of them are used for testing.")
     output.print_skipped(result.skipped, result.skipped_photos[0] if result.skipped else "")
     verdict = verdict_on(result, model)
     document = result.to_json() | {"verdict": verdict.to_json()}
@@ -85,7 +88,7 @@ def evaluate(
         print_evaluation(result, title=f"{result.model} on {photos} of {data}")
     print_verdict(verdict, json=json)
     if evidence is not None:
-        # After the scores are printed: it takes minutes.
+        # This takes minutes, therefore the scores are printed before.
         chosen = {"layout": layout, "split": split, "split_file": splits, "class_names": names}
         with output.progress_bar("gathering evidence") as progress:
             _gather(model, data, evidence, result, chosen, progress)
@@ -102,7 +105,16 @@ def _gather(
     chosen: dict[str, Any],
     progress: ProgressCallback,
 ) -> None:
-    """Writes everything that `report FOLDER` reads of one model; `chosen` says which photos."""
+    """Writes all files that `report FOLDER` reads about one model.
+
+    Args:
+        model: a run folder or an exported file.
+        data: the data folder.
+        folder: where the files are written.
+        result: the evaluation of the model.
+        chosen: the keyword arguments that choose the photos: layout, split, split_file, class_names.
+        progress: called with (done, total).
+    """
     from agridistill.api import load
     from agridistill.evaluation.evidence import gather_evidence
     from agridistill.storage import write_json
@@ -129,7 +141,7 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
     if any(scores.f1 is None for scores in result.per_class):
         output.print_note(f"{UNDEFINED}: no photos of this class; it is left out of macro-F1")
     _print_confusions(result)
-    # Where no leaf is known, each photo counts as one.
+    # If no leaf is known, each photo counts as a leaf.
     leaves = f" of {result.leaves:,} leaves" if result.leaves < result.photos else ""
     skipped = f"; {result.skipped:,} unreadable left out" if result.skipped else ""
     output.print_figures(
@@ -149,7 +161,10 @@ def print_evaluation(result: EvaluationResult, *, title: str) -> None:
 
 
 def _print_confusions(result: EvaluationResult) -> None:
-    """The matrix if it has room; where the names take too much of it, with numbers for them."""
+    """Prints the confusion matrix if it fits the screen, else its largest entries.
+
+    If long names prevent it from fitting, numbers replace the names in the matrix.
+    """
     numbers = [f"{number:>{len(str(len(result.classes)))}}" for number in range(1, len(result.classes) + 1)]
     names = [f"{number} {printable(name)}" for number, name in zip(numbers, result.classes, strict=True)]
     small = len(result.classes) <= _MAX_MATRIX
@@ -188,6 +203,6 @@ def _frequent_confusions(result: EvaluationResult) -> Table:
 
 
 def accuracy(result: EvaluationResult) -> str:
-    """Accuracy with its 95 % interval."""
+    """Formats the accuracy with its 95 % interval, such as "92.4 % (90.1–94.2)"."""
     low, high = result.accuracy_ci95
     return f"{percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"

@@ -1,4 +1,4 @@
-"""`agridistill export`, and what follows any finished run: its verdict, its int8 forms and the next command."""
+"""The command `agridistill export`, and output for finished runs: verdict, int8 measurements and next command."""
 
 from __future__ import annotations
 
@@ -25,32 +25,44 @@ Words = tuple[str | Path, ...]
 
 _SUFFIX = {"onnx": ".onnx", "litert": ".tflite", "micro": ".tflite"}
 _FORMS = "forms.json"
-# Without colours the first word of the headline has the same meaning.
+# The colours have the same meaning as the first word of the headline, which is enough without colours.
 _STYLES = {"usable": "bold green", "weak": "bold yellow", "unproven": "bold yellow", "unusable": "bold red"}
 
 
 @options.with_groups
 def export(
-    run: Annotated[Path, Argument(metavar="RUN", help="Finished run folder.")],
-    out: Annotated[Path, Option(help="File to write; its manifest lies beside it.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Export the network of this finished run folder.")],
+    out: Annotated[Path, Option(help="Write the model to this file, and its manifest to the same folder.")],
     labels: options.LabelOptions,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["onnx", "litert", "micro"] | None,
-        Option("--format", help="By default the suffix of --out; micro: int8 .tflite and C source for TFLM."),
+        Option(
+            "--format",
+            help="Choose the format; by default by the suffix of --out. micro writes an int8 .tflite and C source for "
+            "TensorFlow Lite Micro.",
+        ),
     ] = None,
-    precision: Annotated[Literal["fp32", "int8"], Option(help="Of weights and activations.")] = "fp32",
-    data: Annotated[Path | None, Option(help="Photos that the run was trained on; by default where they were.")] = None,
+    precision: Annotated[
+        Literal["fp32", "int8"], Option(help="Set the number format of weights and activations.")
+    ] = "fp32",
+    data: Annotated[
+        Path | None, Option(help="Find the photos of the run in this folder; by default where they were in training.")
+    ] = None,
     splits: options.Splits = None,
-    answers: Annotated[float, Option(min=0.0, max=1.0, help="Share of right answers that abstaining aims at.")] = 0.95,
-    force: Annotated[bool, Option("--force", help="Write it even if it misses its gate.")] = False,
+    answers: Annotated[
+        float, Option(min=0.0, max=1.0, help="Let the model abstain so often that this share of its answers is right.")
+    ] = 0.95,
+    force: Annotated[bool, Option("--force", help="Write the file even if it has lost too much accuracy.")] = False,
     batch: Annotated[
-        int | None, Option(min=1, max=1, help="1 fixes the batch of an .onnx file (tract, IREE; MNN: fp32).")
+        int | None,
+        Option(min=1, max=1, help="Fix the batch size of an .onnx file to 1, for tract, IREE and (in fp32) MNN."),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write a run's network as one file that a device runs: photos as they are go in, logits come out.
+    """Write the network of a run as one file for a device, with normalisation included; its outputs are logits.
 
-    The file is compared with the network on the run's validation photos, and not written if it lost too much accuracy.
+    The file is compared with the network on the run's validation photos. It is not written if it has lost too much
+    accuracy.
     """
     if format is not None:
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
@@ -58,7 +70,7 @@ def export(
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
     layout = labels.layout()
     if earlier := _replaced_run(out, run):
-        stderr.print(f"{out} replaces the artefact of the run '{earlier}'")
+        stderr.print(f"{out} replaces the exported model of the run '{earlier}'.")
     with output.progress_bar("reading photos") as progress:
         from agridistill.export.artefact import export as write
 
@@ -90,7 +102,7 @@ def export(
 
 
 def _replaced_run(out: Path, run: Path) -> str | None:
-    """Name of the run whose artefact is at `out`; None where there is none, or it is of the same weights."""
+    """Returns the name of another run whose exported model is at `out`; None if there is none."""
     from agridistill.manifest import MANIFEST_NAME, read_manifest
     from agridistill.runtime.backends import manifest_path
 
@@ -100,7 +112,7 @@ def _replaced_run(out: Path, run: Path) -> str | None:
         lineage = read_manifest(manifest_path(out)).lineage
         weights = read_manifest(run / MANIFEST_NAME).weights_sha256
     except ModelError:
-        return None  # the export reports it, where it matters
+        return None  # the export reports the error if it matters
     return str(lineage.get("run", "unknown")) if lineage.get("run_weights_sha256") != weights else None
 
 
@@ -125,12 +137,12 @@ def _micro(out: Path) -> str:
 
     needs = read_manifest(manifest_path(out)).measured["micro"]
     arena = needs["arena_bytes"]
-    memory = f"{arena / 1024:.0f} kB of arena" if arena else "arena unknown (pip install tflite-micro measures it)"
+    memory = f"{arena / 1024:.0f} kB of arena" if arena else "arena unknown (to measure it, pip install tflite-micro)"
     return f"{out.with_suffix('.c')}, {out.with_suffix('.h').name}: {memory}; operators {', '.join(needs['operators'])}"
 
 
 def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
-    """Prints a verdict on stdout; with `json`, where stdout is one document, on stderr."""
+    """Prints a verdict on stdout; with `json`, on stderr, because stdout then holds one JSON document."""
     console = stderr if json else stdout
     console.print(printable(verdict.headline), style=_STYLES[verdict.level])
     for line in verdict.remarks:
@@ -142,7 +154,7 @@ def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
 
 
 def verdict_on(result: EvaluationResult, model: Path) -> ModelVerdict:
-    """The verdict about a run folder or an artefact that was evaluated."""
+    """Returns the verdict about an evaluated model, which is a run folder or an exported file."""
     from agridistill.evaluation.learning import read_learning
     from agridistill.evaluation.verdict import judge
 
@@ -165,7 +177,7 @@ def _verdict_on_artefact(result: ExportResult, run: Path) -> ModelVerdict:
 
 
 def verdict_on_run(run: Path) -> ModelVerdict | None:
-    """The verdict about a finished run from its files; None where they cannot be read."""
+    """Returns the verdict about a finished run, read from its files; None if they cannot be read."""
     from agridistill.evaluation.evaluate import EvaluationResult
 
     try:
@@ -179,10 +191,17 @@ def _read_json(file: Path) -> Any:
 
 
 def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, ...]:
-    """Measures a run and its teacher as int8 artefacts on their photos, and stores the figures in the run folder.
+    """Measures what a run and its teacher would be as int8 files on a device, and stores the figures in the run folder.
+
+    An error is printed and not raised, because the run itself has succeeded.
+
+    Args:
+        run: the student's run folder.
+        teacher: the teacher's run folder.
+        data: the data folder of the runs.
 
     Returns:
-        The better form first; empty where nothing can be compared. An error is printed: the run is finished anyway.
+        The measurements, the better model first; empty if nothing can be compared.
     """
     from agridistill.storage import write_json
 
@@ -194,13 +213,13 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
         if forms:
             write_json(run / _FORMS, {"forms": [form.to_json() for form in forms]})
     except (AgriDistillError, OSError) as error:
-        stderr.print(f"The forms for a device are not compared: {error}")
+        stderr.print(f"Student and teacher were not compared as int8 files for a device: {error}")
         return ()
     return forms
 
 
 def known_forms(run: Path) -> tuple[DeviceForm, ...]:
-    """The forms that were measured when the run ended; empty where none were, or where one of their runs is gone."""
+    """Reads the int8 measurements that were made when a run ended; empty if there are none or a run is missing."""
     try:
         from agridistill.export.forms import DeviceForm
 
@@ -211,7 +230,11 @@ def known_forms(run: Path) -> tuple[DeviceForm, ...]:
 
 
 def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
-    """Prints the forms of a run; returns another run that is the better one for a device, else None."""
+    """Prints the int8 measurements of a run and its teacher.
+
+    Returns:
+        The run folder of the teacher if that is the better one for a device, else None.
+    """
     for line in form_lines(forms):
         stderr.print(line)
     if not forms or forms[0].misses or forms[0].run.resolve() == run.resolve():
@@ -225,7 +248,7 @@ def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
 
 
 def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
-    """One line a form, the better one first, and the reason for the better one."""
+    """Returns one line of text for each int8 measurement, and one that names the better run for a device and why."""
     from agridistill.evaluation.learning import percent
     from agridistill.evaluation.metrics import wilson_interval
 
@@ -239,33 +262,42 @@ def form_lines(forms: Sequence[DeviceForm]) -> list[str]:
             f"{form.latency_ms:.1f} ms, {form.size_bytes / 1e6:.1f} MB{misses}"
         )
     if len(forms) > 1 and not forms[0].misses:
-        lines.append(f"For a device: {printable(str(forms[0].run))}, {_reason(forms[0], forms[1])}.")
+        lines.append(f"Better for a device: {printable(str(forms[0].run))}, {_reason(forms[0], forms[1])}.")
     return lines
 
 
 def _reason(best: DeviceForm, other: DeviceForm) -> str:
     if other.misses:
-        return "the only one that keeps its answers in int8"
+        return "the only one whose answers stay the same in int8"
     if best.accuracy > other.accuracy:
         return "more accurate and faster" if best.latency_ms < other.latency_ms else "more accurate"
     if best.accuracy < other.accuracy:
-        return f"faster; {best.photos} photos are too few to tell their accuracies apart"
+        return f"faster; with {best.photos} photos, the difference in accuracy is not significant"
     return "faster, and as accurate"
 
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """A student that may follow a run on labels alone."""
+    """A student that could be trained after a run of `train`, with this run as its teacher."""
 
-    model: str  # name of its network
-    planned: bool  # whether the recipe has a section for it
-    words: Sequence[str | Path]  # options of `distill` that train it with the settings of the run
+    model: str  # name of the student's network in timm
+    planned: bool  # whether the recipe has a section for the student
+    words: Sequence[str | Path]  # options of `distill` that train the student with the settings of the run
 
 
 def after_training(data: Path, run: Path, result: EvaluationResult, student: StudentPlan) -> Words:
-    """The command after a usable run on labels alone: a student under it, or the file for the device.
+    """Returns the command to suggest after a usable run of `train`: train a student with it, or export it.
 
-    Distilling takes many times the steps of training, so without a GPU it is proposed only where it was planned.
+    Distilling takes many times the steps of training. Without a GPU it is suggested only if the recipe plans it.
+
+    Args:
+        data: the data folder.
+        run: the run folder.
+        result: the evaluation of the run.
+        student: the student that could be trained.
+
+    Returns:
+        The words of the command after `agridistill`.
     """
     size = parameters_of(student.model, len(result.classes))
     larger = size is not None and result.parameters is not None and size > result.parameters
@@ -275,20 +307,26 @@ def after_training(data: Path, run: Path, result: EvaluationResult, student: Stu
 
 
 def gpu_at_hand() -> bool:
-    """Whether training would run on a GPU."""
+    """Returns whether training on this machine would run on a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
-    """The command that writes the file for a device: in int8 if the network can be rounded, or without a result."""
+    """Returns the words of the command that exports a run for a device.
+
+    It is in int8 if the network supports that; without a `result` this is assumed.
+    """
     precision = ("--precision", "int8") if result is None or _can_be_int8(run, result) else ()
     return ("export", run, "--out", output.sibling(run, f"{run.resolve().name}.onnx"), *precision)
 
 
 def parameters_of(model: str, classes: int) -> int | None:
-    """Parameters of a network by its name; None where unknown: the command that takes a wrong name reports it."""
+    """Returns the number of parameters of a network by its name in timm; None if the network cannot be created.
+
+    No error is raised for a wrong name, because the command that uses the name reports it.
+    """
     import torch
 
     from agridistill.models import create_model
@@ -297,7 +335,7 @@ def parameters_of(model: str, classes: int) -> int | None:
         with torch.device("meta"):
             network = create_model(model, classes)
     except (ModelError, RuntimeError):
-        # RuntimeError: a network that cannot be built without its memory.
+        # RuntimeError: torch cannot build this network on the "meta" device, which holds no memory.
         return None
     return sum(parameter.numel() for parameter in network.parameters())
 

@@ -1,4 +1,4 @@
-"""The command `agridistill`: its commands, and how every failure ends in one line."""
+"""Defines the command `agridistill` with its subcommands, and prints every failure as one line."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    # Every command inherits it.
+    # All subcommands inherit these settings.
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distils a large vision model into one that recognises crop diseases on a field device.",
+    help="Train a small model from a large vision model, to recognise crop diseases on a device in the field.",
 )
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
@@ -47,8 +47,10 @@ def _show_version(requested: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
     root = logging.getLogger()
     root.setLevel(logging.INFO if debug else logging.WARNING)
@@ -57,9 +59,15 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 a check does not hold, 2 unusable input, 130 interrupted."""
+    """Runs a command and exits with its code.
+
+    The codes are 0 for success, 1 for a check that found problems, 2 for input that cannot be used, 130 for Ctrl-C.
+
+    Args:
+        arguments: the words after `agridistill`; None takes those of the process.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Accepted anywhere on the line, as users expect.
+    # Users expect --debug to work at any position.
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
     sys.exit(_run((["--debug"] if debug else []) + given, debug))
@@ -73,7 +81,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         line = _error_line(error, command)
         if debug or line is None:
             raise
-        # A peer's failure is reported by the process that failed; an empty line means that help was printed.
+        # Another process of the run reports its own failure. An empty line means that help was printed instead.
         if line and not isinstance(error, PeerError):
             stderr.quiet = False
             stderr.print(f"error: {printable(line)}", style="red")
@@ -86,26 +94,26 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 
 def _command_of(arguments: Sequence[str]) -> str:
-    """The command in a list of arguments, such as "train" or "data fetch"."""
+    """Returns the command in a list of arguments, such as "train" or "data fetch"; "" if there is none."""
     words = [word for word in arguments if not word.startswith("-")][:2]
     return " ".join(words if words[:1] == ["data"] else words[:1])
 
 
 def _continuation(arguments: Sequence[str], command: str) -> str:
-    """How an interrupted command is continued; empty where it starts anew."""
+    """Returns a text that explains how to continue an interrupted command; "" if it has to start again."""
     if command in _CONTINUABLE:
-        return ": the same command goes on where it stopped"
+        return ": run the same command again to continue"
     if command not in _RUNS:
         return ""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
     out = words[words.index("--out") + 1] if "--out" in words[:-1] else ""
     if out and (Path(out) / "recipe.toml").exists():
-        return ": the run goes on with the same command and --resume"
+        return ": run the same command again with --resume to continue"
     return ": nothing was written"
 
 
 def _error_line(error: Exception, command: str) -> str | None:
-    """One line for a failure that a user can cause or cure; None for a defect of AgriDistill."""
+    """Returns one line for a failure that a user can cause or fix; None for a defect of AgriDistill."""
     resume = " (--resume for a started run)" if command in _RUNS else ""
     text = " ".join(str(error).split())
     if isinstance(error, AgriDistillError):
@@ -120,27 +128,30 @@ def _error_line(error: Exception, command: str) -> str | None:
         return f"expected enough memory for this run; got '{got}'; lower --batch-size or --image-size"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         if "Terminated" in text[:120]:
-            # A signal to the whole process group, as from `timeout` or a batch system, ends the loaders first.
-            return f"the command was stopped from outside; run it again{resume}"
+            # `timeout` or a batch system sends its signal to all processes; the data loaders end first.
+            return f"another program stopped the command; run it again{resume}"
         return (
             f"a data-loader process has crashed (often out of memory): '{text[:120]}'; free memory or lower "
             f"--workers{resume}"
         )
     if isinstance(error, typer.Abort):
         return f"the command was aborted; run it again{resume}"
-    # Typer's usage errors: of its own vendored click, or of the click package.
+    # Usage errors of Typer, which come from its own copy of click or from the click package.
     message = getattr(error, "format_message", None)
     if not callable(message):
         return None
-    # "Value error, " comes from the library that Typer checks a choice with.
+    # "Value error, " is added by the library with which Typer checks a choice.
     usage = " ".join(str(message()).split()).rstrip(".").replace("Value error, ", "")
     failed_command = getattr(getattr(error, "ctx", None), "command_path", "agridistill")
-    # A group without a command has printed its help.
+    # `agridistill` or `agridistill data` without a command has already printed its help.
     return f"{usage}; see {failed_command} --help" if usage else ""
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """By name and text: importing torch, whose errors these are, would take seconds."""
+    """Returns whether an error means that memory is full.
+
+    The errors of torch are recognised by name and text, because importing torch would take seconds.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
@@ -150,11 +161,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _system_error_line(error: OSError, resume: str) -> str:
     where = f" at '{error.filename}'" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"expected room on the disk; got a full disk{where}; free some and run again{resume}"
+        return f"expected free disk space; got a full disk{where}; free some space and run the command again{resume}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"expected a path with permission to read and write; got '{error.strerror}'{where}; choose another"
+        return (
+            f"expected a path with permission to read and write; got '{error.strerror}'{where}; change its permissions "
+            "or choose another path"
+        )
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
-        return f"expected a usable path; got '{error.strerror}'{where}; check it"
+        return f"expected a usable path; got '{error.strerror}'{where}; check the path"
     got = " ".join((error.strerror or str(error) or type(error).__name__).split())
     return f"expected a system that can read and write; got '{got}'{where}; check disk, path and limits, and run again"
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command takes a group of them as one object."""
+"""Options that several commands share, and a decorator that passes a group of options as one object."""
 
 from __future__ import annotations
 
@@ -14,42 +14,49 @@ from typer import Argument, Option
 if TYPE_CHECKING:
     from agridistill.data.labels import Layout
 
-Data = Annotated[Path, Argument(metavar="DATA", help="Folder of class folders, or of train/val/test of them.")]
-Model = Annotated[Path, Argument(metavar="MODEL", help="Run folder, exported model, or a shipped one (tomato).")]
-Set = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Changes a recipe key; repeatable.")]
-Splits = Annotated[Path | None, Option("--splits", help="Split made by `data split`.")]
+Data = Annotated[
+    Path, Argument(metavar="DATA", help="Read photos from this folder of class folders, or of train/val/test folders.")
+]
+Model = Annotated[
+    Path, Argument(metavar="MODEL", help="Use this run folder, exported model or shipped model (tomato).")
+]
+Set = Annotated[
+    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; repeatable.")
+]
+Splits = Annotated[Path | None, Option("--splits", help="Use this split file, made by `data split`.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 SplitName = Literal["test", "val", "train", "all"]
 
 
 @dataclass
 class LabelOptions:
-    """How the labels of a data folder are found."""
+    """The options that determine how the labels of a data folder are found."""
 
     labels: Annotated[
-        Path | None, Option(metavar="FILE", help="CSV or TSV with the label of each photo, in place of class folders.")
+        Path | None,
+        Option(metavar="FILE", help="Read the label of each photo from this CSV or TSV, not from class folders."),
     ] = None
     label_columns: Annotated[
         str | None,
         Option(
             metavar="IMAGE,LABEL",
-            help="Columns of --labels, and as a third one that of the split; by default found by usual names.",
+            help="Name the columns of --labels: photo, label and (optionally) split; by default they are detected.",
         ),
     ] = None
     nested: Annotated[
         bool | None,
         Option(
             "--nested/--flat",
-            help="Folders in class folders are classes of their own (Tomato/Late blight), or all of one class.",
+            help="Make each folder inside a class folder a separate class (Tomato/Late blight), or part of that class.",
             show_default=False,
         ),
     ] = None
 
     def layout(self) -> Layout | None:
-        """The layout that the options describe; None where none is given.
+        """Returns the layout that the options describe; None if no option was given.
 
         Raises:
-            ConfigError: options that exclude each other.
+            ConfigError: the options exclude each other.
         """
         from agridistill.data.labels import Layout
 
@@ -59,16 +66,19 @@ class LabelOptions:
         return Layout(self.nested, self.labels, columns)
 
     def words(self) -> tuple[str | Path, ...]:
-        """The options as words, for the next command."""
+        """Returns the options as words of a command line, for the suggestion of the next command."""
         layout = self.layout()
         return layout.words() if layout else ()
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command take groups of options: Typer sees each field of a dataclass parameter as an option.
+    """Lets a command take a group of options as one dataclass; Typer sees each field of it as an option.
 
     Args:
-        command: a function whose parameters are annotated for Typer, or are dataclasses of such fields.
+        command: a function whose parameters are annotated for Typer, or are dataclasses with such annotated fields.
+
+    Returns:
+        A function with the same behaviour, for `typer.Typer.command`.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}

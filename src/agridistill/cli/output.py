@@ -1,4 +1,4 @@
-"""What every command prints and where: results on stdout; progress, logs and the next command on stderr."""
+"""Prints for all commands: results on stdout; progress, logs and the suggested next command on stderr."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UNDEFINED = "–"
 stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 stderr = stderr_console()
 
-# What a command imports beyond the base, by the extra that holds it.
+# Command -> the extra that it needs, and modules which show whether the extra is installed.
 _NEEDS = {
     "train": ("train", ("torch", "timm", "lightning")),
     "distill": ("train", ("torch", "timm", "lightning")),
@@ -51,33 +51,40 @@ _ANY_WIDTH = 10_000
 
 
 class LogLines(logging.Handler):
-    """Log records on stderr, without breaking a progress bar.
+    """A logging handler that prints records to stderr without destroying a progress bar.
 
-    Further lines of a record are indented: a name that holds a line feed cannot look like a record.
+    All lines of a record but the first are indented, so that a file name with a line feed cannot imitate a record.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one record."""
+        """Prints one log record with its level, such as "warning: …"."""
         text = "\n  ".join(printable(line) for line in self.format(record).split("\n"))
         stderr.print(f"{record.levelname.lower()}: {text}", style="yellow")
 
 
 def silence_other_ranks(processes: int) -> None:
-    """Of the processes of one run only the first prints; an error is printed by the process that fails."""
+    """Switches output off in all processes of a run except the first one.
+
+    Errors are still printed by the process that fails.
+
+    Args:
+        processes: number of processes of the run.
+    """
     if not is_first_process(processes):
         stdout.quiet = stderr.quiet = True
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 
 def print_json(document: Any) -> None:
-    """Prints the one JSON document of a command with --json."""
+    """Prints the result of a command as one JSON document on stdout, for the option --json."""
     sys.stdout.write(json_text(document))
-    # A reader that has ended (such as `head`) is an error here; at Python's own exit it would be a traceback.
+    # Flush now: if the reader of a pipe (such as `head`) has ended, the error is handled here and not at Python's exit,
+    # where it would print a traceback.
     sys.stdout.flush()
 
 
 def printable(name: str) -> str:
-    """A text with its control characters and invalid Unicode replaced by their escape sequences.
+    """Replaces control characters and invalid Unicode in a text by their escape sequences.
 
     Example:
         >>> print(printable("leaf\\x1b[2J.jpg"))
@@ -89,17 +96,21 @@ def printable(name: str) -> str:
 
 
 def _is_visible(sign: str) -> bool:
-    # For Python only the ASCII space is a printable space.
+    # `str.isprintable` is False for all spaces except the ASCII one.
     return sign.isprintable() or unicodedata.category(sign) == "Zs"
 
 
 def sibling(path: Path, name: str) -> Path:
-    """Another name in the folder of `path`, also where `path` is written as `.` or `..`."""
+    """Returns the path of another name in the folder that contains `path`; this also works for `.` and `..`."""
     return path.resolve().parent / name if path.name in ("", "..") else path.with_name(name)
 
 
 def next_command(*words: str | Path) -> None:
-    """Prints the command that a user would run next, ready to be copied, and how to install what it needs."""
+    """Prints the command that the user probably runs next, after a `pip install` if an extra is missing.
+
+    Args:
+        words: the words of the command after `agridistill`.
+    """
     extra, modules = _NEEDS.get(str(words[0]), ("", ()))
     missing = any(importlib.util.find_spec(module) is None for module in modules)
     install = f"pip install 'agridistill[{extra}]' && " if missing else ""
@@ -108,18 +119,29 @@ def next_command(*words: str | Path) -> None:
 
 
 def print_skipped(count: int, first: str) -> None:
-    """Reports photos that were left out of a result."""
+    """Reports on stderr how many photos a result does not include; prints nothing for 0.
+
+    Args:
+        count: number of unreadable photos.
+        first: path of the first one, with the reason.
+    """
     if count:
         stderr.print(f"left out: {count} unreadable photos, the first {printable(first)}")
 
 
 def print_note(text: str, *, style: str = "dim") -> None:
-    """Prints a sentence below a table: in lines of whole words on a screen, as one line in a file or a pipe."""
+    """Prints a sentence below a table; on a screen it is wrapped between words, in a file or a pipe it is one line."""
     stdout.print(Text(text, style=style), soft_wrap=not stdout.is_terminal)
 
 
 def new_table(title: str, first: str, *others: str) -> Table:
-    """A table for `print_table`: names on the left, figures on the right, the most important columns first."""
+    """Creates a table for `print_table`.
+
+    Args:
+        title: text above the table.
+        first: heading of the first column, which holds names.
+        others: headings of the columns with figures, the most important first.
+    """
     columns = [Column(heading, justify="right", no_wrap=True) for heading in others]
     return _table([Column(first, overflow="fold"), *columns], title=printable(title))
 
@@ -129,15 +151,15 @@ def _table(columns: Sequence[Column], title: str | None = None) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table whole in a file or a pipe; on a screen, columns without room go into further tables below."""
+    """Prints a table; on a screen, columns that do not fit the width follow in further tables below."""
     print_note(str(table.title), style="italic")
-    table.title = None  # it would be wrapped to the width of the columns
+    table.title = None  # rich would wrap it to the width of the columns
     for part in [table] if has_room(table) else _parts(table):
         _print_whole(part)
 
 
 def print_figures(rows: Iterable[tuple[str, str]]) -> None:
-    """Prints one line for each name and its value."""
+    """Prints one line for each pair of a name and its value."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -154,7 +176,7 @@ def _print_whole(table: Table) -> None:
 
 
 def has_room(table: Table) -> bool:
-    """Whether `print_table` prints all columns beside one another."""
+    """Returns whether all columns fit the screen, so that `print_table` prints a single table."""
     return not stdout.is_terminal or _width(table) <= stdout.width
 
 
@@ -163,7 +185,7 @@ def _width(table: Table) -> int:
 
 
 def _parts(table: Table) -> Iterator[Table]:
-    """The table as one or several that fit the screen, each with the first column."""
+    """Splits a table into tables that fit the screen and that all have the first column."""
     first, *others = table.columns
     part = _with_columns(table, [first, *others[:1]])
     for column in others[1:]:
@@ -184,17 +206,17 @@ def _with_columns(table: Table, columns: Sequence[Column]) -> Table:
 
 
 def percent(share: float | None) -> str:
-    """One decimal: 92.4 %."""
+    """Formats a share (0 to 1) as a percentage with one decimal, such as "92.4 %"; None as "–"."""
     return UNDEFINED if share is None else f"{100 * share:.1f} %"
 
 
 def digits(value: float) -> str:
-    """Three digits: 2.31, 23.1, 231."""
+    """Formats a positive number with about three digits: "2.31", "23.1", "231"."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def count(number: int | None) -> str:
-    """Three digits and a unit: 4.21 M."""
+    """Formats a count with about three digits and a unit, such as "4.21 M"; None as "–"."""
     if number is None:
         return UNDEFINED
     for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
@@ -205,15 +227,16 @@ def count(number: int | None) -> str:
 
 @contextmanager
 def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> Iterator[StagedProgress]:
-    """Shows progress on stderr until the block ends; yields the callback that moves the bar.
+    """Shows progress on stderr until the block ends; yields the progress callback for the work in the block.
 
-    A pass of known length is a bar with count and time left, other work a spinner with its time. Without a terminal
-    nothing is drawn.
+    Work of known length is shown as a bar with its count and the time left, other work as a spinner with the time that
+    it has taken. Nothing is drawn if stderr is not a terminal.
 
     Args:
-        label: of the first pass, and of all further ones until the callback's `stage` sets another.
-        then: label of the spinner after a pass, where no stage was set.
-        first_line: printed at the first progress, so after all checks: an error before it is the only line.
+        label: label of the bar, until the callback's method `stage` sets another one.
+        then: label of the spinner after a bar is complete, unless `stage` has set one.
+        first_line: a line that is printed before the first progress. An error in a check before that is the only
+            output.
     """
     display = _Display(label, then, first_line, stderr)
     with registered_display(display):
@@ -225,7 +248,7 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
 
 
 class _Display:
-    """The callback of `progress_bar`, and its drawing."""
+    """The callback that `progress_bar` yields; it also draws the bar."""
 
     def __init__(self, label: str, then: str, first_line: str, console: Console) -> None:
         self._label, self._then, self._first_line, self._console = label, then, first_line, console
@@ -236,7 +259,7 @@ class _Display:
             _Either(MofNCompleteColumn()),
             _Either(TimeRemainingColumn()),
         )
-        # Without redirect_stdout=False rich would print results to stderr.
+        # Without redirect_stdout=False, rich would print results to stderr instead of stdout.
         self._progress = Progress(
             *columns,
             console=console,
@@ -248,7 +271,7 @@ class _Display:
         self._task = self._progress.add_task("", total=None)
 
     def __call__(self, done: int, total: int) -> None:
-        """Draws a bar during a pass, a spinner after it or where its length is unknown."""
+        """Draws a bar while `done` is below `total`, else a spinner; a `total` of 0 means an unknown length."""
         if self._first_line:
             self._console.print(self._first_line)
             self._first_line = ""
@@ -262,16 +285,16 @@ class _Display:
             self._progress.update(self._task, completed=done, total=total)
 
     def stage(self, name: str) -> None:
-        """Draws a spinner with the name of the stage."""
+        """Starts a stage of unknown length: draws a spinner with its name."""
         self._label = self._then = name
         self._begin(name, None)
 
     def hide(self) -> None:
-        """Removes the display."""
+        """Removes the display from the terminal."""
         self._progress.stop()
 
     def show(self, label: str) -> None:
-        """Draws the display, with the label where no pass is running."""
+        """Draws the display again; it shows the label unless a bar is in progress."""
         if self._total is None:
             self._spin(label)
         self._progress.start()
@@ -285,19 +308,19 @@ class _Display:
             self._begin(label, None)
 
     def _begin(self, label: str, total: int | None) -> None:
-        # A new task starts its clock at zero.
+        # Only a new task starts its clock at zero.
         self._progress.remove_task(self._task)
         self._task = self._progress.add_task(label, total=total)
 
 
 class _Either(ProgressColumn):
-    """One column for work of known length, another or none for other work."""
+    """A column that shows one thing for work of known length, and another or nothing for other work."""
 
     def __init__(self, known: ProgressColumn, unknown: ProgressColumn | None = None) -> None:
         super().__init__()
         self._known, self._unknown = known, unknown
 
     def render(self, task: Task) -> RenderableType:
-        """The column for the task."""
+        """Returns what the column shows for a task."""
         column = self._known if task.total is not None else self._unknown
         return column(task) if column is not None else Text()

@@ -1,4 +1,4 @@
-"""`agridistill predict` and `models`: labels and probabilities for photos, and the models that are shipped."""
+"""The commands `agridistill predict`, which classifies photos, and `agridistill models`, which lists shipped models."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ if TYPE_CHECKING:
 
 def predict(
     model: options.Model,
-    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
-    top: Annotated[int, Option(min=1, metavar="N", help="Name the N most probable classes.")] = 1,
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Classify these photos, or all photos in a folder.")],
+    top: Annotated[int, Option(min=1, metavar="N", help="Print the N most probable classes.")] = 1,
     explain: Annotated[
-        bool, Option("--explain", help="Write NAME-explained.png for each photo: where the model looked.")
+        bool, Option("--explain", help="Write NAME-explained.png for each photo, which shows where the model looked.")
     ] = False,
     explain_out: Annotated[
-        Path | None, Option(metavar="FOLDER", help="Where --explain writes; here otherwise.")
+        Path | None,
+        Option(metavar="FOLDER", help="Write the pictures of --explain to this folder, not to the current one."),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Classify photos, one line a photo: an answer with its probability, or that the model is unsure, that the photo is
-    unlike its training photos, or that the photo is unusable and why.
+    """Classify photos and print one line for each.
 
-    A photo that is missing or cannot be read is reported on stderr, and the rest goes on; the exit code is then 1, or 2
-    where one is missing.
+    The line gives the class with its probability, or it reports that the model is unsure, that the photo is unlike the
+    training photos, or why the photo cannot be used.
+
+    A photo that does not exist or cannot be read is reported on stderr, and the others are still classified. The exit
+    code is then 2 if a photo does not exist, else 1.
     """
     explain = explain or explain_out is not None
     if explain:
         from agridistill.storage import require_writable
 
         require_writable(explain_out or Path(), "--explain-out", folder=True)
-    # Path.exists() raises where a name is too long. If nothing is there, `expand` reports why.
+    # Path.exists() raises an error if a name is too long. If no photo exists at all, `expand` reports why.
     missing = [image for image in images if not os.path.exists(image)]  # noqa: PTH110
     if len(missing) == len(images):
         missing = []
@@ -61,7 +64,7 @@ def predict(
         output.print_json(_document(model, found, missing))
     else:
         failed = 0
-        # On a screen the lines themselves show the progress.
+        # On a screen, the printed lines show the progress.
         for result in results if stdout.is_terminal else _with_progress(results, len(photos)):
             if result.prediction is not None:
                 stdout.print(f"{printable(result.name)}: {printable(result.prediction.words)}")
@@ -74,7 +77,7 @@ def predict(
         stderr.print(f"error: {printable(_missing(image))}", style="red")
     if failed or missing:
         raise typer.Exit(2 if missing else 1)
-    # On a device `evaluate` is not installed.
+    # `evaluate` is not installed on a device.
     output.next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
 
 
@@ -88,8 +91,8 @@ def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[Photo
 def _with_pictures(
     predictor: Predictor, photos: Sequence[Path], results: Iterator[PhotoResult], folder: Path
 ) -> Iterator[PhotoResult]:
-    """The same results; after each, writes a picture of where the model looked and names it on stderr."""
-    # No picture may replace a photo, or a picture of this command.
+    """Yields the same results; after each, writes a picture of where the model looked and prints its path on stderr."""
+    # A picture must not replace a photo or an earlier picture of the same command.
     taken = {photo.resolve() for photo in photos}
     for photo, result in zip(photos, results, strict=True):
         yield result
@@ -129,7 +132,7 @@ def _document(model: Path, results: list[PhotoResult], missing: Sequence[Path]) 
 
 
 def models(json: options.Json = False) -> None:
-    """List the models that come with AgriDistill: name, size, classes, accuracy and file."""
+    """List the models that are installed with AgriDistill: name, size, classes, accuracy and file."""
     from agridistill.runtime.backends import shipped_models
 
     found = shipped_models()

@@ -1,4 +1,4 @@
-"""`agridistill train` and `distill`: any timm model on labels alone, and a student under a teacher."""
+"""The commands `agridistill train`, which needs only labels, and `agridistill distill`, which also needs a teacher."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from agridistill.evaluation.verdict import ModelVerdict
     from agridistill.training.run_folder import RunResult
 
-Out = Annotated[Path, Option("--out", help="Run folder to write.")]
+Out = Annotated[Path, Option("--out", help="Write the run to this folder.")]
 
 _STUDENT = "mobilenetv3_large_minimal_100"
-# Options that set a recipe key of another section than the command's own.
+# Option -> section of its recipe key, if that is not the section with the name of the command.
 _SECTIONS = {"image_size": "data"}
 _RECIPE_KEYS = (
     *("epochs", "image_size", "batch_size", "lr", "seed", "balance", "keep_views", "workers", "precision"),
@@ -35,28 +35,42 @@ class RunOptions(options.LabelOptions):
     """The options that `train` and `distill` share."""
 
     recipe: Annotated[
-        Path | None, Option(metavar="NAME|FILE", help="Shipped recipe, as cpu or paper, or a file in TOML.")
+        Path | None,
+        Option(metavar="NAME|FILE", help="Take settings from a shipped recipe (such as cpu or paper) or a TOML file."),
     ] = None
     set_: options.Set = None
     splits: options.Splits = None
-    epochs: Annotated[int | None, Option(help="Passes over the training photos.")] = None
-    image_size: Annotated[int | None, Option(help="Input size in pixels.")] = None
-    batch_size: Annotated[int | None, Option(help="Photos a step, over all processes.")] = None
-    lr: Annotated[float | None, Option(help="Peak learning rate.")] = None
-    seed: Annotated[int | None, Option(help="Of weights, order, views and dropout.")] = None
-    balance: Annotated[bool | None, Option(help="Show each class equally often, for classes with few photos.")] = None
-    keep_views: Annotated[bool | None, Option(help="Draw each view once and keep its pixels (150 kB at 224 px).")] = (
+    epochs: Annotated[int | None, Option(help="Set the number of passes over the training photos.")] = None
+    image_size: Annotated[int | None, Option(help="Set the height and width of the model's input, in pixels.")] = None
+    batch_size: Annotated[
+        int | None, Option(help="Set the number of photos in a training step, over all processes.")
+    ] = None
+    lr: Annotated[float | None, Option(help="Set the largest learning rate.")] = None
+    seed: Annotated[int | None, Option(help="Set the seed of weights, photo order, views and dropout.")] = None
+    balance: Annotated[
+        bool | None, Option(help="Show each class equally often, which helps classes with few photos.")
+    ] = None
+    keep_views: Annotated[
+        bool | None,
+        Option(help="Draw each view of a photo once and store its pixels on disk (150 kB each at 224 px)."),
+    ] = None
+    workers: Annotated[
+        int | None, Option(help="Set the number of processes that load photos; -1 chooses it automatically.")
+    ] = None
+    precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="Set the number format of the computation.")] = (
         None
     )
-    workers: Annotated[int | None, Option(help="Loader processes; -1 chooses.")] = None
-    precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="Of the arithmetic.")] = None
-    pretrained: Annotated[bool | None, Option(help="Start from the model hub's weights.")] = None
-    weights: Annotated[Path | None, Option(help="Safetensors file or finished run to start from.")] = None
-    devices: Annotated[int | None, Option(help="Processes on this machine, one for each GPU.")] = None
-    nodes: Annotated[int | None, Option(help="Machines that run this command.")] = None
-    resume: Annotated[bool, Option("--resume", help="Continue an unfinished run, or show a finished one's result.")] = (
-        False
+    pretrained: Annotated[bool | None, Option(help="Start from pretrained weights of the model hub.")] = None
+    weights: Annotated[Path | None, Option(help="Start from the weights of this safetensors file or finished run.")] = (
+        None
     )
+    devices: Annotated[
+        int | None, Option(help="Set the number of training processes on this machine, one for each GPU.")
+    ] = None
+    nodes: Annotated[int | None, Option(help="Set the number of machines that run this command.")] = None
+    resume: Annotated[
+        bool, Option("--resume", help="Continue an unfinished run, or print the result of a finished one.")
+    ] = False
     json: options.Json = False
 
     def recipe_for(
@@ -67,13 +81,20 @@ class RunOptions(options.LabelOptions):
         changes: dict[tuple[str, str], Any],
         teacher: Path | None = None,
     ) -> tuple[Recipe, str]:
-        """The recipe that the options mean, and the reason for what was chosen for the user in a sentence.
+        """Builds the recipe of a command from its options.
 
-        It is the recipe file (on a resume without one: the run's own), changed by --set, then by the options. Without
-        either, network and settings are chosen to fit photos and hardware.
+        It is the recipe file, changed by --set and then by the other options. Without a recipe file, a resume takes the
+        settings of the run, and a new run gets a network and settings that fit the photos and the hardware.
 
         Args:
-            changes: options of one command alone, by section and key; None where not given.
+            command: the command that runs.
+            data: the data folder.
+            out: the run folder.
+            changes: (section, key) -> value of the options that only this command has; None if not given.
+            teacher: run folder of the teacher, or None.
+
+        Returns:
+            The recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
 
         Raises:
             ConfigError: the recipe file cannot be used, or has no section for the command.
@@ -92,18 +113,18 @@ class RunOptions(options.LabelOptions):
         return complete_recipe(command, recipe, data, out, teacher=teacher, layout=layout, resume=self.resume)
 
     def is_finished(self, out: Path) -> bool:
-        """Whether a resume has nothing left to train: the stored result is printed."""
+        """Returns whether --resume is given for a run that has already finished, so that only its result is printed."""
         return self.resume and (out / "evaluation.json").exists()
 
     def student_plan(self) -> export.StudentPlan:
-        """The student that may follow, of the same size and for the same machine."""
+        """Returns the student that could be trained after this run, with the same input size and hardware options."""
         from agridistill.config import read_recipe, serves
 
         recipe = read_recipe(self.recipe) if self.recipe is not None else {}
         model = recipe.get("distill", {}).get("model")
         words = list(self.words())
         if self.recipe is not None:
-            # Without a recipe `distill` chooses a network that works here.
+            # Without a recipe, `distill` itself chooses a suitable network.
             words += ["--student", _STUDENT] if model is None else []
             words += ["--recipe", self.recipe] if serves(recipe, "distill") else []
         for key in ("image_size", "batch_size", "workers", "precision"):
@@ -119,15 +140,17 @@ def train(
     data: options.Data,
     out: Out,
     run: RunOptions,
-    model: Annotated[str | None, Option(help="timm's name, e.g. swin_tiny_patch4_window7_224.")] = None,
+    model: Annotated[
+        str | None, Option(help="Train this network, by its name in timm, such as swin_tiny_patch4_window7_224.")
+    ] = None,
 ) -> None:
-    """Train a network on labels alone: a teacher, or a baseline to compare with."""
+    """Train a network on labels, without a teacher; it can become the teacher of a student."""
     from agridistill.config import train_config
 
     layout = run.layout()
     recipe, reason = run.recipe_for("train", data, out, {("train", "model"): model})
     config = train_config(recipe)
-    # Read now: after hours of training, the recipe may be gone.
+    # Read the recipe now: it may have been deleted when the training ends after hours.
     plan = run.student_plan()
     output.silence_other_ranks(config.train.processes)
     finished = run.is_finished(out)
@@ -147,23 +170,36 @@ def distill(
     data: options.Data,
     out: Out,
     run: RunOptions,
-    teacher: Annotated[Path | None, Option(help="Run folder of the teacher.")] = None,
-    student: Annotated[str | None, Option(help="timm's name; default: fastest in int8.")] = None,
+    teacher: Annotated[Path | None, Option(help="Take the teacher from this finished run folder.")] = None,
+    student: Annotated[
+        str | None,
+        Option(help="Train this network, by its name in timm; by default the one that is fastest in int8."),
+    ] = None,
     method: Annotated[
         str | None,
         Option(
-            help="ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint; "
-            "default: hybrid-hint (with --weights hybrid, with --int8 kd)."
+            help="Choose the method: ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint. The default is "
+            "hybrid-hint, with --weights it is hybrid, with --int8 it is kd."
         ),
     ] = None,
-    views: Annotated[int | None, Option(help="Views of each photo that the teacher classifies; 0 chooses.")] = None,
-    cache: Annotated[bool, Option(help="Run the teacher once (but for features), or in every step.")] = True,
-    cache_dir: Annotated[Path | None, Option(help="Folder of the teacher's caches.")] = None,
+    views: Annotated[
+        int | None,
+        Option(help="Set the number of views (augmented copies) of each photo; 0 chooses it automatically."),
+    ] = None,
+    cache: Annotated[
+        bool,
+        Option(help="Run the teacher once and store its outputs (not its features), or run it in every step."),
+    ] = True,
+    cache_dir: Annotated[Path | None, Option(help="Store the outputs of the teacher in this folder.")] = None,
     int8: Annotated[
-        bool | None, Option("--int8/--fp32", help="Train a finished student (--weights) on, rounded as in int8.")
+        bool | None,
+        Option("--int8/--fp32", help="Continue the training of a student (--weights) with its values rounded to int8."),
     ] = None,
 ) -> None:
-    """Train a student under a teacher (the method ce needs none: it is the equal baseline)."""
+    """Train a student network that learns from labels and from a teacher.
+
+    The method ce needs no teacher: it is the baseline to compare with.
+    """
     from agridistill.config import distill_config
 
     layout = run.layout()
@@ -205,10 +241,20 @@ def distill(
 
 
 def show_result(result: RunResult, *, json: bool, model: str, finished: bool) -> ModelVerdict:
-    """Prints the evaluation on the test split, where the run may have `finished` before, and the verdict."""
+    """Prints the evaluation of a run on the test split and the verdict about it.
+
+    Args:
+        result: the finished run.
+        json: prints one JSON document on stdout; the verdict then goes to stderr.
+        model: name of the network, for the title.
+        finished: whether the run had finished before this command; a line reports that.
+
+    Returns:
+        The verdict.
+    """
     verdict = export.verdict_on(result.evaluation, result.out)
     if finished:
-        stderr.print(f"'{result.out}' is finished: this is its stored result")
+        stderr.print(f"The run '{result.out}' has already finished; this is its stored result.")
     output.print_skipped(len(result.skipped), f"'{result.skipped[0][0]}'" if result.skipped else "")
     if json:
         document = result.evaluation.to_json() | {"verdict": verdict.to_json()}
@@ -222,7 +268,12 @@ def show_result(result: RunResult, *, json: bool, model: str, finished: bool) ->
 
 
 def larger_student(student: str, teacher: Path) -> str:
-    """A warning of a student with more parameters than its teacher; empty otherwise or where unknown."""
+    """Returns a warning if the student has more parameters than its teacher; "" if not, or if that is unknown.
+
+    Args:
+        student: name of the student's network in timm.
+        teacher: run folder of the teacher.
+    """
     try:
         document = json_format.loads((teacher / "evaluation.json").read_text(encoding="utf-8"))
         theirs, classes = document["parameters"], len(document["classes"])
@@ -233,7 +284,7 @@ def larger_student(student: str, teacher: Path) -> str:
         return ""
     return (
         f"warning: the student {student} has more parameters ({count(ours)}) than its teacher ({count(theirs)}): "
-        "expect little from this teacher; pass a smaller --student, or use agridistill train"
+        "this teacher will hardly help it; pass a smaller --student, or use agridistill train"
     )
 
 
@@ -241,9 +292,9 @@ def _print_weaker_teacher(result: RunResult, teacher: Path) -> None:
     from agridistill.training.run_folder import teacher_evaluation
 
     of_teacher = teacher_evaluation(result.out, teacher)
-    # Compared as they are printed.
+    # Compare the rounded values, which are printed.
     if of_teacher is not None and round(of_teacher.accuracy, 3) < round(result.evaluation.accuracy, 3):
         stderr.print(
             f"The student ({result.evaluation.accuracy:.1%}) is better than its teacher ({of_teacher.accuracy:.1%}), "
-            "which may hold it back: compare it with one that learns from labels alone (--method ce)."
+            "which may limit it: compare it with a student that learns only from labels (--method ce)."
         )

@@ -1,4 +1,4 @@
-"""What is wrong with a data folder, found before a long training run."""
+"""Finds the problems of a data folder before a long training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
 
 MAX_IMBALANCE = 10
-# One for each of train, val and test.
+# Each class needs one leaf for train, one for val and one for test.
 MIN_LEAVES = 3
 
 Groups = tuple[tuple[str, ...], ...]
@@ -29,17 +29,17 @@ Groups = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """One class of the folder."""
+    """The figures of one class of the folder."""
 
     name: str
-    photos: int  # readable ones
-    leaves: int  # groups of photos that stay together in a split
-    photos_per_split: dict[str, int] | None  # train/val/test -> readable photos; None where no split is given
+    photos: int  # number of readable photos
+    leaves: int  # number of leaves; all photos of a leaf must be in the same split
+    photos_per_split: dict[str, int] | None  # train/val/test -> number of readable photos; None without a split
 
 
 @dataclass(frozen=True)
 class Straddling:
-    """Photos of one leaf, or identical files, that are in several splits."""
+    """A group of photos of one leaf, or of identical files, that is spread over several splits."""
 
     paths: tuple[str, ...]
     splits: tuple[str, ...]
@@ -47,31 +47,35 @@ class Straddling:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found. Groups are paths."""
+    """The result of `check`. Paths are relative to `root`; a group is a tuple of paths."""
 
     root: Path
     classes: tuple[ClassCheck, ...]  # in label order
     unreadable: tuple[tuple[str, str], ...]  # (path, reason)
-    oversize: tuple[tuple[str, str], ...]  # (path, reason): photos above the pixel limit
-    non_photo_files: tuple[str, ...]  # files among the photos that are no photos
+    oversize: tuple[tuple[str, str], ...]  # (path, reason) of photos with more pixels than allowed
+    non_photo_files: tuple[str, ...]  # files in the class folders that are not photos
     without_photos: Mapping[str, tuple[str, ...]]  # class folder without a photo -> the files in it
-    alike_names: Groups  # names of class folders that differ in capitals, spaces or normal form alone
+    alike_names: Groups  # names of class folders that differ only in capitals, spaces or Unicode normal form
     exact_duplicates: Groups  # identical files
     conflicting_duplicates: Groups  # identical files in several classes
-    conflicting_copies: Groups  # other copies of one photo in several classes, also flipped, turned, scaled
-    near_duplicates: Groups  # photos that look alike, also flipped or turned, but are no identical files
-    without_original: tuple[str, ...]  # photos of an augmentation tool whose originals neither names nor looks show
-    straddling_leaves: tuple[Straddling, ...]
-    straddling_duplicates: tuple[Straddling, ...]  # identical files
-    straddling_lookalikes: tuple[Straddling, ...]  # look-alikes of different leaves
+    conflicting_copies: Groups  # other copies of one photo (also flipped, turned, scaled) in several classes
+    near_duplicates: Groups  # photos that look alike (also flipped or turned) but are not identical files
+    without_original: tuple[str, ...]  # photos made by an augmentation tool whose original was not found
+    straddling_leaves: tuple[Straddling, ...]  # leaves with photos in several splits
+    straddling_duplicates: tuple[Straddling, ...]  # identical files in several splits
+    straddling_lookalikes: tuple[Straddling, ...]  # similar photos of different leaves in several splits
     cut_from_train: tuple[str, ...]  # missing train/val/test folders: their photos are taken from train
-    unassigned: int  # readable photos that the split does not name
-    imbalance: float | None  # photos of the largest class by those of the smallest
-    problems: tuple[str, ...] = ()  # a sentence each
-    notes: tuple[str, ...] = ()  # what is worth knowing, a sentence each
+    unassigned: int  # number of readable photos that the split does not name
+    imbalance: float | None  # photos of the largest class, divided by those of the smallest; None if that has none
+    problems: tuple[str, ...] = ()  # one text for each problem
+    notes: tuple[str, ...] = ()  # one text for each other fact that the user should know
 
     def to_json(self) -> dict[str, Any]:
-        """The whole result as plain JSON values; counts are photos unless the key says otherwise."""
+        """Returns the result as plain JSON values.
+
+        The keys are the attributes, except `strays` (for `non_photo_files`), `imbalance_ratio` and `unassigned_photos`.
+        The lists `unreadable` and `oversize` contain objects with the keys `path` and `reason`.
+        """
         document = asdict(self)
         document["root"] = str(self.root)
         document["strays"] = document.pop("non_photo_files")
@@ -89,16 +93,16 @@ def check(
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> CheckResult:
-    """Reads every photo of a data folder and reports what is wrong with it.
+    """Reads every photo of a data folder and reports problems.
 
     Args:
-        root: folder of class folders, or of train/val/test folders of them.
+        root: a folder of class folders, or a folder with train/val/test folders that hold the class folders.
         layout: how the labels are found.
-        split_file: from `agridistill data split`; takes precedence over train/val/test folders.
-        progress: called with (done, total).
+        split_file: a split made by `agridistill data split`, used instead of train/val/test folders; or None.
+        progress: called with (done, total) while photos are read.
 
     Raises:
-        DataError: no such folder, fewer than two classes, or the split file is not of this data.
+        DataError: the folder does not exist, has fewer than two classes, or the split file is for other data.
     """
     folder = read_layout(root, layout)
     given = folder.given_split
@@ -120,7 +124,7 @@ def check(
     leaf_of = {path: leaf for leaf, paths in by_leaf.items() for path in paths}
     exact = exact_groups(digests_of_photos(samples, inspection))
     begin(progress, "comparing photos")
-    # Of identical files the first one is compared.
+    # Of each group of identical files, only the first is compared with other photos.
     repeated = {path for group in exact for path in group[1:]}
     compared = [sample for sample in samples if sample.path not in repeated]
     copies = copy_groups(looks_of(compared, inspection))
@@ -129,7 +133,7 @@ def check(
     near = sorted(sorted(group) for group in merged if len(group) > 1)
     classes = _class_checks(folder, samples, split_of)
     smallest = min((one.photos for one in classes), default=0)
-    # Training cuts what is missing from train, but not where a file gives the split.
+    # Training takes the photos of a missing split from train, unless a split file is given.
     missing = set(SPLIT_NAMES) - set(given.values()) if given is not None and split_file is None else ()
     found = CheckResult(
         root=root,

@@ -1,4 +1,4 @@
-"""Drawn leaves, for the demo and the tests only: scores on them predict nothing about real leaves."""
+"""Makes photos of drawn leaves, only for the demo and the tests: results on them say nothing about real leaves."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ _JPEG_QUALITY = 90
 def draw_leaf(
     class_name: str, rng_leaf: np.random.Generator, rng_shot: np.random.Generator, image_size: int
 ) -> Image.Image:
-    """Draws one photo of one leaf: RGB, `image_size` square, at least 32 px.
+    """Draws one photo of one leaf.
 
-    `rng_leaf` decides outline, colour, veins and lesions, `rng_shot` pose, light, background and camera.
+    Args:
+        class_name: one of `CLASSES`.
+        rng_leaf: determines outline, colour, veins and lesions.
+        rng_shot: determines position, light, background and camera.
+        image_size: height and width of the photo, at least 32 pixels.
+
+    Returns:
+        An RGB image.
 
     Example:
         >>> draw_leaf("mosaic", np.random.default_rng(0), np.random.default_rng(1), 64).size
@@ -41,18 +48,21 @@ def draw_leaves(
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Writes a folder of class folders of drawn leaves; it appears whole or not at all.
+    """Writes a data folder with class folders of drawn leaves; the folder appears complete or not at all.
 
-    Files are named as PlantVillage's are, `UUID___SYN_CLASS Leaf LEAF.SHOT.jpg`, with leaf and shot counted from 1.
-    A photo depends on `seed`, its class, its leaf and its shot, not on how many others are drawn.
+    Files have names like those of PlantVillage, `UUID___SYN_CLASS Leaf LEAF.SHOT.jpg`, with leaf and shot counted from
+    1. A photo depends only on `seed`, its class, its leaf and its shot, not on the number of photos.
 
     Args:
-        out: must not exist, or be an empty folder; it is also the result.
-        leaves_per_class: at least 1.
+        out: the folder to write; it must not exist, or must be empty.
+        leaves_per_class: number of leaves of each class, at least 1.
         shots_per_leaf: photos of each leaf, at least 1.
         image_size: height and width of a photo, in pixels, at least 32.
-        seed: not negative.
+        seed: seed of all photos, not negative.
         progress: called with (photos done, photos in all).
+
+    Returns:
+        The folder `out`.
     """
     total = len(CLASSES) * leaves_per_class * shots_per_leaf
     done = 0
@@ -82,18 +92,23 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 def _diseased_leaf(class_name: str, rng: np.random.Generator, image_size: int) -> Leaf:
     severity = rng.uniform(0.2, 1.0)
-    # Other leaves are a little curled too: the outline alone must not reveal the class.
+    # Leaves of other classes are a little curled too, so that the outline is not enough to recognise the class.
     curl = 0.35 + 0.65 * severity if class_name == "yellow_curl" else rng.uniform(0, 0.35)
     return SYMPTOMS[class_name](grow(rng, 2 * image_size, curl=curl), severity, rng)
 
 
 def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
-    """One shot of a leaf: RGB, half the size of its canvas, against jagged edges; `rng` decides all but the leaf."""
+    """Makes a photo of a leaf, as an RGB image of half the size of its canvas, so that edges are smooth.
+
+    Args:
+        leaf: the leaf.
+        rng: determines position, light, background and camera.
+    """
     size = len(leaf.mask)
     pose, light = _Pose.random(rng), _Light.random(rng)
     fine_mask = pose.seen(leaf.mask, size)
-    # Only outline and colours need the fine canvas. They are scaled down before the photo is developed, because light
-    # adds up linearly only before that.
+    # Only outline and colours need the large canvas. They are scaled down before `_develop`, because light can be
+    # averaged only before contrast and exposure change it.
     mask, colour = _halved(fine_mask), _halved(pose.seen(leaf.colour, size) * fine_mask[..., None])
     height = pose.seen(_halved(leaf.height), size // 2)
     diffuse, gloss = light.on_leaf(height, 4 * pose.scale / size)
@@ -104,7 +119,7 @@ def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where the leaf lies in the photo: canvas units, radians."""
+    """The position of a leaf in the photo: angle in radians, lengths in canvas units."""
 
     angle: float
     scale: float
@@ -117,7 +132,7 @@ class _Pose:
         return cls(rng.normal(0, 0.3), rng.uniform(1.0, 1.25), rng.uniform(0.86, 1.0), (shift[0], shift[1] - 0.03))
 
     def coefficients(self, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[float, ...]:
-        """Pillow's six coefficients, from a pixel of the photo to its pixel of the canvas."""
+        """Returns the six coefficients with which Pillow maps a pixel of the photo to a pixel of the canvas."""
         cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
         matrix = np.array([[cos / self.squeeze, sin / self.squeeze], [-sin, cos]])
         centre = np.full(2, size / 2)
@@ -125,7 +140,13 @@ class _Pose:
         return (*matrix[0].tolist(), float(origin[0]), *matrix[1].tolist(), float(origin[1]))
 
     def seen(self, plane: Floats, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> Floats:
-        """A plane, or a plane of colours from 0 to 1, as it appears in a photo of `size`."""
+        """Moves a plane of the canvas to its position in a photo of `size` pixels.
+
+        Args:
+            plane: `(n, n)`, or `(n, n, 3)` with colours from 0 to 1.
+            size: height and width of the photo.
+            offset: additional shift in x and y, as a share of half the photo.
+        """
         coloured = plane.ndim == 3
         image = Image.fromarray(to_bytes(plane) if coloured else plane).transform(
             (size, size), Image.Transform.AFFINE, self.coefficients(size, offset=offset), Image.Resampling.BILINEAR
@@ -135,7 +156,10 @@ class _Pose:
 
 @dataclass(frozen=True)
 class _Light:
-    """One lamp or the sun over ambient light; `direction` points to it, its third part is up."""
+    """The light of a photo: one lamp or the sun, plus ambient light.
+
+    `direction` is a unit vector to the lamp; its third component is up.
+    """
 
     direction: tuple[float, float, float]
     ambient: float
@@ -154,7 +178,15 @@ class _Light:
         return cls(direction, ambient, softness, lift, shine)
 
     def on_leaf(self, height: Floats, pixel: float) -> tuple[Floats, Floats]:
-        """Brightness of the leaf's surface, 1 where flat (Lambert's law), and the highlights of its wax (Blinn's)."""
+        """Computes the light on a leaf.
+
+        Args:
+            height: height of the surface, in canvas units.
+            pixel: width of a pixel, in canvas units.
+
+        Returns:
+            The brightness of the surface, 1 where it is flat (Lambert's law), and the highlights (Blinn's model).
+        """
         down, right = np.gradient(height, pixel)
         steepness = np.sqrt(1 + right * right + down * down)
 
@@ -169,7 +201,7 @@ class _Light:
         return np.asarray(diffuse, np.float32), gloss
 
     def on_ground(self, canvas_mask: Floats, mask: Floats, pose: _Pose) -> Floats:
-        """Brightness of the ground, 1 in full light, darker where the leaf hides the lamp or lies close."""
+        """Computes the brightness of the ground: 1 in full light, less in the shadow of the leaf and next to it."""
         size = len(mask)
         reach = self.lift / self.direction[2]
         cast = pose.seen(canvas_mask, size, offset=(-self.direction[0] * reach, -self.direction[1] * reach))
@@ -178,7 +210,7 @@ class _Light:
 
 
 def _background(rng: np.random.Generator, size: int) -> Floats:
-    """Grey or purple card in most shots; else paper, soil or wood. `(size, size, 3)`, 0 to 1."""
+    """Draws a background `(size, size, 3)` from 0 to 1: mostly grey or purple card, else paper, soil or wood."""
     kind = rng.choice(["card", "paper", "soil", "wood"], p=[0.79, 0.07, 0.07, 0.07])
     grain = rng.standard_normal((size, size), np.float32)
     if kind == "card":
@@ -201,7 +233,7 @@ def _background(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _develop(rng: np.random.Generator, scene: Floats) -> Image.Image:
-    """Uneven light over the photo, exposure, white balance, contrast, focus, sensor noise."""
+    """Turns a scene into a photo: adds uneven light, exposure, white balance, contrast, blur and sensor noise."""
     x, y = grid(len(scene))
     tilt, vignette = rng.normal(0, 0.10, 2).astype(np.float32), np.float32(rng.uniform(0, 0.22))
     falloff = np.exp(tilt[0] * x + tilt[1] * y - vignette * (x * x + y * y))
@@ -210,7 +242,7 @@ def _develop(rng: np.random.Generator, scene: Floats) -> Image.Image:
     exposed = scene * (falloff[..., None] * balance.astype(np.float32))
     contrast = np.float32(rng.uniform(0.85, 1.15))
     toned = np.float32(0.4) * (exposed * np.float32(2.5)) ** contrast
-    # A soft shoulder: highlights fade into white instead of breaking off.
+    # Compress bright values smoothly, so that highlights do not have a hard edge.
     toned = np.where(toned > 0.75, 1 - 0.25 * np.exp(-(toned - 0.75) / 0.25), toned)
     photo = Image.fromarray(to_bytes(toned))
     if rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""Class folders -> list of samples. Only names are read here, no pixels."""
+"""Lists the photos in class folders as labelled samples; only names are read here, not the photos themselves."""
 
 from __future__ import annotations
 
@@ -31,51 +31,53 @@ from agridistill.photo_files import (
 )
 
 SPLIT_NAMES = ("train", "val", "test")
-# As of unreadable photos. A wrong copy here and there is no harm; where one photo in twenty has two labels, a folder
-# was copied into another one, or its photos show several conditions each, which no classifier of one label learns.
+# Largest share of photos with copies under other labels. A few wrong copies do no harm. If one photo in twenty has two
+# labels, a folder was copied into another one, or photos show several diseases, which a classifier with one label per
+# photo cannot learn.
 MAX_CONFLICT_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled photo."""
+    """A photo with its label and its leaf."""
 
     path: str  # relative to the data folder, with forward slashes
     label: int  # index into the class list
-    leaf_id: str  # the same for all photos of one leaf; the photo's own path where nothing is known
+    leaf_id: str  # the same for all photos of one leaf; the path of the photo if its leaf is unknown
 
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """A scanned data folder. All paths are relative to its root."""
+    """The photos, classes and other files of a data folder. All paths are relative to its root."""
 
     root: Path
-    classes: tuple[str, ...]  # in Unicode's normal form C, sorted; a label is an index into them
+    classes: tuple[str, ...]  # sorted names in Unicode's normal form C; a label is an index into this tuple
     samples: tuple[Sample, ...]  # all files with a photo's suffix, sorted by path
     given_split: Mapping[str, str] | None = None  # path -> split, from train/val/test folders or a label file
-    non_photo_files: tuple[str, ...] = ()  # files among the photos, also pictures of `predict --explain`; never used
+    non_photo_files: tuple[str, ...] = ()  # files that are not photos, or pictures of `predict --explain`; never used
     without_photos: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Class folders without any photo -> the files in them; such a folder is none of the classes."""
+    """Class folder without a photo -> the files in it; such a folder is not in `classes`."""
     unlabelled: tuple[str, ...] = ()  # photos in no class folder, or without a row in a label file; never used
-    problems: tuple[str, ...] = ()  # of a label file, a sentence each
-    notes: tuple[str, ...] = ()  # how classes were found, where that is not obvious, a sentence each
-    alike_names: tuple[tuple[str, ...], ...] = ()  # classes that differ in capitals, spaces or normal form alone
-    in_split_folders: bool = False  # the first folder of each path is that of its split
+    problems: tuple[str, ...] = ()  # one text for each problem of a label file
+    notes: tuple[str, ...] = ()  # how labels were found, if that is not obvious; one text for each fact
+    alike_names: tuple[tuple[str, ...], ...] = ()  # classes that differ only in capitals, spaces or normal form
+    in_split_folders: bool = False  # whether the first folder of each path is that of its split
 
 
 def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> PhotoFolder:
-    """Lists the photos of a folder of class folders, or of train/val/test folders of class folders.
+    """Lists the photos in a folder of class folders, or in train/val/test folders that hold class folders.
 
     Args:
         root: the data folder.
-        nested: True makes each folder with photos a class of its own, named by its path ("Tomato/Late blight"); False
-            makes each folder of the first level a class with all photos below it; None does that too, where nothing is
-            lost by it.
-        min_classes: fewer are an error.
+        nested: True makes each folder with photos a class, named by its path ("Tomato/Late blight"); False makes each
+            folder of the first level a class with all photos below it; None does the same if no class is lost by it,
+            else it is an error.
+        min_classes: the smallest allowed number of classes.
 
     Raises:
-        DataError: not a folder, empty, too few classes, classes that differ between the splits, other folders beside
-            those of splits, two folders of one split, or folders that may be no classes.
+        DataError: the folder does not exist, is empty or has too few classes; the classes differ between the splits;
+            there are two folders for one split, or other folders next to those of splits; or the folders are probably
+            not classes.
     """
     require_folder(root)
     folders = subfolders(root)
@@ -91,12 +93,12 @@ def require_folder(root: Path) -> None:
     """Checks that the data folder can be read.
 
     Raises:
-        DataError: it is not there, a file, or not readable.
+        DataError: the folder does not exist, is a file, or cannot be read.
     """
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
     if not root.is_dir():
-        remedy = "name the folder that holds the class folders"
+        remedy = "pass the folder that holds the class folders"
         raise DataError("a folder of class folders", f"the file '{root}'", remedy)
     try:
         os.scandir(root).close()
@@ -105,26 +107,31 @@ def require_folder(root: Path) -> None:
 
 
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
-    """Checks that results do not go into the photo folder, where their folder would become a class.
+    """Checks that results are not written into the photo folder, where their folder would become a class.
 
-    Hidden names are allowed there. The error names the option that gave the path.
+    Hidden names are allowed there.
+
+    Args:
+        path: the path of the results.
+        root: the photo folder.
+        option: the option that gave the path, for the error.
 
     Raises:
-        DataError: the path lies in the photo folder.
+        DataError: the path is in the photo folder.
     """
     full, photos = path.resolve(), root.resolve()
     if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
         raise DataError(
-            f"{option} outside the photo folder, in which each folder is a class",
+            f"{option} outside the photo folder, because each folder in it is a class",
             f"'{path}' in '{root}'",
             f"choose another {option}",
         )
 
 
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
-    """The folder of each split; None where the folders are classes, of which one may be named like a split.
+    """Returns split -> folder; None if the folders are classes, one of which may be named like a split.
 
-    A mixture is refused: read as classes it would make a model of "train" and "test".
+    A mixture of both is refused: otherwise "train" and "test" would become classes.
     """
     found = split_folders(folders)
     train, named = found.get("train", []), [name for names in found.values() for name in names]
@@ -134,27 +141,28 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
     if train and all(not subfolders(root / name) and _loose_photos(root, name) for name in train):
         raise DataError(
             "class folders in the folder of train photos",
-            f"photos without one in '{root / train[0]}'",
+            f"photos without class folders in '{root / train[0]}'",
             labels_remedy(root),
         )
     for split, names in found.items():
         if len(names) > 1:
-            raise DataError(f"one folder of {split} photos", f"'{names[0]}' and '{names[1]}' in '{root}'", "merge them")
+            got = f"'{names[0]}' and '{names[1]}' in '{root}'"
+            raise DataError(f"one folder of {split} photos", got, "merge the two folders")
     splits = {split: found[split][0] for split in SPLIT_NAMES if split in found}
     if not train:
         if others or len(splits) == 1:
             return None
         raise DataError(
-            "a folder of train photos beside val and test",
+            "a folder of train photos next to val and test",
             f"'{root}' without one",
-            f"add it, or name the folder that holds the class folders, such as '{root / splits['test']}'",
+            f"add it, or pass the folder that holds the class folders, such as '{root / splits['test']}'",
         )
     if others:
         beside = " and ".join(f"'{name}'" for name in sorted(named))
         raise DataError(
-            "class folders, or only train, val and test folders of them",
-            f"'{others[0]}' beside {beside} in '{root}'",
-            "move it away, or name the folder that holds the class folders",
+            "only class folders, or only train, val and test folders that hold them",
+            f"'{others[0]}' next to {beside} in '{root}'",
+            f"move '{others[0]}' away, or pass the folder that holds the class folders",
         )
     return splits
 
@@ -169,7 +177,7 @@ def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | N
                 f"'{unknown[0]}' in {folder_of[split]} but not in train",
                 "correct the folders"
                 if split_named(unknown[0]) is None
-                else f"move the folders in '{folder_of[split]}/{unknown[0]}' one level up, and those of train likewise",
+                else f"move the folders in '{folder_of[split]}/{unknown[0]}' one level up, and do the same in train",
             )
     pairs = [(f"{folder}/{name}", composed(name)) for split, folder in folder_of.items() for name in names_of[split]]
     split_of = {folder: split for split, folder in folder_of.items()}
@@ -187,7 +195,15 @@ def _scan_classes(
     min_classes: int,
     split_of: Mapping[str, str] | None = None,
 ) -> PhotoFolder:
-    """The photos of folders, given as pairs of a path and a class; `split_of` maps the folders of splits to splits."""
+    """Lists the photos in some folders.
+
+    Args:
+        root: the data folder.
+        folders: pairs of a folder, relative to the root, and the class of its photos.
+        nested: the argument of `scan`.
+        min_classes: the smallest allowed number of classes.
+        split_of: folder of a split -> split; None if there are no such folders.
+    """
     found: defaultdict[str, list[str]] = defaultdict(list)
     others: defaultdict[str, list[str]] = defaultdict(list)
     photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -199,7 +215,7 @@ def _scan_classes(
                 of_class[_nested_class(folder, name, path) if nested else name].append(path)
     classes = tuple(sorted(name for name, photos in found.items() if photos))
     held = [ClassFolder(name, photos_in[name]) for name in sorted(photos_in) if photos_in[name]]
-    # Nested, a folder above classes is none itself.
+    # With nested classes, a folder that only contains class folders is not a class.
     above = {name[:end] for name in classes for end in range(len(name) + 1) if name[end : end + 1] in ("", "/")}
     without_photos = {name: tuple(sorted(others.get(name, ()))) for name in sorted({*photos_in, *others} - above)}
     loose = _loose_photos(root, "")
@@ -220,7 +236,7 @@ def _scan_classes(
         without_photos,
         unlabelled=tuple(loose),
         notes=tuple(
-            f"'{one.name}' holds folders ({len(one.first_level)}), whose photos are all of this one class"
+            f"all photos in the folders of '{one.name}' ({len(one.first_level)}) get this one class"
             for one in held
             if nested is None and one.loses_a_level
         ),
@@ -238,7 +254,7 @@ def _too_few_classes(
 ) -> DataError:
     got = f"only '{held[0].name}'" if held else "no photos in class folders"
     besides = "".join(f", {described_without_photos(*one)}" for one in list(without_photos.items())[:1])
-    remedy = "put the photos of each class in a folder of its own"
+    remedy = "put the photos of each class into a separate folder"
     if held and held[0].loses_a_level:
         inner = root / held[0].name / wrapped_in(held[0].photos_in)
         remedy = f"pass the folder that holds the class folders, '{inner}'"
@@ -249,7 +265,7 @@ def _too_few_classes(
 
 
 def described_without_photos(name: str, files: Sequence[str]) -> str:
-    """A class folder without photos, and the files in it.
+    """Describes a class folder without photos and the files in it, for messages.
 
     Example:
         >>> described_without_photos("rust", ["rust/1.heic", "rust/2.heic"])
@@ -259,7 +275,7 @@ def described_without_photos(name: str, files: Sequence[str]) -> str:
 
 
 def left_out(folder: PhotoFolder) -> list[str]:
-    """What a scan left out although it may be wanted, a sentence each."""
+    """Returns one text for each problem of a label file, and one about photos that have no label."""
     lines = list(folder.problems)
     if folder.unlabelled:
         count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"
@@ -268,14 +284,22 @@ def left_out(folder: PhotoFolder) -> list[str]:
 
 
 def _loose_photos(root: Path, folder: str) -> list[str]:
-    """Photos directly in a folder, relative to the root, sorted."""
+    """Returns the sorted paths of the photos directly in a folder, relative to the root."""
     start = f"{folder}/" if folder else ""
     with os.scandir(root / folder) as entries:
         return sorted(start + entry.name for entry in entries if is_photo(entry.name) and not is_folder(entry))
 
 
 def files_in(root: Path, folder: str = "") -> tuple[list[str], list[str]]:
-    """Photos and other files anywhere below a folder, "" for the root, as paths relative to the root."""
+    """Lists all files in a folder and in the folders below it.
+
+    Args:
+        root: the data folder.
+        folder: the folder, relative to the root; "" for the root itself.
+
+    Returns:
+        The paths of the photos and those of the other files, relative to the root.
+    """
     start = f"{folder}/" if folder else ""
     photos: list[str] = []
     others: list[str] = []
@@ -287,7 +311,7 @@ def files_in(root: Path, folder: str = "") -> tuple[list[str], list[str]]:
 
     for inside, names in files_below(root / folder, refuse):
         for name in names:
-            # Plain strings: a Path for each file takes longer than everything else here.
+            # Strings are used because making a Path for each file would take longer than everything else here.
             path = f"{start}{inside}{name}"
             (photos if is_photo(name) and not is_explanation(f"{root}/{path}") else others).append(path)
     return photos, others

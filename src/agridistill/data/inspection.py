@@ -1,4 +1,4 @@
-"""Reads every photo once: whether it can be read, its size, its content and its look."""
+"""Reads every photo once and records whether it can be decoded, its size, and hashes of its content and its look."""
 
 from __future__ import annotations
 
@@ -36,39 +36,43 @@ _BATCH = 1024
 _LARGE_PIXELS = 40_000_000
 _HASH_SIDE = 128
 _large_photo = threading.Lock()
-# Of the store; to be raised also when photos are read in another way: looks and errors of another way differ.
+# Version of the stored records; raise it also if photos are read differently, because looks and errors then change.
 FORMAT_VERSION = 4
-# A photo that changed within the clock tick in which it was read would look unchanged.
+# A photo is recorded only this long after its last change: a change soon after reading may leave its times the same.
 _SETTLED_NS = 2_000_000_000
 
 
 class PhotoRecord(NamedTuple):
-    """What one file holds."""
+    """What is known about one photo file."""
 
-    digest: str  # blake2b-128 of the file's bytes, as hex; empty where the bytes cannot be read
-    width: int  # in pixels, upright; 0 where unknown
-    height: int
+    digest: str  # blake2b-128 of the file's bytes, as hex; empty if the bytes cannot be read
+    width: int  # in pixels, after the photo was turned upright; 0 if unknown
+    height: int  # as width
     phash: int | None  # 64-bit perceptual hash; None for an unreadable photo
-    error: str | None  # why the photo cannot be used; None for a good one
-    look: str | None = None  # see `data.likeness`; None for an unreadable photo and for one of a single colour
-    turned_phashes: tuple[int, ...] = ()  # of its seven other turns and flips; empty for an unreadable photo
+    error: str | None  # why the photo cannot be used; None for a usable one
+    look: str | None = None  # see `data.likeness`; None for an unreadable photo and for one without contrast
+    turned_phashes: tuple[int, ...] = ()  # hashes of its seven other turns and flips; empty for an unreadable photo
 
 
 Inspection = Mapping[str, PhotoRecord]
-"""The records of all photos, by `Sample.path`."""
+"""`Sample.path` -> record, for all photos of a folder."""
 
 
 class InspectionStore:
-    """Records of one data folder's photos in the user's cache: a photo of the same size and time is not read again.
+    """Stores the records of a data folder's photos in the user's cache, so that unchanged photos are not read again.
 
-    Photos that were read with another limit have records of their own.
+    A photo counts as unchanged if its size and its times are the same.
+
+    Args:
+        root: the data folder.
+        max_pixels: the limit with which the photos are read; each limit has separate records.
     """
 
     def __init__(self, root: Path, max_pixels: int) -> None:
         name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), max_pixels]).encode()).hexdigest()[:16]
         self._path = user_cache() / "photos" / f"{name}.json"
         self._root = f"{root}{os.sep}"
-        # Size and times of a photo, then its record.
+        # Path -> size and times of a photo, followed by its record.
         self._known: dict[str, list[Any]] = {}
         with suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads(self._path.read_text(encoding="utf-8"))
@@ -78,14 +82,14 @@ class InspectionStore:
         self._states: dict[str, list[int]] = {}
 
     def find(self, path: str) -> PhotoRecord | None:
-        """The record of a photo that has not changed since; None where it must be read."""
+        """Returns the record of a photo that has not changed since it was read; None if it must be read."""
         try:
-            # Before the photo is read: a change meanwhile must not count as read.
-            # os.stat, once for every photo at every start: a Path costs more than the call.
+            # Size and times are taken before the photo is read, so that a change during reading is noticed.
+            # os.stat is called for every photo at every start; creating a Path would take longer than the call.
             stat = os.stat(self._root + path)  # noqa: PTH116
         except OSError:
             return None
-        # Unlike the time of the last write, that of the last change of state cannot be set back.
+        # Programs can set the time of the last write back (st_mtime), but not that of the last change (st_ctime).
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         row = self._known.get(path)
         if row is not None and row[:3] == state:
@@ -95,19 +99,19 @@ class InspectionStore:
         return None
 
     def add(self, path: str, record: PhotoRecord) -> None:
-        """Keeps the record of a readable photo. Bad photos are read every time: the cause may be gone."""
+        """Adds the record of a readable photo. Unreadable photos are read again each time: the cause may be gone."""
         state = self._states.pop(path, None)
         if record.error is None and state is not None and time.time_ns() - max(state[1:]) > _SETTLED_NS:
             self._seen[path] = [*state, *record]
 
     def save(self) -> None:
-        """Writes the records of the photos that are there now, unless nothing has changed."""
+        """Writes the records of the photos that exist now, if anything has changed; a disk error is only logged."""
         if self._seen == self._known:
             return
         try:
             write_json(self._path, {"format": FORMAT_VERSION, "photos": self._seen})
         except (OSError, ValueError):
-            logger.debug("no photo records in '%s'", self._path, exc_info=True)
+            logger.debug("the photo records '%s' were not written", self._path, exc_info=True)
 
 
 def inspect_photos(
@@ -117,16 +121,16 @@ def inspect_photos(
     store: InspectionStore | None = None,
     progress: ProgressCallback = silent,
 ) -> Inspection:
-    """Reads and decodes every photo of a folder, in threads; only the records stay in memory.
+    """Reads and decodes every photo of a folder, in several threads; only the records stay in memory.
 
     Args:
         folder: the scanned folder.
         max_pixels: photos with more pixels get an error and are not decoded.
-        store: records of earlier readings; None reads every photo.
+        store: records from earlier runs, by which unchanged photos are skipped; None reads every photo.
         progress: called with (done, total), from the calling thread.
 
     Returns:
-        A record of every sample; that of an unreadable photo has an error.
+        `Sample.path` -> record, for every sample; the record of an unreadable photo has an error.
     """
     paths = [sample.path for sample in folder.samples]
     found = {path: store.find(path) for path in paths} if store is not None else {}
@@ -152,7 +156,7 @@ def inspect_photos(
 
 
 def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
-    """Reads and decodes one photo; an unreadable one gives a record with an error."""
+    """Reads and decodes one photo; returns a record with an error if it cannot be used."""
     try:
         if not path.is_file():
             return PhotoRecord("", 0, 0, None, "a broken link" if path.is_symlink() else "not a regular file")
@@ -172,7 +176,7 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
     except PhotoError as error:
         if width == 0 and not isinstance(error, HeicPhotoError):
             return PhotoRecord(digest, width, height, None, "not a photo")
-        # "'path' (reason)": the path is shown beside the reason anyway.
+        # The text is "'path' (reason)"; keep only the reason, because messages show the path next to it.
         _, found, reason = error.got.partition("' (")
         return PhotoRecord(digest, width, height, None, reason.removesuffix(")") if found else error.got)
 
@@ -180,13 +184,13 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
 def usable_samples(
     folder: PhotoFolder, inspection: Inspection
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
-    """Separates the readable photos from the others.
+    """Separates the readable photos from the unreadable ones.
 
     Returns:
-        The readable samples, and (path, reason) of each skipped one.
+        The readable samples, and (path, reason) of each unreadable one.
 
     Raises:
-        DataError: more than 5 % of the photos are unreadable, or all of one class.
+        DataError: more than 5 % of all photos are unreadable, or all photos of a class.
     """
     errors = {sample.path: inspection[sample.path].error for sample in folder.samples}
     good = tuple(sample for sample in folder.samples if errors[sample.path] is None)
@@ -203,14 +207,20 @@ def usable_samples(
         if not counts[label]:
             raise DataError(
                 "readable photos of every class",
-                f"none of '{name}' in '{folder.root}'",
+                f"no readable photo of '{name}' in '{folder.root}'",
                 f"list the reasons with 'agridistill data check {folder.root}'",
             )
     return good, bad
 
 
 def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: Inspection) -> str:
-    """Names the data: sha256 over the classes and each photo's path, label and content, in any order of samples."""
+    """Computes a sha256 that identifies a data set.
+
+    It depends on the classes and on the path, label and content of each photo, but not on the order of the samples.
+
+    Returns:
+        64 hex digits.
+    """
     rows = sorted((sample.path, sample.label, inspection[sample.path].digest) for sample in samples)
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for row in rows:
@@ -219,30 +229,30 @@ def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: I
 
 
 def digests_of_photos(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """The digest of each photo's content, by `Sample.path`."""
+    """Returns `Sample.path` -> digest of the photo's content."""
     return {sample.path: inspection[sample.path].digest for sample in samples}
 
 
 def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, int]:
-    """The 64-bit perceptual hash of each readable photo, by `Sample.path`."""
+    """Returns `Sample.path` -> 64-bit perceptual hash, for each readable photo."""
     paths = [sample.path for sample in samples]
     return {path: phash for path in paths if (phash := inspection[path].phash) is not None}
 
 
 def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, tuple[int, ...]]:
-    """The 64-bit perceptual hashes of each readable photo, first as it is, then turned; by `Sample.path`."""
+    """Returns `Sample.path` -> eight perceptual hashes of each readable photo: unchanged, then turned and flipped."""
     return {path: (phash, *inspection[path].turned_phashes) for path, phash in phashes_of(samples, inspection).items()}
 
 
 def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """The look of each photo that has one (`data.likeness`), by `Sample.path`."""
+    """Returns `Sample.path` -> look (see `data.likeness`), for each photo that has a look."""
     paths = [sample.path for sample in samples]
     return {path: look for path in paths if (look := inspection[path].look) is not None}
 
 
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
-    """Switches Pillow's pixel limit off, which hides the size of larger photos; `max_pixels` takes its place."""
+    """Switches off Pillow's pixel limit, because it hides the size of larger photos; `max_pixels` is used instead."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -252,18 +262,18 @@ def _own_pixel_limit() -> Iterator[None]:
 
 
 def _header_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height from the header alone; zeros where Pillow does not know the file."""
+    """Reads width and height from the header of a file; (0, 0) if Pillow does not recognise the file."""
     file.seek(0)
     try:
         with Image.open(file) as image:
             return image.size
     except Exception:
-        # Pillow's parsers raise many types on damaged files; read_photo gives the reason.
+        # Pillow raises many types of errors for damaged files; read_photo reports the reason later.
         return 0, 0
 
 
 def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
-    # In its own colours: learnt photos are recognised by hashes that earlier versions made so.
+    # The colour profile is ignored, because earlier versions computed the stored hashes of training photos so.
     image = read_photo(path, max_pixels=max_pixels, own_colours=True)
     tiny = _tiny(image)
     turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
@@ -271,12 +281,12 @@ def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
 
 
 def _tiny(image: Image.Image) -> Image.Image:
-    """Grey, 32 x 32, scaled as imagehash does, which then leaves it as it is."""
-    # A box filter first: it is fast, and the hash looks at 32x32 pixels anyway.
+    """Scales a photo to 32 x 32 grey pixels, as imagehash does, so that imagehash does not scale it again."""
+    # A fast box filter comes first, because the hash only uses 32 x 32 pixels.
     factor = max(1, min(image.size) // _HASH_SIDE)
     return image.convert("L").reduce(factor).resize((32, 32), Image.Resampling.LANCZOS)
 
 
 def _phash(tiny: Image.Image) -> int:
-    """64-bit perceptual hash: signs of the lowest 8x8 cosine coefficients against their median."""
+    """Computes the 64-bit perceptual hash: which of the lowest 8 x 8 cosine coefficients are above their median."""
     return int.from_bytes(np.packbits(imagehash.phash(tiny).hash).tobytes(), "big")

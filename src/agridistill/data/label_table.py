@@ -1,4 +1,4 @@
-"""A table of labels: its format, its columns by their usual names, and the photo that each cell names."""
+"""Reads a table of labels, detects its columns by their names, and finds the photo that each cell names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agridistill.data.structure import resolved_evaluation, split_named
 from agridistill.errors import DataError, nearest
 from agridistill.photo_files import is_photo
 
-# Names without spaces and signs, the specific ones first.
+# Usual names of columns, without spaces and signs; the more specific ones come first.
 _IMAGE_NAMES = (
     "imagepath", "filepath", "photopath", "path", "filename", "imagename", "imagefile", "photoname", "file", "image",
     "img", "photo", "picture", "imageid", "imgid", "photoid", "fileid", "imageurl", "id", "name",
@@ -37,25 +37,26 @@ NAME_COLUMNS = "name the columns with --label-columns IMAGE,LABEL"
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A label file."""
+    """The content of a label file."""
 
     path: Path
     header: list[str]  # names of the columns
-    rows: list[tuple[int, list[str]]]  # (line in the file, cells)
+    rows: list[tuple[int, list[str]]]  # (line number in the file, cells)
 
     def values(self, column: int, most: int | None = None) -> list[str]:
-        """The cells of a column, of the first rows or of all."""
+        """Returns the cells of a column (counted from 0), of all rows or of the first `most` ones."""
         return [cells[column].strip() for _, cells in self.rows[:most]]
 
 
 def read_table(file: Path) -> LabelTable:
-    """Reads a table; its separator (comma, semicolon, tab or bar) is found by the first line.
+    """Reads a table in CSV or TSV; its separator (comma, semicolon, tab or bar) is detected from the first line.
 
-    It is in UTF-8, or in UTF-16 with a byte order mark. Columns of 0 and 1 for each class, as competitions write them,
-    get a column "label" beside them.
+    The file is in UTF-8, or in UTF-16 with a byte order mark. If the table has a column of 0 and 1 for each class, as
+    competitions often do, a column "label" with the names of the classes is added.
 
     Raises:
-        DataError: not there, no text, no names of columns, no rows, or a row with more cells than there are columns.
+        DataError: the file does not exist, is not text, has no column names or no rows, or a row has more cells than
+            there are columns.
     """
     try:
         content = file.read_bytes()
@@ -67,11 +68,11 @@ def read_table(file: Path) -> LabelTable:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = content.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         if "\0" in text or text.lstrip().startswith(("{", "[", "<")):
-            raise csv.Error("JSON, XML or no text")
-        text = re.sub(r"\A(?i:sep)=.(?=\n)", "", text)  # a line for Excel
+            raise csv.Error("JSON, XML or not text")
+        text = re.sub(r"\A(?i:sep)=.(?=\n)", "", text)  # a line "sep=;" tells Excel the separator
         first = text.lstrip().partition("\n")[0]
         separator = max(",;\t|", key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
-        # Without `skipinitialspace` the quotes of `1.jpg, "rust"` are part of the label.
+        # Without `skipinitialspace`, the quotes in `1.jpg, "rust"` would become part of the label.
         reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (UnicodeError, csv.Error) as error:
@@ -84,17 +85,19 @@ def read_table(file: Path) -> LabelTable:
             "a first line of column names", f"'{first.strip()}' in '{file}'", "write one, such as image,label, above it"
         )
     for line, cells in lines[1:]:
-        # Some programs drop empty cells at the end of a row, or write a separator after the last one.
+        # Some programs drop empty cells at the end of a row, or write a separator after the last cell.
         cells += [""] * (len(header) - len(cells))
         if any(cell.strip() for cell in cells[len(header) :]):
             raise DataError(
-                f"{len(header)} cells in each row", f"{len(cells)} in line {line} of '{file}'", "put quotes around them"
+                f"{len(header)} cells in each row",
+                f"{len(cells)} in line {line} of '{file}'",
+                "put quotes around cells that contain the separator",
             )
     return _with_labels(LabelTable(file, header, lines[1:]))
 
 
 def _with_labels(table: LabelTable) -> LabelTable:
-    """Adds a column of labels where all columns but one hold 0 and 1, a single 1 in each row."""
+    """Adds a column of labels if all columns but one hold 0 and 1, with a single 1 in each row."""
     width = len(table.header)
     ones = [column for column in range(width) if set(table.values(column)) <= {"0", "1", "0.0", "1.0"}]
     marked = [[table.header[column] for column in ones if float(cells[column])] for _, cells in table.rows]
@@ -105,7 +108,7 @@ def _with_labels(table: LabelTable) -> LabelTable:
 
 
 def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
-    """The columns with one of the names, in the order of the names."""
+    """Returns the numbers of the columns that have one of the names, in the order of the names."""
     plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
     return [column for name in names for column, other in enumerate(plain) if other == name]
 
@@ -113,15 +116,18 @@ def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
 def find_columns(
     table: LabelTable, wanted: Sequence[str], found: Callable[[Sequence[str]], int]
 ) -> tuple[int, int, int | None]:
-    """The columns of photos, labels and split (None where there is none).
+    """Finds the columns of photos, labels and split.
 
     Args:
-        table: of the file.
-        wanted: names of columns that the user gave; may be empty.
-        found: gives how many of some cells name a photo.
+        table: the content of the file.
+        wanted: the names of these columns, if the user gave them; else they are detected.
+        found: returns how many of some cells name an existing photo.
+
+    Returns:
+        The numbers of the three columns, from 0; the last is None if there is no column of splits.
 
     Raises:
-        DataError: no such column, or several that may hold the labels.
+        DataError: a column does not exist or is not found, or several columns may hold the labels.
     """
     if wanted:
         image, label, *split = (_named(table, name) for name in wanted)
@@ -131,14 +137,14 @@ def find_columns(
     tried = [table.values(column, _TRIED_ROWS) for column in range(len(table.header))]
     files = [column for column, cells in enumerate(tried) if any(map(is_photo, cells))]
     fitting = {column: found(tried[column]) for column in (*usual, *files)}
-    # Numbers last: those of rows, under a name such as "id", may fit the names of other photos.
+    # Columns of numbers are tried last: row numbers in a column such as "id" may equal the names of wrong photos.
     tiers = [column for column in usual if not are_numbers(tried[column])], files, usual
     images = next((columns for columns in tiers if any(map(fitting.__getitem__, columns))), usual)
     if not images or not labels:
         lacking = "labels" if images else "photos" if labels else "photos and labels"
         names = ", ".join(f"'{name}'" for name in table.header[:8])
         raise DataError(f"a column of {lacking} with a usual name", f"{names} in '{table.path}'", NAME_COLUMNS)
-    # The first of several where they do equally well.
+    # If several columns name the same number of photos, the first one is taken.
     image = max(images, key=fitting.__getitem__)
     return image, _label_column(table, labels), splits[0] if splits else None
 
@@ -150,29 +156,37 @@ def _named(table: LabelTable, name: str) -> int:
 
 
 def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
-    """The column of labels; of a number and a name for the same classes, that of the name."""
+    """Returns the column of labels; of two columns with numbers and names for the same classes, that of the names."""
     first, *others = columns
     for other in others:
         pairs = set(zip(table.values(first), table.values(other), strict=True))
         if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
             raise DataError(
                 "one column of labels",
-                f"'{table.header[first]}' and '{table.header[other]}', which differ, in '{table.path}'",
+                f"'{table.header[first]}' and '{table.header[other]}', which have different classes, in '{table.path}'",
                 NAME_COLUMNS,
             )
     return next((column for column in columns if not are_numbers(table.values(column))), first)
 
 
 def are_numbers(values: Iterable[str]) -> bool:
-    """Whether all non-empty texts are whole numbers."""
+    """Returns whether all texts that are not empty are whole numbers, such as "3" or "3.0"."""
     return all(re.fullmatch(r"-?\d+(?:\.0*)?", value) for value in values if value)
 
 
 def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | None:
-    """train, val or test of each row; None where the column holds something else, such as numbers of folds.
+    """Reads the split of each row from a column.
+
+    Args:
+        table: the content of the file.
+        column: number of the column, from 0.
+        named: whether the user has named the column.
+
+    Returns:
+        "train", "val" or "test" for each row; None if the column holds something else, such as numbers of folds.
 
     Raises:
-        DataError: a cell that names no split, beside others that do or in a column that the user named.
+        DataError: a cell does not name a split, although other cells do or the user has named the column.
     """
     values = table.values(column)
     meant = {value: split_named(value) for value in set(values)}
@@ -191,7 +205,16 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
 
 
 class PhotoFinder:
-    """Finds the photo that a cell names, among paths relative to the data folder; cells may start from the table's."""
+    """Finds the photo that a cell of a label file names.
+
+    A cell may be a path from the data folder or from the folder of the label file, the end of a path, a file name, or
+    a file name without suffix.
+
+    Args:
+        root: the data folder.
+        file: the label file.
+        paths: the paths of all photos, relative to the data folder.
+    """
 
     def __init__(self, root: Path, file: Path, paths: Iterable[str]) -> None:
         self._file = file
@@ -209,32 +232,35 @@ class PhotoFinder:
             self._by_stem[os.path.splitext(keys[-1])[0]].append(path)  # noqa: PTH122 - Path is slow
 
     def found(self, cells: Sequence[str]) -> int:
-        """How many cells name a photo."""
+        """Returns how many of the cells name an existing photo."""
         one_folder = name_one_folder(cells)
         return sum(bool(self.candidates(cell, one_folder=one_folder)) for cell in cells)
 
     def find(self, cell: str, line: int, *, one_folder: bool) -> str | None:
-        """The path of the photo that a cell names; None where there is none. The line is for the error.
+        """Returns the path of the photo that a cell names; None if there is no such photo.
 
-        `one_folder`: all cells name the same folder or none (`name_one_folder`).
+        Args:
+            cell: the text of the cell.
+            line: its line in the file, for the error.
+            one_folder: whether all cells name at most one folder; see `name_one_folder`.
 
         Raises:
-            DataError: several fit.
+            DataError: the cell fits several photos.
         """
         fitting = self.candidates(cell, one_folder=one_folder)
-        # Names that differ in capitals alone.
+        # If names differ only in capitals, the exact one is taken.
         exact = [path for path in fitting if path.rsplit("/", 1)[-1] == re.split(r"[/\\]", cell)[-1]]
         fitting = exact or fitting
         if len(fitting) > 1:
             raise DataError(
-                "cells that fit one photo each",
+                "cells that each fit one photo",
                 f"'{cell}' in line {line} of '{self._file}', which fits '{fitting[0]}' and '{fitting[1]}'",
-                "pass the folder that holds the labelled photos, or write paths into the file",
+                "pass the folder that holds the labelled photos, or write their paths into the file",
             )
         return fitting[0] if fitting else None
 
     def candidates(self, cell: str, *, one_folder: bool = True) -> list[str]:
-        """Paths that fit a cell equally well; arguments as for `find`."""
+        """Returns all paths that fit a cell equally well; the arguments are those of `find`."""
         keys = _keys(cell)
         if not keys:
             return []
@@ -249,17 +275,17 @@ class PhotoFinder:
         if folder and not most and not one_folder:
             return []
         found = [path for path in named if alike[path] == most]
-        # Folders that contradict the cell's: the photo of another farm or day may have the same name.
+        # Drop photos whose folders contradict those in the cell: a photo of another farm or day may have the same name.
         return [path for path in found if one_folder or most >= min(len(folder), len(self._keys[path]) - 1)]
 
 
 def name_one_folder(cells: Iterable[str]) -> bool:
-    """Whether paths name at most one folder, which then does not count: the photos may have been moved."""
+    """Returns whether all paths name the same folder or none; the folder is then ignored, as photos may be moved."""
     return len({_keys(cell)[:-1] for cell in cells if cell}) < 2
 
 
 def _keys(path: str) -> tuple[str, ...]:
-    """The parts of a path for comparison: one normal form, no capitals, backslashes as slashes."""
+    """Returns the parts of a path for comparison: in lower case and one normal form, split at slashes of both kinds."""
     plain = unicodedata.normalize("NFC", path.strip()).casefold()
     return tuple(part for part in re.split(r"[/\\]", plain) if part not in ("", "."))
 

@@ -1,4 +1,4 @@
-"""How the labels of a data folder are found: by its folders, or by a CSV or TSV with a row for each photo."""
+"""Finds the labels of the photos in a data folder: by its folders, or by a CSV or TSV with a row for each photo."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ from agridistill.data.label_table import (
 from agridistill.data.structure import alike_names, split_folders
 from agridistill.errors import ConfigError, DataError
 
-# Rows of absent photos are reported; where they are more, the folder or the column is wrong.
+# Rows whose photo does not exist are reported. If their share is larger, the folder or the column must be wrong.
 _MAX_ABSENT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How to find the label of each photo.
+    """Describes how to find the label of each photo.
 
     Attributes:
-        nested: classes are named by the path of their folder ("Tomato/Late blight"); False takes the first level
-            alone; None takes it where nothing is lost by that, and refuses other folders.
-        label_file: CSV or TSV with a row for each photo; the folders then have no meaning.
-        label_columns: names of its columns of photos and labels, and of the split where there is one; where empty, they
-            are found by usual names.
+        nested: True makes each folder with photos a class, named by its path ("Tomato/Late blight"); False makes each
+            folder of the first level a class with all photos below it; None does the same if no class is lost by it,
+            else it is an error.
+        label_file: a CSV or TSV with a row for each photo; the folders then have no meaning. None uses the folders.
+        label_columns: names of the columns of the label file that hold the photos, the labels and (optionally) the
+            split; if empty, they are found by usual names.
 
     Raises:
-        ConfigError: options that exclude each other.
+        ConfigError: the options exclude each other.
     """
 
     nested: bool | None = None
@@ -51,40 +52,40 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.label_file is not None and self.nested is not None:
-            raise ConfigError("labels from a file or from folders", "both", "leave --nested or --flat away")
+            raise ConfigError("labels from a file or from folders", "both", "leave out --nested or --flat")
         if self.label_columns and self.label_file is None:
             raise ConfigError("a label file for --label-columns", "none", "pass --labels FILE")
         if self.label_columns and len(self.label_columns) not in (2, 3):
             got = f"'{','.join(self.label_columns)}'"
-            raise ConfigError("--label-columns IMAGE,LABEL or IMAGE,LABEL,SPLIT", got, "correct it")
+            raise ConfigError("--label-columns IMAGE,LABEL or IMAGE,LABEL,SPLIT", got, "name two or three columns")
 
     def words(self) -> tuple[str | Path, ...]:
-        """The command-line options of this layout."""
+        """Returns the command-line options that describe this layout, such as ("--labels", Path("labels.csv"))."""
         if self.label_file is not None:
             columns = ("--label-columns", ",".join(self.label_columns)) if self.label_columns else ()
             return ("--labels", self.label_file, *columns)
         return () if self.nested is None else ("--nested" if self.nested else "--flat",)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; the file's path is absolute."""
+        """Returns the layout as plain JSON values, with its attributes as keys; the path of the file is absolute."""
         file = str(self.label_file.resolve()) if self.label_file is not None else None
         return {"nested": self.nested, "label_file": file, "label_columns": list(self.label_columns)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | None) -> Layout:
-        """Reads the result of `to_json`; None is the default."""
+        """Builds a layout from the result of `to_json`; None gives the default layout, `FOLDERS`."""
         return cls() if document is None else TypeAdapter(cls).validate_python(document)
 
 
 FOLDERS = Layout()
-"""Class folders, or train/val/test folders of them."""
+"""The default layout: class folders, or train/val/test folders that hold class folders."""
 
 
 def to_layout(label_file: object, label_columns: object, nested: object) -> Layout | None:
-    """The layout of a Python call's arguments; None where none of them is given.
+    """Builds a layout from the arguments of a public function; returns None if none of them is given.
 
     Raises:
-        ConfigError: another type, or arguments that exclude each other.
+        ConfigError: an argument has a wrong type, or the arguments exclude each other.
     """
     file = to_optional_path("label_file", label_file)
     if isinstance(label_columns, str) or not isinstance(label_columns, Sequence):
@@ -99,6 +100,11 @@ def to_layout(label_file: object, label_columns: object, nested: object) -> Layo
 def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -> PhotoFolder:
     """Lists the photos of a data folder with their labels.
 
+    Args:
+        root: the data folder.
+        layout: how the labels are found.
+        min_classes: the smallest allowed number of classes.
+
     Raises:
         DataError: the folder or the label file cannot be used.
     """
@@ -108,20 +114,20 @@ def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -
 
 
 def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_classes: int = 2) -> PhotoFolder:
-    """Lists the photos of a folder with the labels of a table; folders only say where a photo is.
+    """Lists the photos of a folder with the labels of a table; the folders are not used as labels.
 
-    A cell names its photo by the path from the data folder or from the table, by a path that ends like the photo's,
-    by the file's name, or by that without its suffix. Photos without a row or with an empty label are left out.
+    A cell names its photo by a path from the data folder or from the table, by the end of the photo's path, by its file
+    name, or by the file name without suffix. Photos without a row or with an empty label are left out.
 
     Args:
         root: the data folder.
-        file: see `read_table`.
-        columns: names of the columns of photos and labels, and of the split; found by usual names where empty.
-        min_classes: fewer are an error.
+        file: the label file; see `read_table`.
+        columns: names of the columns of photos, labels and (optionally) the split; if empty, they are detected.
+        min_classes: the smallest allowed number of classes.
 
     Raises:
-        DataError: the folder or the file cannot be used, a photo with two labels or splits, too few classes, a
-            cell that fits several photos, or more than half of the photos are not there.
+        DataError: the folder or the file cannot be used, a photo has two labels or splits, there are too few classes,
+            a cell fits several photos, or more than half of the photos do not exist.
     """
     require_folder(root)
     table = read_table(file)
@@ -134,9 +140,9 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     if len(absent) == len(table.rows) or len(absent) > _MAX_ABSENT_SHARE * len(table.rows):
         raise DataError(
             f"the photos that '{file}' names, in '{root}'",
-            f"none for {len(absent):,} of its {len(table.rows):,} rows, the first '{cell}' (column "
+            f"no photo for {len(absent):,} of its {len(table.rows):,} rows, the first '{cell}' (column "
             f"'{table.header[image]}', line {line})",
-            f"pass the folder that holds them, or {NAME_COLUMNS}",
+            f"pass the folder that holds the photos, or {NAME_COLUMNS}",
         )
     labelled = _row_of_photo(table, rows)
     classes = tuple(sorted({row.label for row in labelled.values()}))
@@ -154,7 +160,9 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     problems = []
     if absent:
         count = "1 row" if len(absent) == 1 else f"{len(absent):,} rows"
-        problems.append(f"{count} of '{file}' without a photo that can be read, the first '{cell}' (line {line})")
+        problems.append(
+            f"{count} of '{file}' name no photo that exists and can be read, the first '{cell}' (line {line})"
+        )
     return PhotoFolder(
         root,
         classes,
@@ -170,7 +178,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
 
 
 class _Row(NamedTuple):
-    """A row of the table whose photo is there."""
+    """A row of the table whose photo exists."""
 
     line: int
     path: str
@@ -181,7 +189,7 @@ class _Row(NamedTuple):
 def _rows(
     table: LabelTable, finder: PhotoFinder, image: int, label: int, splits: Sequence[str] | None
 ) -> tuple[list[_Row], list[tuple[int, str]]]:
-    """The rows of photos that are there, and (line, cell) of the others."""
+    """Returns the rows whose photos exist, and (line, cell) of the other rows."""
     cells = table.values(image)
     one_folder = name_one_folder(cells)
     rows, absent = [], []
@@ -196,7 +204,7 @@ def _rows(
 
 
 def _row_of_photo(table: LabelTable, rows: Iterable[_Row]) -> dict[str, _Row]:
-    """The row of each photo that has a label; two rows of a photo that differ are an error."""
+    """Returns photo -> row for all photos with a label; two different rows for one photo are an error."""
     of_photo: dict[str, _Row] = {}
     for row in rows:
         before = of_photo.setdefault(row.path, row)
@@ -211,7 +219,7 @@ def _row_of_photo(table: LabelTable, rows: Iterable[_Row]) -> dict[str, _Row]:
 
 
 def _split_by_folders(labelled: Iterable[str]) -> dict[str, str]:
-    """The split by folders such as `train_images` and `test_images`, where all labelled photos lie in them."""
+    """Returns path -> split if all labelled photos are in folders such as `train_images` and `test_images`, else {}."""
     top = {path: path.split("/", 1)[0] if "/" in path else "" for path in labelled}
     found = split_folders(sorted(set(top.values())))
     split_of = {name: split for split, names in found.items() for name in names}
@@ -224,16 +232,16 @@ def _notes(
     table: LabelTable, columns: tuple[int, int, int | None], repeated: int, classes: Sequence[str], *, used: bool
 ) -> Iterable[str]:
     image, label, split = columns
-    names = f"photos by column '{table.header[image]}', labels by '{table.header[label]}'"
+    names = f"photos from column '{table.header[image]}', labels from '{table.header[label]}'"
     if split is not None:
-        names += f", splits by '{table.header[split]}'" if used else ""
-    yield f"labels of '{table.path}': {names}"
+        names += f", splits from '{table.header[split]}'" if used else ""
+    yield f"the labels are read from '{table.path}': {names}"
     if split is not None and not used:
-        yield f"column '{table.header[split]}' names no train, val or test: it is not used"
+        yield f"column '{table.header[split]}' is not used, because it does not name train, val or test"
     if repeated:
-        yield f"rows without a label, or again with the same one: {repeated:,}"
+        yield f"rows that have no label or repeat another row are ignored ({repeated:,})"
     joined = [name for name in classes if len(words := re.split(r"[\s,;|+&]+", name)) > 1 and {*words} <= {*classes}]
     if joined:
-        yield f"labels such as '{joined[0]}' are of several classes: each such combination is a class of its own"
+        yield f"labels such as '{joined[0]}' name several classes: each such combination is used as a separate class"
     if are_numbers(classes):
-        yield "labels are numbers, and so are the names of the classes"
+        yield "the labels are numbers: the classes have numbers as names"

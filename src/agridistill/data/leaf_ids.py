@@ -1,17 +1,18 @@
-"""Leaf ids: which photos show one leaf, by names, by copies and by likeness.
+"""Assigns leaf ids: photos that show the same leaf get the same id, by their names and by their similarity.
 
-Turns by a few degrees, shears and crops look like other photos: only the names that tools write show their originals.
+Photos that were turned by a few degrees, sheared or cropped do not look like copies. Only the names that augmentation
+tools give them show the original:
 
 | name | original | written by |
 |---|---|---|
 | `IMG_1_jpg.rf.<hash>.jpg` | `IMG_1.jpg` | Roboflow |
 | `rust_original_IMG_1.jpg_<uuid>.jpg` | `IMG_1.jpg` | Augmentor |
-| `IMG_1_0_4711.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
-| `aug_7_4711.jpg`, where several numbers occur | the photo number 7 | Keras with `save_prefix="aug"` |
+| `IMG_1_0_4711.jpg`, if `IMG_1.jpg` is also there | `IMG_1.jpg` | Keras with `save_prefix="IMG_1"` |
+| `aug_7_4711.jpg`, if there are several numbers | the photo number 7 | Keras with `save_prefix="aug"` |
 | `IMG_1_flip.jpg`, `rot90_IMG_1.jpg`, `IMG_1_aug_3.jpg` | `IMG_1.jpg` | scripts around imgaug, Albumentations, OpenCV |
-| `IMG_1_GaussNoise2.jpg`, where `IMG_1.jpg` lies beside it | `IMG_1.jpg` | scripts with words of their own |
+| `IMG_1_GaussNoise2.jpg`, if `IMG_1.jpg` is also there | `IMG_1.jpg` | scripts with other words |
 
-A number alone (`IMG_1_2`, `leaf (3)`) is a counter of a camera or of Windows and groups nothing.
+Names that differ only in a number (`IMG_1_2`, `leaf (3)`) are not grouped: cameras and Windows count photos so.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _DONE = (
     rf"(?:(?:new)?(?:\d{{1,3}}deg)?{_WAY}?flip(?:ped)?{_WAY}?\d?|mirror(?:ed)?|rot(?:at(?:e|ed|ion))?m?\d{{0,3}}(?:deg)?"
     r"|(?:new)?\d{1,3}deg(?:rees?)?|transposed?|shear(?:ed)?\d*|aug(?:ment(?:ed|ation)?)?s?\d*)"
 )
-# Also words of photographers and crops: they count where the original is there, or after a word of the others.
+# Words that photographers also use, and words for crops: they count only if the original exists, or after another word.
 _PERHAPS = (
     r"(?:copy|zoom(?:ed)?\d*|crop(?:ped)?\d*|shift(?:ed)?\d*|translated?|scaled?\d*|resized?\d*|noisy|gaussian"
     r"|bright(?:er|ness|ened)?\d*|dark(?:er|ened)?\d*|contrast\d*|(?:newpixel|noise|blur)\d*|blurred|saltpepper"
@@ -52,7 +53,7 @@ _PERHAPS = (
 )
 _GAP = r"[\W_]+"
 _UNIT = r"(?:by|deg(?:rees?)?)"
-# A number follows a word: one before it belongs to the name of the original.
+# A number may follow such a word; a number before the word belongs to the name of the original.
 _MARKS = re.compile(
     rf"(?:{_WAY}{_GAP})*(?:{_DONE}|{_PERHAPS})(?:{_GAP}(?:{_DONE}|{_PERHAPS}|{_WAY}|{_UNIT}|\d{{1,7}}))*[\W_]*"
 )
@@ -64,22 +65,22 @@ _HINT = re.compile(r"flip|mirror|rot|deg|transpos|shear|aug")
 _AUGUST = re.compile(r"aug[\W_]*(?:19|20)\d\d(?!\d)|(?<!\d)(?:19|20)\d\d[\W_]*aug")
 _MADE_FOLDER = re.compile(r"aug(?:mented|mentations?|s)?|flip(?:ped)?|rotat(?:ed|ions?)|output")
 _ORIGINALS_FOLDER = re.compile(r"originals?")
-# Of names whose original is not there, or that have words of their own: more of one beginning are numbers of something
-# else, such as of a day's photos or of a plot.
+# The largest group of names with the same beginning if no original exists, or the names have unknown words. In larger
+# groups the numbers count something else, such as the photos of a day or the leaves of a plot.
 _MOST_WITHOUT_ORIGINAL = 50
 
 _Place = tuple[int, tuple[str, ...]]
 
 
 class _Photo(NamedTuple):
-    """A photo by its name."""
+    """The parts of a photo's path that show its original."""
 
-    path: str  # of the sample
-    place: _Place  # its label and folders, without those of splits and of augmentation
-    folder: str  # all of its folders
-    stem: str  # lower-case name without suffix
-    in_made_folder: bool  # a folder is named after augmentation
-    named_original: str | None  # the name of the original, by this name alone
+    path: str  # path of the sample
+    place: _Place  # its label and its folders, without those that name a split or an augmentation
+    folder: str  # all its folders
+    stem: str  # its file name in lower case, without suffix
+    in_made_folder: bool  # whether one of its folders is named after an augmentation
+    named_original: str | None  # the original that the file name itself shows; None if it shows none
 
     @property
     def is_plain(self) -> bool:
@@ -87,12 +88,17 @@ class _Photo(NamedTuple):
 
 
 def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
-    """Gives each sample the id of its leaf.
+    """Gives each sample the id of its leaf; all photos that may show one leaf get the same id.
 
-    From the names that a data set of `DATASETS` explains, where they are understood. The other photos of a class form
-    groups by likeness (`near_groups`), and all photos of a class by the names that augmentation tools write
-    (`sibling_groups`). Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one
-    leaf everywhere, also across classes.
+    Photos are grouped by the names of a data set in `DATASETS`. The other photos of a class are grouped if they look
+    alike (`near_groups`), and all photos of a class by the names that augmentation tools write (`sibling_groups`).
+    Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one leaf even if they
+    are in different classes.
+
+    Args:
+        folder: the scanned data folder.
+        samples: the samples that get ids, all readable.
+        inspection: the records of these photos.
 
     Returns:
         The samples in their order, with new leaf ids.
@@ -113,7 +119,7 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
     ]
     for label in {sample.label for sample in chosen}:
         of_class = phashes_of((sample for sample in chosen if sample.label == label), inspection)
-        # Names go before likeness: different PlantVillage leaves in one pose look alike.
+        # Names are more reliable than similarity: different PlantVillage leaves in the same pose look alike.
         groups += [paths for paths in near_groups(of_class) if not named.keys() >= set(paths)]
     leaf_of: dict[str, str] = {}
     for group in merge_groups((sample.path for sample in chosen), groups):
@@ -122,9 +128,14 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
 
 
 def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
-    """Groups of two and more photos of one class that are made from one photo, by their names.
+    """Finds photos of one class that were made from the same original, by their names.
 
-    With `split_folders` the first folder of each path is that of a split.
+    Args:
+        samples: the photos; only their paths and labels are used.
+        split_folders: whether the first folder of each path is that of a split.
+
+    Returns:
+        Groups of two or more paths; a group includes the original if it exists.
     """
     photos = [_photo(sample, split_folders) for sample in samples]
     plain: dict[_Place, dict[str, list[_Photo]]] = defaultdict(lambda: defaultdict(list))
@@ -141,7 +152,8 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
         if base is None:
             continue
         originals = plain[photo.place].get(base, [])
-        # Cameras count anew in each folder: of several originals of one name only the one beside it counts.
+        # Cameras start to count again in each folder: of several originals with the same name, only the one in the same
+        # folder belongs to this photo.
         folder = photo.folder if len(originals) > 1 else ""
         same = [one.path for one in originals if folder in ("", one.folder)]
         groups[photo.place, base, folder].update((photo.path, *same))
@@ -157,13 +169,17 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Photos of an augmentation tool (`aug_0_1234`, `aug_17`) whose originals neither names nor leaf ids show."""
+    """Returns the paths of photos that an augmentation tool has made (`aug_0_1234`, `aug_17`) from an unknown original.
+
+    Args:
+        samples: the photos, with their leaf ids.
+    """
     chosen = tuple(samples)
     numbered = [sample for sample in chosen if _is_numbered(_stem(sample.path))]
     plain = set(chosen).difference(numbered)
     known, plain_labels = {sample.leaf_id for sample in plain}, {sample.label for sample in plain}
     sizes = Counter(sample.leaf_id for sample in numbered)
-    # Where a class holds nothing else, photos that are grouped by their number have their siblings beside them.
+    # If a class has no other photos, photos with the same number are grouped, and that is enough.
     return tuple(
         sample.path
         for sample in numbered
@@ -172,16 +188,16 @@ def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
 
 
 def unknown_originals(paths: Sequence[str]) -> str:
-    """The problem with photos of `without_original` (at least one), and the remedy, as a sentence."""
+    """Describes the problem with the photos of `without_original` (at least one) and its remedy, as a sentence."""
     return (
-        f"originals of {len(paths):,} photos of an augmentation tool are unknown, the first '{paths[0]}': copies of "
-        "one leaf may be in training and in the test; remove them (training augments by itself), or name them after "
-        "their originals, such as IMG_1_aug_3.jpg"
+        f"the originals of {len(paths):,} photos made by an augmentation tool are unknown, the first '{paths[0]}': "
+        "copies of one leaf may be in train and in test; remove these photos (training augments by itself), or name "
+        "them after their originals, such as IMG_1_aug_3.jpg"
     )
 
 
 def _base(photo: _Photo, originals: Container[str], series: Collection[str]) -> str | None:
-    """The name of the original; None for an original, and for a name that does not show it."""
+    """Returns the name of a photo's original; None if the photo is an original or its name does not show one."""
     stem = photo.stem
     if photo.in_made_folder and stem in originals:
         return stem
@@ -192,7 +208,7 @@ def _base(photo: _Photo, originals: Container[str], series: Collection[str]) -> 
 
 
 def _beside(stem: str, originals: Container[str]) -> str | None:
-    """The longest name of an existing original to which this name adds words of augmentation."""
+    """Returns the longest name of an existing original that this name extends by words of augmentation, or None."""
     for start, end in reversed(_gaps(stem)):
         before, after = stem[:start], stem[end:]
         if before in originals and (_MARKS.fullmatch(after) or (_has_digit(before) and _ANY_END.match(after))):
@@ -204,13 +220,13 @@ def _beside(stem: str, originals: Container[str]) -> str | None:
 
 
 def _has_own_word(stem: str, base: str) -> bool:
-    """Whether the name adds a word to that of its original that may also number the leaves of a plot."""
+    """Returns whether a name extends that of its original by an unknown word, which may number leaves of a plot."""
     after = re.sub(rf"\A{_GAP}", "", stem.removeprefix(base))
     return stem.startswith(base) and after[:1].isalpha() and not _MARKS.fullmatch(after)
 
 
 def _named_original(stem: str) -> str | None:
-    """The name of the original, by this name alone."""
+    """Returns the name of the original that a name itself shows, without other photos; None if it shows none."""
     for hint, tool in _TOOLS.items():
         if hint in stem and (match := tool.fullmatch(stem)) is not None:
             return match["base"]
@@ -218,12 +234,12 @@ def _named_original(stem: str) -> str | None:
         return None
     gaps = _gaps(stem)
     for start, end in gaps:
-        # A name without a number, such as "leaf", is of a kind and not of one photo.
+        # A name without a number, such as "leaf", is used for many photos and does not name a single one.
         if _has_digit(stem[:start]) and _SURE_MARKS.fullmatch(stem[end:]):
             return stem[:start]
     for start, end in reversed(gaps):
         before, after = stem[:start], stem[end:]
-        # "rot_90_IMG_1", but "flip_12" of "12".
+        # In "rot_90_IMG_1" the original is "IMG_1"; in "flip_12" it is "12".
         names_one = _has_digit(after) and (not before[-1].isdigit() or re.search(r"[a-z]", after))
         if names_one and _SURE_MARKS.fullmatch(before):
             return after
@@ -235,7 +251,7 @@ def _is_numbered(stem: str) -> bool:
 
 
 def _gaps(stem: str) -> list[tuple[int, int]]:
-    """Start and end of what separates the words of a name."""
+    """Returns the start and end of each separator between the words of a name."""
     return [match.span() for match in re.finditer(_GAP, stem) if match.start() > 0 and match.end() < len(stem)]
 
 
@@ -244,7 +260,7 @@ def _has_digit(text: str) -> bool:
 
 
 def _photo(sample: Sample, split_folders: bool) -> _Photo:
-    # File systems keep one name in several normal forms.
+    # File systems store the same name in different Unicode normal forms.
     path = composed(sample.path)
     folder = path.rpartition("/")[0]
     names = folder.split("/")[1 if split_folders else 0 :]

@@ -1,7 +1,7 @@
-"""Drawn leaves for demo and tests, before they are photographed: shape, veins, relief, colour and diseases.
+"""Draws leaves for the demo and the tests: their shape, veins, relief, colour and diseases.
 
-A leaf lives on a square canvas with coordinates from -1 to 1, x to the right and y down, its tip at the top. All planes
-are float32 arrays `(size, size)`.
+A leaf is drawn on a square canvas with coordinates from -1 to 1, x to the right and y down, its tip at the top. A
+*plane* is a float32 array `(size, size)` with a value for each pixel. `drawn_leaves` makes photos of these leaves.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf lying flat, seen from above."""
+    """A leaf that lies flat, seen from above."""
 
     colour: Floats  # `(size, size, 3)`, reflectance 0 to 1, also defined outside the leaf
     mask: Floats  # 1 on blade and stalk, 0 elsewhere
-    inner: Floats  # 0 at the blade's margin, 1 deep inside
+    inner: Floats  # 0 at the margin of the blade, 1 far from it
     veins: Floats  # 1 on a vein, 0 elsewhere
-    height: Floats  # relief, in canvas units
-    outline: Points  # `(n, 2)` of the blade's margin, from the base along one side to the tip and back
+    height: Floats  # height of the surface, in canvas units
+    outline: Points  # `(n, 2)` points of the blade's margin, from the base along one side to the tip and back
 
 
 def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
-    """A healthy leaf of random shape and green on a canvas of `size` pixels.
+    """Draws a healthy leaf with a random shape and a random green.
 
-    `curl` is 0 for a flat leaf, 1 for a narrow, rolled and twisted one.
+    Args:
+        rng: source of the random numbers.
+        size: height and width of the canvas, in pixels.
+        curl: 0 for a flat leaf to 1 for a narrow, rolled and twisted one.
     """
     axis, sides, tooth_tips = _skeleton(rng, curl)
     outline = np.concatenate([sides[0], sides[1][::-1]])
@@ -51,33 +54,46 @@ def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
 
 
 def noise(rng: np.random.Generator, size: int, cells: float, *, stretch: float = 1.0) -> Floats:
-    """Smooth random plane, mean about 0, deviation about 1, `cells` bumps across, `stretch` times as high as wide."""
+    """Makes a smooth random plane with a mean of about 0 and a standard deviation of about 1.
+
+    Args:
+        rng: source of the random numbers.
+        size: height and width, in pixels.
+        cells: number of bumps across the plane.
+        stretch: height of a bump, divided by its width.
+    """
     columns, rows = max(2, round(cells)), max(2, round(cells / stretch))
     coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
 
 
 def ramp(values: Floats, low: float, high: float) -> Floats:
-    """Smooth step from 0 at `low` to 1 at `high` (which may be the smaller one)."""
+    """Maps values to 0 to 1 by a smooth step from 0 at `low` to 1 at `high`; `high` may be smaller than `low`."""
     share = np.clip((values - low) / (high - low), 0, 1)
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 
 def blend(colour: Floats, other: Floats | Iterable[float], share: Floats) -> Floats:
-    """`colour` where `share` is 0, `other` (a plane of colours or one colour) where it is 1."""
+    """Mixes colours: the result is `colour` where `share` is 0, and `other` where it is 1.
+
+    Args:
+        colour: `(size, size, 3)`.
+        other: `(size, size, 3)`, or a single colour.
+        share: `(size, size)`, 0 to 1.
+    """
     target = np.asarray(other, np.float32)
     return np.asarray(colour + (target - colour) * share[..., None], np.float32)
 
 
 def blurred(plane: Floats, radius: float) -> Floats:
-    """Gaussian blur of a plane from 0 to 1; beyond its border the plane counts as 0."""
+    """Blurs a plane with values from 0 to 1 by a Gaussian with a radius in pixels; outside the border it is 0."""
     margin = round(2 * radius)
     soft = Image.fromarray(np.pad(to_bytes(plane), margin)).filter(ImageFilter.GaussianBlur(radius))
     return _unit(soft)[margin : margin + plane.shape[0], margin : margin + plane.shape[1]]
 
 
 def to_bytes(plane: Floats) -> NDArray[np.uint8]:
-    """0..1 to 0..255, clipped."""
+    """Converts values from 0 to 1 to bytes from 0 to 255; other values are clipped."""
     return np.asarray(np.clip(plane, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -86,13 +102,13 @@ def _unit(image: Image.Image) -> Floats:
 
 
 def grid(size: int) -> tuple[Floats, Floats]:
-    """The canvas coordinates x `(1, size)` and y `(size, 1)` of all pixels."""
+    """Returns the canvas coordinates of the pixels: x as `(1, size)` and y as `(size, 1)`, from -1 to 1."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
     return line[None, :], line[:, None]
 
 
 def filled(polygons: Iterable[Points], size: int) -> Floats:
-    """Plane with 1 inside the polygons; their edges are anti-aliased."""
+    """Draws a plane that is 1 inside the polygons and 0 outside, with smooth (anti-aliased) edges."""
     image = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(image)
     for polygon in polygons:
@@ -101,7 +117,7 @@ def filled(polygons: Iterable[Points], size: int) -> Floats:
 
 
 def _lines(strands: Iterable[tuple[Points, float, float]], size: int) -> Floats:
-    """Plane with 1 on the lines, each given by its points and its widths at start and end."""
+    """Draws a plane that is 1 on the lines; each line is given by its points and its widths at start and end."""
     image = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(image)
     for points, start, end in strands:
@@ -113,7 +129,7 @@ def _lines(strands: Iterable[tuple[Points, float, float]], size: int) -> Floats:
 
 
 def _skeleton(rng: np.random.Generator, curl: float) -> tuple[Points, list[Points], list[list[int]]]:
-    """The midrib, the margins of both sides (all from base to tip) and the indices of each side's tooth tips."""
+    """Returns the points of the midrib and of both margins, from base to tip, and the indices of the tips of teeth."""
     along = np.linspace(0, 1, 140)
     bend, hook = rng.normal(0, 0.10 + 0.08 * curl), rng.normal(0, 0.05 + 0.12 * curl)
     axis = np.stack([bend * np.sin(np.pi * along) + hook * along**4, 0.62 - 1.45 * along], axis=1)
@@ -129,13 +145,17 @@ def _skeleton(rng: np.random.Generator, curl: float) -> tuple[Points, list[Point
         side = axis + np.stack([sign * width, cordate * width * (1 - along) ** 3 - 0.35 * depth * wave * width], axis=1)
         sides.append(twist(side))
         tips.append(peaks)
-    # A tip that is twisted off the canvas would be cut straight.
+    # Shrink a leaf that would reach beyond the canvas, where its tip would be cut off.
     fit = min(1.0, 0.95 / float(np.abs(sides).max()))
     return fit * twist(axis), [fit * side for side in sides], tips
 
 
 def _serration(rng: np.random.Generator, along: Points, teeth: int) -> tuple[Points, list[int]]:
-    """Teeth that point to the tip, each with smaller ones: a wave from 0 to about 1, and the indices of its peaks."""
+    """Makes the teeth of a margin, which point to the tip and have smaller teeth.
+
+    Returns:
+        A wave from 0 to about 1 along the margin, and the indices of its peaks.
+    """
     # A tooth rises over 0.7 of its length and falls over the rest.
     phase = teeth * along**0.9 + rng.uniform(0, 0.5)
     strength = rng.uniform(0.6, 1.2, teeth + 2)[phase.astype(int)]
@@ -150,7 +170,7 @@ def _tooth(phase: Points) -> Points:
 
 
 def _twist(rng: np.random.Generator, strength: float) -> Callable[[Points], Points]:
-    """Bends outline and veins alike: a sum of sine waves over the canvas."""
+    """Returns a function that bends points by a sum of sine waves, the same for outline and veins."""
     frequency, phase = rng.normal(0, 4.0, (3, 2)), rng.uniform(0, 2 * np.pi, 3)
     shift = rng.normal(0, strength, (3, 2))
     return lambda points: points + np.asarray(np.sin(points @ frequency.T + phase) @ shift)
@@ -159,7 +179,7 @@ def _twist(rng: np.random.Generator, strength: float) -> Callable[[Points], Poin
 def _strands(
     rng: np.random.Generator, axis: Points, sides: list[Points], tooth_tips: list[list[int]]
 ) -> list[tuple[Points, float, float]]:
-    """Side veins from the midrib into the teeth, and thinner ones that branch off them."""
+    """Returns side veins from the midrib into the teeth and thinner veins that branch off them, as lines to draw."""
     strands: list[tuple[Points, float, float]] = []
     along = np.linspace(0, 1, 10)[:, None]
     for side, peaks in zip(sides, tooth_tips, strict=True):
@@ -178,7 +198,7 @@ def _strands(
 
 
 def _relief(rng: np.random.Generator, size: int, veins: Floats, inner: Floats, axis: Points, curl: float) -> Floats:
-    """Blade bulging between sunken veins, folded along the midrib, ruffled and rolled at the margin."""
+    """Computes the height of a leaf's surface: raised between the veins, folded at the midrib, wavy at the margin."""
     x, y = grid(size)
     midrib = np.interp(y, axis[::-1, 1], axis[::-1, 0]).astype(np.float32)
     fold = rng.uniform(0.0, 0.35) * np.sqrt((x - midrib) ** 2 + 0.003)
@@ -191,7 +211,7 @@ def _relief(rng: np.random.Generator, size: int, veins: Floats, inner: Floats, a
 
 
 def _green(rng: np.random.Generator, size: int, veins: Floats, stalk: Floats) -> Floats:
-    """Reflectance of a healthy leaf: dark to pale, bluish to yellowish green."""
+    """Computes the colour of a healthy leaf: a dark to pale and bluish to yellowish green, paler on veins and stalk."""
     lightness, yellowness = np.exp(rng.normal(0, 0.16)), rng.normal(0, 0.22)
     base = np.array([0.245 * np.exp(0.5 * yellowness), 0.365, 0.165 * np.exp(-0.5 * yellowness)]) * lightness
     tint = noise(rng, size, 3) * 0.06 + noise(rng, size, 9) * 0.05 + noise(rng, size, 36) * 0.04
@@ -209,18 +229,18 @@ _TAN = (0.52, 0.40, 0.25)
 _GREY_BROWN = (0.36, 0.29, 0.21)
 
 
-# Each function takes a healthy leaf and the severity of its disease, from 0 to 1.
+# Each of these functions returns a copy of a healthy leaf with a disease, whose severity is from 0 to 1.
 
 
 def healthy(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """No disease, but the scuffs that healthy leaves have too: at most a few pale scratches."""
+    """Adds no disease, but a few pale scratches, as healthy leaves have them."""
     centres = _places(leaf, rng, round(4 * severity))
     scuffs = filled([_blob(rng, centre, rng.uniform(0.01, 0.03), uneven=0.5) for centre in centres], len(leaf.mask))
     return replace(leaf, colour=blend(leaf.colour, leaf.colour * np.float32(1.35), 0.6 * scuffs))
 
 
 def round_spots(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Many small dark round spots, in loose groups, some with a pale centre and a yellow halo."""
+    """Adds many small dark round spots in loose groups, some with a pale centre and a yellow halo."""
     size = len(leaf.mask)
     centres = _places(leaf, rng, round(12 + 70 * severity), groups=int(rng.integers(2, 6)))
     radii = np.exp(rng.normal(np.log(0.031), 0.25, len(centres)))
@@ -235,7 +255,7 @@ def round_spots(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
 
 
 def ringed_lesions(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """A few large brown lesions with concentric rings and a yellow halo."""
+    """Adds a few large brown lesions with concentric rings and a yellow halo."""
     size = len(leaf.mask)
     x, y = grid(size)
     centres = _places(leaf, rng, round(1 + 4 * severity + rng.uniform(0, 1)), apart=0.26)
@@ -257,12 +277,12 @@ def ringed_lesions(leaf: Leaf, severity: float, rng: np.random.Generator) -> Lea
 
 
 def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Brown-grey dead blotches that grow in from the margin, with a pale water-soaked front."""
+    """Adds grey-brown dead areas that grow inwards from the margin, with a pale wet edge."""
     size = len(leaf.mask)
     x, y = grid(size)
     field = np.full((size, size), -1, np.float32)
     for _ in range(int(rng.integers(1, 4))):
-        # The base of the blade is the last to be reached.
+        # The areas do not start at the base of the blade.
         centre = leaf.outline[int(rng.uniform(0.1, 0.9) * len(leaf.outline))]
         radius = rng.uniform(0.22, 0.32 + 0.36 * severity)
         field = np.maximum(field, 1 - np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / radius)
@@ -280,7 +300,7 @@ def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf
 
 
 def mosaic(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """A patchwork of light and dark green, dark along the veins, slightly blistered."""
+    """Adds a pattern of light and dark green areas, dark along the veins, with a slightly uneven surface."""
     size = len(leaf.mask)
     cells = rng.uniform(9, 15)
     field = noise(rng, size, cells) + 0.5 * noise(rng, size, 2.2 * cells) + 0.15
@@ -294,7 +314,7 @@ def mosaic(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
 
 
 def yellow_curl(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Yellow between the veins and at the margin, green along the veins. (The leaf was grown curled.)"""
+    """Makes the leaf yellow between the veins and at the margin; its curl is already in the shape (`grow`)."""
     size = len(leaf.mask)
     near_vein = blurred(leaf.veins, 0.017 * size)
     at_margin = ramp(leaf.inner, 0.75, 0.0)
@@ -316,7 +336,10 @@ SYMPTOMS: Mapping[str, Callable[[Leaf, float, np.random.Generator], Leaf]] = {
 
 
 def _places(leaf: Leaf, rng: np.random.Generator, count: int, *, groups: int = 0, apart: float = 0.0) -> list[Points]:
-    """At most `count` points on the blade, spread out or around `groups` centres, `apart` from each other."""
+    """Chooses at most `count` random points on the blade, which are at least `apart` canvas units from each other.
+
+    Most of them are near one of `groups` centres; with 0 groups they are spread over the whole blade.
+    """
     size = len(leaf.mask)
     candidates = rng.uniform(-0.9, 0.9, (12 * count + 60, 2))
     if groups:
@@ -339,7 +362,7 @@ def _inside(leaf: Leaf, points: Points, size: int) -> Points:
 
 
 def _blob(rng: np.random.Generator, centre: Points, radius: float, *, uneven: float = 0.18) -> Points:
-    """A roundish polygon."""
+    """Returns the points of an almost round polygon; `uneven` is the relative deviation of its radius."""
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     radii = radius * (1 + uneven * rng.normal(size=10))
     return np.asarray(centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1))

@@ -1,10 +1,10 @@
-"""Photos recognised again: identical files, copies of one photo, look-alikes, and photos that a model has learnt from.
+"""Recognises photos: identical files, copies of one photo, similar photos, and photos that a model was trained on.
 
-Groups are found without comparing every pair.
+Groups are found without comparing every pair of photos.
 
-The *look* of a photo is the signs of its lowest 16 x 16 cosine coefficients. A flip changes the signs of the odd
-coefficients; a quarter turn also exchanges rows and columns. So one look gives the looks of all eight turns without
-decoding the photo again.
+The *look* of a photo is a fingerprint: the signs of its lowest 16 x 16 cosine coefficients. A flip changes the signs of
+the odd coefficients; a quarter turn also exchanges rows and columns. So the look of a photo gives the looks of all its
+eight turns and flips, without decoding the photo again.
 """
 
 from __future__ import annotations
@@ -28,29 +28,33 @@ from agridistill.storage import replacing
 
 logger = logging.getLogger(__name__)
 
-# Of 64 bits. On 12,700 tomato photos every copy that was scaled, brightened or saved again at quality 30 differs in at
-# most 4 bits from its original; from 6 bits on most pairs show different leaves in the same pose.
+# Largest difference between the perceptual hashes (64 bits) of similar photos. On 12,700 tomato photos, every copy that
+# was scaled, brightened or saved again at quality 30 differs in at most 4 bits from its original. Most pairs that
+# differ in 6 bits or more show different leaves in the same pose.
 NEAR_DUPLICATE_BITS = 4
-# Of 256 bits. On 300 photos (black gram, tomato) no copy that was flipped, turned, scaled to a half, brightened or
-# saved at quality 30 differs in more than 22 bits. Of all pairs of 13,707 photos under all turns 23 differ in at most
-# 40 bits, and each shows one leaf; the first pair of different leaves differs in 49.
+# Largest difference between the looks (256 bits) of copies. On 300 photos (black gram, tomato), no copy that was
+# flipped, turned, scaled to a half, brightened or saved at quality 30 differs in more than 22 bits. Of all pairs of
+# 13,707 photos under all turns, 23 differ in at most 40 bits, and each of these pairs shows one leaf; the most similar
+# pair of different leaves differs in 49 bits.
 COPY_BITS = 40
 TURNS = 8
 _SIDE = 16
-# Copies agree in all 16 bits of one band or more: of 2,520 with at most COPY_BITS, 2,516 (the others were cropped).
+# A look has 8 bands of 16 bits; copies are searched among looks that agree in at least one band. Of 2,520 copies that
+# differ in at most COPY_BITS, 2,516 do (the other 4 were cropped).
 _LOOK_BANDS = 8
 _BAND_BITS = 16
-# Grey levels. Below it a photo has no look: the signs would be those of noise.
+# Smallest contrast of a photo with a look, in grey levels: with less, the signs would only depend on noise.
 _MIN_CONTRAST = 4
 _PIXELS = 32
-# Rows are frequencies. A product of matrices is twenty times as fast here as scipy's transform.
+# The cosine transform as a matrix, one row for each frequency. At this size, a matrix product is twenty times as fast
+# as scipy's transform.
 _COSINES = np.cos(np.pi * np.outer(np.arange(_SIDE), np.arange(_PIXELS) + 0.5) / _PIXELS).astype(np.float32)
 _CHUNK = 1_000_000
 _BITS_OF_BYTE = np.array([value.bit_count() for value in range(256)], np.uint8)
 
 LEARNT_NAME, _LEARNT_SUFFIX = "learnt.bin", ".learnt"
 _MAGIC = b"agridistill learnt photos 1\n"
-# With 9,000 learnt photos, one of 15 million new ones, under eight turns, is taken for one of them by chance.
+# Bytes of a stored hash. With 9,000 stored photos, one of 15 million new photos matches by chance under its 8 turns.
 _ENTRY_BYTES = 5
 
 Value = TypeVar("Value", int, str)
@@ -59,10 +63,14 @@ Pairs = Iterator[tuple[Indices, Indices]]
 
 
 def merge_groups(items: Iterable[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Joins the groups that share an item, directly or through others.
+    """Merges groups that share an item, directly or through other groups.
+
+    Args:
+        items: all items, each once.
+        groups: groups of items, which may overlap.
 
     Returns:
-        Disjoint groups of all items, single ones too; items and groups in the order of `items`.
+        Disjoint groups that contain all items (some groups have a single item), in the order of `items`.
 
     Example:
         >>> merge_groups("abcd", ["ac", "cd"])
@@ -78,30 +86,57 @@ def merge_groups(items: Iterable[str], groups: Iterable[Sequence[str]]) -> list[
 
 
 def exact_groups(digests: Mapping[str, str]) -> list[list[str]]:
-    """Groups of two and more paths with the same content, from path -> digest."""
+    """Finds identical files.
+
+    Args:
+        digests: path -> digest of the file's content.
+
+    Returns:
+        Sorted groups of two or more paths with equal digests.
+    """
     return [paths for paths in _paths_of_values(digests).values() if len(paths) > 1]
 
 
 def near_groups(hashes: Mapping[str, int]) -> list[list[str]]:
-    """Groups of two and more paths with hashes alike, directly or through others, from path -> perceptual hash."""
+    """Finds photos that look alike.
+
+    Args:
+        hashes: path -> 64-bit perceptual hash.
+
+    Returns:
+        Sorted groups of two or more paths. In a group, each photo is similar to another one (their hashes differ in at
+        most `NEAR_DUPLICATE_BITS`), but two photos may be connected only through others.
+    """
     paths_of = _paths_of_values(hashes)
     return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64)))
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
-    """Groups of two or more photos that are copies of one photo, also flipped or turned, from path -> look.
+    """Finds copies of one photo, also if they are flipped or turned.
 
-    The looks of two copies differ in at most `COPY_BITS` bits under one of the eight turns and flips.
+    Two photos are copies if their looks differ in at most `COPY_BITS` bits under one of the eight turns and flips.
+
+    Args:
+        looks: path -> look, as `look_of` returns it.
+
+    Returns:
+        Sorted groups of two or more paths.
     """
     paths_of = _paths_of_values(looks)
     return _groups_of_two(paths_of, _copy_pairs(list(paths_of)))
 
 
 def near_pairs(values: NDArray[np.uint64]) -> Pairs:
-    """Pairs of indices of hashes that differ in at most `NEAR_DUPLICATE_BITS`, as two arrays; a pair may come twice.
+    """Yields the pairs of hashes that differ in at most `NEAR_DUPLICATE_BITS`; a pair may come twice.
 
-    Two hashes that differ in at most 7 bits differ in at most one bit of one of their four 16-bit bands (pigeonhole):
-    only hashes that agree so far are compared.
+    If two hashes differ in at most 7 bits, one of their four 16-bit bands differs in at most one bit. Only hashes with
+    such a band are compared.
+
+    Args:
+        values: `(N,)` 64-bit hashes.
+
+    Yields:
+        Two arrays with the indices of the first and the second hash of each pair.
     """
     masks = [np.uint64(0), *(np.uint64(1 << bit) for bit in range(_BAND_BITS))]
     for band in range(64 // _BAND_BITS):
@@ -115,7 +150,14 @@ def near_pairs(values: NDArray[np.uint64]) -> Pairs:
 
 
 def look_of(pixels: Image.Image) -> str | None:
-    """The look of a photo, grey of 32 x 32: 256 bits as 64 hex digits; None for a photo of one colour."""
+    """Computes the look of a photo.
+
+    Args:
+        pixels: the photo in grey, 32 x 32 pixels.
+
+    Returns:
+        256 bits as 64 hex digits; None if the photo has almost no contrast.
+    """
     low, high = cast("tuple[int, int]", pixels.getextrema())
     if high - low < _MIN_CONTRAST:
         return None
@@ -123,7 +165,10 @@ def look_of(pixels: Image.Image) -> str | None:
 
 
 def turns(looks: Iterable[str]) -> Iterator[NDArray[np.bool_]]:
-    """The looks of N photos under each of the eight turns and flips: `(N, 16, 16)`, first the photos as they are."""
+    """Yields the looks of N photos under each of the eight turns and flips, the unchanged photos first.
+
+    Each item is an array `(N, 16, 16)` of bits.
+    """
     packed = np.frombuffer(bytes.fromhex("".join(looks)), np.uint8).reshape(-1, _SIDE * _SIDE // 8)
     upright = np.unpackbits(packed, axis=1).astype(bool).reshape(-1, _SIDE, _SIDE)
     odd = np.arange(_SIDE) % 2 == 1
@@ -136,7 +181,7 @@ def turns(looks: Iterable[str]) -> Iterator[NDArray[np.bool_]]:
 def _copy_pairs(looks: list[str]) -> Pairs:
     turned = [bits.reshape(-1, _SIDE * _SIDE) for bits in turns(looks)]
     words = np.stack([_packed(bits, np.uint64) for bits in turned], axis=1)
-    # Each band has some of the lowest coefficients, which a copy keeps best; the mean is in none.
+    # Each band contains some of the lowest coefficients, which change least in a copy. The mean is in no band.
     cells = sorted(range(1, _SIDE * _SIDE), key=lambda cell: ((cell // _SIDE) ** 2 + (cell % _SIDE) ** 2, cell))
     for band in range(_LOOK_BANDS):
         in_band = cells[band : _LOOK_BANDS * _BAND_BITS : _LOOK_BANDS]
@@ -161,7 +206,7 @@ def _differing_bits(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> ND
 
 
 def _candidates(order: Indices, starts: Indices, ends: Indices) -> Pairs:
-    """Pairs (i, order[j]) for starts[i] <= j < ends[i], a chunk at a time: memory does not grow with their number."""
+    """Yields the pairs (i, order[j]) for starts[i] <= j < ends[i], in chunks of limited size to save memory."""
     cumulative = np.cumsum(ends - starts)
     first_row = 0
     while first_row < len(starts):
@@ -175,7 +220,11 @@ def _candidates(order: Indices, starts: Indices, ends: Indices) -> Pairs:
 
 
 def _components(count: int, pairs: Pairs) -> list[int]:
-    """A number for each of `count` nodes, the same for all that the pairs connect; keeps no pair."""
+    """Numbers the connected components of a graph with `count` nodes and the given pairs as edges.
+
+    Returns:
+        The number of its component for each node. The pairs are not kept in memory.
+    """
     labels = np.arange(count)
     for first, second in pairs:
         if len(first):
@@ -185,7 +234,7 @@ def _components(count: int, pairs: Pairs) -> list[int]:
 
 
 def _paths_of_values(values: Mapping[str, Value]) -> dict[Value, list[str]]:
-    """Value -> its paths, sorted; the values in the order of their first paths."""
+    """Inverts path -> value to value -> sorted paths; the values are in the order of their first paths."""
     found: dict[Value, list[str]] = defaultdict(list)
     for path, value in sorted(values.items()):
         found[value].append(path)
@@ -193,7 +242,7 @@ def _paths_of_values(values: Mapping[str, Value]) -> dict[Value, list[str]]:
 
 
 def _groups_of_two(paths_of: Mapping[Any, list[str]], pairs: Pairs) -> list[list[str]]:
-    """Sorted groups of two and more paths, from pairs of indices of values."""
+    """Returns sorted groups of two or more paths, from pairs of values given by their indices in `paths_of`."""
     merged: dict[int, list[str]] = defaultdict(list)
     for paths, label in zip(paths_of.values(), _components(len(paths_of), pairs), strict=True):
         merged[label] += paths
@@ -202,36 +251,40 @@ def _groups_of_two(paths_of: Mapping[Any, list[str]], pairs: Pairs) -> list[list
 
 @dataclass(frozen=True)
 class LearntPhotos:
-    """The photos that a model has learnt from, in a file beside the model by which `evaluate` recognises them.
+    """Hashes of the photos that a model was trained on; a file next to the model holds them for `evaluate`.
 
-    These are the photos of training and validation (which chose its epoch and threshold), those of the run that it
-    began from, and its teacher's. The file has five bytes for each photo, of a hash of its perceptual hash: nothing of
-    the photo can be seen, and copies are recognised as well: under other names, flipped, turned, and about nine in ten
-    of the resized and recompressed ones. 9,000 photos take 45 kB.
+    These are the photos for training and for validation (by which epoch and threshold were chosen), those of the run
+    that the training started from, and those of the teacher. The file has five bytes for each photo, from a hash of its
+    perceptual hash, so that it does not reveal the photo. Copies are recognised too: all that are renamed, flipped or
+    turned, and about nine in ten that are resized or recompressed. 9,000 photos take 45 kB.
     """
 
-    entries: frozenset[bytes]  # five bytes for each look of a photo
+    entries: frozenset[bytes]  # a hash of five bytes for each photo
 
     def count(self, photos: Iterable[Iterable[int]]) -> int:
-        """How many photos are among them, by the hashes of each under all turns (`inspection.turned_phashes_of`)."""
+        """Counts how many of some photos are among them.
+
+        Args:
+            photos: for each photo its perceptual hashes under all turns, as `inspection.turned_phashes_of` gives them.
+        """
         return sum(any(_entry(phash) in self.entries for phash in phashes) for phashes in photos)
 
 
 def learnt_path(model: Path) -> Path:
-    """`RUN/learnt.bin` of a run folder, `NAME.learnt` beside an artefact."""
+    """Returns the path of a model's `LearntPhotos` file: `RUN/learnt.bin` in a run folder, else `NAME.learnt`."""
     return model / LEARNT_NAME if model.is_dir() else model.with_suffix(_LEARNT_SUFFIX)
 
 
 def write_learnt(
     path: Path, data_fingerprint: str, phashes: Iterable[int], inherited: Iterable[LearntPhotos] = ()
 ) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file of a model's `LearntPhotos`, complete or not at all.
 
     Args:
-        path: of the file.
-        data_fingerprint: as in the model's lineage: it ties the file to the model.
+        path: the file, see `learnt_path`.
+        data_fingerprint: the fingerprint in the model's lineage, which shows that the file belongs to the model.
         phashes: 64-bit perceptual hashes of the photos.
-        inherited: photos of the models that this one learnt from.
+        inherited: the photos of the teacher and of the run that the training started from.
     """
     entries = sorted({_entry(phash) for phash in phashes}.union(*(each.entries for each in inherited)))
     with replacing(path) as temporary:
@@ -239,7 +292,7 @@ def write_learnt(
 
 
 def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
-    """Reads the file of a model; None without one, and (with a warning) where it is damaged or of another model."""
+    """Reads a model's `LearntPhotos`; None without a file, or (with a warning) if it is damaged or of another model."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -248,14 +301,14 @@ def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
     entries = content[len(head) :]
     if not content.startswith(head) or len(entries) % _ENTRY_BYTES:
         logger.warning(
-            "'%s' is damaged or of another model: photos that the model has learnt from are not recognised", path
+            "'%s' is damaged or belongs to another model: photos that the model was trained on are not recognised", path
         )
         return None
     return LearntPhotos(frozenset(entries[at : at + _ENTRY_BYTES] for at in range(0, len(entries), _ENTRY_BYTES)))
 
 
 def _head(data_fingerprint: str) -> bytes:
-    # Hashed again: a manifest may hold any text.
+    # Hash the fingerprint, because a manifest may contain a text of any length.
     return _MAGIC + hashlib.sha256(data_fingerprint.encode("utf-8", "surrogateescape")).digest()
 
 

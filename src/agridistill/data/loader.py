@@ -1,4 +1,4 @@
-"""Photos -> batches, read as they are needed; the same batches with any number of workers and processes."""
+"""Makes batches from photos, which are read when needed; any number of workers and processes gives the same batches."""
 
 from __future__ import annotations
 
@@ -25,40 +25,45 @@ from agridistill.preprocess import Pixels, to_pixels
 
 logger = logging.getLogger(__name__)
 
-# Seed of all views that a teacher sees: students of any seed see the same views and share one cache. Not 0, the usual
-# seed of a run: on the very pixels that it learnt from, a teacher is more confident than on any others.
+# Seed of all views in distillation: students with different seeds see the same views and share one teacher cache. It is
+# not 0, the usual seed of a run: a teacher is more confident on the exact pixels that it was trained on.
 DISTILLATION_VIEWS = 0xA6D1
 _FEW_PHOTOS = 256
-# Keep these draws independent of those of the epochs' orders, and of each other.
+# These constants make the random draws independent of each other and of the orders of the epochs.
 _FIRST_VIEWS = 1 << 40
 _CLASS_ORDERS = 1 << 41
 
 
 class Batch(NamedTuple):
-    """Photos as the model takes them, before normalisation."""
+    """A batch of B photos, before normalisation."""
 
     pixels: Tensor  # `(B, 3, H, W)` uint8 RGB, channels-last in memory
     target: Tensor  # `(B,)` int64 labels
-    position: Tensor  # `(B,)` int64, of each photo in its split
-    view: Tensor  # `(B,)` int64, number of each view among its photo's views; -1 for a photo as it is
-    seed: Tensor  # `(B,)` int64, of each view; -1 for a photo as it is
+    position: Tensor  # `(B,)` int64, number of each photo in its split
+    view: Tensor  # `(B,)` int64, number of each view among the views of its photo; -1 for an unchanged photo
+    seed: Tensor  # `(B,)` int64, seed of each view; -1 for an unchanged photo
 
 
 class ViewKey(NamedTuple):
-    """A photo and one of its views; view and seed are -1 for the photo as it is."""
+    """Identifies one view of a photo; view and seed are -1 for the unchanged photo."""
 
-    position: int
-    view: int
-    seed: int
+    position: int  # number of the photo in its split
+    view: int  # number of the view, from 0
+    seed: int  # seed of the view
 
 
 Item = tuple[Pixels, int, ViewKey]
 
 
 class PhotoDataset(Dataset[Item | None]):
-    """Photos of one split, addressed by `ViewKey`; `augmentation` is None where all are seen as they are.
+    """A data set of the photos of one split; its index is a `ViewKey`.
 
-    With `keep_views` each view is drawn once and its pixels are cached; see `KeptViews`.
+    Args:
+        root: the data folder.
+        samples: the photos of the split.
+        preprocessing: gives the size of the model's input.
+        augmentation: the settings of the views; None if photos are not augmented.
+        keep_views: draws each view once and caches its pixels on the disk; see `KeptViews`.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class PhotoDataset(Dataset[Item | None]):
         return len(self.samples)
 
     def __getitem__(self, key: ViewKey) -> Item | None:
-        """The photo's pixels, or None (and a warning) where it can no longer be read."""
+        """Returns the pixels, label and key of a view; None (with a warning) if the photo can no longer be read."""
         sample = self.samples[key.position]
         try:
             if self.augmentation is None or key.seed < 0:
@@ -90,8 +95,8 @@ class PhotoDataset(Dataset[Item | None]):
             pixels = self._kept.get(sample.path, key.seed, draw) if self._kept is not None else draw()
             return pixels, sample.label, key
         except PhotoError as error:
-            # Photos were checked before the run: one that became unreadable must not end a night's training.
-            logger.warning("left out: %s", error)
+            # All photos were checked before the run. If one has become unreadable, a long training must not fail.
+            logger.warning("a photo is left out: %s", error)
             return None
 
     def _draw(self, path: str, seed: int, augmentation: Augmentation) -> Pixels:
@@ -100,44 +105,46 @@ class PhotoDataset(Dataset[Item | None]):
 
 @dataclass(frozen=True)
 class Viewing:
-    """The views of the training photos, the same pixels for student and teacher."""
+    """The training photos and the settings of their views, which are the same pixels for student and teacher."""
 
     root: Path  # the data folder
     samples: Sequence[Sample]  # training photos, in the order of the split
-    fingerprint: str  # of the data folder
-    preprocessing: Preprocessing  # the student's
+    fingerprint: str  # fingerprint of the data (`inspection.fingerprint`)
+    preprocessing: Preprocessing  # that of the student
     augmentation: Augmentation
-    views: int  # of each photo, at least 1
-    keep_views: bool = False  # draws each view once and caches its pixels (`views.KeptViews`); changes none of them
-    seed: int = DISTILLATION_VIEWS  # of the views' content
+    views: int  # number of views of each photo, at least 1
+    keep_views: bool = False  # draws each view once and caches its pixels (`views.KeptViews`); the pixels are the same
+    seed: int = DISTILLATION_VIEWS  # seed of all views
 
     def key(self, view: int, position: int) -> ViewKey:
-        """Names one view of one photo."""
+        """Returns the key of one view (from 0) of the photo at a position (from 0)."""
         return ViewKey(position, view, view_seed(self.seed, view, self.samples[position].path))
 
     def dataset(self) -> PhotoDataset:
-        """The photos, addressed by `key`."""
+        """Returns the data set of these photos, whose index is the result of `key`."""
         return PhotoDataset(self.root, self.samples, self.preprocessing, self.augmentation, keep_views=self.keep_views)
 
 
 class ViewSampler(Sampler[ViewKey]):
-    """Order and views of one epoch, as a function of (seed, epoch) alone.
+    """Yields the order of the photos and their views in one epoch; it depends only on the seed and the epoch.
 
-    Each photo has the views 0 to `views` - 1 and shows them in turn, from a start of its own. In every step all
-    processes combined take the photos that a single one would take: their number changes no result.
+    Each photo has the views 0 to `views` - 1; one of them is used in each epoch, in turn, starting with a random one.
+    In every step, all processes together use the photos that a single process would use, so that the number of
+    processes does not change the result.
 
-    An epoch shows each photo once. With `balance` it shows as many photos, but each class equally often: the photos of
-    a rare class come several times, in different views, and each of them as often as the others, to one.
+    An epoch uses each photo once. With `balance`, it uses the same number of photos, but each class equally often: the
+    photos of a rare class are used several times, in different views. Within a class, the numbers of uses of two photos
+    differ by at most one.
 
     Lightning calls `set_epoch` before each epoch, also after a resume.
 
     Args:
         viewing: the photos and their views.
-        seed: of the order, and of each photo's first view.
-        batch_size: photos a step, over all processes; the rest at the end of an epoch is left out.
-        balance: shows each class equally often.
-        rank: of this process.
-        world: number of processes; divides the batch size.
+        seed: seed of the order and of each photo's first view.
+        batch_size: photos in a training step, over all processes; an incomplete last batch is dropped.
+        balance: uses each class equally often.
+        rank: rank of this process, from 0.
+        world: number of processes; the batch size must be a multiple of it.
     """
 
     def __init__(
@@ -147,14 +154,14 @@ class ViewSampler(Sampler[ViewKey]):
         self.rank, self.world = rank, world
         self.epoch = 0
         count = len(viewing.samples)
-        # Batch norm needs full batches; but few photos are better than none.
+        # Batch norm needs full batches. If there are fewer photos than a batch, they are used anyway.
         self.total = count - count % batch_size if count >= batch_size else count - count % world
         self._first = np.random.default_rng((seed, _FIRST_VIEWS)).integers(viewing.views, size=count)
         labels = np.array([sample.label for sample in viewing.samples])
         self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balance else []
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, counted from 0."""
+        """Sets the epoch, counted from 0, whose order the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -173,17 +180,17 @@ class ViewSampler(Sampler[ViewKey]):
             yield self.viewing.key(int(turn + self._first[position]) % self.viewing.views, int(position))
 
     def _balanced(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The photos of a balanced epoch, class by class, and how often each was shown before.
+        """Returns the photos of a balanced epoch, class by class, and how often each was used before.
 
-        The draws of a class are counted through all epochs and go through its photos in turn, in a new order each time.
-        The remainder of `total` goes to the classes in turn.
+        The uses of a class are counted over all epochs. They go through all its photos, then start again in a new
+        order. If `total` cannot be divided by the number of classes, the classes get the remainder in turn.
         """
         count = len(self._classes)
         each, rest = divmod(self.total, count)
         positions: list[int] = []
         turns: list[int] = []
         for number, members in enumerate(self._classes):
-            # The j-th of the remainders, through all epochs, is of class j modulo the number of classes.
+            # Counted over all epochs, the j-th remaining photo belongs to class j modulo the number of classes.
             begin, end = (
                 each * epochs + max(0, -((number - rest * epochs) // count)) for epochs in (self.epoch, self.epoch + 1)
             )
@@ -197,12 +204,12 @@ class ViewSampler(Sampler[ViewKey]):
 
 
 def whole_photos(count: int, rank: int = 0, world: int = 1) -> list[ViewKey]:
-    """One process's share of the keys of that many photos, each once and as it is."""
+    """Returns the keys of one process's share of `count` unchanged photos; each photo is in one share."""
     return [ViewKey(position, -1, -1) for position in range(rank, count, world)]
 
 
 def collate(items: Sequence[Item | None]) -> Batch | None:
-    """Stacks photos to a batch without those that could not be read; None where none could."""
+    """Stacks photos into a batch and leaves out those that could not be read (None); returns None if none is left."""
     read = [item for item in items if item is not None]
     if not read:
         return None
@@ -212,27 +219,35 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
 
 
 def default_workers(accelerator: str, devices: int = 1) -> int:
-    """Loader processes of each process: enough to feed a GPU; two where the CPU trains."""
+    """Returns a number of loader processes for each training process: up to 12 for a GPU, at most 2 for a CPU.
+
+    Args:
+        accelerator: "cpu", or any other name for a GPU.
+        devices: number of training processes on this machine.
+    """
     cores = (os.cpu_count() or 1) // devices
     return max(1, min(12, cores - 2)) if accelerator != "cpu" else max(1, min(2, cores))
 
 
 def _yield_to_training(worker: int) -> None:
-    """Lowers a worker's priority where the CPU trains: interrupting one training thread makes all of them wait."""
+    """Lowers the priority of a loader process if the CPU trains.
+
+    Otherwise it would interrupt a training thread, and all other training threads would wait for that one.
+    """
     if not torch.cuda.is_available() and hasattr(os, "nice"):
         os.nice(19)
 
 
 class PhotoDataModule(lightning.LightningDataModule):
-    """Train and validation batches of one split.
+    """Provides the training and validation batches of one split for Lightning.
 
     Args:
-        viewing: training photos and their views.
-        val: validation photos, seen as they are.
-        batch_size: photos a step, over all processes.
-        seed: of the training photos' order.
-        workers: loader processes of each process; 0 reads in the training process.
-        balance: shows each class equally often; see `ViewSampler`.
+        viewing: the training photos and their views.
+        val: the validation photos, which are not augmented.
+        batch_size: photos in a training step, over all processes.
+        seed: seed of the order of the training photos.
+        workers: loader processes for each training process; 0 reads in the training process.
+        balance: uses each class equally often; see `ViewSampler`.
     """
 
     def __init__(
@@ -251,28 +266,28 @@ class PhotoDataModule(lightning.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps in one epoch."""
+        """Number of training steps in one epoch, at least 1."""
         return max(1, len(self.viewing.samples) // self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Item | None]:
-        """Seeded views in seeded order."""
+        """Returns the loader of the training views, in the order of `ViewSampler`."""
         rank, world = self._rank_and_world()
         sampler = ViewSampler(
             self.viewing, seed=self.seed, batch_size=self.batch_size, balance=self.balance, rank=rank, world=world
         )
         if self.trainer is not None:
-            # Lightning starts to read ahead before it calls set_epoch; after a resume the epoch is not 0.
+            # Lightning starts to load photos before it calls set_epoch; after a resume the epoch is not 0.
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
         return self._loader(self.viewing.dataset(), sampler, self.workers, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Item | None]:
-        """Every validation photo once, as it is; each process takes its share."""
+        """Returns the loader of this process's share of the validation photos, each once and not augmented."""
         rank, world = self._rank_and_world()
         dataset = PhotoDataset(self.viewing.root, self.val, self.viewing.preprocessing, None)
-        # On a GPU an epoch may be shorter than the start of the workers; elsewhere they only take memory.
+        # With a GPU, an epoch may take less time than starting the workers: keep them. Otherwise save their memory.
         keep = torch.cuda.is_available()
-        # Starting workers takes seconds in every epoch, reading a few hundred photos here one.
+        # Starting workers takes seconds in every epoch; reading a few hundred photos in this process takes one second.
         workers = self.workers if keep or len(self.val) > _FEW_PHOTOS else 0
         return self._loader(dataset, whole_photos(len(self.val), rank, world), workers, keep_workers=keep)
 

@@ -1,4 +1,4 @@
-"""From a data folder to the photos of each part: where training and evaluation start."""
+"""Prepares a data folder for training and evaluation: reads all photos, groups them by leaf and splits them."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ class PreparedData:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     skipped: tuple[tuple[str, str], ...]  # (path, reason) of each photo that cannot be read
-    non_photo_files: tuple[str, ...]  # files among the photos that are no photos
-    fingerprint: str  # of the readable photos, their labels and their content
+    non_photo_files: tuple[str, ...]  # files among the photos that are not photos
+    fingerprint: str  # sha256 over paths, labels and contents of the readable photos
     split: Split
-    cut: frozenset[str] = frozenset()  # parts made from fractions and seed; none where a file or folders give the split
+    cut: frozenset[str] = frozenset()  # the parts that were made by fractions and seed, not given by a file or folders
     phashes: Mapping[str, int] = field(default_factory=dict)  # 64-bit perceptual hashes by `Sample.path`
     layout: Layout = FOLDERS
     conflicting: tuple[tuple[str, ...], ...] = ()  # groups of copies of one photo under several labels
     alike_names: tuple[tuple[str, ...], ...] = ()  # see `PhotoFolder.alike_names`
 
     def report(self, *, conflicts: float, option: str) -> None:
-        """Warns about doubtful photos; to be called before anything is made of them.
+        """Logs warnings about doubtful photos; call it before the photos are used.
 
         Args:
-            conflicts: largest share of the photos that may have copies under other labels, 0 to 1.
-            option: that raises it, for the error.
+            conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
+            option: the option that changes this limit, for the error.
 
         Raises:
-            DataError: the share is larger.
+            DataError: the share is larger than `conflicts`.
         """
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
@@ -88,21 +88,22 @@ class PreparedData:
         )
         if photos / len(label_of) > conflicts:
             raise DataError(
-                f"each photo under one label, or at most {conflicts:.0%} of them under several",
+                f"each photo under one label, or at most {conflicts:.0%} of the photos under several labels",
                 f"'{self.root}', in which {found}, the first '{first}' and '{second}'",
-                f"remove the wrong copies ('agridistill data check {self.root} --json' names all), "
-                f"or pass {option} if they are meant",
+                f"remove the wrong copies ('agridistill data check {self.root} --json' lists all), "
+                f"or pass {option} if the labels are right",
             )
-        logger.warning("%s, the first '%s' and '%s': see all with agridistill data check", found, first, second)
+        logger.warning("%s, the first '%s' and '%s'; agridistill data check lists all", found, first, second)
 
 
 @contextmanager
 def _older_objects_frozen() -> Iterator[None]:
-    """Keeps the garbage collector from traversing torch's modules, a quarter of the time here.
+    """Excludes objects that already exist, such as torch's modules, from garbage collection; this saves a quarter of
+    the time.
 
-    It stays on, because reading a photo leaves cycles behind.
+    The garbage collector stays on, because reading a photo leaves reference cycles.
     """
-    if gc.get_freeze_count():  # the caller's own
+    if gc.get_freeze_count():  # the caller has frozen objects itself: do not unfreeze them
         yield
         return
     gc.freeze()
@@ -123,20 +124,29 @@ def prepare_data(
     split_seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
-    """Reads a data folder once and splits it by leaves.
+    """Reads a data folder and splits it by leaves.
 
-    The split comes from the split file, from train/val/test folders or a column of the label file, or is made from the
-    seed. Where these lack val or test, it is cut from train, leaf by leaf. Leaves in several parts of a given split are
-    logged.
+    The split is given by the split file, by train/val/test folders or by a column of the label file; otherwise it is
+    made by fractions and seed. If folders or a column give no val or no test, it is taken from train, leaf by leaf.
+    A warning is logged if a given split has photos of one leaf in several parts.
+
+    Args:
+        root: the data folder.
+        layout: how the labels are found.
+        split_file: a split made by `data split`, or None.
+        val_fraction: share of each class's photos in val, if val is not given.
+        test_fraction: share of each class's photos in test, if test is not given.
+        split_seed: seed of a split that is made.
+        progress: called with (done, total) while photos are read.
 
     Raises:
         DataError: the folder, the photos or the split cannot be used.
     """
-    # Before the photos are read, which takes longest.
+    # Check the split file before reading the photos, which takes longest.
     given = read_split(split_file) if split_file is not None else None
     folder = read_layout(root, layout)
     _require_photos_in_classes(folder)
-    # Notes on a label file describe how it was read; those on folders, that a level of folders is lost.
+    # The notes of a label file only describe how it was read; those of folders report that class names are lost.
     for line in (*left_out(folder), *(folder.notes if layout.label_file is None else ())):
         logger.warning("%s", line)
     part_of = match_split(given, folder.samples) if given is not None else None
@@ -183,16 +193,26 @@ def split_data(
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
-    """Makes the leaf-disjoint split of a folder and writes it to a file for all runs that are to be compared.
+    """Makes a leaf-disjoint split of a folder and writes it to a file, so that several runs can use the same split.
 
-    Train/val/test folders are written down as they are. `conflicts` is the largest share of the photos that may have
-    copies under other labels.
+    If the folder has train/val/test folders, the split is that of the folders.
+
+    Args:
+        root: the data folder.
+        out: the split file to write.
+        layout: how the labels are found.
+        val_fraction: share of each class's photos in val.
+        test_fraction: share of each class's photos in test.
+        seed: seed of the split.
+        conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
+        force: replaces an existing file.
+        progress: called with (done, total) while photos are read.
 
     Raises:
-        DataError: the file exists (and not `force`), or the folder or its photos cannot be used.
+        DataError: the file exists and `force` is False, or the folder or its photos cannot be used.
     """
     if out.exists() and not force:
-        raise DataError("a new split file", f"'{out}', which exists", "choose another name or pass --force")
+        raise DataError("a new split file", f"'{out}', which already exists", "choose another name or pass --force")
     require_writable(out)
     require_outside(out, root)
     prepared = prepare_data(
@@ -211,7 +231,7 @@ def split_data(
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Raises a DataError where a class has no training photos, or where val or test is empty."""
+    """Checks the parts of a split: raises a DataError if a class has no training photos, or if val or test is empty."""
     learnt = {sample.label for sample in train}
     for label, name in enumerate(classes):
         if label not in learnt:
@@ -222,7 +242,7 @@ def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[S
 
 
 def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
-    """Warns of leaves in several parts of a split that is used as it is."""
+    """Logs a warning if a given split, which is not changed, has photos of one leaf in several parts."""
     parts_of: dict[str, set[str]] = defaultdict(set)
     for name, samples in parts.items():
         for sample in samples:
@@ -230,8 +250,8 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
     shared = {leaf for leaf, names in parts_of.items() if len(names) > 1}
     if shared:
         logger.warning(
-            "the given split has photos of the same leaf in several parts (leaves: %d; test photos of them: %d of %d): "
-            "the result may be too high; see them with agridistill data check",
+            "the given split has photos of the same leaf in several parts (leaves: %d; test photos of these leaves: %d "
+            "of %d): the test accuracy may be too high; agridistill data check lists the photos",
             len(shared),
             sum(sample.leaf_id in shared for sample in parts["test"]),
             len(parts["test"]),
@@ -239,16 +259,21 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """Those of some groups of paths of copies of one photo that have several labels."""
+    """Returns those groups whose photos have several labels.
+
+    Args:
+        groups: groups of paths; each group contains copies of one photo.
+        label_of: path -> label.
+    """
     return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
 
 
 def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tuple[str, ...], ...]:
-    """Groups of copies of one photo, also flipped, turned, scaled or saved again, that have several labels."""
+    """Finds copies of one photo (also flipped, turned, scaled or saved again) that have several labels."""
     labels_of: dict[str, set[int]] = defaultdict(set)
     for sample in samples:
         labels_of[sample.leaf_id].add(sample.label)
-    # Copies are one leaf: where it has one label, nothing needs to be compared.
+    # All copies of a photo have one leaf id: only leaves with several labels need to be compared.
     mixed = [sample for sample in samples if len(labels_of[sample.leaf_id]) > 1]
     exact, copies = exact_groups(digests_of_photos(mixed, inspection)), copy_groups(looks_of(mixed, inspection))
     merged = merge_groups((sample.path for sample in mixed), (*exact, *copies))
@@ -256,7 +281,7 @@ def _conflicting(samples: Sequence[Sample], inspection: Inspection) -> tuple[tup
 
 
 def _require_photos_in_classes(folder: PhotoFolder) -> None:
-    """Refuses a class that the model would silently lack: its photos may have another format."""
+    """Raises a DataError if a class folder has no photos; otherwise the model would silently lack this class."""
     first = next(iter(folder.without_photos.items()), None)
     if first is not None:
         more = len(folder.without_photos) - 1
@@ -270,7 +295,7 @@ def _require_photos_in_classes(folder: PhotoFolder) -> None:
 def _made_or_given(
     folder: PhotoFolder, samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[Split, frozenset[str]]:
-    """The split, and the parts of it that were made from fractions and seed."""
+    """Returns the split, and the names of those parts that were made by fractions and seed."""
     given = folder.given_split
     if given is None:
         made = make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)

@@ -1,4 +1,4 @@
-"""Training, validation and test photos: no leaf in two of them, every class in each where possible."""
+"""Splits photos into train, val and test: no leaf is in two parts, and each part has all classes if possible."""
 
 from __future__ import annotations
 
@@ -21,44 +21,45 @@ from agridistill.storage import write_json
 
 FORMAT_VERSION = 1
 _REMAKE = "make it again with 'agridistill data split'"
-# Photos placed over all trials: bounds the time on large folders, and leaves many trials to small ones.
+# Number of photos times number of trials: limits the time for large folders and allows many trials for small ones.
 _PLACEMENTS = 100_000
 _MAX_TRIALS = 100
 
 
 @dataclass(frozen=True)
 class Split:
-    """The photos of each part, as sorted `Sample.path`."""
+    """The photos of each part of a split, as sorted tuples of `Sample.path`."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Name -> paths, in the order train, val, test."""
+        """Returns part -> paths, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def make_split(
     samples: Iterable[Sample], *, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
 ) -> Split:
-    """Divides photos by leaves, each class near its fractions.
+    """Splits photos so that all photos of a leaf are in one part and each class is divided near the given fractions.
 
-    Large leaf groups are placed first, each where its classes lack most; of many seeded orders the one with the least
-    deviation is taken. Every class gets photos in train, with two leaves also in test, and with three in all.
+    Leaves with many photos are placed first, each into the part that lacks most photos of its classes. Many random
+    orders are tried, and the result nearest to the fractions is taken. A class with one leaf is only in train, one with
+    two leaves also in test, and one with three or more in all parts.
 
     Args:
-        samples: with their leaf ids; their order does not matter.
-        val_fraction: share of each class's photos in val; 0 for none.
-        test_fraction: share of each class's photos in test; 0 for none.
-        seed: of the orders that are tried.
+        samples: the photos with their leaf ids; their order does not matter.
+        val_fraction: share of each class's photos in val; 0 leaves val empty.
+        test_fraction: share of each class's photos in test; 0 leaves test empty.
+        seed: seed of the random orders.
 
     Raises:
-        DataError: impossible fractions, or too few leaves to fill a part.
+        DataError: the fractions are impossible, or there are too few leaves to fill a part.
     """
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         got = f"{val_fraction} and {test_fraction}"
-        raise DataError("val and test fractions from 0, with a sum below 1", got, "correct them")
+        raise DataError("val and test fractions of at least 0 with a sum below 1", got, "correct the fractions")
     fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     placement = _Placement(samples, fractions)
     trials = max(1, min(_MAX_TRIALS, _PLACEMENTS // max(1, len(placement.groups))))
@@ -71,7 +72,7 @@ def make_split(
         if fraction > 0 and not paths:
             raise DataError(
                 "enough leaves for train, val and test",
-                f"{len(placement.groups)} leaf groups, none left for {name}",
+                f"{len(placement.groups)} leaves, none of which is left for {name}",
                 "add photos of other leaves",
             )
     return Split(*(tuple(sorted(paths)) for paths in parts))
@@ -81,17 +82,17 @@ class _LeafGroup(NamedTuple):
     """The photos of one leaf."""
 
     paths: tuple[str, ...]  # sorted
-    counts: tuple[tuple[int, int], ...]  # (class, photos); one pair but for files under two labels
+    counts: tuple[tuple[int, int], ...]  # (class, number of photos); several pairs only if the leaf has two labels
 
 
 class _Placement:
-    """Places leaf groups into train (0), val (1) and test (2); a part with share 0 stays empty."""
+    """Places the leaves into the parts train (0), val (1) and test (2); a part with the fraction 0 stays empty."""
 
     def __init__(self, samples: Iterable[Sample], fractions: Sequence[float]) -> None:
         by_leaf: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
             by_leaf[sample.leaf_id].append(sample)
-        # The same order for any order of the samples.
+        # Sorted, so that the order of the samples does not matter.
         self.groups = sorted(
             _LeafGroup(
                 tuple(sorted(one.path for one in leaf)), tuple(sorted(Counter(one.label for one in leaf).items()))
@@ -107,12 +108,12 @@ class _Placement:
                 self._totals[label] += count
                 leaves[label] += 1
         self._targets = [[fraction * total for total in self._totals] for fraction in fractions]
-        # The order in which a class with few leaves gets its parts.
+        # A class with one leaf needs train, with two also test, with three also val.
         wanted = [part for part in (0, 2, 1) if part in self._used]
         self._required = [wanted[:count] for count in leaves]
 
     def attempt(self, rng: np.random.Generator) -> tuple[float, list[int]]:
-        """One random order; gives the deviation (lower is better) and the part of each group."""
+        """Places all leaves in one random order; returns the deviation (lower is better) and the part of each leaf."""
         sizes = np.array([len(group.paths) for group in self.groups])
         order = np.argsort(-sizes * np.exp(0.5 * rng.standard_normal(len(sizes))), kind="stable")
         counts = [[0.0] * len(self._totals) for _ in range(3)]
@@ -132,14 +133,14 @@ class _Placement:
         return missing + deviation, parts
 
     def _added_cost(self, counts: list[list[float]], group: _LeafGroup, part: int) -> float:
-        """How much the squared deviation grows; a difference of squares, so that one group costs constant time."""
+        """Returns how much the squared deviation grows if a leaf is placed into a part; takes constant time."""
         return sum(
             count * (2 * (counts[part][label] - self._targets[part][label]) + count) / self._totals[label] ** 2
             for label, count in group.counts
         )
 
     def _repair(self, parts: list[int], counts: list[list[float]]) -> int:
-        """Moves groups into required parts that a class lacks; gives how many parts stay without photos."""
+        """Moves leaves into parts where a required class is missing; returns how many such gaps remain."""
         by_class: dict[int, list[int]] = defaultdict(list)
         for index, group in enumerate(self.groups):
             for label, _ in group.counts:
@@ -161,7 +162,7 @@ class _Placement:
         return missing
 
     def _may_leave(self, index: int, parts: list[int], by_class: Mapping[int, list[int]]) -> bool:
-        """Whether none of the group's classes loses a part that it requires."""
+        """Returns whether a leaf can leave its part without removing the last leaf of a required class from it."""
         part = parts[index]
         return all(
             part not in self._required[label] or sum(parts[other] == part for other in by_class[label]) > 1
@@ -170,9 +171,15 @@ class _Placement:
 
 
 def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
-    """The photos that keep their labels where only a share does, from above 0 to 1: drawn from each class, rounded up.
+    """Draws the photos that keep their labels in an experiment with fewer labels.
 
-    A smaller share of the same seed is part of a larger one, and a photo more or less moves few others.
+    With the same seed, the photos of a smaller share are among those of a larger one. Adding or removing a photo
+    changes the choice of few others.
+
+    Args:
+        samples: the training photos.
+        share: share of each class's photos that is drawn, above 0 and up to 1; the number is rounded up.
+        seed: seed of the draw.
 
     Example:
         >>> photos = [Sample(f"{name}/{i}.jpg", label, "") for label, name in enumerate("ab") for i in range(10)]
@@ -199,17 +206,26 @@ def write_split(
     test_fraction: float | None,
     fingerprint: str,
 ) -> None:
-    """Writes a split as JSON, whole or not at all, with the settings that made it; None where it was given."""
+    """Writes a split to a JSON file, complete or not at all.
+
+    Args:
+        path: the file.
+        split: the photos of each part.
+        seed: the seed that made the split; None if the split was given by folders or a file.
+        val_fraction: the share of val; None if val was given.
+        test_fraction: the share of test; None if test was given.
+        fingerprint: the fingerprint of the data (`inspection.fingerprint`).
+    """
     made_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     document = {"format_version": FORMAT_VERSION, **made_by, "data_fingerprint": fingerprint, "splits": asdict(split)}
     write_json(path, document)
 
 
 def read_split(path: Path) -> Split:
-    """Reads and checks a split file.
+    """Reads a split file and checks it.
 
     Raises:
-        DataError: not there, damaged, of another format, or a photo named twice.
+        DataError: the file does not exist, is damaged or has another format version, or it names a photo twice.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +239,7 @@ def read_split(path: Path) -> Split:
     try:
         split = TypeAdapter(Split).validate_python(raw.get("splits"))
     except ValidationError:
-        raise DataError("lists of photos for train, val and test", f"others in '{path}'", _REMAKE) from None
+        raise DataError("lists of photos for train, val and test", f"something else in '{path}'", _REMAKE) from None
     seen: dict[str, str] = {}
     for name, paths in split.parts().items():
         for item in paths:
@@ -234,7 +250,7 @@ def read_split(path: Path) -> Split:
 
 
 def digests_of(split: Split) -> dict[str, str]:
-    """Names the photos for validation and for the test without revealing them: `{"val": sha256, "test": sha256}`."""
+    """Returns `{"val": sha256, "test": sha256}`, computed from the sorted paths; equal digests mean equal photos."""
     return {
         name: sha256("\n".join(sorted(split.parts()[name])).encode("utf-8", "surrogateescape")).hexdigest()
         for name in ("val", "test")
@@ -242,16 +258,16 @@ def digests_of(split: Split) -> dict[str, str]:
 
 
 def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
-    """Looks up the photos of a split in the data.
+    """Finds the photos of a split in the data, whatever the Unicode normal form of their names.
 
     Returns:
         Sample path -> "train", "val" or "test"; samples that the split does not name are absent.
 
     Raises:
-        DataError: the split names a photo that the data does not hold.
+        DataError: the split names a photo that does not exist in the data.
     """
     paths = {sample.path for sample in samples}
-    # The same names on another system may have another normal form.
+    # On another system, the same names may have another Unicode normal form.
     by_name = {composed(path): path for path in sorted(paths)}
     wanted = {
         path if path in paths else by_name.get(composed(path), path): name
@@ -262,14 +278,14 @@ def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
     if absent:
         raise DataError(
             "a split of this data",
-            f"{len(absent)} of its {len(wanted)} photos are not there, the first '{absent[0]}'",
-            "use the data that the split was made from, or make another with 'agridistill data split'",
+            f"{len(absent)} of its {len(wanted)} photos do not exist, the first '{absent[0]}'",
+            "use the data that the split was made from, or make another split with 'agridistill data split'",
         )
     return wanted
 
 
 def unnamed_photos(samples: Iterable[Sample], part_of: Mapping[str, str]) -> list[str]:
-    """One sentence on the photos that a split file does not name; none where it names all."""
+    """Returns a list with a sentence about the photos that a split file does not name; empty if it names all."""
     paths = sorted(sample.path for sample in samples if sample.path not in part_of)
     if not paths:
         return []

@@ -1,4 +1,4 @@
-"""Whether folders are splits, classes, or levels above classes, by their names and by where their photos lie."""
+"""Decides whether folders are splits, classes or levels above classes, by their names and the places of photos."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _SPLIT_WORDS = {
     "test": re.compile(rf"{_NOUN}?(?:test(?:ing)?|h[eo]ldout){_NOUN}?\d*"),
     "eval": re.compile(rf"{_NOUN}?eval(?:uation)?{_NOUN}?\d*"),
 }
-# Words of folders for the kind of their files, not for what a photo shows.
+# Words for the kind of the files in a folder, not for what the photos show.
 _KIND = re.compile(
     rf"{_NOUN}|jpe?gs?|pngs?|jpegimages|masks?|annotations?|labels?|segmentations?|segmentation(?:class|object)"
     r"|gt|groundtruth|rgb|parts?|batch(?:es)?"
 )
-# Names by programs: a camera's (DCF: "100CANON"), of a day ("2024-05-01"), of a part of a Google Drive download.
+# Folder names that programs make: of a camera ("100CANON"), a date ("2024-05-01"), a part of a Google Drive download.
 _BY_MACHINE = re.compile(
     r"[1-9]\d\d[A-Z_][A-Z_\d]{4}|(?:19|20)\d\d([-_. ]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
     r"|.+-\d{8}T\d{6}Z(?:-\d+)+"
 )
-# A class folder has its photos in folders where at most this share lies in itself, as a preview does.
+# If at most this share of a class folder's photos is directly in it (such as a preview), its photos are in subfolders.
 _MAX_OWN_SHARE = 0.1
 
 
 def split_named(name: str) -> str | None:
-    """The split of a name: "train", "val", "test", or "eval", which is one of the last two; None for other names.
+    """Returns the split that a name means: "train", "val", "test" or "eval" (val or test); None for other names.
 
     Example:
         >>> [split_named(name) for name in ("Training", "test_images", "dev-set", "evaluation", "trainers", "a test")]
@@ -46,13 +46,13 @@ def split_named(name: str) -> str | None:
 
 
 def resolved_evaluation(splits: Iterable[str]) -> str:
-    """What "eval" means beside other splits: val where there is a test but no val, else the test."""
+    """Returns what "eval" means among other splits: "val" if there is a test but no val, else "test"."""
     known = set(splits)
     return "val" if "test" in known and "val" not in known else "test"
 
 
 def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """The folders of each split, by their names alone; names may have further words if all splits share them.
+    """Finds the folders of each split by their names; the names may have other words if all splits share them.
 
     Example:
         >>> split_folders(["train_set", "Val-Set", "rust"])
@@ -67,7 +67,7 @@ def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
         split, rest = _split_and_rest(name)
         if split is not None:
             by_rest.setdefault(rest, {}).setdefault(split, []).append(name)
-    # Further words alone make no split of a class such as "field test": another split has to share them.
+    # A name with other words, such as the class "field test", is a split only if another split has the same words.
     several = [found for found in by_rest.values() if len(found) > 1]
     found = by_rest.get("") or (several[0] if len(several) == 1 else {})
     evaluation = found.pop("eval", [])
@@ -77,7 +77,7 @@ def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _split_and_rest(name: str) -> tuple[str | None, str]:
-    """The split that one word of a name means, and its other words but those such as "images"."""
+    """Returns the split that one word of a name means, and the other words except those such as "images"."""
     splits, rest = [], []
     for word in re.findall(r"[^\W_]+", unicodedata.normalize("NFC", name).casefold()):
         split = next((split for split, pattern in _SPLIT_WORDS.items() if pattern.fullmatch(word)), None)
@@ -90,32 +90,37 @@ def _split_and_rest(name: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """Where the photos of one class folder lie."""
+    """A class folder, with the numbers of photos in it and in the folders below it."""
 
     name: str
-    photos_in: Mapping[str, int]  # folder below it ("" for itself) -> number of photos directly in there
+    photos_in: Mapping[str, int]  # folder below it ("" for itself) -> number of photos directly in that folder
 
     @property
     def is_hollow(self) -> bool:
-        """Whether its photos lie in folders below it."""
+        """Whether (almost) all its photos are in folders below it."""
         return self.photos_in.get("", 0) <= _MAX_OWN_SHARE * sum(self.photos_in.values())
 
     @property
     def loses_a_level(self) -> bool:
-        """Whether its photos lie in several folders below it, which become one class."""
+        """Whether its photos are in several folders below it, which would be merged into one class."""
         return self.is_hollow and len([folder for folder in self.photos_in if folder]) > 1
 
     @property
     def first_level(self) -> set[str]:
-        """Names of the folders in it that hold photos at any depth."""
+        """Names of its direct subfolders that contain photos at any depth."""
         return {folder.split("/", 1)[0] for folder in self.photos_in if folder}
 
 
 def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
-    """Checks that folders with photos are classes, and not a level above or beside them.
+    """Checks that folders with photos are probably classes, and not levels above classes or folders of other data.
+
+    Args:
+        root: the data folder.
+        classes: the folders.
+        in_splits: whether the folders are inside train/val/test folders.
 
     Raises:
-        DataError: names the folder or the option to pass instead.
+        DataError: the folders are probably not classes; the error names the folder or the option to pass instead.
     """
     _refuse_kinds(root, classes)
     _refuse_same_beside(root, classes)
@@ -128,7 +133,7 @@ def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_spli
 
 
 def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """Refuses names such as `images` and `masks`, `images_1` and `images_2` or `100CANON`."""
+    """Refuses names that cannot be classes: `images` and `masks`, `images_1` and `images_2`, or `100CANON`."""
     by_machine = [one for one in classes if _BY_MACHINE.fullmatch(one.name)]
     words = [re.findall(r"[^\W\d_]+", one.name.casefold()) for one in classes]
     kinds = [[word for word in of_name if _KIND.fullmatch(word)] for of_name in words]
@@ -143,15 +148,15 @@ def _refuse_kinds(root: Path, classes: Sequence[ClassFolder]) -> None:
 
 
 def _refuse_same_beside(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """Refuses `PlantVillage/<classes>` beside the same classes."""
+    """Refuses a folder that contains the same classes that are also next to it, such as `PlantVillage/<classes>`."""
     names = {one.name.casefold(): one.name for one in classes}
     for one in classes:
         same = sorted(name for name in one.first_level if names.get(name.casefold(), one.name) != one.name)
         if same:
             raise DataError(
-                "class folders that do not hold each other",
-                f"'{one.name}', which holds '{same[0]}', beside '{names[same[0].casefold()]}' in '{root}'",
-                f"move one of them away or pass '{root / one.name}', or --flat if '{one.name}' is a class of its own",
+                "class folders that do not contain each other",
+                f"'{one.name}', which contains '{same[0]}', next to '{names[same[0].casefold()]}' in '{root}'",
+                f"move one of them away or pass '{root / one.name}', or --flat if '{one.name}' is itself a class",
             )
 
 
@@ -167,7 +172,7 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
         )
     if all(_KIND.fullmatch(name.casefold()) for one in losing for name in one.first_level):
         return DataError(
-            "class folders with photos alone",
+            "class folders that contain only photos",
             f"folders in them such as {_quoted(sorted(first.first_level))} in '{root / first.name}'",
             f"move masks and the like out of '{root}', or pass {flat}",
         )
@@ -179,7 +184,7 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
         folder = wrapped_in(one.photos_in)
         below = {path[len(folder) :].strip("/").split("/", 1)[0] for path in one.photos_in if path.startswith(folder)}
         if "train" in split_folders(below) and not in_splits:
-            # The data set itself, among other folders.
+            # The data set itself is a folder among other folders.
             remedy = f"'{root / one.name / folder}'"
     return DataError(
         "class folders with photos",
@@ -189,9 +194,9 @@ def _lost_level(root: Path, losing: Sequence[ClassFolder], *, in_splits: bool) -
 
 
 def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> None:
-    """Refuses test photos in a folder beside class folders, and `train_rust` beside `test_rust`.
+    """Refuses a folder of test photos next to class folders, and pairs such as `train_rust` and `test_rust`.
 
-    "train" and "valid" may be classes.
+    Folders named "train" and "valid" may be classes.
     """
     named: dict[str, dict[str, str]] = {}
     for one in classes:
@@ -211,14 +216,18 @@ def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> 
         if split is not None and (one.loses_a_level or (split != "train" and one.name.casefold() != "valid")):
             other = next(other.name for other in classes if other is not one)
             raise DataError(
-                "class folders, or only train, val and test folders of them",
-                f"'{one.name}' beside '{other}' in '{root}'",
+                "only class folders, or only train, val and test folders that hold them",
+                f"'{one.name}' next to '{other}' in '{root}'",
                 f"move '{one.name}' away, or pass --flat if it is a class",
             )
 
 
 def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
-    """Raises a DataError for splits in the names of nested classes: "a/train/rust" and "a/test/rust" would be two."""
+    """Checks that the names of nested classes contain no splits; "a/train/rust" and "a/test/rust" would be two classes.
+
+    Raises:
+        DataError: the names contain several splits.
+    """
     found: dict[str, str] = {}
     for name in classes:
         for part in name.split("/"):
@@ -227,14 +236,14 @@ def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
     if len(found) > 1:
         first, second = list(found.values())[:2]
         raise DataError(
-            "train, val and test folders only on top of nested classes",
+            "train, val and test folders that hold the nested class folders",
             f"'{first}' and '{second}' in '{root}'",
             "move the folders, or pass one that holds train, val and test",
         )
 
 
 def wrapped_in(photos_in: Mapping[str, int]) -> str:
-    """The folder that all others share as their parent, "" where they have none in common.
+    """Returns the folder that contains all folders with photos; "" if there is none.
 
     Example:
         >>> wrapped_in({"a/b/rust": 1, "a/b/scab": 1}), wrapped_in({"rust": 1, "scab": 1}), wrapped_in({"": 3})
@@ -245,9 +254,9 @@ def wrapped_in(photos_in: Mapping[str, int]) -> str:
 
 
 def labels_remedy(root: Path) -> str:
-    """The option for labels from a file, with a file of the data folder where there is one."""
+    """Returns the remedy to pass --labels, with the name of a CSV or TSV in the data folder if there is one."""
     files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
-    # A Kaggle folder also holds a sample submission.
+    # A Kaggle data set also contains a sample submission, which has no labels.
     files = [path for path in files if "submission" not in path.name.lower()] or files
     chosen = next((path for path in files if split_named(path.stem) == "train"), files[0] if files else None)
     return f"pass --labels '{chosen}'" if chosen else "pass --labels FILE with the label of each photo"
@@ -258,12 +267,12 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
-# Between two digits a space separates numbers: "grade 1 1" is not "grade 11".
+# Spaces are ignored, except between two digits, where they separate numbers: "grade 1 1" is not "grade 11".
 _SPACES = re.compile(r"(?<!\d)[\s_]+|[\s_]+(?!\d)")
 
 
 def alike_names(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Groups of names that differ in capitals, spaces (also written `_`) or normal form alone.
+    """Finds groups of names that differ only in capitals, spaces (also written `_`) or Unicode normal form.
 
     Example:
         >>> alike_names(["Late blight", "Rust", "late_blight ", "rust 2"])
@@ -276,7 +285,7 @@ def alike_names(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def alike_in_words(group: Sequence[str]) -> str:
-    """A group of `alike_names` as a sentence.
+    """Describes a group from `alike_names` in a sentence.
 
     Example:
         >>> alike_in_words(("Rust", "rust"))
@@ -284,5 +293,5 @@ def alike_in_words(group: Sequence[str]) -> str:
     """
     written = [f"'{name}'" for name in dict.fromkeys(map(composed, group))]
     if len(written) == 1:
-        return f"{len(group)} class folders {written[0]} in different Unicode normal forms, which are one class"
+        return f"{len(group)} class folders {written[0]}, whose names differ in Unicode normal form, are one class"
     return f"these class names differ only in capitals, spaces or Unicode normal form: {' and '.join(written)}"

@@ -1,11 +1,10 @@
-"""Views: random augmentations of a photo, each a function of a 4-byte seed; and their files in the user's cache folder.
+"""Draws views, which are randomly augmented copies of a photo, and caches views and small copies of large photos.
 
-The same seed gives the same pixels in any process, with any number of workers, in any order. Geometry is one resampling
-of the photo (no second interpolation) and lossless turns.
+A view depends only on the photo, the settings and a 4-byte seed: the same seed gives the same pixels in any process,
+with any number of workers, in any order. The photo is resampled only once; turns by 90 degrees lose nothing.
 
-A cached file, a drawn view or a small copy of a large photo, is a function of the photo, of how it is made, and of the
-libraries that make it; its path names all of them, and it carries a checksum. The cache only saves time: where it
-cannot be written, all works without.
+The path of a cached file depends on the photo, the settings and the versions of the libraries; the file contains a
+checksum. The cache only saves time: without it, all views are the same.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from agridistill.storage import replacing, user_cache
 
 logger = logging.getLogger(__name__)
 
-# To be raised when a photo and a seed give other pixels, also through a small copy: it is part of the caches' keys.
-# 2: colour profiles, bits and bands are read (`preprocess.read_photo`).
+# Part of the keys of all caches: raise it if the same photo and seed give other pixels, directly or by a small copy.
+# 2: colour profiles, bit depths and bands are read (`preprocess.read_photo`).
 VIEWS_VERSION = 2
-# Free disk space that the cache leaves: a run has checkpoints and a teacher cache to write.
+# Disk space in bytes that the cache leaves free, because a run also writes checkpoints and a teacher cache.
 SPARE_BYTES = 2 << 30
 
-# Keeps the draws of corruptions independent: with or without them, the rest of a view is the same.
+# Seeds the draws of corruptions separately, so that the rest of a view is the same with or without corruptions.
 _CORRUPTION = 1
 _CORRUPTED_SHARE = 1 / 3
 _CHECKSUM_BYTES = 4
-# File systems round the size of a file up to this.
+# File systems round the size of a file up to a multiple of this.
 _DISK_BLOCK = 4096
-# Below this ratio of the sides, decoding the photo itself costs little more than decoding the copy.
+# A copy is made only of a photo whose shorter side is larger by this factor; for others it would save little time.
 _WORTH_A_COPY = 2
 _JPEG_QUALITY = 95
 
@@ -56,23 +55,25 @@ _Change = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a view may differ from its photo.
+    """Settings that limit how far a view may differ from its photo.
 
     Attributes:
         min_scale: smallest share of the photo's area that a view shows, 0 to 1.
-        max_aspect: largest ratio between the sides of the part shown.
-        flip: mirrors at random (leaves have no left and right).
-        turn: turns by 0, 90, 180 or 270 degrees at random.
-        brightness: largest relative change of brightness.
-        contrast: largest relative change of contrast.
-        saturation: largest relative change of saturation.
-        cast: largest relative change of one colour channel, as a wrong white balance makes it.
-        min_size: smallest scale of the picture, 0 to 1: a leaf further away, on the colour of its rim; 1 is off.
-        blur: largest deviation of a Gaussian blur, as out of focus; a share of the side.
-        noise: largest deviation of a Gaussian noise in every channel, as of a sensor in poor light; levels of 255.
-        jpeg: lowest quality of a second JPEG, libjpeg's scale from 1 to 100; 100 is off.
+        max_aspect: largest ratio between the sides of the part that a view shows.
+        flip: mirrors half of the views (leaves have no left and right).
+        turn: turns each view by 0, 90, 180 or 270 degrees at random.
+        brightness: largest relative change of brightness, from 0 to below 1.
+        contrast: largest relative change of contrast, from 0 to below 1.
+        saturation: largest relative change of saturation, from 0 to below 1.
+        cast: largest relative change of one colour channel, from 0 to below 1, as by a wrong white balance.
+        min_size: smallest scale of the picture, 0 to 1, as if the leaf were further away; the colour of the picture's
+            border fills the rest. 1 switches it off.
+        blur: largest standard deviation of a Gaussian blur, as if out of focus, as a share of the side; 0 is off.
+        noise: largest standard deviation of Gaussian noise in each channel, as of a sensor in poor light, in levels
+            of 255; 0 is off.
+        jpeg: lowest quality of a second JPEG compression, on libjpeg's scale from 1 to 100; 100 switches it off.
 
-    Each of the last four acts on a third of the views.
+    The last four are corruptions; each of them acts on a third of the views.
     """
 
     min_scale: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -90,31 +91,41 @@ class Augmentation:
 
     @property
     def corrupts(self) -> bool:
-        """Whether views have corruptions of the field, beside geometry and colour."""
+        """Whether views get corruptions as they occur in the field: smaller leaves, blur, noise or JPEG compression."""
         return self.min_size < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
 
 
 def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
-    """The settings by name, for cache keys: 1 and 1.0 are one setting."""
+    """Returns name -> value of the settings, for cache keys, in which 1 and 1.0 are the same."""
     return {name: value if isinstance(value, bool) else float(value) for name, value in asdict(augmentation).items()}
 
 
 def view_seed(seed: int, view: int, path: str) -> int:
-    """The seed of one of a photo's views, 0 to 2**32 - 1.
+    """Computes the seed of one view of a photo, from 0 to 2**32 - 1.
 
     Args:
-        seed: of all views.
-        view: its number, from 0.
-        path: of the photo, relative to the data folder.
+        seed: the seed of all views of a run or a teacher.
+        view: the number of the view, from 0.
+        path: the path of the photo, relative to the data folder.
     """
-    # `fsencode`: a file name need not be UTF-8.
-    # A CRC instead of the photo's index: a photo more or less in the folder changes no other photo's views.
+    # `fsencode` also accepts file names that are not UTF-8. The checksum of the path is used instead of the photo's
+    # number, so that adding or removing a photo does not change the views of others.
     state = np.random.SeedSequence((seed, view, zlib.crc32(os.fsencode(path)))).generate_state(1, np.uint32)
     return int(state[0])
 
 
 def render_view(image: Image.Image, seed: int, augmentation: Augmentation, preprocessing: Preprocessing) -> Pixels:
-    """Draws the view of a photo (RGB) that belongs to a seed: `(size, size, 3)` uint8, RGB, C-contiguous."""
+    """Draws the view of a photo that belongs to a seed.
+
+    Args:
+        image: the photo, RGB.
+        seed: the result of `view_seed`.
+        augmentation: how far the view may differ from the photo.
+        preprocessing: gives the size of the view.
+
+    Returns:
+        `(size, size, 3)` uint8, RGB, C-contiguous.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     box = _draw_box(rng, image.width, image.height, augmentation, preprocessing)
     size = preprocessing.image_size
@@ -142,7 +153,7 @@ def _draw_box(
     box_height = min(float(height), base_height * float(np.sqrt(scale / aspect)))
     left = rng.random() * (width - box_width)
     top = rng.random() * (height - box_height)
-    # Clamped: rounding may move the box over the border, which Pillow refuses.
+    # Keep the box inside the photo: rounding may move it over the border, which Pillow refuses.
     return left, top, min(left + box_width, float(width)), min(top + box_height, float(height))
 
 
@@ -155,15 +166,15 @@ def _change_colours(image: Image.Image, rng: np.random.Generator, augmentation: 
         image = ImageEnhance.Color(image).enhance(saturation)
     if not (augmentation.brightness or augmentation.contrast or augmentation.cast):
         return image
-    # Brightness, contrast and cast act on each channel by itself: one table look-up does all three.
+    # Brightness, contrast and cast change each channel independently, so that one lookup table does all three.
     levels = np.arange(256)
     table = [np.clip((levels * channel - 128) * contrast + 128, 0, 255).astype(np.uint8) for channel in channels]
     return image.point(np.concatenate(table).tolist())
 
 
 def _corrupt(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
-    """Corruptions of the field, in their order there: distance, focus, sensor, storage."""
-    # All drawn first: one setting changes neither whether another acts nor how strongly.
+    """Adds the corruptions in the order in which they occur in a camera: distance, focus, sensor, storage."""
+    # All random numbers are drawn first, so that changing one setting does not change the other corruptions.
     acts, amounts = rng.random(4) < _CORRUPTED_SHARE, rng.random(4)
     if acts[0] and augmentation.min_size < 1:
         image = _move_away(image, 1 - float(amounts[0]) * (1 - augmentation.min_size), rng)
@@ -180,7 +191,7 @@ def _corrupt(image: Image.Image, rng: np.random.Generator, augmentation: Augment
 
 
 def _move_away(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
-    """The whole image smaller, at a random place on the colour of its rim."""
+    """Scales the image down and puts it at a random place on an image filled with the colour of its border."""
     pixels = np.asarray(image)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     side = max(1, round(factor * image.width))
@@ -191,12 +202,12 @@ def _move_away(image: Image.Image, factor: float, rng: np.random.Generator) -> I
 
 
 class DerivedCache:
-    """Files made from the photos of one data folder.
+    """Cached files that are computed from the photos of one data folder.
 
     Args:
-        name: of the folder in the user's cache.
+        name: name of the cache, a folder in the user's cache folder.
         root: the data folder.
-        recipe: how a file is made, beside the version of our views and the libraries.
+        recipe: a text with all settings that the files depend on; the versions of the libraries are added.
     """
 
     def __init__(self, name: str, root: Path, recipe: str) -> None:
@@ -205,10 +216,14 @@ class DerivedCache:
         self.folder = user_cache() / name / _digest(f"{os.fsdecode(root.resolve())} {recipe} {makers}", 16)
 
     def path_for(self, photo: str, part: str = "") -> Path:
-        """Where the file belongs that is made from a photo, `part` of several; a changed photo gives another path.
+        """Returns the path of the cached file for a photo; if the photo changes, the path changes.
+
+        Args:
+            photo: the path of the photo, relative to the data folder.
+            part: distinguishes several files for one photo.
 
         Raises:
-            PhotoError: there is no such photo.
+            PhotoError: the photo does not exist.
         """
         full = self.root / photo
         try:
@@ -219,23 +234,23 @@ class DerivedCache:
         return self.folder / digest[:2] / digest
 
     def read(self, path: Path) -> bytes | None:
-        """The content; None where there is none, or a damaged one."""
+        """Returns the content of a cached file; None if the file does not exist or is damaged."""
         try:
             stored = path.read_bytes()
         except OSError:
             return None
         content = stored[_CHECKSUM_BYTES:]
-        # The checksum of empty content is zero, as in a file of zeros.
+        # Empty content is refused: its checksum is zero, so that a damaged file of four zeros would be accepted.
         return content if content and _checksum(content) == stored[:_CHECKSUM_BYTES] else None
 
     def write(self, path: Path, content: bytes) -> None:
-        """Writes the content; a disk error is logged only."""
+        """Writes a cached file; a disk error is only logged, at debug level."""
         try:
-            # The checksum recognises what a power cut left half-written.
+            # The checksum detects a file that a power cut has left incomplete.
             with replacing(path, durable=False) as temporary:
                 temporary.write_bytes(_checksum(content) + content)
         except OSError:
-            logger.debug("nothing cached in '%s'", path, exc_info=True)
+            logger.debug("the cache file '%s' was not written", path, exc_info=True)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -243,12 +258,18 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _digest(text: str, digits: int) -> str:
-    # A file name need not be UTF-8.
+    # `surrogateescape` allows file names that are not UTF-8.
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
 class KeptViews:
-    """Drawn views of one data folder, kept in the cache."""
+    """The drawn views of the photos of one data folder, stored in the cache.
+
+    Args:
+        root: the data folder.
+        preprocessing: gives the size of a view.
+        augmentation: how far a view may differ from its photo.
+    """
 
     def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation) -> None:
         self._shape = (preprocessing.image_size, preprocessing.image_size, 3)
@@ -258,17 +279,22 @@ class KeptViews:
 
     @property
     def view_bytes(self) -> int:
-        """Size of a view on the disk, with its checksum."""
+        """Size of a cached view on the disk in bytes, with its checksum."""
         return (math.prod(self._shape) // _DISK_BLOCK + 1) * _DISK_BLOCK
 
     def get(self, path: str, seed: int, draw: Callable[[], Pixels]) -> Pixels:
-        """The view of a photo that belongs to a seed: cached, or drawn and then cached if there is room.
+        """Returns a view from the cache; if it is not there, draws it, and caches it if there is enough disk space.
+
+        Args:
+            path: the path of the photo, relative to the data folder.
+            seed: the seed of the view.
+            draw: draws the view.
 
         Returns:
-            `(size, size, 3)` uint8; may be read-only.
+            `(size, size, 3)` uint8, RGB; may be read-only.
 
         Raises:
-            PhotoError: the photo is gone, or cannot be read.
+            PhotoError: the photo no longer exists or cannot be read.
         """
         file = self._path_for(path, seed)
         content = self._cache.read(file)
@@ -280,7 +306,7 @@ class KeptViews:
         return pixels
 
     def room_bytes(self) -> int:
-        """How much of the disk may be filled with views; 0 where their folder cannot be used."""
+        """Returns how many bytes of the disk views may still fill; 0 if the cache folder cannot be written."""
         try:
             existing = next(above for above in (self.folder, *self.folder.parents) if above.is_dir())
             free = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
@@ -289,7 +315,7 @@ class KeptViews:
         return max(0, free - SPARE_BYTES)
 
     def count(self, views: Iterable[tuple[str, int]]) -> int:
-        """How many of these views, each a photo's path and a seed, are cached already."""
+        """Returns how many of these views are already cached; each is given by a photo's path and a seed."""
         found = 0
         for path, seed in views:
             with contextlib.suppress(OSError, PhotoError):
@@ -301,10 +327,15 @@ class KeptViews:
 
 
 class SmallCopies:
-    """Reads the photos of one data folder, large ones through small copies: 12 megapixels are decoded once.
+    """Reads the photos of one data folder and makes cached small copies of large ones, to decode these only once.
 
-    A copy has just the pixels which the closest view needs; without an augmentation, those of the photo as it is. A
-    photo that is hardly larger than its copy is read itself.
+    A copy has as many pixels as the view that shows the smallest part of the photo needs; without augmentation, it is
+    the input of the model. A photo that is hardly larger than its copy would be is read directly.
+
+    Args:
+        root: the data folder.
+        preprocessing: gives the size of the input.
+        augmentation: the views that are drawn from the photos; None if the photos are not augmented.
     """
 
     def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
@@ -315,7 +346,7 @@ class SmallCopies:
         self._cache = DerivedCache("small-copies", root, kind)
 
     def read(self, path: str) -> Image.Image:
-        """The photo, or its copy where it is large: RGB.
+        """Reads a photo, or its small copy if it is large, as an RGB image.
 
         Raises:
             PhotoError: the photo cannot be read.
@@ -333,7 +364,7 @@ class SmallCopies:
     def _small(self, image: Image.Image) -> bytes:
         stream = io.BytesIO()
         if self.augmentation is None:
-            # Lossless: the model is measured on these pixels.
+            # Saved without loss, because evaluation uses these pixels.
             Image.fromarray(to_pixels(image, self.preprocessing)).save(stream, "PNG", compress_level=1)
         else:
             ratio = self.side / min(image.size)

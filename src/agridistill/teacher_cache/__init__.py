@@ -1,6 +1,7 @@
-"""The teacher's outputs on disk: their key and files (`store`), and their use in training (`build`).
+"""Stores the outputs of a teacher on the disk, so that the teacher runs only once for many students.
 
-A cache of another teacher, data, recipe or version, or a damaged one, is never used.
+`store` defines the files and their key, `build` fills a cache and reads it during training. A cache that is damaged, or
+was made for another teacher, data set, recipe or version, is never used.
 """
 
 from agridistill.teacher_cache.build import CachedTeacher, Gather, UncachedTeacher, load_teacher, sync_errors

@@ -1,4 +1,4 @@
-"""The teacher during training: from its cache, which is built before the first step, or as the live network."""
+"""Gives training the outputs of the teacher: from a cache that is built before the first step, or from the network."""
 
 from __future__ import annotations
 
@@ -36,31 +36,35 @@ logger = logging.getLogger(__name__)
 _BUILD_BATCH = 64
 
 Gather = Callable[[Any], Sequence[Any]]
-"""Gives every process the values that each of them passed, in the order of their ranks."""
+"""A function that every process calls with a value; it returns the values of all processes, in the order of ranks."""
 
 
 def single_process(own: Any) -> Sequence[Any]:
-    """The `Gather` of a single process."""
+    """Does the work of a `Gather` in a run of one process: returns a list with the value."""
     return [own]
 
 
 @contextlib.contextmanager
 def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
-    """Waits for all processes at its end; an error in any of them stops every one.
+    """Waits for all processes at the end of its block, and stops every process if one of them failed.
+
+    Args:
+        gather: exchanges a value between the processes.
+        rank: rank of this process.
 
     Raises:
-        PeerError: another process failed. The first process that failed raises its own error.
+        PeerError: another process failed. The failed process with the lowest rank raises its own error instead.
     """
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # of any kind: the other processes must not wait for this one
+    except Exception as error:  # catch every error: otherwise the other processes would wait for this one forever
         failure = error
     parts: tuple[str, str, str] | None = None
     if isinstance(failure, AgriDistillError):
         parts = failure.expected, failure.got, failure.remedy
     elif failure is not None:
-        parts = "no failure in any process", f"{type(failure).__name__} in one of them", "see its own output"
+        parts = "no error in any process", f"{type(failure).__name__} in another process", "see that process's output"
     failed = [(number, parts) for number, parts in enumerate(gather(parts)) if parts is not None]
     if failed:
         first, parts = failed[0]
@@ -70,33 +74,47 @@ def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
 
 
 def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits `(B, K)` and maps `(B, H, W)` or `(B, M, H, W)` as the cache stores them, with a largest map value of 1.
+    """Rounds the outputs of a teacher to float16, as the cache stores them, and scales each map to a maximum of 1.
+
+    Args:
+        logits: `(B, K)`.
+        maps: stride -> attention maps `(B, H, W)` or `(B, M, H, W)`.
+
+    Returns:
+        Logits and maps of the same shapes, in float16.
 
     Raises:
-        RunError: NaN, infinity, or logits that float16 cannot hold.
+        RunError: a value is NaN or infinite, or a logit is too large for float16.
     """
     stored = logits.half()
-    # Squared activations exceed float16's range; no distance depends on a map's scale.
+    # Without the scaling, squared activations exceed the range of float16. No distance depends on the scale of a map.
     stored_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
-    # One transfer: each makes the processor wait for a GPU.
+    # All checks are read from the GPU in one transfer, because each transfer makes the CPU wait.
     if not torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).all():
         expected = "a teacher with logits within ±65,504 and finite attention maps"
-        raise RunError(expected, "larger ones, NaN or infinity", "train the teacher again")
+        raise RunError(expected, "larger values, NaN or infinity", "train the teacher again")
     return stored, stored_maps
 
 
 def load_teacher(teacher: Path, strides: Sequence[int], kind: TeacherKind, *, per_head: bool) -> LiveTeacher:
-    """The network of a finished run, in the precision that it was trained in."""
+    """Loads the network of a finished run as a teacher, in the precision in which it was trained.
+
+    Args:
+        teacher: the run folder.
+        strides: the strides at which maps are needed, in pixels of the input.
+        kind: what the maps are: attention from activations, attention from windows, or features.
+        per_head: whether there is one attention map for each head.
+    """
     network, manifest = load_network(teacher)
     bf16 = manifest.lineage.get("precision") == "bf16"
     return LiveTeacher(network, manifest.preprocessing, strides=strides, kind=kind, per_head=per_head, bf16=bf16)
 
 
 class UncachedTeacher:
-    """The live network, rounded to float16 as the cache is, so that both give identical training.
+    """Runs the teacher in every step, without a cache, and rounds its outputs to float16 as the cache does.
 
-    Training from random weights amplifies any difference: one in the fourth digit changes the loss by 1e-3 after a few
-    steps.
+    So training is identical with and without the cache. Training from random weights amplifies any difference: one in
+    the fourth digit of an output changes the loss by 1e-3 after a few steps.
     """
 
     def __init__(self, live: LiveTeacher) -> None:
@@ -104,19 +122,22 @@ class UncachedTeacher:
         self.example, self.map_counts, self.to = live.example, live.map_counts, live.to
 
     def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits `(B, K)` and the maps of each stride, float32 with float16 values; errors as `to_float16`."""
+        """Computes the logits `(B, K)` and the maps of each stride for a batch.
+
+        Both are float32 tensors with values that were rounded to float16; errors are those of `to_float16`.
+        """
         logits, maps = to_float16(*self._live.outputs(batch))
         return logits.float(), {stride: map_.float() for stride, map_ in maps.items()}
 
 
 class CachedTeacher:
-    """Gives each batch the outputs that were stored for its views when the cache was built.
+    """Reads the outputs of the teacher for the views of a batch from a cache; `prepare` builds what is missing.
 
     Args:
-        caches: folder of the teacher's caches, each in a folder named by its key.
-        key: see `cache_key`.
-        viewing: the pixels that student and teacher see.
-        load: loads the live teacher; called only where blocks have to be built.
+        caches: folder of all caches of the teacher; each cache is a folder in it, named by a digest of its key.
+        key: the result of `cache_key`.
+        viewing: the photos and views that student and teacher see.
+        load: loads the teacher's network; called only if blocks of the cache have to be built.
     """
 
     def __init__(self, caches: Path, key: Key, viewing: Viewing, load: Callable[[], LiveTeacher]) -> None:
@@ -137,41 +158,41 @@ class CachedTeacher:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the records of all views."""
+        """Size of the records of all views, in bytes."""
         return self.layout.bytes_for(self.viewing.views)
 
     def map_counts(self) -> dict[int, int]:
-        """Number of maps of `outputs` at each stride."""
+        """Number of attention maps in `outputs`: stride -> number."""
         return {stride: shape[0] if len(shape) == 3 else 1 for stride, shape in self.layout.maps.items()}
 
     def to(self, device: torch.device) -> None:
-        """Chooses the device of the outputs."""
+        """Sets the device on which `outputs` returns its tensors."""
         self._device = device
 
     def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Zeros in the shapes of `outputs` for this number of photos."""
+        """Returns zeros in the shapes that `outputs` has for this number of photos."""
         maps = {stride: torch.zeros(count, *shape) for stride, shape in self.layout.maps.items()}
         return torch.zeros(count, self.layout.num_classes), maps
 
     def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits `(B, K)` and the maps of each stride, float32; a map's largest value is 1.
+        """Reads the logits `(B, K)` and the maps of each stride for a batch, as float32; the maximum of a map is 1.
 
         Raises:
-            RunError: the cache holds another view, or none, of a photo.
+            RunError: for a photo of the batch, the cache holds another view or no output.
         """
         if self._cache is None:
-            raise RunError("a teacher cache that was prepared", "none", "call prepare() before the training")
+            raise RunError("an open teacher cache", "a closed one", "call prepare() before the training")
         photos, views = batch.position.numpy(), batch.view.numpy()
         records = self._cache.read(photos, views)
-        # The one check that no key can replace: these are the views that the student sees.
+        # The key cannot guarantee this: compare the seeds, so that student and teacher see the same views.
         wrong = (records["seed"] != batch.seed.numpy()) | ~np.isfinite(records["logits"]).all(axis=1)
         if wrong.any():
             self._cache.forget(photos[wrong], views[wrong])
             path = self.viewing.samples[photos[wrong][0]].path
             raise RunError(
-                "every view of this batch in the teacher cache",
-                f"none of '{path}', which could not be read when it was built, in '{self.folder}'",
-                "continue with --resume: its block is built again",
+                "the teacher's outputs for every photo of this batch",
+                f"none for '{path}' in '{self.folder}', because it could not be read when the cache was built",
+                "continue with --resume, which builds this part of the cache again",
             )
         maps = {stride: self._tensor(records[map_field(stride)]) for stride in self.layout.maps}
         return self._tensor(records["logits"]), maps
@@ -186,12 +207,18 @@ class CachedTeacher:
         gather: Gather = single_process,
         progress: ProgressCallback = silent,
     ) -> None:
-        """Opens the cache and builds missing blocks; each of `world` processes builds its share.
+        """Opens the cache and builds missing blocks; each process builds its share.
 
-        `progress` gets (views done, views to build) of all processes, estimated from this one's share.
+        Args:
+            device: the device on which the teacher runs and `outputs` returns its tensors.
+            workers: number of data-loader processes.
+            rank: rank of this process, from 0.
+            world: number of processes.
+            gather: exchanges values between the processes.
+            progress: called with (views done, views to build) of all processes, estimated from this process's share.
 
         Raises:
-            RunError: no room on the disk, or a folder that cannot be written; raised in every process.
+            RunError: the disk is full or the folder cannot be written; every process raises an error.
         """
         self._device = device
         with contextlib.ExitStack() as held:
@@ -207,13 +234,13 @@ class CachedTeacher:
             with sync_errors(gather, rank):
                 self._build_share(cache, own, total, workers, progress)
         if world > 1:
-            # Network file systems show what other machines wrote to files that are opened afterwards.
+            # On network file systems, only files that are opened again show what other machines have written.
             self.close()
         self._cache = self._cache or self._open()
         if not self._cache.built():
             raise RunError(
                 "one cache folder that all machines share",
-                f"'{self.folder}', which lacks the blocks of other machines",
+                f"'{self.folder}', in which the outputs computed by other machines are missing",
                 "choose a shared folder with --cache-dir",
             )
 
@@ -229,7 +256,7 @@ class CachedTeacher:
     def _build_share(
         self, cache: TeacherCache, own: Sequence[Block], total: int, workers: int, progress: ProgressCallback
     ) -> None:
-        # Also where this process builds nothing: the teacher need not stay in memory.
+        # Also if this process builds nothing: training needs no teacher in memory.
         live, self._live = self._live, None
         if not own:
             if total:
@@ -253,7 +280,7 @@ class CachedTeacher:
                     for stride, map_ in maps.items():
                         records[map_field(stride)][rows] = map_.cpu().numpy()
                 done += len(part)
-                # The other processes are about as far.
+                # Assume that the other processes have done the same part of their shares.
                 progress(done * total // share, total)
             cache.write(block, records)
 
@@ -267,7 +294,7 @@ def _batches(block: Block) -> list[range]:
 
 
 def _warn_about_nearest(caches: Path, key: Key) -> None:
-    """Reports what the most similar cache differs in, where there is none of this key."""
+    """Logs in what the most similar existing cache differs from the requested key; does nothing without a cache."""
     others: dict[Path, list[str]] = {}
     for folder in sorted(caches.iterdir()) if caches.is_dir() else ():
         with contextlib.suppress(RunError):
@@ -277,4 +304,4 @@ def _warn_about_nearest(caches: Path, key: Key) -> None:
     if others:
         nearest = min(others, key=lambda folder: len(others[folder]))
         reasons = "; ".join(others[nearest][:3])
-        logger.warning("the teacher cache '%s' cannot be used: %s; building another one beside it", nearest, reasons)
+        logger.warning("the teacher cache '%s' cannot be used (%s); a new cache is built", nearest, reasons)

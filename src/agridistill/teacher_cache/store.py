@@ -1,15 +1,15 @@
-"""The cache on disk: its key, and its files.
+"""Defines the key and the files of a teacher cache.
 
-The files hold, for each view of each photo, the view's seed, the teacher's logits and its attention maps: one file of
-fixed-size records, view by view; beside it a checksum for each block of photos of a view, and the key. A block counts
-once its checksum is written, so a kill loses at most the block in progress.
+A record holds the seed of one view of one photo, the teacher's logits for it and its attention maps. One file contains
+all records, which have a fixed size, view by view. Another file contains a checksum for each block, which is a group of
+photos in one view. A block is valid once its checksum is written, so killing the process loses at most one block.
 
 ::
 
     FOLDER/
       cache.json       format, key, layout
       records.bin      (views, photos) records: seed uint32, logits float16 (K), maps float16 (H, W) or (M, H, W)
-      checksums.bin    (views, blocks) uint64: 0 not built yet, else 2^32 + the CRC-32 of the block's records
+      checksums.bin    (views, blocks) uint64: 0 if not built yet, else 2^32 + the CRC-32 of the block's records
       lock             held by the process that builds
 """
 
@@ -48,7 +48,7 @@ FORMAT_VERSION = 1
 BLOCK_PHOTOS = 256
 _BUILT = 1 << 32
 _DOCUMENT, _RECORDS, _CHECKSUMS, _LOCK = "cache.json", "records.bin", "checksums.bin", "lock"
-_DELETE = "delete the folder; it is built again"
+_DELETE = "delete the folder; the cache is then built again"
 
 Key = Mapping[str, str | int | float | bool]
 
@@ -61,7 +61,15 @@ def cache_key(
     kind: Literal["activation", "window"],
     per_head: bool,
 ) -> Key:
-    """Everything that the records depend on; two caches of one key hold the same records."""
+    """Returns the key of a cache: everything that its records depend on; equal keys mean equal records.
+
+    Args:
+        viewing: the photos and their views.
+        teacher: manifest of the teacher's run.
+        strides: the teacher's strides at which attention maps are stored, in pixels of the input.
+        kind: how attention maps are computed: from activations or from attention windows.
+        per_head: whether there is one map for each attention head.
+    """
     photos = sha256(viewing.fingerprint.encode())
     for sample in viewing.samples:
         photos.update(json.dumps(sample.path).encode())
@@ -86,21 +94,21 @@ def cache_key(
 
 
 def digest_of(key: Key) -> str:
-    """A short name for a key, 12 hexadecimal digits."""
+    """Returns a short name for a key: the first 12 hexadecimal digits of its sha256."""
     return sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(stored: Mapping[str, Any], current: Key) -> list[str]:
-    """Which parts of two keys differ, in words; digests are cut to their beginning."""
+    """Returns one text for each part in which two keys differ, with both values; long digests are shortened."""
     differing = [part for part in sorted(stored.keys() | current.keys()) if stored.get(part) != current.get(part)]
     texts = [f"{part} {stored.get(part)}, here {current.get(part)}" for part in differing]
     return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text) for text in texts]
 
 
 class Block(NamedTuple):
-    """The records of the photos `start` to `stop - 1` in one view."""
+    """A block of a cache: the records of the photos `start` to `stop - 1` in one view."""
 
-    number: int  # within the cache, from 0
+    number: int  # number of the block in the cache, from 0
     view: int
     start: int
     stop: int
@@ -108,54 +116,54 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """Shape of a cache."""
+    """The shape of the records of a cache."""
 
-    photos: int  # rows of each view
+    photos: int  # number of photos, and of records for each view
     num_classes: int
     maps: Mapping[int, tuple[int, ...]]  # shape of the attention map by stride: (H, W), or (M, H, W) for M maps
 
     @property
     def dtype(self) -> np.dtype[np.void]:
-        """One record, without padding: 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map).
+        """The numpy type of one record: 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map).
 
-        Fields: "seed" of the view, "logits" `(K,)`, and for each stride a map such as "map_s16".
+        Its fields are "seed" (of the view), "logits" `(K,)`, and for each stride a map such as "map_s16".
         """
         fields: list[Any] = [("seed", "<u4"), ("logits", "<f2", (self.num_classes,))]
         fields += [(map_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
         return np.dtype(fields)
 
     def blank_records(self, count: int) -> NDArray[np.void]:
-        """`(count,)` records without outputs, as of photos that cannot be read: their logits are NaN."""
+        """Returns `(count,)` records for photos that cannot be read: their logits are NaN."""
         records = np.zeros(count, self.dtype)
         records["logits"] = np.nan
         return records
 
     @property
     def blocks_per_view(self) -> int:
-        """Blocks of one view; the last may be smaller."""
+        """Number of blocks of one view; the last block may be smaller than the others."""
         return -(-self.photos // BLOCK_PHOTOS)
 
     def bytes_for(self, views: int) -> int:
-        """Size of the records of this number of views."""
+        """Returns the size of the records of this number of views, in bytes."""
         return views * self.photos * self.dtype.itemsize
 
     def blocks(self, views: int) -> Iterator[Block]:
-        """Every block of this number of views, in the order of the file."""
+        """Yields all blocks of this number of views, in the order of the file."""
         for number in range(views * self.blocks_per_view):
             view, index = divmod(number, self.blocks_per_view)
             yield Block(number, view, index * BLOCK_PHOTOS, min((index + 1) * BLOCK_PHOTOS, self.photos))
 
 
 def map_field(stride: int) -> str:
-    """Name of a stage's map in a record."""
+    """Returns the field of a record that holds the attention map at a stride, such as "map_s16"."""
     return f"map_s{stride}"
 
 
 def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
-    """Key and layout of the cache in a folder; None where there is none.
+    """Reads the key and the layout of the cache in a folder; returns None if there is no cache.
 
     Raises:
-        RunError: a damaged file, or a cache of another format.
+        RunError: the file is damaged or has another format version.
     """
     path = folder / _DOCUMENT
     try:
@@ -172,7 +180,7 @@ def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
 
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Holds the lock of a cache; a second run waits for it, and then finds the blocks built.
+    """Creates the folder of a cache and holds its lock; waits if another run holds it, which then builds the blocks.
 
     Raises:
         RunError: the folder cannot be created or written.
@@ -183,18 +191,24 @@ def building(folder: Path) -> Iterator[None]:
             try:
                 held.enter_context(only_one(folder / _LOCK, "teacher cache"))
             except RunError:
-                logger.warning("another run builds the teacher cache '%s': waiting for it", folder)
+                logger.warning("another run is building the teacher cache '%s'; this run waits until it ends", folder)
                 held.enter_context(only_one(folder / _LOCK, "teacher cache", wait=True))
         yield
 
 
 class TeacherCache:
-    """A cache that can be read, and built block by block; its folder is created where it does not exist.
+    """An open cache, which can be read and built block by block.
 
-    A cache with fewer views of each photo than requested grows, one with more is used as it is.
+    A cache with fewer views of each photo than requested is extended, one with more is used as it is.
+
+    Args:
+        folder: the folder of the cache; it and its files are created if they do not exist.
+        key: the result of `cache_key`.
+        layout: the shape of the records.
+        views: number of views of each photo, at least 1.
 
     Raises:
-        RunError: the folder holds a cache with another key or layout, a damaged one, or the disk has no room.
+        RunError: the folder holds a damaged cache or one with another key or layout, or the disk is full.
     """
 
     def __init__(self, folder: Path, key: Key, layout: CacheLayout, views: int) -> None:
@@ -207,12 +221,12 @@ class TeacherCache:
             if differing:
                 raise RunError(
                     f"a teacher cache for this teacher, data and recipe in '{folder}'",
-                    f"one that differs in {'; '.join(differing[:3])}",
+                    f"one that differs: {'; '.join(differing[:3])}",
                     "delete it or choose another --cache-dir",
                 )
         with _disk_errors(folder):
             if stored is None:
-                # Before the document is written: records without it are of unknown origin.
+                # Without the document the origin of the records is unknown: delete them before writing it.
                 for name in (_RECORDS, _CHECKSUMS):
                     (folder / name).unlink(missing_ok=True)
                 write_json(folder / _DOCUMENT, {"format": FORMAT_VERSION, "key": dict(key), "layout": asdict(layout)})
@@ -220,9 +234,13 @@ class TeacherCache:
             self._checksums_file = _open_at_least(folder / _CHECKSUMS, 8 * views * layout.blocks_per_view)
 
     def missing(self, rank: int = 0, world: int = 1) -> list[Block]:
-        """The blocks to build: those never written, and (with a warning) those that are damaged.
+        """Returns the blocks that this process has to build: those not yet written, and (with a warning) damaged ones.
 
-        Reads every record of this process's share (every `world`-th block) once, without keeping it in memory.
+        A process is responsible for every `world`-th block. All its records are read once, but not kept in memory.
+
+        Args:
+            rank: rank of this process, from 0.
+            world: number of processes.
         """
         missing, damaged, size = [], 0, self.layout.dtype.itemsize
         for block in self.layout.blocks(self.views):
@@ -235,7 +253,7 @@ class TeacherCache:
             damaged += expected != 0
             missing.append(block)
         if damaged:
-            logger.warning("%d blocks of the teacher cache '%s' are damaged and are built again", damaged, self.folder)
+            logger.warning("%d damaged blocks of the teacher cache '%s' are built again", damaged, self.folder)
         return missing
 
     def write(self, block: Block, records: NDArray[np.void]) -> None:
@@ -247,37 +265,49 @@ class TeacherCache:
         content = records.tobytes()
         with _disk_errors(self.folder):
             _write_at(self._records_file, content, self._offset(block))
-            # O_DSYNC keeps this order on the disk: a checksum must never precede its records.
+            # O_DSYNC keeps this order on the disk: a checksum must not be there before its records.
             _write_at(self._checksums_file, _checksum(content).to_bytes(8, "little"), 8 * block.number)
 
     def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
-        """The records of B pairs of photo and view, a copy.
+        """Reads the records of B pairs of photo and view into memory.
+
+        Args:
+            photos: `(B,)`, number of each photo in the cache.
+            views: `(B,)`, number of the view of each photo.
+
+        Returns:
+            `(B,)` records of the type `layout.dtype`.
 
         Raises:
-            RunError: the file is shorter than it was.
+            RunError: the file has become shorter since it was opened.
         """
-        # No memory map: the system maps up to 2 MB around each record, until the whole file counts as memory in use.
+        # A memory map is not used: the system loads up to 2 MB around each record, until the whole file is in memory.
         size = self.layout.dtype.itemsize
         numbers = (views * self.layout.photos + photos).tolist()
         content = bytearray().join(_read_at(self._records_file, size, number * size) for number in numbers)
         if len(content) != size * len(numbers):
-            raise RunError("a whole teacher cache", f"'{self.folder / _RECORDS}', cut off", _DELETE)
+            raise RunError("a complete teacher cache", f"'{self.folder / _RECORDS}', which is cut off", _DELETE)
         return np.frombuffer(content, self.layout.dtype)
 
     def built(self) -> bool:
-        """Whether every block has been written, by any process; `missing` also finds damage."""
+        """Returns whether every block has been written by some process; only `missing` also detects damage."""
         count = self.views * self.layout.blocks_per_view
         checksums = np.frombuffer(_read_at(self._checksums_file, 8 * count, 0), "<u8")
         return len(checksums) == count and bool(checksums.all())
 
     def forget(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> None:
-        """Marks the blocks of some pairs of photo and view as not built: the next start builds them again."""
+        """Marks the blocks that hold some pairs of photo and view as not built, so that the next start builds them.
+
+        Args:
+            photos: `(B,)`, number of each photo in the cache.
+            views: `(B,)`, number of the view of each photo.
+        """
         with _disk_errors(self.folder):
             for number in set((views * self.layout.blocks_per_view + photos // BLOCK_PHOTOS).tolist()):
                 _write_at(self._checksums_file, bytes(8), 8 * number)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files of the cache."""
         self._records_file.close()
         self._checksums_file.close()
 
@@ -296,17 +326,18 @@ def _checksum(content: bytes) -> int:
 
 
 def _open_at_least(path: Path, size: int) -> FileIO:
-    """Opens a file that is not shorter than `size`, extended by zeros."""
+    """Opens a file for reading and writing, after extending it with zeros to at least `size` bytes."""
 
     def opener(name: str, flags: int) -> int:
-        # O_DSYNC: a write returns when it is on the disk, and shared file systems then write no more than requested.
+        # With O_DSYNC, a write returns when the data is on the disk, and shared file systems write no further bytes.
         return os.open(name, flags | os.O_CREAT | getattr(os, "O_DSYNC", 0), 0o644)
 
     file = FileIO(path, "r+", opener=opener)
     try:
         missing = size - os.fstat(file.fileno()).st_size
         if missing > 0:
-            # Checked, not reserved: where a file system cannot reserve, the C library writes a byte into every page.
+            # Check the free space instead of reserving it: on a file system that cannot reserve space, the C library
+            # would write a byte into every page of the file.
             if shutil.disk_usage(path.parent).free < missing:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             file.truncate(size)
@@ -336,5 +367,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(
             f"room for the teacher cache in '{folder}'" if full else f"a writable teacher cache in '{folder}'",
             error.strerror or type(error).__name__,
-            "free some space and start again: what is built is kept" if full else "choose another --cache-dir",
+            "free disk space and start again; finished blocks are kept" if full else "choose another --cache-dir",
         ) from None

@@ -171,7 +171,7 @@ def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path) -> None:
     archive = _zip(tmp_path / "a.zip", _photos(""))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").write_text("x")
-    with pytest.raises(FetchError, match=r"a new or empty folder; got '.*data', which exists"):
+    with pytest.raises(FetchError, match=r"a new or empty folder; got '.*data', which is not empty"):
         fetch_tomatoes(tmp_path / "data", source=str(archive))
     assert _left_in(tmp_path / "data") == {"mine"}
 
@@ -223,7 +223,7 @@ def test_a_bomb_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in {**_photos(""), "Tomato___healthy/bomb.jpg": bytes(5_000_000)}.items():
             opened.writestr(name, content)
-    with pytest.raises(FetchError, match="an archive of ordinary size"):
+    with pytest.raises(FetchError, match="an archive of usual size"):
         fetch_tomatoes(tmp_path / "data", source=str(archive))
     assert _left_in(tmp_path) == {"bomb.zip"}
 
@@ -264,7 +264,7 @@ def test_other_sources_are_told(tmp_path: Path, source: str, message: str) -> No
 
 def test_the_folder_one_stands_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FetchError, match=r"the name of a folder to make; got '\.'"):
+    with pytest.raises(FetchError, match=r"the name of a folder to create; got '\.'"):
         fetch_tomatoes(Path(), source="none.zip")
 
 

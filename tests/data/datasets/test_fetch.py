@@ -174,8 +174,8 @@ def test_a_file_that_never_comes_whole_is_told(server: _Server, tmp_path: Path) 
     with pytest.raises(FetchError) as raised:
         download(_url(server), tmp_path / "x.part")
     assert str(raised.value) == (
-        f"expected the whole of '{_url(server)}'; got 1,000 bytes (of 3,000,000); "
-        "try again later or name another --source"
+        f"expected the complete file '{_url(server)}'; got 1,000 bytes (of 3,000,000); "
+        "try again later or pass another --source"
     )
     assert len(server.behaviour.asked) == 3
 
@@ -196,7 +196,7 @@ def test_a_missing_file_is_told_at_once(server: _Server, tmp_path: Path) -> None
 def test_a_server_that_is_not_there_is_told(server: _Server, tmp_path: Path) -> None:
     url = _url(server)
     server.server_close()
-    with pytest.raises(FetchError, match=r"the whole of .*0 bytes"):
+    with pytest.raises(FetchError, match=r"the complete file .*0 bytes"):
         download(url, tmp_path / "x.part")
 
 

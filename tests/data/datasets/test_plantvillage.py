@@ -131,7 +131,7 @@ def test_without_a_leaf_map_there_is_none(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "a leaf map in JSON"),
-        ("[]", "which holds no object"),
+        ("[]", "which is not a JSON object"),
         ('{"rs_hl 3": [1]}', "[1] for 'rs_hl 3'"),
         ('{"rs_hl 3": []}', "[] for 'rs_hl 3'"),
     ],

@@ -379,7 +379,7 @@ def test_one_update_at_a_time(device: Device, publisher: Publisher) -> None:
     with only_one(device.slots.folder / "update.lock", "test"):
         result = device.check()
     assert result.outcome == "postponed"
-    assert "another one at work" in result.reason
+    assert "another process that uses it now" in result.reason
     assert device.check().outcome == "installed"
 
 

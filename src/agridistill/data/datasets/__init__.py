@@ -1,6 +1,6 @@
-"""Public data sets: one row each in `DATASETS`, fetched by `data fetch`.
+"""Public data sets: `DATASETS` has one row for each, and `data fetch` downloads them.
 
-Adding a data set takes one module, which knows its classes and the names of its leaves, and one row here.
+To add a data set, write one module with its classes and the meaning of its file names, and add one row here.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _SOURCE = re.compile(r"(?P<source>.*)#sha256=(?P<sha256>[0-9a-fA-F]*)", re.DOTAL
 
 @dataclass(frozen=True)
 class Dataset:
-    """One public data set of class folders."""
+    """A public data set whose archive contains class folders."""
 
-    address: str  # of an archive of one commit, never of a branch
-    sha256: str | None  # of that archive; None where the server packs it anew: the commit then names the content
-    classes: tuple[str, ...]  # names of the class folders; others in the archive are left out
+    address: str  # URL of an archive of one commit, never of a branch, so that the content cannot change
+    sha256: str | None  # sha256 of the archive; None if the server packs it again for each download
+    classes: tuple[str, ...]  # names of the class folders; other folders of the archive are left out
     leaf_ids: Callable[[Path, Sequence[Sample], Sequence[str]], dict[str, str]]
-    """(data folder, samples, classes) -> leaf id of each sample path whose leaf is known."""
-    title: str  # for messages
-    leaf_map: str = ""  # name of a file that `leaf_ids` reads from the data folder
-    photo_root: str = ""  # the folder of the class folders, where the archive holds several renderings of them
-    other_roots: frozenset[str] = frozenset()  # folders of the other renderings
+    """A function of (data folder, samples, classes) that returns sample path -> leaf id, for all known leaves."""
+    title: str  # the name for messages
+    leaf_map: str = ""  # name of a file that `leaf_ids` reads from the data folder; "" for none
+    photo_root: str = ""  # the folder that holds the class folders, if the archive has several versions of the photos
+    other_roots: frozenset[str] = frozenset()  # folders with the other versions, which are not used
 
 
 DATASETS: Mapping[str, Dataset] = {
@@ -60,23 +60,28 @@ DATASETS: Mapping[str, Dataset] = {
 
 @dataclass(frozen=True)
 class FetchResult:
-    """What was fetched."""
+    """The result of `fetch_dataset`."""
 
-    out: Path
-    source: str  # address or file
+    out: Path  # the data folder
+    source: str  # URL or local file of the archive
     archive_sha256: str
-    classes: int
-    photos: int  # files in the class folders, readable or not
+    classes: int  # number of classes
+    photos: int  # number of photos in the class folders, readable or not
     unreadable: tuple[str, ...]  # paths of the photos that cannot be read
-    has_leaf_map: bool
+    has_leaf_map: bool  # whether the archive contained the leaf map of the data set
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values."""
+        """Returns the result as plain JSON values, with the attributes as keys."""
         return {**asdict(self), "out": str(self.out)}
 
 
 def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, str]:
-    """The leaf id of each sample path that some known data set's naming explains.
+    """Returns sample path -> leaf id, for each photo whose name follows the rules of a data set in `DATASETS`.
+
+    Args:
+        root: the data folder, in which leaf maps are searched.
+        samples: the photos.
+        classes: the class names, in label order.
 
     Raises:
         DataError: a leaf map in the folder is damaged.
@@ -90,26 +95,24 @@ def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]
 def fetch_dataset(
     dataset: Dataset, out: Path, *, source: str | None = None, progress: ProgressCallback = silent
 ) -> FetchResult:
-    """Downloads, unpacks and verifies a data set.
-
-    The folder appears whole or not at all.
+    """Downloads a data set, unpacks it and checks its photos; the folder appears complete or not at all.
 
     Args:
-        dataset: row of `DATASETS`.
-        out: folder to make; it must not exist or be empty.
-        source: http(s) address or local file of a .zip or .tar archive that holds the class folders at any depth, by
-            default the data set's address; `#sha256=…` at its end is verified.
-        progress: called with (done, total): bytes of the download, then files unpacked, then photos verified.
+        dataset: a row of `DATASETS`.
+        out: the folder to create; it must not exist, or must be empty.
+        source: an http(s) address or a local file of a .zip or .tar archive that holds the class folders at any depth;
+            None takes the address of the data set. If it ends with `#sha256=HEX`, the archive's sha256 is checked.
+        progress: called with (done, total): bytes of the download, then files unpacked, then photos checked.
 
     Raises:
-        FetchError: `out` is taken; the source cannot be reached or trusted, or holds something else.
+        FetchError: `out` is not empty; the source cannot be reached or trusted, or contains something else.
         OSError: the disk is full or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FetchError("a new or empty folder", f"'{out}', which exists", "choose another --out")
+        raise FetchError("a new or empty folder", f"'{out}', which is not empty", "choose another --out")
     if out.name in ("", ".."):
-        # The finished folder is renamed to this name, which cannot be the working directory.
-        raise FetchError("the name of a folder to make", f"'{out}'", "write --out with a name")
+        # The finished folder is renamed to this path, which is impossible for the current folder.
+        raise FetchError("the name of a folder to create", f"'{out}'", "pass --out with the name of a folder")
     require_writable(out, folder=True)
     place, sha256 = _split_source(source) if source is not None else (dataset.address, dataset.sha256)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,7 @@ def fetch_dataset(
 
 
 def _split_source(source: str) -> tuple[str, str | None]:
-    """Splits `ADDRESS#sha256=HEX` into the address and the sha256, which is None where it is not given."""
+    """Splits `ADDRESS#sha256=HEX` into the address and the sha256; the latter is None if it is not given."""
     match = _SOURCE.fullmatch(source)
     if match is None:
         return source, None
@@ -139,7 +142,7 @@ def _split_source(source: str) -> tuple[str, str | None]:
 def _unpack_verified(
     dataset: Dataset, archive: Path, sha256: str, out: Path, source: str, progress: ProgressCallback
 ) -> FetchResult:
-    """Unpacks beside `out`, reads every photo and the leaf map, then renames the folder."""
+    """Unpacks to a temporary folder, reads every photo and the leaf map, then renames the folder to `out`."""
     places = _places(dataset, archive, list_files(archive))
     with replacing_folder(out) as folder:
         begin(progress, "unpacking")
@@ -150,18 +153,18 @@ def _unpack_verified(
             try:
                 dataset.leaf_ids(folder, scanned.samples, scanned.classes)
             except DataError as error:
-                raise FetchError("an archive with a usable leaf map", error.got, "name another --source") from None
+                raise FetchError("an archive with a usable leaf map", error.got, "pass another --source") from None
         begin(progress, "reading photos")
         records = inspect_photos(scanned, progress=progress)
         bad = tuple(path for path, record in records.items() if record.error is not None)
         if len(bad) > MAX_BAD_SHARE * len(records):
             got = f"{len(bad)} of {len(records)} unreadable, the first '{bad[0]}' ({records[bad[0]].error})"
-            raise FetchError("readable photos", got, "name another --source")
+            raise FetchError("readable photos", got, "pass another --source")
     return FetchResult(out, source, sha256, len(scanned.classes), len(records), bad, has_leaf_map)
 
 
 def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, PurePosixPath]:
-    """Where each file of the archive goes: the photos of the classes, and the leaf map nearest to the top."""
+    """Returns name in the archive -> path in the data folder, for the photos of the classes and the leaf map."""
     found: dict[PurePosixPath, dict[str, PurePosixPath]] = {}
     leaf_maps: list[str] = []
     for name in names:
@@ -188,7 +191,7 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
         raise FetchError(
             f"photos of the {len(dataset.classes)} classes of {dataset.title}",
             f"{got} in '{archive.name}'",
-            "name another --source",
+            "pass another --source",
         )
     if leaf_maps:
         places[min(leaf_maps, key=lambda name: (name.count("/"), name))] = PurePosixPath(dataset.leaf_map)

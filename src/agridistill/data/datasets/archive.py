@@ -1,7 +1,7 @@
-"""One archive over HTTP, and the files in it: neither server nor archive is trusted.
+"""Downloads an archive over HTTP and unpacks files from it, without trusting the server or the archive.
 
-A download that is cut off is continued, never joined from two versions, and verified by length and sha256. Chosen files
-are unpacked within limits; a path that leads out of the archive, a link or a device is refused.
+An interrupted download is continued, but parts of two versions are never joined; length and sha256 are checked. The
+number and size of unpacked files are limited. Paths that lead out of the archive, links and devices are refused.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from agridistill.errors import FetchError
 from agridistill.manifest import sha256_of
 from agridistill.progress import ProgressCallback, silent
 
-ATTEMPTS = 4  # tries in a row without new bytes
-PAUSE_S = 1.0  # before the second try; doubled before each further one
-TIMEOUT_S = 30.0  # of the connection, and of each read
+ATTEMPTS = 4  # attempts without new bytes after which the download fails
+PAUSE_S = 1.0  # pause before the second attempt; doubled before each further attempt
+TIMEOUT_S = 30.0  # limit for connecting, and for each read
 MAX_DOWNLOAD_BYTES = 20_000_000_000
-# What an archive may hold; more is an attack or an accident.
+# Limits for an archive; one that exceeds them is an attack or an accident.
 MAX_MEMBERS = 2_000_000
-MAX_CONTENT_BYTES = 100_000_000_000  # of all members, unpacked or not
-MAX_FILES = 200_000  # unpacked
-MAX_FILE_BYTES = 64_000_000  # of one unpacked file
-MAX_TOTAL_BYTES = 8_000_000_000  # of all unpacked files
+MAX_CONTENT_BYTES = 100_000_000_000  # size of all files in the archive
+MAX_FILES = 200_000  # number of files that are unpacked
+MAX_FILE_BYTES = 64_000_000  # size of one unpacked file
+MAX_TOTAL_BYTES = 8_000_000_000  # size of all unpacked files
 
 _CHUNK_BYTES = 1 << 20
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_REPLACE = "get the archive again or name another --source"
+_REPLACE = "get the archive again or pass another --source"
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
     *(EOFError, struct.error, NotImplementedError, ValueError, OSError),
@@ -48,15 +48,28 @@ _DAMAGE = (
 
 
 class _CutOffError(Exception):
-    """The server or the network stopped; what came so far is of use."""
+    """The download was interrupted; the bytes received so far can be kept."""
 
 
 class _ChangedError(_CutOffError):
-    """The server has another file by now."""
+    """The file on the server has changed; the bytes received so far must be discarded."""
 
 
 def require_sha256(path: Path, expected: str | None, where: str, remedy: str) -> str:
-    """The sha256 of a file; a FetchError where another one is expected."""
+    """Computes the sha256 of an archive and compares it with the expected one.
+
+    Args:
+        path: the file.
+        expected: 64 hex digits; None accepts any content.
+        where: where the file comes from, for the error ("in 'a.zip'").
+        remedy: what the user can do, for the error.
+
+    Returns:
+        The sha256 of the file, as hex.
+
+    Raises:
+        FetchError: the sha256 is not the expected one.
+    """
     found = sha256_of(path)
     if expected is not None and found != expected.lower():
         raise FetchError(f"an archive with sha256 {expected[:12]}…", f"{found[:12]}… {where}", remedy)
@@ -66,19 +79,21 @@ def require_sha256(path: Path, expected: str | None, where: str, remedy: str) ->
 def download(url: str, target: Path, *, sha256: str | None = None, progress: ProgressCallback = silent) -> str:
     """Downloads a file.
 
-    After a cut it is continued where the server confirms (If-Range) that the file is the same, else begun anew.
+    An interrupted download is continued if the server confirms (by If-Range) that the file is the same; otherwise it
+    starts again.
 
     Args:
-        url: http or https.
-        target: file to write; what it holds after a failure is of no use.
-        sha256: of the whole file, in hex.
-        progress: called with (bytes so far, bytes in all; 0 where unknown).
+        url: an http or https address.
+        target: the file to write; after a failure its content is useless.
+        sha256: the expected sha256 of the file, in hex; None accepts any content.
+        progress: called with (bytes so far, bytes in all, or 0 if unknown).
 
     Returns:
         The sha256 of the file.
 
     Raises:
-        FetchError: not reachable, refused by the server, cut off repeatedly, too large, or of another sha256.
+        FetchError: the server cannot be reached or refuses, the download is interrupted repeatedly, or the file is too
+            large or has another sha256.
         OSError: the disk is full or cannot be written.
     """
     _check_address(url)
@@ -96,14 +111,14 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: Pro
                 best = max(best, file.tell())
                 if failures >= ATTEMPTS:
                     got = f"{file.tell():,} bytes ({error})"
-                    remedy = "try again later or name another --source"
-                    raise FetchError(f"the whole of '{without_secrets(url)}'", got, remedy) from None
+                    remedy = "try again later or pass another --source"
+                    raise FetchError(f"the complete file '{without_secrets(url)}'", got, remedy) from None
                 time.sleep(PAUSE_S * 2 ** (failures - 1))
     return require_sha256(target, sha256, f"from '{without_secrets(url)}'", "check the source and the sha256")
 
 
 def without_secrets(url: str) -> str:
-    """The address for messages: without user, password and query."""
+    """Returns an address for messages, without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
@@ -118,12 +133,18 @@ def _check_address(url: str) -> None:
     if not usable or " " in url:
         scheme = url.split("://")[0]
         got = f"one that starts with '{scheme}://'" if scheme not in ("http", "https") else "one that cannot be parsed"
-        raise FetchError("an http or https address", got, "correct it or name a local archive")
+        raise FetchError("an http or https address", got, "correct the address or pass a local archive")
 
 
 @contextmanager
 def _response(url: str, start: int, version: str) -> Iterator[http.client.HTTPResponse]:
-    """The server's answer to a request for the file from byte `start` on."""
+    """Requests a file from byte `start` on and yields the response of the server.
+
+    Args:
+        url: the address.
+        start: number of bytes that were already received.
+        version: the ETag or Last-Modified of these bytes.
+    """
     headers = {"User-Agent": "agridistill", "Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": version}
@@ -133,25 +154,25 @@ def _response(url: str, start: int, version: str) -> Iterator[http.client.HTTPRe
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise _ChangedError("a file that became shorter") from None
+                raise _ChangedError("the file has become shorter") from None
             if error.code in _RETRIED_STATUSES:
                 raise _CutOffError(f"status {error.code} {error.reason}") from None
             got = f"status {error.code} {error.reason} from '{without_secrets(url)}'"
-            raise FetchError("a file to download", got, "check the address or name another --source") from None
+            raise FetchError("a file to download", got, "check the address or pass another --source") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise _CutOffError(str(reason) or type(error).__name__) from None
     with response:
-        # Some servers ignore If-Range, or give another range.
+        # Some servers ignore If-Range or send another range.
         is_part = response.status == http.client.PARTIAL_CONTENT
         given = response.headers.get("Content-Range") or ""
         if is_part and (_validator(response) != version or not given.startswith(f"bytes {start}-")):
-            raise _ChangedError("another file or range than the requested one")
+            raise _ChangedError("the server sends another file or another range than requested")
         yield response
 
 
 def _receive(response: http.client.HTTPResponse, url: str, file: IO[bytes], progress: ProgressCallback) -> None:
-    """Writes what the server sends: the rest of the file, or all of it."""
+    """Writes the data that the server sends to the file: either the missing rest, or the whole file again."""
     if file.tell() and response.status != http.client.PARTIAL_CONTENT:
         file.seek(0)
         file.truncate()
@@ -167,12 +188,12 @@ def _receive(response: http.client.HTTPResponse, url: str, file: IO[bytes], prog
         file.write(chunk)
         done += len(chunk)
         progress(done, total)
-    got = f"more from '{without_secrets(url)}'"
-    raise FetchError(f"at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "name another --source")
+    got = f"a larger file from '{without_secrets(url)}'"
+    raise FetchError(f"a file of at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "pass another --source")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    # Its own function: an OSError of the disk must not count as one of the network.
+    # A separate function, so that an OSError of the network is not confused with one of the disk.
     try:
         return response.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
@@ -181,7 +202,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 def _validator(response: http.client.HTTPResponse) -> str:
     etag = response.headers.get("ETag") or ""
-    # A weak ETag does not promise the same bytes.
+    # A weak ETag does not guarantee the same bytes.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified") or ""
 
 
@@ -193,10 +214,10 @@ class _Member(NamedTuple):
 
 
 def list_files(archive: Path) -> list[str]:
-    """The names of all files in an archive, with slashes.
+    """Returns the names of all files in an archive, with forward slashes.
 
     Raises:
-        FetchError: no archive, damaged, above the limits, or with a path that leads out of it.
+        FetchError: the file is not an archive, is damaged, exceeds a limit, or contains a path that leads out of it.
     """
     with _members(archive) as members:
         return [member.name for member in members]
@@ -205,16 +226,16 @@ def list_files(archive: Path) -> list[str]:
 def unpack(
     archive: Path, target: Path, places: Mapping[str, PurePosixPath], *, progress: ProgressCallback = silent
 ) -> None:
-    """Writes chosen files of an archive into a folder.
+    """Unpacks chosen files of an archive into a folder.
 
     Args:
         archive: .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz, recognised by its content.
         target: an existing folder.
-        places: name in the archive -> where to write it, relative to `target`.
+        places: name in the archive -> path of the unpacked file, relative to `target`.
         progress: called with (files done, files in all).
 
     Raises:
-        FetchError: damaged, above the limits, encrypted, or a chosen entry is a link or a device.
+        FetchError: the archive is damaged or encrypted or exceeds a limit, or a chosen entry is a link or a device.
     """
     if len(places) > MAX_FILES:
         raise _too_much(archive, f"{len(places):,} files")
@@ -226,19 +247,20 @@ def unpack(
             if place is None:
                 continue
             if not member.is_regular:
-                raise FetchError("plain files", f"'{member.name}' in '{archive.name}', a link or a device", _REPLACE)
+                got = f"'{member.name}' in '{archive.name}', which is a link or a device"
+                raise FetchError("an archive with only ordinary files", got, _REPLACE)
             if place in written:
-                raise FetchError("each file once", f"'{place}' twice in '{archive.name}'", _REPLACE)
+                raise FetchError("an archive with each file once", f"'{place}' twice in '{archive.name}'", _REPLACE)
             written.add(place)
             total += _write(archive, member, target / place, total)
             progress(len(written), len(places))
     missing = sorted(str(place) for place in set(places.values()) - written)
     if missing:
-        raise FetchError("a whole archive", f"'{archive.name}' without '{missing[0]}'", _REPLACE)
+        raise FetchError("a complete archive", f"'{archive.name}' without '{missing[0]}'", _REPLACE)
 
 
 def _write(archive: Path, member: _Member, path: Path, total: int) -> int:
-    """Writes one file and gives its size, which is measured; `total` bytes are written already."""
+    """Writes one file and returns its real size in bytes; `total` is the size of the files written before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     source = member.open()
@@ -251,13 +273,13 @@ def _write(archive: Path, member: _Member, path: Path, total: int) -> int:
                 raise _too_much(archive, f"more than {size - len(chunk):,} bytes in '{member.name}'")
             file.write(chunk)
     if size != member.size:
-        raise FetchError("a whole archive", f"'{member.name}' cut off in '{archive.name}'", _REPLACE)
+        raise FetchError("a complete archive", f"'{archive.name}', in which '{member.name}' is cut off", _REPLACE)
     return size
 
 
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[_Member]]:
-    """All entries but folders, checked, in the archive's order; damage becomes a FetchError."""
+    """Yields an iterator over all entries of an archive except folders, after checking them; damage is a FetchError."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
@@ -271,7 +293,7 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
                 )
                 yield _checked(archive, members)
     except _DAMAGE as error:
-        # gzip and bz2 report damage as an OSError without a number; that of a full disk has one.
+        # gzip and bz2 report damage as an OSError without an error number; the error of a full disk has a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         got = f"'{archive.name}' ({error or type(error).__name__})"
@@ -284,25 +306,26 @@ def _checked(archive: Path, members: Iterator[_Member]) -> Iterator[_Member]:
         content += member.size
         if count > MAX_MEMBERS or content > MAX_CONTENT_BYTES:
             raise _too_much(archive, f"{count:,} entries of {content:,} bytes")
-        # Also for files that are not unpacked: such a path shows a malicious archive.
+        # Check also files that will not be unpacked: such a path shows that the archive is malicious.
         path = PurePosixPath(member.name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or "\0" in member.name:
             got = f"'{member.name}' in '{archive.name}'"
-            raise FetchError("paths inside the archive", got, "do not use this archive")
+            raise FetchError("only paths inside the archive", got, "do not use this archive")
         yield member
 
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
-        # Programs on Windows write backslashes, against the format; no file of a data set has one in its name.
+        # Some Windows programs write backslashes instead of slashes; no file of a data set has one in its name.
         name = info.filename.replace("\\", "/")
         if name.endswith("/"):
             continue
         if info.flag_bits & 1:
-            raise FetchError("an archive without a password", f"'{archive.name}'", "unpack and pack it again")
+            got = f"'{archive.name}', which has a password"
+            raise FetchError("an archive without a password", got, "unpack it and pack it again without a password")
         kind = stat.S_IFMT(info.external_attr >> 16)
         yield _Member(name, info.file_size, kind in (0, stat.S_IFREG), partial(opened.open, info))
 
 
 def _too_much(archive: Path, got: str) -> FetchError:
-    return FetchError("an archive of ordinary size", f"{got} of '{archive.name}'", "do not use this archive")
+    return FetchError("an archive of usual size", f"{got} in '{archive.name}'", "do not use this archive")

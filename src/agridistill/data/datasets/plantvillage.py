@@ -1,11 +1,12 @@
-"""PlantVillage: its tomato classes, and which photos show the same leaf by their names and by `leaf-map.json`.
+"""The tomato classes of PlantVillage, and the rules that show which of its photos show the same leaf.
 
-Names look like `<uuid>___RS_Late.B 4892.jpg` (a series and a camera's shot number) or
-`<uuid>___GHLB Leaf 2.1 Day 12.jpg` (the leaf is named; the figure after the point counts its photos). Copies drop the
-uuid, and append ` copy`, ` 2`, `_flipLR` and the like.
+The rules use the file names and the file `leaf-map.json`. Names look like `<uuid>___RS_Late.B 4892.jpg` (a series and
+the shot number of the camera) or `<uuid>___GHLB Leaf 2.1 Day 12.jpg` (leaf 2, photo 1). Copies have no uuid, and end
+with ` copy`, ` 2`, `_flipLR` and the like.
 
-Leaves were shot in a row, mostly two to five photos each, but the names do not show where one leaf ends. Groups are
-therefore coarse: a group too large costs a little balance, a group too small leaks a leaf from training into the test.
+The leaves were photographed one after another, mostly two to five photos each, but the shot numbers do not show where
+the next leaf starts. Groups are therefore large: a group of several leaves makes the split a little less balanced, but
+a leaf in two groups could be in both train and test.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ TOMATO_CLASSES = (
     "Tomato___healthy",
 )
 LEAF_MAP_NAME = "leaf-map.json"
-# Copies of the data lack photos, and missing numbers may hide shots of the same leaf: of "Matt.S_CG" the shots 1019
-# and 1027, with none between them, show one leaf; a leaf of "UF.GRC_YLCV_Lab" has 25 shots.
+# Largest gap between two shot numbers in one group. Some photos are missing in the data: in the series "Matt.S_CG" the
+# shots 1019 and 1027 show one leaf, and none between them exists. A leaf of "UF.GRC_YLCV_Lab" has 25 shots.
 MAX_SHOT_GAP = 8
 
 LeafMap = Mapping[str, tuple[str, ...]]
-"""Lower-cased name without uuid and suffix -> leaf ids, each `class:::number` as in the data set."""
+"""File name in lower case, without uuid and suffix -> leaf ids, each `class:::number` as in the data set."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}_+")
-# Cameras count with four and more digits; a leaf's own number has at most three, or a point and its photo's number.
+# Cameras count with four digits or more. The number of a leaf has at most three digits, or is followed by a point and
+# the number of the photo.
 _NAMED_LEAF = re.compile(r"(?P<series>[a-z][a-z0-9_.-]*)[ _]+leaf[ _]+(?P<leaf>\d{1,3}(?![0-9a-z])|\d+(?=\.\d))")
 _SHOT = re.compile(r"(?P<series>.*?[a-z.])[ _]+(?P<number>\d{1,6})(?![0-9a-z])")
-# "_ps" (background cut away) and "es" mark other photos of the same plants.
+# "_ps" (background removed) and "es" mark other photos of the same plants.
 _VARIANT = re.compile(r"(?:_ps|es)$")
-# Without its uuid a name such as "IMG 0001" says nothing; these are the series of the tomato classes.
+# The series of the tomato classes. A name without uuid is recognised only with one of them: "IMG 0001" may be anything.
 _TOMATO_SERIES = frozenset({
     "com.g_fl", "com.g_spm_fl", "com.g_tgs_fl", "crnl_l.mold", "gcrec_bact.sp", "gh_hl leaf", "ghlb leaf", "ghlb2 leaf",
     "jr_sept.l.s", "keller.st_cg", "matt.s_cg", "psu_cg", "rs_erly.b", "rs_hl", "rs_late.b", "uf.grc_bs_lab leaf",
@@ -58,7 +60,7 @@ _TOMATO_SERIES = frozenset({
 
 
 class _Name(NamedTuple):
-    """A file name: a named leaf, or a shot in a series (then `leaf` is None)."""
+    """The parts of a file name, which names a leaf or a shot in a series; for the latter, `leaf` is None."""
 
     stem: str
     series: str
@@ -67,19 +69,29 @@ class _Name(NamedTuple):
 
 
 def leaf_ids(root: Path, samples: Iterable[Sample], classes: Sequence[str]) -> dict[str, str]:
-    """The leaf of each photo whose name is understood, see `leaves_of`.
+    """Returns sample path -> leaf id for each photo whose name follows the rules; see `leaves_of`.
+
+    Args:
+        root: the data folder; the leaf map is read from it or from its parent.
+        samples: the photos.
+        classes: the class names, in label order.
 
     Raises:
-        DataError: a `leaf-map.json` in the folder or its parent is damaged.
+        DataError: `leaf-map.json` is damaged.
     """
     return leaves_of(samples, classes, read_leaf_map(root))
 
 
 def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
-    """The leaf of each photo whose name is understood.
+    """Finds the leaf of each photo whose name follows the rules.
 
-    The leaf map wins over names. Photos that it does not list are joined with the photos of the same class and series
-    that are at most `MAX_SHOT_GAP` shot numbers away.
+    The leaf map is preferred to names. A photo that it does not list gets the same leaf id as photos of the same class
+    and series whose shot numbers differ by at most `MAX_SHOT_GAP`.
+
+    Args:
+        samples: the photos.
+        classes: the class names, in label order.
+        leaf_map: the content of `leaf-map.json`, or None.
 
     Returns:
         Sample path -> leaf id; photos with other names are absent.
@@ -95,7 +107,7 @@ def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafM
             continue
         names[path] = name
         leaves = (leaf_map or {}).get(name.stem) or (leaf_map or {}).get(f"{name.series} {name.number}") or ()
-        # Series of several crops share names: entries of other classes do not count.
+        # Different crops have series with the same name: entries of other classes are ignored.
         mapped[path] = [leaf for leaf in leaves if ":::" not in leaf or leaf.split(":::", 1)[0] == class_name]
         for leaf in mapped[path]:
             groups["", leaf].append(path)
@@ -111,7 +123,7 @@ def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafM
     ]
     found: dict[str, str] = {}
     for group in merge_groups(names, (*groups.values(), *neighbours)):
-        # The smallest of all, so that the order of the samples does not matter.
+        # The smallest id is taken, so that the order of the samples does not matter.
         ids = [leaf for path in group for leaf in mapped[path]]
         ids = ids or [
             f"{class_of[path]}:{names[path].leaf or f'{names[path].series} {names[path].number}'}" for path in group
@@ -121,7 +133,7 @@ def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafM
 
 
 def read_leaf_map(root: Path) -> LeafMap | None:
-    """Reads `leaf-map.json` from the data folder or its parent; None where there is none.
+    """Reads `leaf-map.json` from the data folder or its parent folder; returns None if it does not exist.
 
     Raises:
         DataError: the file is not a JSON object of lists of leaf ids.
@@ -136,12 +148,12 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     except (OSError, ValueError) as error:
         raise DataError("a leaf map in JSON", f"'{path}' ({error})", remedy) from None
     if not isinstance(raw, dict):
-        raise DataError("a leaf map: name -> [leaf]", f"'{path}', which holds no object", remedy)
+        raise DataError('a leaf map: {"name": ["leaf id"]}', f"'{path}', which is not a JSON object", remedy)
     leaf_map: dict[str, tuple[str, ...]] = {}
     for key, value in raw.items():
         entries = [value] if isinstance(value, str) else value
         if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
-            raise DataError("a leaf map: name -> [leaf]", f"{value!r} for '{key}' in '{path}'", remedy)
+            raise DataError('a leaf map: {"name": ["leaf id"]}', f"{value!r} for '{key}' in '{path}'", remedy)
         leaf_map[" ".join(key.lower().split())] = tuple(entries)
     return leaf_map
 
