@@ -22,7 +22,7 @@ from pydantic import Field
 
 from agridistill.edge.network import Backoff
 from agridistill.edge.store.outbox import Message, Outbox, Pending
-from agridistill.errors import ConfigError, OutboxError
+from agridistill.errors import ConfigError, EdgeError, OutboxError
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +166,8 @@ class Webhook:
         except HttpError as error:
             kind = RefusedMessageError if error.status in _ABOUT_THE_MESSAGE else NotTakenError
             raise kind(f"it answers {error.status}" if error.status else str(error)) from None
+        except EdgeError as error:
+            raise NotTakenError(str(error)) from None
 
 
 @dataclass(frozen=True)
