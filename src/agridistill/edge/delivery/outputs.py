@@ -174,11 +174,16 @@ class Webhook:
 class Command:
     """[command]: a program that runs for each alert, with the JSON on its standard input; exit code 0 has taken it.
 
-    Its environment holds `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
+    Its environment holds `AGRIDISTILL_RULE`, `_PLOT`, `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`. A ConfigError is
+    raised where no program is named.
     """
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments, without a shell
     timeout_s: Annotated[float, Field(gt=0)] = 60.0  # after which it is killed
+
+    def __post_init__(self) -> None:
+        if not self.words or not self.words[0]:
+            raise ConfigError("a program as the first of command.words", f"{list(self.words)}", "correct it")
 
     @property
     def name(self) -> str:
