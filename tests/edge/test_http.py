@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge.http import HttpClient, HttpError
+from agridistill.errors import EdgeError
 
 from .conftest import wait_for
 from .dripping import BODY, HEADER, dripping, soon
@@ -148,6 +149,20 @@ def test_what_comes_in_time_and_what_fails_is_told_as_it_is(slow_server: str) ->
         port = server.getsockname()[1]
     with pytest.raises(HttpError, match="refused"):
         whole(f"http://127.0.0.1:{port}/", 20)
+
+
+@pytest.mark.parametrize("host", ["field..example", "f" * 70 + ".example", "xn--.example"])
+def test_a_name_that_no_resolver_takes_is_no_answer(host: str) -> None:
+    with pytest.raises(HttpError):
+        whole(f"http://{host}/", 20)
+
+
+@pytest.mark.parametrize("proxy", ["socks://user:secret@127.0.0.1:1", "http://user:secret@127.0.0.1:port"])
+def test_a_proxy_that_cannot_be_used_is_told_in_one_line(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(EdgeError, match="ALL_PROXY") as caught:
+        HttpClient()
+    assert "secret" not in str(caught.value)
 
 
 def test_each_address_of_a_host_is_tried(slow_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

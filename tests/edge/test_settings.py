@@ -101,6 +101,7 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ("every_s = inf", "finite"),
         ("window_minutes = 0", "window_minutes"),
         ("[command]\nwords = []", "command.words"),
+        ('[command]\nwords = [""]', "command.words"),
         ("[page]\nport = 65536", "page.port.*got 65536"),
         ("rules = 3", "rules"),
         ("broker = 'mqtt://x'", "broker"),

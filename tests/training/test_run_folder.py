@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     (tmp_path / ".recipe.toml.7-ab.part").touch()
     RunFolder(tmp_path).require_startable(resume=False)
+
+
+def test_a_fork_of_a_package_does_not_prevent_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "Pillow":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    folder = RunFolder(tmp_path)
+    folder.write_environment({})
+    assert folder.read_environment()["versions"]["Pillow"] is None
 
 
 @pytest.mark.parametrize("method", ["write_environment", "write_recipe"])

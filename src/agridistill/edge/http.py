@@ -19,7 +19,8 @@ import httpx
 from agridistill.errors import EdgeError
 
 _HEADERS = {"User-Agent": "agridistill", "Accept-Encoding": "identity", "Connection": "close"}
-_HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+# The resolver of names and the encoding of headers raise a UnicodeError.
+_HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError)
 
 
 class HttpError(OSError):
@@ -53,19 +54,28 @@ class HttpClient:
         auth: answers a server that requires a login (status 401).
         context: for TLS; None trusts the system's certificate authorities.
         follow_redirects: whether redirects are followed; else they raise HttpError.
+
+    Raises:
+        EdgeError: the environment names a proxy that cannot be used.
     """
 
     def __init__(
         self, *, auth: httpx.Auth | None = None, context: ssl.SSLContext | None = None, follow_redirects: bool = False
     ) -> None:
         self._auth = auth
-        self._client = httpx.Client(
-            verify=context or tls_context(None),
-            headers=_HEADERS,
-            follow_redirects=follow_redirects,
-            limits=httpx.Limits(max_keepalive_connections=0),
-            event_hooks={"response": [_refuse_downgrade]},
-        )
+        context = context or tls_context(None)
+        try:
+            self._client = httpx.Client(
+                verify=context,
+                headers=_HEADERS,
+                follow_redirects=follow_redirects,
+                limits=httpx.Limits(max_keepalive_connections=0),
+                event_hooks={"response": [_refuse_downgrade]},
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):
+            # The text of the error may hold the proxy's password.
+            remedy = "correct or unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+            raise EdgeError("http:// proxies in the environment", "one of another kind", remedy) from None
 
     @contextmanager
     def whole(self, url: str, limit_s: float, *, method: str = "GET", **request: Any) -> Iterator[httpx.Response]:

@@ -158,8 +158,8 @@ class RunFolder:
             "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
-        versions = {"agridistill": __version__, "python": platform.python_version()}
-        versions |= {name: metadata.version(name) for name in _PACKAGES}
+        versions: dict[str, str | None] = {"agridistill": __version__, "python": platform.python_version()}
+        versions |= {name: _version(name) for name in _PACKAGES}
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
@@ -230,6 +230,14 @@ def _as_toml(config: TrainConfig | DistillConfig) -> str:
 
 def _by_key(recipe: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     return {(section, key): value for section, content in recipe.items() for key, value in content.items()}
+
+
+def _version(package: str) -> str | None:
+    """None where a fork with another name stands in, such as Pillow-SIMD."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -249,6 +249,23 @@ def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
     assert len(outbox.pending()) == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "token", "proxy"),
+    [
+        ("http://field..example/", None, ""),
+        ("http://127.0.0.1:9/", "t€k", ""),
+        ("http://127.0.0.1:9/", None, "socks://127.0.0.1:1"),
+    ],
+    ids=["host", "token", "proxy"],
+)
+def test_a_webhook_that_cannot_be_spoken_to_does_not_end_the_agent(
+    url: str, token: str | None, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(NotTakenError):
+        Webhook(url, token)(message(), threading.Event())
+
+
 @pytest.mark.parametrize("beginning", [HEADER, BODY], ids=["header", "body"])
 def test_a_webhook_whose_answer_drips_has_not_taken_the_alert(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch

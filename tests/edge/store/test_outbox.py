@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -69,6 +70,21 @@ def test_what_was_committed_is_there_after_a_new_start(tmp_path: Path) -> None:
     with Outbox(tmp_path / "outbox.db") as box:
         assert [item.message for item in box.pending()] == added
         assert box.counts().waiting_bytes == size > 3 * 10
+
+
+def test_what_waits_in_a_file_without_a_counter_of_bytes_counts(tmp_path: Path) -> None:
+    file = tmp_path / "outbox.db"
+    with Outbox(file) as box:
+        box.add(messages(3))
+        size = box.counts().waiting_bytes
+    # As version 0.1 wrote it.
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("DELETE FROM counters WHERE name = 'waiting_bytes'")
+        database.executescript("DROP TRIGGER message_added; DROP TRIGGER message_removed")
+    with Outbox(file) as box:
+        assert box.counts().waiting_bytes == size > 0
+        box.delivered(places(box))
+        assert box.counts().waiting_bytes == 0
 
 
 def test_the_same_event_is_kept_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from agridistill.edge.network import Backoff
 from agridistill.edge.store.outbox import Message, Outbox, Pending
-from agridistill.errors import ConfigError, OutboxError
+from agridistill.errors import ConfigError, EdgeError, OutboxError
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +168,8 @@ class Webhook:
         except HttpError as error:
             kind = RefusedMessageError if error.status in _ABOUT_THE_MESSAGE else NotTakenError
             raise kind(f"it answers {error.status}" if error.status else str(error)) from None
+        except EdgeError as error:
+            raise NotTakenError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,15 @@ class Command:
     """Section [command]: a program that runs for each alert, and gets the alert as JSON on standard input.
 
     Exit code 0 means that it has taken the alert. Its environment holds `AGRIDISTILL_RULE`, `AGRIDISTILL_PLOT`, and
-    likewise `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`.
+    likewise `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`. Raises ConfigError if no program is named.
     """
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments; no shell is used
     timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the program is killed after so many seconds
+
+    def __post_init__(self) -> None:
+        if not self.words or not self.words[0]:
+            raise ConfigError("a program as the first of command.words", f"{list(self.words)}", "correct it")
 
     @property
     def name(self) -> str:

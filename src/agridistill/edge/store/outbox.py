@@ -29,7 +29,9 @@ CREATE TABLE IF NOT EXISTS messages (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS messages_by_kind ON messages (kind, seq);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-INSERT OR IGNORE INTO counters VALUES ('waiting_bytes', 0);
+-- Of files of 0.1, which have no such counter, the messages that wait count, too.
+INSERT OR IGNORE INTO counters
+SELECT 'waiting_bytes', coalesce(sum(length(payload) + length(plot) + {_OVERHEAD_BYTES}), 0) FROM messages;
 CREATE TRIGGER IF NOT EXISTS message_added AFTER INSERT ON messages BEGIN
     UPDATE counters SET value = value + length(new.payload) + length(new.plot) + {_OVERHEAD_BYTES}
     WHERE name = 'waiting_bytes';
