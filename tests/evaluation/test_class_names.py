@@ -95,8 +95,8 @@ def test_a_class_that_the_model_lacks_is_refused_with_the_remedy() -> None:
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["Late blight", "Tomato___healthy"], {})
     assert str(caught.value) == (
         "expected photos of classes that the model knows; got 'Late blight'; did you mean 'Tomato___Late_blight'?; "
-        'write its class into a file for --map, one line a folder, as "Late blight" = "model class", or take the '
-        "folder out"
+        'write a TOML file with one line for each such folder, as "Late blight" = "model class", and pass it as '
+        "--map, or move the folder out of the data"
     )
     with pytest.raises(ModelError, match="a class of the model for 'a'; got 'Tomato___helthy'; did you mean"):
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["a"], {"a": "Tomato___helthy"})

@@ -156,7 +156,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(("name", "precision"), [("leaf.onnx", "int8"), ("leaf.tflite", "fp32")])
     def test_micro_is_an_int8_tflite_file(self, student_run: Path, tmp_path: Path, name: str, precision: Any) -> None:
-        with pytest.raises(ModelError, match=f"expected an int8 .tflite file for micro; got {precision} '{name}'"):
+        with pytest.raises(ModelError, match=f"expected an int8 .tflite file for --micro; got {precision} '{name}'"):
             export(student_run, tmp_path / name, precision=precision, micro=True)
         assert not list(tmp_path.iterdir())
 
