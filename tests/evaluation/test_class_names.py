@@ -131,5 +131,5 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path) -> None:
         to_class_names(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="a path as str or Path for 'class_names'"):
         to_class_names(3)
-    with pytest.raises(DataError, match="folder names and classes as text; got 'a': 3"):
+    with pytest.raises(DataError, match="folder names and classes as strings; got 'a': 3"):
         to_class_names({"a": 3})

@@ -213,7 +213,8 @@ def test_a_small_test_says_how_little_it_says() -> None:
 
 def test_many_photos_of_few_leaves_say_little_too() -> None:
     verdict = judge(result((90, 10), (10, 90), leaves=20))
-    assert "200 photos of 20 leaves can say little: of other photos, between 70 and 97 % may be right." in verdict.remarks
+    remark = "200 photos of 20 leaves can say little: of other photos, between 70 and 97 % may be right."
+    assert remark in verdict.remarks
     assert verdict.advice[0].startswith("Test it on at least 210 photos")
 
 

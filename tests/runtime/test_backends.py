@@ -93,12 +93,13 @@ def pointing_outside(model: Path) -> None:
         (one_byte_changed, r"expected weights with sha256 \w{12}…; got \w{12}… in '.*m\.onnx'; the file was changed"),
         (
             of_another_file,
-            r"expected the manifest of 'm\.onnx'; got one of 'other\.onnx'; copy its own manifest beside it",
+            r"expected the manifest of 'm\.onnx'; got the manifest of 'other\.onnx' in 'm\.json'; copy the "
+            r"manifest of 'm\.onnx' beside it",
         ),
         (pointing_outside, r"expected a weights file beside its manifest; got '\.\./outside\.onnx'; use another model"),
         (
             lambda model: replaced(model, b"no model"),
-            r"expected a model that ONNX Runtime can run; got '.*m\.onnx' \(.+\); export it again",
+            r"expected a model that ONNX Runtime can run; got '.*m\.onnx' \(.+\); export the model again",
         ),
         (lambda model: replaced(model, b""), "expected a model that ONNX Runtime can run"),
         (
