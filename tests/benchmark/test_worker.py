@@ -61,8 +61,8 @@ def test_a_worker_that_dies_is_one_line_with_its_last_words() -> None:
         dying.ask("load")
     assert str(caught.value) == (
         "expected a model that can be measured: 'a.onnx' with some engine; got a process that ended with code 3 during "
-        "'load' (no room for the weights); try this model with `agridistill predict`; it may need more memory than this "
-        "machine has"
+        "'load' (no room for the weights); try this model with `agridistill predict`; it may need more memory than "
+        "this machine has"
     )
     assert_ended(dying.process_id)
 
