@@ -177,7 +177,7 @@ def test_stochastic_depth_is_what_was_asked_for() -> None:
 
 
 def test_stochastic_depth_of_a_network_without_it_is_refused() -> None:
-    with pytest.raises(ModelError, match="a network with stochastic depth for drop_path; got vgg11"):
+    with pytest.raises(ModelError, match="a network with stochastic depth for drop_path; got 'vgg11'"):
         create_model("vgg11", 3, drop_path=0.1)
 
 
