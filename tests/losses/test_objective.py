@@ -232,7 +232,7 @@ class TestWrongTeacher:
     [
         ({"w_kd": -1.0}, "w_kd >= 0; got -1.0"),
         ({"w_att": float("nan")}, "w_att >= 0; got nan"),
-        ({"w_ce": 0.0, "w_kd": 0.0, "w_att": 0.0}, "a weight above 0"),
+        ({"w_ce": 0.0, "w_kd": 0.0, "w_att": 0.0}, "w_ce, w_kd or w_att above 0"),
         ({"temperature": 0.0}, "a temperature above 0; got 0.0"),
         ({"label_smoothing": 1.0}, r"label smoothing in \[0, 1\); got 1.0"),
         ({"warmup": 1.0}, r"a warm-up share in \[0, 1\); got 1.0"),

@@ -44,7 +44,7 @@ def test_test_photos_that_the_teacher_has_learnt_are_reported(study: Path, repor
     (study / "compare.json").write_text(json.dumps(document))
     page = report(study).page.read_text()
     assert "that no model has learnt from" not in page
-    assert "had learnt 7 of the 20 test photos" in page
+    assert "had learnt from 7 of the 20 test photos" in page
 
 
 def test_single_models_are_named_with_their_budget_and_stale_evidence_is_left_out(reported: Reported) -> None:
@@ -55,9 +55,7 @@ def test_single_models_are_named_with_their_budget_and_stale_evidence_is_left_ou
 
 def test_accuracy_above_chance_without_the_leaf_is_attributed_to_ground_or_outline(reported: Reported) -> None:
     page = reported.page
-    assert (
-        page.count("off the ground, or off the outline that the mask leaves") == 1
-    )  # of ce; hybrid's interval holds it
+    assert page.count("it uses the ground, or the outline of the mask") == 1  # of ce; hybrid's interval holds it
 
 
 def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() -> None:
@@ -65,7 +63,7 @@ def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() ->
     robust |= {"corruptions": [{"name": "blur", "accuracies": [0.9, 0.8]}], "leaf_masked_accuracy": None}
     lines = words.evidence_summary("kd", {"robustness": robust, "selective": {"accuracy": None}})
     assert not [line for line in lines if "with the leaf masked" in line]
-    assert lines[1].startswith("kd: whether it reads answers off the ground is not known.")
+    assert lines[1].startswith("It is not known whether kd uses the ground for its answers.")
     assert "4 of 20 photos here, and at least half are needed" in lines[1]
 
 

@@ -55,7 +55,7 @@ def study(leaves: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathFact
     compare(leaves, out, plan(), teacher=teacher_run, jobs=2, progress=lambda *at: seen.append(at), tell=told.append)
     finished = [line for line in told if not line.startswith("warning: ")]
     assert len(finished) == 2
-    assert finished[-1].endswith("2 of 2 runs")
+    assert finished[-1].endswith("2 of 2 runs are finished")
     assert (2, 2) in seen
     return out
 
