@@ -123,7 +123,9 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
 ) -> None:
     split = tmp_path / "other.json"
     split_data(leaves, split, seed=7)
-    with pytest.raises(RunError, match=r"the test photos of '.*other.json'; got others for 'half/ce-0' of this study"):
+    with pytest.raises(
+        RunError, match=r"the test photos of '.*other.json'; got other test photos for 'half/ce-0' of this study"
+    ):
         compare(leaves, study, plan(), teacher=teacher_run, split_file=split)
     copy = Path(shutil.copytree(study, tmp_path / "study"))
     shutil.copytree(teacher_run, copy / "teacher")

@@ -138,7 +138,7 @@ def _missing_jobs(out: Path, plan: ComparePlan, teacher: Path | None, split_file
         if folder.recipe.exists():
             _require_same(folder, job.config, job.name, sha256)
             if wanted is not None and set(read_split(folder.splits).test) != set(wanted.test):
-                raise _of_another_study(folder, f"the test photos of '{split_file}'", "others", job.name)
+                raise _of_another_study(folder, f"the test photos of '{split_file}'", "other test photos", job.name)
         if not folder.evaluation.exists():
             missing.append(job)
     return missing
