@@ -84,7 +84,7 @@ class FitSettings:
         workers: number of loader processes; -1 chooses a number.
         precision: "fp32" or "bf16". bf16 is faster on GPUs that support it, and a run without a recipe uses it there
             (`training.defaults`). On processors that support it, Swin gets faster and MobileNetV3 slower.
-        pretrained: starts from ImageNet weights, of an installed package or of timm on the model hub.
+        pretrained: starts from the weights in an installed package or, without one, from timm's on the model hub.
         weights: a file of weights or a finished run to start from instead.
         int8: continues the training of `weights` with the arithmetic of its int8 export: batch norm is folded, weights
             and activations are rounded (`models.int8.quantised`). Attention and hints are not possible, because the
