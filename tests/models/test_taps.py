@@ -284,7 +284,7 @@ class TestStageTap:
     def test_what_a_forward_pass_left_is_read_once(self, kind):
         model = make_swin().eval()
         with StageTap(model, [8], kind=kind) as tap, torch.no_grad():
-            with pytest.raises(ModelError, match="no forward pass since the last one"):
+            with pytest.raises(ModelError, match="no forward pass since the last reading"):
                 tap.maps()
             model(torch.randn(1, 3, 64, 64))
             tap.maps()
@@ -357,7 +357,7 @@ class TestStageTap:
 
     def test_a_transformer_without_maps_is_refused(self):
         model = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=1).eval()
-        with StageTap(model, [16]), pytest.raises(ModelError, match=r"2-D maps.*got shape \(1, 5, 192\) at stride 16"):
+        with StageTap(model, [16]), pytest.raises(ModelError, match=r"4-D output.*got shape \(1, 5, 192\) at stride 16"):
             model(torch.zeros(1, 3, 32, 32))
 
     def test_a_wrong_layout_is_refused_instead_of_pooled_over_the_wrong_axis(self):
@@ -365,7 +365,7 @@ class TestStageTap:
         model.output_fmt = "NCHW"
         with (
             StageTap(model, [8]),
-            pytest.raises(ModelError, match=r"2-D maps with 24 channels on axis 1; got shape .* at stride 8"),
+            pytest.raises(ModelError, match=r"4-D output that has 24 channels on axis 1; got shape .* at stride 8"),
         ):
             model(torch.zeros(1, 3, 64, 64))
 
