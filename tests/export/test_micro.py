@@ -133,7 +133,7 @@ class TestFiles:
     def test_a_float_file_is_refused(self, deployable: Callable[[bool], tuple[Any, ...]]) -> None:
         network, manifest, *_ = deployable(False)
         content = to_litert(network, manifest.preprocessing, int8=False)
-        with pytest.raises(ModelError, match="expected CAST, SUB, MUL, QUANTIZE"):
+        with pytest.raises(ModelError, match="expected a converted file that begins with CAST, SUB, MUL, QUANTIZE"):
             with_pixel_levels(content)
         with pytest.raises(ModelError, match="expected int8 logits"):
             output_levels(content)

@@ -357,7 +357,8 @@ class TestStageTap:
 
     def test_a_transformer_without_maps_is_refused(self):
         model = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=1).eval()
-        with StageTap(model, [16]), pytest.raises(ModelError, match=r"4-D output.*got shape \(1, 5, 192\) at stride 16"):
+        message = r"4-D output.*got shape \(1, 5, 192\) at stride 16"
+        with StageTap(model, [16]), pytest.raises(ModelError, match=message):
             model(torch.zeros(1, 3, 32, 32))
 
     def test_a_wrong_layout_is_refused_instead_of_pooled_over_the_wrong_axis(self):

@@ -337,7 +337,7 @@ def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
 def test_unknown_names_are_reported_with_the_known_ones(tmp_path: Path) -> None:
     torch.save({"backbone.first.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(
-        ModelError, match=r"timm's names, torchvision's .*got tensor 'backbone\.first\.weight'"
+        ModelError, match=r"saved by timm, torchvision .*got tensor 'backbone\.first\.weight'"
     ) as caught:
         create_model(STUDENT, 3, weights=tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
