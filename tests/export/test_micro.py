@@ -135,7 +135,7 @@ class TestFiles:
         content = to_litert(network, manifest.preprocessing, int8=False)
         with pytest.raises(ModelError, match="expected a converted file that begins with CAST, SUB, MUL, QUANTIZE"):
             with_pixel_levels(content)
-        with pytest.raises(ModelError, match="expected int8 logits"):
+        with pytest.raises(ModelError, match="expected a converted file with int8 logits"):
             output_levels(content)
 
     @pytest.mark.filterwarnings("ignore")

@@ -270,7 +270,7 @@ def test_what_cannot_be_computed_leaves_no_run_behind(leaves: Path, teacher_run:
     config = replace(student(), distill=replace(FIT, model="vit_tiny_patch16_224"))
     with pytest.raises(ModelError, match="4-D output"):
         distill(leaves, teacher_run, tmp_path / "run", config)
-    with pytest.raises(ModelError, match="offers; got 64"):
+    with pytest.raises(ModelError, match="has; got 64"):
         distill(leaves, teacher_run, tmp_path / "run", student(pairs=(PairSettings(64, 16),)))
     assert not (tmp_path / "run").exists()
 
