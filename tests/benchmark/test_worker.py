@@ -61,7 +61,8 @@ def test_a_worker_that_dies_is_one_line_with_its_last_words() -> None:
         dying.ask("load")
     assert str(caught.value) == (
         "expected a model that can be measured: 'a.onnx' with some engine; got a process that ended with code 3 during "
-        "'load' (no room for the weights); try `agridistill predict` with it; it may need more memory than there is"
+        "'load' (no room for the weights); try this model with `agridistill predict`; it may need more memory than "
+        "this machine has"
     )
     assert_ended(dying.process_id)
 
@@ -78,7 +79,7 @@ def test_a_worker_that_is_dead_before_it_is_asked_is_reported() -> None:
 
 def test_a_worker_that_hangs_is_killed_and_reported() -> None:
     with (
-        pytest.raises(ModelError, match="got no answer to 'load' for 0 s or more"),
+        pytest.raises(ModelError, match="got no answer to the request 'load' for 0 s or more"),
         worker(HANGING, patience_s=0.3) as hanging,
     ):
         hanging.ask("load")

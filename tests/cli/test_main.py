@@ -564,4 +564,4 @@ def test_a_shipped_model_that_is_missing_is_one_line(
     monkeypatch.setattr("agridistill.runtime.backends._FOLDERS", (tmp_path,))
     code, out, err = run(capsys, "models")
     assert (code, out) == (2, "")
-    assert "the shipped model 'tomato' is missing from this installation: install agridistill anew" in one_line(err)
+    assert "the shipped model 'tomato' is missing from this installation: reinstall agridistill" in one_line(err)

@@ -129,7 +129,7 @@ def test_one_mistyped_photo_does_not_cost_the_others(colour_model: Path, photos:
 
 
 def test_an_empty_text_is_no_photo(colour_model: Path) -> None:
-    with pytest.raises(PhotoError, match="expected a photo's path; got an empty text"):
+    with pytest.raises(PhotoError, match="expected a photo's path; got an empty string"):
         load(colour_model).predict("")
 
 

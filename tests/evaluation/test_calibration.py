@@ -50,5 +50,5 @@ def test_one_leaf_cannot_be_cross_validated() -> None:
 
 
 def test_no_photos_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1 photo to fit a temperature"):
         fit_answering(labelled(0, 1.0))

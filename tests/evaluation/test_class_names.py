@@ -95,8 +95,8 @@ def test_a_class_that_the_model_lacks_is_refused_with_the_remedy() -> None:
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["Late blight", "Tomato___healthy"], {})
     assert str(caught.value) == (
         "expected photos of classes that the model knows; got 'Late blight'; did you mean 'Tomato___Late_blight'?; "
-        'write its class into a file for --map, one line a folder, as "Late blight" = "model class", or take the '
-        "folder out"
+        'write a TOML file with one line for each such folder, as "Late blight" = "model class", and pass it as '
+        "--map, or move the folder out of the data"
     )
     with pytest.raises(ModelError, match="a class of the model for 'a'; got 'Tomato___helthy'; did you mean"):
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["a"], {"a": "Tomato___helthy"})
@@ -131,5 +131,5 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path) -> None:
         to_class_names(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="a path as str or Path for 'class_names'"):
         to_class_names(3)
-    with pytest.raises(DataError, match="folder names and classes as text; got 'a': 3"):
+    with pytest.raises(DataError, match="folder names and classes as strings; got 'a': 3"):
         to_class_names({"a": 3})

@@ -98,7 +98,7 @@ class TestExportedModels:
         other = save_split(tmp_path / "other.json", Split(OWN.test, OWN.val, OWN.train))
         assert chosen(exported, colour_folder, split="test", split_file=other) == OWN.train
         assert len(caplog.messages) == 1
-        assert "by another split" in caplog.messages[0]
+        assert "with another split" in caplog.messages[0]
         chosen(exported, colour_folder, split="train", split_file=other)
         assert len(caplog.messages) == 1
 
@@ -123,9 +123,8 @@ class TestPhotosThatAModelLearnt:
             shutil.copy(colour_folder / path, copy)
         chosen(trained, tmp_path / "part", split="all", learnt=learnt)
         assert caplog.messages == [
-            "the model has learnt from at least 6 of these 10 photos (the same pictures, also under other names, "
-            "flipped, turned or in other sizes): the result will be too high; leave them out, or pass its run's "
-            "splits.json as --splits"
+            "the model has learnt from at least 6 of these 10 photos (also if they are renamed, flipped, rotated or "
+            "resized): the result will be too high; leave them out, or pass its run's splits.json as --splits"
         ]
 
     def test_flipped_and_turned_copies_are_known(
@@ -230,7 +229,7 @@ def test_the_photos_of_one_class_alone_are_scored(
     shutil.rmtree(colour_folder / "red")
     result = evaluate_folder(colour_backend(), colour_folder, split="all", class_names={"rot": "red"})
     assert (result.photos, result.accuracy) == (10, 1.0)
-    assert caplog.messages == ["not used: --map names folders that are not there: 'rot'"]
+    assert caplog.messages == ["not used: --map has lines for folders that do not exist: 'rot'"]
 
 
 def test_a_photo_that_nobody_can_read_makes_no_other_split(
@@ -273,8 +272,8 @@ def test_data_that_changed_since_the_training_has_no_split(trained: Any, colour_
     shutil.copy(colour_folder / "green" / "0.jpg", colour_folder / "green" / "new.jpg")
     with pytest.raises(
         DataError,
-        match=r"expected a 'test' split; got '.*', which is not as the model was trained on and has no train/val/test "
-        r"folders; pass --splits FILE, or --split all for every photo",
+        match=r"expected a 'test' split; got '.*', which is not the data that the model was trained on and has no "
+        r"train/val/test folders; pass --splits FILE, or --split all for every photo",
     ):
         evaluate_folder(trained, colour_folder, run=run)
     assert chosen(trained, colour_folder, split_file=run / "splits.json") == OWN.test

@@ -224,5 +224,5 @@ def test_where_all_are_right_the_confidence_is_what_so_few_photos_can_show(photo
 
 
 def test_a_temperature_needs_photos() -> None:
-    with pytest.raises(ValueError, match="needs at least one photo"):
+    with pytest.raises(ValueError, match="at least 1 photo to fit a temperature, got none"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64))

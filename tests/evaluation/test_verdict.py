@@ -207,13 +207,14 @@ def test_too_few_photos_prove_nothing(rows: Sequence[Sequence[int]], headline: s
 def test_a_small_test_says_how_little_it_says() -> None:
     verdict = judge(result((9, 1), (1, 9)))
     assert verdict.level == "usable"
-    assert "20 photos can say little: of others between 70 and 97 % can be right." in verdict.remarks
+    assert "20 photos can say little: of other photos, between 70 and 97 % may be right." in verdict.remarks
     assert verdict.advice == ("Test it on at least 40 photos, each of another leaf (evaluate RUN FOLDER --split all).",)
 
 
 def test_many_photos_of_few_leaves_say_little_too() -> None:
     verdict = judge(result((90, 10), (10, 90), leaves=20))
-    assert "200 photos of 20 leaves can say little: of others between 70 and 97 % can be right." in verdict.remarks
+    remark = "200 photos of 20 leaves can say little: of other photos, between 70 and 97 % may be right."
+    assert remark in verdict.remarks
     assert verdict.advice[0].startswith("Test it on at least 210 photos")
 
 
@@ -262,7 +263,7 @@ def test_a_model_that_never_began_to_learn_is_told() -> None:
         "It never began to learn: after 6 epochs it is no better on validation photos than chance.",
     )
     assert [line.partition(":")[0].partition(" (")[0] for line in verdict.advice] == [
-        "Start from trained weights",
+        "Start from pretrained weights",
         "Train longer",
         "Check the labels",
         "Show it more detail",
@@ -275,7 +276,7 @@ def test_a_model_that_knows_its_photos_by_heart_needs_more_photos() -> None:
     rows = epochs(0.33, 0.35, 0.33, 0.36, 0.33, 0.33, ce=(1.1, 0.8, 0.5, 0.3, 0.2, 0.1))
     learning = Learning(rows, {"a": 12, "b": 10, "c": 40}, from_scratch=False)
     verdict = judge(result((20, 15, 15), (18, 17, 15), (16, 17, 17)), learning=learning)
-    assert any("by heart" in line for line in verdict.remarks)
+    assert any("memorised" in line for line in verdict.remarks)
     assert verdict.advice == (
         "Add photos of every class, of other plants and days; 'b' has 10 for training, aim at 30.",
     )
@@ -399,7 +400,7 @@ def test_an_artefact_is_never_better_than_its_run() -> None:
 
 def test_an_artefact_that_was_measured_on_few_photos_says_so() -> None:
     verdict = judge_artefact(**ARTEFACT | {"photos": 20})  # type: ignore[arg-type]
-    assert verdict.remarks == ("20 photos can say little: of others it can name between 74 and 98 % rightly.",)
+    assert verdict.remarks == ("20 photos can say little: of other photos it may name between 74 and 98 % correctly.",)
 
 
 def test_a_verdict_needs_no_torch() -> None:

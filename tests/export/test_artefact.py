@@ -79,7 +79,7 @@ def test_a_fixed_batch_of_one_gives_the_same_logits(
 
 @pytest.mark.parametrize(("batch", "name"), [(2, "leaf.onnx"), (1, "leaf.tflite")])
 def test_other_batches_are_refused(student_run: Path, tmp_path: Path, batch: int, name: str) -> None:
-    with pytest.raises(ModelError, match=f"expected a batch of 1, of an .onnx file; got {batch} for '{name}'"):
+    with pytest.raises(ModelError, match=f"expected a batch of 1 for an .onnx file; got {batch} for '{name}'"):
         export(student_run, tmp_path / name, batch=batch)
 
 
@@ -236,7 +236,7 @@ def test_without_validation_photos_nothing_can_be_measured(student_run: Path, le
     paths = [sample.path for sample in scan(leaves).samples]
     split = Split(tuple(paths[1:]), (), (paths[0],))
     write_split(tmp_path / "split.json", split, seed=0, val_fraction=0.0, test_fraction=0.1, fingerprint="")
-    with pytest.raises(DataError, match=r"validation photos to measure the artefact on; got none"):
+    with pytest.raises(DataError, match=r"validation photos to measure the exported model on; got none"):
         export(student_run, tmp_path / "leaf.onnx", data=leaves, split_file=tmp_path / "split.json", force=True)
 
 

@@ -133,9 +133,9 @@ class TestFiles:
     def test_a_float_file_is_refused(self, deployable: Callable[[bool], tuple[Any, ...]]) -> None:
         network, manifest, *_ = deployable(False)
         content = to_litert(network, manifest.preprocessing, int8=False)
-        with pytest.raises(ModelError, match="expected CAST, SUB, MUL, QUANTIZE"):
+        with pytest.raises(ModelError, match="expected a converted file that begins with CAST, SUB, MUL, QUANTIZE"):
             with_pixel_levels(content)
-        with pytest.raises(ModelError, match="expected int8 logits"):
+        with pytest.raises(ModelError, match="expected a converted file with int8 logits"):
             output_levels(content)
 
     @pytest.mark.filterwarnings("ignore")
@@ -156,7 +156,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(("name", "precision"), [("leaf.onnx", "int8"), ("leaf.tflite", "fp32")])
     def test_micro_is_an_int8_tflite_file(self, student_run: Path, tmp_path: Path, name: str, precision: Any) -> None:
-        with pytest.raises(ModelError, match=f"expected an int8 .tflite file for micro; got {precision} '{name}'"):
+        with pytest.raises(ModelError, match=f"expected an int8 .tflite file for --micro; got {precision} '{name}'"):
             export(student_run, tmp_path / name, precision=precision, micro=True)
         assert not list(tmp_path.iterdir())
 

@@ -111,5 +111,5 @@ def test_what_does_not_fit_is_refused(batch):
         objective(teacher_channels={})
     with pytest.raises(ModelError, match="teacher's features at stride 16"):
         objective()(**batch | {"teacher_features": {}})
-    with pytest.raises(ModelError, match=r"teacher's features of shape \(2, 5, 3, 3\)"):
+    with pytest.raises(ModelError, match=r"teacher's features in the student's shape \(2, 5, 3, 3\)"):
         objective()(**batch | {"teacher_features": {16: torch.randn(1, 5, 3, 3)}})

@@ -196,7 +196,7 @@ class TestAlignment:
 class TestWrongTeacher:
     def test_other_classes_are_reported(self, batch):
         with pytest.raises(
-            ModelError, match="a teacher with the student's 5 classes; got one with 7; train the teacher"
+            ModelError, match="a teacher with the student's 5 classes; got a teacher with 7; train the teacher"
         ):
             objective_of("kd")(**batch | {"teacher_logits": torch.randn(4, 7)})
 
@@ -232,7 +232,7 @@ class TestWrongTeacher:
     [
         ({"w_kd": -1.0}, "w_kd >= 0; got -1.0"),
         ({"w_att": float("nan")}, "w_att >= 0; got nan"),
-        ({"w_ce": 0.0, "w_kd": 0.0, "w_att": 0.0}, "a weight above 0"),
+        ({"w_ce": 0.0, "w_kd": 0.0, "w_att": 0.0}, "w_ce, w_kd or w_att above 0"),
         ({"temperature": 0.0}, "a temperature above 0; got 0.0"),
         ({"label_smoothing": 1.0}, r"label smoothing in \[0, 1\); got 1.0"),
         ({"warmup": 1.0}, r"a warm-up share in \[0, 1\); got 1.0"),
@@ -243,7 +243,7 @@ class TestWrongTeacher:
         ),
         ({"pairs": (StagePair(16, 16, weight=0.0),)}, "pair weights above 0; got 0.0"),
         ({"alignment": "learned", "student_channels": {16: 6}}, r"student_channels at stride 32; got strides \[16\]"),
-        ({"teacher_maps": {16: 3}}, "one teacher map a stage with fixed alignment; got 3"),
+        ({"teacher_maps": {16: 3}}, "one teacher map for each stage with fixed alignment; got 3"),
         ({"distance": "L2"}, "a known distance; got 'L2'; did you mean 'l2'"),
         ({"alignment": "learnt"}, "a known alignment; got 'learnt'; did you mean 'learned'"),
         ({"decay": "cos"}, "a known decay; got 'cos'; did you mean 'cosine'"),

@@ -115,7 +115,7 @@ def test_an_unreachable_hub_names_the_package_that_holds_the_weights(monkeypatch
 
 
 def test_no_hub_holds_our_own_models() -> None:
-    with pytest.raises(ModelError, match="no hub holds this model; pass --no-pretrained"):
+    with pytest.raises(ModelError, match="the model hub has no weights for it; pass --no-pretrained"):
         create_model("swin_nano_patch4_window4_64", 3, image_size=64, pretrained=True)
 
 
@@ -138,7 +138,7 @@ def test_weights_for_other_classes_leave_the_head_at_random(tmp_path: Path) -> N
 
 def test_a_head_for_other_classes_is_refused_where_it_must_fit(tmp_path: Path) -> None:
     save_weights(create_model(STUDENT, 3), tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match=r"tensor 'classifier\.(weight|bias)' that does not fit"):
+    with pytest.raises(ModelError, match=r"tensor 'classifier\.(weight|bias)', which does not fit"):
         load_weights(create_model(STUDENT, 5), tmp_path / "a.safetensors")
 
 
@@ -156,7 +156,7 @@ def test_a_pickled_object_is_never_unpickled(tmp_path: Path) -> None:
             return Path.touch, (fired,)  # type: ignore[return-value]
 
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelError, match=r"a PyTorch state dict.*holds more than tensors.*torch\.save"):
+    with pytest.raises(ModelError, match=r"a PyTorch state dict.*holds other objects than tensors.*torch\.save"):
         create_model(STUDENT, 3, weights=tmp_path / "weights.pth")
     assert not fired.exists()
 
@@ -177,7 +177,7 @@ def test_stochastic_depth_is_what_was_asked_for() -> None:
 
 
 def test_stochastic_depth_of_a_network_without_it_is_refused() -> None:
-    with pytest.raises(ModelError, match="a network with stochastic depth for drop_path; got vgg11"):
+    with pytest.raises(ModelError, match="a network with stochastic depth for drop_path; got 'vgg11'"):
         create_model("vgg11", 3, drop_path=0.1)
 
 

@@ -284,7 +284,7 @@ class TestStageTap:
     def test_what_a_forward_pass_left_is_read_once(self, kind):
         model = make_swin().eval()
         with StageTap(model, [8], kind=kind) as tap, torch.no_grad():
-            with pytest.raises(ModelError, match="no forward pass since the last one"):
+            with pytest.raises(ModelError, match="no forward pass since the last reading"):
                 tap.maps()
             model(torch.randn(1, 3, 64, 64))
             tap.maps()
@@ -346,7 +346,7 @@ class TestStageTap:
                 torch.testing.assert_close(tap.maps()[8], expected)
 
     def test_a_stride_that_the_model_lacks_is_reported_with_those_it_has(self):
-        with pytest.raises(ModelError, match=r"a stride that SwinTransformer offers; got 2; choose from 4, 8, 16"):
+        with pytest.raises(ModelError, match=r"a stride that SwinTransformer has; got 2; choose from 4, 8, 16"):
             StageTap(make_swin(), [16, 2])
 
     def test_window_attention_needs_a_swin_and_leaves_other_models_untouched(self):
@@ -357,7 +357,8 @@ class TestStageTap:
 
     def test_a_transformer_without_maps_is_refused(self):
         model = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=1).eval()
-        with StageTap(model, [16]), pytest.raises(ModelError, match=r"2-D maps.*got shape \(1, 5, 192\) at stride 16"):
+        message = r"4-D output.*got shape \(1, 5, 192\) at stride 16"
+        with StageTap(model, [16]), pytest.raises(ModelError, match=message):
             model(torch.zeros(1, 3, 32, 32))
 
     def test_a_wrong_layout_is_refused_instead_of_pooled_over_the_wrong_axis(self):
@@ -365,7 +366,7 @@ class TestStageTap:
         model.output_fmt = "NCHW"
         with (
             StageTap(model, [8]),
-            pytest.raises(ModelError, match=r"2-D maps with 24 channels on axis 1; got shape .* at stride 8"),
+            pytest.raises(ModelError, match=r"4-D output that has 24 channels on axis 1; got shape .* at stride 8"),
         ):
             model(torch.zeros(1, 3, 64, 64))
 
@@ -374,7 +375,7 @@ class TestStageTap:
             StageTap(nn.Linear(2, 2), [16])
 
     def test_features_of_a_window_tap_are_refused(self):
-        with pytest.raises(ModelError, match="a tap of activations; got a tap of window attention"):
+        with pytest.raises(ModelError, match=r'a StageTap of kind "activation" for features\(\); got kind "window"'):
             StageTap(make_swin(), [8], kind="window").features()
 
 

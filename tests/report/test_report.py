@@ -44,7 +44,7 @@ def test_test_photos_that_the_teacher_has_learnt_are_reported(study: Path, repor
     (study / "compare.json").write_text(json.dumps(document))
     page = report(study).page.read_text()
     assert "that no model has learnt from" not in page
-    assert "had learnt 7 of the 20 test photos" in page
+    assert "had learnt from 7 of the 20 test photos" in page
 
 
 def test_single_models_are_named_with_their_budget_and_stale_evidence_is_left_out(reported: Reported) -> None:
@@ -55,9 +55,7 @@ def test_single_models_are_named_with_their_budget_and_stale_evidence_is_left_ou
 
 def test_accuracy_above_chance_without_the_leaf_is_attributed_to_ground_or_outline(reported: Reported) -> None:
     page = reported.page
-    assert (
-        page.count("off the ground, or off the outline that the mask leaves") == 1
-    )  # of ce; hybrid's interval holds it
+    assert page.count("it uses the ground, or the outline of the mask") == 1  # of ce; hybrid's interval holds it
 
 
 def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() -> None:
@@ -65,8 +63,8 @@ def test_nothing_is_claimed_about_the_ground_where_masks_hold_on_few_photos() ->
     robust |= {"corruptions": [{"name": "blur", "accuracies": [0.9, 0.8]}], "leaf_masked_accuracy": None}
     lines = words.evidence_summary("kd", {"robustness": robust, "selective": {"accuracy": None}})
     assert not [line for line in lines if "with the leaf masked" in line]
-    assert lines[1].startswith("kd: whether it reads answers off the ground is not known.")
-    assert "4 of 20 photos here, and at least half are needed" in lines[1]
+    assert lines[1].startswith("It is not known whether kd uses the ground for its answers.")
+    assert "4 of 20 photos, and at least half are needed" in lines[1]
 
 
 def test_every_series_looks_different() -> None:
@@ -125,7 +123,9 @@ def test_the_page_is_complete_in_itself_and_small(reported: Reported) -> None:
 
 def test_the_best_method_is_held_against_every_other_one(reported: Reported) -> None:
     page = reported.page
-    found = "hybrid, the best on the validation split, against the other methods, points on the test split: "
+    found = (
+        "Differences of hybrid, the best on the validation split, to the other methods, in points on the test split: "
+    )
     assert f"{found}ce +4.00 (+1.00 to +7.00); kd +3.00 (-1.00 to +7.00)*." in page
 
 
@@ -326,7 +326,7 @@ def test_verdicts_claim_no_more_than_intervals() -> None:
 
     assert verdict_of(0.1, 2).endswith("kd is better than ce here.")
     assert verdict_of(-2, -0.1).endswith("kd is worse than ce here.")
-    assert verdict_of(0.1, 2, alone=True).endswith("it may be chance in the training, and shows nothing by itself.")
+    assert verdict_of(0.1, 2, alone=True).endswith("it may be chance in the training, so it is no evidence.")
     for low, high in ((-1, 2), (0.0, 2), (-2, 0.0)):
         assert verdict_of(low, high).endswith("there is no evidence that kd and ce differ.")
 

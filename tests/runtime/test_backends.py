@@ -93,7 +93,8 @@ def pointing_outside(model: Path) -> None:
         (one_byte_changed, r"expected weights with sha256 \w{12}…; got \w{12}… in '.*m\.onnx'; the file was changed"),
         (
             of_another_file,
-            r"expected the manifest of 'm\.onnx'; got one of 'other\.onnx'; copy its own manifest beside it",
+            r"expected the manifest of 'm\.onnx'; got the manifest of 'other\.onnx' in 'm\.json'; copy the "
+            r"manifest of 'm\.onnx' beside it",
         ),
         (
             pointing_outside,
@@ -101,7 +102,7 @@ def pointing_outside(model: Path) -> None:
         ),
         (
             lambda model: replaced(model, b"no model"),
-            r"expected a model that ONNX Runtime can run; got '.*m\.onnx' \(.+\); export it again",
+            r"expected a model that ONNX Runtime can run; got '.*m\.onnx' \(.+\); export the model again",
         ),
         (lambda model: replaced(model, b""), "expected a model that ONNX Runtime can run"),
         (
@@ -120,7 +121,7 @@ def test_an_unusable_artefact_is_one_clear_error(model: Path, spoil: Callable[[P
 def test_a_model_with_other_classes_than_its_manifest_gives_no_answer(model: Path) -> None:
     changed(model, classes=["green", "red", "blue"])
     with pytest.raises(
-        ModelError, match=r"expected logits of shape \(1, 3\); got \(1, 2\); check that the manifest is the m"
+        ModelError, match=r"expected logits of shape \(1, 3\); got \(1, 2\); check that the manifest belongs"
     ):
         load(model).predict(np.zeros((20, 20, 3), np.uint8))
 
@@ -137,7 +138,7 @@ def test_an_engine_that_does_not_run_the_file_is_refused_before_the_file_is_read
 def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(b"a pickle, never to be opened")
     with pytest.raises(
-        ModelError, match=r"expected a run folder or an exported model \(\.onnx, \.tflite\); got '.*m\.pt'; name one"
+        ModelError, match=r"expected a run folder or an exported model \(\.onnx, \.tflite\); got '.*m\.pt'; pass one"
     ):
         load(tmp_path / "m.pt")
 

@@ -172,7 +172,7 @@ def test_the_photo_is_never_overwritten(tmp_path: Path) -> None:
     photo = colour_photo(tmp_path / "leaf.png", "red")
     before = photo.read_bytes()
     found = Predictor(colour_backend()).explain(photo)
-    with pytest.raises(ConfigError, match=r"expected another file than the photo; got '.*leaf.png'; choose another"):
+    with pytest.raises(ConfigError, match=r"expected a file other than the photo; got '.*leaf.png'; choose another"):
         found.save(tmp_path / "x" / ".." / "leaf.png")
     assert photo.read_bytes() == before
 

@@ -129,7 +129,7 @@ def test_a_pillow_image_that_cannot_be_decoded_is_a_photo_error(tmp_path: Path) 
         (np.zeros((4, 4, 4), np.uint8), "photo[..., :3]"),
         (np.zeros((3, 4, 4), np.uint8), "np.moveaxis(photo, 0, -1)"),
         (np.zeros((4, 4, 3), np.float32), "(255 * photo).astype(np.uint8)"),
-        (np.zeros((4, 4, 3), np.int64), "convert it"),
+        (np.zeros((4, 4, 3), np.int64), "convert it to this shape and dtype"),
         (np.zeros((0, 4, 3), np.uint8), "pass an array with pixels"),
         (np.zeros((2, 4, 4, 3), np.uint8), "predict_many"),
     ],
@@ -265,9 +265,12 @@ class BrokenBackend:
     [
         (
             [[1.0, 2.0, 3.0]],
-            r"expected logits of shape \(1, 2\); got \(1, 3\); check that the manifest is the model's own",
+            r"expected logits of shape \(1, 2\); got \(1, 3\); check that the manifest belongs to the model",
         ),
-        ([[math.nan, 1.0]], "expected finite logits; got NaN or infinity from the model; train or export it again"),
+        (
+            [[math.nan, 1.0]],
+            "expected finite logits; got NaN or infinity from the model; train or export the model again",
+        ),
         ([[math.inf, 1.0]], "expected finite logits"),
     ],
 )

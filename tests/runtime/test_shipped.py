@@ -64,5 +64,5 @@ def test_a_name_of_nothing_names_what_there_is(models: Path, name: str, remedy: 
 
 def test_an_installation_without_its_model_says_so(models: Path, colour_model: Path) -> None:
     (models / "leafy" / colour_model.name).unlink()
-    with pytest.raises(ModelError, match="the shipped model 'leafy' is missing from this installation: install"):
+    with pytest.raises(ModelError, match="the shipped model 'leafy' is missing from this installation: reinstall"):
         agridistill.load("leafy")

@@ -148,7 +148,7 @@ def test_a_damaged_manifest_is_refused(known: Familiarity, changes: dict[str, ob
 
 
 def test_too_few_photos_and_too_small_ones_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 training photos and 1 other"):
+    with pytest.raises(ValueError, match="at least 2 training photos and 1 held-out photo, got"):
         fit_familiarity([np.zeros(FIGURES)], [])
-    with pytest.raises(ModelError, match="3 px and more"):
+    with pytest.raises(ModelError, match="photos of at least 3 px"):
         figures(np.zeros((2, 2, 3), np.uint8))

@@ -55,7 +55,7 @@ def study(leaves: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathFact
     compare(leaves, out, plan(), teacher=teacher_run, jobs=2, progress=lambda *at: seen.append(at), tell=told.append)
     finished = [line for line in told if not line.startswith("warning: ")]
     assert len(finished) == 2
-    assert finished[-1].endswith("2 of 2 runs")
+    assert finished[-1].endswith("2 of 2 runs are finished")
     assert (2, 2) in seen
     return out
 
@@ -123,7 +123,9 @@ def test_another_split_or_teacher_recipe_is_no_result_of_this_study(
 ) -> None:
     split = tmp_path / "other.json"
     split_data(leaves, split, seed=7)
-    with pytest.raises(RunError, match=r"the test photos of '.*other.json'; got others for 'half/ce-0' of this study"):
+    with pytest.raises(
+        RunError, match=r"the test photos of '.*other.json'; got other test photos for 'half/ce-0' of this study"
+    ):
         compare(leaves, study, plan(), teacher=teacher_run, split_file=split)
     copy = Path(shutil.copytree(study, tmp_path / "study"))
     shutil.copytree(teacher_run, copy / "teacher")

@@ -110,7 +110,7 @@ def test_a_recipe_without_the_rest_compares_the_five_methods_once() -> None:
             ('name = "ce"\n', 'name = "kd_std"\n[[compare.candidates]]\nname = "ce"\n'),
             "'kd_std' without 'set'; did you mean 'kd-std'",
         ),
-        (('name = "kd"', 'name = "gallery"'), "another name of a candidate; got 'gallery'"),
+        (('name = "kd"', 'name = "gallery"'), "another name for a candidate; got 'gallery'"),
         (("model=resnet18", "devices=2"), "one device for each run of a study; got devices 2"),
         (
             ("[compare]", '[compare]\nsearch = { candidat = "kd" }'),

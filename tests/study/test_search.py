@@ -106,7 +106,9 @@ def test_calls_that_go_on_try_other_points(
 
 @pytest.mark.slow
 def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_run: Path) -> None:
-    with pytest.raises(RunError, match="the recipe that this search began with; got another one for 'hybrid-full'"):
+    with pytest.raises(
+        RunError, match="the recipe that this search was started with; got another recipe for 'hybrid-full'"
+    ):
         search(leaves, searched, search_plan(changed(seed=5)), 2, teacher=teacher_run)
     other = {
         **RECIPE,
@@ -182,7 +184,7 @@ def test_an_interrupted_trial_is_resumed_at_once(
             "a known recipe key; got 'w_tat' in --set; did you mean 'w_att'",
         ),
         ({"space": {"w_att": {"low": 2.0, "high": 1.0}}}, "low below high; got 2.0 and 1.0"),
-        ({"space": {"w_att": {"low": 0.0, "high": 1.0, "log": True}}}, "low above 0 with log"),
+        ({"space": {"w_att": {"low": 0.0, "high": 1.0, "log": True}}}, "low above 0 with log = true"),
         ({"space": {"w_att": {"low": -1.0, "high": 1.0}}}, r"objective\.w_att.* 0.*; got -1"),
         ({"space": {}}, "at least one setting to search"),
     ],

@@ -126,7 +126,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         paired_difference(some, np.ones((2, 4), bool), ["a"] * 3, paired_seeds=True)
     with pytest.raises(ValueError, match="one leaf id"):
         paired_difference(some, some, ["a"] * 2, paired_seeds=True)
-    with pytest.raises(ValueError, match="where they are paired"):
+    with pytest.raises(ValueError, match="if they are paired"):
         paired_difference(some, np.ones((1, 3), bool), ["a"] * 3, paired_seeds=True)
 
 

@@ -104,7 +104,7 @@ def test_a_setting_of_a_wrong_type_is_left_to_the_check_of_settings(leaves: Path
 def test_a_file_of_weights_without_a_model_says_which_network_is_assumed() -> None:
     choice = choose("train", {"train": {"weights": "some.safetensors"}}, LAPTOP)
     assert choice.recipe["train"]["model"] == STUDENT
-    assert "does not name its network" in choice.reason
+    assert "does not say which network it is for" in choice.reason
 
 
 def test_weights_of_a_run_bring_its_network_and_photo_size(student_run: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_is_reported_in_one_line(
     (run / "evaluation.json").unlink()
     (run / "last.ckpt").write_bytes(content)
     config = TrainConfig(DATA, train=replace(FIT, model="swin_nano_patch4_window4_64"))
-    with pytest.raises(RunError, match="a whole checkpoint; got a damaged") as caught:
+    with pytest.raises(RunError, match="a complete checkpoint; got a damaged") as caught:
         train(leaves, run, config, resume=True)
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,7 @@
-"""`benchmark`: what models cost on this machine, each measured in a process of its own, in turns.
+"""Measures latency, memory and energy of models on this machine, each in a separate process, in turns.
 
-The attribute `agridistill.benchmark` is this package's function; modules are imported from this package by its path.
+The attribute `agridistill.benchmark` is the function `benchmark` of this package. To use a module of this package,
+import it by its path, such as `from agridistill.benchmark.result import Percentiles`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The machine of a benchmark: its description, and the counters of memory and energy."""
+"""Describes the machine of a benchmark and reads its counters of memory and energy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agridistill.errors import ModelError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _POWERCAP = Path("/sys/class/powercap")
-# Instructions that make a network faster, fp32 or int8, where an engine uses them: x86's names, then Arm's.
+# Instruction sets that speed up fp32 or int8 networks if an engine uses them, under the names that /proc/cpuinfo has.
 _X86_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM_INSTRUCTIONS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 _LIBRARIES = ("agridistill", "numpy", "Pillow")
@@ -24,20 +24,20 @@ _LIBRARIES = ("agridistill", "numpy", "Pillow")
 
 @dataclass(frozen=True)
 class Host:
-    """The machine and what runs on it."""
+    """The hardware and software that a benchmark ran on."""
 
     processor: str
-    cores: int  # hyper-threads included
-    instructions: tuple[str, ...] | None  # that speed a network up; None where unknown
+    cores: int  # number of logical cores, hyper-threads included
+    instructions: tuple[str, ...] | None  # instruction sets that speed up a network; None if unknown
     system: str
     python: str
-    versions: dict[str, str | None]  # of the libraries in use; None where one is not installed
+    versions: dict[str, str | None]  # versions of the libraries in use; None for one that is not installed
     date_utc: str  # ISO 8601
 
 
 def describe_host(libraries: Iterable[str] = ()) -> Host:
-    """The machine at hand, now, with the versions of AgriDistill's own and other `libraries` (distributions)."""
-    # Not at the top: the worker imports this module, and 2 MB would count as the model's memory.
+    """Describes this machine, with the versions of AgriDistill, numpy, Pillow and `libraries` (names for pip)."""
+    # Not imported at the top: the worker imports this module, and 2 MB would count as the model's memory.
     from importlib import metadata
 
     versions: dict[str, str | None] = {}
@@ -58,7 +58,7 @@ def describe_host(libraries: Iterable[str] = ()) -> Host:
 
 
 def processor_name(cpuinfo: Path = _CPUINFO) -> str:
-    """The processor's name: "model name" of x86, the board's "Model" of a single-board computer."""
+    """Returns the processor's name; on a single-board computer it is the name of the board."""
     fields = _first_fields(cpuinfo)
     name = fields.get("model name") or fields.get("Model") or fields.get("Hardware")
     if name is None and sys.platform == "darwin":
@@ -68,7 +68,7 @@ def processor_name(cpuinfo: Path = _CPUINFO) -> str:
 
 
 def instructions(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
-    """The processor's instruction sets that speed a network up; None where the system does not list them."""
+    """Returns the processor's instruction sets that speed up a network; None if the system does not list them."""
     fields = _first_fields(cpuinfo)
     listed = fields.get("flags") or fields.get("Features")
     known = (*_X86_INSTRUCTIONS, *_ARM_INSTRUCTIONS)
@@ -76,7 +76,7 @@ def instructions(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
 
 
 def _first_fields(cpuinfo: Path) -> dict[str, str]:
-    """The fields of the first core, and those of the board, which stand at the end."""
+    """Returns the first value of each field in `cpuinfo`: those of the first core and, at the end, of the board."""
     fields: dict[str, str] = {}
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -89,9 +89,10 @@ def _first_fields(cpuinfo: Path) -> dict[str, str]:
 
 
 def peak_memory_bytes() -> int | None:
-    """The most memory that this process has held in RAM so far; None where the system has no such counter."""
-    # Not resource.getrusage where there is /proc: ru_maxrss of a child is at least its parent's. bare_interpreter_bytes
-    # runs this function alone: it needs nothing but sys, and pathlib would count as the bare interpreter's own.
+    """Returns the largest amount of RAM that this process has used so far, in bytes; None if it is not counted."""
+    # Prefer /proc to resource.getrusage, because ru_maxrss of a child process is at least its parent's.
+    # bare_interpreter_bytes runs the source of this function in an interpreter that has imported only sys; pathlib
+    # would increase the memory that it measures.
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
             for line in status:
@@ -108,25 +109,25 @@ def peak_memory_bytes() -> int | None:
 
 
 def bare_interpreter_bytes() -> int | None:
-    """Peak memory of a Python that does nothing; None where the system has no such counter.
+    """Returns the peak memory, in bytes, of a Python interpreter that does nothing; None if it is not counted.
 
     Raises:
-        ModelError: no Python can be started.
+        ModelError: the Python interpreter cannot be started.
     """
     code = f"import sys\n{inspect.getsource(peak_memory_bytes)}\nprint(peak_memory_bytes() or '')"
     try:
         done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ModelError("a Python that can be started", str(error), "check the installation") from None
+        raise ModelError("a Python interpreter that can be started", str(error), "check the installation") from None
     return int(done.stdout) if done.stdout.strip() else None
 
 
 class EnergyCounter:
-    """Joules of all processor packages (cores, caches and memory controller) over all processes, by Linux's RAPL."""
+    """Reads the energy that all processor packages of the machine use, for all processes, from Linux's RAPL."""
 
     def __init__(self, root: Path = _POWERCAP) -> None:
         self._counters: list[tuple[Path, int]] = []
-        # Whole packages only: cores and memory are parts of them, "psys" and "intel-rapl-mmio" the same energy again.
+        # Only whole packages: cores and memory are parts of them, and "psys" and "intel-rapl-mmio" count them again.
         for zone in sorted(root.glob("intel-rapl:*")):
             try:
                 if (zone / "name").read_text().startswith("package"):
@@ -135,14 +136,17 @@ class EnergyCounter:
                 continue
 
     def read(self) -> tuple[int, ...] | None:
-        """The counters in microjoules; None where there are none that this user may read."""
+        """Returns the counters in microjoules; None if there are none, or this user must not read them."""
         try:
             return tuple(int(counter.read_text()) for counter, _ in self._counters) or None
         except (OSError, ValueError):
             return None
 
     def joules_since(self, start: tuple[int, ...] | None) -> float | None:
-        """Energy since `start`, which `read` gave; a counter may wrap around once, at 100 W in half an hour or more."""
+        """Returns the energy in joules since `start`, a result of `read`; None if it is unknown.
+
+        Each counter may wrap around once; at 100 W that takes at least half an hour.
+        """
         now = self.read()
         if start is None or now is None:
             return None

@@ -1,4 +1,4 @@
-"""BenchmarkResult: every number of a benchmark, as JSON and CSV, and the paper's figures beside them."""
+"""Holds every number of a benchmark, writes them as JSON and CSV, and adds the published figures of the paper."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Latencies below which 50, 90 and 99 % of the queries stay, in milliseconds."""
+    """Latencies in milliseconds that 50, 90 and 99 % of the queries do not exceed."""
 
     p50: float
     p90: float
@@ -38,7 +38,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, latencies_ns: Sequence[int]) -> Percentiles:
-        """Percentiles of latencies in nanoseconds, at least one; each is an observed latency (nearest rank).
+        """Computes percentiles of at least one latency in nanoseconds; each is an observed latency (nearest rank).
 
         Example:
             >>> Percentiles.of([4_000_000, 1_000_000, 2_000_000, 3_000_000])
@@ -48,7 +48,7 @@ class Percentiles:
         return cls(float(p50), float(p90), float(p99))
 
     def to_json(self, name: str) -> dict[str, float]:
-        """The percentiles in milliseconds: `NAME_ms_p50`, `NAME_ms_p90` and `NAME_ms_p99`."""
+        """Returns the percentiles under the keys `NAME_ms_p50`, `NAME_ms_p90` and `NAME_ms_p99`."""
         return {f"{name}_ms_p50": self.p50, f"{name}_ms_p90": self.p90, f"{name}_ms_p99": self.p99}
 
 
@@ -63,25 +63,25 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model with one engine; figures that are unknown or unmeasured are None."""
+    """The measurements of one model in one engine; figures that are unknown or not measured are None."""
 
-    model: str  # the path as given
+    model: str  # the path that the caller passed
     engine: str
-    architecture: str  # timm's name
-    precision: str  # of the weights, "fp32" or "int8"
+    architecture: str  # timm's name of the network
+    precision: str  # "fp32" or "int8"
     image_size: int  # side of the input in pixels
-    size_bytes: int  # of the file with the weights
+    size_bytes: int  # size of the file with the weights
     parameters: int | None
     macs: int | None  # multiply-accumulates for one photo
-    latency: Percentiles  # of inference alone, from one prepared photo to logits
-    latency_ms_p50_of_turns: tuple[float, ...]  # the median of each turn: how steady the machine was
-    end_to_end: Percentiles  # from one file to its label: read, decoded, resized, classified
-    throughput_photos_per_s: float  # of inference on prepared photos
-    throughput_batch_size: int  # photos at once; 1 where the engine takes no more
-    peak_memory_bytes: int | None  # while single photos were classified, above a bare interpreter's
-    energy_j: float | None  # of all processor packages for one inference
-    load_s: float  # in a fresh process until the model is ready, the engine's import included
-    accuracy: Accuracy | None = None  # on the benchmark's data
+    latency: Percentiles  # time of inference only, from one preprocessed photo to logits
+    latency_ms_p50_of_turns: tuple[float, ...]  # the median of each turn; shows how steady the machine was
+    end_to_end: Percentiles  # time from one file to its label: read, decode, resize, classify
+    throughput_photos_per_s: float  # inference only, on preprocessed photos
+    throughput_batch_size: int  # number of photos at once; 1 if the engine takes no more
+    peak_memory_bytes: int | None  # while classifying single photos, without the memory of a bare interpreter
+    energy_j: float | None  # energy of all processor packages for one inference, in joules
+    load_s: float  # time until the model is ready in a new process, including the import of the engine
+    accuracy: Accuracy | None = None  # on the benchmark's data; None without data
 
     @property
     def flops(self) -> int | None:
@@ -89,7 +89,7 @@ class ModelResult:
         return None if self.macs is None else 2 * self.macs
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure; what is unknown or unmeasured is null."""
+        """Returns every figure as a JSON document; those that are unknown or not measured are None."""
         document = {"source": "measured", **asdict(self), "flops": self.flops}
         document["image_size_px"] = document.pop("image_size")
         del document["latency"], document["end_to_end"]
@@ -105,10 +105,10 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One model as the paper reports it; never measured here."""
+    """The figures that the paper reports for one model; this package does not measure them."""
 
-    model: str  # the paper's name for it
-    device: str | None  # on which its time was taken; None where no time is given
+    model: str  # the name that the paper uses
+    device: str | None  # device that the latency was measured on; None if the paper gives no latency
     accuracy: float  # on PlantVillage's tomato leaves (18,160 photos), 0 to 1
     macs: int  # for one photo; the paper calls them FLOPs
     size_bytes: int | None = None  # the paper calls it memory
@@ -120,7 +120,7 @@ class PublishedResult:
         return 2 * self.macs
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, marked as published."""
+        """Returns every figure as a JSON document with "source": "published"."""
         return {"source": "published", "paper": PAPER, **asdict(self), "flops": self.flops}
 
 
@@ -134,36 +134,36 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """The photos of the queries."""
+    """The photos that a benchmark used."""
 
-    source: str  # "drawn", or the path as given
-    photos: int  # queries go through them in turn
-    mean_pixels: float  # of the files as they are stored
-    mean_bytes: float  # of the files
+    source: str  # "drawn", or the path that the caller passed
+    photos: int  # number of photos; the queries use them in turn
+    mean_pixels: float  # mean number of pixels of the files
+    mean_bytes: float  # mean size of the files
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """All models, measured in turns on one machine."""
+    """The result of a benchmark: all models, measured in turns on one machine."""
 
     models: tuple[ModelResult, ...]  # in the order of the arguments
     published: tuple[PublishedResult, ...]
     host: Host
-    threads: int  # of each model
-    queries: int  # of each kind (inference, end to end) for each model
-    turns: int  # into which they are divided
-    warm_up_queries: int  # untimed ones before each turn
+    threads: int  # number of threads of each model
+    queries: int  # number of queries of each kind (inference, end to end) for each model
+    turns: int  # number of turns that the queries are divided into
+    warm_up_queries: int  # number of untimed queries before each turn
     photos: PhotoSet
-    interpreter_memory_bytes: int | None  # of a bare Python, which no model's peak contains; None where unknown
-    data: str | None = None  # source of the accuracy, "test of photos"
+    interpreter_memory_bytes: int | None  # peak memory of a bare Python, subtracted from each model's; None if unknown
+    data: str | None = None  # split and folder that accuracy was measured on, such as "test of photos"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document; what is unknown or unmeasured is null."""
+        """Returns a JSON document with every figure; those that are unknown or not measured are None."""
         models, published = [[row.to_json() for row in rows] for rows in (self.models, self.published)]
         return asdict(self) | {"models": models, "published": published}
 
     def to_csv(self) -> str:
-        """One line a model, with the machine in each, so that files of several machines can be joined."""
+        """Returns a CSV text with one line for each model; each line names the machine, so that files can be joined."""
         text = io.StringIO()
         writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

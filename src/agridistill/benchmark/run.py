@@ -1,7 +1,7 @@
-"""`benchmark`: models take turns, so that whatever disturbs the machine disturbs them all.
+"""Measures several models in turns, so that other work on the machine affects all of them equally.
 
-Latency is that of one photo at a time, as in MLPerf's "single stream": the next query starts when the last is answered,
-and the figures are percentiles over at least 1,024 queries.
+Latency is measured with one photo at a time, as in MLPerf's "single stream": the next query starts when the previous
+one is answered. The figures are percentiles, by default over 1,024 queries.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from agridistill.settings_file import build_settings
 SplitChoice = Literal["train", "val", "test", "all"]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
-# Below this the 99th percentile rests on fewer than ten queries (MLPerf Inference, single stream).
+# With fewer queries, fewer than ten lie above the 99th percentile (MLPerf Inference, single stream).
 PUBLISHABLE_QUERIES = 1024
-# Enough for a query's pixels to differ from those of the last one; more would only fill memory.
+# With several photos, each query has other pixels than the previous one; more photos would only fill memory.
 _MOST_PHOTOS = 16
-# As PlantVillage's photos are.
+# Side in pixels and JPEG quality of PlantVillage's photos.
 _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
 
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """How much is measured."""
+    """How many queries and turns a benchmark has."""
 
-    queries: AtLeastOne = PUBLISHABLE_QUERIES  # of each kind (inference, end to end) for each model
-    turns: AtLeastOne = 16  # of each model; at most one a query
-    # Untimed queries at the start of each turn: another model has filled the caches.
+    queries: AtLeastOne = PUBLISHABLE_QUERIES  # number for each model and each kind (inference, end to end)
+    turns: AtLeastOne = 16  # turns of each model; at most one for each query
+    # Untimed queries at the start of each turn, because another model has filled the processor's caches.
     warm_up: Annotated[int, Field(ge=0)] = 8
-    batch_size: AtLeastOne = 32  # photos at once for throughput, where the engine takes several
+    batch_size: AtLeastOne = 32  # number of photos at once to measure throughput, if the engine takes several
 
     def turn_sizes(self) -> tuple[int, ...]:
-        """Queries of each turn; they differ by at most 1.
+        """Returns the number of queries in each turn; the numbers differ by at most 1.
 
         Example:
             >>> BenchmarkPlan(queries=10, turns=4).turn_sizes()
@@ -83,24 +83,25 @@ def benchmark(
     plan: BenchmarkPlan | Mapping[str, int] | None = None,
     progress: ProgressCallback = silent,
 ) -> BenchmarkResult:
-    """Measures models against one another on this machine's processor, each in a process of its own, in turns.
+    """Measures models on this machine's processor, each in a separate process, in turns.
 
     Args:
-        models: finished run folders, exported files or names of shipped models, at least one; one may stand alone.
-        engines: each model is measured with those of them that can run it. "all" takes every installed one, empty
-            each model's default.
-        threads: of one prediction; 0 takes one for each core.
-        data: a folder of class folders to measure the accuracy on; None leaves it out.
-        split: of `data`, as for `evaluate`.
-        split_file: as for `evaluate`.
-        photos: a photo or a folder of photos for the time from file to label; None draws some of 256 px.
-        plan: how much is measured, as a `BenchmarkPlan` or a dict of its fields; None takes what published figures
-            need.
-        progress: called while photos are checked and classified, and while the models take their turns.
+        models: finished run folders, exported files or names of shipped models: a list of at least one, or a single
+            one.
+        engines: names of engines; each model is measured with those that can run it. "all" takes every installed
+            engine; an empty sequence takes each model's default.
+        threads: number of threads for one prediction; 0 takes one for each core.
+        data: a folder of class folders to measure the accuracy on; None does not measure it.
+        split: split of `data`, as for `evaluate`.
+        split_file: file with the split of `data`, as for `evaluate`.
+        photos: a photo or a folder of photos to measure the time from file to label with; None draws some of 256 px.
+        plan: number of queries and turns, as a `BenchmarkPlan` or a dict of its fields; None takes the defaults, which
+            suffice for published figures.
+        progress: called with (done, total) while photos are checked and classified, and after each turn.
 
     Raises:
-        ConfigError: an argument of a wrong type or range.
-        AgriDistillError: a model, an engine, the data or a photo cannot be used; no process is left.
+        ConfigError: an argument has the wrong type or is out of range.
+        AgriDistillError: a model, an engine, the data or a photo cannot be used. All started processes have ended.
     """
     paths = [model_path(path) for path in _paths_of(models)]
     wanted = (engines,) if isinstance(engines, str) else engines
@@ -154,12 +155,17 @@ def measure(
     interpreter_bytes: int | None,
     progress: ProgressCallback = silent,
 ) -> list[ModelResult]:
-    """Measures every target, each in a worker that `start` gives; only one of them works at a time.
+    """Measures every target in its worker process; only one worker computes at a time.
 
-    The peak memory of a bare interpreter is subtracted; `progress` is called with turns done and in total.
+    Args:
+        targets: the models, each with its engine.
+        start: returns a context manager that starts the worker of a target.
+        plan: number of queries and turns.
+        interpreter_bytes: peak memory of a bare interpreter, which is subtracted from each model's; None if unknown.
+        progress: called with (turns done, turns in total).
 
     Raises:
-        AgriDistillError: a model cannot be loaded or measured; no worker is left.
+        AgriDistillError: a model cannot be loaded or measured. All workers have ended.
     """
     with ExitStack() as workers:
         begin(progress, "loading models")
@@ -169,7 +175,7 @@ def measure(
             running.append(_Measured(target, worker, plan, **worker.ask("load")))
         begin(progress, "measuring")
         sizes = plan.turn_sizes()
-        # Single photos first: a device that answers one photo at a time needs no memory for a batch.
+        # Single photos first, because peak memory is measured without batches: devices classify one photo at a time.
         turns = [(each.turn, queries) for each, queries in _turns(running, sizes)]
         turns += [(each.batches, queries) for each, queries in _turns([one for one in running if one.batched], sizes)]
         for done, (turn, queries) in enumerate(turns, start=1):
@@ -180,7 +186,7 @@ def measure(
 
 @dataclass
 class _Measured:
-    """A model while it is measured, with the answers of its turns so far."""
+    """A model that is being measured, with the results of its turns so far."""
 
     target: Target
     worker: Worker
@@ -216,7 +222,7 @@ class _Measured:
         photos, photos_s = len(latencies_ns), sum(latencies_ns) / 1e9
         peak = self.turns[-1]["peak_memory_bytes"]
         energies_j = [turn["energy_j"] for turn in self.turns]
-        # A counter that stands still (in a virtual machine) has measured nothing.
+        # In a virtual machine the counter may never change; then energy is unknown.
         metered = None not in energies_j and sum(energies_j) > 0
         return ModelResult(
             **about,
@@ -235,7 +241,7 @@ class _Measured:
 
 
 def _turns(running: Sequence[_Measured], sizes: Sequence[int]) -> Iterator[tuple[_Measured, int]]:
-    """Each model once a round; every round starts with another, so that none always follows the same one."""
+    """Yields (model, queries) in rounds: each model once a round, and every round starts with another model."""
     for number, queries in enumerate(sizes):
         first = number % len(running) if running else 0
         for each in (*running[first:], *running[:first]):
@@ -249,7 +255,7 @@ def _paths_of(models: object) -> list[Path]:
         raise ConfigError("a list of models for 'models'", described(models), "pass paths or names in a list")
     paths = [to_path("models", model) for model in models]
     if not paths:
-        raise ModelError("at least one model", "none", "name a run folder or an exported model")
+        raise ModelError("at least one model", "none", "pass a run folder or an exported model")
     return paths
 
 
@@ -270,7 +276,7 @@ def _accuracy(
 
 
 def _draw(folder: Path) -> list[Path]:
-    """A drawn leaf of each class as a JPEG file."""
+    """Draws a leaf of each class, saves it to `folder` as JPEG and returns the files."""
     from agridistill.data.drawn_leaves import CLASSES, draw_leaf
 
     files = [folder / f"{name}.jpg" for name in CLASSES]

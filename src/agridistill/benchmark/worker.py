@@ -1,7 +1,7 @@
-"""One model, measured in a process of its own: `start_worker` starts it, `Worker` asks it, `main` answers.
+"""Measures one model in a separate process: `start_worker` starts it, `Worker` sends requests, `main` answers them.
 
-Questions and answers are lines of JSON on the process's pipes. Not multiprocessing: its spawned process imports the
-caller's main module, whose libraries would count as the model's memory (docs/decisions/0006).
+Requests and answers are lines of JSON on the pipes of the process. multiprocessing is not used, because its child
+process imports the caller's main module, whose libraries would count as memory of the model (docs/decisions/0006).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Longer than a large network takes to load from a slow disk.
+# A large network loads in less time even from a slow disk.
 _PATIENCE_S = 300.0
-# Of an estimate made from one query, on a machine that may be busy.
+# Factor for an expected time, which is estimated from one query on a machine that may be busy.
 _SLACK = 20
 
 
@@ -55,7 +55,10 @@ class Target:
 
 
 def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:
-    """The command line of the process that measures a target; it has this process's module search path."""
+    """Returns the command line of the process that measures a target; it gets the module search path of this process.
+
+    `threads` is the number of threads for one prediction; `photos` are the files to classify.
+    """
     job = {"model": str(target.model), "engine": target.engine, "threads": threads, "photos": [str(p) for p in photos]}
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; from agridistill.benchmark.worker import main; main(sys.argv[1])"
@@ -65,14 +68,14 @@ def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list
 
 @contextlib.contextmanager
 def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATIENCE_S) -> Iterator[Worker]:
-    """Starts a process that measures a model; at the end of the context it has ended.
+    """Starts a process that measures a model, and ends it when the context ends.
 
     Args:
-        command: of the process, see `worker_command`.
-        name: of the model, for errors.
-        patience_s: the process is killed after this time without an answer, plus 20 times the expected time.
+        command: command line of the process, see `worker_command`.
+        name: name of the model for errors.
+        patience_s: seconds without an answer after which the process is killed, plus 20 times the expected time.
     """
-    # A comparison for devices is one of processors: torch would take a GPU that it finds.
+    # The benchmark compares models on the processor, but torch would use a GPU.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     pipe = subprocess.PIPE
     with (
@@ -89,7 +92,7 @@ def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATI
 
 
 class Worker:
-    """The asking side of a process that `start_worker` started."""
+    """Sends requests to a process that `start_worker` started, and receives its answers."""
 
     def __init__(self, process: subprocess.Popen[str], stderr: IO[bytes], name: str, patience_s: float) -> None:
         self._process, self._stderr, self._name, self._patience_s = process, stderr, name, patience_s
@@ -97,16 +100,21 @@ class Worker:
         self.process_id = process.pid
 
     def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
-        """Calls a method of `MeasuredModel` in the process; `expected_s` is an estimate of its time.
+        """Calls a method of `MeasuredModel` in the process and returns its result.
+
+        Args:
+            question: name of the method.
+            expected_s: estimated time of the call in seconds.
+            details: arguments of the method.
 
         Raises:
-            AgriDistillError: what the method raised.
-            ModelError: the process ended, or was killed because it did not answer.
+            AgriDistillError: the method raised this error.
+            ModelError: the process ended, or was killed because it did not answer in time.
         """
         assert self._process.stdin is not None  # noqa: S101 - both are pipes
         assert self._process.stdout is not None  # noqa: S101
         watchdog = threading.Timer(self._patience_s + _SLACK * expected_s, self._kill_hung)
-        # An interrupt may come before it is cancelled; it must not keep this process from ending.
+        # If an interrupt comes before the timer is cancelled, the timer must not keep this process alive.
         watchdog.daemon = True
         line = ""
         try:
@@ -136,20 +144,20 @@ class Worker:
         self._stderr.seek(0)
         written = self._stderr.read().decode("utf-8", "replace").strip()
         if written:
-            logger.info("the process that measures %s wrote: %s", self._name, written)
+            logger.info("The process that measures %s wrote: %s", self._name, written)
         if self._hung:
-            got = f"no answer to '{question}' for {self._patience_s:.0f} s or more"
+            got = f"no answer to the request '{question}' for {self._patience_s:.0f} s or more"
         elif code < 0:
             got = f"a process that was ended by {signal.Signals(-code).name} during '{question}'"
         else:
             got = f"a process that ended with code {code} during '{question}'"
         last_line = f" ({written.splitlines()[-1][:200]})" if written else ""
-        remedy = "try `agridistill predict` with it; it may need more memory than there is"
+        remedy = "try this model with `agridistill predict`; it may need more memory than this machine has"
         return ModelError(f"a model that can be measured: {self._name}", got + last_line, remedy)
 
 
 class MeasuredModel:
-    """One model under measurement, in the worker's process; `photos` are the files of the queries, in turn."""
+    """Measures one model, in the worker's process; its queries use the files `photos` in turn."""
 
     def __init__(self, model: str, engine: str, threads: int, photos: Sequence[str]) -> None:
         self._model, self._engine, self._threads = Path(model), engine, threads
@@ -157,7 +165,12 @@ class MeasuredModel:
         self._energy = EnergyCounter()
 
     def load(self) -> dict[str, Any]:
-        """Loads the model (`load_s` until it is ready, with the engine's import) and queries it (`first_query_s`)."""
+        """Loads the model and classifies one photo.
+
+        Returns:
+            `load_s`, the seconds until the model is ready, including the import of the engine; and `first_query_s`,
+            the seconds of the first inference.
+        """
         start = time.perf_counter()
         if self._engine == TORCH:
             self._predictor = load(self._model)
@@ -177,11 +190,11 @@ class MeasuredModel:
         return {"load_s": load_s, "first_query_s": first_query_s}
 
     def turn(self, queries: int, warm_up: int) -> dict[str, Any]:
-        """Single photos, `queries` times of each kind after `warm_up` untimed ones.
+        """Times `queries` single photos of each kind (inference, end to end), each kind after `warm_up` untimed ones.
 
         Returns:
-            `latencies_ns` of inference (a prepared photo to logits) and its `energy_j`, `end_to_end_ns` (a file to its
-            label), and `peak_memory_bytes` of this process so far.
+            `latencies_ns`, the times of inference (preprocessed photo to logits); `energy_j`, the energy of all these;
+            `end_to_end_ns`, the times from a file to its label; and `peak_memory_bytes` of this process so far.
         """
         _latencies_ns(self._predictor.backend.logits, self._prepared, warm_up)
         energy = self._energy.read()
@@ -197,7 +210,11 @@ class MeasuredModel:
         }
 
     def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
-        """Prepared photos in batches, after an untimed one: `seconds` for all of them."""
+        """Times inference on batches of preprocessed photos, after an untimed batch.
+
+        Returns:
+            `seconds`, the time of all `batches` batches.
+        """
         pixels = np.concatenate(list(islice(self._prepared, batch_size)))
         self._predictor.backend.logits(pixels)
         start = time.perf_counter()
@@ -206,7 +223,10 @@ class MeasuredModel:
         return {"seconds": time.perf_counter() - start}
 
     def describe(self) -> dict[str, Any]:
-        """Properties of the model. Counting MACs may take memory: ask after the last turn."""
+        """Returns `architecture`, `precision`, `image_size`, `weights_file`, `parameters` and `macs` of the model.
+
+        Call it after the last turn, because counting MACs may increase the peak memory.
+        """
         manifest = self._predictor.manifest
         parameters, macs = model_cost(self._predictor.backend)
         return {
@@ -229,14 +249,14 @@ def _latencies_ns(query: Callable[[T], object], inputs: Iterator[T], queries: in
 
 
 def main(job: str) -> None:
-    """Answers questions on stdin about one model, on stdout, until stdin ends; then the process exits at once.
+    """Answers requests about one model: reads them from stdin, writes to stdout, and exits when stdin ends.
 
-    A question is `{"ask": METHOD, ...}`, its answer what the method of `MeasuredModel` returns, or `{"error": [...]}`
-    for an AgriDistillError. `job` is JSON with the arguments of `MeasuredModel`.
+    A request is `{"ask": METHOD, ...}`. The answer is what this method of `MeasuredModel` returns, or
+    `{"error": [...]}` for an AgriDistillError. `job` is JSON with the arguments of `MeasuredModel`.
     """
     # Ctrl-C reaches every process of the terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # An engine may print; stdout is for answers.
+    # An engine may print to stdout, so its output goes to stderr and only answers go to stdout.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     model = MeasuredModel(**json.loads(job))
@@ -255,5 +275,5 @@ def main(job: str) -> None:
 def _read_questions(questions: queue.SimpleQueue[dict[str, Any]]) -> None:
     for line in sys.stdin:
         questions.put(json.loads(line))
-    # The parent is done, or was killed in the middle of a turn.
+    # stdin ended: the parent is done, or was killed during a turn.
     os._exit(0)

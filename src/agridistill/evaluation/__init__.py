@@ -1,1 +1,1 @@
-"""How good a model is: metrics, and the photos that it may fairly be scored on."""
+"""Measures how good a model is: metrics, and the choice of photos that the model did not learn from."""

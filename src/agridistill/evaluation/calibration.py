@@ -1,8 +1,8 @@
-"""What is fitted to a model's photos besides its weights.
+"""Fits everything of a model that depends on photos and is not a weight.
 
-Temperature and abstention threshold, with what they cost on photos that the model never met; what familiar photos look
-like; and the photos that int8 ranges are fitted to. A run and its artefacts are fitted by the same rules, so that they
-give the same verdicts.
+This covers the temperature and the abstention threshold, with the coverage and accuracy to expect on new photos; the
+statistics of familiar photos; and the choice of photos for the int8 value ranges. Training and export use the same
+functions, so a run and its exported models give the same verdicts.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from agridistill.runtime.reading import read_batches
 from agridistill.runtime.verdict import Familiarity, figures, fit_familiarity
 
 WANTED_ANSWERS = 0.95
-"""Share of right answers that the threshold is chosen for, unless another is asked for."""
+"""Default share of right answers that the abstention threshold must reach, 0 to 1."""
 FEW_PHOTOS = 200
-"""With fewer validation photos, what is fitted on them looks better on them than it is."""
+"""With fewer validation photos than this, `fit_answering` cross-validates: figures from the fitted photos flatter."""
 _FOLDS = 5
-# 54 figures and their correlations are known well from as many photos.
+# So many photos give good estimates of 54 figures and their correlations.
 _MOST_FAMILIAR_PHOTOS = 2000
 # More photos change the ranges of a MobileNetV3 by less than one level.
 REPRESENTATIVE_PHOTOS = 256
@@ -43,13 +43,13 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Answering:
-    """When a model answers.
+    """The fitted temperature and abstention threshold of a model, and the quality of its answers.
 
     Attributes:
-        temperature: divides the logits.
-        abstention: the threshold, fitted on all photos; coverage and accuracy as they are to be expected.
-        calibration_error: to be expected, 0 to 1.
-        wanted: share of right answers that the threshold was chosen for.
+        temperature: the logits are divided by it.
+        abstention: the threshold, fitted on all photos, and the coverage and accuracy to expect on new photos.
+        calibration_error: the calibration error to expect on new photos, 0 to 1.
+        wanted: the share of right answers that the threshold should reach, 0 to 1.
         cross_validated: whether coverage, accuracy and calibration error come from photos that took no part in the fit.
     """
 
@@ -60,7 +60,7 @@ class Answering:
     cross_validated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, by the names of a manifest's `measured`."""
+        """Returns every figure under the key that the manifest uses in its `measured` table."""
         return {
             "calibration_error": self.calibration_error,
             "temperature": self.temperature,
@@ -73,7 +73,7 @@ class Answering:
         }
 
     def warning(self) -> str:
-        """What a person has to know where the wanted share is out of reach; "" where it is not."""
+        """Returns a sentence that warns if the wanted share of right answers is out of reach, otherwise ""."""
         if self.abstention.reached:
             return ""
         coverage, accuracy = self.abstention.coverage, self.abstention.accuracy
@@ -85,13 +85,18 @@ class Answering:
 
 
 def fit_answering(val: LabelledLogits, wanted: float = WANTED_ANSWERS) -> Answering:
-    """Fits temperature and threshold on at least 1 validation photo, for a share `wanted`, 0 to 1, of right answers.
+    """Fits the temperature and the abstention threshold on validation photos.
 
-    Both come from all the photos. With fewer than 200, what they cost is measured by cross-validation: of five folds,
-    leaves kept whole, each is answered with the temperature and threshold of the other four.
+    Both are fitted on all the photos. With fewer than 200 photos, coverage, accuracy and calibration error come from
+    cross-validation with five folds: each fold is answered with the temperature and the threshold that were fitted on
+    the other four. All photos of a leaf are in the same fold.
+
+    Args:
+        val: logits and labels of at least 1 validation photo.
+        wanted: the share of right answers that the threshold should reach, 0 to 1.
 
     Raises:
-        ValueError: no photos.
+        ValueError: `val` has no photos.
     """
     temperature, point = _fit(val.logits, val.target, wanted)
     folds = _folds(val.leaf_ids)
@@ -119,7 +124,7 @@ def _fit(logits: NDArray[Any], target: NDArray[np.int64], wanted: float) -> tupl
 
 
 def _folds(leaf_ids: tuple[str, ...]) -> NDArray[np.int64]:
-    """The fold of each photo: leaves in an order that has nothing to do with their class, dealt out in turn."""
+    """Returns the fold of each photo, `(N,)`; leaves are assigned in turn, in an order that ignores their class."""
     leaves = sorted(set(leaf_ids), key=lambda leaf: (zlib.crc32(leaf.encode("utf-8", "surrogateescape")), leaf))
     place = {leaf: number % _FOLDS for number, leaf in enumerate(leaves)}
     return np.array([place[leaf] for leaf in leaf_ids], np.int64)
@@ -132,7 +137,11 @@ def familiarity_of(
     preprocessing: Preprocessing,
     progress: ProgressCallback = silent,
 ) -> Familiarity | None:
-    """Figures of the training photos, with a limit from the validation photos; None where there are too few."""
+    """Fits what familiar photos look like: statistics of the training photos, with a limit from validation photos.
+
+    The samples' paths start from `root`. Returns None if fewer than 2 training photos or no validation photo can be
+    read.
+    """
     begin(progress, "measuring how photos look")
     chosen = [samples[:: -(-len(samples) // _MOST_FAMILIAR_PHOTOS) or 1] for samples in (train, val)]
     learnt, held_out = (
@@ -143,9 +152,9 @@ def familiarity_of(
 
 
 def representative_batches(root: Path, samples: Sequence[Sample], preprocessing: Preprocessing) -> Iterator[Tensor]:
-    """Photos evenly over training samples, as a network sees them: `(B, 3, S, S)` float32, normalised.
+    """Yields batches `(B, 3, S, S)` float32 of evenly spaced training photos, normalised as the network expects.
 
-    The samples' paths start from `root`; unreadable photos are left out.
+    The samples' paths start from `root`. Unreadable photos are left out.
     """
     step = max(1, len(samples) // REPRESENTATIVE_PHOTOS)
     for pixels in _readable(root, samples[::step], preprocessing):

@@ -1,4 +1,4 @@
-"""What the field does to a photo, in graded strengths: blur, noise, JPEG, light, colour, occlusion, scale, rotation."""
+"""Damages photos as they are damaged in the field: blur, noise, JPEG, light, colour, occlusion, scale, rotation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Photo = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage to a photo.
+    """One kind of damage to a photo, in several strengths.
 
     Attributes:
-        name: as in tables.
-        unit: what a strength counts, in words.
-        strengths: from weak to strong.
-        apply: `(photo, strength, rng)` -> photo of the same size.
+        name: the name that tables show.
+        unit: words that say what the strengths measure.
+        strengths: the values to try, from weak to strong damage.
+        apply: function `(photo, strength, rng)` that returns the damaged photo, in the same size.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Corruption:
 
 
 def blur(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
-    """Gaussian blur, as out of focus; the deviation is a share of the shorter side."""
+    """Blurs a photo as if out of focus; the standard deviation is `share` times the shorter side."""
     sigma = share * min(photo.shape[:2])
     return _levels(ndimage.gaussian_filter(photo.astype(np.float32), (sigma, sigma, 0), mode="nearest"))
 
 
 def motion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
-    """The mean along a line in a random direction, as of a moving hand or leaf; its length is a share of the side."""
+    """Blurs a photo along a random direction, as if hand or leaf moved; `share` of the shorter side is the length."""
     reach = max(1, round(share * min(photo.shape[:2]) / 2))
     length = 2 * reach + 1  # odd: the photo as a whole stays where it is
     angle = rng.uniform(0, np.pi)
@@ -55,29 +55,29 @@ def motion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
 
 
 def noise(photo: Photo, deviation: float, rng: np.random.Generator) -> Photo:
-    """Gaussian noise in every channel, as of a sensor in poor light; in levels of 255."""
+    """Adds Gaussian noise to every channel, as a sensor does in poor light; `deviation` is in levels (0 to 255)."""
     return _levels(photo + rng.normal(0, deviation, photo.shape))
 
 
 def jpeg(photo: Photo, quality: float, rng: np.random.Generator) -> Photo:
-    """Saved as JPEG of this quality (libjpeg's scale to 100), as for a slow network."""
+    """Compresses a photo as JPEG, as for a slow network; `quality` is libjpeg's, at most 100."""
     held = io.BytesIO()
     Image.fromarray(photo).save(held, "JPEG", quality=round(quality))
     return np.array(Image.open(held).convert("RGB"))
 
 
 def light(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
-    """Every level times a factor: under 1 too dark, over 1 too bright, with what is then white lost."""
+    """Multiplies every level by `factor`: below 1 darkens; above 1 brightens, and levels are clipped at 255."""
     return _levels(photo.astype(np.float32) * factor)
 
 
 def colour_cast(photo: Photo, amount: float, rng: np.random.Generator) -> Photo:
-    """Red times 1 + amount and blue times 1 - amount: above 0 an evening sun, below 0 shade."""
+    """Multiplies red by 1 + `amount` and blue by 1 - `amount`: above 0 imitates evening sun, below 0 shade."""
     return _levels(photo * np.array([1 + amount, 1, 1 - amount], np.float32))
 
 
 def occlusion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
-    """A square of the photo's mean colour at a random place, as of another leaf in front; a share of the area."""
+    """Covers `share` of the photo's area with a square of its mean colour at a random place."""
     height, width = photo.shape[:2]
     side = min(round(np.sqrt(share * height * width)), height, width)
     top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
@@ -87,9 +87,12 @@ def occlusion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
 
 
 def scale(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
-    """The leaf at another distance: under 1 smaller, on the colour of the rim; over 1 only the middle is seen."""
+    """Shows the leaf at another distance: `factor` below 1 shrinks the photo, above 1 enlarges and crops it.
+
+    A shrunk photo is surrounded by the median colour of its border.
+    """
     rim = np.median(np.concatenate([photo[0], photo[-1], photo[:, 0], photo[:, -1]]), axis=0).astype(np.float32)
-    # Smoothed first, or a smaller leaf would be one of every n-th pixel.
+    # Smooth before shrinking, to avoid aliasing.
     smooth = max(0.0, (1 / factor - 1) / 2)
     above = ndimage.gaussian_filter(photo.astype(np.float32) - rim, (smooth, smooth, 0), mode="nearest")
     centre = (np.array(photo.shape) - 1) / 2
@@ -98,7 +101,7 @@ def scale(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
 
 
 def rotation(photo: Photo, degrees: float, rng: np.random.Generator) -> Photo:
-    """Turned about the middle, its surroundings mirrored."""
+    """Rotates a photo about its centre by `degrees` and fills the corners with its mirror image."""
     turned = ndimage.rotate(photo.astype(np.float32), degrees, reshape=False, order=1, mode="mirror")
     return _levels(turned)
 

@@ -1,4 +1,4 @@
-"""EvaluationResult: every number of an evaluation, to JSON and back, and the functions that measure it."""
+"""Evaluates a model on labelled photos and holds every number of the evaluation, as an object and as JSON."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What a model does on one split.
+    """All metrics of one model on one split of a data set.
 
     Attributes:
         model: timm's name of the architecture.
         split: "train", "val", "test" or "all".
         classes: class names in the order of the confusion matrix.
-        photos: evaluated.
-        leaves: that these photos show.
-        skipped_photos: one line for each photo that could not be read; they count nowhere else.
-        accuracy: share of photos classified rightly, 0 to 1.
-        accuracy_ci95: its 95 % interval, which allows for several photos of one leaf.
-        macro_f1: mean F1 of the classes that have photos.
-        nll_nats: mean negative log-likelihood at `temperature`.
-        calibration_error: expected calibration error at `temperature`, 15 bins, 0 to 1.
-        per_class: scores of each class; None where it has no photos.
-        confusion_matrix: counts, rows are the truth, columns the prediction.
+        photos: number of photos evaluated.
+        leaves: number of leaves that these photos show.
+        skipped_photos: one line for each photo that could not be read; no other number includes these photos.
+        accuracy: share of photos classified correctly, 0 to 1.
+        accuracy_ci95: 95 % interval of the accuracy; it takes into account that several photos show one leaf.
+        macro_f1: mean F1 of the classes that have photos, 0 to 1.
+        nll_nats: mean negative log-likelihood at `temperature`, in nats.
+        calibration_error: expected calibration error at `temperature`, with 15 bins, 0 to 1.
+        per_class: scores of each class; they are None for a class without photos.
+        confusion_matrix: counts of photos; rows are the truth, columns the prediction.
         image_size: side of the model's input in pixels.
-        temperature: by which the logits were divided.
-        parameters: of the model; None where the caller does not add it.
-        macs: multiply-accumulates for one photo; None where the caller does not add it.
+        temperature: the logits were divided by it.
+        parameters: number of the model's parameters; None unless the caller adds it.
+        macs: multiply-accumulates for one photo; None unless the caller adds it.
     """
 
     model: str
@@ -96,26 +96,29 @@ class EvaluationResult:
 
     @property
     def chance(self) -> float:
-        """Accuracy that needs no learning: of guessing, or of naming the largest class for every photo."""
+        """Accuracy without any learning, 0 to 1: by guessing, or by naming the largest class for every photo."""
         return max(1 / len(self.classes), max(scores.photos for scores in self.per_class) / self.photos)
 
     @property
     def named_photos(self) -> dict[str, int]:
-        """How many photos each class was named for."""
+        """For each class name, the number of photos that the model assigned to this class."""
         return dict(zip(self.classes, map(sum, zip(*self.confusion_matrix, strict=True)), strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document; undefined and unknown numbers are null."""
+        """Returns a JSON document with every attribute, "skipped" and "flops"; undefined or unknown numbers are None.
+
+        A class has its name under "class".
+        """
         document = asdict(self)
         document["per_class"] = [{"class": row.pop("name"), **row} for row in document["per_class"]]
         return {**document, "skipped": self.skipped, "flops": self.flops}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> EvaluationResult:
-        """Reads what `to_json` gave.
+        """Makes a result from a document that `to_json` returned.
 
         Raises:
-            RunError: a key is missing or holds something else.
+            RunError: a key is missing, or its value has the wrong type.
         """
         try:
             return TypeAdapter(cls).validate_python(document)
@@ -126,13 +129,13 @@ class EvaluationResult:
 
 
 class LabelledLogits(NamedTuple):
-    """What a model says about photos whose truth is known.
+    """A model's logits for N labelled photos.
 
     Attributes:
         logits: `(N, K)` float32.
-        target: `(N,)` class indices.
-        leaf_ids: of the N photos.
-        skipped: one line for each photo that could not be read; they are not among the N.
+        target: `(N,)` indices of the true classes.
+        leaf_ids: the leaf id of each of the N photos.
+        skipped: one line for each photo that could not be read; these photos are not among the N.
     """
 
     logits: NDArray[np.float32]
@@ -151,18 +154,19 @@ def evaluate(
     skipped: Sequence[str] = (),
     progress: ProgressCallback = silent,
 ) -> EvaluationResult:
-    """Scores a model on labelled photos, which are read as they are needed.
+    """Scores a model on labelled photos, which are read batch by batch.
 
     Args:
         backend: the model, ready to run.
-        samples: the photos.
-        root: the folder that their paths start from.
+        samples: the photos with their labels.
+        root: the folder that the samples' paths start from.
         classes: the data's class names; `Sample.label` is an index into them.
-        skipped: one line for each photo that was left out before; the result names them with those found here.
-        split: of the samples, for the result.
+        split: name of the split that the samples belong to; the result repeats it.
+        skipped: one line for each photo that the caller left out; the result lists these lines first.
+        progress: called with (photos done, photos in total).
 
     Raises:
-        DataError: no samples, or none that can be read.
+        DataError: there are no samples, or none of them can be read.
         ModelError: the model has other classes, or its output is unusable.
     """
     require_same_classes(backend.manifest.classes, classes)
@@ -181,16 +185,18 @@ def evaluate_folder(
     progress: ProgressCallback = silent,
     **choice: Unpack[PhotoChoice],
 ) -> EvaluationResult:
-    """Scores a model on one split of a data folder, and logs what of the folder is left out.
+    """Scores a model on one split of a data folder, and logs the photos and files that it leaves out.
 
     Args:
         backend: the model, ready to run.
-        data: the folder.
-        run: the model's run folder, whose own split is used on the data that it was trained on.
-        choice: which photos, as for `choose_photos`; the data may lack some of the model's classes.
+        data: the data folder.
+        run: the model's run folder; its `splits.json` is used if the model was trained on this data. None without one.
+        progress: called with (photos done, photos in total).
+        choice: arguments of `choose_photos` that choose the photos; the data may lack some of the model's classes.
 
     Raises:
-        DataError, ModelError: as `choose_photos`, or the model's output is unusable.
+        DataError: the folder or the split cannot be used.
+        ModelError: the data has classes that the model lacks, or the model's output is unusable.
     """
     choice["class_names"] = choice.get("class_names") or {}
     if run is not None:
@@ -218,7 +224,9 @@ def predict_logits(
     *,
     progress: ProgressCallback = silent,
 ) -> LabelledLogits:
-    """Runs a model over labelled photos; an unreadable one is named and left out.
+    """Runs a model over labelled photos; unreadable photos are left out and listed in `skipped`.
+
+    The samples' paths start from `root`.
 
     Raises:
         ModelError: the model's output is unusable.
@@ -245,7 +253,9 @@ def predict_logits(
 
 
 def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> EvaluationResult:
-    """All metrics of a model's logits, with the manifest's temperature.
+    """Computes all metrics from a model's logits, at the manifest's temperature.
+
+    `split` is the name of the split; the result repeats it.
 
     Raises:
         DataError: none of the photos could be read.
@@ -279,9 +289,9 @@ def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> Eval
 
 
 class Predictions(NamedTuple):
-    """What a run says about each of the N photos of its test split, for what compares photo by photo."""
+    """For each of the N photos of a run's test split, whether the run's model classified it correctly."""
 
-    paths: tuple[str, ...]  # from the data folder
+    paths: tuple[str, ...]  # relative to the data folder
     leaf_ids: tuple[str, ...]
     correct: NDArray[np.bool_]  # (N,)
 
@@ -295,11 +305,14 @@ def predictions_on_test(
     layout: Layout = FOLDERS,
     progress: ProgressCallback = silent,
 ) -> Predictions:
-    """The predictions on a run's own test split: from `file` where it holds those of these weights, else made and kept.
+    """Returns the predictions of a run's model on the test split of the run.
+
+    They are read from `file` if it holds predictions of the same weights. Otherwise the model classifies the photos of
+    `data`, and the predictions are written to `file`.
 
     Raises:
         DataError: the data has changed.
-        RunError: the model was trained on other data, a photo cannot be read, or the file is damaged.
+        RunError: a photo cannot be read, or `file` is damaged.
     """
     manifest = backend.manifest
     wanted = {
@@ -314,7 +327,7 @@ def predictions_on_test(
             return _predictions(document["photos"])
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         got = f"a damaged '{file}' ({type(error).__name__}: {error})"
-        raise RunError("the predictions of a run", got, "remove the file") from None
+        raise RunError("a file with the predictions of a run", got, "remove the file") from None
     photos = choose_photos(manifest, data, layout=layout, own_split=run / "splits.json", progress=progress)
     found = predict_logits(backend, photos.samples, photos.root, progress=progress)
     if found.skipped:

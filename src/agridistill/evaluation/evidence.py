@@ -1,4 +1,4 @@
-"""What a report shows of models beside their scores: calibration, abstention, robustness, mistakes, attention maps."""
+"""Collects what a report shows besides scores: calibration, abstention, robustness, mistakes and attention maps."""
 
 from __future__ import annotations
 
@@ -44,12 +44,18 @@ logger = logging.getLogger(__name__)
 def gather_evidence(
     backend: Backend, data: Path, *, progress: ProgressCallback = silent, **choice: Unpack[PhotoChoice]
 ) -> dict[str, Any]:
-    """Everything that a report shows of a model on one split of `data`, beside its scores.
+    """Measures everything that a report shows about a model on one split of `data`, besides its scores.
 
-    `choice` says which photos, as for `choose_photos`; `progress` is called with (done, total) of each part.
+    Args:
+        backend: the model, ready to run.
+        data: the data folder.
+        progress: called with (done, total) of each part.
+        choice: arguments of `choose_photos` that choose the photos.
 
     Returns:
-        A JSON document: "reliability", "selective", "robustness", "mistakes".
+        A JSON document: "reliability", "selective" (accuracy against coverage), "robustness", "mistakes", and the keys
+        that describe the model and its photos: "format_version", "model", "precision", "weights_sha256", "classes",
+        "split", "photos".
 
     Raises:
         DataError: the data or its splits cannot be used.
@@ -84,13 +90,13 @@ def gather_evidence(
 
 
 def _confident(found: LabelledLogits, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Confidence of each photo's answer, and whether it is right."""
+    """Returns the top probability of each photo `(N,)`, and whether its top class is right `(N,)`."""
     probabilities = softmax(found.logits, temperature)
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == found.target
 
 
 def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Confidence against accuracy in bins of equal width, those of the calibration error; empty bins are left out."""
+    """Returns confidence and accuracy for each bin of the calibration error; bins without photos are left out."""
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bin_of_photo = np.searchsorted(edges[1:-1], confidence, side="left")
     return [
@@ -107,10 +113,10 @@ def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) ->
 
 
 def _selective(val: LabelledLogits | None, test: LabelledLogits, temperature: float) -> dict[str, Any]:
-    """Accuracy of the answers against the share of photos that are answered, most confident first.
+    """Returns the accuracy of the answers against the share of photos answered, the most confident photos first.
 
-    The threshold for 99 % is found on the validation split and held against the test split: found on the test split it
-    would keep its word by construction. Without validation photos there is no threshold.
+    The threshold for 99 % accuracy is fitted on the validation split and measured on the test split, because on the
+    photos that it is fitted on it always reaches its target. Without validation photos the threshold is None.
     """
     confidence, correct = _confident(test, temperature)
     order = np.argsort(-confidence, kind="stable")
@@ -141,7 +147,10 @@ def _selective(val: LabelledLogits | None, test: LabelledLogits, temperature: fl
 def _mistakes(
     found: LabelledLogits, samples: Sequence[Sample], root: Path, classes: Sequence[str], temperature: float
 ) -> list[dict[str, Any]]:
-    """The photos that the model is surest of and wrong about, one of each leaf."""
+    """Returns the wrongly classified photos with the highest confidence, at most 12 and one of each leaf.
+
+    Each row has "path", "truth", "predicted", "probability" and "photo" (a thumbnail as data URI).
+    """
     probabilities = softmax(found.logits, temperature)
     preds = probabilities.argmax(axis=1)
     if len(samples) != len(preds):
@@ -163,10 +172,10 @@ def _mistakes(
 
 
 def thumbnail(path: Path) -> str:
-    """The middle of a photo, as the models see it, as a small square JPEG in a data URI.
+    """Returns the central square of a photo as a data URI with a JPEG of 160 x 160 pixels.
 
     Raises:
-        PhotoError: it cannot be read.
+        PhotoError: the photo cannot be read.
     """
     photo = read_photo(path, shorter_side=2 * THUMBNAIL_PX)
     short = min(photo.size)
@@ -178,7 +187,7 @@ def thumbnail(path: Path) -> str:
 
 
 def read_evidence(file: Path) -> dict[str, Any] | None:
-    """What `gather_evidence` gave; None where there is none, or of another format.
+    """Reads a document of `gather_evidence`; returns None if `file` is missing or has another format version.
 
     Raises:
         RunError: the file is damaged.
@@ -204,10 +213,16 @@ def write_gallery(
     progress: ProgressCallback = silent,
     **choice: Unpack[PhotoChoice],
 ) -> None:
-    """Writes attention maps of several runs; without a stage of stride 16 it logs a warning and removes `file`.
+    """Writes attention maps of several runs, over the same photos, to the JSON file `file`.
 
-    `runs` are run folders by name, at least one, all of one data folder; `choice` says which photos of the first one's
-    own split, as for `choose_photos`.
+    If a model has no stage of stride 16, it logs a warning and removes `file`.
+
+    Args:
+        runs: run folders by name, at least one; all were trained on `data`.
+        data: the data folder.
+        file: the JSON file to write.
+        progress: receives the name of this step.
+        choice: arguments of `choose_photos` that choose photos from the split of the first run.
     """
     manifests = {name: read_manifest(run / MANIFEST_NAME) for name, run in runs.items()}
     first = next(iter(runs))
@@ -217,7 +232,7 @@ def write_gallery(
     try:
         entries = gallery(runs, photos.samples, photos.root, photos.classes)
     except ModelError as error:
-        logger.warning("no gallery of attention maps: %s", error)
+        logger.warning("The report will show no attention maps: %s", error)
         file.unlink(missing_ok=True)
         return
     weights = {name: manifest.weights_sha256 for name, manifest in manifests.items()}
@@ -227,17 +242,19 @@ def write_gallery(
 def gallery(
     runs: Mapping[str, Path], samples: Sequence[Sample], root: Path, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Attention maps of several runs over up to 12 photos: the channel mean of squared activations at stride 16.
+    """Computes attention maps of several runs over up to 12 photos: the channel mean of squared activations.
+
+    The maps come from the stage of stride 16. `runs` are run folders by name; the samples' paths start from `root`.
 
     Returns:
-        For each photo its thumbnail, truth, and each model's map (rows of values, the largest 1), answer and
-        probability.
+        One dict for each photo: "path", "truth", "photo" (a thumbnail as data URI) and "models", a list with "name",
+        "predicted", "probability" and "map" (rows of values, the largest 1) of each model.
 
     Raises:
         ModelError: a model has no stage of stride 16.
         PhotoError: a photo cannot be read.
     """
-    # torch takes seconds to load, and the evidence of an exported file does without it.
+    # torch takes seconds to load, and the evidence of an exported file does not need it.
     import torch
 
     from agridistill.losses.attention import unit_peak
@@ -273,7 +290,7 @@ def gallery(
 
 
 def _of_every_class(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """One photo of each class in turn, each of another leaf."""
+    """Returns up to `count` samples, one of each class in turn; no two of them show the same leaf of a class."""
     by_class: dict[int, dict[str, Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, {}).setdefault(sample.leaf_id, sample)

@@ -1,6 +1,6 @@
-"""The photos of a folder that a model is evaluated on: their split, and their labels as the model's classes.
+"""Chooses the photos of a folder that a model is evaluated on: finds their split and maps their labels to its classes.
 
-A farm's folders may have other names than the model's classes, and fewer of them.
+The folders may have other names than the model's classes, and some classes may have no folder.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def read_class_names(file: Path) -> dict[str, str]:
-    """Reads a TOML file with a line for each folder: "late blight" = "Tomato___Late_blight".
+    """Reads a TOML file with one line for each folder: "late blight" = "Tomato___Late_blight".
+
+    Returns:
+        The model's class for each folder name.
 
     Raises:
-        DataError: not there, not TOML, or with a value that is no text.
+        DataError: the file does not exist, is not TOML, or has a value that is not a string.
     """
     remedy = 'write a line for each folder: "folder name" = "model class"'
     document = read_toml(file, "a file of class names", damaged=remedy, error_type=DataError)
@@ -45,11 +48,14 @@ def read_class_names(file: Path) -> dict[str, str]:
 
 
 def to_class_names(value: object) -> dict[str, str]:
-    """Names as the Python API takes them: None, a mapping, or the path of such a file.
+    """Converts the argument `class_names` of the Python API to a mapping from folder name to the model's class.
+
+    Args:
+        value: None (no renamed folders), a mapping, or the path of a file for `read_class_names`.
 
     Raises:
-        ConfigError: another type.
-        DataError: as `read_class_names`, or a mapping of something else than texts.
+        ConfigError: `value` has another type.
+        DataError: the file cannot be used, or a key or value of the mapping is not a string.
     """
     if value is None:
         return {}
@@ -58,21 +64,23 @@ def to_class_names(value: object) -> dict[str, str]:
     for folder, name in value.items():
         if not (isinstance(folder, str) and isinstance(name, str)):
             raise DataError(
-                "folder names and classes as text", f"{folder!r}: {name!r}", "pass {'folder name': 'model class'}"
+                "folder names and classes as strings", f"{folder!r}: {name!r}", "pass {'folder name': 'model class'}"
             )
     return dict(value)
 
 
 def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[str, str]) -> list[int]:
-    """The model's label for each class of the data; several may have one, and the model may know more.
+    """Returns the model's label for each class of the data.
+
+    Several classes of the data may have the same label, and the model may have classes that the data lacks.
 
     Args:
         model: the model's classes, in the order of its logits.
         data: the data's classes, in the order of its labels.
-        names: the model's class for a class of the data, where the two have different names.
+        names: the model's class for each class of the data that has another name there.
 
     Raises:
-        ModelError: names each class of the data that the model lacks, or a name that it has none of.
+        ModelError: the model lacks a class of the data, or a class in `names`.
     """
     place = {composed(name): label for label, name in enumerate(model)}
     names = {composed(folder): name for folder, name in names.items()}
@@ -85,35 +93,35 @@ def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[st
         raise ModelError(
             "photos of classes that the model knows",
             ", ".join(f"'{name}'" for name in first) + more,
-            f"{nearest(lacking[0], model, count=3)}; write its class into a file for --map, one line a folder, as "
-            f'"{lacking[0]}" = "model class", or take the folder out',
+            f"{nearest(lacking[0], model, count=3)}; write a TOML file with one line for each such folder, as "
+            f'"{lacking[0]}" = "model class", and pass it as --map, or move the folder out of the data',
         )
     return [place[composed(names.get(name, name))] for name in data]
 
 
 def _unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """One sentence on the renamed folders that the data does not hold; none where it holds all."""
+    """Returns one sentence that lists folders in `names` that the data lacks, or an empty list if there are none."""
     present = {composed(name) for name in data}
     unused = [folder for folder in names if composed(folder) not in present]
     if not unused:
         return []
     first, more = unused[:3], ", …" if len(unused) > 3 else ""
-    return [f"not used: --map names folders that are not there: {', '.join(map(repr, first))}{more}"]
+    return [f"not used: --map has lines for folders that do not exist: {', '.join(map(repr, first))}{more}"]
 
 
 @dataclass(frozen=True)
 class ChosenPhotos:
-    """Photos to evaluate on.
+    """The photos that a model is evaluated on.
 
     Attributes:
         root: the data folder.
         classes: the model's class names; `Sample.label` is an index into them.
         samples: the readable photos of the split.
         skipped: one line for each unreadable photo of the split.
-        split: that they are; "all" where the test split was asked for in a folder of new photos alone.
-        left_out: photos without a label or a split, rows of a label file without a photo and renamed classes without
-            a folder, a sentence each.
-        non_photo_files: in the folder.
+        split: the split that `samples` are; "all" if the caller asked for "test" and the folder has only new photos.
+        left_out: one sentence for each kind of input that was not used: photos without a label or a split, rows of a
+            label file without a photo, and renamed classes without a folder.
+        non_photo_files: files in the folder that are not photos.
     """
 
     root: Path
@@ -126,7 +134,7 @@ class ChosenPhotos:
 
 
 class PhotoChoice(TypedDict, total=False):
-    """Which photos of a folder, as `choose_photos` takes them."""
+    """Keyword arguments of `choose_photos` that say which photos of a folder to use."""
 
     layout: Layout
     split: SplitChoice
@@ -148,28 +156,28 @@ def choose_photos(
     class_names: Mapping[str, str] | None = None,
     progress: ProgressCallback = silent,
 ) -> ChosenPhotos:
-    """Finds the photos of a split.
+    """Finds the photos of one split of a folder.
+
+    The split comes from `split_file` if one is passed. Otherwise it comes from `own_split` if the model was trained on
+    this data, so that the model is not tested on photos that it learnt from. Otherwise it comes from train/val/test
+    folders. If chosen photos were training photos of the model, a warning says how many, unless `split` is "train".
 
     Args:
-        manifest: of the model.
-        data: folder of class folders, or of train/val/test folders of them.
-        layout: how the labels are found.
-        split: which photos; in a folder without splits, none of whose photos the model has learnt from, "test" takes
-            all of them.
-        split_file: made by `data split`, or a run's `splits.json`.
-        own_split: the one that the model was trained with.
-        learnt: file that names the photos which the model has learnt from (`data.likeness`), which are logged.
-        class_names: the model's class for a folder of another name; with a mapping, an empty one too, the data may
-            lack some of the model's classes.
+        manifest: the model's manifest.
+        data: folder of class folders, or of train/val/test folders that hold class folders.
+        layout: where the labels are found.
+        split: the split to choose. "test" chooses all photos of a folder without splits if the model has learnt from
+            none of them.
+        split_file: file made by `data split`, or a run's `splits.json`; None without one.
+        own_split: `splits.json` of the run that trained the model; None if unknown.
+        learnt: file that identifies the model's training photos (see `data.likeness`); None without one.
+        class_names: the model's class for each folder of another name. With a mapping, even an empty one, the data
+            may lack some of the model's classes; with None it must have them all.
         progress: called with (done, total) while the photos are checked.
-
-    The split comes from `split_file`; on the data that the model was trained on from its own split, so that it is not
-    tested on photos that it learnt from; else from train/val/test folders. Photos that it did learn from are logged:
-    by the run's own split, or in any folder by `learnt`, the file that names them.
 
     Raises:
         DataError: the folder or the split cannot be used, or the data has no split and `split` is not "all".
-        ModelError: the model has other classes.
+        ModelError: the data has classes that the model lacks, or `class_names` is None and the classes differ.
     """
     given = read_split(split_file) if split_file is not None else None
     own = read_split(own_split) if own_split is not None and own_split.exists() else None
@@ -220,18 +228,18 @@ def choose_photos(
 
 
 def _no_split(data: Path, split: str, trained_here: bool, learnt: str, *, scored: bool) -> DataError:
-    """Why there is no such split; `learnt` says how many of the photos the model is known to have learnt from."""
+    """Makes the error for data that has no such split; `learnt` says how many of its photos the model learnt from."""
     if trained_here:
         got = "which the model was trained on, without the run's splits.json"
     else:
-        got = learnt or "which is not as the model was trained on and has no train/val/test folders"
+        got = learnt or "which is not the data that the model was trained on and has no train/val/test folders"
     leave_out = "leave these out, " if learnt and not trained_here else ""
     remedy = ", or --split all for every photo" if scored else ", or the folder that the run learnt from"
     return DataError(f"a '{split}' split", f"'{data}', {got}", f"{leave_out}pass --splits FILE{remedy}")
 
 
 def _warn_of_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str], split: SplitChoice) -> None:
-    """For an exported model, which knows the digests of its run's split at most."""
+    """Warns if an exported model may have learnt from photos in `parts`: compares split digests in its manifest."""
     if split == "all":
         logger.warning(
             "the model was trained on photos of this folder: the result will be too high; pass its run's splits.json "
@@ -244,17 +252,16 @@ def _warn_of_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str
     given = Split(*(tuple(path for path, part in parts.items() if part == name) for name in SPLIT_NAMES))
     if digests_of(given)[split] != known.get(split):
         logger.warning(
-            "the model was trained on photos of this folder by another split: some of these it may have learnt; pass "
-            "its run's splits.json as --splits"
+            "the model was trained on photos of this folder with another split, so these photos may be among its "
+            "training photos; pass its run's splits.json as --splits"
         )
 
 
 def _warn_of_known(met: int, photos: int) -> None:
     if met:
         logger.warning(
-            "the model has learnt from at least %d of these %d photos (the same pictures, also under other names, "
-            "flipped, turned or in other sizes): the result will be too high; leave them out, or pass its run's "
-            "splits.json as --splits",
+            "the model has learnt from at least %d of these %d photos (also if they are renamed, flipped, rotated or "
+            "resized): the result will be too high; leave them out, or pass its run's splits.json as --splits",
             met,
             photos,
         )

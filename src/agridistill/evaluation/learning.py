@@ -1,4 +1,4 @@
-"""How a run's training went, read from its folder without torch, and what would make its model better."""
+"""Reads from a run folder, without torch, how the training went, and advises how to get a better model."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from agridistill.evaluation.metrics import ClassScores
 Level = Literal["usable", "weak", "unproven", "unusable"]
 Progress = Literal["never began", "memorised", "still improving", "stopped", "unclear"]
 
-# With fewer epochs, a trend and chance look alike.
+# With fewer epochs, a trend cannot be told from chance.
 MIN_EPOCHS = 4
-# Validation sets of small folders hold 10 to 30 photos: a best epoch this far above chance is still luck.
+# Validation sets of small folders hold 10 to 30 photos: a best epoch this far above chance can still be luck.
 LUCK = 0.05
-# A cosine schedule ends in small steps: a rise of 2 points and a loss 5 % lower across them is no noise.
+# A cosine schedule ends in small steps: if accuracy rises by 2 points and the loss falls by 5 % there, it is not noise.
 ACCURACY_RISE, NLL_FALL = 0.02, 0.05
-# One photo more or fewer is no trend: a rise is this many photos of the validation split.
+# A change of one photo is no trend: accuracy must rise by at least this many photos of the validation split.
 RISE_PHOTOS = 2
-# The best epoch lies in the first 60 %: the last 40 % brought nothing.
+# If the best epoch lies in the first 60 %, the last 40 % brought nothing.
 STOPPED_SHARE = 0.6
-# The training loss fell to half, so the network learnt something, if only its own photos.
+# If the training loss fell to half, the network learnt something, even if it only memorised its training photos.
 MEMORISED_FALL = 0.5
-# Spots of a few pixels vanish below about this side.
+# If an image has a shorter side than this in pixels, spots of a few pixels vanish.
 SMALL_IMAGE, LARGER_IMAGE = 160, 224
-# With trained weights two crops had 70 to 79 % from 10 photos a class, 80 to 90 % from 30, and 87 to 95 % from 100.
+# With pretrained weights, accuracy on two crops was 70 to 79 % with 10 photos a class, 80 to 90 % with 30, and
+# 87 to 95 % with 100.
 PHOTO_STEPS = (30, 100, 300)
-# Of 15 % of a class, as a split takes for the test, at least one leaf is left from here on.
+# A split takes 15 % of a class for the test: that is at least one leaf if the class has this many.
 TESTABLE_LEAVES = 7
-# A longer run is worth a try from this length on.
+# The shortest run that the advice to train longer recommends.
 SOME_EPOCHS = 10
 # A wider interval leaves open whether every tenth or every third photo is wrong.
 WIDE_INTERVAL = 0.20
@@ -50,10 +51,11 @@ class Learning:
     """What a run folder records about the training.
 
     Attributes:
-        rows: of `metrics.csv`, one an epoch: "val/accuracy" (0 to 1), "val/nll" (nats), "train/ce", "train/total".
-        train_photos: for each class; empty where unknown.
-        from_scratch: whether the network began with random weights; None where unknown.
-        val_photos: in the validation split; None where unknown.
+        rows: the rows of `metrics.csv`, one for each epoch, with the keys "val/accuracy" (0 to 1), "val/nll" (nats),
+            "train/ce" and "train/total".
+        train_photos: number of training photos of each class; None if unknown.
+        from_scratch: whether the network began with random weights; None if unknown.
+        val_photos: number of photos in the validation split; None if unknown.
     """
 
     rows: Sequence[Mapping[str, float]] = ()
@@ -63,23 +65,29 @@ class Learning:
 
     @property
     def epochs(self) -> int:
-        """How many were trained."""
+        """Number of trained epochs."""
         return len(self.rows)
 
     @property
     def best_epoch(self) -> int:
-        """Counted from 1, the first of equals; 0 where none is known."""
+        """Epoch with the highest validation accuracy, from 1, the first of equal ones; 0 if none is recorded."""
         accuracy = self._column("val/accuracy")
         return 1 + accuracy.index(max(accuracy)) if accuracy else 0
 
     def accuracy_ends(self) -> tuple[float, float]:
-        """Mean validation accuracy, 0 to 1, of the last quarter of the epochs, and of the quarter before it."""
+        """Returns the mean validation accuracy, 0 to 1, of the last quarter of the epochs and of the quarter before."""
         return self._ends("val/accuracy")
 
     def progress(self, chance: float) -> Progress:
-        """Whether the training began, stopped by itself, or was stopped too early.
+        """Classifies the course of the training from its losses and accuracies.
 
-        `chance` is the accuracy that needs no learning, 0 to 1.
+        Args:
+            chance: accuracy that needs no learning, 0 to 1 (`EvaluationResult.chance`).
+
+        Returns:
+            "never began" if validation accuracy stayed near chance; "memorised" if it did and the training loss
+            halved; "still improving" if accuracy still rose at the end; "stopped" if the best epoch came early;
+            otherwise "unclear".
         """
         accuracy, nll = self._column("val/accuracy"), self._column("val/nll")
         if not accuracy or len(accuracy) < MIN_EPOCHS:
@@ -106,7 +114,7 @@ class Learning:
 
 
 def read_learning(run: Path, classes: Sequence[str]) -> Learning:
-    """Reads what a run folder records; what is missing or damaged is unknown."""
+    """Reads what a run folder records about its training; values that are missing or damaged become None or empty."""
     return Learning(
         _rows(run / "metrics.csv"),
         _train_photos(run, classes),
@@ -149,11 +157,14 @@ def _from_scratch(run: Path) -> bool | None:
 
 @dataclass(frozen=True)
 class Findings:
-    """What remarks and advice rest on: the evaluation, the training, and what follows from both.
+    """The input for remarks and advice: a model's evaluation, its training, and conclusions from both.
 
     Attributes:
+        level: whether the model can be used.
+        result: the evaluation.
+        learning: the record of the training.
         progress: how the training ended.
-        weak: classes that are found less often than the others, the worst first.
+        weak: classes that the model recognises less often than the others, the worst first.
     """
 
     level: Level
@@ -164,12 +175,12 @@ class Findings:
 
     @property
     def good(self) -> bool:
-        """The model can be used as it is."""
+        """Whether the model can be used as it is."""
         return self.level == "usable"
 
 
 def learning_remarks(found: Findings) -> list[str]:
-    """What a person has to know of the training, in whole sentences."""
+    """Returns sentences about a training that ended too early or failed; an empty list if there is nothing to say."""
     learning, progress = found.learning, found.progress
     if progress == "still improving":
         last, before = learning.accuracy_ends()
@@ -183,7 +194,7 @@ def learning_remarks(found: Findings) -> list[str]:
     if progress == "never began":
         return [f"It never began to learn: after {epochs} it is no better on validation photos than chance."]
     if progress == "memorised":
-        return ["It learnt its training photos by heart, and nothing that holds for other photos."]
+        return ["It memorised its training photos and learnt nothing that helps with other photos."]
     if progress == "stopped":
         best = learning.best_epoch
         return [f"It stopped learning after epoch {best} of {learning.epochs}: more epochs alone will not help."]
@@ -193,13 +204,13 @@ def learning_remarks(found: Findings) -> list[str]:
 
 
 def advice_on(found: Findings) -> list[str]:
-    """What helps, the most helpful first, in whole sentences; none where nothing is to be mended."""
+    """Returns sentences that say how to get a better model, the most helpful first; empty if nothing needs changing."""
     size = found.result.image_size
     return [
         *(
             [
-                "Start from trained weights: agridistill train brings them along, --weights FILE takes others. Few "
-                "photos alone do not teach a network to see."
+                "Start from pretrained weights: agridistill train uses them by default, --weights FILE takes others. "
+                "A few photos are not enough to train a network from random weights."
             ]
             if found.learning.from_scratch and not found.good
             else []
@@ -245,12 +256,12 @@ def _photos_advice(found: Findings) -> list[str]:
         return ["Add photos of every class, of other plants and days."]
     fewest = min(counts, key=lambda name: counts[name])
     if found.progress in ("never began", "still improving") and counts[fewest] >= PHOTO_STEPS[0]:
-        return []  # there is something to learn from already
+        return []  # these photos are enough to learn from
     return [f"Add photos of every class, of other plants and days; '{fewest}' {_aim(counts[fewest])}."]
 
 
 def _aim(photos: int) -> str:
-    # Twice as many at least: less changes little.
+    # At least twice as many: fewer new photos change little.
     aim = next((step for step in PHOTO_STEPS if step >= 2 * photos), 2 * photos)
     return f"has {photos} for training, aim at {aim}"
 
@@ -263,7 +274,7 @@ def _test_advice(result: EvaluationResult, *, hopeless: bool) -> list[str]:
         advice.append(f"Label photos of the classes that were not tested, of at least {TESTABLE_LEAVES} leaves each.")
     low, high = result.accuracy_ci95
     if high - low > WIDE_INTERVAL and not hopeless:
-        # Near 0 and 1 the estimate would ask for next to nothing.
+        # With an accuracy near 0 or 1 the formula would ask for almost no photos.
         spread = min(max(result.accuracy, 0.5), 0.9)
         wanted = spread * (1 - spread) * (2 * _Z / WIDE_INTERVAL) ** 2
         tens = math.ceil(max(wanted, result.photos + 1) / 10)
@@ -274,12 +285,12 @@ def _test_advice(result: EvaluationResult, *, hopeless: bool) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """Whole percents with their sign; see `number`."""
+    """Formats a share, 0 to 1, as percent with its sign, as "95 %"; see `number`."""
     return f"{number(share)} %"
 
 
 def number(share: float) -> str:
-    """Whole percents; one or two more digits where rounding would make all or none of it."""
+    """Formats a share, 0 to 1, in whole percent, with up to two decimals if rounding would give 0 or 100."""
     for digits in (0, 1, 2):
         text = f"{100 * share:.{digits}f}"
         if share in (0.0, 1.0) or 0 < float(text) < 100:
@@ -288,16 +299,16 @@ def number(share: float) -> str:
 
 
 def count(amount: int, noun: str) -> str:
-    """An amount of things: 1 photo, 2 leaves."""
+    """Formats an amount with its noun in singular or plural: "1 photo", "2 leaves"."""
     plural = "leaves" if noun == "leaf" else f"{noun}s"
     return f"{amount:,} {noun if amount == 1 else plural}"
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Names for a sentence: 'a', 'b' and 'c'."""
+    """Quotes names and joins them for a sentence: "'a', 'b' and 'c'"."""
     return join([f"'{name}'" for name in names])
 
 
 def join(parts: Sequence[str]) -> str:
-    """Parts of a sentence: a, b and c."""
+    """Joins at least one part of a sentence: "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,4 +1,4 @@
-"""Metrics as pure functions of logits, labels and leaf ids."""
+"""Computes metrics, as pure functions of logits, labels and leaf ids."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class is recognised.
+    """Precision, recall and F1 of one class; all three are None if there are no photos of the class.
 
     Attributes:
         name: the class.
-        precision: share of the photos called so that are so; 0 where no photo was; None without photos of the class.
-        recall: share of the class's photos that were found; None without photos of the class.
-        f1: harmonic mean of both; None without photos of the class.
-        photos: of this class.
+        precision: share of the photos predicted as this class that belong to it, 0 to 1; 0 if there are none.
+        recall: share of the photos of this class that are predicted as it, 0 to 1.
+        f1: harmonic mean of precision and recall, 0 to 1.
+        photos: number of photos of this class.
     """
 
     name: Annotated[str, Field(validation_alias="class")]
@@ -48,22 +48,22 @@ class ClassScores:
 
 
 def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> Interval:
-    """Wilson's 95 % score interval of the accuracy, for photos that come in leaves.
+    """Computes Wilson's 95 % score interval of the accuracy, where several photos may show the same leaf.
 
-    Photos of one leaf are right or wrong together, so n photos hold less information than n independent ones. The
+    Photos of one leaf tend to be all right or all wrong, so n photos hold less information than n independent ones. The
     interval uses the effective sample size n / deff of Korn & Graubard (1998, "Confidence intervals for proportions
     with small expected number of positive counts estimated from survey data"), which Dean & Pagano (2015, "Evaluating
     confidence interval methods for binomial proportions in clustered surveys") recommend with Wilson's interval. deff
-    is the cluster-robust variance of the mean over the binomial one, at least 1. Where it cannot be estimated (all
-    right, all wrong, or one leaf), the photos of a leaf count as one observation: n / deff = n² / Σ n_leaf² (Kish
+    is the cluster-robust variance of the mean divided by the binomial variance, at least 1. If it cannot be estimated
+    (all right, all wrong, or one leaf), the photos of a leaf count as one observation: n / deff = n² / Σ n_leaf² (Kish
     1965).
 
     Args:
-        correct: `(N,)`, whether each photo was classified rightly.
-        leaf_ids: the leaf of each photo.
+        correct: `(N,)`, whether each photo was classified correctly.
+        leaf_ids: the leaf id of each of the N photos.
 
     Raises:
-        ValueError: no photos, or lengths that differ.
+        ValueError: there are no photos, or the lengths differ.
 
     Example:
         >>> interval = accuracy_interval(np.array([True] * 9 + [False]), list("abcdefghij"))
@@ -75,8 +75,12 @@ def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> In
 
 
 def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion `rate`, 0 to 1, seen in `size` independent observations (above 0).
+    """Computes Wilson's score interval of a proportion.
 
+    Args:
+        rate: the observed proportion, 0 to 1.
+        size: number of independent observations, above 0.
+        confidence: confidence level, 0 to 1.
     Example:
         >>> interval = wilson_interval(1.0, 6)
         >>> f"{interval.low:.2f} to {interval.high:.2f}"
@@ -90,10 +94,15 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
 
 
 def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> float:
-    """The number of independent photos with as much information (see `accuracy_interval`): above 0, at most N."""
+    """Returns how many independent photos hold as much information as these N photos of leaves: above 0, at most N.
+
+    `accuracy_interval` describes the arguments and the estimate.
+    """
     count = len(correct)
     if count == 0 or len(leaf_ids) != count:
-        raise ValueError(f"one leaf id for each of at least 1 photo, got {count} photos and {len(leaf_ids)} leaf ids")
+        raise ValueError(
+            f"expected at least 1 photo and one leaf id for each, got {count} photos and {len(leaf_ids)} leaf ids"
+        )
     _, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
     photos_of_leaf = np.bincount(leaf)
     leaves = len(photos_of_leaf)
@@ -107,7 +116,13 @@ def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -
 
 
 def class_scores(preds: Labels, target: Labels, classes: Sequence[str]) -> tuple[ClassScores, ...]:
-    """Precision, recall and F1 of each class, in the order of `classes`."""
+    """Computes precision, recall and F1 of each class, in the order of `classes`.
+
+    Args:
+        preds: `(N,)` predicted class indices.
+        target: `(N,)` true class indices.
+        classes: the class names.
+    """
     columns = sklearn.metrics.precision_recall_fscore_support(
         target, preds, labels=range(len(classes)), zero_division=0
     )
@@ -120,34 +135,36 @@ def class_scores(preds: Labels, target: Labels, classes: Sequence[str]) -> tuple
 
 
 def macro_f1(scores: Sequence[ClassScores]) -> float:
-    """Mean F1 of the classes that have photos; the others are left out, for their F1 is not defined."""
+    """Returns the mean F1 of the classes that have photos, 0 to 1; the F1 of the other classes is not defined."""
     return float(np.mean([score.f1 for score in scores if score.f1 is not None]))
 
 
 def confusion_matrix(preds: Labels, target: Labels, classes: int) -> NDArray[np.int64]:
-    """Counts `(K, K)`: rows are the truth, columns the prediction."""
+    """Returns the counts of photos, `(K, K)` for K = `classes`: rows are the truth, columns the prediction."""
     return np.asarray(sklearn.metrics.confusion_matrix(target, preds, labels=range(classes)), np.int64)
 
 
 def negative_log_likelihood(logits: NDArray[Any], target: Labels, temperature: float = 1.0) -> float:
-    """Mean of -log p(truth), in nats, of logits `(N, K)`, divided by the temperature, and class indices `(N,)`."""
+    """Returns the mean of -log p(truth), in nats, for logits `(N, K)` at a temperature and class indices `(N,)`."""
     scaled = np.asarray(logits, np.float64) / temperature
     peak = scaled.max(axis=1)
-    # Through the softmax, a probability that underflows would give infinity.
+    # The logarithm of a softmax would be minus infinity where a probability underflows.
     log_sum = peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))
     return float(np.mean(log_sum - scaled[np.arange(len(target)), target]))
 
 
 def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+    """Computes the expected calibration error: the mean gap between confidence and accuracy.
+
+    This is equation 3 of Guo et al. 2017, arXiv 1706.04599.
 
     Args:
         probabilities: `(N, K)`, rows sum to 1.
         target: `(N,)` class indices.
-        bins: of equal width over the top-1 confidence, each open on the left.
+        bins: number of bins of equal width over the top-1 confidence; a bin excludes its lower edge.
 
     Returns:
-        0 (calibrated) to 1.
+        A value from 0 (calibrated) to 1.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == target
@@ -158,25 +175,26 @@ def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bin
 
 
 def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
-    """The temperature of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+    """Finds the temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
-    It is convex in 1 / T, so its slope changes its sign at most once, and bisection (in log T) finds the one minimum.
-    Fit on validation photos, never on those that the model was trained on.
+    The likelihood is convex in 1 / T, so its slope changes its sign at most once, and bisection (in log T) finds the
+    one minimum. Pass validation photos, never photos that the model was trained on.
 
     Args:
         logits: `(N, K)`.
         target: `(N,)` class indices.
 
     Returns:
-        0.05 to 20, a bound where the minimum lies beyond it. Where every photo is right there is no minimum, and the
-        lowest temperature would make the first mistake in the field a certain one: each of N labels then counts as
-        right with probability (N + 1) / (N + 2) (Platt 1999, "Probabilistic outputs for support vector machines").
+        A temperature from 0.05 to 20; if the minimum lies beyond one of these bounds, the bound. If every photo is
+        right, there is no minimum, and the lowest temperature would give later mistakes a confidence of nearly 1.
+        Each of N labels then counts as right with probability (N + 1) / (N + 2) only (Platt 1999, "Probabilistic
+        outputs for support vector machines").
 
     Raises:
-        ValueError: no photos.
+        ValueError: there are no photos.
     """
     if len(target) == 0:
-        raise ValueError("fit_temperature needs at least one photo")
+        raise ValueError("expected at least 1 photo to fit a temperature, got none")
     count, classes = logits.shape
     all_right = np.array_equal(np.argmax(logits, axis=1), target)
     truth = (count + 1) / (count + 2) if all_right else 1.0
@@ -194,25 +212,28 @@ def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
 
 
 def _overconfidence(logits: NDArray[Any], labels: NDArray[np.float64], temperature: float) -> float:
-    """Slope of the cross-entropy with labels `(N, K)` over 1 / T: positive where a higher temperature fits better."""
+    """Returns the derivative of the cross-entropy by 1 / T: it is positive if a higher temperature fits better.
+
+    `logits` and `labels` (probabilities) are `(N, K)`.
+    """
     difference = (softmax(logits, temperature) - labels) * logits
     return float(np.mean(np.sum(difference, axis=1, dtype=np.float64)))
 
 
-# A threshold above which hardly a photo lies is of no use, and its share of right answers rests on a few photos.
+# A threshold that almost no photo reaches is useless, and its share of right answers is measured on few photos.
 _LEAST_COVERAGE = 0.1
-# What a person may still work with where the wanted share is out of reach.
+# Least share of photos that a model must answer to be of use if it cannot reach the wanted accuracy.
 _USABLE_COVERAGE = 0.5
 
 
 class AbstentionPoint(NamedTuple):
-    """Below which probability a model abstains, and what that costs.
+    """The top probability below which a model abstains, with the coverage and the accuracy that result.
 
     Attributes:
         threshold: photos with a lower top probability get no answer.
-        coverage: share of the photos that are answered.
-        accuracy: share of the answers that are right.
-        reached: whether that is the share that was wanted; where it is not, the threshold is the best usable one.
+        coverage: share of the photos that are answered, 0 to 1.
+        accuracy: share of the answers that are right, 0 to 1.
+        reached: whether `accuracy` is at least the wanted one; if not, the threshold is the best usable one.
     """
 
     threshold: float
@@ -222,27 +243,27 @@ class AbstentionPoint(NamedTuple):
 
 
 def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_], accuracy: float) -> AbstentionPoint:
-    """The lowest threshold above which the answers are right often enough (El-Yaniv & Wiener 2010, JMLR 11).
+    """Finds the lowest threshold whose answers reach the wanted accuracy (El-Yaniv & Wiener 2010, JMLR 11).
 
     Args:
         confidence: `(N,)`, top probability of each photo.
         correct: `(N,)`, whether the top class is right.
-        accuracy: wanted of the answers, 0 to 1.
+        accuracy: wanted share of right answers, 0 to 1.
 
     Returns:
-        Coverage 1 and threshold 0 where all answers together are good enough. Where no threshold that answers a tenth
-        of the photos is good enough, the one with the largest share of right answers among those that answer at least
-        half of the photos (of equals the lowest), with `reached` False: a model that never answers helps no one.
+        The lowest such threshold that answers at least a tenth of the photos; 0, with coverage 1, if the answers to all
+        photos reach the accuracy. If there is none, the threshold with the largest share of right answers among those
+        that answer at least half of the photos (the lowest of equal ones), with `reached` False.
 
     Raises:
-        ValueError: no photos.
+        ValueError: there are no photos.
 
     Example:
         >>> abstention_point(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, True, False, True]), 1.0)
         AbstentionPoint(threshold=0.8, coverage=0.5, accuracy=1.0, reached=True)
     """
     if not len(confidence):
-        raise ValueError("at least 1 photo, got none")
+        raise ValueError("expected at least 1 photo to find an abstention threshold, got none")
     order = np.argsort(-confidence, kind="stable")
     ranked, right = confidence[order], np.cumsum(correct[order])
     count = np.arange(1, len(ranked) + 1)

@@ -1,6 +1,6 @@
-"""How a model's accuracy holds under corruptions, and where the leaf or the ground of its photos is masked.
+"""Measures a model's accuracy on corrupted photos, and on photos whose leaf or whose background is masked.
 
-Which pixels are leaf is known where a single leaf lies on a plain, grey ground, as PlantVillage's do.
+The mask of the leaf is found only if a single leaf lies on a plain, grey background ("ground"), as in PlantVillage.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from agridistill.runtime.reading import PhotoSource, read_batches
 _SMOOTH, _MARGIN = 0.01, 0.02  # shares of the shorter side
 _DARK = 60.0  # levels, the sum of three channels
 _LEAST_PIECE = 0.1
-# A mask is trusted between these. On 400 photos each: 94 % of PlantVillage's tomatoes, 24 % of black gram in the field
-# (those on paper, cloth or soil); of the latter every mask that was looked at covers the leaf.
-_LEAST_LEAF, _MOST_LEAF = 0.05, 0.75  # of the photo's area
-_LARGEST_PIECE = 0.8  # of the mask's area: one leaf
-_RIM, _GROUND_AT_RIM = 0.05, 0.8  # width, as a share of the shorter side; share of it that is ground
-_GROUND_SPREAD = 0.4  # of the ground's colour, in units of its distance from the leaf's
+# A mask is trusted within the limits below. Of 400 photos each, that is 94 % of PlantVillage's tomatoes and 24 % of
+# black gram in the field (those on paper, cloth or soil); every mask of the latter that we inspected covers the leaf.
+_LEAST_LEAF, _MOST_LEAF = 0.05, 0.75  # least and largest share of the photo's area
+_LARGEST_PIECE = 0.8  # least share of the mask's area that its largest piece must have
+_RIM, _GROUND_AT_RIM = 0.05, 0.8  # width, as a share of the shorter side; share of it that must be ground
+_GROUND_SPREAD = 0.4  # largest spread of the ground's colour, divided by its distance from the leaf's colour
 
 
 def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
-    """The leaf's pixels `(H, W)` of a photo `(H, W, 3)` uint8, holes filled, with a margin for its soft edge.
+    """Finds the leaf in a photo `(H, W, 3)` uint8 and returns a mask `(H, W)`, True on the leaf.
 
-    Leaves are greener or yellower than the grey and purple ground, lesions yellower. That share of a pixel's light is
-    smoothed and divided in two by Otsu's threshold; the largest piece, and what is not far smaller, is leaf. On a
-    ground of plants or wood the mask is meaningless, see `is_trustworthy`.
+    Leaves are greener or yellower than a grey or purple ground, and lesions are yellower. The share of green or yellow
+    in each pixel is smoothed and divided by Otsu's threshold. The leaf is the largest connected piece with all pieces
+    of at least a tenth of its size; holes are filled and the edge is widened. On a ground of plants or wood the mask is
+    meaningless: check it with `is_trustworthy`.
     """
     side = min(photo.shape[:2])
     share = _leaf_colour(photo)
@@ -55,10 +56,10 @@ def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
 
 
 def is_trustworthy(photo: Photo, mask: NDArray[np.bool_]) -> bool:
-    """Whether `leaf_mask` has found one whole leaf on a plain ground.
+    """Returns whether `mask`, made by `leaf_mask`, shows one whole leaf on a plain ground.
 
-    It has where the mask is mostly one piece of plausible area, the photo's rim is nearly all ground, and the ground
-    has one colour, far from the leaf's.
+    The mask must be mostly one piece of plausible area, the rim of the photo must be nearly all ground, and the ground
+    must have one colour that differs clearly from the leaf's.
     """
     if not _LEAST_LEAF <= mask.mean() <= _MOST_LEAF:
         return False
@@ -76,18 +77,18 @@ def is_trustworthy(photo: Photo, mask: NDArray[np.bool_]) -> bool:
 
 
 def _leaf_colour(photo: Photo) -> NDArray[np.float32]:
-    """How much of each pixel's light is green or yellow, smoothed; `(H, W)`."""
+    """Returns the smoothed share of green or yellow in each pixel's light, `(H, W)`."""
     red, green, blue = np.moveaxis(photo.astype(np.float32), -1, 0)
     coloured = np.maximum((red + green) / 2 - blue, (2 * green - red - blue) / 2)
-    # Per light, or dark leaves would be ground; the offset keeps deep shadow, whose colours are noise, out.
+    # Divide by the light, or dark leaves would count as ground. The offset excludes deep shadow: its colours are noise.
     share = coloured / (red + green + blue + _DARK)
     return np.asarray(ndimage.gaussian_filter(share, _SMOOTH * min(photo.shape[:2])))
 
 
 def otsu_threshold(values: NDArray[np.floating]) -> float:
-    """The threshold that parts values into two groups of least variance within (Otsu 1979, equation 12).
+    """Finds the threshold that divides values into two groups with the least variance within them (Otsu 1979, eq. 12).
 
-    Where all values are the same, that value.
+    If all values are equal, it returns this value.
 
     Example:
         >>> 2 < otsu_threshold(np.array([1.0, 1.1, 1.2, 8.0, 8.1])) < 8
@@ -103,7 +104,7 @@ def otsu_threshold(values: NDArray[np.floating]) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     best = np.flatnonzero(between == np.nanmax(between))
-    # An empty gap between the groups gives many equal thresholds: the middle of it.
+    # If a gap separates the groups, all thresholds in the gap are equally good: take the middle one.
     return float(edges[1 + best[len(best) // 2]])
 
 
@@ -111,19 +112,19 @@ MOST_PHOTOS = 500
 _BATCH = 64
 # Shorter side at which photos are corrupted; larger ones are scaled down to it, smaller ones stay as they are.
 _SIDE_PX = 448
-# Of the photos. Where fewer masks can be trusted, those photos (on paper, say) do not stand for the rest.
+# Least share of photos with a trusted mask. If there are fewer, they (on paper, say) do not represent the others.
 LEAST_MASKED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class UnderCorruption:
-    """Accuracy under one corruption, from weak to strong.
+    """Accuracy of a model under one corruption, at each of its strengths.
 
     Attributes:
-        name: of the corruption.
-        unit: of its strengths.
+        name: name of the corruption.
+        unit: words that say what the strengths measure.
         strengths: from weak to strong.
-        accuracies: 0 to 1, one for each strength.
+        accuracies: the accuracy at each strength, 0 to 1.
     """
 
     name: str
@@ -134,21 +135,22 @@ class UnderCorruption:
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """How a model's accuracy holds.
+    """A model's accuracy on corrupted and on masked photos.
 
     Attributes:
-        photos: that were used.
-        accuracy: of the same photos as they are, 0 to 1.
-        accuracy_ci95: its interval.
-        corruptions: one entry each.
-        mean_corrupted_accuracy: over all corruptions and strengths.
-        masked_photos: those of them in which one leaf on a plain ground was found; the figures below are of these.
-        leaf_masked_accuracy: where only the ground is left; None where those photos are too few of all
-            (`LEAST_MASKED_SHARE`) to say anything. Of a model that looks at leaves it is no better than
-            `chance`; what it is above that, the model reads off the ground or the outline that the mask leaves.
-        leaf_masked_ci95: its interval.
-        ground_masked_accuracy: where only the leaf is left; None as above.
-        chance: share of the most frequent class: what one answer for all photos reaches.
+        photos: number of photos used.
+        accuracy: accuracy on these photos without corruption, 0 to 1.
+        accuracy_ci95: 95 % interval of `accuracy`.
+        corruptions: accuracies under each corruption.
+        mean_corrupted_accuracy: mean over all corruptions and strengths, 0 to 1.
+        masked_photos: number of photos in which one leaf on a plain ground was found; the attributes below are measured
+            on them.
+        leaf_masked_accuracy: accuracy if the leaf is masked and only the ground is visible, 0 to 1; None if fewer than
+            the share `LEAST_MASKED_SHARE` of the photos could be masked. A model that looks at leaves does no better
+            here than `chance`; if it does, it uses the ground or the outline of the mask.
+        leaf_masked_ci95: 95 % interval of `leaf_masked_accuracy`.
+        ground_masked_accuracy: accuracy if the ground is masked and only the leaf is visible, 0 to 1; None as above.
+        chance: share of the most frequent class, 0 to 1: the accuracy of the same answer for all photos.
     """
 
     photos: int
@@ -163,7 +165,7 @@ class RobustnessResult:
     chance: float
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document."""
+        """Returns a JSON document with every attribute."""
         return asdict(self)
 
 
@@ -176,20 +178,21 @@ def robustness(
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     progress: ProgressCallback = silent,
 ) -> RobustnessResult:
-    """Accuracy of one model on the same photos under every corruption.
+    """Measures the accuracy of one model on the same photos under every corruption, and with leaf or ground masked.
 
-    Photos are corrupted at one size for all models, and what is random about a corruption depends on the photo alone:
-    every model sees the same, at its own input size.
+    Every model sees the same corrupted photos, scaled to its input size: photos are corrupted at one size for all
+    models, and the random numbers of a corruption depend on the photo's path only.
 
     Args:
         backend: the model.
-        samples: labelled photos, of which `most_photos` evenly spaced ones are taken.
-        root: the folder that their paths start from.
-        corruptions: that are tried.
-        progress: called with (photos classified, in all).
+        samples: labelled photos; at most `most_photos` evenly spaced ones are used.
+        root: the folder that the samples' paths start from.
+        most_photos: largest number of photos to use.
+        corruptions: the corruptions to apply.
+        progress: called with (photos classified, photos in total).
 
     Raises:
-        DataError: no photos, or one that cannot be read.
+        DataError: there are no photos, or one of them cannot be read.
     """
     if not samples:
         raise DataError("labelled photos to corrupt", "none", "choose another split")
@@ -212,7 +215,7 @@ def robustness(
             accuracies.append(float(correct(spoilt, target).mean()))
         return UnderCorruption(corruption.name, corruption.unit, tuple(corruption.strengths), tuple(accuracies))
 
-    # From the files, as the model would see them: what is scaled for corruptions is not quite the same.
+    # Read the files as for any prediction: photos scaled for corruptions differ a little.
     clean = correct((root / sample.path for sample in chosen), target)
     tried = tuple(under(corruption) for corruption in corruptions)
     ground = correct((without_leaf(photos[one], masks[one]) for one in masked), target[masked])
@@ -233,13 +236,13 @@ def robustness(
 
 
 class _Classifier:
-    """Says which photos a model classifies rightly, and reports progress over all calls."""
+    """Checks which photos a model classifies correctly, and reports progress over all calls."""
 
     def __init__(self, backend: Backend, total: int, progress: ProgressCallback) -> None:
         self.backend, self.total, self.progress, self.done = backend, total, progress, 0
 
     def __call__(self, photos: Iterable[PhotoSource], target: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each of the N photos is classified as in `target` `(N,)`."""
+        """Returns whether each of the N photos is classified as in `target` `(N,)`; the result is `(N,)` bool."""
         preds = [np.empty(0, np.int64)]
         for batch in read_batches(photos, self.backend.manifest.preprocessing, batch_size=_BATCH):
             pixels = []
@@ -254,20 +257,20 @@ class _Classifier:
 
 
 def _rng(sample: Sample) -> np.random.Generator:
-    """The same random numbers for a photo, whatever the model and the other photos."""
+    """Returns a random generator that depends on the photo's path only."""
     digest = sha256(sample.path.encode("utf-8", "surrogateescape")).digest()
     return np.random.default_rng(int.from_bytes(digest[:8]))
 
 
 def without_leaf(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
-    """The ground alone: the leaf's pixels take the ground's median colour."""
+    """Returns a copy of the photo whose leaf is filled with the ground's median colour; `mask` is True on the leaf."""
     filled = photo.copy()
     filled[mask] = np.median(photo[~mask], axis=0).astype(np.uint8)
     return filled
 
 
 def without_ground(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
-    """The leaf alone, on grey of mean light."""
+    """Returns a copy of the photo whose ground is filled with medium grey; `mask` is True on the leaf."""
     filled = photo.copy()
     filled[~mask] = 128
     return filled

@@ -1,4 +1,4 @@
-"""Whether a model can be used, and for what: its level, with a headline, remarks and advice in words."""
+"""Judges whether a model can be used, and for what: gives it a level, a headline, remarks and advice."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from agridistill.evaluation.learning import (
 )
 from agridistill.evaluation.metrics import ClassScores, wilson_interval
 
-# One wrong name in five is the most that a person can still catch by looking again.
+# A person who checks the answers can catch at most about one wrong answer in five.
 GOOD_ACCURACY = 0.80
-# From here on a wrong name is rare enough for an answer without a second look.
+# With at least this accuracy, wrong answers are rare enough that nobody has to check them.
 TRUSTED_ACCURACY = 0.95
-# Below it, the name that a photo gets is more often wrong than right.
+# With a lower accuracy, an answer is more often wrong than right.
 HALF = 0.5
-# A class this far below the others is a finding, not the usual spread between classes.
+# A recall this far below that of the other classes is worth a remark; a smaller gap is usual.
 WEAK_CLASS_GAP = 0.15
-# One photo that was missed says nothing about its class.
+# With fewer photos of a class, its recall means nothing.
 MIN_CLASS_PHOTOS = 2
-# An artefact that answers fewer than half of the photos leaves most of the work to the person.
+# An exported model that answers fewer than half of the photos leaves most of the work to a person.
 USEFUL_COVERAGE = 0.5
 
 _WORDS: Mapping[Level, str] = {"usable": "Usable", "weak": "Weak", "unproven": "Unproven", "unusable": "Not usable"}
 _FROM_BEST = tuple(_WORDS)
-# What the photos of a split are to the model.
+# Words for the photos of each split.
 _SPLITS = {"test": "new photos", "val": "validation photos", "train": "the photos that it learnt from"}
 
 
@@ -47,10 +47,11 @@ class ModelVerdict:
     """What a person needs to know before using a model.
 
     Attributes:
-        level: "usable"; "weak", of use with care; "unproven", where the photos are too few to tell; "unusable".
+        level: "usable"; "weak" (usable if a person checks the answers); "unproven" (there are too few photos to
+            decide); or "unusable".
         headline: one sentence without a full stop.
-        remarks: what else was found, whole sentences.
-        advice: what helps, the most helpful first, whole sentences.
+        remarks: other findings, in whole sentences.
+        advice: what would make the model better, the most helpful first, in whole sentences.
     """
 
     level: Level
@@ -60,7 +61,7 @@ class ModelVerdict:
 
     @property
     def usable(self) -> bool:
-        """Whether it makes sense to go on with this model."""
+        """Whether the model may be used: its level is "usable" or "weak"."""
         return self.level in ("usable", "weak")
 
     @property
@@ -69,7 +70,7 @@ class ModelVerdict:
         return self.headline.partition(": ")[2]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document."""
+        """Returns a JSON document: "usable", "level", "headline", "remarks" and "advice"."""
         return {
             "usable": self.usable,
             "level": self.level,
@@ -80,12 +81,12 @@ class ModelVerdict:
 
 
 def judge(result: EvaluationResult, *, learning: Learning | None = None) -> ModelVerdict:
-    """Decides whether a model can be used, from its evaluation and, where known, from its training.
+    """Decides whether a model can be used, from its evaluation and from its training if that is known.
 
     Args:
-        result: of photos that the model did not learn from; with the split "train" the verdict is never better than
-            unproven.
-        learning: of the same model.
+        result: evaluation on photos that the model did not learn from; with the split "train" the level is "unproven"
+            at best.
+        learning: record of the model's training; None if unknown.
     """
     learning = learning or Learning()
     level, reason = _decide(result)
@@ -109,15 +110,15 @@ def judge_artefact(
     classes: int,
     run: ModelVerdict | None = None,
 ) -> ModelVerdict:
-    """Decides whether an exported model can be used, from what it was measured at.
+    """Decides whether an exported model can be used, from its measured accuracy and coverage.
 
     Args:
-        photos: that it was measured on, at least 1.
-        accuracy: of all its top classes, 0 to 1.
+        photos: number of photos that it was measured on, at least 1.
+        accuracy: share of the photos whose top class is right, answered or not, 0 to 1.
         coverage: share of the photos that it answers, 0 to 1.
-        accuracy_of_answers: share of these answers that are right, 0 to 1; of no meaning at coverage 0.
-        classes: how many it knows.
-        run: the verdict about its run; an artefact is never better.
+        accuracy_of_answers: share of these answers that are right, 0 to 1; ignored if coverage is 0.
+        classes: number of its classes.
+        run: verdict about the run that it was exported from, or None; the exported model's level is never better.
     """
     level, reason = _decide_artefact(photos, accuracy, coverage, accuracy_of_answers, classes)
     headline = f"{_WORDS[level]}: {reason}"
@@ -125,18 +126,18 @@ def judge_artefact(
     low, high = wilson_interval(accuracy, photos)
     if high - low > WIDE_INTERVAL:
         remarks.append(
-            f"{count(photos, 'photo')} can say little: of others it can name between {number(low)} and {percent(high)} "
-            "rightly."
+            f"{count(photos, 'photo')} can say little: of other photos it may name between {number(low)} and "
+            f"{percent(high)} correctly."
         )
     if coverage == 0 and accuracy >= HALF:
-        # A twentieth below what all its names reach: then all of them are answers.
+        # If it has to be right no more often than it is over all photos, it answers every photo.
         advice.insert(0, f"Export it again with --answers {math.floor(20 * accuracy) / 20:.2f}.")
     if run is None or run.level == "usable":
         advice = advice if level != "usable" else []
     elif _FROM_BEST.index(run.level) <= _FROM_BEST.index(level):
         remarks.append(f"Its run: {run.headline}.")
     else:
-        # It cannot be better than the network in it.
+        # The exported model cannot be better than the network that it holds.
         level, headline = run.level, f"{_WORDS[run.level]}, like its run: {run.reason}"
     return ModelVerdict(level, headline, tuple(remarks), tuple(advice))
 
@@ -189,17 +190,17 @@ def _decide(result: EvaluationResult) -> tuple[Level, str]:
 
 
 def _chance_words(result: EvaluationResult) -> str:
-    """What the model must be better than, with its accuracy."""
+    """Describes the accuracy that needs no learning, for example "chance (25 %)"."""
     largest = max(result.per_class, key=lambda scores: scores.photos)
     share = largest.photos / result.photos
-    # Where all classes have about as many photos, guessing is the plainer word.
+    # If all classes have about equally many photos, "chance" is easier to understand.
     if share <= 1.2 / len(result.classes):
         return f"chance ({percent(result.chance)})"
     return f"naming '{largest.name}' for every photo ({percent(share)})"
 
 
 def _failing_classes(result: EvaluationResult) -> list[str]:
-    """What a model must not do to any class, as the end of a sentence."""
+    """Describes each class that the model never names or mostly misses, as the end of a sentence about the model."""
     failing = []
     for scores in result.per_class:
         if scores.recall is None or scores.photos < MIN_CLASS_PHOTOS:
@@ -212,15 +213,16 @@ def _failing_classes(result: EvaluationResult) -> list[str]:
 
 
 def _weak_classes(result: EvaluationResult) -> list[ClassScores]:
-    """Classes that are surely found less often than the others, the worst first."""
+    """Returns the classes whose recall is significantly below that of the others, the worst first."""
     tested = (scores for scores in result.per_class if scores.photos >= MIN_CLASS_PHOTOS)
     return sorted((one for one in tested if _is_below_the_rest(one, result)), key=lambda one: one.recall or 0.0)
 
 
 def _is_below_the_rest(scores: ClassScores, result: EvaluationResult) -> bool:
-    """By Newcombe's interval of a difference (1998, Statistics in Medicine 17, method 10), at 95 %.
+    """Tests whether a class's recall is significantly below the mean recall of the other classes, at 95 %.
 
-    Photos count as independent, so several of one leaf can make a class look weak a little too soon.
+    It uses Newcombe's interval of a difference (1998, Statistics in Medicine 17, method 10). Photos count as
+    independent, so with several photos of one leaf a class may be called weak on too little evidence.
     """
     others = [other for other in result.per_class if other.name != scores.name and other.photos]
     if scores.recall is None or not others:
@@ -251,7 +253,7 @@ def _class_remarks(result: EvaluationResult, level: Level, weak: Sequence[ClassS
         for scores in weak
         if named[scores.name] and level != "unusable"
     ]
-    # The headline of a weak model names the others.
+    # The headline of a weak model already lists classes with more photos.
     most = MIN_CLASS_PHOTOS - 1 if level == "weak" else result.photos
     never = [one.name for one in result.per_class if 0 < one.photos <= most and not named[one.name]]
     if never and sum(photos > 0 for photos in named.values()) > 1:
@@ -269,6 +271,6 @@ def _test_remarks(result: EvaluationResult, level: Level) -> list[str]:
         return []
     leaves = f" of {count(result.leaves, 'leaf')}" if result.leaves < result.photos else ""
     return [
-        f"{count(result.photos, 'photo')}{leaves} can say little: of others between {number(low)} and {percent(high)} "
-        "can be right."
+        f"{count(result.photos, 'photo')}{leaves} can say little: of other photos, between {number(low)} and "
+        f"{percent(high)} may be right."
     ]

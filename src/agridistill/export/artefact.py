@@ -1,4 +1,4 @@
-"""A finished run -> an artefact: converted, held against its network, measured, and only then written."""
+"""Exports a finished run to an artefact (a model file with its manifest): converts, compares, measures, writes."""
 
 from __future__ import annotations
 
@@ -44,13 +44,14 @@ from agridistill.storage import replacing, require_writable, write_text
 
 Precision = Literal["fp32", "int8"]
 
-# Of each format: modules of the converter and of the engine that measures the file, the extra that brings them.
+# For each format: the modules of its converter and of the engine that measures the file, the extra that installs
+# them, and the converter's name for errors.
 _CONVERTERS = {
     ".onnx": (("onnx", "onnxscript", "onnxruntime"), "export", "onnx and onnxscript"),
     ".tflite": (("litert_torch", "ai_edge_litert"), "litert", "litert-torch"),
 }
 
-# So many are compared where the split has fewer: agreement asks for no labels and no photos that were held out.
+# If there are few validation photos, photos of other splits fill up to this number: agreement needs no held-out photos.
 _COMPARED_PHOTOS = 400
 
 logger = logging.getLogger(__name__)
@@ -58,14 +59,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An artefact that was written.
+    """An exported model file, with everything that was measured on it.
 
     Attributes:
         out: the file; its manifest lies beside it.
         precision: "fp32" or "int8".
-        size_bytes: of the file.
-        parity: with its network, on validation photos and, where these are few, on others.
-        answering: temperature and threshold, fitted on the validation photos, and what they cost.
+        size_bytes: size of the file.
+        parity: comparison with the run's network, on validation photos and, if these are few, on other photos.
+        answering: temperature and threshold, fitted on the validation photos, with the quality of the answers.
     """
 
     out: Path
@@ -76,15 +77,15 @@ class ExportResult:
 
     @property
     def abstention(self) -> AbstentionPoint:
-        """The threshold, and what it costs."""
+        """The abstention threshold, with the coverage and accuracy that result."""
         return self.answering.abstention
 
     def figures(self) -> dict[str, Any]:
-        """What was measured, as it stands in the manifest."""
+        """Returns everything that was measured, under the keys of the manifest's `measured`."""
         return {"size_bytes": self.size_bytes, **asdict(self.parity), **self.answering.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, with the file and its precision."""
+        """Returns a JSON document: "out", "precision" and the keys of `figures`."""
         return {"out": str(self.out), "precision": self.precision, **self.figures()}
 
 
@@ -102,21 +103,22 @@ def export(
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> ExportResult:
-    """As `agridistill.export`, with `layout` for how the labels are found; None takes the layout of the run.
+    """Exports a run; see `agridistill.export` for the arguments.
 
-    A file for microcontrollers is measured with the reference kernels, which compute the same to the bit.
+    Here, `layout` says where the labels are found; None uses the layout that the run was trained with. A file for
+    microcontrollers is measured with LiteRT's reference kernels, which give bit-identical results.
     """
     _require_target(out, precision, micro=micro, batch=batch)
     network, manifest = load_network(run)
     if manifest.precision == "int8" and precision != "int8":
-        raise ModelError("an fp32 run for an fp32 artefact", f"'{run}', trained for int8", "pass --precision int8")
+        raise ModelError("an fp32 run for an fp32 export", f"'{run}', trained for int8", "pass --precision int8")
     if data is None or layout is None:
         own_data, own_layout = photos_of(run)
         data, layout = data or own_data, layout or own_layout
     choose = partial(choose_photos, manifest, data, layout=layout, split_file=split_file, own_split=run / "splits.json")
     val = choose(split="val", progress=progress)
     if not val.samples:
-        raise DataError("validation photos to measure the artefact on", f"none in '{data}'", "pass --splits FILE")
+        raise DataError("validation photos to measure the exported model on", f"none in '{data}'", "pass --splits FILE")
     train = choose(split="train")
     if precision == "int8":
         begin(progress, "rounding to int8")
@@ -127,9 +129,9 @@ def export(
     torch_backend = TorchBackend(network, manifest, torch.device("cpu"))
     expected = [predict_logits(torch_backend, samples, val.root, progress=progress) for samples in compared]
     if not len(expected[0].target):
-        raise DataError("readable validation photos", "none", "replace them")
+        raise DataError("readable validation photos", f"none in '{data}'", "replace the unreadable photos")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: the rename at the end must not cross file systems.
+    # In the target's folder, because the rename at the end must not cross file systems.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         file = Path(folder) / out.name
         begin(progress, f"converting to {precision} {out.suffix}")
@@ -145,7 +147,7 @@ def export(
         failures = GATES[precision].failures(parity)
         if failures and not force:
             raise ModelError(
-                f"an {precision} artefact that keeps its network's answers",
+                f"an {precision} export that gives the same answers as the run's network",
                 "; ".join(failures),
                 "nothing was written: export fp32, or pass --force",
             )
@@ -156,7 +158,7 @@ def export(
             final = replace(final, measured={**final.measured, "micro": asdict(needs)})
             for suffix, text in c_sources(file.read_bytes(), needs, out.stem, manifest.classes).items():
                 write_text(out.with_suffix(suffix), text)
-        # Both are on the disk before either takes its name: one is of no use without the other.
+        # Write both completely before either gets its final name: a model without its manifest is useless.
         with replacing(manifest_path(out)) as described, replacing(out) as temporary:
             shutil.copyfile(file, temporary)
             final.write(described)
@@ -170,7 +172,7 @@ def export(
 
 
 def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None) -> None:
-    """Checks what is to be written, and that its converter is installed (without loading it, which takes seconds)."""
+    """Checks the arguments of an export, and that its converter is installed (without the slow import of it)."""
     if out.suffix not in _CONVERTERS:
         raise ModelError("a file NAME.onnx or NAME.tflite", f"'{out}'", "correct --out")
     require_writable(out)
@@ -178,7 +180,7 @@ def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None
     if micro:
         require_micro_target(out, precision)
     if batch is not None and (batch != 1 or out.suffix != ".onnx"):
-        raise ModelError("a batch of 1, of an .onnx file", f"{batch} for '{out.name}'", "leave --batch out")
+        raise ModelError("a batch of 1 for an .onnx file", f"{batch} for '{out.name}'", "leave --batch out")
     modules, extra, what = _CONVERTERS[out.suffix]
     missing = next((name for name in modules if find_spec(name) is None), None)
     if missing is not None:
@@ -187,7 +189,7 @@ def _require_target(out: Path, precision: str, *, micro: bool, batch: int | None
 
 
 def _require_own_manifest(out: Path) -> None:
-    """NAME.onnx and NAME.tflite in one folder would share NAME.json, and one of them be lost."""
+    """Refuses a name whose manifest NAME.json belongs to another model, as NAME.onnx and NAME.tflite in one folder."""
     manifest = manifest_path(out)
     if not manifest.exists():
         return
@@ -199,30 +201,30 @@ def _require_own_manifest(out: Path) -> None:
         raise ModelError(expected, f"another file at '{manifest}'", remedy) from None
     if described != out.name and (out.parent / str(described)).exists():
         got = f"'{manifest.name}', which belongs to '{described}'"
-        raise ModelError(f"a name of its own for '{out.name}'", got, remedy)
+        raise ModelError(f"a name for '{out.name}' whose manifest is free", got, remedy)
 
 
 def photos_of(run: Path) -> tuple[Path, Layout]:
-    """The folder that a run was trained on, and how its labels were found.
+    """Returns the data folder that a run was trained on, and the layout of its labels.
 
     Raises:
-        DataError: the run does not say.
+        DataError: the run's `environment.json` is missing or damaged.
     """
     file = run / "environment.json"
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
         return Path(recorded["data"]), Layout.from_json(recorded["layout"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError("the run's record of its photos", f"none in '{file}'", "restore the file") from None
+        raise DataError("the run's data folder and layout", f"none in '{file}'", "restore the file") from None
 
 
 def _as_wanted(
     network: nn.Module, manifest: ModelManifest, precision: Precision, train: ChosenPhotos, *, micro: bool
 ) -> nn.Module:
-    """The network as its file computes it."""
+    """Returns the network in the form that is written: rounded to int8, or with batch norms folded if possible."""
     batches = partial(representative_batches, train.root, train.samples, manifest.preprocessing)
     if manifest.precision == "int8":
-        converted = network  # trained with its roundings, whose scales go into the file
+        converted = network  # it was trained with rounding, and its scales are written to the file
     elif precision == "int8":
         converted = quantised(network, manifest.preprocessing)
         calibrate(converted, batches())
@@ -230,14 +232,18 @@ def _as_wanted(
         try:
             converted = folded(network)
         except ModelError:
-            converted = network  # not to be traced by our means: the converter has its own
+            converted = network  # torch.fx cannot trace it; the converter folds batch norms by itself
     else:
         converted = network
     return with_rounded_logits(converted, batches()) if micro else converted
 
 
 def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8: bool, batch: int | None) -> bytes:
-    """The content of the file."""
+    """Converts the network and returns the content of the file.
+
+    Raises:
+        ModelError: the converter does not support the network.
+    """
     try:
         if suffix == ".onnx":
             from agridistill.export.onnx import to_onnx
@@ -256,7 +262,7 @@ def _converted(network: nn.Module, manifest: ModelManifest, suffix: str, *, int8
 
 
 def _more_to_compare(val: ChosenPhotos, train: ChosenPhotos, choose: Callable[..., ChosenPhotos]) -> tuple[Sample, ...]:
-    """Photos of the other splits, evenly taken, where the validation photos are few."""
+    """Returns evenly spaced photos of the other splits if there are fewer than 200 validation photos, otherwise ()."""
     if len(val.samples) >= FEW_PHOTOS:
         return ()
     others = (*train.samples, *choose(split="test").samples)
@@ -267,7 +273,7 @@ def _more_to_compare(val: ChosenPhotos, train: ChosenPhotos, choose: Callable[..
 def _completed(
     draft: ModelManifest, result: ExportResult, network: nn.Module, run: Path, run_weights_sha256: str
 ) -> ModelManifest:
-    """The manifest with what was fitted and measured."""
+    """Returns the manifest with everything that was fitted and measured."""
     size = complexity(network, draft.preprocessing.image_size)
     return replace(
         draft,
@@ -278,7 +284,7 @@ def _completed(
             **draft.lineage,
             "run": run.resolve().name,
             "run_weights_sha256": run_weights_sha256,
-            # By which `evaluate` knows photos that the model did not learn from.
+            # `evaluate` uses them to find photos that the model did not learn from.
             "split_sha256": digests_of(read_split(run / "splits.json")),
         },
         measured={**result.figures(), "parameters": size.parameters, "macs": size.macs},
@@ -286,12 +292,12 @@ def _completed(
 
 
 def _warn(result: ExportResult, val: LabelledLogits) -> None:
-    """Logs what a person has to know about the figures."""
+    """Logs a warning if there are few validation photos, and one if the wanted accuracy is out of reach."""
     if len(val.target) < FEW_PHOTOS:
         interval = accuracy_interval(val.logits.argmax(1) == val.target, val.leaf_ids)
         logger.warning(
-            "only %d validation photos: the accuracy of %.0f %% may be anything from %.0f to %.0f %% (95 %% interval); "
-            "%d or more make it sharper",
+            "with only %d validation photos, the accuracy of %.0f %% is uncertain: the 95 %% interval is %.0f to "
+            "%.0f %%; use at least %d photos for a better estimate",
             len(val.target),
             100 * result.parity.accuracy,
             100 * interval.low,

@@ -1,4 +1,4 @@
-"""The network as a device runs it: uint8 photos in, logits out, and rounding as the exchange formats write it."""
+"""Wraps a network as a device runs it: it takes uint8 photos, returns logits, and rounds as the file formats do."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from agridistill.progress import STDERR, STDOUT, captured_output
 
 
 class Deployed(nn.Module):
-    """A network with its preprocessing: scale, mean and standard deviation cannot be got wrong on the device.
+    """A network that includes its preprocessing, so a device cannot use a wrong mean or standard deviation.
 
     Args:
-        network: takes normalised photos `(N, 3, S, S)`, gives logits `(N, K)`; it is copied.
-        preprocessing: of its input.
+        network: takes normalised photos `(N, 3, S, S)` and returns logits `(N, K)`; it is copied.
+        preprocessing: the preprocessing that the network expects.
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
@@ -33,18 +33,20 @@ class Deployed(nn.Module):
         self.network, self.preprocessing = _for_export(network), preprocessing
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         logits: Tensor = self.network(normalise_batch(pixels.permute(0, 3, 1, 2), self.preprocessing))
         return logits
 
 
 class DeployedInt8(nn.Module):
-    """A network that takes a photo's pixels for the levels of its first convolution.
+    """An int8 network whose first convolution uses a photo's pixels as its levels.
 
     Args:
         network: from `models.quantised`, calibrated; it is copied.
-        unsigned: the format has levels from 0 on, as pixels are: no arithmetic stands before the convolution.
-        operators: quantise and dequantise (`models.int8.rounding`), or others of these names and arguments.
+        unsigned: the format has levels from 0 to 255, as pixels have, so no arithmetic is needed before the first
+            convolution; otherwise levels run from -128 to 127.
+        operators: holds the quantise and dequantise operators to use: those of `models.int8.rounding`, or others with
+            the same names and arguments.
     """
 
     def __init__(self, network: nn.Module, *, unsigned: bool, operators: Any = torch.ops.agridistill) -> None:
@@ -52,22 +54,22 @@ class DeployedInt8(nn.Module):
         self.network = _written_out(network, unsigned, operators)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         logits: Tensor = self.network(pixels.permute(0, 3, 1, 2))
         return logits
 
 
 def _for_export(network: nn.Module) -> nn.Module:
-    """A copy without operations in place: torch.export takes each of those apart first, half of an export's time."""
+    """Returns a copy of the network without in-place operations: torch.export needs twice the time with them."""
     model = copy.deepcopy(network).eval()
     for module in model.modules():
         if hasattr(module, "inplace"):
-            setattr(module, "inplace", False)  # noqa: B010 - of any activation, which mypy takes for a tensor
+            setattr(module, "inplace", False)  # noqa: B010 - mypy believes that the attribute is a tensor
     return model
 
 
 def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Module:
-    """A copy whose roundings are pairs of quantise and dequantise."""
+    """Returns a copy of an int8 network in which each rounding is a quantise and a dequantise operator."""
     model = _for_export(network)
     _part_equal_biases(model)
     for parent in list(model.modules()):
@@ -75,7 +77,7 @@ def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Modul
             if isinstance(child, PhotoLevels):
                 setattr(parent, name, _Pixels(child, unsigned, operators))
             elif isinstance(child, UnitClamp):
-                # Levels of the rounding after it lie between 0 and 1.
+                # The rounding that follows has only levels between 0 and 1, so it clamps by itself.
                 setattr(parent, name, nn.Identity())
             elif isinstance(child, ActivationRounding):
                 setattr(parent, name, _Activation(child, operators))
@@ -88,12 +90,15 @@ def _written_out(network: nn.Module, unsigned: bool, operators: Any) -> nn.Modul
 
 @torch.no_grad()
 def _part_equal_biases(model: nn.Module) -> None:
-    """Varies biases of one value a little: LiteRT's converter shares such constants between layers, at one scale."""
+    """Changes biases whose values are all equal by tiny amounts.
+
+    LiteRT's converter would otherwise share equal constants between layers, although the layers need other scales.
+    """
     for place, module in enumerate(model.modules()):
         if not isinstance(module, RoundedConv2d | RoundedLinear) or module.bias is None:
             continue
         if bool((module.bias == module.bias[0]).all()):
-            # Less than a thousandth of a level of what the layer gives.
+            # This changes the layer's output by less than a thousandth of a level.
             module.bias += 1e-7 * place * torch.linspace(0.5, 1, len(module.bias), device=module.bias.device)
 
 
@@ -134,7 +139,7 @@ def _in_levels(values: Tensor, scale: float, zero_point: int, operators: Any) ->
 
 
 class _Weights(nn.Module):
-    """Weights, and the scale of each of their output channels."""
+    """A layer's weights, with one scale for each output channel."""
 
     scales: Tensor
     zero_points: Tensor
@@ -169,7 +174,7 @@ class _Linear(_Weights):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences prints, warnings and logs of converters, also of native code: they are for their developers."""
+    """Silences prints, warnings and logs of converters, native code included: they mean nothing to our users."""
     unheard = io.StringIO()
     before = logging.root.manager.disable
     with (

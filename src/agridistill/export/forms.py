@@ -1,4 +1,4 @@
-"""Which finished run goes to a device: a student, or the teacher that it learnt from, both as int8 artefacts."""
+"""Compares a student and its teacher as int8 exports, to choose which of them should run on a device."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _WARM_UP, _TURNS, _QUERIES = 3, 5, 8
 
 @dataclass(frozen=True)
 class DeviceForm:
-    """One finished run as an int8 artefact, measured on this machine.
+    """One finished run as an int8 model file, measured on this machine.
 
     Attributes:
         run: the run folder.
         model: name of its network.
-        accuracy: on its validation photos, 0 to 1.
-        photos: how many these are.
-        latency_ms: median of one photo's inference at a time, on one thread.
-        size_bytes: of the artefact.
-        misses: what keeps `export` from writing it, in words; empty where nothing does.
+        accuracy: accuracy of the int8 model on the run's validation photos, 0 to 1.
+        photos: number of these photos.
+        latency_ms: median time to classify one photo on one thread, in milliseconds.
+        size_bytes: size of the model file.
+        misses: words that say why `export` would refuse to write this file; "" if it would not.
     """
 
     run: Path
@@ -49,12 +49,16 @@ class DeviceForm:
     misses: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure."""
+        """Returns a JSON document with every attribute."""
         return {**asdict(self), "run": str(self.run)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> DeviceForm:
-        """What `to_json` made; other fields are a TypeError."""
+        """Makes a `DeviceForm` from a document that `to_json` returned.
+
+        Raises:
+            TypeError: the document has other fields.
+        """
         return cls(**{**document, "run": Path(str(document["run"]))})
 
 
@@ -66,9 +70,17 @@ def device_forms(
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[DeviceForm, ...]:
-    """A run and its teacher as int8 artefacts, the better one first; empty where one of them has no int8 form.
+    """Exports a run and its teacher in int8 to a temporary folder, and measures both.
 
-    `data` and `split_file` are as for `export`.
+    Args:
+        run: the student's run folder.
+        teacher: the teacher's run folder.
+        data: the data folder, as for `export`; None uses the folder that each run was trained on.
+        split_file: file with the split, as for `export`; None uses the split of each run.
+        progress: called with (done, total) of each step.
+
+    Returns:
+        The forms of both, the better one first; empty if the network of one of them cannot be rounded to int8.
 
     Raises:
         AgriDistillError: a run cannot be exported.
@@ -102,7 +114,7 @@ def device_forms(
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Of few photos and of thresholds: they would stand before the name of the form that they are about."""
+    """Silences the warnings of `export` in the block: they do not say which of the two models they are about."""
     log = logging.getLogger(export.__module__)
     before = log.level
     log.setLevel(logging.ERROR)
@@ -113,7 +125,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _has_int8(run: Path) -> bool:
-    """Whether a finished run can be exported in int8; reads its weights."""
+    """Returns whether a finished run can be exported in int8; reads its weights."""
     network, manifest = load_network(run)
     if manifest.precision != "int8":
         try:
@@ -124,15 +136,18 @@ def _has_int8(run: Path) -> bool:
 
 
 def _rank(forms: Sequence[DeviceForm]) -> Callable[[DeviceForm], tuple[bool, bool, float]]:
-    """What can be exported first, then higher accuracy; where the photos show no difference, the faster first."""
+    """Returns a sort key: exportable forms first, then the more accurate, or the faster if accuracies hardly differ."""
     best = max(forms, key=lambda form: form.accuracy)
-    # One standard error, by an interval that does not vanish at 100 %.
+    # One standard error, from an interval that is not empty at 100 % accuracy.
     noise = best.accuracy - wilson_interval(best.accuracy, best.photos, confidence=0.68).low
     return lambda form: (bool(form.misses), best.accuracy - form.accuracy > noise, form.latency_ms)
 
 
 def _latencies_ms(backends: Sequence[Backend]) -> list[float]:
-    """Medians of single inferences, taken in turns: what disturbs the machine disturbs all forms."""
+    """Returns the median time of one inference for each backend, in milliseconds.
+
+    The backends run in turns, so that other work on the machine slows all of them equally.
+    """
     taken: list[list[float]] = [[] for _ in backends]
     for _ in range(_TURNS):
         for backend, times in zip(backends, taken, strict=True):

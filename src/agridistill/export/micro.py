@@ -1,4 +1,4 @@
-"""What a microcontroller's project needs beside a `.tflite` file: the model as a C array, memory and operators."""
+"""Writes a `.tflite` model as C source for a microcontroller, and measures the memory and operators that it needs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ASK = (
 
 @dataclass(frozen=True)
 class MicroNeeds:
-    """What TensorFlow Lite Micro needs to run a file.
+    """The operators and the memory that TensorFlow Lite Micro needs for a model, and the scale of its output.
 
     Attributes:
-        operators: to register, by TensorFlow Lite's names.
-        arena_bytes: the least tensor arena, measured on this machine with pointers of 8 bytes: one with pointers of 4
-            needs less. None where `tflite-micro` is not installed.
+        operators: TensorFlow Lite's names of the operators to register.
+        arena_bytes: smallest tensor arena in bytes, measured on this machine with 8-byte pointers; a device with 4-byte
+            pointers needs less. None if `tflite-micro` is not installed.
         output_scale: logit = (level - output_zero_point) * output_scale.
-        output_zero_point: the level of 0.
+        output_zero_point: the int8 level of a logit of 0.
     """
 
     operators: tuple[str, ...]
@@ -42,21 +42,28 @@ class MicroNeeds:
 
 
 def micro_needs(content: bytes) -> MicroNeeds:
-    """Measures the content of a `.tflite` file with int8 logits.
+    """Finds out what TensorFlow Lite Micro needs to run the content of a `.tflite` file with int8 logits.
 
     Raises:
-        ModelError: TensorFlow Lite Micro cannot hold it in memory.
+        ModelError: TensorFlow Lite Micro cannot load the model into 256 MiB.
     """
     scale, zero_point = output_levels(content)
     return MicroNeeds(operator_names(content), _arena_bytes(content), scale, zero_point)
 
 
 def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, ...]) -> dict[str, str]:
-    """The content of a `.tflite` file as C source: the texts of `NAME.h` and `NAME.c` by their suffix.
+    """Writes the content of a `.tflite` file as C source.
 
-    `classes` are in the order of the logits.
+    Args:
+        content: the content of the file.
+        needs: what `micro_needs` returned for it.
+        name: NAME of the files; the C identifiers are made from it.
+        classes: class names in the order of the logits.
+
+    Returns:
+        The texts of `NAME.h` and `NAME.c` under the keys ".h" and ".c".
     """
-    # Letters of other languages are no part of a name for most compilers of microcontrollers.
+    # Most compilers for microcontrollers accept only ASCII letters in a name.
     symbol = re.sub(r"\W", "_", name, flags=re.ASCII)
     symbol = f"model_{symbol}" if symbol[:1].isdigit() else symbol
     rows = (content[at : at + _BYTES_A_LINE] for at in range(0, len(content), _BYTES_A_LINE))
@@ -86,7 +93,7 @@ def c_sources(content: bytes, needs: MicroNeeds, name: str, classes: tuple[str, 
 
 
 def _c_text(text: str) -> str:
-    """A string literal; what is not ASCII as octal escapes, which, unlike hexadecimal ones, end after three digits."""
+    """Returns a C string literal; bytes beyond ASCII become octal escapes, which always end after three digits."""
     signs = (
         f"\\{byte:03o}" if byte < 32 or byte > 126 or chr(byte) in '"\\?' else chr(byte)
         for byte in text.encode("utf-8", "surrogateescape")
@@ -95,7 +102,10 @@ def _c_text(text: str) -> str:
 
 
 def _arena_bytes(content: bytes) -> int | None:
-    """The tensor arena that TensorFlow Lite Micro fills, as it reports it itself, in a process of its own."""
+    """Returns the size of the tensor arena that TensorFlow Lite Micro reports, or None if it is not installed.
+
+    It runs in another process.
+    """
     if find_spec("tflite_micro") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -105,19 +115,23 @@ def _arena_bytes(content: bytes) -> int | None:
         done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     found = re.search(r"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
     if found is None:
-        reason = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
-        raise ModelError("a model that TensorFlow Lite Micro can allocate", reason, "report it with the versions")
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
+        raise ModelError(
+            "a model that TensorFlow Lite Micro can load", reason, "report it with the version of tflite-micro"
+        )
     return -(-int(found[1]) // _ALIGNMENT) * _ALIGNMENT
 
 
 def require_micro_target(out: Path, precision: str) -> None:
-    """Checks that `NAME.tflite` can be written, with `NAME.c` and `NAME.h` beside it.
+    """Checks that an export for microcontrollers can write `NAME.tflite`, `NAME.c` and `NAME.h`.
 
     Raises:
-        ModelError: no int8 `.tflite` file, or a source of that name that no export has written.
+        ModelError: the target is not an int8 `.tflite` file, or `NAME.c` or `NAME.h` exists and is not from an export.
     """
     if (out.suffix, precision) != (".tflite", "int8"):
-        raise ModelError("an int8 .tflite file for micro", f"{precision} '{out.name}'", "pass --precision int8")
+        raise ModelError(
+            "an int8 .tflite file for --micro", f"{precision} '{out.name}'", "pass --out NAME.tflite --precision int8"
+        )
     for path in (out.with_suffix(suffix) for suffix in (".c", ".h")):
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(_MARK.encode())):
             raise ModelError(

@@ -1,6 +1,7 @@
-"""ONNX: one file, preprocessing in the graph, int8 as pairs of QuantizeLinear and DequantizeLinear.
+"""Converts a network to ONNX: one file, with preprocessing in the graph.
 
-The scales are ours, the ones that the network was calibrated or trained with: no tool chooses them anew.
+int8 is written as pairs of QuantizeLinear and DequantizeLinear, with the scales that the network was calibrated or
+trained with.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from agridistill.export.deployed import Deployed, DeployedInt8, quiet
 from agridistill.manifest import Preprocessing
 
 OPSET = 18
-# Its type annotations know no uint8 for some of the operators.
+# Any, because its type annotations lack uint8 for some operators.
 op: Any = opset18
 
 
 def to_onnx(
     network: nn.Module, preprocessing: Preprocessing, *, int8: bool, batch: int | None = None
 ) -> onnx.ModelProto:
-    """Converts a network.
+    """Converts a network to an ONNX model.
 
     Args:
-        network: takes normalised photos; for int8 one from `models.quantised`, calibrated.
-        preprocessing: of its input; becomes part of the graph (an int8 network has taken it in already).
-        int8: writes the roundings of the network.
-        batch: N, for engines that want every shape fixed; None leaves it open.
+        network: takes normalised photos; for int8 a calibrated network from `models.int8.quantised`.
+        preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
+        int8: whether to write an int8 model; `network` must then be one from `quantised`.
+        batch: fixed batch size N, for engines that need fixed shapes; None allows any N.
 
     Returns:
         A model with the input `pixels` `(N, S, S, 3)` uint8 and the output `logits` `(N, K)` float32.
@@ -53,12 +54,12 @@ def to_onnx(
             verbose=False,
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
+        raise RuntimeError("expected a program from torch.onnx.export, got None")
     model: onnx.ModelProto = program.model_proto
     if int8:
         _store_weights_in_8_bits(model.graph)
     for value in model.graph.value_info:
-        # Names of the source code's lines; a device has no use for them.
+        # The metadata refer to lines of source code, which a device does not need.
         value.ClearField("metadata_props")
     for node in model.graph.node:
         node.ClearField("metadata_props")
@@ -73,7 +74,7 @@ def _quantise_tensor(values: Any, scale: float, zero_point: int, low: int, high:
 def _dequantise_tensor(
     levels: Any, scale: float, zero_point: int, low: int, high: int, dtype: int, out_dtype: int = -1
 ) -> Any:
-    # From 0 on, as a photo's pixels are; all other tensors count from -128 on in torch.
+    # `low` is 0 for a photo's pixels and -128 for all other tensors; the file has levels from 0 to 255.
     return op.DequantizeLinear(levels, _constant(np.float32(scale)), _constant(np.uint8(zero_point - low)))
 
 
@@ -91,7 +92,7 @@ def _constant(value: np.generic) -> Any:
     return op.Constant(value=numpy_helper.from_array(np.asarray(value)))
 
 
-# x86 multiplies unsigned activations with signed weights: the levels are those of int8, moved by 128.
+# x86 multiplies unsigned activations with signed weights, so the int8 levels of activations are shifted by 128.
 _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.agridistill.quantize_per_tensor.default: _quantise_tensor,
     torch.ops.agridistill.dequantize_per_tensor.default: _dequantise_tensor,
@@ -101,7 +102,7 @@ _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _store_weights_in_8_bits(graph: onnx.GraphProto) -> None:
-    """Stores weights as int8 and biases as int32, at the scale at which the engine adds them up."""
+    """Stores weights as int8, and biases as int32 in the scale of the engine's sums (input scale x weight scale)."""
     values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Whether an artefact says what its network says."""
+"""Compares an exported model ("artefact") with the network that it was made from, and decides if it is good enough."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Parity:
-    """An artefact beside the network that it was made from, on the same photos.
+    """How an exported model ("artefact") differs from the network that it was made from, on the same photos.
 
     Attributes:
-        photos: validation photos, of which the accuracies are.
-        top1_agreement: share of the compared photos on which both name the same class, 0 to 1.
-        largest_logit_difference: over all compared photos and classes.
-        accuracy: of the artefact.
-        network_accuracy: of the network.
-        compared_photos: of which the agreement is: the validation photos, and others where these are few.
-        newly_wrong: validation photos that the network names rightly and the artefact wrongly.
-        newly_right: the other way round.
+        photos: number of validation photos; both accuracies are measured on them.
+        top1_agreement: share of the compared photos for which both predict the same class, 0 to 1.
+        largest_logit_difference: largest absolute difference over all compared photos and classes.
+        accuracy: accuracy of the artefact, 0 to 1.
+        network_accuracy: accuracy of the network, 0 to 1.
+        compared_photos: number of photos that agreement is measured on: the validation photos, and others if these
+            are few.
+        newly_wrong: number of validation photos that the network classifies correctly and the artefact does not.
+        newly_right: number of validation photos that the artefact classifies correctly and the network does not.
     """
 
     photos: int
@@ -40,24 +41,24 @@ class Parity:
 
     @property
     def lost_points(self) -> float:
-        """Accuracy that the artefact lost, in percentage points; negative where it gained."""
+        """The artefact's loss of accuracy in percentage points; negative if it is more accurate than the network."""
         return 100 * (self.network_accuracy - self.accuracy)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What an artefact must reach to be written.
+    """The limits that an exported model must keep to be written.
 
     Attributes:
-        top1_agreement: at least, 0 to 1.
-        lost_points: at most, in percentage points.
+        top1_agreement: least agreement with the network, 0 to 1.
+        lost_points: largest loss of accuracy, in percentage points.
     """
 
     top1_agreement: float
     lost_points: float
 
     def failures(self, parity: Parity) -> list[str]:
-        """What does not hold, in words."""
+        """Returns one phrase for each limit that `parity` breaks; an empty list if it breaks none."""
         failures = []
         if parity.top1_agreement < self.top1_agreement:
             failures.append(f"top-1 agreement {parity.top1_agreement:.3f}, at least {self.top1_agreement} expected")
@@ -67,13 +68,16 @@ class Gate:
 
 
 GATES = {"fp32": Gate(top1_agreement=0.995, lost_points=0.2), "int8": Gate(top1_agreement=0.95, lost_points=1.0)}
-"""By precision. fp32 only sums in another order; int8 rounds."""
+"""The limits for each precision: fp32 differs only in the order of sums, int8 rounds every value."""
 
 
 def compare(network: NDArray[Any], artefact: NDArray[Any], target: NDArray[np.int64]) -> Parity:
-    """Parity of two sets of logits `(N, K)` on photos of which the first M have the labels `target` `(M,)`.
+    """Compares the logits of a network and of its exported model on the same N photos.
 
-    Accuracy is of the labelled photos, agreement of all: it asks for no labels.
+    Args:
+        network: `(N, K)` logits of the network.
+        artefact: `(N, K)` logits of the exported model.
+        target: `(M,)` labels of the first M photos; accuracies are measured on these, agreement on all N.
     """
     answered, expected = artefact.argmax(1), network.argmax(1)
     right, was_right = (named[: len(target)] == target for named in (answered, expected))
@@ -90,12 +94,12 @@ def compare(network: NDArray[Any], artefact: NDArray[Any], target: NDArray[np.in
 
 
 def _is_no_chance(parity: Parity, allowed_points: float) -> bool:
-    """Whether so large a loss is hardly met where the true one is `allowed_points`.
+    """Returns whether the loss of accuracy in `parity` is too large to be chance if the true loss is `allowed_points`.
 
-    From 200 photos on the loss is taken as it is. Below, one photo is more than half a point: an exact one-sided test,
-    McNemar's (1947) with the allowed loss for its margin. Of the photos on which only one of both is right, the share
-    that the artefact has wrong is (1 + allowed loss / discordant share) / 2 at the margin; the loss counts where so
-    many wrong ones have a probability under 5 %. Four lost photos or fewer never fail.
+    With at least 200 photos every loss counts. With fewer, one photo is more than half a percentage point, so an exact
+    one-sided test decides: McNemar's (1947) with the allowed loss as its margin. Of the photos that only one of the two
+    models classifies correctly, the artefact's errors are a share of (1 + allowed loss / discordant share) / 2 at the
+    margin. The loss counts if so many errors have a probability under 5 %. With at most four lost photos it never does.
     """
     discordant = parity.newly_wrong + parity.newly_right
     if parity.photos >= FEW_PHOTOS or not discordant:

@@ -1,4 +1,4 @@
-"""Distillation losses on plain tensors, the objective that weighs them, and the table of methods. Needs torch alone.
+"""Distillation losses on tensors, the objective that sums them, and the table of methods. Needs only torch.
 
 Example:
     >>> import torch

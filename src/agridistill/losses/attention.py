@@ -1,4 +1,4 @@
-"""How far the student's spatial attention is from the teacher's, and how both get one grid and one number of maps."""
+"""Measures the distance between student's and teacher's attention maps, and brings both to the same shape."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from agridistill.errors import ConfigError, ModelError, nearest
 
 Distance = Literal["l2", "kl", "cosine"]
 
-# A map whose largest value lies below this is dead: its scale is not changed.
+# A map whose largest value is below this counts as zero and is not rescaled.
 _DEAD = 1e-20
 # Share of the uniform distribution in each map, so that KL stays finite where the student's map is 0.
 _KL_FLOOR = 1e-6
 
 
 def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Distance = "l2") -> Tensor:
-    """Distance of attention maps on one grid, in float32, independent of their scale.
+    """Computes the distance between attention maps of equal shape, in float32; the scale of the maps does not matter.
 
     - "l2": squared L2 distance of the L2-normalised maps, summed over positions; in [0, 2] for maps >= 0.
     - "cosine": 1 - cosine similarity, computed as half of "l2", without cancellation.
@@ -30,16 +30,16 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
     and 0.5 to any other map) and is uniform in "kl"; value and gradient stay finite.
 
     Args:
-        student_map: `(B, H, W)`, or `(B, M, H, W)` for M maps a photo.
-        teacher_map: of the same shape.
-        distance: which of the three.
+        student_map: `(B, H, W)`, or `(B, M, H, W)` for M maps of each photo.
+        teacher_map: a tensor of the same shape.
+        distance: "l2", "kl" or "cosine".
 
     Returns:
-        A float32 scalar >= 0: the mean over the batch and the M maps; 0 where the maps agree up to scale.
+        A float32 scalar >= 0: the mean over the batch and the M maps; 0 if the maps differ only in scale.
 
     Raises:
         ModelError: the shapes differ, or are not those above.
-        ConfigError: unknown distance.
+        ConfigError: `distance` is unknown.
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928, equation 2, squared and without its factor.
 
@@ -50,7 +50,7 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
     """
     if student_map.shape != teacher_map.shape or student_map.dim() not in (3, 4):
         raise ModelError(
-            "two attention maps of one shape, (B, H, W) or (B, M, H, W)",
+            "two attention maps of equal shape, (B, H, W) or (B, M, H, W)",
             f"student {tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)}",
             "bring them to a common grid with match_resolution first",
         )
@@ -66,10 +66,10 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
 
 
 def unit_peak(attention: Tensor) -> Tensor:
-    """Maps `(..., H, W)` in float32, scaled to a largest magnitude of 1, so that no square or sum over- or underflows.
+    """Scales maps `(..., H, W)` to a largest magnitude of 1 in float32, so that squares and sums cannot overflow.
 
-    The distances do not depend on scale, so the factor is a constant for the gradient, and the gradient is exact. A map
-    without any value above 1e-20 is not changed.
+    The gradient treats the factor as a constant. It is exact all the same, because the distances do not depend on
+    scale. A map without any value above 1e-20 is not changed.
     """
     values = attention.float()
     peak = values.detach().abs().amax(dim=(-2, -1), keepdim=True)
@@ -77,7 +77,7 @@ def unit_peak(attention: Tensor) -> Tensor:
 
 
 def _unit_length(flat: Tensor) -> Tensor:
-    # With a peak of 1 the length is at least 1: the bound applies to dead maps alone.
+    # With a peak of 1 the length is at least 1: the bound affects only maps of zeros.
     length: Tensor = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
     return flat / length.clamp_min(0.5)
 
@@ -91,7 +91,7 @@ def _log_probabilities(flat: Tensor) -> Tensor:
 
 
 def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps on a common grid, found from their sizes at run time: the smaller height and the smaller width.
+    """Shrinks two maps to a common grid: the smaller height and the smaller width of both.
 
     Args:
         student_map: `(B, H, W)` or `(B, M, H, W)`; M may also be channels.
@@ -111,26 +111,26 @@ def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, 
     for name, attention in (("student", student_map), ("teacher", teacher_map)):
         if attention.dim() not in (3, 4):
             shape = tuple(attention.shape)
-            raise ModelError("attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", "pass maps, not features")
+            raise ModelError("attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", "pass attention maps")
     height, width = (min(student_map.shape[axis], teacher_map.shape[axis]) for axis in (-2, -1))
     student, teacher = (F.adaptive_avg_pool2d(each.float(), (height, width)) for each in (student_map, teacher_map))
     return student, teacher
 
 
 def channel_mean_square(features: Tensor) -> Tensor:
-    """The fixed alignment: the channel mean of squared features, `(B, C, H, W)` to `(B, H, W)` in float32."""
+    """Computes the fixed alignment: the channel mean of squared features, `(B, C, H, W)` to `(B, H, W)` float32."""
     return features.float().square().mean(dim=1)
 
 
 class ChannelProjection(nn.Module):
-    """The learned alignment: a 1x1 projection, without bias, of the student's squared features to M maps.
+    """The learned alignment: projects the student's squared features to M maps by a 1x1 convolution without bias.
 
-    It starts as the channel mean (each weight 1/C), so training begins at the fixed alignment. It is used in training
-    only and dropped at export.
+    It starts as the channel mean (each weight 1/C), which is the fixed alignment. It is used in training only, and
+    export drops it.
 
     Args:
-        channels: C of the student's features.
-        maps: M, the teacher's maps for each photo: 1, or the number of its heads.
+        channels: number C of channels of the student's features.
+        maps: number M of the teacher's maps for each photo: 1, or the number of its heads.
 
     Shape: `(B, C, H, W)`, any floating type, to `(B, M, H, W)` in float32.
     """
@@ -141,7 +141,7 @@ class ChannelProjection(nn.Module):
         self.scaled_weight = nn.Parameter(torch.ones(maps, channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Projects `(B, C, H, W)` to `(B, M, H, W)`."""
+        """Projects features `(B, C, H, W)` to maps `(B, M, H, W)` float32."""
         weight = self.scaled_weight.float() / self.scaled_weight.shape[1]
         with torch.autocast(device_type=features.device.type, enabled=False):
             return F.conv2d(features.float().square(), weight[:, :, None, None])

@@ -1,4 +1,4 @@
-"""How far the student's features are from the teacher's: hints (Romero et al. 2015, arXiv 1412.6550)."""
+"""Measures the distance between student's and teacher's features: hints (Romero et al. 2015, arXiv 1412.6550)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from agridistill.errors import ModelError
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Half the squared distance of two feature maps, in float32, mean over all their values.
+    """Computes half the mean squared difference of two feature maps, in float32.
 
     Args:
-        student_features: `(B, C, H, W)`, after the regressor.
-        teacher_features: of the same shape.
+        student_features: `(B, C, H, W)`, after the `HintRegressor`.
+        teacher_features: a tensor of the same shape.
 
     Raises:
         ModelError: the shapes differ.
@@ -22,7 +22,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     if student_features.shape != teacher_features.shape:
         raise ModelError(
-            f"teacher's features of shape {tuple(student_features.shape)}",
+            f"teacher's features in the student's shape {tuple(student_features.shape)}",
             f"{tuple(teacher_features.shape)}",
             "give both models the same batch",
         )
@@ -42,7 +42,7 @@ class HintRegressor(nn.Module):
         self.convolution = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps `(B, C_student, H, W)` to `(B, C_teacher, H, W)`."""
+        """Maps features `(B, C_student, H, W)` to `(B, C_teacher, H, W)` float32."""
         with torch.autocast(device_type=features.device.type, enabled=False):
             mapped: Tensor = self.convolution(features.float())
         return mapped

@@ -1,4 +1,4 @@
-"""Losses on class scores: against the labels, and against the teacher's scores."""
+"""Losses on logits: compared with the labels, and with the teacher's logits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
-# Deviations below this are rounding errors: equal scores must not be scaled up.
+# Deviations below this are rounding errors of equal values, which must not be scaled up.
 _MIN_DEVIATION = 1e-7
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy with the labels, in float32, mean over the batch.
+    """Computes the cross entropy with the labels, in float32, as the mean over the batch.
 
     Args:
         logits: `(B, K)`, any floating type.
@@ -24,7 +24,7 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`T^2 * KL(teacher || student)` of the class probabilities at temperature T, in float32, mean over the batch.
+    """Computes `T^2 * KL(teacher || student)` of the class probabilities at temperature T, as the mean over the batch.
 
     The factor T^2 keeps the size of the gradients when T changes. For large T the loss tends to half the squared
     distance of the centred logits, divided by the number of classes.
@@ -34,6 +34,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
         teacher_logits: `(B, K)`.
         temperature: T > 0; a larger one gives softer probabilities.
 
+    Returns:
+        A float32 scalar.
+
     Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2 and 2.1.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
@@ -42,10 +45,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 def standardised_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`kd_loss` of the logits' z-scores: the student learns the order of the teacher's logits, not their size.
+    """Computes `kd_loss` of standardised logits: the student learns relations of the logits, not their size.
 
-    The z-scores of a photo use the mean and the population deviation of its K logits. Equal logits stay 0, with a
-    gradient of 0. The z-scores reach `sqrt(K - 1) / T` at the base temperature T. Shapes as in `kd_loss`.
+    The logits of each photo are replaced by their z-scores, from the mean and the population standard deviation of its
+    K logits. Equal logits become 0, with a gradient of 0. After division by the temperature T, the z-scores are at
+    most `sqrt(K - 1) / T`. The arguments are those of `kd_loss`.
 
     Source: Sun et al. 2024, arXiv 2403.01427, algorithms 1 and 2.
     """
@@ -62,11 +66,12 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Tensor:
-    """`T^2 * (alpha * TCKD + beta * NCKD)`: the target class against all others, and the others among themselves.
+    """Computes decoupled distillation, `T^2 * (alpha * TCKD + beta * NCKD)`, as the mean over the batch.
 
-    `kd_loss` is the same sum with alpha = 1 and beta = 1 - the teacher's probability of the target: with a confident
-    teacher, its knowledge of the other classes vanishes there and is kept here. Both divergences are computed from
-    logarithms without the usual mask of -1000, so confident models give no infinity. Two classes give NCKD = 0.
+    TCKD compares the probability of the target class with that of all others; NCKD compares the other classes among
+    themselves. `kd_loss` is the same sum with alpha = 1 and beta = 1 - (the teacher's probability of the target), so a
+    confident teacher's knowledge of the other classes vanishes there; here it is kept. Both terms are computed from
+    logarithms, without the usual mask of -1000, so they are finite for confident models. With two classes NCKD is 0.
 
     Args:
         student_logits: `(B, K)`, any floating type, K >= 2.
@@ -93,11 +98,11 @@ def dkd_loss(
 
 
 def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`T^2 * (inter + intra)`: one minus Pearson's correlation of the class probabilities, by photo and by class.
+    """Computes `T^2 * (inter + intra)`, two losses of the form 1 - Pearson's correlation of the class probabilities.
 
-    "inter" correlates the K probabilities of each photo, "intra" the B probabilities of each class. A row or column
-    without deviation (a batch of one photo) counts 1, with a gradient of 0. The result lies in [0, 4 T^2]. Shapes as in
-    `kd_loss`.
+    "inter" correlates student and teacher over the K probabilities of each photo, "intra" over the B probabilities of
+    each class. If all values of a row or column are equal (as in a batch of one photo), its loss is 1 with a gradient
+    of 0. The result lies in [0, 4 T^2]. The arguments are those of `kd_loss`.
 
     Source: Huang et al. 2022, arXiv 2205.10536, sections 3.2 (d_p, L_inter) and 3.3 (L_intra); T^2 as in their code.
     """
@@ -108,26 +113,26 @@ def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 class KDLoss(nn.Module):
-    """`kd_loss` as a module."""
+    """`kd_loss` as a module with a fixed temperature."""
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
         self.temperature = temperature
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """`(B, K)` and `(B, K)` to a scalar."""
+        """Computes the loss, a float32 scalar, from student's and teacher's logits, both `(B, K)`."""
         return kd_loss(student_logits, teacher_logits, self.temperature)
 
 
 def _correlation(left: Tensor, right: Tensor) -> Tensor:
-    """Pearson's correlation of each row of `(N, M)` with its counterpart."""
+    """Computes Pearson's correlation `(N,)` of each row of `left` with the same row of `right`, both `(N, M)`."""
     return (_centre_and_scale(left, torch.sum) * _centre_and_scale(right, torch.sum)).sum(dim=-1)
 
 
 def _centre_and_scale(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """Rows minus their mean, divided by the root of the reduced squares; constant rows become 0."""
+    """Subtracts its mean from each row and divides it by the root of `reduce` of its squares; equal rows become 0."""
     centred = values - values.mean(dim=-1, keepdim=True)
     size = reduce(centred.square(), dim=-1, keepdim=True)
     varies = size > _MIN_DEVIATION**2
-    # Selected before the root: its gradient at 0 is infinite, and a mask after it would make that NaN.
+    # Mask before the square root: its gradient at 0 is infinite, and a mask after it would turn that into NaN.
     return torch.where(varies, centred, 0.0) * torch.where(varies, size, 1.0).rsqrt()

@@ -1,4 +1,4 @@
-"""The table of methods. A new loss is a function in `logits`, `attention` or `features` and one row here."""
+"""The table of methods. To add a loss, write a function in `logits`, `attention` or `features` and a row here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Need = Literal["logits", "maps", "features"]
 
 
 class Term(NamedTuple):
-    """A loss and its default weight."""
+    """A loss function and its default weight in the objective."""
 
     weight: float
     loss: Callable[..., Tensor]
@@ -26,15 +26,15 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train the student: the terms of its objective. A term that is None is not part of the method.
+    """A distillation method: the terms of the student's objective. A term that is None is not part of the method.
 
-    - `logits`: `loss(student_logits, teacher_logits, target, temperature)` of `(B, K)`, `(B, K)` and `(B,)`.
-    - `maps`: `loss(student_map, teacher_map, distance)` on one grid; `(B, H, W)` or `(B, M, H, W)`.
-    - `features`: `loss(student_features, teacher_features)`, `(B, C, H, W)` on one grid; learned in a first stage.
+    - `logits`: calls `loss(student_logits, teacher_logits, target, temperature)`; shapes `(B, K)`, `(B, K)`, `(B,)`.
+    - `maps`: calls `loss(student_map, teacher_map, distance)`; both maps `(B, H, W)` or `(B, M, H, W)`.
+    - `features`: calls `loss(student_features, teacher_features)`, both `(B, C, H, W)`, in a first stage of training.
     """
 
     name: str
-    description: str  # one line, with the source
+    description: str  # one line that cites the paper
     w_ce: float  # weight of the cross entropy with the labels
     logits: Term | None = None
     maps: Term | None = None
@@ -44,14 +44,15 @@ class Method:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Which of the teacher's outputs the terms compare."""
+        """The outputs of the teacher that the method needs: any of "logits", "maps" and "features"."""
         terms: dict[Need, Term | None] = {"logits": self.logits, "maps": self.maps, "features": self.features}
         return frozenset(name for name, term in terms.items() if term is not None)
 
     def weights(self, chosen: Mapping[str, float | None]) -> dict[str, float]:
-        """The weights `w_ce`, `w_kd`, `w_att` and `w_hint`: as chosen where not None, else the method's own.
+        """Returns the weights `w_ce`, `w_kd`, `w_att` and `w_hint`: those in `chosen`, or the method's if None.
 
-        One recipe serves all methods: terms that the method does not have stay 0, and a single term keeps its weight.
+        So that one recipe serves all methods, terms that the method lacks keep the weight 0, and a method with a single
+        term ignores `chosen`.
         """
         terms = {"w_kd": self.logits, "w_att": self.maps, "w_hint": self.features}
         own = {"w_ce": self.w_ce} | {name: term.weight if term else 0.0 for name, term in terms.items()}
@@ -81,7 +82,7 @@ _ROWS = (
         0.1,
         logits=Term(9.0, _without_target(standardised_kd_loss)),
         temperature=2.0,
-        min_classes=3,  # two standardised logits are always 1 and -1: nothing of the teacher's answer remains
+        min_classes=3,  # two standardised logits are always 1 and -1, so they carry no information
     ),
     Method("dkd", "kd with target and other classes apart (Zhao et al. 2022)", 1.0, logits=Term(1.0, dkd_loss)),
     Method(
@@ -106,10 +107,10 @@ METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method
 
 
 def get_method(name: str) -> Method:
-    """Looks a method up.
+    """Returns the method with this name.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: no method has this name.
 
     Example:
         >>> sorted(get_method("hybrid").needs)

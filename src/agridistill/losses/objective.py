@@ -1,4 +1,4 @@
-"""The training objective: labels, the teacher's logits, its attention and its features, weighted and named."""
+"""The training objective: the weighted sum of the losses on labels and on the teacher's logits, maps and features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Decay = Literal["cosine", "none"]
 
 @dataclass(frozen=True)
 class StagePair:
-    """A student's and a teacher's stage, by stride, whose attention or features are compared."""
+    """A stage of the student and a stage of the teacher, each given by its stride, whose outputs are compared."""
 
     student: int
     teacher: int
@@ -30,12 +30,12 @@ class StagePair:
 
     @property
     def name(self) -> str:
-        """Key of the pair's term in the objective's result."""
+        """Key of the pair's attention term in the result of the objective, such as "attention_s16_t16"."""
         return f"attention_s{self.student}_t{self.teacher}"
 
 
 def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cosine") -> float:
-    """Factor in [0, 1] of the attention weight: a linear warm-up, then a half cosine down to 0.
+    """Returns the factor of the attention weight, in [0, 1]: a linear warm-up, then half a cosine down to 0.
 
     Args:
         progress: share of the training that is done, in [0, 1].
@@ -53,31 +53,32 @@ def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cos
 
 
 class DistillationObjective(nn.Module):
-    """`w_ce * CE + w_kd * logit loss + w_att * schedule * attention`, each term in float32; losses are the method's.
+    """Computes `w_ce * CE + w_kd * logit loss + w_att * schedule * attention`, each term in float32.
 
-    `attention` is the sum of the pairs' distances, each times its weight.
+    The method chooses the logit loss and the distances. `attention` is the sum of the distances of the pairs, each
+    times the weight of its pair.
 
-    With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2): in its first
-    `hint_share` the total is `w_hint * hint` alone, the distance of the features; after it, the sum above, without
-    features, where the attention's schedule begins.
+    With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2). In the first
+    stage, which takes the share `hint_share`, the total is only `w_hint * hint`, the distance of the features. In the
+    second stage it is the sum above, without features, and the attention's schedule begins there.
 
     Args:
-        method: whose terms are computed.
-        w_ce: weight >= 0 of the cross entropy; None takes the method's, as for all weights. See `Method.weights`.
+        method: the method whose terms are computed.
+        w_ce: weight of the cross entropy, >= 0. For every weight, None takes the method's; see `Method.weights`.
         w_kd: weight of the logit loss.
-        w_att: weight of the attention term, before its schedule.
+        w_att: weight of the attention term, before the schedule.
         w_hint: weight of the features' distance in the first stage.
         hint_share: share of the training, in (0, 1), that the first stage takes.
-        temperature: T > 0 of the class probabilities; None takes the method's.
-        label_smoothing: of the cross entropy, in [0, 1).
+        temperature: temperature T > 0 of the class probabilities; None takes the method's.
+        label_smoothing: label smoothing of the cross entropy, in [0, 1).
         pairs: the stages whose attention or features are compared.
         student_channels: channels of the student's features by stride; needed for learned alignment and for hints.
         teacher_channels: channels of the teacher's features by stride; needed for hints.
         alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
-        teacher_maps: teacher's maps for each photo by stride, 1 where not given; more than 1 needs learned alignment.
-            Where it is 1, several maps (the heads of window attention) are averaged.
-        distance: of the maps; see `attention_distance`.
-        warmup: see `attention_schedule`; a share of what follows the first stage.
+        teacher_maps: number of the teacher's maps for each photo by stride, 1 for a missing stride. More than 1 needs
+            learned alignment. With 1, several maps of the teacher (the heads of window attention) are averaged.
+        distance: distance of the maps; see `attention_distance`.
+        warmup: see `attention_schedule`; a share of the training after the first stage.
         decay: see `attention_schedule`.
 
     Raises:
@@ -131,7 +132,7 @@ class DistillationObjective(nn.Module):
                 self.projections[pair.name] = ChannelProjection(students[pair.student], maps)
 
     def in_first_stage(self, progress: float) -> bool:
-        """Whether the student learns features, at this share of the training."""
+        """Returns whether the student learns features when the share `progress` of the training is done."""
         return self.weights["w_hint"] > 0 and progress < self.hint_share
 
     def forward(
@@ -145,24 +146,24 @@ class DistillationObjective(nn.Module):
         teacher_features: Mapping[int, Tensor] | None = None,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Every term by name, and their weighted sum. Gradients reach the student alone.
+        """Computes every term and their weighted sum; the teacher gets no gradients.
 
         Args:
             student_logits: `(B, K)`.
             student_features: `(B, C, H, W)` by stride, for the strides of the pairs.
             target: class indices `(B,)`.
-            teacher_logits: `(B, K)`; needed where `w_kd` > 0.
-            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed where `w_att` > 0.
+            teacher_logits: `(B, K)`; needed if `w_kd` > 0.
+            teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed if `w_att` > 0.
             teacher_features: `(B, C, H, W)` by stride; needed in the first stage.
             progress: share of the training that is done, in [0, 1].
 
         Returns:
-            Float32 scalars "ce", "kd", "attention", one such as "attention_s16_t16" for each pair, "hint" in the
-            first stage, before their weights and the schedule, and "total". A term without weight is left out, except
-            "ce", which then has no gradient.
+            Float32 scalars, without weights and schedule: "ce", "kd", "attention", one such as "attention_s16_t16" for
+            each pair, and "hint" in the first stage; and "total", the weighted sum. A term whose weight is 0 is left
+            out, except "ce", which then has no gradient.
 
         Raises:
-            ModelError: a part of the teacher is missing, or its classes or batch differ from the student's.
+            ModelError: an output of the teacher is missing, or its classes or batch differ from the student's.
         """
         weights, method = self.weights, self.method
         with torch.autocast(device_type=student_logits.device.type, enabled=False):
@@ -178,7 +179,7 @@ class DistillationObjective(nn.Module):
                     terms[pair.name] = self._pair_distance(pair, student_features, teacher_maps or {})
                 terms["attention"] = torch.stack([pair.weight * terms[pair.name] for pair in self.pairs]).sum()
                 total = total + weights["w_att"] * self._attention_share(progress) * terms["attention"]
-            # Multiplied by 0 instead of left out: DDP needs a gradient of every parameter in both stages.
+            # Multiply by 0 instead of leaving terms out, because DDP needs a gradient for every parameter.
             if self.in_first_stage(progress):
                 terms["hint"] = self._hint(student_features, teacher_features or {})
                 total = weights["w_hint"] * terms["hint"] + 0.0 * total
@@ -225,7 +226,7 @@ class DistillationObjective(nn.Module):
         weights, hints = self.weights, self.weights["w_hint"] > 0
         for name, value in weights.items():
             _require(math.isfinite(value) and value >= 0, f"{name} >= 0", value)
-        _require(any(weights[name] for name in ("w_ce", "w_kd", "w_att")), "a weight above 0", "all 0 but w_hint")
+        _require(any(weights[name] for name in ("w_ce", "w_kd", "w_att")), "w_ce, w_kd or w_att above 0", "all 0")
         _require(0 < self.hint_share < 1, "a hint_share between 0 and 1", self.hint_share)
         _require(self.temperature > 0, "a temperature above 0", self.temperature)
         _require(0 <= self.label_smoothing < 1, "label smoothing in [0, 1)", self.label_smoothing)
@@ -241,7 +242,7 @@ class DistillationObjective(nn.Module):
             known = pair.teacher in teachers or not hints
             _require(known, f"teacher_channels at stride {pair.teacher}", f"strides {sorted(teachers)}")
         most = max(self.teacher_maps.values(), default=1)
-        _require(alignment == "learned" or most == 1, "one teacher map a stage with fixed alignment", most)
+        _require(alignment == "learned" or most == 1, "one teacher map for each stage with fixed alignment", most)
 
 
 def _require(holds: bool, expected: str, got: object) -> None:
@@ -256,7 +257,7 @@ def _matching_logits(student_logits: Tensor, teacher_logits: Tensor | None) -> T
     if student[-1] != teacher[-1]:
         raise ModelError(
             f"a teacher with the student's {student[-1]} classes",
-            f"one with {teacher[-1]}",
+            f"a teacher with {teacher[-1]}",
             "train the teacher on the same class folders",
         )
     if student != teacher:
@@ -267,5 +268,5 @@ def _matching_logits(student_logits: Tensor, teacher_logits: Tensor | None) -> T
 def _at_stride(tensors: Mapping[int, Tensor], stride: int, what: str) -> Tensor:
     if stride not in tensors:
         got = f"strides {sorted(tensors)}" if tensors else "none"
-        raise ModelError(f"the {what} at stride {stride}", got, "tap both models at the pairs' strides")
+        raise ModelError(f"the {what} at stride {stride}", got, "collect outputs of both models at the pairs' strides")
     return tensors[stride]

@@ -1,6 +1,6 @@
-"""Networks by name, their weights, their attention maps, their cost, and their int8 form (`models.int8`).
+"""Creates networks by name, loads their weights, and gives their attention maps, cost and int8 form (`models.int8`).
 
-Others import from here; the modules are `factory`, `weights`, `taps`, `teacher` and `int8`.
+Other packages import the names below from here, not from the modules `factory`, `weights`, `taps` and `teacher`.
 """
 
 from agridistill.models.factory import (

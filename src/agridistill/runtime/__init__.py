@@ -1,5 +1,5 @@
-"""Running a model, without torch: photos in, labels with probabilities out.
+"""Runs a model without torch: takes photos and returns labels with probabilities.
 
-predictor (`Predictor`, `Prediction`, `Explanation`), verdict (quality gate, familiarity, words), reading (photos to
-batches), explanation (where a model looked), backends (models by path or name, and their engines).
+`predictor` holds `Predictor`; `verdict` the quality gate, familiarity and the words for predictions; `reading` turns
+photos into batches; `explanation` shows where a model looked; `backends` opens models by path or name.
 """

@@ -1,4 +1,4 @@
-"""Where a model looked on a photo: its own attention, or the change of its answer where parts are covered."""
+"""Shows where a model looked on a photo: by its attention map, or by how covering parts changes the answer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from agridistill.storage import replacing
 
 ExplanationMethod = Literal["attention", "occlusion"]
 
-# Of 14 cells a side: an eighth of the photo in 100 places, and where a confident network misses none of these, a third
-# of it in 49. Both take a second for a small network.
+# Sizes of the covering patch in cells, of 14 a side: an eighth of the photo in 100 places; if none of these changes the
+# answer of a confident network, a third of the photo in 49 places. Each takes a second for a small network.
 _CELLS, _PATCHES, _BATCH = 14, (5, 8), 10
-# Below this change of the probability no part counts, however it compares with the others.
+# If the probability changes by less than this, no part of the photo matters.
 _FAINT = 0.05
 _PANEL_PX, _MARGIN = 440, 16
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -36,34 +36,34 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 class Explanation:
     """Where a model looked on one photo.
 
-    `map` is `(H, W)` float32, at least 0, over the part of the photo that the model sees. "attention" (run folders):
-    strength of the features, 1 at the strongest place, one value for each 16 px of the input. "occlusion" (exported
-    files, networks without stages of maps): the drop of the answer's probability where that cell of 14 x 14 is covered,
-    0 to 1.
+    `map` is `(H, W)` float32, at least 0, and covers the part of the photo that the model sees. With the method
+    "attention" (run folders) it holds the strength of the features, 1 at the strongest place, one value for each 16 px
+    of the input. With "occlusion" (exported files, and networks without attention maps) it holds, for each of 14 x 14
+    cells, how much covering the cell lowers the probability of the answer, 0 to 1.
     """
 
     prediction: Prediction
     map: NDArray[np.float32]
     method: ExplanationMethod
-    photo: Image.Image  # whole, upright, RGB
+    photo: Image.Image  # the whole photo, upright, RGB
     seen: tuple[int, int, int, int]  # left, top, right, bottom of the part that the model sees, in pixels of `photo`
-    source: Path | None = None  # path of the photo; None where it came as bytes, an array or a Pillow image
+    source: Path | None = None  # path of the photo; None if it came as bytes, an array or a Pillow image
 
     def save(self, path: Path | str, *, title: str | None = None) -> Path:
-        """Writes a picture: the photo, and beside it the photo with the map over it; returns its path.
+        """Writes a picture with the photo on the left and the photo under the map on the right; returns its path.
 
         Args:
-            path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but never the photo itself.
-            title: over the photo; class and probability where None.
+            path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but not the photo itself.
+            title: text above the photo; None writes class and probability.
 
         Raises:
-            ConfigError: no path, another suffix, or the photo's own path.
+            ConfigError: `path` is not a path, has another suffix, or is the photo's path.
         """
         file = to_path("path", path)
         if file.suffix.lower() not in _SUFFIXES:
             raise ConfigError(f"a picture file ({', '.join(_SUFFIXES)})", f"'{file}'", "correct the name")
         if self.source is not None and file.resolve() == self.source.resolve():
-            raise ConfigError("another file than the photo", f"'{file}'", "choose another name")
+            raise ConfigError("a file other than the photo", f"'{file}'", "choose another name")
         with replacing(file, durable=False) as temporary:
             kind = Image.registered_extensions()[file.suffix.lower()]
             marked = {"pnginfo": explanation_mark()} if kind == "PNG" else {}
@@ -71,7 +71,7 @@ class Explanation:
         return file
 
     def picture(self, *, title: str | None = None) -> Image.Image:
-        """The picture that `save` writes."""
+        """Returns the picture that `save` writes; `title` is the text above the photo, None for the prediction."""
         title = title or f"{self.prediction.label} {100 * self.prediction.probability:.0f} %"
         scale = _PANEL_PX / max(self.photo.size)
         width, height = (max(1, round(side * scale)) for side in self.photo.size)
@@ -89,10 +89,10 @@ class Explanation:
         return canvas
 
     def _with_map(self, plain: Image.Image, scale: float) -> Image.Image:
-        """The map over the part that the model sees; the rest is dark."""
+        """Draws the map over the part of the photo that the model sees, and darkens the rest."""
         left, top, right, bottom = (round(edge * scale) for edge in self.seen)
         seen = plain.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-        # A peak that changes nothing must not look like one that decides.
+        # A part that changes almost nothing must not be drawn as if it decided the answer.
         high = max(float(self.map.max()), _FAINT) if self.method == "occlusion" else None
         drawn = ImageEnhance.Brightness(plain).enhance(0.35)
         drawn.paste(overlaid(seen, self.map, low=0.0 if high else None, high=high), (left, top))
@@ -100,7 +100,7 @@ class Explanation:
 
     @property
     def caption(self) -> str:
-        """What the colours of the picture mean."""
+        """A sentence that explains the colours of the picture."""
         outside = "" if self.seen == (0, 0, *self.photo.size) else " The model does not see the dark part."
         peak = 100 * float(self.map.max())
         if self.method == "attention":
@@ -119,9 +119,9 @@ class Explanation:
 
 
 def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | None:
-    """The network's own attention over one photo `(S, S, 3)` uint8, as `(H, W)` float32 with largest value 1.
+    """Returns the network's attention on one photo `(S, S, 3)` uint8, as `(H, W)` float32 with largest value 1.
 
-    None where the model gives no maps: an exported file, or a network without stages.
+    Returns None if the model has no attention maps: an exported file, or a network that keeps no height and width.
     """
     if not isinstance(backend, AttentiveBackend):
         return None
@@ -134,18 +134,18 @@ def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | Non
 
 
 def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.float32]:
-    """The drop of a class's probability where a part of the photo is covered with grey.
+    """Measures how much the probability of a class drops if a part of the photo is covered with grey.
 
-    The photo is divided into 14 x 14 cells. A grey patch of 5 x 5 cells is laid on every place; each cell has the mean
-    of the patches that cover it. Where no patch matters, patches of 8 x 8 cells are laid instead.
+    The photo is divided into 14 x 14 cells. A grey patch of 5 x 5 cells covers each possible place in turn; the value
+    of a cell is the mean drop over the patches that cover it. If no patch matters, patches of 8 x 8 cells are used.
 
     Args:
         backend: the model.
-        pixels: `(S, S, 3)` uint8.
+        pixels: the photo, `(S, S, 3)` uint8.
         label: index of the class.
 
     Returns:
-        One float32 for each cell, 0 to 1; where covering raises the probability, 0.
+        `(14, 14)` float32, 0 to 1; 0 for cells that raise the probability when they are covered.
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2.
     """
@@ -157,7 +157,7 @@ def occlusion_map(backend: Backend, pixels: Pixels, label: int) -> NDArray[np.fl
 
 
 def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[np.float32]:
-    """See `occlusion_map`, with patches of `patch` cells a side."""
+    """Computes `occlusion_map` for one patch size: patches of `patch` x `patch` cells."""
     manifest, side = backend.manifest, len(pixels)
 
     def probability(photos: Pixels) -> NDArray[np.float64]:
@@ -168,7 +168,7 @@ def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[
     edges = np.linspace(0, side, cells + 1).round().astype(int)
     starts = range(cells - patch + 1)
     places = [(row, column) for row in starts for column in starts]
-    # The mean of the photos that the network knows holds the least information for it.
+    # The mean colour of the training photos holds the least information for the network.
     grey = (255 * np.array(manifest.preprocessing.mean)).round().clip(0, 255).astype(np.uint8)
     whole = float(probability(pixels[None])[0])
     drops, covers = np.zeros((cells, cells)), np.zeros((cells, cells))
@@ -184,7 +184,10 @@ def _drops(backend: Backend, pixels: Pixels, label: int, patch: int) -> NDArray[
 
 
 def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """The part that `to_pixels` takes of a photo of `size` (width, height): left, top, right and bottom in pixels."""
+    """Returns left, top, right and bottom, in pixels, of the part of a photo that `to_pixels` keeps.
+
+    `size` is width and height of the photo.
+    """
     width, height = size
     if preprocessing.resize != "crop":
         return 0, 0, width, height
@@ -194,7 +197,7 @@ def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int,
 
 
 def _text(text: str, size: int, width: int) -> Image.Image:
-    """Black text on white, wrapped to about `width` pixels by the mean width of a letter."""
+    """Draws black text of `size` pixels on white, wrapped to about `width` pixels."""
     lines = textwrap.wrap(text, max(1, int(width / (0.52 * size)))) or [""]
     line_height = round(1.4 * size)
     image = Image.new("RGB", (width, len(lines) * line_height), "white")

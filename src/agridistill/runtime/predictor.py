@@ -1,4 +1,4 @@
-"""Predictor: photos in, labels with probabilities out."""
+"""Predicts the labels of photos, with their probabilities."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from agridistill.runtime.explanation import Explanation, ExplanationMethod, atte
 from agridistill.runtime.reading import PhotoSource, read_batches, read_pixels, read_source
 from agridistill.runtime.verdict import Familiarity, Prediction, QualitySettings, quality_problem
 
-# Returning memory takes some milliseconds, every few seconds of a stream.
+# Returning freed memory to the system takes some milliseconds, so it happens once in this many photos.
 _PHOTOS_BETWEEN_RETURNS = 500
 _QUALITY = QualitySettings()
 
 
 @dataclass(frozen=True)
 class PhotoResult:
-    """One photo of many: its prediction, or why there is none."""
+    """The result for one photo of several: its prediction, or the error if it could not be read."""
 
-    name: str  # the path as given, or the photo's position ("photo 1") where there is no path
-    prediction: Prediction | None  # None where the photo could not be read
-    error: str | None  # one line; None where the photo could be read
+    name: str  # the path that the caller passed, or the photo's position ("photo 1") if it has no path
+    prediction: Prediction | None  # None if the photo could not be read
+    error: str | None  # one line; None if the photo could be read
 
 
 class Predictor:
-    """Predicts photos with any backend."""
+    """Predicts the labels of photos with a model; `backend` is the opened model."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -43,20 +43,20 @@ class Predictor:
 
     @property
     def manifest(self) -> ModelManifest:
-        """The model's contract."""
+        """The model's manifest: its classes, preprocessing, temperature and threshold."""
         return self.backend.manifest
 
     def predict(self, source: PhotoSource, *, top: int = 1, quality: QualitySettings | None = _QUALITY) -> Prediction:
         """Predicts one photo.
 
         Args:
-            source: a path as `str` or `Path`, a file's bytes, an RGB array `(H, W, 3)` uint8, or a Pillow image.
-            top: how many of the most probable classes to name, at least 1.
+            source: a path as `str` or `Path`, the bytes of a file, an RGB array `(H, W, 3)` uint8, or a Pillow image.
+            top: number of most probable classes to return, at least 1.
             quality: limits of the quality gate; None switches it off.
 
         Raises:
-            PhotoError: the photo cannot be read, or is none of these types.
-            ConfigError: `top` is no whole number of at least 1.
+            PhotoError: the photo cannot be read, or `source` has another type.
+            ConfigError: `top` is not a whole number of at least 1.
             ModelError: the model's output is unusable.
         """
         require_whole("top", top, at_least=1)
@@ -71,18 +71,20 @@ class Predictor:
         batch_size: int = 8,
         quality: QualitySettings | None = _QUALITY,
     ) -> Iterator[PhotoResult]:
-        """Predicts photos as a stream, in their order; an unreadable photo gives an error in its place.
+        """Predicts photos one after another and yields the results in the same order.
 
-        Memory is bounded by `batch_size`, for any number of photos; a GPU may gain from more at once, a processor does
-        not.
+        A photo that cannot be read yields a result with an error. Memory depends on `batch_size` only, not on the
+        number of photos. Larger batches may be faster on a GPU, but not on a processor.
 
         Args:
-            sources: photos as for `predict`, of any types side by side; any iterable, also an endless one.
-            batch_size: photos that the model gets at once, at least 1.
-            top, quality: as for `predict`.
+            sources: iterable of photos as for `predict`; types may be mixed, and it may be endless.
+            top: number of most probable classes to return, at least 1.
+            batch_size: number of photos that the model computes at once, at least 1.
+            quality: limits of the quality gate; None switches it off.
 
         Raises:
-            ConfigError: at the call: `sources` is one photo or no iterable, or a number is out of range.
+            ConfigError: raised by the call itself: `sources` is a single photo or not iterable, or a number is out of
+                range.
             ModelError: the model's output is unusable.
         """
         require_whole("top", top, at_least=1)
@@ -94,10 +96,10 @@ class Predictor:
         return self._results(sources, top, batch_size, quality)
 
     def explain(self, source: PhotoSource) -> Explanation:
-        """Finds where the model looked on a photo (as for `predict`): a map, and a picture of it.
+        """Finds where the model looked on a photo, as a map that can be saved as a picture.
 
-        The network of a run folder gives its attention map. For an exported file, parts of the photo are covered in
-        turn: about 100 predictions.
+        `source` is a photo as for `predict`. For a run folder, the map is the network's attention. For an exported
+        file, parts of the photo are covered in turn, which takes about 100 predictions.
 
         Raises:
             PhotoError: the photo cannot be read.
@@ -148,7 +150,7 @@ class Predictor:
             label,
             probability,
             ranked,
-            # A threshold of 1 answers nothing, not even a probability that is rounded to 1.
+            # With a threshold of 1 the model never answers, not even if a probability is rounded to 1.
             abstained=probability < threshold or threshold >= 1,
             ood_score=self._familiarity.ood_score(pixels) if self._familiarity else None,
             probabilities=tuple(probabilities.tolist()),

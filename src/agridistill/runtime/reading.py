@@ -1,4 +1,4 @@
-"""Photos -> batches of pixels: threads read ahead, and memory is bounded by the batch, not by the number of photos."""
+"""Reads photos into batches of pixels, ahead in threads; memory depends on the batch size, not on their number."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ PhotoSource = Path | str | bytes | NDArray[Any] | Image.Image
 """A file's path, a file's bytes, an upright RGB photo `(H, W, 3)` uint8, or a Pillow image of any mode."""
 ReadPhoto = tuple[PhotoSource, Pixels | PhotoError]
 
-# More threads gain little beside the model and each holds a whole decoded photo.
+# More threads are hardly faster than the model, and each holds a whole decoded photo in memory.
 _MAX_READERS = 4
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are named, folders as the photos anywhere below them, sorted.
+    """Replaces each folder in `paths` by the photos anywhere below it, sorted; files are kept as they are.
 
-    Other files in the folders are counted in the log.
+    A warning counts the files in the folders that are not photos.
 
     Raises:
-        DataError: a path that does not exist, a folder without photos, or one that cannot be read.
+        DataError: a path does not exist, a folder has no photos, or a folder cannot be read.
     """
     photos: list[Path] = []
     others: list[str] = []
@@ -56,7 +56,7 @@ def expand(paths: Iterable[Path]) -> list[Path]:
 
 
 def _photos_below(folder: Path, others: list[str]) -> list[Path]:
-    """The photos, sorted; the paths of other files are added to `others`."""
+    """Returns the photos below a folder, sorted, and adds the paths of other files to `others`."""
 
     def refuse(error: OSError) -> None:
         raise DataError("a readable folder", f"'{error.filename}' ({error.strerror})", "change its permissions")
@@ -79,23 +79,24 @@ def _photos_below(folder: Path, others: list[str]) -> list[Path]:
 
 
 def read_pixels(source: PhotoSource, preprocessing: Preprocessing) -> Pixels:
-    """One photo as the model's input, `(S, S, 3)` uint8, RGB.
+    """Reads one photo as the model's input, `(S, S, 3)` uint8, RGB.
 
     Raises:
-        PhotoError: as for `read_source`.
+        PhotoError: the photo cannot be read, or `source` has the wrong type or shape.
     """
     return to_pixels(read_source(source, shorter_side=enough_pixels(preprocessing)), preprocessing)
 
 
 def read_source(source: object, *, shorter_side: int | None = None) -> Image.Image:
-    """One photo as upright 8-bit RGB.
+    """Reads one photo as an upright 8-bit RGB image.
 
     Args:
-        source: a `PhotoSource`; another type is an error.
-        shorter_side: as many pixels are enough; see `read_photo`. Arrays and Pillow images keep their size.
+        source: a path, the bytes of a file, an array or a Pillow image (`PhotoSource`).
+        shorter_side: number of pixels that the shorter side needs, which allows a JPEG to be decoded smaller (see
+            `read_photo`); None reads the full size. Arrays and Pillow images keep their size.
 
     Raises:
-        PhotoError: unreadable, an array that is not `(H, W, 3)` uint8, or of another type.
+        PhotoError: the photo cannot be read, the array is not `(H, W, 3)` uint8, or `source` has another type.
     """
     if isinstance(source, np.ndarray):
         if source.ndim == 3 and source.shape[2] == 3 and source.dtype == np.uint8 and source.size:
@@ -106,7 +107,7 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
         return upright_rgb(source)
     if isinstance(source, bytes | str | Path):
         if source == "":
-            raise PhotoError("a photo's path", "an empty text", "pass the path of a file")
+            raise PhotoError("a photo's path", "an empty string", "pass the path of a file")
         return read_photo(source if isinstance(source, bytes) else Path(source), shorter_side=shorter_side)
     several = isinstance(source, list | tuple | set)
     raise PhotoError(
@@ -117,11 +118,11 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
 
 
 def _conversion(array: NDArray[Any]) -> str:
-    """The code that makes an RGB photo of an array, where its shape shows what it holds."""
+    """Returns the remedy for an array that is no RGB photo: the code that converts it, if its shape tells."""
     if not array.size:
         return "pass an array with pixels"
     if array.ndim == 4:
-        return "pass several photos to predict_many, or one as photos[0]"
+        return "pass several photos to predict_many, or a single one as photos[0]"
     if array.ndim == 2:
         return "repeat the grey channel: np.stack([photo] * 3, axis=-1)"
     if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
@@ -130,16 +131,16 @@ def _conversion(array: NDArray[Any]) -> str:
         return "leave alpha out: photo[..., :3]"
     if array.ndim == 3 and array.shape[2] == 3 and np.issubdtype(array.dtype, np.floating):
         return "scale to 0..255 and convert: (255 * photo).astype(np.uint8) for values from 0 to 1"
-    return "convert it"
+    return "convert it to this shape and dtype"
 
 
 def read_batches(
     sources: Iterable[PhotoSource], preprocessing: Preprocessing, *, batch_size: int
 ) -> Iterator[list[ReadPhoto]]:
-    """Reads photos in their order, each paired with its source; a bad photo's place holds its error.
+    """Yields batches of (source, pixels) pairs in the order of `sources`; an unreadable photo has its error as pixels.
 
-    At most two batches are in memory: one in use, one being read; of whole photos, one for each reading thread, and
-    one in all where they are large.
+    At most two batches are in memory: the one in use and the next one. Each reading thread holds one whole photo, but
+    only one large photo is decoded at a time.
     """
     one_large = threading.Lock()
 

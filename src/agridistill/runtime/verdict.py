@@ -1,4 +1,4 @@
-"""How far a label may be believed: quality gate, familiarity, and the four verdicts with their words."""
+"""Judges how reliable a predicted label is: quality gate, familiarity, and four verdicts with their wording."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from agridistill.preprocess import Pixels
 
 Verdict = Literal["answer", "unsure", "unfamiliar", "unusable"]
-"""answer: above the threshold. unsure: below it. unfamiliar: unlike the training photos. unusable: failed the quality
-gate."""
+""""answer": the probability reaches the threshold. "unsure": it does not. "unfamiliar": the photo is unlike the
+training photos. "unusable": the photo failed the quality gate."""
 
 _UNFAMILIAR = "unlike the photos that the model learnt from"
 
@@ -27,34 +27,37 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _WHITE = 250
 # A pixel has a leaf's colour if green or yellow exceeds blue by this share of its light; grey ground has none.
 _COLOURED, _DARK = 0.08, 60.0
-# A decoder that misses data repeats its last row, or fills with one colour, over nearly the whole width. Cut-out leaves
-# lie on exact black or white as well, and a picture of equal rows alone is no damaged photo.
+# If data is missing, a decoder repeats its last row or fills the rest with one colour, over nearly the whole width.
+# Exact black and white do not count, because cut-out leaves have such a background; nor does a picture in which
+# nearly all rows are equal.
 _SAME, _BLACK, _WHOLE_WIDTH, _WHOLE_HEIGHT = 1, 8, 0.8, 0.9
 _Share = Annotated[float, Interval(ge=0, le=1)]
 
 _CELLS = 3
 _PIXELS_A_SIDE = 75
 FIGURES = 6 * _CELLS * _CELLS
-# A correlation of 1 between two figures would make any deviation infinitely far.
+# Without shrinkage, a correlation of 1 between two figures would make the distance of any deviation infinite.
 _SHRINKAGE = 0.03
-# Two in a hundred of our tomato photos are odd themselves and lie further out than most other pictures: a limit that
-# accepts them accepts those as well (docs/results.md).
+# Two in a hundred of our tomato photos are unusual and score higher than most pictures of other things: a limit that
+# accepts them would accept those pictures as well (docs/results.md).
 _FAMILIAR_SHARE = 0.96
 
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """Limits of the quality gate; the defaults refuse hardly any of our tomato photos (docs/field.md)."""
+    """Limits of the quality gate; the defaults refuse almost none of our tomato photos (docs/field.md)."""
 
-    darkest: Annotated[float, Interval(ge=0, le=255)] = 50.0  # the brightest twentieth of the photo reaches this level
-    brightest: _Share = 0.35  # of the photo, that may be burnt out to white
-    blurriest: Annotated[float, Interval(ge=0, le=10)] = 0.06  # least ratio of the fine steps to the photo's contrast
-    least_leaf: _Share = 0.01  # of the photo, that has at least a leaf's colours; 0 for plants of other colours
-    smeared: _Share = 0.15  # of the height, whose rows may repeat the row above: decoders' lost data
+    darkest: Annotated[float, Interval(ge=0, le=255)] = 50.0  # level that the brightest 5 % of the pixels must reach
+    brightest: _Share = 0.35  # largest share of overexposed (white) pixels
+    blurriest: Annotated[float, Interval(ge=0, le=10)] = 0.06  # least ratio of fine detail to the photo's contrast
+    least_leaf: _Share = 0.01  # least share of pixels with a leaf's colours; 0 for plants of other colours
+    smeared: _Share = 0.15  # largest share of consecutive rows that repeat the row above (the decoder lost data)
 
 
 def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
-    """What is wrong with a photo `(S, S, 3)` uint8 as the model gets it, in words; "" where nothing is.
+    """Returns what is wrong with a photo, in words, or "" if nothing is.
+
+    `pixels` is the photo as the model gets it, `(S, S, 3)` uint8.
 
     Example:
         >>> quality_problem(np.zeros((64, 64, 3), np.uint8), QualitySettings())
@@ -76,34 +79,34 @@ def quality_problem(pixels: Pixels, settings: QualitySettings) -> str:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """The distribution of the training photos' `figures`.
+    """A normal distribution of the training photos' light, colour and texture (54 `figures`).
 
-    Source: Lee et al. 2018, equation 2, of one class, on 54 figures of light, colour and texture. They separate leaves
-    from other pictures with an AUROC of 0.97, energy (Liu et al. 2020) and the greatest probability with 0.7 to 0.8
+    Source: Lee et al. 2018, equation 2, with a single class. The distance from this distribution separates leaves from
+    other pictures with an AUROC of 0.97. Energy (Liu et al. 2020) and the largest probability reach 0.7 to 0.8
     (docs/results.md).
     """
 
     mean: NDArray[np.float64]  # (54,)
-    whitening: NDArray[np.float64]  # (54, 54), lower triangular: turns a deviation into one of unit covariance
+    whitening: NDArray[np.float64]  # (54, 54), lower triangular; deviations multiplied by it have unit covariance
     limit: float  # squared distance that one in 25 validation photos exceeds
 
     def ood_score(self, pixels: Pixels) -> float:
-        """Distance of a photo `(S, S, 3)` uint8 from the training photos: up to 1 familiar, above 1 unfamiliar."""
+        """Returns how far a photo `(S, S, 3)` uint8 is from the training photos; above 1 it is unfamiliar."""
         deviation = self.whitening @ (figures(pixels) - self.mean)
         return float(deviation @ deviation) / self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the manifest: the lower triangle row by row."""
+        """Returns the manifest's `familiarity`: "mean", "whitening" (the lower triangle row by row) and "limit"."""
         rows = np.tril_indices(FIGURES)
         mean, whitening = ([float(f"{one:.7g}") for one in each] for each in (self.mean, self.whitening[rows]))
         return {"mean": mean, "whitening": whitening, "limit": self.limit}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Familiarity:
-        """Reads what `to_json` wrote.
+        """Makes a `Familiarity` from a document that `to_json` returned.
 
         Raises:
-            ModelError: wrong fields, or figures of another number.
+            ModelError: fields are missing or wrong, or the arrays have other sizes.
         """
         try:
             mean = np.asarray(document["mean"], np.float64)
@@ -119,13 +122,19 @@ class Familiarity:
 
 
 def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[NDArray[np.float64]]) -> Familiarity:
-    """Fits the distribution to the `figures` of at least 2 training photos, the limit to at least 1 held-out photo.
+    """Fits the distribution to training photos, and its limit to photos that the model did not learn from.
+
+    Args:
+        training: `figures` of at least 2 training photos, each `(54,)`.
+        held_out: `figures` of at least 1 other photo.
 
     Raises:
-        ValueError: too few.
+        ValueError: there are too few photos.
     """
     if len(training) < 2 or not held_out:
-        raise ValueError(f"expected 2 training photos and 1 other, got {len(training)} and {len(held_out)}")
+        raise ValueError(
+            f"expected at least 2 training photos and 1 held-out photo, got {len(training)} and {len(held_out)}"
+        )
     rows = np.stack(training)
     mean, deviation = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
     scaled = (rows - mean) / deviation
@@ -136,16 +145,16 @@ def fit_familiarity(training: Sequence[NDArray[np.float64]], held_out: Sequence[
 
 
 def figures(pixels: Pixels) -> NDArray[np.float64]:
-    """Light, colour and texture over a photo `(S, S, 3)` uint8, as `(54,)`.
+    """Computes 54 figures of light, colour and texture for a photo `(S, S, 3)` uint8; returns `(54,)`.
 
-    For each of 3 x 3 cells: light, two shares of colour, and the logarithms of the spread of light, of the spread of
-    colour and of the mean step between neighbouring pixels.
+    For each of 3 x 3 cells they are: light, two shares of colour, and the logarithms of the spread of light, of the
+    spread of colour and of the mean difference between neighbouring pixels.
 
     Raises:
-        ModelError: a photo of less than 3 px.
+        ModelError: the photo has a side of less than 3 px.
     """
     if len(pixels) < _CELLS:
-        raise ModelError(f"photos of {_CELLS} px and more", f"{len(pixels)} px", "correct the manifest's image_size")
+        raise ModelError(f"photos of at least {_CELLS} px", f"{len(pixels)} px", "correct the manifest's image_size")
     step = max(1, len(pixels) // _PIXELS_A_SIDE)
     photo = pixels[::step, ::step].astype(np.float32) * np.float32(1 / 255)
     side = len(photo) // _CELLS
@@ -154,7 +163,7 @@ def figures(pixels: Pixels) -> NDArray[np.float64]:
     steps = np.zeros_like(light)
     steps[:, 1:] += np.abs(light[:, 1:] - light[:, :-1])
     steps[1:] += np.abs(light[1:] - light[:-1])
-    # The mean of each cell of each plane, by two products.
+    # Two matrix products compute the mean of each cell in each plane.
     pick = np.kron(np.eye(_CELLS, dtype=np.float32), np.full(side, 1 / side, np.float32))
     means = pick @ np.concatenate([planes, (light**2)[None], (planes - light) ** 2, steps[None]]) @ pick.T
     rgb, square, colour_squares, step_mean = means[:3], means[3], means[4:7], means[7]
@@ -174,25 +183,25 @@ def figures(pixels: Pixels) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's answer for one photo."""
+    """The model's prediction for one photo, with everything that shows how reliable it is."""
 
     label: str  # the most probable class
-    probability: float  # of the label, 0 to 1, calibrated by the manifest's temperature
+    probability: float  # probability of the label, 0 to 1, calibrated by the manifest's temperature
     top: tuple[tuple[str, float], ...]  # the most probable classes with their probabilities, best first
-    abstained: bool  # the probability is below the manifest's threshold: the label is a guess, not an answer
-    ood_score: float | None = None  # above 1 the photo is unlike the training photos; None where these are unknown
-    probabilities: tuple[float, ...] = ()  # of all classes, in the manifest's order
-    problem: str = ""  # what the quality gate found, such as "too dark"; "" for nothing
-    threshold: float = 0.0  # of the manifest
+    abstained: bool  # whether the probability is below the threshold, so that the label is only a guess
+    ood_score: float | None = None  # above 1 the photo is unlike the training photos; None if these are unknown
+    probabilities: tuple[float, ...] = ()  # probabilities of all classes, in the manifest's order
+    problem: str = ""  # what the quality gate found, such as "too dark"; "" if it found nothing
+    threshold: float = 0.0  # the manifest's threshold
 
     @property
     def unfamiliar(self) -> bool:
-        """Whether the photo is unlike those that the model learnt from, so that the label means nothing."""
+        """Whether the photo is unlike the training photos, so that the label means nothing."""
         return self.ood_score is not None and self.ood_score > 1
 
     @property
     def verdict(self) -> Verdict:
-        """How far the label may be believed: "answer", "unsure", "unfamiliar" or "unusable"."""
+        """How reliable the label is: "answer", "unsure", "unfamiliar" or "unusable"."""
         if self.problem:
             return "unusable"
         if self.unfamiliar:
@@ -201,19 +210,24 @@ class Prediction:
 
     @property
     def reason(self) -> str:
-        """Why it is no answer, in words; "" for an answer."""
+        """Words that say why the verdict is not "answer"; "" if it is."""
         unsure = f"probability {self.probability:.2f}, answers need {self.threshold:.2f}"
         reasons = {"unusable": self.problem, "unfamiliar": _UNFAMILIAR, "unsure": unsure, "answer": ""}
         return reasons[self.verdict]
 
     @property
     def words(self) -> str:
-        """The verdict in words: "Late blight 93 %", "unsure (Late blight 41 %)", "unusable: too dark"."""
+        """The prediction as a text, such as "Late blight 93 %", "unsure (Late blight 41 %)" or "unusable: too dark"."""
         return verdict_words(self.verdict, self.reason, self.top)
 
 
 def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]]) -> str:
-    """A verdict in words, with its reason and the most probable classes, best first.
+    """Writes a verdict as a text.
+
+    Args:
+        verdict: the verdict.
+        reason: why it is not "answer"; used for "unusable" and "unfamiliar".
+        top: the most probable classes with their probabilities, best first.
 
     Example:
         >>> verdict_words("answer", "", [("Late_blight", 0.931)])
@@ -234,7 +248,7 @@ def verdict_words(verdict: Verdict, reason: str, top: Sequence[tuple[str, float]
 
 
 def plain_label(label: str) -> str:
-    """A class name in words.
+    """Makes a class name readable: "___" and "/" become ": ", underscores become spaces.
 
     Example:
         >>> plain_label("Tomato___Late_blight"), plain_label("Tomato/Late_blight"), plain_label("leaf_mold")
@@ -245,7 +259,7 @@ def plain_label(label: str) -> str:
 
 
 def percent_words(probability: float) -> str:
-    """A probability in whole per cent; never 0 % or 100 %, because no model is certain.
+    """Formats a probability, 0 to 1, in whole per cent; never as 0 % or 100 %, because no model is certain.
 
     Example:
         >>> percent_words(0.931), percent_words(0.9999), percent_words(0.001)
@@ -257,7 +271,7 @@ def percent_words(probability: float) -> str:
 
 
 def _repeated_share(pixels: Pixels) -> float:
-    """The longest run of rows that repeat the row above them, as a share of the height."""
+    """Returns the longest run of rows that repeat the row above, as a share of the height, 0 to 1."""
     rows = pixels[1:]
     steps = np.abs(rows.astype(np.int16) - pixels[:-1]).max(axis=-1)
     informative = (rows.max(axis=-1) > _BLACK) & (rows.min(axis=-1) < _WHITE)
@@ -266,7 +280,7 @@ def _repeated_share(pixels: Pixels) -> float:
 
 
 def _sharpness(light: NDArray[np.float32]) -> float:
-    """Root mean square of the Laplacian, relative to the standard deviation (after Pech-Pacheco et al. 2000)."""
+    """Returns the root mean square of the Laplacian divided by the standard deviation (Pech-Pacheco et al. 2000)."""
     if min(light.shape) < 3:
         return 0.0
     inner = light[1:-1, 1:-1]

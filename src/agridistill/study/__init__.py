@@ -1,3 +1,3 @@
 """Experiments of several runs: `plan` describes them, `compare` and `search` train them in `workers`, and `summary`
-compares them. Import from these modules: this package itself loads neither torch nor Optuna.
+compares the results. Import from these modules; importing the package loads neither torch nor Optuna.
 """

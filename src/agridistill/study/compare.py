@@ -1,4 +1,4 @@
-"""`compare`: methods x seeds x budgets under one teacher, trained where missing and compared photo by photo."""
+"""`compare`: trains methods x seeds x budgets with one teacher, and compares the results photo by photo."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def compare(
     `data`, `teacher`, `split_file`, `jobs`, `evidence` and `progress` are as for `agridistill.compare`.
 
     Args:
-        out: folder of the study: `runs`, `logs`, `compare.json`, and `teacher` where the study trains it.
+        out: folder of the study. It gets `runs`, `logs`, `compare.json`, and `teacher` if the study trains a teacher.
         plan: the candidates, budgets and seeds.
-        layout: how the labels are found.
+        layout: where the labels are found.
         tell: called with one line for each finished run, and with each warning of a run.
 
     Returns:
@@ -57,7 +57,7 @@ def compare(
     Raises:
         AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
     """
-    read_layout(data, layout)  # a wrong path is an error before anything is written
+    read_layout(data, layout)  # reports a wrong path before anything is written
     require_writable(out, folder=True)
     require_outside(out, data)
     trains_teacher = teacher is None and plan.needs_teacher
@@ -103,7 +103,10 @@ def compare(
 def gather_for(
     runs: Mapping[str, Path], data: Path, folder: Path, layout: Layout = FOLDERS, progress: ProgressCallback = silent
 ) -> None:
-    """Writes `NAME.json` for each run folder and one `gallery.json`; keeps files that are of the same weights."""
+    """Writes the evidence of runs to `folder`: `NAME.json` for each run, and `gallery.json` with attention maps.
+
+    Files that were made with the same weights are kept. `runs` are run folders by name, `data` is the data folder.
+    """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
     for name, run in runs.items():
         file = folder / f"{name}.json"
@@ -118,7 +121,11 @@ def gather_for(
 
 
 def _missing_jobs(out: Path, plan: ComparePlan, teacher: Path | None, split_file: Path | None) -> list[Job]:
-    """The jobs without a result; a run of other settings, of another split or teacher is a `RunError`."""
+    """Returns the jobs that have no result yet.
+
+    Raises:
+        RunError: a run in `out` has other settings, another test split or another teacher.
+    """
     own_teacher = RunFolder(out / TEACHER)
     if teacher is None and plan.needs_teacher and own_teacher.recipe.exists():
         _require_same(own_teacher, plan.teacher, TEACHER, None)
@@ -131,7 +138,7 @@ def _missing_jobs(out: Path, plan: ComparePlan, teacher: Path | None, split_file
         if folder.recipe.exists():
             _require_same(folder, job.config, job.name, sha256)
             if wanted is not None and set(read_split(folder.splits).test) != set(wanted.test):
-                raise _of_another_study(folder, f"the test photos of '{split_file}'", "others", job.name)
+                raise _of_another_study(folder, f"the test photos of '{split_file}'", "other test photos", job.name)
         if not folder.evaluation.exists():
             missing.append(job)
     return missing
@@ -149,12 +156,12 @@ def _require_same(
 
 
 def _of_another_study(folder: RunFolder, expected: str, got: str, name: str) -> RunError:
-    remedy = f"choose another --out, or remove '{folder.path}' to train it anew"
+    remedy = f"choose another --out, or remove '{folder.path}' to train this run again"
     return RunError(expected, f"{got} for '{name}' of this study", remedy)
 
 
 class _Tracker:
-    """Counts the epochs of all runs, and reports finished runs and warnings, each once."""
+    """Counts the trained epochs of all runs, and reports each finished run and each warning once."""
 
     def __init__(
         self, runs: Mapping[str, tuple[RunFolder, int]], progress: ProgressCallback, tell: Callable[[str], None]
@@ -180,7 +187,7 @@ class _Tracker:
         result = json.loads(self._runs[name][0].evaluation.read_text(encoding="utf-8"))
         self._tell(
             f"{name}: {100 * result['accuracy']:.1f} % on the test split, trained in {result['train_s'] / 60:.1f} min; "
-            f"{len(self._finished)} of {len(self._runs)} runs"
+            f"{len(self._finished)} of {len(self._runs)} runs are finished"
         )
 
 

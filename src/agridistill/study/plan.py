@@ -1,4 +1,4 @@
-"""What a study compares: candidates x budgets x seeds, as settings and as the runs that they describe."""
+"""Describes a study: settings for candidates, budgets and seeds, and the runs that follow from them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import Field
 from agridistill.errors import ConfigError, nearest
 from agridistill.training.settings import DistillConfig, TrainConfig
 
-# Names of the study's own files.
+# Names that the study needs for its files.
 _RESERVED = ("teacher", "gallery")
 
-# A name becomes a folder, on any system.
+# A name must be a valid folder name on every system.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")]
 Seed = Annotated[int, Field(ge=0)]
 ConfigOf = Callable[[Sequence[str]], DistillConfig]
-"""The recipe with changes, each `key=value` as after `--set`."""
+"""Returns the settings of the recipe after changes, each in the form `key=value` as for `--set`."""
 
 
 def _require(holds: bool, expected: str, got: object) -> None:
@@ -43,26 +43,29 @@ def _require_known(expected: str, name: str, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class BudgetSettings:
-    """What all candidates have in common: epochs, share of labels, photo size. Each budget has a table of its own."""
+    """Settings that all candidates share, such as epochs, share of labels and image size. Each budget gives a table."""
 
     name: Name = "full"
-    set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as after `--set`
-    seeds: tuple[Seed, ...] = ()  # those of the study where empty
+    set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as for `--set`
+    seeds: tuple[Seed, ...] = ()  # empty: the seeds of the study
 
 
 @dataclass(frozen=True)
 class CandidateSettings:
-    """One row of the table: a method, a network, or one method with other settings."""
+    """One row of a budget's table: a method, a network, or a method with changed settings."""
 
-    name: Name  # the name of a method selects that method
-    set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as after `--set`
-    seeds: tuple[Seed, ...] = ()  # those of the budget where empty
-    budgets: tuple[str, ...] = ()  # all where empty
+    name: Name  # if it is the name of a method, the candidate uses this method
+    set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as for `--set`
+    seeds: tuple[Seed, ...] = ()  # empty: the seeds of the budget
+    budgets: tuple[str, ...] = ()  # names of the budgets that it takes part in; empty: all
 
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """The values of one searched setting: an interval, optionally on a log scale or of integers, or choices."""
+    """The values that a search may try for one setting: an interval from `low` to `high`, or a list of `choices`.
+
+    `log` samples the interval on a logarithmic scale, `integer` samples whole numbers.
+    """
 
     low: float = 0.0
     high: float = 0.0
@@ -72,10 +75,12 @@ class SpaceSettings:
 
     def __post_init__(self) -> None:
         if self.choices:
-            _require(self.low == self.high == 0, "choices or two ends", f"{self.choices} and {self.low} to {self.high}")
+            _require(
+                self.low == self.high == 0, "choices, or low and high", f"{self.choices} and {self.low} to {self.high}"
+            )
             return
         _require(self.low < self.high < math.inf, "low below high", f"{self.low} and {self.high}")
-        _require(not self.log or self.low > 0, "low above 0 with log", self.low)
+        _require(not self.log or self.low > 0, "low above 0 with log = true", self.low)
 
     @property
     def ends(self) -> tuple[Any, Any]:
@@ -94,12 +99,12 @@ _DEFAULT_SPACE = {
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The section `compare.search`: settings of one candidate, chosen by Optuna on the validation split."""
+    """The section `compare.search`: the settings of one candidate that Optuna searches on the validation split."""
 
     candidate: str = "hybrid-hint"
-    budget: str = ""  # the first one where empty
-    seed: Seed = 0  # of the sampler and of every trial's run
-    space: dict[str, SpaceSettings] = field(default_factory=_DEFAULT_SPACE.copy)  # by recipe key, as after `--set`
+    budget: str = ""  # name of the budget; empty: the first one
+    seed: Seed = 0  # seed of the sampler and of every trial's run
+    space: dict[str, SpaceSettings] = field(default_factory=_DEFAULT_SPACE.copy)  # by recipe key, as for `--set`
 
     def __post_init__(self) -> None:
         _require(bool(self.space), "at least one setting to search", "none")
@@ -107,10 +112,10 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """The section `compare` of a recipe."""
+    """The section `compare` of a recipe: the candidates, budgets and seeds of a study."""
 
-    baseline: str = "ce"  # the candidate that the others are compared to
-    seeds: tuple[Seed, ...] = (0,)  # of budgets and candidates without seeds of their own
+    baseline: str = "ce"  # the candidate that the others are compared with
+    seeds: tuple[Seed, ...] = (0,)  # for budgets and candidates that set no seeds
     tuning: str = "the recipe does not say how its settings were found"  # printed under the table
     budgets: tuple[BudgetSettings, ...] = (BudgetSettings(),)
     candidates: tuple[CandidateSettings, ...] = tuple(
@@ -119,7 +124,7 @@ class CompareSettings:
     search: SearchSettings = SearchSettings()
 
     def seeds_of(self, budget: BudgetSettings, candidate: CandidateSettings) -> tuple[int, ...]:
-        """Seeds of the candidate's runs under the budget; none where it does not take part."""
+        """Returns the seeds of a candidate's runs under a budget; () if it does not take part in the budget."""
         if candidate.budgets and budget.name not in candidate.budgets:
             return ()
         return candidate.seeds or budget.seeds or self.seeds
@@ -134,14 +139,14 @@ class CompareSettings:
             _require_once("seed", seeds)
         _require_known("the baseline among the candidates", self.baseline, candidates)
         for candidate in self.candidates:
-            _require(candidate.name not in _RESERVED, "another name of a candidate", f"'{candidate.name}'")
+            _require(candidate.name not in _RESERVED, "another name for a candidate", f"'{candidate.name}'")
             for name in candidate.budgets:
                 _require_known(f"a known budget of the candidate '{candidate.name}'", name, budgets)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study. `config` is complete, with the seed."""
+    """One run of a study: its budget, its candidate, and its complete settings with the seed."""
 
     budget: str
     candidate: str
@@ -154,7 +159,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The run's folder below the study's `runs`, with forward slashes."""
+        """Path of the run's folder below the folder `runs` of the study, with forward slashes."""
         return f"{self.budget}/{self.candidate}-{self.seed}"
 
 
@@ -164,13 +169,13 @@ class ComparePlan:
 
     settings: CompareSettings
     jobs: tuple[Job, ...]  # in the order of their start: all candidates of a seed before the next seed
-    teacher: TrainConfig  # of a teacher that the study trains
-    budgets: Mapping[str, DistillConfig]  # settings of each budget, without its candidates' changes
+    teacher: TrainConfig  # settings of the teacher, if the study trains one
+    budgets: Mapping[str, DistillConfig]  # settings of each budget, without the changes of candidates
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the method of any run has a teacher."""
-        from agridistill.losses.methods import get_method  # studies are read without torch
+        """Whether the method of any run needs a teacher."""
+        from agridistill.losses.methods import get_method  # imported here because reading a study must not need torch
 
         return any(get_method(job.config.objective.method).needs for job in self.jobs)
 
@@ -180,13 +185,20 @@ class SearchPlan:
     """A search with all settings resolved."""
 
     settings: SearchSettings
-    config_of: Callable[[Mapping[str, Any]], DistillConfig]  # settings of the run with these values
+    config_of: Callable[[Mapping[str, Any]], DistillConfig]  # returns a run's settings for values of searched keys
 
 
 def plan_study(
     settings: CompareSettings, teacher: TrainConfig, config_of: ConfigOf, overrides: Sequence[str]
 ) -> ComparePlan:
-    """The runs of a study: the recipe, changed by each budget, then by each candidate, then by `overrides`.
+    """Resolves the settings of a study into its runs.
+
+    Args:
+        settings: the section `compare` of the recipe.
+        teacher: settings of the teacher, if the study trains one.
+        config_of: returns the settings of the recipe after changes. The changes of the budget come first, then those of
+            the candidate, then `overrides`.
+        overrides: changes for all runs, each `key=value`.
 
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
@@ -207,7 +219,9 @@ def plan_study(
 
 
 def plan_search(settings: CompareSettings, config_of: ConfigOf, overrides: Sequence[str]) -> SearchPlan:
-    """The trials of a search: the runs of one candidate under one budget with the searched values.
+    """Resolves the settings of a search, whose trials are runs of one candidate under one budget.
+
+    The arguments are those of `plan_study`.
 
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
@@ -225,7 +239,7 @@ def plan_search(settings: CompareSettings, config_of: ConfigOf, overrides: Seque
         changes = [*overrides, _seed(search.seed), *searched]
         return _job_config(config_of, budgets[search.budget], candidates[search.candidate], changes)
 
-    for end in (0, 1):  # both ends are valid settings
+    for end in (0, 1):  # check that both ends of every interval are valid settings
         config_of_values({name: space.ends[end] for name, space in search.space.items()})
     return SearchPlan(search, config_of_values)
 
@@ -241,7 +255,7 @@ def _job_config(
 
     method = [f"objective.method={candidate.name}"] if candidate.name in METHODS else []
     if not method and not candidate.set:
-        expected = "candidates that are methods or change a setting"
+        expected = "a candidate that has the name of a method or changes a setting"
         raise ConfigError(expected, f"'{candidate.name}' without 'set'", nearest(candidate.name, METHODS))
     config = config_of([*budget.set, *method, *candidate.set, *changes])
     get_method(config.objective.method)

@@ -1,4 +1,4 @@
-"""`compare --search N`: settings of one candidate by Optuna, chosen on the validation split alone."""
+"""`compare --search N`: searches settings of one candidate with Optuna, on the validation split only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from agridistill.study.summary import read_figures
 from agridistill.study.workers import Order, run_side_by_side
 from agridistill.training.run_folder import MAY_DIFFER, RunFolder
 
-# A trial without a heartbeat for the grace period was killed, and is tried again.
+# A trial without a heartbeat for the grace period counts as killed and is run again.
 HEARTBEAT_S, GRACE_S = 15, 60
 _FOLDER, _RECIPE = "folder", "recipe_sha256"
 
@@ -46,29 +46,29 @@ def search(
     progress: ProgressCallback = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Tries settings until `trials` trials are finished, with those of earlier calls.
+    """Runs trials until `trials` trials are finished, including those of earlier calls.
 
-    The value of a trial is the best epoch's accuracy on the validation split; the test split is not used. An
-    interrupted trial is resumed in its own folder by the next call, a killed one once its heartbeat is 60 s old.
-    Several machines may share one storage and one folder.
+    The value of a trial is the accuracy of its best epoch on the validation split; the test split is not used. The next
+    call resumes an interrupted trial in its folder, and a killed one when its last heartbeat is 60 s old. Several
+    machines may share one storage and one folder.
 
     Args:
-        data: the photos; they, `teacher`, `layout` and `split_file` are as for `distill`.
-        out: folder of the study: `search/NAME` with the trials' runs, `search-NAME.json`, and `search.db` without
-            `storage`; NAME is the candidate's and the budget's.
-        plan: the searched settings.
-        trials: finished ones in all.
-        storage: URL of a database for Optuna; None keeps SQLite in `out`.
-        progress: called with (trials, trials in all).
+        data: the data folder; `data`, `teacher`, `layout` and `split_file` are as for `distill`.
+        out: folder of the study. It gets `search/NAME` with the runs of the trials, `search-NAME.json`, and `search.db`
+            without `storage`. NAME is `CANDIDATE-BUDGET`.
+        plan: the settings to search.
+        trials: number of finished trials to reach.
+        storage: URL of a database for Optuna; None uses SQLite in `out`.
+        progress: called with (finished trials, `trials`).
         tell: called with one line for each finished trial.
 
     Returns:
-        The document of `search-NAME.json`: every trial and the best.
+        The document of `search-NAME.json`: "candidate", "budget", "value", "trials" and "best".
 
     Raises:
         AgriDistillError: a trial failed, the storage cannot be used, or it holds a search of another recipe.
     """
-    read_layout(data, layout)  # a wrong path is an error before anything is written
+    read_layout(data, layout)  # reports a wrong path before anything is written
     require_writable(out, folder=True)
     require_outside(out, data)
     if split_file is not None:
@@ -96,12 +96,12 @@ def search(
         )
         tell(
             f"{trial.user_attrs[_FOLDER]}: {100 * (trial.value or 0):.2f} % on the validation split with {values}; "
-            f"best {100 * study.best_value:.2f} %"
+            f"the best trial has {100 * study.best_value:.2f} %"
         )
 
     while (done := len(_finished(study))) < trials:
         progress(done, trials)
-        # A new seed for each trial: with one seed, every call would try the same points again.
+        # Use a new seed for each trial, because with one seed every call would try the same points again.
         study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(plan.settings, study, shared=storage is not None))
         study.optimize(objective, n_trials=1, callbacks=[report_trial])
     progress(trials, trials)
@@ -111,7 +111,7 @@ def search(
 
 
 def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
-    """The search in its storage, new or continued with the same recipe."""
+    """Creates the search in its storage, or opens it if it was started with the same recipe."""
     settings = plan.settings
     name = f"{settings.candidate}-{settings.budget}"
     try:
@@ -122,7 +122,7 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
             )
         study = optuna.create_study(storage=heartbeats, study_name=name, direction="maximize", load_if_exists=True)
     except Exception as error:
-        # Of many types in SQLAlchemy, and of Optuna for an unknown URL.
+        # SQLAlchemy raises many types of exceptions, and Optuna another one for an unknown URL.
         public_url = _without_password(url)
         reason = " ".join(str(error).split())[:160].replace(url, public_url)
         raise ConfigError(
@@ -133,8 +133,8 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
     recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()
     if study.user_attrs.get(_RECIPE) not in (None, recipe):
         raise RunError(
-            "the recipe that this search began with",
-            f"another one for '{name}'",
+            "the recipe that this search was started with",
+            f"another recipe for '{name}'",
             "choose another --out or --storage, or undo the change",
         )
     study.set_user_attr(_RECIPE, recipe)
@@ -142,12 +142,12 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
 
 
 def _retry(study: optuna.Study, trial: FrozenTrial | Trial) -> None:
-    """Queues a trial again, with its values and its folder."""
+    """Queues a trial again with the same values and the same folder."""
     study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
 
 
 def _accuracy_of(order: Order, name: str, logs: Path, trials: int) -> float:
-    """The validation accuracy of a trial's run, after training it where it is not finished."""
+    """Returns the validation accuracy of a trial's run, 0 to 1; trains the run first if it is not finished."""
     folder = RunFolder(order.out)
     if folder.recipe.exists():
         folder.require_same_recipe(order.config)
@@ -164,7 +164,7 @@ def _without_password(url: str) -> str:
 
 
 def _sampler_seed(settings: SearchSettings, study: optuna.Study, *, shared: bool) -> int:
-    """A seed for one trial; machines that share a storage have different ones."""
+    """Returns the sampler's seed for the next trial; processes that share a storage get different seeds."""
     process = f"{socket.gethostname()}:{os.getpid()}" if shared else ""
     text = f"{settings.seed}/{len(study.get_trials(deepcopy=False))}/{process}"
     return int.from_bytes(sha256(text.encode()).digest()[:4])

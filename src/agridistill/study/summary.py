@@ -1,6 +1,6 @@
-"""The runs of a study as one JSON document: means, deviations, and paired differences with their intervals.
+"""Summarises the runs of a study in one JSON document: means, deviations, and paired differences with intervals.
 
-Photos are clustered in leaves, and a method has several seeds: both count in the interval of a difference.
+The interval of a difference takes into account that several photos show one leaf, and that a method has several seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of a study with its figures for the document and its predictions on the test split."""
+    """A finished run of a study, with its figures for the document and its predictions on the test split."""
 
     job: Job
     figures: Mapping[str, Any]
@@ -46,7 +46,7 @@ class FinishedRun:
 
 
 def run_of(out: Path, job: Job) -> Path:
-    """The run folder of a job in the study's folder."""
+    """Returns the run folder of a job in the study's folder `out`."""
     return out / "runs" / job.name
 
 
@@ -62,12 +62,13 @@ def summarise(
     """Reads every run of a finished study in `out`, and computes missing predictions on the test split.
 
     Returns:
-        A JSON document: the teacher, and for each budget its rows (one a candidate, with every run, means, standard
-        deviations over seeds and the paired difference to the baseline), the method that is best on the validation
-        split, its paired differences to the other methods, and McNemar's tests between it and the second.
+        A JSON document with the teacher's figures and, for each budget: its rows (one for each candidate, with every
+        run, means, standard deviations over seeds, and the paired difference to the baseline); the best method on the
+        validation split; its paired differences to the other methods; and McNemar's tests between it and the second
+        best.
 
     Raises:
-        RunError: runs of different test splits.
+        RunError: two runs have different test splits.
     """
     runs = []
     for job in plan.jobs:
@@ -81,7 +82,7 @@ def summarise(
         if run.predictions.paths != first.predictions.paths:
             raise RunError(
                 "one test split for all runs of a study",
-                f"other photos in '{run.job.name}' than in '{first.job.name}'",
+                f"different test photos in '{run.job.name}' and in '{first.job.name}'",
                 "pass --splits FILE and choose another --out",
             )
     settings = plan.settings
@@ -99,10 +100,10 @@ def summarise(
 
 
 def read_figures(run: Path) -> dict[str, Any]:
-    """The figures of a finished run.
+    """Reads the figures of a finished run from its folder.
 
     Raises:
-        RunError: not finished, or damaged.
+        RunError: the run is not finished, or a file is damaged.
     """
     folder = RunFolder(run)
     try:
@@ -118,11 +119,11 @@ def read_figures(run: Path) -> dict[str, Any]:
             "versions": environment.get("versions"),
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it anew") from None
+        raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it again") from None
 
 
 def _teacher(teacher: Path, test_paths: Sequence[str]) -> dict[str, Any]:
-    """The teacher's figures, the share of the labels that it learnt from, and how many test photos it has learnt."""
+    """Returns the teacher's figures, its share of labels, and how many test photos were its training photos."""
     folder = RunFolder(teacher)
     learnt = set(read_split(folder.splits).train) if folder.splits.exists() else set()
     try:
@@ -134,7 +135,7 @@ def _teacher(teacher: Path, test_paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _budget(budget: BudgetSettings, plan: ComparePlan, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The rows of one budget, and its best method against the others."""
+    """Returns the rows of one budget, and the comparison of its best method with the others."""
     config = plan.budgets[budget.name]
     candidates = plan.settings.candidates
     by_name = {one.name: [run for run in runs if run.job.candidate == one.name] for one in candidates}
@@ -171,9 +172,10 @@ def _row(candidate: CandidateSettings, runs: Sequence[FinishedRun], baseline: Se
 
 
 def _ranked_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The candidates with the study's student, best first on the validation split, over the seeds that all have.
+    """Returns the rows of the methods, sorted by validation accuracy over the seeds that all have, the best first.
 
-    Not on the test split: that would compare them on the photos that chose them. Other networks are not methods.
+    Methods are the candidates with the most frequent network; candidates with other networks are left out. The test
+    split does not decide the order, because the methods are compared on it afterwards.
     """
     models = [row["model"] for row in rows]
     student = max(models, key=models.count)
@@ -187,7 +189,7 @@ def _ranked_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The first method minus the second, over the seeds that both have, or over all where they share none."""
+    """Compares `runs` with `others` over the seeds that both have, or over all seeds if they share none."""
     shared = sorted({run.job.seed for run in runs} & {run.job.seed for run in others})
 
     def correct(runs: Sequence[FinishedRun]) -> Any:
@@ -201,11 +203,11 @@ def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> d
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean accuracy of one method minus that of another on the same photos."""
+    """Difference of the mean accuracies of two methods on the same photos."""
 
-    points: float  # percentage points
-    points_ci95: tuple[float, float]
-    of_leaves_alone: bool  # one run of either: the interval lacks the chance in training, and is too narrow
+    points: float  # the difference in percentage points
+    points_ci95: tuple[float, float]  # its 95 % interval
+    of_leaves_alone: bool  # one of them has a single run, so the interval ignores chance in training: it is too narrow
 
 
 def paired_difference(
@@ -217,28 +219,33 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Difference in accuracy with its percentile bootstrap interval over leaves and seeds.
+    """Computes the difference in accuracy of two methods, with a percentile bootstrap interval over leaves and seeds.
 
-    Each resample draws as many leaves as there are, each with all its photos and for both methods alike (Efron and
-    Tibshirani 1993, chapter 8, for clusters; the photos are the pairs), and one error of the mean over seeds. Drawing
-    two or three seeds with replacement would lose most of their variance. Their error comes from Student's
-    distribution instead, with their own deviation and degrees of freedom, as in its own interval.
+    Each resample draws as many leaves as there are, with replacement, and uses all photos of each drawn leaf for both
+    methods (Efron and Tibshirani 1993, chapter 8, for clusters; the photos are the pairs). It also adds one error of
+    the mean over seeds. Drawing two or three seeds with replacement would lose most of their variance, so this error
+    comes from Student's t distribution, with the standard deviation and the degrees of freedom of the seeds.
 
     Args:
-        method: `(S, N)`, whether each of N photos is classified correctly under each of S seeds.
-        baseline: `(R, N)`, of the same photos.
-        leaf_ids: of the N photos.
-        paired_seeds: both have the same seeds in the same order, so that their differences are taken one by one.
-        resamples: number of them.
-        seed: of the drawing.
+        method: `(S, N)`, whether each of N photos is classified correctly with each of S seeds.
+        baseline: `(R, N)`, the same for the other method on the same photos.
+        leaf_ids: the leaf id of each of the N photos.
+        paired_seeds: whether both have the same seeds in the same order, so that differences are taken seed by seed.
+        resamples: number of resamples.
+        seed: seed of the random numbers.
 
     Raises:
-        ValueError: shapes that do not match.
+        ValueError: the shapes do not match.
     """
     if method.ndim != 2 or baseline.ndim != 2 or method.shape[1] != baseline.shape[1]:
-        raise ValueError(f"two arrays (seeds, photos) of the same photos, got {method.shape} and {baseline.shape}")
+        raise ValueError(
+            f"expected two arrays (seeds, photos) of the same photos, got shapes {method.shape} and {baseline.shape}"
+        )
     if len(leaf_ids) != method.shape[1] or (paired_seeds and len(method) != len(baseline)):
-        raise ValueError("one leaf id for each photo, and the same seeds where they are paired")
+        raise ValueError(
+            f"expected one leaf id for each photo, and as many seeds in both arrays if they are paired, got "
+            f"{len(leaf_ids)} leaf ids, shapes {method.shape} and {baseline.shape}"
+        )
     names, leaf = np.unique(np.asarray(leaf_ids), return_inverse=True)
     photos = np.bincount(leaf)
     gains = np.bincount(leaf, method.mean(axis=0) - baseline.mean(axis=0), len(names))
@@ -254,7 +261,7 @@ def paired_difference(
         if len(values) > 1:
             error = np.std(values, ddof=1) / np.sqrt(len(values))
             resampled = resampled + error * rng.standard_t(len(values) - 1, len(resampled))
-    # Two seeds that differ much give a wide interval, but no difference of accuracies is larger than 1.
+    # Two very different seeds give a wide interval, but a difference of accuracies lies between -1 and 1.
     low, high = np.percentile(resampled, [2.5, 97.5]).clip(-1, 1)
     points = 100 * (float(method.mean()) - float(baseline.mean()))
     return Difference(points, (100 * float(low), 100 * float(high)), any(len(values) < 2 for values in samples))
@@ -275,25 +282,25 @@ def _mcnemar_by_seed(runs: Sequence[FinishedRun], others: Sequence[FinishedRun])
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, int | float]:
-    """McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
+    """Computes McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
 
     Args:
-        first: `(N,)`, whether each photo is classified correctly.
-        second: `(N,)`, of the same photos.
+        first: `(N,)`, whether the first model classifies each photo correctly.
+        second: `(N,)`, the same for the second model.
 
     Returns:
-        Photos that only the first and only the second classify correctly, and the two-sided p-value, which is too
-        small because photos of one leaf are not independent.
+        "only_first" and "only_second", the numbers of photos that only this model classifies correctly, and "p_value",
+        two-sided. It is too small, because photos of one leaf are not independent.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: the lengths differ.
 
     Example:
         >>> mcnemar(np.array([True, True, False]), np.array([True, False, False]))
         {'only_first': 1, 'only_second': 0, 'p_value': 1.0}
     """
     if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"two arrays of the same photos, got {first.shape} and {second.shape}")
+        raise ValueError(f"expected two arrays (N,) of the same photos, got shapes {first.shape} and {second.shape}")
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differing = only_first + only_second
     p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0

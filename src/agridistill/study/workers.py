@@ -1,7 +1,7 @@
-"""Runs of a study in processes of their own: `python -m agridistill.study.workers` trains one, which comes on stdin.
+"""Trains the runs of a study in separate processes: `python -m agridistill.study.workers` trains the run on its stdin.
 
-Processes and not `multiprocessing`: its workers import the caller's script again, and one that is killed ends the pool.
-A worker lives no longer than its parent: at the end of stdin it stops as after Ctrl-C, and a later study resumes it.
+`multiprocessing` is not used, because its workers import the caller's script again, and a killed worker ends its pool.
+A worker stops as after Ctrl-C when its stdin ends, so it does not outlive its parent; a later study resumes its run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DistillConfig, TrainConfig
 
 _TICK_S = 0.5
-# Time for a run to write its last checkpoint.
+# Seconds that a run gets to write its last checkpoint before it is killed.
 _STOP_S = 30.0
 _DONE, _FAILED, _INTERRUPTED = 0, 2, 130
 
 
 @dataclass(frozen=True)
 class Order:
-    """One run: a student, or with a `TrainConfig` a network on labels alone. `teacher` is a run folder."""
+    """The arguments of one run: of `distill` with a `DistillConfig`, of `train` with a `TrainConfig`."""
 
     data: Path
     out: Path
@@ -45,10 +45,10 @@ class Order:
     layout: Layout = FOLDERS
 
     def carry_out(self) -> None:
-        """Trains, or resumes an unfinished run.
+        """Trains the run, or resumes it if it is unfinished.
 
         Raises:
-            AgriDistillError: as `distill` and `train`.
+            AgriDistillError: raised by `distill` or `train`.
         """
         resume = RunFolder(self.out).recipe.exists()
         split_file = None if resume else self.split_file
@@ -70,21 +70,21 @@ def run_side_by_side(
     on_end: Callable[[str], None] = lambda name: None,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Carries out all orders, up to `slots` at a time. A run that fails does not stop the others.
+    """Trains all runs in processes, up to `slots` at a time. A run that fails does not stop the others.
 
-    Any exception, an interrupt included, stops the processes; their runs can be resumed.
+    An exception in this process, such as Ctrl-C, stops all of them; their runs can be resumed.
 
     Args:
-        orders: by name, in the order of their start.
-        logs: folder of one log a run; an existing log is continued.
-        slots: processes at a time, each with a GPU or a share of the processor.
-        total: runs of the study, for the error.
+        orders: the runs by name, in the order of their start.
+        logs: folder with one log for each run; an existing log is continued.
+        slots: number of processes at a time, each with a GPU or a share of the processor.
+        total: number of runs of the study, for the error.
         on_tick: called about twice a second.
         on_end: called with the name of each finished run.
         on_warning: called with each line of a log that starts with "warning: ".
 
     Raises:
-        RunError: runs failed; names the first of them with its log.
+        RunError: at least one run failed; the message names the first one and its log.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, free = list(orders.items()), list(range(slots))
@@ -115,19 +115,19 @@ def run_side_by_side(
         raise RunError(
             "every run of the study to finish",
             f"{len(failures)} of {total} failed, the first '{run.name}' ({reason})",
-            f"see '{run.log}', correct it and repeat the command: finished runs are kept",
+            f"see '{run.log}', correct the cause and repeat the command; finished runs are kept",
         )
 
 
 class _Run:
-    """The process of one run. `slot` is its place among those that run at the same time."""
+    """The process of one run. `slot` is its number among the `slots` processes that run at the same time."""
 
     def __init__(self, name: str, order: Order, logs: Path, *, slot: int, slots: int) -> None:
         self.name, self.slot = name, slot
         self.log = logs / f"{name.replace('/', '-')}.log"
         with self.log.open("ab") as file:
             self._start = file.tell()
-            # In a session of its own: a Ctrl-C in the terminal reaches the study alone, which stops its runs.
+            # In a new session, so that Ctrl-C in the terminal reaches only the study, which then stops its runs.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "agridistill.study.workers"],
                 stdin=subprocess.PIPE,
@@ -136,12 +136,12 @@ class _Run:
                 env=os.environ | worker_environment(slot, slots),
                 start_new_session=True,
             )
-        with contextlib.suppress(OSError):  # a process that has ended already gives the reason in its log
+        with contextlib.suppress(OSError):  # the process has already ended; its log has the reason
             self.process.stdin.write(pickle.dumps(order))  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
 
     def lines(self) -> list[str]:
-        """What the process wrote."""
+        """Returns the lines that the process wrote to its log, without empty ones, and closes its stdin."""
         self.close()
         with self.log.open("rb") as file:
             file.seek(self._start)
@@ -149,7 +149,7 @@ class _Run:
         return [line.strip() for line in lines if line.strip()]
 
     def close(self) -> None:
-        """Asks the process to stop, by the end of its stdin."""
+        """Asks the process to stop by closing its stdin."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()  # type: ignore[union-attr]
 
@@ -161,7 +161,7 @@ def _reason(code: int, lines: Sequence[str]) -> str:
 
 
 def _stop(running: Sequence[_Run]) -> None:
-    """Ends the processes, those that do not stop in time by force."""
+    """Stops the processes, and kills those that do not end within 30 s."""
     for run in running:
         run.close()
     deadline = time.monotonic() + _STOP_S
@@ -174,17 +174,20 @@ def _stop(running: Sequence[_Run]) -> None:
 
 
 def worker_environment(slot: int, slots: int) -> dict[str, str]:
-    """Environment variables that give a process one of the visible GPUs, or its share of the processor."""
+    """Returns environment variables that give a process one of the visible GPUs, or its share of the processor.
+
+    `slot` is the number of the process, from 0, `slots` the number of processes.
+    """
     gpus = torch.cuda.device_count()
     if gpus:
-        # Names as the user gave them: numbers, GPU-… or MIG-….
+        # Keep the names that the user set: numbers, GPU-… or MIG-….
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         return {"CUDA_VISIBLE_DEVICES": visible.split(",")[slot % gpus].strip()}
     return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // slots))} if slots > 1 else {}
 
 
 def main() -> int:
-    """Carries out the order on stdin; an error is one line on stderr."""
+    """Trains the run that comes on stdin, prints an error as one line on stderr, and returns the exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it by default
     logging.addLevelName(logging.WARNING, "warning")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -201,7 +204,7 @@ def main() -> int:
 
 
 def _interrupt_at_end_of_stdin() -> None:
-    # Not `sys.stdin`: a blocked read there holds a lock that Python needs at exit.
+    # Do not use `sys.stdin`: a blocked read holds its lock, which Python needs at exit.
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGINT)

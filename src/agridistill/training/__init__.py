@@ -1,6 +1,6 @@
-"""From a data folder to a finished run folder.
+"""Trains a network on a data folder and writes a finished run folder.
 
-`settings` are the sections of a recipe, `defaults` chooses them by photos and hardware. `run` checks and prepares,
-`parts` builds network, teacher and objective, `fit` trains them with the `module`, `start` and `trainer`, and completes
-the `run_folder`.
+`settings` defines the sections of a recipe, and `defaults` chooses values for the photos and the hardware. `run` checks
+the arguments and prepares the data, `parts` creates network, teacher and objective, and `fit` trains them with the
+classes in `module`, `start` and `trainer` and completes the `run_folder`.
 """

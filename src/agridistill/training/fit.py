@@ -1,4 +1,4 @@
-"""One pass through a run: writes its start, trains with Lightning, calibrates, evaluates and completes the folder."""
+"""Carries out a run: writes the first files, trains with Lightning, calibrates, evaluates and completes the folder."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from agridistill.training.trainer import (
 
 logger = logging.getLogger(__name__)
 
-# In gloo's and NCCL's messages where another process has ended.
+# Parts of the messages that gloo and NCCL give if another process has ended.
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited")
 
 
 def carry_out(plan: RunPlan) -> RunResult:
-    """Builds the parts, writes the start of the run folder, trains, and evaluates; a resume does what is left.
+    """Creates the parts of a run, writes its first files, trains, and evaluates; a resume does only what is left.
 
     Raises:
         AgriDistillError: settings, photos, weights and teacher do not fit each other, or another process of the run
@@ -64,7 +64,7 @@ def carry_out(plan: RunPlan) -> RunResult:
         return train_parts(plan, parts, saved)
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     with only_one(plan.folder.lock, f"run in '{plan.folder.path}'"):
-        # Again, under the lock: another process may have started while the photos were read.
+        # Check again under the lock, because another process may have started while the photos were read.
         plan.folder.require_startable(resume=plan.resume)
         if plan.fit.keep_views:
             _warn_about_kept_views(plan)
@@ -79,8 +79,10 @@ def carry_out(plan: RunPlan) -> RunResult:
 def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
     """Checks that every process has photos to train and to validate on.
 
+    `train` and `val` are the numbers of training and validation photos.
+
     Raises:
-        DataError: fewer photos than processes.
+        DataError: there are fewer photos than processes.
     """
     for name, photos in (("training", train), ("validation", val)):
         if photos < fit.processes:
@@ -89,12 +91,15 @@ def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:
-    """Trains the epochs after the checkpoint `saved` with Lightning, then completes the run folder in rank 0."""
+    """Trains the epochs that are left with Lightning, then completes the run folder in rank 0.
+
+    `saved` is the checkpoint to continue from; None starts with the first epoch.
+    """
     fit, prepared, folder = plan.fit, plan.prepared, plan.folder
     first = is_first_process(fit.processes)
     best, log = BestWeights(folder.weights, len(prepared.val)), EpochLog(folder.metrics)
     if saved is not None and (folder.manifest.exists() or stopped_early(saved, fit)):
-        # Training was done, only the evaluation is left, for which rank 0 needs no other process.
+        # The training is done. Only the evaluation is left, for which rank 0 needs no other process.
         if not first:
             raise SystemExit(0)
         for callback in (best, log):
@@ -112,7 +117,7 @@ def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None)
             parts.module,
             datamodule=parts.datamodule,
             ckpt_path=folder.checkpoint if saved is not None else None,
-            weights_only=True,  # a checkpoint from elsewhere may contain code
+            weights_only=True,  # a checkpoint from an unknown source may contain code
         )
     if fit.processes == 1:
         return _complete(plan, best, log)
@@ -123,7 +128,7 @@ def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None)
 
 
 def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
-    """Calibrates on the validation split, evaluates on the test split, and writes the last files."""
+    """Calibrates on the validation split, evaluates on the test split, and writes the last files of the run."""
     fit, folder, prepared = plan.fit, plan.folder, plan.prepared
     manifest = ModelManifest(
         model=fit.model,
@@ -151,12 +156,12 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
         threshold=answering.abstention.threshold,
         familiarity=familiarity.to_json() if familiarity else {},
     )
-    # The model knows the photos of its teacher, and of the run that it started from, too.
+    # The model has also learnt from the photos of its teacher, and of the run that it started from.
     parents = [run for run in (plan.teacher, run_of(plan.weights) if plan.weights else None) if run]
     inherited = [read_learnt(run.learnt, read_manifest(run.manifest)) for run in parents if run.manifest.exists()]
     phashes = (prepared.phashes[sample.path] for sample in (*prepared.train, *prepared.val))
     write_learnt(folder.learnt, prepared.fingerprint, phashes, filter(None, inherited))
-    # Written once, calibrated: a folder with a manifest is a model that can be used.
+    # Write the manifest only now, calibrated: a folder with a manifest counts as a usable model.
     manifest.write(folder.manifest)
     cost = complexity(network, manifest.preprocessing.image_size)
     backend = TorchBackend(network, manifest)
@@ -170,7 +175,7 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
 
 
 def _write_start(plan: RunPlan) -> None:
-    """Environment, split and recipe, in this order: a folder with a recipe is a run that can be resumed."""
+    """Writes environment, split and recipe, in this order: a folder with a recipe counts as a run to resume."""
     fit, prepared, folder, data = plan.fit, plan.prepared, plan.folder, plan.config.data
     labels = Counter(sample.label for sample in prepared.train)
     folder.write_environment(
@@ -200,25 +205,25 @@ def _write_start(plan: RunPlan) -> None:
 
 
 def _warn_about_kept_views(plan: RunPlan) -> None:
-    """Warns where --keep-views does not help."""
+    """Warns if --keep-views will not help, because views do not repeat or the disk has too little space."""
     viewing, epochs = plan.viewing, plan.fit.epochs
     cached = plan.caches is not None  # a teacher's cache sees every view as well
     if not cached and viewing.views >= epochs:
         logger.warning(
-            "every epoch shows new views (views = %d, epochs = %d): keeping them helps only another run of the same "
-            "views; --set views=N below the epochs",
+            "--keep-views helps only later runs, because every epoch shows new views (views = %d, epochs = %d); pass "
+            "--set views=N with N below the number of epochs to repeat views",
             viewing.views,
             epochs,
         )
     kept = KeptViews(viewing.root, viewing.preprocessing, viewing.augmentation)
     missing = len(viewing.samples) * (viewing.views if cached else min(viewing.views, epochs))
     room = kept.room_bytes() // kept.view_bytes
-    if missing > room:  # counted only where it matters: there may be many
+    if missing > room:  # count the views on disk only in this case, because there may be many
         keys = (viewing.key(view, photo) for photo in range(len(viewing.samples)) for view in range(viewing.views))
         missing -= kept.count((viewing.samples[key.position].path, key.seed) for key in keys)
     if missing > room:
         logger.warning(
-            "room for %d of the %d views to keep in '%s', beside %.0f GB left free; the others are drawn each time",
+            "only %d of the %d views to keep fit in '%s' with %.0f GB left free; the others are computed each time",
             room,
             missing,
             kept.folder,
@@ -228,7 +233,7 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
 
 @contextlib.contextmanager
 def _barrier_on_exit(trainer: lightning.Trainer) -> Iterator[None]:
-    """All processes wait at the end of the block; a failure ends the processes that this one started."""
+    """Makes all processes wait for each other at the end of the block; an error ends the processes started here."""
     try:
         yield
         trainer.strategy.barrier()
@@ -241,35 +246,35 @@ def _barrier_on_exit(trainer: lightning.Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _peer_failure_translated(trainer: lightning.Trainer) -> Iterator[None]:
-    """Turns the loss of another process into an error of this one.
+    """Converts exceptions in the block that come from the end of another process to a RunError.
 
     Raises:
-        RunError: another process ended.
+        RunError: another process ended before the run was finished.
     """
     try:
         yield
     except Exception as error:
         if trainer.world_size == 1:
             raise
-        # Lightning kills this process when another one fails; without its list this one ends by itself, with its own
-        # exit code.
+        # Lightning would kill this process if another one fails. Without the list of processes it cannot, and this
+        # process ends by itself, with its exit code.
         if (started := getattr(trainer.strategy.launcher, "procs", None)) is not None:
             started.clear()
         text = str(error)
-        # By its text: gloo raises plain runtime errors.
+        # Compare the text of the error, because gloo raises plain runtime errors.
         lost = isinstance(error, RuntimeError) and any(word in text for word in _LOST)
         if not (lost or isinstance(error, torch.distributed.DistError)):
             raise
         raise RunError(
-            "all processes of this run to its end",
-            f"the end of one of them before ('{text[:200]}')",
-            "see its own output or the log of its machine, and continue with --resume",
+            "all processes of this run to work until its end",
+            f"one process that ended before ('{text[:200]}')",
+            "see the output of that process or the log of its machine, and continue with --resume",
         ) from error
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes Ctrl-C during a fit a KeyboardInterrupt again: Lightning turns it into an exit and disables Ctrl-C."""
+    """Raises KeyboardInterrupt for Ctrl-C in the block: Lightning would exit instead, and disables Ctrl-C later."""
     main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -1,4 +1,4 @@
-"""The one LightningModule: a network, the objective, and a teacher where the method has one."""
+"""The LightningModule of every run: a network, its objective, and the teacher if the method has one."""
 
 from __future__ import annotations
 
@@ -24,51 +24,52 @@ TeacherOutputs = tuple[Tensor, dict[int, Tensor]]
 
 
 class TeacherSource(Protocol):
-    """Where the teacher's outputs for a batch come from: the live network or its cache."""
+    """A source of the teacher's outputs for a batch: the teacher's network or a cache of its outputs."""
 
     def outputs(self, batch: Batch) -> TeacherOutputs:
-        """The outputs for the views of a batch."""
+        """Returns the teacher's outputs for the views of a batch."""
         ...
 
     def example(self, count: int) -> TeacherOutputs:
-        """Outputs of the right shapes for this number of photos, with any values."""
+        """Returns outputs with the shapes for `count` photos and arbitrary values."""
         ...
 
     def map_counts(self) -> dict[int, int]:
-        """Number of maps of `outputs` at each stride."""
+        """Returns the number of maps of each photo in `outputs`, by stride."""
         ...
 
     def to(self, device: torch.device) -> None:
-        """Moves computation and outputs to a device."""
+        """Moves the computation and its outputs to a device."""
         ...
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: a linear warm-up, then half a cosine down to 0, as of the attention's weight.
+    """Returns the factor of the peak learning rate: a linear warm-up from 0.01, then half a cosine down to 0.
 
+    `progress` is the share of the training that is done, `warmup` the share that the warm-up takes, both 0 to 1.
     Example:
         >>> [round(learning_rate_factor(p, 0.2), 2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
         [0.01, 0.5, 1.0, 0.5, 0.0]
     """
-    # Not from 0: the first step would have no effect.
+    # Not from 0, because the first step would have no effect.
     return max(attention_schedule(progress, warmup), 0.01 if progress < warmup else 0.0)
 
 
 class DistillationModule(lightning.LightningModule):
-    """Trains `model` under `objective`.
+    """Trains a network with a distillation objective.
 
-    The teacher is no submodule: it has no gradients, is not saved in checkpoints, and DDP does not see it.
+    The teacher is not a submodule: it has no gradients, is not saved in checkpoints, and DDP does not handle it.
 
     Args:
         model: the network to train.
-        objective: named loss terms.
+        objective: computes the loss terms by name.
         fit: learning rate, its schedule, decay and seed.
-        teacher: None where the method learns from labels alone.
-        hints: the teacher of a first stage on features; None without one.
-        preprocessing: of the network's input.
-        num_classes: K.
-        total_steps: of the whole run, at least 1. A parameter, because Lightning would start the loaders to count them,
-            before a resume has set the epoch.
+        teacher: source of the teacher's logits and maps; None if the method learns only from labels.
+        hints: teacher that gives features for the first stage; None without such a stage.
+        preprocessing: preprocessing of the network's input.
+        num_classes: number of classes.
+        total_steps: number of steps of the whole run, at least 1. It is an argument because Lightning would start the
+            loaders to count the steps before a resume has set the epoch.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class DistillationModule(lightning.LightningModule):
         self.model = model.to(memory_format=torch.channels_last)
         self.objective, self.preprocessing, self.total_steps = objective, preprocessing, total_steps
         self.fit, self._teacher, self._hints = fit, teacher, hints
-        # Of this epoch: Lightning's own metrics keep the last value of a term that is no longer computed.
+        # Terms computed in this epoch: Lightning's metrics also keep the last value of terms no longer computed.
         self.terms: set[str] = set()
         self._tap = StageTap(self.model, {pair.student for pair in objective.pairs})
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -99,7 +100,7 @@ class DistillationModule(lightning.LightningModule):
         return min(1.0, self.global_step / self.total_steps)
 
     def train(self, mode: bool = True) -> DistillationModule:
-        """Switches between training and inference; frozen batch norm stays in inference."""
+        """Switches between training and inference mode; with `freeze_norm`, batch norm stays in inference mode."""
         super().train(mode)
         if mode and self.fit.freeze_norm:
             for module in self.model.modules():
@@ -108,30 +109,30 @@ class DistillationModule(lightning.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Moves the teacher to the device of this process."""
+        """Moves the teachers to the device of this process."""
         for teacher in (self._teacher, self._hints):
             if teacher is not None:
                 teacher.to(self.device)
 
     def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
-        """Moves pixels and labels; the views' numbers stay on the processor, which reads the teacher's cache."""
+        """Moves pixels and labels to the device; numbers of views stay on the CPU, which reads the teacher's cache."""
         if batch is None:
             return None
         pixels, target = (values.to(device, non_blocking=True) for values in (batch.pixels, batch.target))
         return batch._replace(pixels=pixels, target=target)
 
     def on_train_epoch_start(self) -> None:
-        """Forgets the terms of the last epoch."""
+        """Clears the names of the terms that the last epoch computed."""
         self.terms = set()
 
     def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
-        """Seeds dropout by step, so that a resumed run draws what an uninterrupted one draws.
+        """Seeds dropout for this step, and clears the optimiser's state at the end of the first stage.
 
-        By step and not by epoch: loaders draw from the same generator whenever they start their workers.
+        A seed for each step makes a resumed run draw the same numbers as an uninterrupted one. A seed for each epoch is
+        not enough, because loaders draw from the same generator whenever they start their workers.
 
-        After the first stage the optimiser's state is cleared. Parameters without a gradient until then, above all the
-        head, would otherwise take steps of several times the learning rate, because AdamW's mean of squares is 0 there
-        and counts as settled.
+        Parameters that get no gradient in the first stage, above all the head, would take steps of several times the
+        learning rate after it, because AdamW takes their mean of squared gradients, 0, for reliable.
         """
         before = (self.global_step - 1) / self.total_steps
         if self.objective.in_first_stage(before) and not self.objective.in_first_stage(self.progress):
@@ -140,10 +141,12 @@ class DistillationModule(lightning.LightningModule):
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
-        """One step; logs every term of the objective. A batch without any readable photo is skipped.
+        """Computes the loss of one step and logs every term of the objective.
+
+        In a run of one process, a batch without any readable photo is skipped.
 
         Raises:
-            RunError: the loss is not finite, or one of several processes has no readable photo.
+            RunError: the loss is not finite, or a process of several has no readable photo in its batch.
         """
         distributed = self.trainer.world_size > 1
         if batch is None:
@@ -169,17 +172,16 @@ class DistillationModule(lightning.LightningModule):
         return terms["total"]
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The named terms of the objective on one batch, "total" among them; progress is 0 to 1."""
+        """Computes the terms of the objective, "total" included, on a batch; `progress` is from 0 to 1."""
         teacher = self._teacher.outputs(batch) if self._teacher is not None else None
         if not self.objective.in_first_stage(progress):
-            self._hints = None  # its memory is not needed any more
+            self._hints = None  # frees its memory
         features = self._hints.outputs(batch)[1] if self._hints is not None else None
         return self._terms(batch.pixels, batch.target, teacher, features, progress)
 
     @torch.no_grad()
     def check_with_example(self) -> None:
-        """Computes the loss of two empty photos, so that what does not fit fails before anything is written.
-
+        """Computes the loss of two black photos, so that parts that do not fit fail before anything is written.
         Raises:
             AgriDistillError: stages, classes, weights and method do not fit each other.
         """
@@ -212,16 +214,18 @@ class DistillationModule(lightning.LightningModule):
         return terms
 
     def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
-        """Accumulates accuracy and negative log-likelihood."""
+        """Updates accuracy and negative log-likelihood with a batch."""
         if batch is None:
             return
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
-        self._tap.features()  # clears them: the next training step must not see these
+        self._tap.features()  # clears the features, which the next training step must not use
         self.val_accuracy.update(logits, batch.target)
         self.val_nll.update(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs both, in every process: one without any readable photo must take part in the sum.
+        """Logs accuracy and negative log-likelihood of the epoch.
+
+        A process without any readable photo must do so as well, because the values are summed over all processes.
 
         Raises:
             RunError: no validation photo can be read.
@@ -232,10 +236,10 @@ class DistillationModule(lightning.LightningModule):
         self.log("val/nll", self.val_nll)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up and cosine decay; biases, norms and other vectors are not decayed."""
+        """Creates AdamW with linear warm-up and cosine decay; biases, norms and other vectors get no weight decay."""
         fit, groups, rest = self.fit, [], list(self.parameters())
         if fit.layer_decay < 1:
-            # BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254), by timm.
+            # timm computes BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254).
             layers = param_groups_layer_decay(self.model, fit.weight_decay, layer_decay=fit.layer_decay)
             groups = [{**group, "lr": fit.lr * group["lr_scale"]} for group in layers]
             rest = list(self.objective.parameters())

@@ -1,4 +1,4 @@
-"""What a run does, and the parts that it trains: network, photos, teacher and objective."""
+"""Describes a run, and creates the parts that it trains: network, photos, teacher and objective."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from agridistill.training.start import classifier_of
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run does."""
+    """The complete description of a run: its folder, photos, settings and teacher."""
 
     folder: RunFolder
     prepared: PreparedData
     config: TrainConfig | DistillConfig
-    teacher: RunFolder | None = None  # None where no term needs one
-    caches: Path | None = None  # folder of the teacher's caches; None runs the live teacher in every step
+    teacher: RunFolder | None = None  # None if no term of the objective needs one
+    caches: Path | None = None  # folder of the teacher's caches; None runs the teacher's network in every step
     resume: bool = False
 
     @property
     def fit(self) -> FitSettings:
-        """How the network is trained."""
+        """The settings of the training."""
         return self.config.fit
 
     @property
     def weights(self) -> Path | None:
-        """The file or run folder to start from instead of the hub's weights."""
+        """The file or run folder to start from instead of pretrained weights; None without one."""
         return Path(self.fit.weights) if self.fit.weights else None
 
     @cached_property
     def viewing(self) -> Viewing:
-        """The views of the training photos; those of students are the same for any seed, with or without a teacher."""
+        """The views of the training photos. All students see the same views, with any seed and with any teacher."""
         data, student = self.config.data, isinstance(self.config, DistillConfig)
         return Viewing(
             self.prepared.root,
@@ -71,7 +71,7 @@ class RunPlan:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Size and resize rule of the settings, mean and deviation of the starting weights."""
+        """The network's preprocessing: size and resize rule from the settings, mean and std of the starting weights."""
         return self.viewing.preprocessing
 
     @cached_property
@@ -82,7 +82,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run trains."""
+    """The parts of a run: the module to train, its photos, and the source of the teacher's outputs."""
 
     module: DistillationModule
     datamodule: PhotoDataModule
@@ -90,9 +90,12 @@ class RunParts:
 
 
 def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
-    """Network, photos, teacher and objective of a run.
+    """Creates network, photos, teacher and objective of a run, and checks that they fit each other.
 
-    With `restored`, a checkpoint replaces the starting weights, so neither hub nor file is needed.
+    With `restored`, the network starts at random and is not downloaded or read, because a checkpoint replaces it.
+
+    Raises:
+        AgriDistillError: settings, photos, weights and teacher do not fit each other.
     """
     fit, prepared = plan.fit, plan.prepared
     gpu = torch.cuda.is_available()
@@ -108,7 +111,7 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     if fit.int8:
         model = _as_int8(model, plan, weights)
     if fit.head_first:
-        classifier_of(model)  # fails now, not after the cache is built
+        classifier_of(model)  # raises its error now, not after the cache is built
     datamodule = PhotoDataModule(
         plan.viewing,
         prepared.val,
@@ -117,12 +120,12 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
         workers=default_workers("cuda" if gpu else "cpu", fit.devices) if fit.workers < 0 else fit.workers,
         balance=fit.balance,
     )
-    # Creating a teacher draws random weights; the student's must not depend on it.
+    # Creating a teacher draws random numbers, which must not change the student's weights.
     with torch.random.fork_rng(devices=[]):
         teacher, hints = _teachers(plan)
     objective = _objective(plan, model, teacher, hints)
     if fit.processes > 1 and gpu:
-        # Statistics of the whole batch, so that the number of processes changes no result.
+        # Batch norm uses statistics of the whole batch, so that the number of processes changes no result.
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     module = DistillationModule(
         model,
@@ -139,12 +142,12 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
 
 
 def _starting_normalisation(plan: RunPlan) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of the RGB channels, 0 to 1, with which the starting weights were trained."""
+    """Returns mean and standard deviation of the RGB channels, 0 to 1, that the starting weights were trained with."""
     weights = None if plan.resume else plan.weights
     if weights is not None and weights.is_dir():
         trained = read_manifest(RunFolder(weights).manifest).preprocessing
         return trained.mean, trained.std
-    # A resume needs neither hub nor file: the run folder holds both.
+    # A resume needs neither hub nor file, because the run folder holds both values.
     run = plan.folder if plan.resume else run_of(weights) if weights else None
     if run is not None:
         stored = run.read_environment()["normalisation"]
@@ -158,30 +161,32 @@ def _starting_normalisation(plan: RunPlan) -> tuple[Channels, Channels]:
 
 
 def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module:
-    """A copy with folded batch norm and rounded weights and activations, ready to be trained on.
+    """Returns a copy of the network with folded batch norm and rounded weights and activations, ready for training.
 
     Raises:
-        ConfigError: an objective with attention or features, whose stages the copy no longer has; or photos of another
-            size than the weights.
-        ModelError: the network cannot be rounded.
+        ConfigError: the objective compares attention or features, whose stages the copy lacks; or the image size is not
+            the one that the weights were trained with.
+        ModelError: the network cannot be rounded to int8.
     """
     objective, size = plan.config.objective, plan.preprocessing.image_size
     if objective.weights()["w_att"] or objective.weights()["w_hint"]:
-        raise ConfigError("a method of labels and logits alone for int8", f"'{objective.method}'", "pass --method kd")
+        raise ConfigError(
+            "a method without attention and features for int8", f"'{objective.method}'", "pass --method kd"
+        )
     rounded = quantised(model, plan.preprocessing)
     if weights is None:
         return rounded
     if (weights / MANIFEST_NAME).exists():
         trained = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
         if trained != size:
-            expected = f"the image size that '{weights}' learnt"
-            raise ConfigError(expected, f"{size} px instead of {trained}", f"pass --image-size {trained}")
+            expected = f"the image size that '{weights}' was trained with"
+            raise ConfigError(expected, f"{size} px instead of {trained} px", f"pass --image-size {trained}")
     calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
     return rounded
 
 
 def _teachers(plan: RunPlan) -> tuple[TeacherSource | None, LiveTeacher | None]:
-    """The sources of logits and maps, and of features."""
+    """Creates the source of the teacher's logits and maps, and the one of its features; None for those not needed."""
     if plan.teacher is None:
         return None, None
     settings = plan.config.objective
@@ -189,13 +194,20 @@ def _teachers(plan: RunPlan) -> tuple[TeacherSource | None, LiveTeacher | None]:
     source = teacher_source(plan.teacher.path, plan.caches, plan.viewing, settings)
     if not settings.weights()["w_hint"]:
         return source, None
-    # Never cached: features of all channels are a hundred times an attention map, and the first stage takes a quarter
-    # of the steps and sees few views twice.
+    # Features are never cached: with all channels they are a hundred times as large as an attention map, and the first
+    # stage takes only a quarter of the steps, in which few views repeat.
     return source, load_teacher(plan.teacher.path, settings.teacher_strides, "features", per_head=False)
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
-    """The teacher's logits and maps during training; without `caches` the live network runs in every step."""
+    """Creates the source of the teacher's logits and maps for a training.
+
+    Args:
+        teacher: the teacher's run folder.
+        caches: folder of the teacher's caches; None runs the teacher's network in every step.
+        viewing: the photos and views that the student sees.
+        settings: says which maps the objective needs.
+    """
     strides, kind = settings.teacher_strides, settings.attention
     per_head = kind == "window" and settings.alignment == "learned"
     attends = settings.weights()["w_att"] > 0
@@ -203,7 +215,7 @@ def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, setting
         return UncachedTeacher(load_teacher(teacher, strides if attends else (), kind, per_head=per_head))
 
     def load() -> LiveTeacher:
-        # With maps for methods without attention too: all methods then share one cache.
+        # Compute maps also for methods that do not need them, so that all methods share one cache.
         try:
             return load_teacher(teacher, strides, kind, per_head=per_head)
         except ModelError:

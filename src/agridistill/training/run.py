@@ -1,7 +1,7 @@
-"""`train()` and `distill()`: from a data folder to a finished run folder; `agridistill.train` has the details.
+"""`train()` and `distill()`: train a network on a data folder; `agridistill.train` documents the arguments.
 
-A run takes over the split of a parent run (its teacher, or the run of --weights), so that no photo that the parent
-learnt from tests it.
+A run takes the split of its parent run (its teacher, or the run that --weights comes from), so that it is not tested on
+photos that the parent learnt from.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def train(
     resume: bool = False,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains any timm model on labels alone; arguments and errors as of `agridistill.train`.
+    """Trains any timm model on labels without a teacher; see `agridistill.train` for arguments and errors.
 
-    `layout` is how the labels are found; None takes class folders, on a resume the layout of the run.
+    `layout` says where the labels are found; None takes class folders, or on a resume the layout of the run.
     """
     return _run(_Request(RunFolder(out), data, None, split_file, layout, resume, progress), config, TrainConfig())
 
@@ -76,7 +76,7 @@ def distill(
     cache_dir: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains a student under a teacher; arguments and errors as of `agridistill.distill`, `layout` as in `train`."""
+    """Trains a student with a teacher; see `agridistill.distill` for arguments and errors, and `train` for `layout`."""
     request = _Request(RunFolder(out), data, teacher, split_file, layout, resume, progress)
     caches = (cache_dir or RunFolder(teacher).caches) if cache and teacher is not None else None
     if caches is not None and cache_dir is not None:
@@ -93,17 +93,17 @@ def _run(request: _Request, config: Config | None, default: Config, caches: Path
     if method.needs and request.teacher is None:
         raise ModelError(f"a teacher for the method '{method.name}'", "none", "pass --teacher RUN, or --method ce")
     if request.teacher is not None:
-        # Before the photos are read, which may take minutes.
+        # Check the teacher before the photos are read, which may take minutes.
         read_manifest(RunFolder(request.teacher).manifest).verified_weights(request.teacher)
     prepared = _prepare(request, config)
-    # Without any weight on a term that needs it, the teacher is not loaded.
+    # The teacher is not loaded if all terms that need it have weight 0.
     needed = config.objective.needs_teacher and request.teacher
     teacher = RunFolder(needed) if needed else None
     return carry_out(RunPlan(request.folder, prepared, config, teacher, caches if teacher else None, request.resume))
 
 
 def _finished(request: _Request, config: Config | None) -> RunResult:
-    """The stored result; photos are read only where `data` is not the run's own folder."""
+    """Returns the stored result of a finished run; reads photos only if `data` is not the folder of the run."""
     folder, data, teacher = request.folder, request.data, request.teacher
     _require_own_split(request)
     if config is not None:
@@ -121,11 +121,11 @@ def _finished(request: _Request, config: Config | None) -> RunResult:
 
 def _require_own_split(request: _Request) -> None:
     if request.resume and request.split_file is not None:
-        raise RunError("the run's own split on a resume", f"--splits {request.split_file}", "leave --splits away")
+        raise RunError("no --splits on a resume", f"--splits {request.split_file}", "leave --splits out")
 
 
 def _require_startable(request: _Request, config: Config) -> None:
-    """Checks what can be known before the photos are read, which may take minutes."""
+    """Checks everything that can be checked before the photos are read, which may take minutes."""
     folder, resume, fit = request.folder, request.resume, config.fit
     _require_own_split(request)
     _require_launched(fit.processes)
@@ -135,7 +135,7 @@ def _require_startable(request: _Request, config: Config) -> None:
     weights = Path(fit.weights) if fit.weights and not resume else None
     if weights is not None:
         weights_file(weights)
-    # Deleting the parent run would delete a run in its folder.
+    # A run inside the folder of its parent run would be deleted together with the parent.
     for name, run in (("teacher's", request.teacher), ("--weights", weights)):
         if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
             got = f"'{folder.path}' in '{run}'"
@@ -158,7 +158,7 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
     )
     for path, reason in prepared.skipped:
         logger.warning("left out: %s (%s)", path, reason)
-    # A resume accepts the conflicts that the run accepted at its start.
+    # A resume accepts conflicting labels, because the run accepted them at its start.
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         folder.require_same_data(request.data, prepared.fingerprint)
@@ -167,7 +167,7 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
 
 
 def _require_launched(processes: int) -> None:
-    """Checks that torchrun started as many processes as the run expects; otherwise each would train on its own."""
+    """Checks that torchrun started as many processes as the run has; otherwise each would train separately."""
     launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
     if launched not in (None, str(processes)):
         expected = f"--devices times --nodes of {launched}, the processes that torchrun started"
@@ -175,17 +175,23 @@ def _require_launched(processes: int) -> None:
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
-    """The runs whose training photos must not test this run, by their role in messages."""
+    """Returns the runs whose training photos must not be test photos of this run, by their name in messages."""
     runs = {"the teacher": RunFolder(teacher) if teacher else None}
     runs["the run of --weights"] = run_of(Path(fit.weights)) if fit.weights else None
     return {name: run for name, run in runs.items() if run is not None and run.splits.exists()}
 
 
 def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
-    """Takes the first parent's split that fits, and warns where a test photo was a training photo of a parent.
+    """Gives the photos the split of a parent run, and warns if test photos were training photos of a parent.
 
-    A split fits on the parent's own data, and on data most of whose photos it names; other photos with the same names
-    keep their own split, as does a test that the user chose by a file or by folders.
+    The first parent whose split fits is used. A split fits the parent's data, and data that has most of its photos in
+    the split. It does not fit other photos with the same names. A test split that the user chose, by a file or by
+    folders, is kept.
+
+    Args:
+        parents: parent runs by their name in messages.
+        prepared: the photos with their split.
+        settings: gives the share of labels to use.
     """
     inherited, labelled = "", settings.labels == 1
     for name, run in parents.items() if "test" in prepared.cut else ():
@@ -193,7 +199,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
         found = _with_split_of(run, prepared, named_only=same_labels)
         if found is not None:
             prepared, inherited, labelled = found, name, labelled or same_labels
-            # The user may have given it to the parent.
+            # The parent's split may come from the user, so it may divide leaves.
             warn_of_shared_leaves({"train": found.train, "val": found.val, "test": found.test})
             break
     for name, run in parents.items():
@@ -208,7 +214,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
 
 
 def _has_same_labels(run: RunFolder, settings: DataSettings, prepared: PreparedData) -> bool:
-    """Whether the run's split names exactly the share of labels of these settings."""
+    """Returns whether the run's split contains exactly the share of labels that `settings` ask for."""
     if settings.labels == 1 or not _is_same_data(run, prepared):
         return False
     data = run.read_recipe()["data"]
@@ -220,9 +226,10 @@ def _is_same_data(run: RunFolder, prepared: PreparedData) -> bool:
 
 
 def _with_split_of(run: RunFolder, prepared: PreparedData, *, named_only: bool) -> PreparedData | None:
-    """The same photos in the run's split; None where that split does not fit.
+    """Returns the same photos with the run's split; None if that split does not fit.
 
-    A photo that the split does not name follows its leaf, else goes to train; it is left out with `named_only`.
+    A photo that the split does not contain goes to the part of its leaf, or to train if the leaf is new. With
+    `named_only` it is left out instead.
     """
     same_data = _is_same_data(run, prepared)
     samples = sorted((*prepared.train, *prepared.val, *prepared.test), key=lambda sample: sample.path)
@@ -237,11 +244,11 @@ def _with_split_of(run: RunFolder, prepared: PreparedData, *, named_only: bool) 
     try:
         check_parts(prepared.classes, **parts)
     except DataError:
-        return None  # a few photos of the parent's, too few for a validation or a test
+        return None  # the parent's photos are too few for a validation or test split
     leaves = [{sample.leaf_id for sample in part} for part in parts.values()]
     torn = len(set().union(*leaves)) < sum(map(len, leaves))
     if torn and not same_data:
-        return None  # other photos of the same names, whose leaves the split does not know
+        return None  # other photos with the same names: the split would divide their leaves
     return _divided(prepared, parts, frozenset())
 
 
@@ -252,12 +259,12 @@ def _divided(prepared: PreparedData, parts: Mapping[str, Sequence[Sample]], cut:
 
 
 def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None:
-    # By class and file name: the same photos may have been moved into train, val and test.
+    # Compare class and file name only, because the photos may have been moved into train, val and test folders.
     learnt = {Path(path).parts[-2:] for path in split.train}
     overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
     if overlap:
         logger.warning(
-            "%s was trained on %d of the %d test photos of this split (or on photos of the same names): "
+            "%s was trained on %d of the %d test photos of this split (or on photos with the same names): "
             "the result will be too high",
             name,
             overlap,

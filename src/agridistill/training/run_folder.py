@@ -1,4 +1,4 @@
-"""A run folder: its files, the rules for starting and resuming a run, and the result of a finished one."""
+"""The folder of a run: its files, the checks for starting and resuming it, and the result of a finished run."""
 
 from __future__ import annotations
 
@@ -27,44 +27,45 @@ from agridistill.storage import write_json, write_text
 from agridistill.training.settings import DistillConfig, TrainConfig
 from agridistill.version import __version__
 
-# Settings that a resume may change: they do not change what a run learns.
+# Settings that a resume may change, because they do not change the result.
 MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """The result of a finished run."""
 
     out: Path  # the run folder
-    evaluation: EvaluationResult  # on the test split
-    best_epoch: int  # whose weights were kept, counted from 1
-    train_s: float  # seconds in training epochs
-    skipped: tuple[tuple[str, str], ...]  # unreadable photos that were left out, with the reason
+    evaluation: EvaluationResult  # evaluation on the test split
+    best_epoch: int  # the epoch whose weights were kept, counted from 1
+    train_s: float  # duration of all training epochs in seconds
+    skipped: tuple[tuple[str, str], ...]  # (path, reason) of each unreadable photo that was left out
 
 
 class RunFolder:
-    """The files of a run."""
+    """The paths of a run's files below the folder `path`, with methods to check, write and read them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.toml"  # all settings, resolved
         self.splits = path / "splits.json"  # the photos of training, validation and test
         self.environment = path / "environment.json"  # versions, hardware, seed and data fingerprint
-        self.weights = path / "model.safetensors"  # of the best epoch
-        self.manifest = path / MANIFEST_NAME  # the model's contract; written after the training
+        self.weights = path / "model.safetensors"  # weights of the best epoch
+        self.manifest = path / MANIFEST_NAME  # describes the model; written after the training
         self.checkpoint = path / "last.ckpt"  # state of the last epoch, for a resume only
         self.lock = path / ".lock"  # held by the process that trains
         self.learnt = path / LEARNT_NAME  # hashes of the photos that the model learnt from; see `data.likeness`
-        self.caches = path / "cache"  # this model's outputs as a teacher, for views of other runs
-        self.metrics = path / "metrics.csv"  # one row an epoch
+        self.caches = path / "cache"  # outputs of this model as a teacher of other runs
+        self.metrics = path / "metrics.csv"  # one row for each epoch
         self.evaluation = path / "evaluation.json"  # the last file of a run: it marks the run as finished
 
     def require_startable(self, *, resume: bool) -> None:
-        """Checks that a run may start here, before anything is computed.
+        """Checks that a run may start or resume in this folder, before anything is computed.
 
         Raises:
-            RunError: finished, unfinished without `resume`, nothing to resume, or a folder of something else.
+            RunError: the folder holds a finished run, an unfinished run without `resume`, no run with `resume`, or
+                files that are not from a run.
         """
         another = "choose another --out"
         if self.evaluation.exists():
@@ -79,34 +80,34 @@ class RunFolder:
             raise RunError("a new run folder", got, f"continue it with --resume or {another}")
         if started or not self.path.exists():
             return
-        # A start that was killed, or met a full disk, leaves these; a split alone may be the user's.
+        # A run that was killed at its start leaves these files; a split without an environment may be the user's.
         names = {path.name for path in self.path.iterdir() if path.suffix != ".part"} - {self.lock.name}
         begun = self.environment.name in names and names <= {self.environment.name, self.splits.name}
         if names and not begun:
             raise RunError("a new or empty folder", f"'{self.path}', which holds other files", another)
 
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Writes the resolved settings."""
+        """Writes all settings, defaults included, to the recipe."""
         write_text(self.recipe, _as_toml(config))
 
     def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Checks that a resume has the settings of the run.
+        """Checks that a resume has the settings that the run started with.
 
         Raises:
-            RunError: names the first setting that differs.
+            RunError: a setting differs; the message names the first one.
         """
         stored, current = _by_key(self.read_recipe()), _by_key(tomllib.loads(_as_toml(config)))
         for section, key in sorted(stored.keys() | current.keys()):
             before, now = stored.get((section, key)), current.get((section, key))
             if key not in MAY_DIFFER and before != now:
                 expected = f"{section}.{key} = {before} as in the run that is resumed"
-                raise RunError(expected, str(now), "leave the option away or start a new run")
+                raise RunError(expected, str(now), "leave the option out or start a new run")
 
     def read_recipe(self) -> dict[str, Any]:
-        """The sections of the recipe.
+        """Reads the sections of the recipe.
 
         Raises:
-            RunError: no recipe, or a damaged one.
+            RunError: the recipe is missing or damaged.
         """
         try:
             return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
@@ -114,10 +115,12 @@ class RunFolder:
             raise RunError("the recipe of a run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
 
     def require_same_teacher(self, sha256: str | None) -> None:
-        """Checks that a resume has the teacher of the run.
+        """Checks that a resume has the teacher that the run started with.
+
+        `sha256` is the checksum of the teacher's weights; None without a teacher.
 
         Raises:
-            RunError: another teacher.
+            RunError: the teacher is another one.
         """
         before = self.read_environment().get("teacher_sha256")
         if before != sha256:
@@ -125,16 +128,18 @@ class RunFolder:
             raise RunError(expected, f"{str(sha256)[:12]}…", "pass that teacher or start a new run")
 
     def require_same_data(self, data: Path, fingerprint: str) -> None:
-        """Checks that a resume has the photos of the run.
+        """Checks that a resume has the photos that the run started with.
+
+        `data` is the data folder for the message, `fingerprint` identifies its photos.
 
         Raises:
-            RunError: other photos.
+            RunError: the photos have changed.
         """
         if self.read_environment().get("data_fingerprint") != fingerprint:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The state of the last epoch; None where the run was stopped before its first one ended.
+        """Reads the state of the last epoch; returns None if the run was stopped during its first epoch.
 
         Raises:
             RunError: the file is damaged.
@@ -142,17 +147,17 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         try:
-            # Only data is read: a checkpoint from elsewhere may contain code.
+            # Read only data, because a checkpoint from an unknown source may contain code.
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
             # torch raises RuntimeError, UnpicklingError, EOFError, … for the same damage.
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             got = f"a damaged '{self.checkpoint}' ({reason})"
-            raise RunError("a whole checkpoint", got, "start a new run") from None
+            raise RunError("a complete checkpoint", got, "start a new run") from None
         return state
 
     def write_environment(self, document: Mapping[str, Any]) -> None:
-        """Writes what the result depends on beside the recipe: versions, hardware and the document."""
+        """Writes versions, hardware and `document`: everything besides the recipe that the result depends on."""
         hardware = {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -163,10 +168,10 @@ class RunFolder:
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
-        """The environment document.
+        """Reads the environment document.
 
         Raises:
-            RunError: no such file, or a damaged one.
+            RunError: the file is missing or damaged.
         """
         try:
             return dict(json.loads(self.environment.read_text(encoding="utf-8")))
@@ -175,14 +180,14 @@ class RunFolder:
             raise RunError("the environment of a run", got, "start a new run") from None
 
     def read_layout(self) -> Layout:
-        """How the labels of the run's photos were found; errors as `read_environment`."""
+        """Reads where the labels of the run's photos were found; raises the errors of `read_environment`."""
         return Layout.from_json(self.read_environment()["layout"])
 
     def read_result(self) -> RunResult:
-        """The result of a finished run.
+        """Reads the result of a finished run.
 
         Raises:
-            RunError: a damaged file.
+            RunError: a file is missing or damaged.
         """
         skipped = tuple((path, reason) for path, reason in self.read_environment()["skipped"])
         try:
@@ -192,18 +197,21 @@ class RunFolder:
         except (KeyError, OSError, RunError, TypeError, ValueError) as error:
             reason = error.got if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise RunError(
-                "the whole result of a finished run",
+                "the complete result of a finished run",
                 f"a damaged '{self.evaluation}' ({reason})",
                 "restore the file, or start a new run; the model itself can be used",
             ) from None
 
     def test_photos(self) -> tuple[str, tuple[str, ...]]:
-        """The fingerprint of the run's data, and the paths of its test split."""
+        """Returns the fingerprint of the run's data, and the paths of the photos in its test split."""
         return self.read_environment()["data_fingerprint"], read_split(self.splits).test
 
 
 def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
-    """The teacher's evaluation, where the student learnt from a teacher and both have the same test photos."""
+    """Returns the teacher's evaluation if the student has a teacher and both have the same test photos, else None.
+
+    `student` and `teacher` are run folders.
+    """
     teacher_run, student_run = RunFolder(teacher), RunFolder(student)
     try:
         if "teacher_sha256" not in read_manifest(student_run.manifest).lineage:
@@ -215,13 +223,13 @@ def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
 
 
 def run_of(weights: Path) -> RunFolder | None:
-    """The run of weights: its folder, or its own weights file; None where they are of no run."""
+    """Returns the run that `weights` is the folder or the weights file of; None if it belongs to no run."""
     run = RunFolder(weights if weights.is_dir() else weights.parent)
     return run if run.recipe.exists() and weights in (run.path, run.weights) else None
 
 
 def _as_toml(config: TrainConfig | DistillConfig) -> str:
-    """The sections of a recipe, without settings that are None, which TOML cannot express."""
+    """Returns the settings as TOML; settings that are None are left out, because TOML cannot express them."""
     sections = asdict(config).items()
     return tomli_w.dumps(
         {name: {key: value for key, value in content.items() if value is not None} for name, content in sections}

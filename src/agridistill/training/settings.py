@@ -1,4 +1,4 @@
-"""Typed settings of a run, one class a section of a recipe. Defaults are defined here and nowhere else."""
+"""The settings of a run: one class for each section of a recipe, with types and defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import ResizeRule
 
-# Views of each photo for a teacher by default: twice what was seen to be enough (docs/performance.md).
+# Default number of views of each photo that a teacher computes: twice what measurements need (docs/performance.md).
 MAX_VIEWS = 16
 
 Count = Annotated[int, Field(ge=1)]
@@ -24,17 +24,18 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The pixels that a model sees, and how photos are divided.
+    """The size of a model's input, and how photos are split.
 
     Attributes:
         image_size: height and width of the input in pixels.
-        resize: "crop" scales the shorter side and cuts the centre, "stretch" ignores the aspect ratio.
-        val_fraction: share of each class that chooses the best epoch and fits the temperature.
-        test_fraction: share of each class that is only evaluated.
-        split_seed: of the leaf-disjoint split. Not the run's seed: runs that are compared share one test split.
-        labels: share of each class's training and validation photos that are used; a smaller share is part of a larger
-            one. The test split stays whole.
-        conflicts: largest share of photos that may have several labels as identical files.
+        resize: "crop" scales the shorter side and cuts out the centre, "stretch" ignores the aspect ratio.
+        val_fraction: share of each class for validation, which chooses the best epoch and fits the temperature.
+        test_fraction: share of each class for the test, which is only evaluated.
+        split_seed: seed of the leaf-disjoint split. It differs from the run's seed, so that runs with different seeds
+            have the same test split.
+        labels: share of each class's training and validation photos that is used. A smaller share is a subset of a
+            larger one. The test split is always complete.
+        conflicts: largest accepted share of photos that exist as identical files with different labels.
     """
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
@@ -53,46 +54,48 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a network is trained: AdamW, linear warm-up, cosine decay to 0.
+    """The settings of a training with AdamW, linear warm-up and cosine decay to 0.
 
     Attributes:
         model: timm's name of the network. The default is MobileNetV3-Large without the parts that int8 engines compute
-            slowly: as accurate on our photos, and the fastest on a device (docs/performance.md).
-        epochs: passes over the training photos.
-        batch_size: photos a step, over all processes: their number changes no result.
+            slowly; it is as accurate on our photos, and the fastest on a device (docs/performance.md).
+        epochs: number of passes over the training photos.
+        batch_size: number of photos in a step, over all processes; so the number of processes changes no result.
         lr: peak learning rate.
-        weight_decay: of weight matrices; biases and norms have none.
+        weight_decay: weight decay of weight matrices; biases and norms have none.
         warmup: share of all steps in which the learning rate rises.
-        label_smoothing: of the cross entropy.
-        drop_path: stochastic depth rate; None keeps the network's own (0.1 for Swin).
-        head_first: fits the classifier to features of the frozen backbone before everything is trained, for backbones
-            that start from weights: a random head would send random gradients into them (Kumar et al. 2022, arXiv
-            2202.10054).
-        layer_decay: factor of the learning rate from each layer to the one before it; 1 trains all layers alike.
-        freeze_norm: keeps the batch-norm statistics of the starting weights: those of few photos are noise.
-        balance: shows each class equally often, photos of rare classes several times in an epoch, in different views.
-            Unlike class weights, it acts on all terms of an objective.
+        label_smoothing: label smoothing of the cross entropy.
+        drop_path: stochastic depth rate; None keeps the network's default (0.1 for Swin).
+        head_first: fits the classifier to features of the frozen backbone before the whole network is trained. It is
+            for backbones with pretrained weights, which a random head would disturb by random gradients (Kumar et al.
+            2022, arXiv 2202.10054).
+        layer_decay: factor of the learning rate from each layer to the previous one; with 1 all layers have the same.
+        freeze_norm: keeps the batch-norm statistics of the starting weights, because those of few photos are noisy.
+        balance: shows each class equally often: photos of rare classes several times in an epoch, in different views.
+            Unlike class weights, it affects all terms of an objective.
         clip_grad: largest gradient norm; 0 does not clip.
-        patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
-        seed: of initial weights, order, views and dropout.
-        views: different views of each photo; an epoch shows each photo once. 0 takes one for each epoch, for students
-            at most `MAX_VIEWS`, because a teacher computes all of them.
-        keep_views: keeps the pixels of each view in the user's cache folder, 150 kB at 224 px, for later epochs and
-            other runs of the same photos and augmentation. Changes no result; helps where a run waits for its loaders.
-        workers: loader processes; -1 chooses.
-        precision: bf16 is faster on GPUs that compute it; a run without a recipe takes it there (`training.defaults`).
-            On processors that compute it a Swin gains, a MobileNetV3 loses.
-        pretrained: starts from timm's weights on the model hub.
-        weights: a safetensors file or a finished run to start from instead.
-        int8: continues the training of `weights` with the arithmetic of its int8 artefact: batch norm folded, weights
-            and activations rounded (`models.quantised`). Without attention and hints: the artefact lacks those stages.
-        devices: processes on this machine, each with its GPU or its share of the processor.
-        nodes: machines that run the same command.
+        patience: number of epochs without a better validation accuracy after which the run stops; 0 never stops early.
+        seed: seed of initial weights, order, views and dropout.
+        views: number of different views of each photo; an epoch shows each photo once. 0 means one view for each epoch,
+            but for students at most `MAX_VIEWS`, because the teacher computes every view.
+        keep_views: stores the pixels of each view in the user's cache folder, 150 kB at 224 px, for later epochs and
+            for other runs with the same photos and augmentation. It changes no result, and helps if a run has to wait
+            for its loaders.
+        workers: number of loader processes; -1 chooses a number.
+        precision: "fp32" or "bf16". bf16 is faster on GPUs that support it, and a run without a recipe uses it there
+            (`training.defaults`). On processors that support it, Swin gets faster and MobileNetV3 slower.
+        pretrained: starts from the weights in an installed package or, without one, from timm's on the model hub.
+        weights: a file of weights or a finished run to start from instead.
+        int8: continues the training of `weights` with the arithmetic of its int8 export: batch norm is folded, weights
+            and activations are rounded (`models.int8.quantised`). Attention and hints are not possible, because the
+            export lacks those stages.
+        devices: number of processes on this machine, each with a GPU or a share of the processor.
+        nodes: number of machines that run the same command.
     """
 
     model: str = "mobilenetv3_large_minimal_100"
     epochs: Count = 30
-    batch_size: Annotated[int, Field(ge=2)] = 64  # batch norm needs two in each process
+    batch_size: Annotated[int, Field(ge=2)] = 64  # batch norm needs at least two photos in each process
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.05
     warmup: Share = 0.1
@@ -128,13 +131,13 @@ class FitSettings:
         return self.devices * self.nodes
 
     def views_of_each_photo(self, *, student: bool) -> int:
-        """Number of different views that the run shows; see `views`."""
+        """Returns the number of different views of each photo that a run shows; see `views`."""
         return self.views or (min(self.epochs, MAX_VIEWS) if student else self.epochs)
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """One teacher stage that one student stage is aligned with; stages are named by their stride."""
+    """A stage of the student and the teacher's stage that it is aligned with; both are given by their stride."""
 
     student: Count = 16
     teacher: Count = 16
@@ -143,24 +146,24 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """The distillation objective. None takes the method's own value (`losses.methods.METHODS`).
+    """The distillation objective. A setting of None takes the method's value (`losses.methods.METHODS`).
 
     Attributes:
-        method: name in the method table. "auto" takes `hybrid-hint`, level with the best of our study; for a student
-            that continues from `weights` the plain `hybrid`, because a stage without labels would undo what it learnt;
-            and `kd` with `int8`. A `DistillConfig` resolves it when it is created.
+        method: name of the method. "auto" takes `hybrid-hint`, one of the best methods in our study; for a student that
+            continues from `weights` it takes `hybrid`, because a stage without labels would undo what the student has
+            learnt; with `int8` it takes `kd`. A `DistillConfig` replaces "auto" when it is created.
         w_ce: weight of the cross entropy.
         w_kd: weight of the logit distillation.
         w_att: weight of the attention alignment at its peak.
         w_hint: weight of the features' distance in the first stage of `fitnet` and `hybrid-hint`.
         hint_share: share of all steps that this first stage takes.
-        temperature: softens both sets of logits.
-        pairs: stages that are aligned.
-        attention: teacher's map: "activation" (squared activations) or "window" (Swin's window attention).
-        alignment: student's channels to a map: "fixed" mean, or a "learned" 1x1 projection.
-        distance: between the maps: "l2", "kl" or "cosine".
+        temperature: temperature that divides student's and teacher's logits.
+        pairs: pairs of stages that are aligned.
+        attention: kind of the teacher's map: "activation" (squared activations) or "window" (Swin's window attention).
+        alignment: how the student's channels become a map: "fixed" (their mean) or "learned" (a 1x1 projection).
+        distance: distance between the maps: "l2", "kl" or "cosine".
         att_warmup: share of the steps after the first stage in which w_att rises.
-        att_decay: "cosine" brings w_att to 0 at the end, "none" keeps it.
+        att_decay: "cosine" decreases w_att to 0 until the end, "none" keeps it constant after the warm-up.
     """
 
     method: str = "auto"
@@ -178,20 +181,20 @@ class ObjectiveSettings:
     att_decay: Literal["cosine", "none"] = "cosine"
 
     def weights(self) -> dict[str, float]:
-        """The weights of the objective's terms; see `losses.Method.weights`."""
-        from agridistill.losses import get_method  # recipes are read without torch
+        """Returns the weights `w_ce`, `w_kd`, `w_att` and `w_hint` of the objective; see `losses.Method.weights`."""
+        from agridistill.losses import get_method  # imported here because reading a recipe must not need torch
 
         names = ("w_ce", "w_kd", "w_att", "w_hint")
         return get_method(self.method).weights({name: getattr(self, name) for name in names})
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term has a weight that compares with a teacher."""
+        """Whether any term that compares with a teacher has a weight above 0."""
         return any(weight > 0 for name, weight in self.weights().items() if name != "w_ce")
 
     @property
     def teacher_strides(self) -> tuple[int, ...]:
-        """The teacher's stages of all pairs."""
+        """The strides of the teacher's stages in all pairs, sorted."""
         return tuple(sorted({pair.teacher for pair in self.pairs}))
 
 
@@ -205,18 +208,18 @@ class TrainConfig:
 
     @property
     def fit(self) -> FitSettings:
-        """As in a `DistillConfig`."""
+        """The settings of the training, under the same name as in a `DistillConfig`."""
         return self.train
 
     @property
     def objective(self) -> ObjectiveSettings:
-        """Labels alone."""
+        """The objective of `train`: cross entropy with the labels."""
         return ObjectiveSettings(method="ce")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The settings of `distill`. The objective's method "auto" is resolved here, by the settings of the fit."""
+    """The settings of `distill`. It replaces the method "auto" by one that fits the settings of the training."""
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -230,5 +233,5 @@ class DistillConfig:
 
     @property
     def fit(self) -> FitSettings:
-        """As in a `TrainConfig`."""
+        """The settings of the training, under the same name as in a `TrainConfig`."""
         return self.distill

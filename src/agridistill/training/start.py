@@ -1,4 +1,4 @@
-"""What happens before the first step: processes are compared, the teacher's cache is built, the classifier fitted."""
+"""Callbacks before the first step: they compare processes, build the teacher's cache and fit the classifier."""
 
 from __future__ import annotations
 
@@ -27,36 +27,43 @@ from agridistill.models import normalise_batch
 from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
 from agridistill.teacher_cache import CachedTeacher
 
-# A linear classifier learns little from more views.
+# More views hardly improve a linear classifier.
 MAX_VIEWS = 2000
 VIEWS_OF_A_PHOTO = 4
 _BATCH = 16
-# Inverse strength of the L2 penalty on standardised features: there are far more of them than photos.
+# Inverse strength of the L2 penalty on standardised features; it is strong because features outnumber photos.
 _C = 0.01
 
 
 class SameEverywhere(Callback):
-    """Stops a run whose processes do not have the same photos and settings."""
+    """Stops a run if its processes do not have the same photos and settings.
+
+    `document` holds what is compared, by name.
+    """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Compares with rank 0."""
+        """Compares the document of this process with that of rank 0.
+
+        Raises:
+            RunError: they differ.
+        """
         for name, value in trainer.strategy.broadcast(self.document).items():
             if value != self.document[name]:
-                got = f"others in process {trainer.global_rank}"
-                raise RunError(f"the same {name} in every process", got, "compare them")
+                got = f"different {name} in process {trainer.global_rank}"
+                raise RunError(f"the same {name} in every process", got, f"compare the {name} of all machines")
 
 
 class BuildCache(Callback):
-    """Builds what is missing in the teacher's cache; every process builds its share."""
+    """Computes the missing entries of the teacher's cache; every process computes a share of them."""
 
     def __init__(self, teacher: CachedTeacher, workers: int) -> None:
         self.teacher, self.workers = teacher, workers
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Builds."""
+        """Builds the cache and shows the progress."""
         with self._progress() if trainer.is_global_zero else nullcontext(silent) as progress:
             self.teacher.prepare(
                 module.device,
@@ -69,7 +76,7 @@ class BuildCache(Callback):
 
     @contextmanager
     def _progress(self) -> Iterator[ProgressCallback]:
-        """A bar with the time left; without a terminal a line at each tenth. One line first, in both cases."""
+        """Shows a first line, then a bar with the time left, or without a terminal a line after each tenth."""
         console = stderr_console()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -81,10 +88,10 @@ class BuildCache(Callback):
                 nonlocal begin, first, next_tenth
                 bar.update(task, completed=done, total=total, visible=True)
                 if first < 0:
-                    # The first batch includes the start of teacher and loaders: it does not count for the time left.
+                    # The first batch includes the start of teacher and loaders, so the estimate does not count it.
                     begin, first = time.perf_counter(), done
                     size = f"{self.teacher.size_bytes / 1e6:.1f} MB in {self.teacher.folder}"
-                    console.print(f"teacher cache  {total:,} views to compute, once: {size}")
+                    console.print(f"teacher cache  {total:,} views are computed once: {size}")
                 elif not console.is_terminal and 10 * done // total >= next_tenth:
                     next_tenth = 10 * done // total + 1
                     left_s = (time.perf_counter() - begin) / (done - first) * (total - done)
@@ -94,7 +101,7 @@ class BuildCache(Callback):
 
 
 def gather_all(own: Any) -> Sequence[Any]:
-    """The `Gather` of all processes of the default group; of this process where there is none."""
+    """Returns the object `own` of every process in the default group; only of this process without a group."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -103,13 +110,13 @@ def gather_all(own: Any) -> Sequence[Any]:
 
 
 class FitHead(Callback):
-    """`head_first`: fits the network's classifier to features of its frozen backbone.
+    """Fits the network's classifier to features of its frozen backbone, for the setting `head_first`.
 
-    The features of a few views of each photo are computed once, and kept in the user's cache for other runs.
+    The features of a few views of each photo are computed once and stored in the user's cache folder for other runs.
 
     Args:
-        viewing: the photos to learn from, and their views.
-        workers: loader processes.
+        viewing: the training photos and their views.
+        workers: number of loader processes.
         balance: gives each class the same weight.
     """
 
@@ -117,23 +124,23 @@ class FitHead(Callback):
         self.viewing, self.workers, self.balance = viewing, workers, balance
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Fits in rank 0; the other ranks receive its weights."""
+        """Fits the classifier in rank 0 and sends its weights to the other ranks."""
         model: Any = module.model
         head = classifier_of(model)
         if trainer.is_global_zero:
-            # Through the module, which keeps frozen batch norm in inference.
+            # Switch the mode through the module, which keeps frozen batch norm in inference mode.
             training = module.training
             module.eval()
             with stderr_console().status("fitting the classifier to the frozen backbone's features"):
                 fit_classifier(head, *self._features(model.to(module.device)), balance=self.balance)
             module.train(training)
         if trainer.world_size > 1:
-            # Lightning has wrapped the network before this hook: from here on, processes share gradients alone.
+            # Lightning has synchronised the weights before this hook; from here on, processes share only gradients.
             head.load_state_dict(trainer.strategy.broadcast(head.state_dict()))
 
     @torch.no_grad()
     def _features(self, model: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features `(N, C)` of the readable views by a network in inference, and their labels `(N,)`."""
+        """Returns features `(N, C)` of the readable views, and their labels `(N,)`; `model` is in inference mode."""
         viewing, device = self.viewing, next(model.parameters()).device
         cache = DerivedCache("features", viewing.root, self._identity(model))
         keys = self._keys()
@@ -156,7 +163,7 @@ class FitHead(Callback):
         return np.stack([np.frombuffer(rows[key], np.float16).astype(np.float32) for key in readable]), labels
 
     def _keys(self) -> list[ViewKey]:
-        """The views: of all photos equally; with many photos, of a share of each class."""
+        """Chooses the views: equally many of each photo; if there are many photos, of a share of each class."""
         photos = self.viewing.samples
         views = max(1, min(VIEWS_OF_A_PHOTO, MAX_VIEWS // len(photos)))
         share = min(1.0, MAX_VIEWS / (views * len(photos)))
@@ -169,7 +176,7 @@ class FitHead(Callback):
         return [self.viewing.key(view, position) for position in positions for view in range(views)]
 
     def _identity(self, model: nn.Module) -> str:
-        """Names all that the features depend on, beside the photo."""
+        """Returns a text that identifies everything that the features depend on, except the photo."""
         head = classifier_of(model)
         prefix = next(f"{name}." for name, module in model.named_modules() if module is head)
         digest = sha256()
@@ -189,7 +196,9 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     own: Any = getattr(model, "get_classifier", lambda: None)
     head = own()
     if not isinstance(head, nn.Linear):
-        raise ConfigError("a network with a linear classifier for head_first", type(model).__name__, "leave it away")
+        raise ConfigError(
+            "a network with a linear classifier for head_first", type(model).__name__, "leave head_first out"
+        )
     return head
 
 
@@ -197,12 +206,12 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 def fit_classifier(
     head: nn.Linear, features: NDArray[np.float32], target: NDArray[np.int64], *, balance: bool = False
 ) -> None:
-    """Sets a classifier to the multinomial logistic regression of its input, by scikit-learn.
+    """Sets the weights of a classifier by multinomial logistic regression with scikit-learn.
 
     Args:
-        head: of C features and K classes.
-        features: `(N, C)`.
-        target: `(N,)` class indices; every class at least once.
+        head: the classifier, from C features to K classes.
+        features: `(N, C)` features of N views.
+        target: `(N,)` class indices; every class occurs at least once.
         balance: gives each class the same weight, independent of its number of rows.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
@@ -211,7 +220,7 @@ def fit_classifier(
     )
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:
-        # For two classes scikit-learn gives the difference of their logits.
+        # For two classes scikit-learn returns the weights of the difference of their logits.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / deviation
     head.weight.copy_(torch.from_numpy(weight))

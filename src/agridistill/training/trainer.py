@@ -1,4 +1,4 @@
-"""Lightning's trainer for our runs: checkpoints, best weights, the log of epochs, and progress with the time left."""
+"""Creates Lightning's trainer, with callbacks for checkpoints, best weights, the log of epochs and progress."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Processes wait for each other's share of the teacher's cache, and for the evaluation in rank 0.
+# Long, because processes wait while others build the teacher's cache, and during the evaluation in rank 0.
 _TIMEOUT = timedelta(days=2)
-# Columns of a screen with room for the scores, and for words, beside the bar.
+# Least width of a terminal, in columns, that has room for the scores, and for the word "left", beside the bar.
 _WIDE, _NARROW = 100, 70
 
 
 def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Callback]) -> lightning.Trainer:
-    """A trainer that saves a checkpoint every epoch, with the state of the callbacks, and logs to TensorBoard.
+    """Creates a trainer that saves a checkpoint after every epoch, with the state of callbacks; logs to TensorBoard.
 
     Raises:
-        ConfigError: the machine does not have these devices.
+        ConfigError: the machine does not have the devices that `fit` asks for.
     """
     checkpoint = ModelCheckpoint(
         dirpath=folder.path,
@@ -65,7 +65,7 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
                 strategy=DDPStrategy(timeout=_TIMEOUT) if fit.processes > 1 else "auto",
                 precision="bf16-mixed" if fit.precision == "bf16" else "32-true",
                 logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
-                # The checkpoint last: it stores the state of the others at the end of the epoch.
+                # The checkpoint comes last, because it stores the state of the others at the end of the epoch.
                 callbacks=[*early_stop, *callbacks, ProgressLine(folder.path.name), checkpoint],
                 plugins=[WholeCheckpoints()],
                 default_root_dir=folder.path,
@@ -84,19 +84,19 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint completely or not at all.
 
-    Lightning writes to the system's temporary folder and moves the file: across file systems that is a copy, which a
-    full disk or a kill leaves incomplete in place of the last good checkpoint.
+    Lightning writes to the system's temporary folder and then moves the file. Across file systems this is a copy: a
+    full disk or a kill would leave an incomplete file instead of the last good checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a temporary file beside `path`, then renames it.
 
         Raises:
-            OSError: the disk is full or cannot be written; the old checkpoint stays.
+            OSError: the disk is full or cannot be written; the old checkpoint is kept.
         """
         with replacing(Path(path)) as temporary:
             try:
-                # Python's own file: with torch's, a full disk is a RuntimeError without its reason.
+                # Open the file in Python: torch would raise a RuntimeError without the reason for a full disk.
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
             except (OSError, RuntimeError) as error:
@@ -107,19 +107,19 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class PatientStop(EarlyStopping):
-    """Ends a run whose validation accuracy has not risen for `patience` epochs after the first stage."""
+    """Stops a run if its validation accuracy has not risen for `patience` epochs; the first stage does not count."""
 
     def __init__(self, patience: int) -> None:
         super().__init__("val/accuracy", patience=patience, mode="max", check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Counts epochs without a better accuracy."""
+        """Counts epochs without a better accuracy, after the first stage."""
         if not (isinstance(module, DistillationModule) and module.objective.in_first_stage(module.progress)):
             super().on_validation_end(trainer, module)
 
 
 def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
-    """Whether the run of this checkpoint had no patience left; Lightning itself would continue it."""
+    """Returns whether the run of the checkpoint `saved` was stopped by its patience; Lightning would continue it."""
     states = [state for name, state in saved["callbacks"].items() if name.startswith(PatientStop.__name__)]
     return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
 
@@ -127,12 +127,12 @@ def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
 class BestWeights(Callback):
     """Saves the network of the best epoch: highest validation accuracy, then lowest negative log-likelihood.
 
-    With few validation photos the last epoch is saved, where the learning rate has come to 0: few photos would choose
-    an early epoch by chance.
+    With fewer than 200 validation photos the last epoch is saved instead, when the learning rate is 0, because so few
+    photos would select an early epoch by chance.
 
     Args:
-        path: of the weights.
-        photos: in the validation split.
+        path: the file for the weights.
+        photos: number of photos in the validation split.
     """
 
     FEW_PHOTOS = 200
@@ -144,7 +144,7 @@ class BestWeights(Callback):
         self._sha256: str | None = None
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Compares and saves."""
+        """Saves the weights if this epoch is the best so far."""
         if not trainer.is_global_zero or not isinstance(module, DistillationModule):
             return
         metrics = trainer.callback_metrics
@@ -157,13 +157,14 @@ class BestWeights(Callback):
             self._sha256 = sha256_of(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best score, epoch and checksum of its weights."""
+        """Returns the best score ("best"), its "epoch" and the "sha256" of its weights."""
         return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state, without its score where the weights are of a later epoch, which was killed.
+        """Restores the state; the score is dropped if the file of weights does not match it.
 
-        That epoch is repeated, perhaps not to the last bit, and then its weights replace those in the file.
+        This happens if a run is killed after it saved the weights of an epoch and before it wrote its checkpoint. The
+        epoch is repeated, and its weights, which may differ in the last bits, replace those in the file.
         """
         best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
         unchanged = self.path.exists() and sha256_of(self.path) == self._sha256
@@ -171,7 +172,7 @@ class BestWeights(Callback):
 
 
 class EpochLog(Callback):
-    """`metrics.csv`: one row an epoch with every loss term; a resume continues it."""
+    """Writes `metrics.csv`, with a row for each epoch and a column for each loss term; a resume continues the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -179,13 +180,13 @@ class EpochLog(Callback):
         self._start, self._train_s, self._photos = 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Starts the clock."""
+        """Starts to measure the time of the epoch."""
         self._start, self._train_s, self._photos = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts photos; reads the clock here, so that validation does not count as training."""
+        """Counts photos and measures the time here, so that validation does not count as training."""
         self._photos += (len(batch.target) if batch is not None else 0) * trainer.world_size
         self._train_s = time.perf_counter() - self._start
 
@@ -197,7 +198,7 @@ class EpochLog(Callback):
         row = {
             "epoch": float(trainer.current_epoch + 1),
             **{name: float(value) for name, value in logged.items() if name in terms or name.startswith("val/")},
-            # Of the head; earlier layers may have less.
+            # The head's learning rate; earlier layers may have a lower one.
             "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "train_s": self._train_s,
             "photos_per_s": self._photos / max(self._train_s, 1e-9),
@@ -212,16 +213,19 @@ class EpochLog(Callback):
             write_text(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
+        """Returns the rows of all epochs so far under "rows"."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the rows."""
+        """Restores the rows of the epochs before the resume."""
         self.rows = list(state_dict["rows"])
 
 
 class ProgressLine(Callback):
-    """A bar over all steps with the time left; without a terminal a line at the start and one an epoch."""
+    """Shows a bar over all steps with the time left; without a terminal it prints a line at the start and every epoch.
+
+    `label` stands at the start of the bar and of each line.
+    """
 
     def __init__(self, label: str) -> None:
         self.label, self.console = label, stderr_console()
@@ -230,7 +234,7 @@ class ProgressLine(Callback):
         self._begin, self._first_epoch = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Draws the bar."""
+        """Draws the bar, or prints the first line."""
         self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
         if not trainer.is_global_zero:
             return
@@ -243,20 +247,20 @@ class ProgressLine(Callback):
         total = int(trainer.estimated_stepping_batches)
         self._bar.add_task(self.label, total=total, completed=trainer.global_step, state="", scores="")
         self._show(trainer, f"step 0/{trainer.num_training_batches}")
-        self._bar.refresh()  # the first step may take long
+        self._bar.refresh()  # draw it now, because the first step may take long
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar."""
+        """Updates the bar after a step."""
         self._show(trainer, f"step {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Says why the bar does not move."""
+        """Shows "validation" on the bar, which does not advance meanwhile."""
         self._show(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Without a terminal: a line with the time left."""
+        """Prints a line with scores and the time left if there is no terminal."""
         if self._bar is not None or not trainer.is_global_zero:
             return
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -265,7 +269,7 @@ class ProgressLine(Callback):
         self.console.print(f"{self.label}  epoch {done}/{total}  {_scores(trainer.callback_metrics)}  {left}")
 
     def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
-        """Removes the bar."""
+        """Removes the bar at the end of the training."""
         self._open.close()
 
     def on_exception(
@@ -282,7 +286,7 @@ class ProgressLine(Callback):
 
 
 def _step_bar(console: Console) -> Progress:
-    """A bar that fits the screen: a narrow one shows no scores."""
+    """Creates a progress bar that fits the width of the terminal; on a narrow terminal it shows no scores."""
     wide = console.width >= _WIDE
     return Progress(
         SpinnerColumn(),
@@ -294,7 +298,7 @@ def _step_bar(console: Console) -> Progress:
         *([TextColumn("left")] if console.width >= _NARROW else []),
         console=console,
         transient=True,
-        redirect_stdout=False,  # rich would send to stderr what the caller prints meanwhile
+        redirect_stdout=False,  # otherwise rich would redirect the caller's prints to stderr
         refresh_per_second=5,
         speed_estimate_period=600,  # longer than a validation, in which no step is made
     )
@@ -307,10 +311,10 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed tensors for the next step instead of returning them to the system.
+    """Makes glibc keep the memory of freed tensors for the next step instead of returning it to the system.
 
-    By default each tensor over 32 MB is mapped again in every step, and the kernel clears its pages: up to a third of a
-    MobileNetV3 training step on a CPU. Does nothing on other C libraries.
+    By default, every tensor over 32 MB is mapped again in every step, and the kernel clears its pages. That takes up to
+    a third of a MobileNetV3 training step on a CPU. Does nothing with other C libraries.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
@@ -320,7 +324,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hides Lightning's hints and warnings, which address its own users."""
+    """Hides Lightning's hints and warnings in the block: they are for programmers who use Lightning directly."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     for logger in loggers:

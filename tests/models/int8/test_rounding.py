@@ -99,7 +99,7 @@ def test_a_range_holds_zero_even_where_the_values_do_not(values: list[float]) ->
 
 
 def test_calibrating_without_samples_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing was recorded"):
+    with pytest.raises(ValueError, match="no tensor was recorded"):
         ActivationRounding().calibrate()
 
 

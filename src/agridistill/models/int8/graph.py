@@ -1,6 +1,6 @@
-"""A network that computes as its int8 artefact: batch norm folded, and a rounding wherever the artefact rounds.
+"""Converts a network so that it computes like its int8 export: folds batch norm and rounds where the export rounds.
 
-The network is traced once, as a graph of convolutions, activations, sums and products. int8 engines fuse a convolution
+torch.fx traces the network as a graph of convolutions, activations, sums and products. int8 engines fuse a convolution
 with the ReLU after it, and store every other result in 8 bits.
 """
 
@@ -37,14 +37,14 @@ Kind = TypeVar("Kind", bound=nn.Module)
 _FUSED = (nn.ReLU, nn.ReLU6, UnitClamp)
 _STORED = (nn.Conv2d, nn.Linear, *_FUSED, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, GlobalMean)
 _STORED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul, "mean")
-# These only select or move values: results have the levels of the input.
+# These only select or move values, so their results have the same levels as their input.
 _MOVES = (PhotoLevels, nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _MOVING_FUNCTIONS = (torch.flatten, "flatten", "view", "reshape", "contiguous")
 
-# Cross-layer equalisation. f(s x) = s f(x) for s > 0: not for hard-swish and ReLU6.
+# Activations that allow cross-layer equalisation, because f(s x) = s f(x) for s > 0; hard-swish and ReLU6 do not.
 _HOMOGENEOUS = (nn.ReLU, nn.Identity)
 _EQUALISATION_ROUNDS = 20
-# Channels with less weight, relative to the largest, are left alone: scaling them up would scale up their bias.
+# Channels whose weights are smaller than this share of the largest are not scaled, because their bias would grow too.
 _DEAD = 1e-3
 
 
@@ -55,18 +55,20 @@ class _Tracer(fx.Tracer):
 
 
 def folded(network: nn.Module) -> fx.GraphModule:
-    """A copy of the network for inference, each batch norm folded into the convolution before it, if there is one.
+    """Returns a copy of the network for inference, with each batch norm folded into the convolution before it.
+
+    A batch norm without a convolution before it stays.
 
     Raises:
-        ModelError: a network that cannot be traced.
+        ModelError: torch.fx cannot trace the network.
     """
     model = copy.deepcopy(network).eval()
     try:
         graph = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # torch.fx does not document what data-dependent control flow raises
         raise ModelError(
-            "a convolutional network",
-            f"{type(network).__name__}, which cannot be traced ({error})",
+            "a convolutional network that torch.fx can trace",
+            f"{type(network).__name__} ({error})",
             "export it in fp32",
         ) from None
     for node, norm in _calls(graph, nn.BatchNorm2d):
@@ -90,18 +92,18 @@ def folded(network: nn.Module) -> fx.GraphModule:
 
 
 def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bool = True) -> fx.GraphModule:
-    """The same network with folded batch norm and a rounding at each place where an int8 artefact has one.
+    """Returns a copy of the network that folds batch norm and rounds wherever an int8 export rounds.
 
     Args:
-        network: a convolutional classifier, whose weights are copied.
-        preprocessing: of its input.
-        equalised: applies `equalise` first.
+        network: a convolutional classifier.
+        preprocessing: the preprocessing of its input.
+        equalised: applies `equalise` before rounding.
 
     Returns:
-        Takes `(B, 3, H, W)` normalised photos, gives `(B, K)` logits. Not calibrated yet.
+        A network that takes normalised photos `(B, 3, H, W)` and returns logits `(B, K)`. Calibrate it before use.
 
     Raises:
-        ModelError: a network with operators that are not supported in int8 (Swin, for example).
+        ModelError: the network has operators that int8 does not support (Swin, for example).
     """
     graph, name = folded(network), type(network).__name__
     _require_supported(graph, name)
@@ -110,10 +112,14 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
     _fold_hard_sigmoids(graph)
     _take_pixels(graph, preprocessing, name)
     for module in graph.modules():
-        # The copies of `folded` change their class in place: weights, options and names stay.
+        # Change the class of the copied layers in place, which keeps their weights, options and names.
         if isinstance(module, nn.Conv2d):
             if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
-                raise ModelError("plain convolutions", f"{type(module).__name__} in {name}", "export it in fp32")
+                raise ModelError(
+                    "a network with plain, zero-padded convolutions for int8",
+                    f"{type(module).__name__} in {name}",
+                    "export it in fp32",
+                )
             module.__class__ = RoundedConv2d
         elif isinstance(module, nn.Linear):
             module.__class__ = RoundedLinear
@@ -125,12 +131,12 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges = "least_error") -> None:
-    """Fits those roundings of activations that have no levels yet to representative samples.
+    """Chooses the levels of all activation roundings that have none yet, from representative photos.
 
     Args:
-        network: from `quantised`.
-        batches: each `(B, 3, H, W)`, normalised.
-        ranges: as in `ActivationRounding.calibrate`.
+        network: a network from `quantised`.
+        batches: normalised photos, each batch `(B, 3, H, W)`.
+        ranges: how the range of levels is chosen, see `ActivationRounding.calibrate`.
     """
     roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
     roundings = [rounding for rounding in roundings if not rounding.is_calibrated]
@@ -145,17 +151,17 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges =
 
 @torch.no_grad()
 def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.GraphModule:
-    """A copy that rounds its logits to 8 bits as well, for engines without float operators.
+    """Returns a copy that also rounds its logits to 8 bits, for engines without float operators.
 
-    Its classifier is a convolution of one position: engines agree to the bit on these, not on fully connected layers
-    with a scale for each output.
+    Its linear classifier becomes a 1x1 convolution, because engines compute convolutions bit-identically, but not fully
+    connected layers with a scale for each output.
 
     Args:
-        network: from `quantised`, calibrated.
-        batches: as for `calibrate`; their logits are not clipped.
+        network: a calibrated network from `quantised`.
+        batches: normalised photos as for `calibrate`; the levels cover all their logits.
 
     Raises:
-        ModelError: a network that does not end with a linear classifier.
+        ModelError: the network does not end with a linear classifier.
     """
     if not isinstance(network, fx.GraphModule):
         raise ModelError("a network rounded to int8", type(network).__name__, "call `quantised` first")
@@ -163,36 +169,36 @@ def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.Gra
     (last,) = graph.graph.output_node().all_input_nodes
     linear = _module(graph, last)
     if not isinstance(linear, RoundedLinear):
-        raise ModelError("a network that ends with a linear classifier", str(last.target), "export it without micro")
+        raise ModelError("a network that ends with a linear classifier", str(last.target), "export it without --micro")
     conv = RoundedConv2d(linear.in_features, linear.out_features, 1)
     conv.weight = nn.Parameter(linear.weight[:, :, None, None])
     conv.bias = nn.Parameter(bias_of(linear))
     one_position = nn.Unflatten(1, (linear.in_features, 1, 1))
     graph.set_submodule(str(last.target), nn.Sequential(one_position, conv, ActivationRounding(), nn.Flatten()))
     graph.recompile()
-    # The largest logit is the answer: it must not be clipped.
+    # Do not clip logits, because the largest one determines the answer.
     calibrate(graph, batches, ranges="min_max")
     return graph
 
 
 @torch.no_grad()
 def equalise(graph: fx.GraphModule) -> int:
-    """Scales the channels between each pair of convolutions so that both have weights of the same range.
+    """Scales the channels between two consecutive convolutions so that the weights of both have the same range.
 
-    One scale for all channels then loses less. The outputs of the network stay the same.
+    Rounding with one scale for all channels then loses less. The outputs of the network stay the same.
 
     Args:
-        graph: from `folded`; its weights are changed.
+        graph: a network from `folded`; its weights are changed in place.
 
     Returns:
-        The number of pairs.
+        The number of pairs of convolutions.
 
     Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1, equation 11.
     """
     pairs = list(_pairs(graph))
-    # A convolution may be in two pairs: the ranges settle after some rounds.
+    # A convolution may be in two pairs, so the ranges converge only after some rounds.
     for first, second in _EQUALISATION_ROUNDS * pairs:
-        # The first axis is the channel between the two.
+        # The first axis of `weight` is the channel between the two convolutions.
         weight = second.weight if second.groups > 1 else second.weight.transpose(0, 1)
         outgoing, incoming = first.weight.abs().flatten(1).amax(1), weight.abs().flatten(1).amax(1)
         usable = (outgoing > _DEAD * outgoing.max()) & (incoming > _DEAD * incoming.max())
@@ -215,7 +221,7 @@ def _pairs(graph: fx.GraphModule) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
 
 
 def _require_supported(graph: fx.GraphModule, name: str) -> None:
-    """Other operators would be computed in float between roundings, or not at all."""
+    """Raises a ModelError if the network has operators that int8 engines would compute in float, or not at all."""
     for node in graph.graph.nodes:
         module = _module(graph, node)
         fits = (
@@ -230,7 +236,7 @@ def _require_supported(graph: fx.GraphModule, name: str) -> None:
 
 @torch.no_grad()
 def _fold_hard_sigmoids(graph: fx.GraphModule) -> None:
-    """Folds x / 6 + 1 / 2 into the convolution that gives x: int8 formats have no hard sigmoid."""
+    """Folds the x / 6 + 1 / 2 of a hard sigmoid into the convolution before it: int8 formats have no hard sigmoid."""
     for node, _ in _calls(graph, nn.Hardsigmoid):
         conv = _conv_before(graph, node)
         if conv is not None:
@@ -240,7 +246,7 @@ def _fold_hard_sigmoids(graph: fx.GraphModule) -> None:
 
 
 def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing, name: str) -> None:
-    """Folds mean and standard deviation into the first convolution: it takes pixels as they are."""
+    """Folds mean and standard deviation into the first convolution, so that it takes unchanged pixels."""
     (photo,) = (node for node in graph.graph.nodes if node.op == "placeholder")
     users = [_module(graph, node) for node in photo.users]
     if len(users) != 1 or not isinstance(users[0], nn.Conv2d) or users[0].groups != 1:
@@ -261,7 +267,7 @@ def _round_activations(graph: fx.GraphModule) -> None:
         )
         follower = _only_user(node)
         fused = node.op == "call_module" and follower is not None and isinstance(_module(graph, follower), _FUSED)
-        # The logits stay in float: they cost nothing and carry the calibration.
+        # The logits stay in float: that costs nothing, and the temperature needs precise logits.
         if stored and not fused and not any(user.op == "output" for user in node.users):
             roundings[node.name] = ActivationRounding()
             _insert_after(graph, node, f"roundings.{node.name}")
@@ -283,7 +289,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _conv_before(graph: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
-    """The convolution that gives the node's input, and nothing else."""
+    """Returns the convolution that computes the node's input, or None; no other node may use its output."""
     (source,) = node.all_input_nodes
     conv = _module(graph, source)
     return conv if isinstance(conv, nn.Conv2d) and len(source.users) == 1 else None

@@ -1,6 +1,7 @@
-"""Layers that compute as in an int8 artefact, in a float network that can still be trained, and as written to files.
+"""Layers that round as an int8 export does, in a float network that can still be trained, and operators for export.
 
-Activations: one scale and zero point a tensor. Weights: one scale a channel, symmetric, so that zero stays zero.
+An activation tensor has one scale and one zero point. Weights have one scale for each output channel and are
+symmetric, so that zero stays zero.
 
 Source: Jacob et al. 2018, arXiv 1712.05877, equations 1 and 12; straight-through gradients as in section 3.
 """
@@ -16,27 +17,27 @@ from torch import Tensor, nn
 from agridistill.manifest import Preprocessing
 
 LOW, HIGH = -128, 127
-# 7 bits of the 8: x86 without VNNI adds 255 * weight in pairs of 16 bits, which saturate from 64 on. With 127 an AVX2
-# processor gave one photo in seven another class than one with VNNI (docs/performance.md).
+# Weights use 7 of the 8 bits: x86 without VNNI adds pairs of 255 * weight in 16 bits, which overflow from a weight of
+# 64 on. With 127, an AVX2 processor gave one photo in seven another class than one with VNNI (docs/performance.md).
 WEIGHT_HIGH = 63
 
 Ranges = Literal["least_error", "min_max"]
 
 _NO_RANGE = 1e-12
-# Values kept of each photo.
+# Number of values that are recorded for each photo.
 _SAMPLES = 1 << 9
-# Shares of the full range that are tried: eight to each halving, down to 1/256.
+# Shares of the full range to try, from 1 down to 1/256, in steps of 2 ** (1/8).
 _SHARES = tuple(2 ** (-step / 8) for step in range(65))
 _ROUNDS = 2
-# Lower bound of a channel's scale, relative to the largest: below it the bias, stored at the scale of the products,
-# would not fit into 32 bits.
+# Lower bound of a channel's scale, relative to the largest scale. With a smaller one, the bias, which is stored in the
+# scale of the products, would not fit into 32 bits.
 _LEAST_SCALE = 1e-4
 
 
 class ActivationRounding(nn.Module):
-    """Rounds a tensor to 256 levels; `scale` is the distance of two levels, `zero_point` the level of 0.
+    """Rounds a tensor to 256 levels; `scale` is the distance between two levels, `zero_point` the level of 0.
 
-    Between `observe()` and `calibrate()` tensors pass unchanged and are recorded.
+    Between the calls of `observe()` and `calibrate()`, tensors are recorded and pass through unchanged.
     """
 
     scale: Tensor
@@ -52,21 +53,24 @@ class ActivationRounding(nn.Module):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the levels are chosen."""
+        """Whether the levels have been chosen."""
         return bool(self.scale > 0)
 
     def observe(self) -> None:
-        """Starts recording."""
+        """Starts to record the tensors that pass through."""
         self._observing, self._range, self._samples = True, None, []
 
     def calibrate(self, ranges: Ranges = "least_error") -> None:
         """Chooses the levels for the recorded tensors and stops recording.
 
         Args:
-            ranges: "least_error" as in `best_range`; "min_max" clips nothing.
+            ranges: "least_error" chooses the range by `best_range`; "min_max" covers all recorded values.
+
+        Raises:
+            ValueError: no tensor was recorded.
         """
         if self._range is None:
-            raise ValueError("nothing was recorded: run representative samples through the network first")
+            raise ValueError("no tensor was recorded: call observe() and run photos through the network first")
         low, high = self._range
         if ranges == "least_error" or high - low < _NO_RANGE:
             low, high = best_range(torch.cat(self._samples), low, high)
@@ -75,14 +79,14 @@ class ActivationRounding(nn.Module):
         self._observing, self._range, self._samples = False, None, []
 
     def forward(self, values: Tensor) -> Tensor:
-        """Any shape."""
+        """Rounds a tensor of any shape `(B, ...)`; while observing, it records the tensor and returns it unchanged."""
         if not self._observing:
             return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, LOW, HIGH)
         low, high = self._range or (0.0, 0.0)
         self._range = min(low, float(values.min())), max(high, float(values.max()))
         samples = values.detach().flatten(1)
         if samples.shape[1] > _SAMPLES:
-            # Drawn, not every n-th: steps that divide the width would take the same columns of each photo only.
+            # Draw at random: every n-th value would always lie in the same columns if n divides the width.
             drawn = torch.Generator().manual_seed(len(self._samples))
             samples = samples[:, torch.randint(samples.shape[1], (_SAMPLES,), generator=drawn).to(samples.device)]
         self._samples.append(samples.float().clone())
@@ -90,24 +94,24 @@ class ActivationRounding(nn.Module):
 
 
 def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
-    """The range whose 256 levels round samples with the least squared error.
+    """Finds the range whose 256 levels round samples with the least squared error.
 
-    A wide range rounds coarsely, a narrow one clips. The error is relative to the variance of each photo: otherwise one
-    unusual photo with values of thirty times the usual would choose the range for all.
+    A wide range rounds coarsely, and a narrow one clips values. The error is relative to the variance of each photo,
+    because otherwise one unusual photo with values thirty times as large would determine the range.
 
     Args:
-        samples: `(photos, N)`.
-        low: smallest value, at most 0.
-        high: largest value, at least 0.
+        samples: `(photos, N)` values.
+        low: smallest value that occurs, at most 0.
+        high: largest value that occurs, at least 0.
 
     Returns:
-        A range that contains 0, inside (low, high).
+        Lower and upper end of a range that contains 0 and lies within `low` and `high`.
     """
     if high - low < _NO_RANGE:
         return 0.0, 1.0
     weight = 1 / samples.var(1, correction=0).clamp_min(_NO_RANGE)
 
-    # Cached: behind a ReLU all lower ends are 0, and a second round tries the first's again.
+    # Cached, because after a ReLU all lower ends are 0, and the second round repeats ranges of the first.
     @functools.cache
     def error(ends: tuple[float, float]) -> float:
         scale = (ends[1] - ends[0]) / (HIGH - LOW)
@@ -117,7 +121,7 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
         rounded = torch.fake_quantize_per_tensor_affine(samples, scale, zero_point, LOW, HIGH)
         return float(((rounded - samples).square().mean(1) * weight).mean())
 
-    # Both ends first, then each of them.
+    # Shrink both ends together first, then each end separately.
     best = min(((low * share, high * share) for share in _SHARES), key=error)
     for _ in range(_ROUNDS):
         best = min(((low * share, best[1]) for share in _SHARES), key=error)
@@ -126,7 +130,7 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
 
 
 def weight_scales(weight: Tensor) -> Tensor:
-    """`(C,)`, the scale of each output channel of a weight `(C, ...)`."""
+    """Returns the scale `(C,)` of each output channel of a weight `(C, ...)`."""
     largest = weight.abs().flatten(1).amax(1)
     return largest.clamp_min(1e-8).clamp_min(_LEAST_SCALE * largest.max()) / WEIGHT_HIGH
 
@@ -142,7 +146,7 @@ class RoundedConv2d(nn.Conv2d):
     """A convolution that computes with rounded weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """As `torch.nn.Conv2d`."""
+        """Computes the convolution of `torch.nn.Conv2d` with rounded weights."""
         convolved: Tensor = self._conv_forward(input, round_weights(self.weight), self.bias)
         return convolved
 
@@ -151,14 +155,14 @@ class RoundedLinear(nn.Linear):
     """A linear layer that computes with rounded weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """As `torch.nn.Linear`."""
+        """Computes the linear layer of `torch.nn.Linear` with rounded weights."""
         return nn.functional.linear(input, round_weights(self.weight), self.bias)
 
 
 class GlobalMean(nn.Module):
-    """The mean over all positions, `(B, C, H, W)` to `(B, C, 1, 1)` with `keepdim`, else to `(B, C)`.
+    """Averages over all positions: `(B, C, H, W)` to `(B, C, 1, 1)` with `keepdim`, otherwise to `(B, C)`.
 
-    One operator: converters write adaptive pooling as half a dozen.
+    Converters write it as one operator, but adaptive pooling as six.
     """
 
     def __init__(self, *, keepdim: bool) -> None:
@@ -166,15 +170,15 @@ class GlobalMean(nn.Module):
         self.keepdim = keepdim
 
     def forward(self, values: Tensor) -> Tensor:
-        """Mean of `(B, C, H, W)`."""
+        """Computes the mean of `(B, C, H, W)` over height and width."""
         return values.mean((2, 3), keepdim=self.keepdim)
 
 
 class PhotoLevels(nn.Module):
-    """A normalised photo as its pixels, whose 256 levels need no rounding: (pixel - `zero_point`) * `scale`.
+    """Converts a normalised photo to (pixel - `zero_point`) * `scale`, so that its 256 levels are the pixel values.
 
-    One scale and zero point serve all channels: values have about mean 0 and deviation 1. Convolutions
-    pad with 0, the mean of a channel.
+    All channels have the same scale and zero point, chosen so that values have about mean 0 and standard deviation 1.
+    Convolutions pad with 0, which is about the mean of a channel.
     """
 
     factor: Tensor
@@ -191,39 +195,39 @@ class PhotoLevels(nn.Module):
         self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalised photos `(B, 3, H, W)` to the same shape."""
+        """Converts normalised photos `(B, 3, H, W)`; the shape stays the same."""
         return values * self.factor + self.offset
 
     @torch.no_grad()
     def fold_into(self, conv: nn.Conv2d) -> None:
-        """Changes a convolution of normalised photos into the same convolution of these values."""
+        """Changes a convolution in place: it then takes the converted values and computes the same as before."""
         conv.weight /= self.factor
         conv.bias = nn.Parameter(bias_of(conv) - (conv.weight * self.offset).sum((1, 2, 3)))
 
 
 class UnitClamp(nn.Module):
-    """A hard sigmoid whose slope and offset are in the convolution before it: clamps to 0 and 1.
+    """Clamps values to 0 and 1: the rest of a hard sigmoid whose slope and offset the convolution before it contains.
 
-    The rounding after it clamps as well, so a file needs no operator for it.
+    The rounding after it clamps as well, so an exported file needs no operator for it.
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Any shape."""
+        """Clamps a tensor of any shape."""
         return values.clamp(0, 1)
 
 
 def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """A copy of the layer's bias; zeros where it has none."""
+    """Returns a copy of the layer's bias, or zeros if it has none."""
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
 
 
-# The same roundings as pairs of operators, which torch.export keeps and converters translate. Names and arguments are
-# those of torch's private `quantized_decomposed`, the only ones that litert-torch knows (it registers them itself).
+# The same roundings as pairs of operators, which torch.export keeps and converters translate. They have the names and
+# arguments of torch's private `quantized_decomposed` operators, which litert-torch registers and supports.
 @torch.library.custom_op("agridistill::quantize_per_tensor", mutates_args=())
 def quantize_per_tensor(
     values: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Levels of float values, any shape; all with one scale."""
+    """Rounds float values of any shape to levels of type `dtype`, all with the same scale."""
     return (values * (1 / scale)).round().add(zero_point).clamp(low, high).to(dtype)
 
 
@@ -231,7 +235,7 @@ def quantize_per_tensor(
 def dequantize_per_tensor(
     levels: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Float32 values of levels."""
+    """Converts levels back to float32 values, all with the same scale."""
     return (levels.float() - zero_point) * scale
 
 
@@ -239,7 +243,7 @@ def dequantize_per_tensor(
 def quantize_per_channel(
     values: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Levels of float values; scales and zero points `(C,)` along `axis`."""
+    """Rounds float values to levels of type `dtype`; scales and zero points are `(C,)` along `axis`."""
     shape = [-1 if dim == axis else 1 for dim in range(values.ndim)]
     return (values / scales.view(shape)).round().add(zero_points.view(shape)).clamp(low, high).to(dtype)
 
@@ -248,7 +252,7 @@ def quantize_per_channel(
 def dequantize_per_channel(
     levels: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Float32 values of levels."""
+    """Converts levels back to float32 values; scales and zero points are `(C,)` along `axis`."""
     shape = [-1 if dim == axis else 1 for dim in range(levels.ndim)]
     return (levels.float() - zero_points.view(shape)) * scales.view(shape)
 

@@ -1,6 +1,7 @@
-"""Models by path or name, and their engines: `Backend` is the seam to everything that needs class scores.
+"""Opens models by path or name and runs them in an engine; `Backend` is the interface of every opened model.
 
-To add an engine: a module here with a `Backend`, a function that creates it, and a row of `ENGINES`.
+To add an engine, write a module here with a class that has the methods of `Backend`, a function that creates it, and a
+row in `ENGINES`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agridistill.manifest import MANIFEST_NAME, ModelManifest, read_manifest, sh
 from agridistill.preprocess import Pixels
 
 TORCH = "torch"
-"""Runs a run folder."""
+"""Name of the engine that runs a run folder."""
 ALL_ENGINES = "all"
 _WORTH_A_SLOW_START = 1000
 _X86 = frozenset({"x86_64", "amd64", "i686"})
@@ -36,23 +37,23 @@ class Backend(Protocol):
 
     @property
     def manifest(self) -> ModelManifest:
-        """The contract that the model ships with."""
+        """The model's manifest: its classes, preprocessing, temperature and threshold."""
         ...
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Logits `(N, K)` float32, in the order of `manifest.classes`, of photos `(N, S, S, 3)` uint8, RGB.
+        """Computes logits `(N, K)` float32, in the order of `manifest.classes`, for RGB photos `(N, S, S, 3)` uint8.
 
-        The model applies mean and standard deviation itself.
+        The model itself normalises the pixels by mean and standard deviation.
         """
         ...
 
 
 @runtime_checkable
 class AttentiveBackend(Protocol):
-    """A model that gives maps of where it looks, as a run folder's network does; exported files give logits alone."""
+    """A model that can also compute attention maps, as the network of a run folder; exported files cannot."""
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Attention maps `(N, H, W)` float32, at least 0, of photos `(N, S, S, 3)` uint8.
+        """Computes attention maps `(N, H, W)` float32, at least 0, for photos `(N, S, S, 3)` uint8.
 
         Raises:
             ModelError: the network has no stage that keeps height and width.
@@ -79,12 +80,12 @@ def _create_litert(path: Path, manifest: ModelManifest, threads: int) -> Backend
 
 
 class Engine(NamedTuple):
-    """What runs a kind of exported file."""
+    """An inference engine for one kind of exported file."""
 
-    suffix: str  # of the files
-    module: str  # that is imported; pip installs it by the same name, with '-' for '_'
-    create: Callable[[Path, ModelManifest, int], Backend]  # imports the engine: a device has only its own
-    batches: bool = True  # False: files have fixed shapes, photos go through one after another
+    suffix: str  # suffix of the files that it runs
+    module: str  # Python module to import; its package has the same name, with '-' instead of '_'
+    create: Callable[[Path, ModelManifest, int], Backend]  # (file, manifest, threads); imports the engine only now
+    batches: bool = True  # False: files have fixed shapes, and photos are computed one after another
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -92,61 +93,67 @@ ENGINES: Mapping[str, Engine] = {
     "openvino": Engine(".onnx", "openvino", _create_openvino),
     "litert": Engine(".tflite", "ai_edge_litert", _create_litert, batches=False),
 }
-"""The first engine of a suffix is its default; see `default_engine`."""
+"""The engines by name. The first engine of a suffix is its default; see `default_engine`."""
 SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
-"""Of exported models."""
+"""Suffixes of exported models."""
 SHIPPED: Mapping[str, str] = {"tomato": "tomato/tomato-int8.onnx"}
-"""Models that come with AgriDistill, by name: the artefact below their folder."""
-# In a wheel beside the package's modules, in a checkout at its root.
+"""Models that come with AgriDistill: for each name, the path of the model file in the folder of shipped models."""
+# The folder of shipped models: in a wheel beside the package's modules, in a checkout at its root.
 _FOLDERS = (Path(__file__).parents[2] / "shipped", Path(__file__).parents[4] / "models")
 
 
 def checked_logits(backend: Backend, pixels: Pixels) -> NDArray[np.float32]:
-    """The backend's logits, `(N, K)` float32, after their shape and values were checked.
+    """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8, and checks their shape and values.
 
     Raises:
-        ModelError: another number of classes than the manifest's, or NaN or infinity.
+        ModelError: the logits have another shape than the manifest's classes require, or contain NaN or infinity.
     """
     logits = np.asarray(backend.logits(pixels), np.float32)
     shape = (len(pixels), len(backend.manifest.classes))
     if logits.shape != shape:
-        raise ModelError(f"logits of shape {shape}", str(logits.shape), "check that the manifest is the model's own")
+        raise ModelError(f"logits of shape {shape}", str(logits.shape), "check that the manifest belongs to the model")
     if not np.isfinite(logits).all():
-        raise ModelError("finite logits", "NaN or infinity from the model", "train or export it again")
+        raise ModelError("finite logits", "NaN or infinity from the model", "train or export the model again")
     return logits
 
 
 def manifest_path(artefact: Path) -> Path:
-    """`NAME.json` beside `NAME.onnx`."""
+    """Returns the path of a model file's manifest: `NAME.json` beside `NAME.onnx` or `NAME.tflite`."""
     return artefact.with_suffix(".json")
 
 
 def package_of(engine: str) -> str:
-    """The distribution that holds an engine."""
+    """Returns the name under which pip installs an engine."""
     return _module_of(engine).replace("_", "-")
 
 
 def engines_of_file(path: Path) -> tuple[str, ...]:
-    """The engines that run a kind of file, the default first.
+    """Returns the names of the engines that run files with this suffix, the default first.
 
     Raises:
-        ModelError: none does.
+        ModelError: no engine runs such files.
     """
     engines = tuple(name for name, engine in ENGINES.items() if engine.suffix == path.suffix.lower())
     if not engines:
         known = ", ".join(SUFFIXES)
-        raise ModelError(f"a run folder or an exported model ({known})", f"'{path}'", "name one of these")
+        raise ModelError(f"a run folder or an exported model ({known})", f"'{path}'", "pass one of these")
     return engines
 
 
 def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | None = None) -> str:
-    """The engine that runs a file fastest by our measurements, of those that are installed (docs/performance.md).
+    """Chooses the engine that runs a file fastest in our measurements (docs/performance.md).
 
-    int8 `.onnx` files go to OpenVINO on x86 processors; everything else to the first engine of its kind. OpenVINO takes
-    0.4 s longer to start, which half a millisecond a photo has to earn: below 1,000 `photos` it is not taken.
+    That is OpenVINO, if it is installed, for int8 `.onnx` files on x86 processors, and otherwise the first engine for
+    the file's suffix. OpenVINO takes 0.4 s longer to start and saves half a millisecond a photo, so it is not chosen
+    for fewer than 1,000 photos.
+
+    Args:
+        artefact: the model file.
+        manifest: its manifest.
+        photos: number of photos that will be classified; None if unknown, which counts as many.
 
     Raises:
-        ModelError: a file that no engine runs.
+        ModelError: no engine runs such a file.
     """
     engines = engines_of_file(artefact)
     int8_on_x86 = manifest.precision == "int8" and platform.machine().lower() in _X86
@@ -157,20 +164,23 @@ def default_engine(artefact: Path, manifest: ModelManifest, *, photos: int | Non
 
 
 def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """The engines to run a run folder or an exported file with.
+    """Returns the names of the engines that a run folder or an exported file should run in.
 
-    Those of `wanted` that can run this kind of model; "all" takes each that is installed, empty the default.
+    Args:
+        model: run folder or exported file.
+        wanted: names of engines, of which those are returned that can run this kind of model. "all" selects every
+            installed one; an empty sequence selects the default.
 
     Raises:
-        ModelError: no such model or engine, or none that runs this kind of model.
-        MissingExtraError: "all", and none is installed.
+        ModelError: the model or an engine does not exist, or no wanted engine runs this kind of model.
+        MissingExtraError: `wanted` contains "all", and no engine for the model is installed.
     """
     if not model.exists():
         raise missing_model(model)
     known = (*ENGINES, TORCH, ALL_ENGINES)
     for name in wanted:
         if name not in known:
-            raise ModelError("an engine", f"'{name}'", nearest(name, known))
+            raise ModelError("the name of an engine", f"'{name}'", nearest(name, known))
     possible = (TORCH,) if model.is_dir() else engines_of_file(model)
     if not wanted:
         return possible if model.is_dir() else (default_engine(model, read_manifest(manifest_path(model))),)
@@ -187,16 +197,17 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, photos: int | None = None) -> Backend:
-    """Loads an exported model.
+    """Opens an exported model.
 
     Args:
-        path: `NAME.onnx` or `NAME.tflite`, with `NAME.json` beside it.
-        engine: one of `ENGINES` for that kind of file; None takes `default_engine`.
-        threads: of one prediction; 0 takes one for each core.
-        photos: that will be classified, for the choice of the engine.
+        path: `NAME.onnx` or `NAME.tflite`; its manifest `NAME.json` lies beside it.
+        engine: name of an engine in `ENGINES` that runs this kind of file; None takes `default_engine`.
+        threads: number of threads for one prediction; 0 takes one for each core.
+        photos: number of photos that will be classified, for the choice of the engine; None if unknown.
 
     Raises:
-        ModelError: no such file, no manifest, a file that its manifest does not describe, or one that cannot be run.
+        ModelError: the file or its manifest is missing, the manifest belongs to another file, or the engine cannot run
+            the file.
         MissingExtraError: the engine is not installed.
     """
     engines = engines_of_file(path)
@@ -205,11 +216,15 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
     manifest = read_manifest(manifest_path(path))
     other = manifest.weights_file not in (path.name, "") and Path(manifest.weights_file).name == manifest.weights_file
     if other and path.is_file() and sha256_of(path) == manifest.weights_sha256:
-        # Both files were renamed alike.
+        # The user renamed the model and its manifest.
         manifest = replace(manifest, weights_file=path.name)
     file = manifest.verified_weights(path.parent)
     if file.name != path.name:
-        raise ModelError(f"the manifest of '{path.name}'", f"one of '{file.name}'", "copy its own manifest beside it")
+        raise ModelError(
+            f"the manifest of '{path.name}'",
+            f"the manifest of '{file.name}' in '{manifest_path(path).name}'",
+            f"copy the manifest of '{path.name}' beside it",
+        )
     backend = ENGINES[engine or default_engine(file, manifest, photos=photos)].create(file, manifest, threads)
     return_freed_memory()
     return backend
@@ -217,34 +232,42 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
 
 @contextmanager
 def loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
-    """Around the import of an engine and its loading of a file.
+    """Context manager around the import of an engine and the loading of a file: turns their exceptions into ours.
+
+    Args:
+        engine: name of the engine for messages.
+        path: the model file.
+        remedy: the remedy of the MissingExtraError.
 
     Raises:
-        MissingExtraError: the engine is not installed, or does not load on this machine; with `remedy`.
-        ModelError: the engine refuses the file.
+        MissingExtraError: the engine is not installed, or cannot be loaded on this machine.
+        ModelError: the engine cannot run the file.
     """
     try:
         yield
     except ImportError as error:
         got = f"no module '{error.name}'" if isinstance(error, ModuleNotFoundError) else str(error)[:200]
         raise MissingExtraError(f"{engine}, to run {path.suffix} files", got, remedy) from None
-    except Exception as error:  # those of the engines share no public base
+    except Exception as error:  # the engines' exceptions have no common public base class
         got = f"'{path}' ({str(error)[:200]})"
-        raise ModelError(f"a model that {engine} can run", got, "export it again") from None
+        raise ModelError(f"a model that {engine} can run", got, "export the model again") from None
 
 
 def require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
-    """Raises a ModelError if the inputs that an engine `found` in a file do not fit the manifest's preprocessing."""
+    """Raises a ModelError unless `fits`, which says whether a file's inputs match the manifest's preprocessing.
+
+    `found` describes the inputs of the file at `path` for the message.
+    """
     if not fits:
         size, got = manifest.preprocessing.image_size, f"{', '.join(found)} in '{path}'"
-        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", got, "export it again")
+        raise ModelError(f"one input of uint8 photos (N, {size}, {size}, 3)", got, "export the model again")
 
 
 def return_freed_memory() -> None:
-    """Returns freed memory to the system; glibc keeps it otherwise. Does nothing on other C libraries.
+    """Returns freed memory to the system, because glibc would keep it. Does nothing with other C libraries.
 
-    An engine builds its own form of a model beside the file's and frees the latter: 30 MB with a MobileNetV3-Large,
-    a quarter of the process. Threads that decode photos leave holes between what they keep.
+    An engine builds its own copy of a model and then frees the content of the file: 30 MB with a MobileNetV3-Large, a
+    quarter of the process. Threads that decode photos fragment the memory as well.
     """
     library = _glibc()
     if library is not None:
@@ -253,7 +276,7 @@ def return_freed_memory() -> None:
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    # libc_ver reads the whole interpreter: once.
+    # libc_ver reads the whole file of the interpreter, so the result is cached.
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         return ctypes.CDLL("libc.so.6")
     return None
@@ -268,20 +291,23 @@ def _is_installed(engine: str) -> bool:
 
 
 def model_path(model: Path | str) -> Path:
-    """The path of a model, given as path or as the name of a shipped model.
+    """Returns the path of a model that is given as a path or as the name of a shipped model.
 
-    A model of that name in the current folder comes first; a name without a model is returned as it is, for the
-    caller's error.
+    A model of that name in the current folder takes precedence. If neither exists, the argument is returned as a path,
+    and the caller reports the error.
     """
     path, shipped = Path(model), _shipped_file(str(model))
     return path if shipped is None or path.is_file() or (path / MANIFEST_NAME).exists() else shipped
 
 
 def shipped_models() -> list[dict[str, Any]]:
-    """The figures of every shipped model, as `agridistill models --json` prints them.
+    """Returns one dict for every shipped model, as `agridistill models --json` prints them.
+
+    Its keys are "name", "file", "size_bytes", "model", "precision", "image_size", "classes", "test_accuracy",
+    "test_accuracy_ci95", "test_photos", "val_accuracy", "val_photos" and "threshold".
 
     Raises:
-        ModelError: one is missing from this installation, or its manifest is damaged.
+        ModelError: a shipped model is missing from this installation, or its manifest is damaged.
     """
     found = []
     for name in SHIPPED:
@@ -310,16 +336,16 @@ def shipped_models() -> list[dict[str, Any]]:
 
 
 def missing_model(model: Path) -> ModelError:
-    """The error for a model that does not exist; a bare name may have been meant as a shipped model's."""
+    """Makes the error for a model that does not exist; for a bare name it also lists shipped models."""
     remedy = f"check the path{shipped_hint(model)}"
     return ModelError("a run folder, an exported model or a shipped one", f"'{model}', which does not exist", remedy)
 
 
 def shipped_hint(model: Path) -> str:
-    """An addition to a remedy: shipped models, if a bare name may have been meant as one's; empty for other paths."""
+    """Returns the end of a remedy that lists shipped models if `model` is a bare name, otherwise ""."""
     name = str(model)
     if name in SHIPPED:
-        return f"; the shipped model '{name}' is missing from this installation: install agridistill anew"
+        return f"; the shipped model '{name}' is missing from this installation: reinstall agridistill"
     if len(model.parts) != 1:
         return ""
     return f"; shipped models: {nearest(name, SHIPPED).removeprefix('known: ')}"

@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite)."""
+"""Runs exported `.tflite` files with LiteRT (TensorFlow Lite)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from agridistill.runtime.backends import loading, require_input
 
 
 class LiteRtBackend:
-    """Runs an exported `.tflite` file, whose sha256 has been checked, one photo at a time: its shapes are fixed.
+    """Runs an exported `.tflite` file one photo at a time, because its shapes are fixed.
 
-    0 threads takes one for each core. `reference` runs the reference kernels, slow and bit-identical to TensorFlow Lite
-    Micro.
+    Args:
+        path: the file; its sha256 has been checked.
+        manifest: its manifest.
+        threads: number of threads; 0 takes one for each core.
+        reference: uses the reference kernels, which are slow and give results bit-identical to TensorFlow Lite Micro.
 
     Raises:
         MissingExtraError: the engine is not installed.
@@ -32,7 +35,7 @@ class LiteRtBackend:
 
             kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
             cores = threads or os.cpu_count() or 1
-            # Its INFO lines, such as that of XNNPACK, are for the engine's developers, and no setting silences them.
+            # No setting of the engine silences its INFO lines, such as XNNPACK's; users do not need them.
             with stderr_without_lines(b"INFO: "):
                 self._interpreter = Interpreter(str(path), num_threads=cores, experimental_op_resolver_type=kernels)
                 self._interpreter.allocate_tensors()
@@ -42,11 +45,11 @@ class LiteRtBackend:
         found = [f"{each['dtype'].__name__} {each['shape'].tolist()}" for each in inputs]
         require_input(path, found, manifest, fits=fits)
         self._input, self._output = inputs[0]["index"], output["index"]
-        # Our files give float logits; those of other tools may give levels.
+        # Our files return float logits; files of other tools and for microcontrollers may return int8 levels.
         self._scale, self._zero_point = output["quantization"]
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         rows = []
         for photo in pixels:
             self._interpreter.set_tensor(self._input, photo[None])

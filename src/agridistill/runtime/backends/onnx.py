@@ -1,4 +1,4 @@
-"""Engines of `.onnx` files: ONNX Runtime, and OpenVINO, which is faster on many Intel processors."""
+"""Runs exported `.onnx` files with ONNX Runtime, or with OpenVINO, which is faster on many Intel processors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from agridistill.manifest import ModelManifest
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import loading, require_input
 
-# More at once is no faster on a CPU, and each takes memory for its activations: 3 MB at 128 px, 9 MB at 224 px.
+# Larger batches are no faster on a CPU, and each photo needs memory for activations: 3 MB at 128 px, 9 MB at 224 px.
 PHOTOS_AT_ONCE = 4
 
 
 class OnnxRuntimeBackend:
-    """Runs a file whose sha256 has been checked with ONNX Runtime; 0 threads takes one for each core.
+    """Runs an `.onnx` file with ONNX Runtime.
+
+    Args:
+        path: the file; its sha256 has been checked.
+        manifest: its manifest.
+        threads: number of threads; 0 takes one for each core.
 
     Raises:
         MissingExtraError: the engine is not installed, or does not load on this machine.
@@ -32,7 +37,7 @@ class OnnxRuntimeBackend:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-            # Errors are raised; the rest of the log is for the engine's developers.
+            # Errors are raised as exceptions; users do not need the rest of the engine's log.
             options.log_severity_level = 4
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs, size = self._session.get_inputs(), manifest.preprocessing.image_size
@@ -41,7 +46,7 @@ class OnnxRuntimeBackend:
         self._input, self._at_once = str(inputs[0].name), 1 if inputs[0].shape[0] == 1 else PHOTOS_AT_ONCE
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         parts = [np.empty((0, len(self.manifest.classes)), np.float32)] if not len(pixels) else []
         for start in range(0, len(pixels), self._at_once):
             parts += self._session.run(None, {self._input: pixels[start : start + self._at_once]})
@@ -49,9 +54,13 @@ class OnnxRuntimeBackend:
 
 
 class OpenVinoBackend:
-    """Runs a file whose sha256 has been checked with OpenVINO; 0 threads takes one for each core.
+    """Runs an `.onnx` file with OpenVINO.
 
-    `exact` computes in fp32 what the file has in fp32; otherwise OpenVINO may take bf16, where that is faster.
+    Args:
+        path: the file; its sha256 has been checked.
+        manifest: its manifest.
+        threads: number of threads; 0 takes one for each core.
+        exact: computes the file's fp32 operators in fp32; otherwise OpenVINO may use bf16 if that is faster.
 
     Raises:
         MissingExtraError: the engine is not installed.
@@ -77,7 +86,7 @@ class OpenVinoBackend:
         self._request = compiled.create_infer_request()
 
     def logits(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Logits `(N, K)` float32 of photos `(N, S, S, 3)` uint8."""
+        """Computes logits `(N, K)` float32 for photos `(N, S, S, 3)` uint8."""
         if self._one_by_one and len(pixels) != 1:
             rows = [self.logits(photo[None]) for photo in pixels]
             return np.concatenate([np.empty((0, len(self.manifest.classes)), np.float32), *rows])
