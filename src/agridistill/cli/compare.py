@@ -46,7 +46,9 @@ def compare(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train students with several methods, seeds and budgets under one teacher, and compare them on the same photos.
+    """Train students of one teacher with several methods, seeds and budgets, and compare them photo by photo.
+
+    A budget is a set of shared settings, such as epochs, share of labels or image size.
 
     Finished runs are kept: after an interruption, or if the recipe has grown, the same command continues.
     """

@@ -179,7 +179,7 @@ def distill(
         str | None,
         Option(
             help="Choose the method: ce, kd, kd-std, dkd, dist, at, fitnet, hybrid or hybrid-hint. The default is "
-            "hybrid-hint, with --weights it is hybrid, with --int8 it is kd."
+            "hybrid-hint; with --weights, hybrid; with --int8, kd."
         ),
     ] = None,
     views: Annotated[

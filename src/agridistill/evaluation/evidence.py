@@ -198,7 +198,7 @@ def read_evidence(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError("evidence in JSON", f"a damaged '{file}' ({error})", "remove the file") from None
+        raise RunError("evidence in JSON", f"'{file}', which cannot be read ({error})", "remove the file") from None
 
 
 class _Batch(NamedTuple):

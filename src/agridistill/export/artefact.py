@@ -146,10 +146,11 @@ def export(
         result = ExportResult(out, precision, file.stat().st_size, parity, fit_answering(found[0], answers))
         failures = GATES[precision].failures(parity)
         if failures and not force:
+            otherwise = "export fp32, or " if precision == "int8" else ""
             raise ModelError(
-                f"an {precision} export that gives the same answers as the run's network",
+                f"an {precision} export that answers like the run's network",
                 "; ".join(failures),
-                "nothing was written: export fp32, or pass --force",
+                f"nothing was written: {otherwise}pass --force to write it anyway",
             )
         _warn(result, found[0])
         final = _completed(draft, result, network, run, manifest.weights_sha256)

@@ -39,7 +39,7 @@ def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     It repeats the computation of the block (norm, cyclic shift, padding, windows, relative position bias, shift mask,
     softmax) without attention dropout. Then it averages, for each key, over the queries of its window, merges the
     windows, crops the padding and undoes the shift. Padded positions count as keys, as in the block, but not as
-    queries. Over each window, padding included, the result sums to 1.
+    queries. Before the crop, the values of each window sum to 1 for each head.
 
     Args:
         block: a block of a timm Swin Transformer (version 1).

@@ -38,7 +38,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of a study, with its figures for the document and its predictions on the test split."""
+    """A finished run of a study: its figures, as `compare.json` holds them, and its predictions on the test split."""
 
     job: Job
     figures: Mapping[str, Any]

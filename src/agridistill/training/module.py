@@ -65,11 +65,12 @@ class DistillationModule(lightning.LightningModule):
         objective: computes the loss terms by name.
         fit: learning rate, its schedule, decay and seed.
         teacher: source of the teacher's logits and maps; None if the method learns only from labels.
-        hints: teacher that gives features for the first stage; None without such a stage.
+        hints: teacher whose features the student imitates at the beginning of the run; None if the method has no such
+            stage.
         preprocessing: preprocessing of the network's input.
         num_classes: number of classes.
-        total_steps: number of steps of the whole run, at least 1. It is an argument because Lightning would start the
-            loaders to count the steps before a resume has set the epoch.
+        total_steps: number of steps of the whole run, at least 1. Lightning could count them too, but it would start
+            the loaders for that, and on a resume the epoch is not set yet at that time.
     """
 
     def __init__(

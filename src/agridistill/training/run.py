@@ -184,9 +184,10 @@ def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]
 def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
     """Gives the photos the split of a parent run, and warns if test photos were training photos of a parent.
 
-    The first parent whose split fits is used. A split fits the parent's data, and data that has most of its photos in
-    the split. It does not fit other photos with the same names. A test split that the user chose, by a file or by
-    folders, is kept.
+    The first parent whose split fits is used. A split fits if the data is the parent's data, or if it names more than
+    half of the photos. In the second case it does not fit if it would put photos of one leaf into different parts: then
+    these are other photos with the same names. A split that leaves too few photos for validation or test never fits. A
+    test split that the user chose, by a file or by folders, is kept.
 
     Args:
         parents: parent runs by their name in messages.

@@ -206,4 +206,4 @@ def test_a_photo_that_ended_the_agent_twice_is_left_out_and_the_next_one_comes(t
     assert [life.returncode for life in lives] == [-signal.SIGKILL, -signal.SIGKILL, 0], lives[2].stderr
     told = lives[2].stdout.splitlines()
     assert told[:3] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert "large.png', while reading which the agent crashed twice" in told[3]
+    assert "large.png' (the agent crashed twice while reading it)" in told[3]

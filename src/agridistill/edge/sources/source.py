@@ -148,8 +148,8 @@ class PhotoReader:
         with contextlib.suppress(OutboxError):  # a full disk is no reason to skip a photo
             crashes = attempts.begin(identity)
         if crashes >= _MAX_CRASHES:
-            got = f"{name}, while reading which the agent crashed twice"
-            raise PhotoError("a photo that can be read", got, "scale it down and copy it there again")
+            got = f"{name} (the agent crashed twice while reading it)"
+            raise PhotoError("a photo that can be read", got, "scale it down and copy it into the folder again")
         try:
             return self._decode(source, name)
         finally:

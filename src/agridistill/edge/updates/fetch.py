@@ -187,7 +187,8 @@ def fetch_files(source: ReleaseSource, release: Release, folder: Path) -> None:
             # Delete the partial download, or the agent itself could not write to the disk.
             shutil.rmtree(folder, ignore_errors=True)
         got = f"'{folder}' ({error.strerror or error})"
-        raise UnavailableError("a disk that can store a model update", got, "free some space") from None
+        remedy = "free some space" if error.errno in _DISK_FULL else "check the disk and the folder's permissions"
+        raise UnavailableError("a disk that can store a model update", got, remedy) from None
     sync_folder(folder)
 
 

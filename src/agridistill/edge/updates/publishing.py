@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from agridistill.edge.updates.release import (
     MAX_RELEASE_BYTES,
-    MODEL_SUFFIXES,
     RELEASE_NAME,
     GoldenPhoto,
     Release,
@@ -28,7 +27,7 @@ from agridistill.edge.updates.release import (
 from agridistill.errors import EdgeError, ModelError
 from agridistill.manifest import composed, sha256_of
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.backends import manifest_path, open_artefact
+from agridistill.runtime.backends import SUFFIXES, manifest_path, open_artefact
 from agridistill.runtime.predictor import Predictor
 from agridistill.runtime.reading import expand
 from agridistill.storage import replacing, sync_folder
@@ -92,7 +91,7 @@ def publish(
         ModelError: `model` is not an exported model, or answers too few golden photos right.
         DataError: a golden photo cannot be read.
     """
-    if model.suffix not in MODEL_SUFFIXES or not model.is_file():
+    if model.suffix not in SUFFIXES or not model.is_file():
         raise ModelError("an exported model (.onnx, .tflite)", f"'{model}'", "run `agridistill export` first")
     if not keys:
         raise EdgeError("a key to sign with", "none", "name it with --key, or create one with --new-key")

@@ -19,10 +19,10 @@ from pydantic import AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field, V
 
 from agridistill.errors import EdgeError
 from agridistill.manifest import sha256_of
+from agridistill.runtime.backends import SUFFIXES
 
 RELEASE_NAME = "release.json"
 MAX_RELEASE_BYTES = 1_000_000
-MODEL_SUFFIXES = (".onnx", ".tflite")
 PASSWORD_VARIABLE = "AGRIDISTILL_KEY_PASSWORD"  # noqa: S105 - the variable's name
 PUBLIC_SUFFIX = ".pub"
 _MAX_KEY_BYTES = 10_000
@@ -103,7 +103,7 @@ class Release(_Signed):
                 not any(name.lower() == RELEASE_NAME or name.endswith(".part") for name in names),
                 f"file names other than {RELEASE_NAME} and *.part",
             ),
-            (PurePath(self.model).suffix in MODEL_SUFFIXES and self.model in names, "its model among its files"),
+            (PurePath(self.model).suffix in SUFFIXES and self.model in names, "its model among its files"),
             (self.manifest in names, "the model's manifest among its files"),
             (all(golden.photo in names for golden in self.golden), "its golden photos among its files"),
             (all(golden.label in self.classes for golden in self.golden), "golden labels that are classes"),

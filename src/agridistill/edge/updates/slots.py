@@ -59,7 +59,10 @@ class Pointer:
     removed_keys: tuple[str, ...] = ()  # ids of keys that releases removed
 
     def switched(self, release: Release) -> Pointer:
-        """Returns the pointer after installing a release: its version is active, on trial, and its keys are applied."""
+        """Returns the pointer to store when a release is installed.
+
+        The release's version is active and on trial, and the trusted keys are those after its additions and removals.
+        """
         added, removed = release.trust.add, release.trust.remove
         added_ids = {key_id(bytes.fromhex(key)) for key in added}
         kept_removed = [name for name in self.removed_keys if name not in added_ids]

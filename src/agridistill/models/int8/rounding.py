@@ -200,7 +200,10 @@ class PhotoLevels(nn.Module):
 
     @torch.no_grad()
     def fold_into(self, conv: nn.Conv2d) -> None:
-        """Changes a convolution in place: it then takes the converted values and computes the same as before."""
+        """Changes a convolution in place, so that it computes from converted values what it computed before.
+
+        Exact except at a border padded with zeros.
+        """
         conv.weight /= self.factor
         conv.bias = nn.Parameter(bias_of(conv) - (conv.weight * self.offset).sum((1, 2, 3)))
 
