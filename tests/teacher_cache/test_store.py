@@ -226,7 +226,9 @@ def test_a_second_builder_waits_and_finds_the_work_done(tmp_path: Path, caplog: 
         with building(tmp_path / "c"), TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
             other = threading.Thread(target=second)
             other.start()
-            while "waiting" not in caplog.text:
+            deadline = time.monotonic() + 60
+            while "waits until it ends" not in caplog.text:
+                assert time.monotonic() < deadline, "the second builder logs nothing"
                 time.sleep(0.01)
             assert build(cache) == 2
         other.join()
