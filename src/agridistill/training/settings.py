@@ -73,6 +73,15 @@ class FitSettings:
         balance: shows each class equally often, photos of rare classes several times in an epoch, in different views.
             Unlike class weights, it acts on all terms of an objective.
         clip_grad: largest gradient norm; 0 does not clip.
+        ema: decay of a step of the weights' exponential moving average, which is validated and saved in place of the
+            weights themselves; 0 for none. Early steps have a smaller one, so that the start is soon forgotten.
+        mixup: alpha of the Beta distribution by which two photos and their labels are blended (Zhang et al. 2018, arXiv
+            1710.09412); 0 for none. Where `cutmix` is on as well, each batch gets one of the two. For teachers: small
+            students lose by it (GhostNetV3, arXiv 2404.11202).
+        cutmix: alpha for boxes of another photo instead (Yun et al. 2019, arXiv 1905.04899).
+        start_size: image size of the first steps, in pixels; it grows to `data.image_size` over the first 60 % of the
+            run (Tan and Le 2021, arXiv 2104.00298, section 4). 0 begins with the full size. For networks that take any
+            size; 0.7 of the size halves the cost of a step.
         patience: epochs without a better validation accuracy before the run stops; 0 never stops early.
         seed: of initial weights, order, views and dropout.
         views: different views of each photo; an epoch shows each photo once. 0 takes one for each epoch, for students
@@ -103,6 +112,10 @@ class FitSettings:
     freeze_norm: bool = False
     balance: bool = False
     clip_grad: NonNegative = 1.0
+    ema: Share = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    start_size: Annotated[int, Field(ge=0, le=4096)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     views: Annotated[int, Field(ge=0)] = 0

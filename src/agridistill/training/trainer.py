@@ -28,8 +28,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from agridistill.errors import ConfigError
 from agridistill.evaluation.verdict import count
-from agridistill.manifest import sha256_of
-from agridistill.models import save_weights
 from agridistill.progress import hidden_displays, stderr_console
 from agridistill.storage import replacing, write_text
 from agridistill.training.module import DistillationModule
@@ -122,52 +120,6 @@ def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
     """Whether the run of this checkpoint had no patience left; Lightning itself would continue it."""
     states = [state for name, state in saved["callbacks"].items() if name.startswith(PatientStop.__name__)]
     return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
-
-
-class BestWeights(Callback):
-    """Saves the network of the best epoch: highest validation accuracy, then lowest negative log-likelihood.
-
-    With few validation photos the last epoch is saved, where the learning rate has come to 0: few photos would choose
-    an early epoch by chance.
-
-    Args:
-        path: of the weights.
-        photos: in the validation split.
-    """
-
-    FEW_PHOTOS = 200
-
-    def __init__(self, path: Path, photos: int) -> None:
-        self.path, self.photos = path, photos
-        self.best: tuple[float, float] | None = None
-        self.epoch = -1
-        self._sha256: str | None = None
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Compares and saves."""
-        if not trainer.is_global_zero or not isinstance(module, DistillationModule):
-            return
-        metrics = trainer.callback_metrics
-        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
-        if self.photos < self.FEW_PHOTOS:
-            score = (float(trainer.current_epoch), 0.0)
-        if self.best is None or score > self.best:
-            self.best, self.epoch = score, trainer.current_epoch
-            save_weights(module.model, self.path)
-            self._sha256 = sha256_of(self.path)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Best score, epoch and checksum of its weights."""
-        return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state, without its score where the weights are of a later epoch, which was killed.
-
-        That epoch is repeated, perhaps not to the last bit, and then its weights replace those in the file.
-        """
-        best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
-        unchanged = self.path.exists() and sha256_of(self.path) == self._sha256
-        self.best = (best[0], best[1]) if best and unchanged else None
 
 
 class EpochLog(Callback):
