@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import re
 import warnings
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from agridistill.storage import replacing
+
+logger = logging.getLogger(__name__)
 
 Channels = tuple[float, float, float]
 
@@ -158,16 +161,17 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
 
     Args:
         path: as for `weights_file` and `read_weights`, in any naming of `fit_weights`.
-        allow_other_head: leaves out the classifier's tensors where their shapes differ.
+        allow_other_head: leaves out the classifier's tensors where their shapes differ, and logs it.
 
     Raises:
         ModelError: an unreadable file, more than tensors in it, or tensors that do not fit.
     """
     file = weights_file(path)
-    fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
+    if not fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head):
+        logger.warning("'%s' knows other classes: the classifier starts anew, all other layers go on", file)
 
 
-def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> None:
+def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
     """Loads tensors into a timm model, if all of them fit and none is missing.
 
     Args:
@@ -176,6 +180,9 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
             the model's windows.
         origin: for errors.
         allow_other_head: leaves out the classifier's tensors where their shapes differ or where they are missing.
+
+    Returns:
+        Whether the classifier's tensors were loaded, too.
 
     Raises:
         ModelError: tensors that do not fit.
@@ -198,6 +205,7 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
         if key not in fitted and not key.startswith(head):
             raise _unfit(f"no tensor '{key}'", origin)
     model.load_state_dict(fitted, strict=False)
+    return fitted.keys() == own.keys()
 
 
 def _unfit(got: str, origin: str) -> ModelError:
