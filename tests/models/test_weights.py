@@ -354,3 +354,14 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     torch.save({**tensors, "conv_stem.weight": tensors["features.0.0.weight"]}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match=r"tensor '(conv_stem|features\.0\.0)\.weight', which does not fit"):
         create_model("mobilenetv3_small_100", 3, weights=tmp_path / "w.pth")
+
+
+def test_a_run_of_other_classes_lends_all_but_its_classifier_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "five.safetensors"
+    save_weights(create_model(STUDENT, 5), file)
+    create_model(STUDENT, 5, weights=file)
+    assert not caplog.records
+    create_model(STUDENT, 3, weights=file)
+    assert "five.safetensors' knows other classes: the classifier starts anew" in caplog.text

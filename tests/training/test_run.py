@@ -468,3 +468,24 @@ def test_a_resume_may_keep_views_or_not(leaves: Path, tmp_path: Path) -> None:
     train(leaves, tmp_path / "run", config)
     (tmp_path / "run" / "evaluation.json").unlink()
     train(leaves, tmp_path / "run", replace(config, train=replace(FIT, keep_views=True)), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"mixup": 0.2}, "a live teacher for mixup and cutmix"),
+        ({"start_size": 96}, "start_size of up to 64 px"),
+    ],
+)
+def test_settings_of_views_that_do_not_fit_are_refused_before_anything_is_written(
+    leaves: Path, teacher_run: Path, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    config = replace(student("kd"), distill=replace(FIT, **changes))
+    with pytest.raises(ConfigError, match=expected):
+        distill(leaves, teacher_run, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_photos_are_answered_by_the_live_teacher(leaves: Path, teacher_run: Path, tmp_path: Path) -> None:
+    config = replace(student("hybrid-hint"), distill=replace(FIT, cutmix=1.0, start_size=32))
+    assert distill(leaves, teacher_run, tmp_path / "run", config, cache=False).evaluation.photos > 0

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -18,14 +17,12 @@ from rich.console import Console
 from tests.conftest import TINY_STUDENT
 from tests.training.small_runs import DATA, FIT, rows, student
 
-from agridistill.models import create_model
 from agridistill.progress import registered_display
 from agridistill.training import trainer
-from agridistill.training.module import DistillationModule
 from agridistill.training.run import distill, train
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
-from agridistill.training.trainer import BestWeights, WholeCheckpoints, create_trainer
+from agridistill.training.trainer import WholeCheckpoints, create_trainer
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,38 +96,6 @@ def test_early_stop_ends_a_run_that_no_longer_improves(leaves: Path, tmp_path: P
     fit = replace(FIT, epochs=12, patience=1, lr=1e-9)
     train(leaves, tmp_path / "run", TrainConfig(DATA, train=fit))
     assert len(rows(tmp_path / "run")) < 12
-
-
-def test_the_weights_of_a_killed_epoch_give_way_to_those_of_its_repetition(tmp_path: Path) -> None:
-    network = create_model(TINY_STUDENT, 3)
-    best = BestWeights(tmp_path / "model.safetensors", 1000)
-    trainer = SimpleNamespace(is_global_zero=True, current_epoch=1, callback_metrics={})
-    trainer.callback_metrics = {"val/accuracy": 0.8, "val/nll": 0.5}
-    module = DistillationModule.__new__(DistillationModule)
-    torch.nn.Module.__init__(module)
-    module.model = network
-    best.on_validation_end(trainer, module)  # type: ignore[arg-type]
-    stored = best.state_dict()
-    again = BestWeights(best.path, 1000)
-    again.load_state_dict(stored)
-    assert again.best == (0.8, -0.5)
-    best.path.write_bytes(b"of epoch 2, which was killed before its checkpoint")
-    again.load_state_dict(stored)
-    # Whatever epoch 2 reaches now, its weights replace those that nobody remembers.
-    assert again.best is None
-
-
-@pytest.mark.parametrize(("photos", "kept"), [(200, 0), (199, 1)])
-def test_few_validation_photos_choose_no_epoch(tmp_path: Path, photos: int, kept: int) -> None:
-    best = BestWeights(tmp_path / "model.safetensors", photos)
-    module = DistillationModule.__new__(DistillationModule)
-    torch.nn.Module.__init__(module)
-    module.model = create_model(TINY_STUDENT, 3)
-    for epoch, accuracy in enumerate((1.0, 0.96)):
-        metrics = {"val/accuracy": accuracy, "val/nll": 0.2}
-        trainer = SimpleNamespace(is_global_zero=True, current_epoch=epoch, callback_metrics=metrics)
-        best.on_validation_end(trainer, module)  # type: ignore[arg-type]
-    assert best.epoch == kept
 
 
 class Recorded:

@@ -17,7 +17,7 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 
 
     Args:
         logits: `(B, K)`, any floating type.
-        target: class indices `(B,)` in [0, K).
+        target: class indices `(B,)` in [0, K), or class probabilities `(B, K)`.
         label_smoothing: share in [0, 1) of the target that is spread evenly over all classes.
     """
     return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)

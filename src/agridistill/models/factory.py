@@ -50,6 +50,12 @@ VARIANTS: Mapping[str, Variant] = {
         {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 4, "img_size": 128},
         fits_hub=False,
     ),
+    # The same for photos of 192 px: its stages of 48, 24, 12 and 6 positions a side hold whole windows.
+    "swin_micro_patch4_window6_192": Variant(
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 48, "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16), "window_size": 6, "img_size": 192},
+        fits_hub=False,
+    ),
     # 1 M parameters; for the demo and for tests.
     "swin_nano_patch4_window4_64": Variant(
         "swin_tiny_patch4_window7_224",

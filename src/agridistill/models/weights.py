@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import re
 import warnings
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from agridistill.errors import ModelError
 from agridistill.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from agridistill.storage import replacing
+
+logger = logging.getLogger(__name__)
 
 Channels = tuple[float, float, float]
 
@@ -160,16 +163,17 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
         model: a timm model.
         path: a finished run, or a file that `read_weights` can read; its tensors may have any of the names that
             `fit_weights` accepts.
-        allow_other_head: ignores the classifier's tensors if their shapes differ.
+        allow_other_head: ignores the classifier's tensors if their shapes differ, and logs a warning.
 
     Raises:
         ModelError: the file cannot be read, holds other objects than tensors, or its tensors do not fit.
     """
     file = weights_file(path)
-    fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head)
+    if not fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head):
+        logger.warning("'%s' knows other classes: the classifier starts anew, all other layers go on", file)
 
 
-def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> None:
+def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
     """Loads tensors into a timm model, if all of them fit and none is missing.
 
     Args:
@@ -179,6 +183,9 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
             relative positions are resized to the model's windows.
         origin: words that name the source of the tensors in errors.
         allow_other_head: ignores the classifier's tensors if their shapes differ or if they are missing.
+
+    Returns:
+        Whether the classifier's tensors were loaded, too.
 
     Raises:
         ModelError: a tensor does not fit or is missing.
@@ -201,6 +208,7 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
         if key not in fitted and not key.startswith(head):
             raise _unfit(f"no tensor '{key}'", origin)
     model.load_state_dict(fitted, strict=False)
+    return fitted.keys() == own.keys()
 
 
 def _unfit(got: str, origin: str) -> ModelError:

@@ -28,12 +28,12 @@ from agridistill.models import TorchBackend, complexity, describe_start, network
 from agridistill.progress import is_first_process
 from agridistill.storage import only_one, write_json
 from agridistill.teacher_cache import CachedTeacher
+from agridistill.training.best_weights import AveragedWeights, BestWeights
 from agridistill.training.parts import RunParts, RunPlan, build_parts
 from agridistill.training.run_folder import RunResult, run_of
 from agridistill.training.settings import FitSettings
 from agridistill.training.start import BuildCache, FitHead, SameEverywhere
 from agridistill.training.trainer import (
-    BestWeights,
     EpochLog,
     create_trainer,
     keep_freed_memory,
@@ -110,7 +110,8 @@ def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None)
         callbacks.append(BuildCache(parts.teacher, parts.datamodule.workers))
     if fit.head_first and saved is None:
         callbacks.append(FitHead(plan.viewing, workers=parts.datamodule.workers, balance=fit.balance))
-    trainer = create_trainer(fit, folder, [*callbacks, best, log])
+    average = [AveragedWeights(fit.ema)] if fit.ema else []
+    trainer = create_trainer(fit, folder, [*callbacks, best, *average, log])
     closed = contextlib.closing(parts.teacher) if isinstance(parts.teacher, CachedTeacher) else contextlib.nullcontext()
     with closed, _peer_failure_translated(trainer), quiet_lightning(), _interruptible():
         trainer.fit(

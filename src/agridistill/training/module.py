@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import lightning
@@ -11,14 +12,16 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
 
 from agridistill.data.loader import Batch
-from agridistill.errors import RunError
+from agridistill.errors import ConfigError, RunError
 from agridistill.losses import DistillationObjective, attention_schedule
 from agridistill.manifest import Preprocessing
 from agridistill.models import LiveTeacher, StageTap, normalise_batch
 from agridistill.training.settings import FitSettings
 
+_GROWN, _GROWTH_PX = 0.6, 32
 TeacherOutputs = tuple[Tensor, dict[int, Tensor]]
 """Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
 
@@ -53,6 +56,23 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
     """
     # Not from 0, because the first step would have no effect.
     return max(attention_schedule(progress, warmup), 0.01 if progress < warmup else 0.0)
+
+
+def growing_size(progress: float, start: int, full: int) -> int:
+    """Image size of a step in pixels: from `start` in equal steps of 32 px to `full` at 60 % of the run.
+
+    Args:
+        progress: share of all steps that are done, 0 to 1.
+        start: size of the first steps; 0 for `full`.
+        full: size of the last ones.
+
+    Example:
+        >>> [growing_size(p, 128, 224) for p in (0.0, 0.2, 0.4, 0.59, 0.6)]
+        [128, 160, 192, 192, 224]
+    """
+    if not 0 < start < full or progress >= _GROWN:
+        return full
+    return min(full, start + _GROWTH_PX * int(progress / _GROWN * math.ceil((full - start) / _GROWTH_PX)))
 
 
 class DistillationModule(lightning.LightningModule):
@@ -92,6 +112,8 @@ class DistillationModule(lightning.LightningModule):
         # Terms computed in this epoch: Lightning's metrics also keep the last value of terms no longer computed.
         self.terms: set[str] = set()
         self._tap = StageTap(self.model, {pair.student for pair in objective.pairs})
+        mixing = ((v2.MixUp, fit.mixup), (v2.CutMix, fit.cutmix))
+        self._mixing = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in mixing if alpha]
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_nll = MeanMetric()
 
@@ -155,7 +177,7 @@ class DistillationModule(lightning.LightningModule):
                 # The other processes wait for this one's gradients.
                 raise RunError("readable photos in every step", "none", "check the storage and continue with --resume")
             return None
-        terms = self.loss_terms(batch, self.progress)
+        terms = self.loss_terms(self._mixed(batch), self.progress)
         if not torch.isfinite(terms["total"]):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
             got = f"{values} in epoch {self.current_epoch + 1}"
@@ -171,6 +193,14 @@ class DistillationModule(lightning.LightningModule):
                 sync_dist=distributed,
             )
         return terms["total"]
+
+    def _mixed(self, batch: Batch) -> Batch:
+        """The batch by mixup or cutmix, with labels `(B, K)`; drawn from the generator that each step seeds."""
+        if not self._mixing:
+            return batch
+        mix = self._mixing[int(torch.randint(len(self._mixing), ()))]
+        pixels, target = mix(batch.pixels.float(), batch.target)
+        return batch._replace(pixels=pixels, target=target)
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Computes the terms of the objective, "total" included, on a batch; `progress` is from 0 to 1."""
@@ -191,7 +221,13 @@ class DistillationModule(lightning.LightningModule):
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
         teacher = self._teacher.example(2) if self._teacher is not None else None
         features = self._hints.example(2)[1] if self._hints is not None else None
-        self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), teacher, features, progress=0.0)
+        try:
+            self.eval()._terms(pixels, torch.zeros(2, dtype=torch.int64), teacher, features, progress=0.0)
+        except AssertionError as error:
+            if not self.fit.start_size:
+                raise
+            expected = f"a network that takes photos of {self.fit.start_size} and {size} px, for start_size"
+            raise ConfigError(expected, f"{self.fit.model} ({error})", "leave start_size away") from None
         self.train(training)
 
     def _terms(
@@ -203,6 +239,9 @@ class DistillationModule(lightning.LightningModule):
         progress: float,
     ) -> dict[str, Tensor]:
         teacher_logits, teacher_maps = teacher if teacher is not None else (None, None)
+        size = growing_size(progress, self.fit.start_size, self.preprocessing.image_size)
+        if size < pixels.shape[-1]:
+            pixels = nn.functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
         terms: dict[str, Tensor] = self.objective(
             self.model(normalise_batch(pixels, self.preprocessing)),
             self._tap.features(),

@@ -123,6 +123,7 @@ def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
     # Creating a teacher draws random numbers, which must not change the student's weights.
     with torch.random.fork_rng(devices=[]):
         teacher, hints = _teachers(plan)
+    _require_whole_views(plan, teacher)
     objective = _objective(plan, model, teacher, hints)
     if fit.processes > 1 and gpu:
         # Batch norm uses statistics of the whole batch, so that the number of processes changes no result.
@@ -197,6 +198,20 @@ def _teachers(plan: RunPlan) -> tuple[TeacherSource | None, LiveTeacher | None]:
     # Features are never cached: with all channels they are a hundred times as large as an attention map, and the first
     # stage takes only a quarter of the steps, in which few views repeat.
     return source, load_teacher(plan.teacher.path, settings.teacher_strides, "features", per_head=False)
+
+
+def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
+    """Checks what the objective can make of mixed photos, and the size of the first steps."""
+    fit, size = plan.fit, plan.preprocessing.image_size
+    if fit.start_size > size:
+        raise ConfigError(f"start_size of up to {size} px, the image size", str(fit.start_size), "lower it")
+    if not (fit.mixup or fit.cutmix):
+        return
+    if isinstance(teacher, CachedTeacher):
+        # Its answers belong to whole views.
+        raise ConfigError("a live teacher for mixup and cutmix", "its cache", "pass --no-cache, or set both to 0")
+    if plan.config.objective.method == "dkd":
+        raise ConfigError("one label for each photo for the method 'dkd'", "mixup or cutmix", "set both to 0")
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:

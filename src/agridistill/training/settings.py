@@ -74,6 +74,15 @@ class FitSettings:
         balance: shows each class equally often: photos of rare classes several times in an epoch, in different views.
             Unlike class weights, it affects all terms of an objective.
         clip_grad: largest gradient norm; 0 does not clip.
+        ema: decay per step of an exponential moving average of the weights; 0 for none. The average is validated and
+            saved in place of the weights. The first steps have a smaller decay, so that the average forgets the start.
+        mixup: alpha of the Beta distribution by which two photos and their labels are blended (Zhang et al. 2018, arXiv
+            1710.09412); 0 for none. With `cutmix`, each batch gets one of the two. For teachers: small students lose
+            accuracy by it (GhostNetV3, arXiv 2404.11202).
+        cutmix: alpha for boxes of another photo (Yun et al. 2019, arXiv 1905.04899); 0 for none.
+        start_size: image size of the first steps, in pixels. It grows to `data.image_size` over the first 60 % of the
+            run (Tan and Le 2021, arXiv 2104.00298, section 4). 0 starts with the full size. The network must accept
+            photos of any size.
         patience: number of epochs without a better validation accuracy after which the run stops; 0 never stops early.
         seed: seed of initial weights, order, views and dropout.
         views: number of different views of each photo; an epoch shows each photo once. 0 means one view for each epoch,
@@ -106,6 +115,10 @@ class FitSettings:
     freeze_norm: bool = False
     balance: bool = False
     clip_grad: NonNegative = 1.0
+    ema: Share = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    start_size: Annotated[int, Field(ge=0, le=4096)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     views: Annotated[int, Field(ge=0)] = 0

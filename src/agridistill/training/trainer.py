@@ -28,8 +28,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from agridistill.errors import ConfigError
 from agridistill.evaluation.learning import count
-from agridistill.manifest import sha256_of
-from agridistill.models import save_weights
 from agridistill.progress import hidden_displays, stderr_console
 from agridistill.storage import replacing, write_text
 from agridistill.training.module import DistillationModule
@@ -122,53 +120,6 @@ def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
     """Returns whether the run of the checkpoint `saved` was stopped by its patience; Lightning would continue it."""
     states = [state for name, state in saved["callbacks"].items() if name.startswith(PatientStop.__name__)]
     return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
-
-
-class BestWeights(Callback):
-    """Saves the network of the best epoch: highest validation accuracy, then lowest negative log-likelihood.
-
-    With fewer than 200 validation photos the last epoch is saved instead, when the learning rate is 0, because so few
-    photos would select an early epoch by chance.
-
-    Args:
-        path: the file for the weights.
-        photos: number of photos in the validation split.
-    """
-
-    FEW_PHOTOS = 200
-
-    def __init__(self, path: Path, photos: int) -> None:
-        self.path, self.photos = path, photos
-        self.best: tuple[float, float] | None = None
-        self.epoch = -1
-        self._sha256: str | None = None
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Saves the weights if this epoch is the best so far."""
-        if not trainer.is_global_zero or not isinstance(module, DistillationModule):
-            return
-        metrics = trainer.callback_metrics
-        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
-        if self.photos < self.FEW_PHOTOS:
-            score = (float(trainer.current_epoch), 0.0)
-        if self.best is None or score > self.best:
-            self.best, self.epoch = score, trainer.current_epoch
-            save_weights(module.model, self.path)
-            self._sha256 = sha256_of(self.path)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the best score ("best"), its "epoch" and the "sha256" of its weights."""
-        return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state; the score is dropped if the file of weights does not match it.
-
-        This happens if a run is killed after it saved the weights of an epoch and before it wrote its checkpoint. The
-        epoch is repeated, and its weights, which may differ in the last bits, replace those in the file.
-        """
-        best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
-        unchanged = self.path.exists() and sha256_of(self.path) == self._sha256
-        self.best = (best[0], best[1]) if best and unchanged else None
 
 
 class EpochLog(Callback):
