@@ -20,7 +20,7 @@ PROGRAMS_OF = {
     "tests/edge/page/test_page_in_browser.py": "chromium",
     "tests/report/test_browser.py": "chromium",
     "tests/integration/test_deployment.py": "openssl",
-    "tests/edge/verdict/test_quality.py": "photos",
+    "tests/runtime/test_quality.py": "photos",
 }
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a system with a shell, as make does")
 

@@ -354,7 +354,7 @@ def test_files_that_are_no_photos_are_told_once(
         (colour_folder / name).parent.mkdir(parents=True, exist_ok=True)
         (colour_folder / name).write_bytes(b"x")
     evaluate_folder(trained, colour_folder, split="all")
-    told = [record.getMessage() for record in caplog.records if "no photo" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "not photos" in record.getMessage()]
     assert told == ["left out: 2 files that are not photos (2 .dng), the first 'red/a.dng'"]
 
 
