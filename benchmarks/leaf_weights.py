@@ -27,6 +27,7 @@ from agridistill.data.prepare import prepare_data
 from agridistill.losses import attention_distance, channel_mean_square, kd_loss
 from agridistill.models import StageTap, create_model
 from agridistill.preprocess import read_photo
+from agridistill.storage import replacing
 
 TEACHER, NUM_CLASSES = "efficientnet_lite0_even", 1000
 SIDE = 224
@@ -34,10 +35,11 @@ MEAN, STD = 0.5, 0.5  # of the teacher; the student's, too
 LOG_EVERY, SAVE_EVERY_S = 50, 120.0
 
 
-def photos_of(root: Path, cache: Path) -> np.ndarray:
-    """The training photos, `(N, 224, 224, 3)` uint8, the centre of each."""
+def photos_of(root: Path, folder: Path) -> np.ndarray:
+    """The training photos, `(N, 224, 224, 3)` uint8, the centre of each; stored in `folder` under their fingerprint."""
+    prepared = prepare_data(root)
+    cache = folder / f"photos-{prepared.fingerprint[:16]}.npy"
     if not cache.exists():
-        prepared = prepare_data(root)
         pixels = []
         for sample in prepared.train:
             image = read_photo(root / sample.path)
@@ -45,7 +47,8 @@ def photos_of(root: Path, cache: Path) -> np.ndarray:
             image = image.resize((max(SIDE, round(image.width * scale)), max(SIDE, round(image.height * scale))))
             left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
             pixels.append(np.asarray(image.crop((left, top, left + SIDE, top + SIDE))))
-        np.save(cache, np.stack(pixels))
+        with replacing(cache) as temporary, temporary.open("wb") as file:
+            np.save(file, np.stack(pixels))
     return np.load(cache, mmap_mode="r")
 
 
@@ -168,7 +171,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    photos = photos_of(given.photos, given.out.parent / "photos-224.npy")
+    photos = photos_of(given.photos, given.out.parent)
     torch.manual_seed(given.seed)
     teacher = create_model(TEACHER, NUM_CLASSES, pretrained=True).to(memory_format=torch.channels_last)
     student = create_model(given.model, NUM_CLASSES).to(memory_format=torch.channels_last)

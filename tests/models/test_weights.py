@@ -364,4 +364,4 @@ def test_a_run_of_other_classes_lends_all_but_its_classifier_and_says_so(
     create_model(STUDENT, 5, weights=file)
     assert not caplog.records
     create_model(STUDENT, 3, weights=file)
-    assert "five.safetensors' knows other classes: the classifier starts anew" in caplog.text
+    assert "five.safetensors' has no classifier for these classes: it starts anew" in caplog.text

@@ -18,7 +18,7 @@ from agridistill.config import search_plan  # noqa: E402
 from agridistill.errors import ConfigError, RunError  # noqa: E402
 from agridistill.study.search import GRACE_S, search  # noqa: E402
 from agridistill.study.workers import Order  # noqa: E402
-from agridistill.training.run_folder import RunFolder  # noqa: E402
+from agridistill.training.run_folder import ENVIRONMENT_KEYS, RunFolder  # noqa: E402
 
 RECIPE = {
     "data": {"image_size": 64},
@@ -81,7 +81,7 @@ def test_the_test_split_does_not_choose(
         folder = RunFolder(order.out)
         folder.path.mkdir(parents=True)
         folder.write_recipe(order.config)
-        folder.write_environment({})
+        folder.write_environment(dict.fromkeys(ENVIRONMENT_KEYS))
         folder.metrics.write_text(f"epoch,val/accuracy\n1,0.1\n2,{next(val)}\n")
         figures = dict.fromkeys(("model", "macro_f1", "nll_nats", "calibration_error", "parameters", "macs"), 0)
         more = {"accuracy": next(test), "accuracy_ci95": [0, 1], "image_size": 64, "best_epoch": 2, "train_s": 1}

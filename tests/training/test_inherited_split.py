@@ -18,7 +18,7 @@ from agridistill.data.split import Split, read_split, write_split
 from agridistill.models import create_model, save_weights
 from agridistill.training import fit as fit_module
 from agridistill.training.run import distill, inherit_split, train
-from agridistill.training.run_folder import RunFolder
+from agridistill.training.run_folder import ENVIRONMENT_KEYS, RunFolder
 from agridistill.training.settings import DataSettings, TrainConfig
 
 
@@ -224,7 +224,9 @@ def test_a_teachers_split_with_torn_leaves_stays_and_is_reported(
     )
     run.mkdir()
     write_split(run / "splits.json", split, seed=0, val_fraction=0.2, test_fraction=0.3, fingerprint="")
-    (run / "environment.json").write_text(json.dumps({"data_fingerprint": prepared.fingerprint}))
+    (run / "environment.json").write_text(
+        json.dumps({**dict.fromkeys(ENVIRONMENT_KEYS), "data_fingerprint": prepared.fingerprint})
+    )
     found = inherit_split({"the teacher": RunFolder(run)}, prepared, DataSettings())
     assert found.split == split
     assert "photos of the same leaf in several parts (leaves: 1; test photos of these leaves: 1 of 3)" in caplog.text

@@ -66,7 +66,7 @@ def test_a_fork_of_a_package_does_not_prevent_a_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(metadata, "version", version)
     folder = RunFolder(tmp_path)
     folder.write_environment({})
-    assert folder.read_environment()["versions"]["Pillow"] is None
+    assert json.loads(folder.environment.read_text())["versions"]["Pillow"] is None
 
 
 @pytest.mark.parametrize("method", ["write_environment", "write_recipe"])
@@ -160,3 +160,13 @@ def test_without_the_teachers_evaluation_nothing_is_said(teacher: Path, student:
         assert teacher_evaluation(student, teacher) is None
     (teacher / "evaluation.json").unlink()
     assert teacher_evaluation(student, teacher) is None
+
+
+@pytest.mark.parametrize("key", ["layout", "start", "teacher_sha256"])
+def test_an_environment_that_lacks_a_key_is_named_as_damaged(teacher_run: Path, tmp_path: Path, key: str) -> None:
+    folder = RunFolder(tmp_path)
+    document = json.loads(RunFolder(teacher_run).environment.read_text())
+    del document[key]
+    folder.environment.write_text(json.dumps(document))
+    with pytest.raises(RunError, match=f"damaged '.*environment.json' .no '{key}' in it.; start a new run"):
+        folder.read_environment()

@@ -19,7 +19,7 @@ from agridistill.evaluation.metrics import ClassScores
 Level = Literal["usable", "weak", "unproven", "unusable"]
 Progress = Literal["never began", "memorised", "still improving", "stopped", "unclear"]
 
-# With fewer epochs, a trend cannot be told from chance.
+# With fewer epochs, a trend may be chance.
 MIN_EPOCHS = 4
 # Validation sets of small folders hold 10 to 30 photos: a best epoch this far above chance can still be luck.
 LUCK = 0.05

@@ -25,7 +25,7 @@ from agridistill.evaluation.metrics import ClassScores, wilson_interval
 
 # A person who checks the answers can catch at most about one wrong answer in five.
 GOOD_ACCURACY = 0.80
-# With at least this accuracy, wrong answers are rare enough that nobody has to check them.
+# With at least this accuracy, wrong answers are so rare that a person need not check each answer.
 TRUSTED_ACCURACY = 0.95
 # With a lower accuracy, an answer is more often wrong than right.
 HALF = 0.5

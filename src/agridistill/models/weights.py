@@ -170,7 +170,7 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
     """
     file = weights_file(path)
     if not fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head):
-        logger.warning("'%s' knows other classes: the classifier starts anew, all other layers go on", file)
+        logger.warning("'%s' has no classifier for these classes: it starts anew, all other layers go on", file)
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:

@@ -29,6 +29,8 @@ from agridistill.version import __version__
 
 # Settings that a resume may change, because they do not change the result.
 MAY_DIFFER = frozenset({"keep_views", "workers", "devices", "nodes"})
+# What other code reads from environment.json.
+ENVIRONMENT_KEYS = ("data", "data_fingerprint", "layout", "normalisation", "skipped", "start", "teacher_sha256")
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 
@@ -174,10 +176,14 @@ class RunFolder:
             RunError: the file is missing or damaged.
         """
         try:
-            return dict(json.loads(self.environment.read_text(encoding="utf-8")))
+            document = dict(json.loads(self.environment.read_text(encoding="utf-8")))
+            missing = next((key for key in ENVIRONMENT_KEYS if key not in document), None)
+            if missing is not None:
+                raise ValueError(f"no '{missing}' in it")
         except (OSError, TypeError, ValueError) as error:
             got = f"a damaged '{self.environment}' ({error})"
             raise RunError("the environment of a run", got, "start a new run") from None
+        return document
 
     def read_layout(self) -> Layout:
         """Reads where the labels of the run's photos were found; raises the errors of `read_environment`."""
