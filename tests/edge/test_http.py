@@ -157,10 +157,17 @@ def test_a_name_that_no_resolver_takes_is_no_answer(host: str) -> None:
         whole(f"http://{host}/", 20)
 
 
-@pytest.mark.parametrize("proxy", ["socks://user:secret@127.0.0.1:1", "http://user:secret@127.0.0.1:port"])
-def test_a_proxy_that_cannot_be_used_is_told_in_one_line(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(EdgeError, match="ALL_PROXY") as caught:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks://user:secret@127.0.0.1:1"),
+        ("ALL_PROXY", "http://user:secret@127.0.0.1:port"),
+        ("NO_PROXY", "2001:db8::/32"),  # findings/httpx_no_proxy_ipv6_network.sh
+    ],
+)
+def test_an_unusable_proxy_setting_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EdgeError, match=f"expected http:// proxies and no IPv6 networks in NO_PROXY.*{name}") as caught:
         HttpClient()
     assert "secret" not in str(caught.value)
 

@@ -75,7 +75,8 @@ class HttpClient:
         except (ImportError, ValueError, httpx.InvalidURL):
             # The text of the error may hold the proxy's password.
             remedy = "correct or unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
-            raise EdgeError("http:// proxies in the environment", "one of another kind", remedy) from None
+            expected = "http:// proxies and no IPv6 networks in NO_PROXY, in the environment"
+            raise EdgeError(expected, "another value", remedy) from None
 
     @contextmanager
     def whole(self, url: str, limit_s: float, *, method: str = "GET", **request: Any) -> Iterator[httpx.Response]:
