@@ -13,7 +13,7 @@ from agridistill.export import artefact as artefact_module
 from agridistill.manifest import read_manifest
 from agridistill.models.weights import PACKAGED
 from agridistill.training import run
-from agridistill.training.run_folder import RunResult
+from agridistill.training.run_folder import ENVIRONMENT_KEYS, RunResult
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,8 @@ def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(
     monkeypatch.setattr(demo, "_first_model", lambda data, out: (None, None))
     (tmp_path / "leaves").mkdir()
     (tmp_path / "teacher").mkdir()
-    (tmp_path / "teacher" / "environment.json").write_text('{"skipped": []}')
+    environment = {key: [] for key in ENVIRONMENT_KEYS}
+    (tmp_path / "teacher" / "environment.json").write_text(json.dumps(environment))
     (tmp_path / "teacher" / "evaluation.json").write_text(text)
     with pytest.raises(RunError, match=r"a damaged '.*teacher/evaluation.json'"):
         demo.run_demo(tmp_path)
