@@ -453,9 +453,9 @@ def test_a_release_is_published_once_and_leaves_a_key(publisher: Publisher) -> N
         publisher.publish(2, channel="other")
     with pytest.raises(EdgeError, match="a version above 2"):
         publisher.publish(1)
-    with pytest.raises(EdgeError, match="a key that devices still trust afterwards"):
+    with pytest.raises(EdgeError, match="a key that devices trust after this release"):
         publisher.publish(3, revoke=(key_id(publisher.public),))
-    with pytest.raises(EdgeError, match="a key to sign with"):
+    with pytest.raises(EdgeError, match="a private key to sign"):
         publish(publisher.model, publisher.golden, publisher.folder, [], PublishSettings(3))
     assert json.loads((publisher.folder / "release.json").read_text()) == written
 

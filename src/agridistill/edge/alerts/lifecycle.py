@@ -22,20 +22,20 @@ Change = Literal["opened", "updated", "repeated", "resolved"]
 
 @dataclass(frozen=True)
 class AlertMessage:
-    """A notification about a change of an alert."""
+    """A notification to send: an alert has opened, changed or ended, or is repeated because it is still open."""
 
     change: Change
     alert: Alert  # the alert after the change
-    notified_s: float  # time of the alert's previous notification, seconds since 1970; 0 for none
+    notified_s: float  # time of the alert's previous notification, in seconds since 1970; 0 if there was none
 
     @property
     def event_id(self) -> str:
-        """32 hexadecimal digits, the same if this notification is sent again after a kill: it is then a duplicate."""
+        """Id of this notification, 32 hex digits; the same if it is sent twice, so receivers can drop duplicates."""
         news = f"{self.alert.alert_id}\0{self.change}\0{self.notified_s!r}"
         return hashlib.sha256(news.encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the alert's fields, `change` and `event_id` as published; see docs/mqtt.md."""
+        """Returns the JSON that receivers get: the fields of the alert, `change` and `event_id` (docs/mqtt.md)."""
         return {**self.alert.to_json(), "change": self.change, "event_id": self.event_id}
 
 
@@ -62,20 +62,20 @@ class _Watched:
 
 
 class AlertKeeper:
-    """Applies rules to the leaves of the plots: opens, updates and resolves alerts.
+    """Opens, updates and ends alerts by applying rules to the recent leaves of each plot.
 
     Args:
-        rules: when alerts open and end.
+        rules: conditions under which alerts open and end.
         classes: the model's classes, in the order of its probabilities.
-        pool: the recent leaves; it must have the windows of all rules.
-        known: alerts from before a restart that are open, or whose end was not sent (`is_end_sent`), each with the time
-            of its last notification (seconds since 1970, 0 for none).
-        elsewhere: like `known`, but of sources that are no longer watched; these alerts end.
-        seen_s: by plot, the time of the last leaf before the restart, in seconds since 1970.
-        clocks: returns the time now in monotonic seconds (as in the pool) and in seconds since 1970.
+        pool: the recent leaves of all plots; its `windows_s` must include the windows of all rules.
+        known: alerts to continue after a restart: those that are open, and those that ended but whose end was not sent.
+            Each comes with the time of its last notification, in seconds since 1970, or 0 if there was none.
+        elsewhere: the same for alerts of sources that are no longer watched; they end at once.
+        seen_s: by plot, the time of its last leaf before the restart, in seconds since 1970.
+        clocks: returns the current time in monotonic seconds, and in seconds since 1970.
 
     Raises:
-        ConfigError: a class or pattern of a rule fits no class of the model.
+        ConfigError: a class name or pattern of a rule matches no class of the model.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class AlertKeeper:
 
     @property
     def open(self) -> list[Alert]:
-        """The alerts that are open now."""
+        """The alerts that are open now; may be read from any thread."""
         # A copy, because other threads read this property.
         return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
 
     def look(self, plot: str, until_s: float | None = None) -> None:
-        """Applies all rules to a plot, in windows that end at `until_s` (monotonic seconds); None means now."""
+        """Applies all rules to a plot; their time windows end at `until_s` (monotonic seconds, None for now)."""
         until_s = self._clocks()[0] if until_s is None else until_s
         for rule in self._rules.values():
             if rule.concerns(plot):
@@ -120,7 +120,7 @@ class AlertKeeper:
                     self._apply(rule, plot, leaves)
 
     def messages(self) -> list[AlertMessage]:
-        """Returns the notifications that are due; each one again and again until it is passed to `sent`."""
+        """Returns the notifications that are due; every call returns them again until they are passed to `sent`."""
         self._tidy()
         clock_s, now_s = self._clocks()
         found = []
@@ -132,7 +132,7 @@ class AlertKeeper:
         return found
 
     def sent(self, message: AlertMessage) -> None:
-        """Records that a notification is in the outboxes, so that `messages` no longer returns it."""
+        """Records that a notification was stored in the outboxes; `messages` does not return it again."""
         clock_s, now_s = self._clocks()
         key = message.alert.rule, message.alert.plot
         watched = self._ending.pop(message.alert.alert_id, None) or self._open[key]
@@ -205,12 +205,12 @@ class AlertKeeper:
 
 
 def is_end_sent(alert: Alert, notified_s: float) -> bool:
-    """Whether the end of a resolved alert was sent; `notified_s` is the time of its last notification."""
+    """Whether receivers were notified of a resolved alert's end; `notified_s` is the time of its last notification."""
     return notified_s >= (alert.resolved_s or 0.0)
 
 
 def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
-    """Returns the 50 newest open alerts for the agent's state, newest first.
+    """Returns the 50 newest open alerts as JSON for the agent's state, newest first.
 
     Keys: plot, text, rule, level, label, since_s, share, leaves, disease (readable label) and since (ISO 8601).
     """
@@ -227,5 +227,5 @@ def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
 
 
 def _is_worth_storing(leaves: int, share: float, alert: Alert) -> bool:
-    # Not every leaf is worth it, because each change is written to the disk.
+    # Not after every leaf, because each change is written to the disk.
     return abs(leaves - alert.leaves) >= max(1, alert.leaves // 4) or abs(share - alert.share) >= _STORED

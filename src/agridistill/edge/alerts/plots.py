@@ -1,4 +1,4 @@
-"""The plots of a device: the health of their leaves, and their alerts. A restart continues from the history."""
+"""The plots of a device: the health of their leaves, and their alerts; restored from the history after a restart."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TREND = 0.1  # smaller differences between two windows are noise
 
 @dataclass(frozen=True)
 class PlotHealth:
-    """Share of ill leaves of a plot in the window up to its last leaf, and in the window before that."""
+    """Share of ill leaves of one plot in a time window that ends with its last leaf, and in the window before."""
 
     plot: str
     seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
@@ -50,12 +50,15 @@ class PlotHealth:
 
     @property
     def ill_leaves(self) -> int:
-        """Expected number of ill leaves in the window."""
+        """Expected number of ill leaves in the window: `ill_share` times `leaves`, rounded."""
         return round(self.ill_share * self.leaves)
 
     @property
     def trend(self) -> Literal["up", "down", "steady"] | None:
-        """Change of the ill share against the window before; None if either window has fewer than 5 leaves."""
+        """Change of the ill share since the window before; "steady" if it is below 0.1.
+
+        None if one of the two windows has fewer than 5 leaves.
+        """
         if min(self.leaves, self.leaves_before) < DEFAULT_LEAST_LEAVES:
             return None
         rise = self.ill_share - self.ill_share_before
@@ -63,15 +66,16 @@ class PlotHealth:
 
     @property
     def label(self) -> str | None:
-        """The class that describes the plot; None without leaves.
+        """Class that describes the plot; None if it has no leaves in the window and no open alert.
 
-        It is the open alert's class, else the most frequent ill class of an ill plot, else the most frequent class.
+        It is the class of the open alert, else the most frequent ill class if at least 30 % of the leaves are ill, else
+        the most frequent class.
         """
         label = self.warned or (self.ill_label if self.ill_share >= DEFAULT_SHARE else None)
         return label or max(self.shares, key=lambda name: self.shares[name], default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plot's message as published; its keys are described in docs/mqtt.md."""
+        """Returns the JSON that is published on the plot's MQTT topic; docs/mqtt.md describes its keys."""
         label = self.label
         return {
             "schema": PLOT_SCHEMA_VERSION,
@@ -88,19 +92,20 @@ class PlotHealth:
 
 
 class Plots:
-    """The leaves and alerts of all plots. After a restart they continue from the history of the same source.
+    """Counts the leaves of all plots and keeps their health and alerts.
 
-    Alerts of any other source end, because plots with the same name in two folders are different plots.
+    After a restart it continues from the detections and alerts in `history` that are of the same source. Alerts of
+    another source end, because plots with the same name in two folders are different plots.
 
     Args:
-        history: where detections and alerts are stored.
-        rules: when alerts open and end.
+        history: database of detections and alerts.
+        rules: conditions under which alerts open and end.
         classes: the model's classes, in the order of its probabilities.
-        view_s: length of the window for a plot's health and report, in seconds.
-        healthy: names and patterns of further healthy classes (see `is_healthy`).
+        view_s: length of the time window of `PlotHealth`, in seconds.
+        healthy: names or patterns of classes that count as healthy, besides those that `is_healthy` recognises.
 
     Raises:
-        ConfigError: a class or pattern of a rule or of `healthy` fits no class of the model.
+        ConfigError: a class name or pattern of a rule or of `healthy` matches no class of the model.
     """
 
     def __init__(
@@ -136,7 +141,7 @@ class Plots:
 
     @property
     def health(self) -> list[PlotHealth]:
-        """Health of each plot with leaves in the last 31 days, sorted by name; may be read from any thread."""
+        """Health of each plot that had leaves in the last 31 days, sorted by plot; may be read from any thread."""
         now_s, warned = time.time(), {alert.plot: alert.label for alert in self.alerts.open if alert.level != "info"}
         found = []
         for one in sorted(self._health.copy().values(), key=lambda one: one.plot):
@@ -147,16 +152,16 @@ class Plots:
         return found
 
     def see(self, detection: Detection) -> None:
-        """Adds a detection and applies the rules to its plot."""
+        """Counts a detection as one leaf of its plot and applies the rules; only for the verdicts answer and unsure."""
         clock_s, now_s = time.monotonic(), time.time()
         if self._add(detection, clock_s, now_s):
             self._look(detection.plot, clock_s, now_s)
 
     def store(self) -> None:
-        """Writes alerts that changed since the last call to the history.
+        """Writes the alerts that changed since the last call to the history.
 
         Raises:
-            OutboxError: the disk refuses.
+            OutboxError: the history cannot be written.
         """
         changed = self.alerts.changed.values()
         if changed:

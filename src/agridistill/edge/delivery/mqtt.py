@@ -25,23 +25,22 @@ _MOST_UNANSWERED = 3
 
 
 class MqttPublisher:
-    """Sends the messages in the outbox to the broker, and deletes each one when the broker has acknowledged it.
+    """Sends the messages of the outbox to the MQTT broker, and deletes each one after the broker acknowledged it.
 
-    Every connection starts with the oldest message that is not acknowledged, so the messages of a plot arrive in order;
-    a message may arrive twice, with the same event id. paho's own resending is not used: after a reconnect it ignores
-    the order and the limit, and a restart loses its messages. Messages that the broker refuses wait, and do not delay
-    the others (`Refusals`).
+    Each connection starts with the oldest message that is not acknowledged, so the messages of a plot arrive in order.
+    A message may arrive twice, with the same event id. A message that the broker refuses waits, and does not block
+    others. paho's own queue is not used: after a reconnect it ignores order and limit, and a restart loses it.
 
     Args:
-        outbox: the messages to send.
-        access: login and topics of the device.
-        retained: returns the payloads that the broker has to retain, by topic, the most important first; an empty one
-            clears its topic. It is called every second; payloads are sent on each new connection and when they change.
-        commands: functions that handle received messages, by topic; the topics are subscribed to.
-        connection: updated with every change of the connection; None creates one.
+        outbox: holds the messages to send.
+        access: login and topics of this device.
+        retained: called every second; returns the retained payloads by topic, the most important first. Each payload is
+            sent on a new connection and when it changes; an empty one deletes the topic's message.
+        commands: by topic, a function that is called with the payload of each message received there.
+        connection: its `connected` is set at each change of the connection; None creates one.
 
     Raises:
-        ConfigError: a certificate cannot be read.
+        ConfigError: a certificate file cannot be read.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class MqttPublisher:
         access.tls  # noqa: B018 - raises now if a certificate cannot be read
 
     def run(self, stop: threading.Event) -> None:
-        """Publishes until `stop` is set; logs the start and the end of an outage once each."""
+        """Publishes until `stop` is set; reconnects after an outage, and logs its start and its end once each."""
         where = self._access.where
         # The pauses vary, so that hundreds of devices do not reconnect at the same moment.
         backoff, was_at_once = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), False
@@ -80,14 +79,14 @@ class MqttPublisher:
                         backoff.reset()
                 session.say_goodbye()
             except OutboxError as error:
-                self._report("disk", f"no message can be sent to the broker {where}: {error}", stop)
+                self._report("disk", f"the outbox for the broker {where} cannot be used: {error}", stop)
             except (LostError, OSError, UnicodeError) as error:
                 if session is None:
                     self._refusals.unreachable()
                 if session is not None and session.explain_end():
                     logger.info("the connection to the broker %s ended (%s)", where, error)
                 elif isinstance(error, RefusedError):
-                    line = f"the broker {where} {error}: messages wait in the outbox; {error.remedy}"
+                    line = f"the broker {where} cannot be used ({error}): messages wait in the outbox; {error.remedy}"
                     self._report("refused", line, stop)
                 else:
                     self._report("away", f"the broker {where} is away ({error}): messages wait in the outbox", stop)
@@ -116,7 +115,7 @@ class MqttPublisher:
                 break
         session = self._open_by(MQTTProtocolVersion.MQTTv311)
         if not self._reported_old:
-            line = "the broker %s only speaks MQTT 3.1.1: it also acknowledges messages that its access list refuses"
+            line = "the broker %s supports only MQTT 3.1.1: messages that its access list refuses may be lost unnoticed"
             logger.warning(line, self._access.where)
             self._reported_old = True
         return session

@@ -45,28 +45,29 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ReleaseSource(Protocol):
-    """Gives access to the files of a release. The caller checks their content before using it."""
+    """A folder or server with the files of a release; callers must verify the content before they use it."""
 
     where: str  # address for messages, without secrets
 
     def opened(self, path: str, start: int) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
-        """Opens `release.json` or `vVERSION/NAME`, to be read from the byte `start` on.
+        """Opens `release.json` or `vVERSION/NAME` for reading from the byte `start` on.
 
         Returns:
-            A context manager of the byte at which the content really starts (`start` or 0), and the content in pieces.
+            A context manager that yields the byte at which the content really starts (`start`, or 0 if a server cannot
+            continue there), and an iterator over the content in pieces.
 
         Raises:
-            UnavailableError: the file cannot be downloaded.
+            UnavailableError: the file cannot be read or downloaded.
         """
         ...
 
 
 def open_source(address: str, ca_file: Path | None = None) -> ReleaseSource:
-    """Creates the release source for a URL (`https://…/release.json`, or its folder with a final "/") or a local path.
+    """Creates the source of a release: a server for a URL, a folder for a local path.
 
     Args:
-        address: URL, or path of `release.json` or its folder.
-        ca_file: certificate authorities to trust for https; None trusts the system's.
+        address: URL of `release.json`, or of its folder with a final "/"; or the local path of either.
+        ca_file: certificate authorities to trust for https; None means those of the system.
 
     Raises:
         EdgeError: the address cannot be used.
@@ -75,7 +76,7 @@ def open_source(address: str, ca_file: Path | None = None) -> ReleaseSource:
 
 
 class ReleaseFolder:
-    """A release source in a local folder; `path` is the folder or its `release.json`."""
+    """The source of a release in a local folder; `path` is the folder, or the `release.json` in it."""
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent if path.name == RELEASE_NAME else path
@@ -91,14 +92,15 @@ class ReleaseFolder:
                 raise FileNotFoundError("no such file")
             file = place.open("rb")
         except OSError as error:
-            raise UnavailableError("a file of a release", f"'{place}' ({error.strerror or error})", _LATER) from None
+            got = f"'{place}' ({error.strerror or error})"
+            raise UnavailableError("a readable file of a release", got, _LATER) from None
         with file:
             file.seek(start)
             yield start, iter(partial(file.read, _CHUNK_BYTES), b"")
 
 
 class ReleaseServer:
-    """A release source on an HTTP server; `url` is the one of `release.json`, or of its folder with a final "/"."""
+    """The source of a release on an HTTP server; `url` leads to `release.json`, or to its folder with a final "/"."""
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
         # Imported here, because httpx takes time and memory that an agent without such a source saves.
@@ -108,7 +110,7 @@ class ReleaseServer:
         is_plain = url.isascii() and url.isprintable() and " " not in url
         if parts.scheme not in ("http", "https") or parts.password is not None or not is_plain:
             got = "an address with a password" if parts.password is not None else f"'{url.split('?')[0][:100]}'"
-            expected = "a folder, or an http(s) address without a password, as the source of model updates"
+            expected = "a folder, or an http(s) address without a password, for the model updates"
             raise EdgeError(expected, got, "correct source in [updates]")
         self._url = urljoin(url, RELEASE_NAME) if parts.path.endswith("/") else url
         self.where = f"'{public_name(urlsplit(self._url))}'"
@@ -130,16 +132,16 @@ class ReleaseServer:
                 yield (start if answer.status_code == 206 else 0), answer.iter_raw()
         except HttpError as error:
             where = f"'{public_name(urlsplit(url))}'"
-            got = f"status {error.status} from {where}" if error.status else f"{where} ({error})"
-            raise UnavailableError("a file of a release", got, _LATER) from None
+            got = f"HTTP status {error.status} for {where}" if error.status else f"{where} ({error})"
+            raise UnavailableError("a file of a release from its server", got, _LATER) from None
 
 
 def read_envelope(source: ReleaseSource) -> bytes:
-    """Downloads `release.json`, and returns its content.
+    """Downloads `release.json` and returns its content, which is not verified yet.
 
     Raises:
-        UnavailableError: the file cannot be downloaded.
-        RefusedError: the file is too large.
+        UnavailableError: the file cannot be downloaded within an hour.
+        RefusedError: the file is larger than 1 MB.
     """
     content, deadline = b"", time.monotonic() + PATIENCE_S
     try:
@@ -147,25 +149,26 @@ def read_envelope(source: ReleaseSource) -> bytes:
             for piece in pieces:
                 content += piece
                 if time.monotonic() > deadline:
-                    got = f"{source.where} (not complete after {PATIENCE_S:g} s)"
-                    raise UnavailableError(f"a {RELEASE_NAME}", got, _LATER)
+                    got = f"an incomplete one from {source.where}"
+                    raise UnavailableError(f"a {RELEASE_NAME} within {PATIENCE_S:g} s", got, _LATER)
                 if len(content) > MAX_RELEASE_BYTES:
                     expected = f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes"
                     remedy = "publish it again with fewer golden photos"
-                    raise RefusedError(expected, f"more bytes from {source.where}", remedy)
+                    raise RefusedError(expected, f"a larger one from {source.where}", remedy)
     except OSError as error:
-        raise UnavailableError(f"a {RELEASE_NAME}", f"{source.where} ({error})", _LATER) from None
+        raise UnavailableError(f"a {RELEASE_NAME}", f"an error of {source.where} ({error})", _LATER) from None
     return content
 
 
 def fetch_files(source: ReleaseSource, release: Release, folder: Path) -> None:
-    """Downloads all files of a verified release into `folder`, except those that are complete there.
+    """Downloads the files of a verified release into `folder`; continues what an earlier call left incomplete.
 
-    A file has the name `NAME.part` until it is complete.
+    A file is named `NAME.part` until it is complete.
 
     Raises:
-        RefusedError: a file is too large, or its sha256 is not the signed one.
-        UnavailableError: the download failed several times or takes too long, or the disk is full.
+        RefusedError: a file is larger than 500 MB, or its sha256 is not the signed one.
+        UnavailableError: the source fails several times in a row, the download takes longer than an hour, or the disk
+            is full.
     """
     for file in release.files:
         if file.size_bytes > MAX_FILE_BYTES:
@@ -175,8 +178,8 @@ def fetch_files(source: ReleaseSource, release: Release, folder: Path) -> None:
     needed = max(0, release.size_bytes - present) + SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
-        expected, got = f"{needed:,} free bytes for a model update", f"{free:,} bytes on the disk of '{folder}'"
-        raise UnavailableError(expected, got, "free some space")
+        expected, got = f"{needed:,} free bytes for a model update", f"{free:,} free bytes on the disk of '{folder}'"
+        raise UnavailableError(expected, got, "delete other files there")
     deadline = time.monotonic() + PATIENCE_S
     try:
         for file in release.files:
@@ -187,7 +190,7 @@ def fetch_files(source: ReleaseSource, release: Release, folder: Path) -> None:
             # Delete the partial download, or the agent itself could not write to the disk.
             shutil.rmtree(folder, ignore_errors=True)
         got = f"'{folder}' ({error.strerror or error})"
-        remedy = "free some space" if error.errno in _DISK_FULL else "check the disk and the folder's permissions"
+        remedy = "delete other files there" if error.errno in _DISK_FULL else "check disk and permissions"
         raise UnavailableError("a disk that can store a model update", got, remedy) from None
     sync_folder(folder)
 
@@ -203,8 +206,8 @@ def _fetch(source: ReleaseSource, path: str, file: ReleaseFile, folder: Path, de
             part.replace(folder / file.name)
             return
         part.unlink()
-    expected = f"'{file.name}' with sha256 {file.sha256[:12]}…"
-    raise RefusedError(expected, f"other content from {source.where}", "publish the release again")
+    expected = f"'{file.name}' with the signed sha256 {file.sha256[:12]}…"
+    raise RefusedError(expected, f"different content from {source.where}", "publish the release again")
 
 
 def _fill(source: ReleaseSource, path: str, part: Path, size: int, deadline: float) -> None:
@@ -224,8 +227,8 @@ def _fill(source: ReleaseSource, path: str, part: Path, size: int, deadline: flo
         failures = failures + 1 if done <= best else 1
         best = max(best, done)
         if failures >= ATTEMPTS or time.monotonic() > deadline:
-            expected = f"the whole of '{part.stem}' from {source.where}"
-            reason = reason or f"{done:,} of {size:,} bytes"
+            expected = f"a complete download of '{part.stem}' from {source.where}"
+            reason = reason or f"only {done:,} of {size:,} bytes"
             raise UnavailableError(expected, reason, "the next check continues the download")
         time.sleep(PAUSE_S * 2 ** (failures - 1))
 

@@ -22,8 +22,8 @@ from agridistill.errors import AgriDistillError
 
 LIMIT_S = 120.0
 """Time limit for all golden photos, in seconds."""
-_OTHER, _LATER = "publish a corrected model as a new version", "the next check tries it again"
-_FINISHED = "a golden check that runs to its end"
+_OTHER, _LATER = "publish a corrected model as a new version", "the next check for updates repeats it"
+_FINISHED = "a golden check (test of the new model) that runs to its end"
 _POLL_S = 0.2
 # Exit codes after SIGHUP, SIGINT and SIGTERM, which a service manager or a terminal sends.
 _ASKED_TO_END = (-1, -2, -15)
@@ -31,23 +31,23 @@ _KILLED = -9  # killed by a service manager, or for lack of memory
 
 
 class KilledCheckError(UnavailableError):
-    """The golden check was killed, perhaps for lack of memory, which may happen again at every try."""
+    """SIGKILL ended the golden check, perhaps because memory ran out; a later try may succeed."""
 
 
 def check_golden(folder: Path, release: Release, threads: int, stop: threading.Event | None = None) -> None:
-    """Runs the model of a verified release on its golden photos, and raises an error unless it passes.
+    """Tests a new model on its golden photos, in a separate process; returns if it passes, and raises otherwise.
 
     Args:
         folder: folder with the release's files.
-        release: names the golden photos and their expected labels.
-        threads: threads of one prediction; 0 takes one for each core.
-        stop: if it is set, the check ends.
+        release: the verified release, with the names of the golden photos and their expected labels.
+        threads: threads of one prediction; 0 means one for each core.
+        stop: set this event to abort the check.
 
     Raises:
-        RefusedError: the model has other classes than the release, answers too few photos right, crashes, or takes
+        RefusedError: the model has other classes than the release, predicts too few labels right, crashes, or takes
             longer than 120 s.
-        KilledCheckError: the process was killed.
-        UnavailableError: `stop` was set, or a signal ended the process; the model may still be good.
+        KilledCheckError: SIGKILL ended the process.
+        UnavailableError: `stop` was set, or another signal ended the process; the model may be good.
         OSError: the process cannot be started.
     """
     question = {
@@ -63,12 +63,12 @@ def check_golden(folder: Path, release: Release, threads: int, stop: threading.E
     if "error" in answer:
         raise RefusedError("a model that runs on this device", str(answer["error"])[:300], _OTHER)
     if tuple(answer["classes"]) != release.classes:
-        expected, got = "a model with the classes in its release", ", ".join(answer["classes"])[:200]
-        raise RefusedError(expected, got, _OTHER)
+        got = f"a model with other classes ({', '.join(answer['classes'])[:200]})"
+        raise RefusedError("a model with the classes in its release", got, _OTHER)
     right = sum(label == golden.label for label, golden in zip(answer["labels"], release.golden, strict=True))
     if right / len(release.golden) < release.minimum_agreement:
-        expected = f"at least {100 * release.minimum_agreement:g} % of the golden photos answered right"
-        raise RefusedError(expected, f"{right} of {len(release.golden)}", _OTHER)
+        expected = f"a model that answers at least {100 * release.minimum_agreement:g} % of its golden photos right"
+        raise RefusedError(expected, f"{right} of {len(release.golden)} right answers", _OTHER)
 
 
 def _without_answer(code: int, log: bytes) -> UnavailableError | RefusedError:
@@ -103,16 +103,16 @@ def _run(question: dict[str, Any], folder: Path, stop: threading.Event) -> tuple
                     return process.returncode, output, log
                 except subprocess.TimeoutExpired:
                     if stop.is_set():
-                        raise UnavailableError(_FINISHED, "the end of the agent", _LATER) from None
+                        raise UnavailableError(_FINISHED, "a check that ends because the agent stops", _LATER) from None
                     if time.monotonic() > deadline:
                         expected = f"answers to all golden photos within {LIMIT_S:g} s"
-                        raise RefusedError(expected, "no answers", _OTHER) from None
+                        raise RefusedError(expected, "a model that still runs", _OTHER) from None
         finally:
             process.kill()
 
 
 def main() -> None:
-    """Entry point of the separate process: reads a question as JSON on stdin, and writes the answer to stdout."""
+    """Entry point of the separate process: reads a question (model, photos, threads) from stdin, answers on stdout."""
     question = json.load(sys.stdin)
     _lower_priority()
     # An inference engine may write to stdout: send that to stderr, because stdout is only for the answer.
