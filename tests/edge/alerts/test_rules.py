@@ -10,7 +10,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper
+from agridistill.edge.alerts.plots import AlertKeeper
 from agridistill.edge.alerts.rules import (
     LeafPool,
     Rule,

@@ -15,7 +15,7 @@ from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, answering, fi
 
 from agridistill.edge.delivery import mqtt
 from agridistill.edge.delivery import session as session_module
-from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, topic_level
+from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection, topic_level
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.session import RefusedError, Session
 from agridistill.edge.settings import watch_settings
@@ -282,7 +282,9 @@ def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
 
 @pytest.mark.needs("mosquitto")
 def test_attempts_leave_no_open_sockets_behind(closed: Broker, outbox: Outbox) -> None:
-    publisher = MqttPublisher(outbox, access_to("127.0.0.1", closed.port, device="pi"))
+    publisher = MqttPublisher(
+        outbox, access_to("127.0.0.1", closed.port, device="pi"), Connection("127.0.0.1", closed.port)
+    )
 
     def attempt() -> int:
         with pytest.raises(RefusedError):

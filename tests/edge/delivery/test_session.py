@@ -15,7 +15,7 @@ from tests.edge.delivery.conftest import DISCOVERY, STATUS, answering, fill, num
 
 from agridistill.edge.delivery import broker as broker_module
 from agridistill.edge.delivery import session as session_module
-from agridistill.edge.delivery.broker import InFlight, Refusals
+from agridistill.edge.delivery.broker import Connection, InFlight, Refusals
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.session import LostError, Session, UnansweredError
 from agridistill.edge.store.outbox import Outbox
@@ -106,7 +106,9 @@ def test_a_lost_connection_does_not_make_an_old_broker_of_a_new_one(
     broker: Broker, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.start()
-    publisher = MqttPublisher(outbox, access_to("127.0.0.1", broker.port, device="pi"))
+    publisher = MqttPublisher(
+        outbox, access_to("127.0.0.1", broker.port, device="pi"), Connection("127.0.0.1", broker.port)
+    )
     tried: list[MQTTProtocolVersion] = []
 
     def lost(protocol: MQTTProtocolVersion) -> Session:

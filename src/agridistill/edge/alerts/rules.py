@@ -1,15 +1,15 @@
-"""Rules that open and end alerts, the default rule, and the pool of recent leaves that the rules count."""
+"""Rules that open and end alerts, the recent leaves that they count, and the health of a plot."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, time
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,17 @@ from pydantic import Field
 
 from agridistill.edge.events import Level
 from agridistill.errors import ConfigError, nearest
+from agridistill.runtime.verdict import plain_label
 
 WindowMinutes = Annotated[float, Field(gt=0, le=60 * 24 * 31)]
 """Length of a window in minutes, up to 31 days."""
 DEFAULT_RULE_NAME = "ill leaves"
 # Two clearly ill leaves of five open an alert; a single one does not.
 DEFAULT_SHARE, DEFAULT_LEAST_LEAVES = 0.3, 5
+NO_LEAVES = "No recent leaves"
+PLOT_SCHEMA_VERSION = 2
+"""Schema version of the JSON of `PlotHealth`."""
+_TREND = 0.1  # smaller differences between two windows are noise
 BUCKETS = 400
 """Number of time buckets in a window. Leaves of a bucket are summed, so a window's start is exact to 1/400 of it."""
 _QUIET = re.compile(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)")
@@ -162,6 +167,64 @@ def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[
         f"No class of the model has a healthy name, so every leaf counts as ill (classes: {names}). Name the healthy "
         'classes in watch.toml: healthy = ["..."], or add [[rules]].'
     )
+
+
+@dataclass(frozen=True)
+class PlotHealth:
+    """Share of ill leaves of one plot in a time window that ends with its last leaf, and in the window before."""
+
+    plot: str
+    seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
+    window_s: float = 0.0  # length of a window in seconds
+    leaves: int = 0  # leaves in the window; 0 if the last leaf is older than the window
+    ill_share: float = 0.0  # 0 to 1: mean over the leaves of the summed probabilities of all ill classes
+    ill_label: str | None = None  # the most frequent ill class; None if the model has no ill class
+    leaves_before: int = 0  # leaves in the window before
+    ill_share_before: float = 0.0  # `ill_share` in the window before
+    shares: Mapping[str, float] = field(default_factory=dict)  # by class: mean probability over the leaves; sum to 1
+    warned: str | None = None  # class of the open alert; None without one
+
+    @property
+    def ill_leaves(self) -> int:
+        """Expected number of ill leaves in the window: `ill_share` times `leaves`, rounded."""
+        return round(self.ill_share * self.leaves)
+
+    @property
+    def trend(self) -> Literal["up", "down", "steady"] | None:
+        """Change of the ill share since the window before; "steady" if it is below 0.1.
+
+        None if one of the two windows has fewer than 5 leaves.
+        """
+        if min(self.leaves, self.leaves_before) < DEFAULT_LEAST_LEAVES:
+            return None
+        rise = self.ill_share - self.ill_share_before
+        return "up" if rise >= _TREND else "down" if rise <= -_TREND else "steady"
+
+    @property
+    def label(self) -> str | None:
+        """Class that describes the plot; None if it has no leaves in the window and no open alert.
+
+        It is the class of the open alert, else the most frequent ill class if at least 30 % of the leaves are ill, else
+        the most frequent class.
+        """
+        label = self.warned or (self.ill_label if self.ill_share >= DEFAULT_SHARE else None)
+        return label or max(self.shares, key=lambda name: self.shares[name], default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON that is published on the plot's MQTT topic; docs/mqtt.md describes its keys."""
+        label = self.label
+        return {
+            "schema": PLOT_SCHEMA_VERSION,
+            "plot": self.plot,
+            "seen_s": round(self.seen_s, 1),
+            "condition": NO_LEAVES if label is None else plain_label(label),
+            "leaves": self.leaves,
+            "ill_leaves": self.ill_leaves,
+            "ill_share": round(self.ill_share, 4),
+            "label": label,
+            "probability": None if label is None else round(self.shares.get(label, 0.0), 4),
+            "shares": {name: round(share, 4) for name, share in self.shares.items()},
+        }
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 _UNSAFE = re.compile(r"[^\w.-]+")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 6 * 3600.0
 _ADVICE = "check user name, device name and the broker's access list"
-_ADDRESS = "a broker address such as mqtt://host:1883"
 # Size of a PUBLISH packet besides topic and payload: its header, two lengths, the packet's number, no properties.
 _PACKET_BYTES = 10
 
@@ -54,7 +53,18 @@ class BrokerSettings:
     discovery_prefix: str = "homeassistant"  # first level of the topic of that description
 
     def __post_init__(self) -> None:
-        parts = self._parts
+        try:
+            parts = self._parts
+            is_valid = parts.port != 0 and not (parts.query or parts.fragment or "@" in parts.path)
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            # It may hold a password, whose '/', '#' or '?' made the address invalid.
+            raise ConfigError(
+                "a broker address such as mqtt://host:1883",
+                "an invalid address (hidden, because it may contain a password)",
+                "correct --broker, or url in [broker]",
+            )
         if parts.password is not None:
             raise ConfigError(
                 "a broker address without a password",
@@ -62,26 +72,18 @@ class BrokerSettings:
                 "set AGRIDISTILL_MQTT_PASSWORD, or password_file in [broker], instead",
             )
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ConfigError(_ADDRESS, f"'{self.url}'", "correct --broker, or url in [broker]")
+            expected = "a broker address such as mqtt://host:1883"
+            raise ConfigError(expected, f"'{self.url}'", "correct --broker, or url in [broker]")
         if (self.cert_file or self.ca_file) and not self.tls:
-            expected = "a broker address with mqtts://, because ca_file or cert_file is set"
-            raise ConfigError(expected, f"'{self.url}'", "correct url in [broker], or remove ca_file and cert_file")
+            raise ConfigError(
+                "a broker address with mqtts://, because ca_file or cert_file is set",
+                f"'{self.url}'",
+                "correct url in [broker], or remove ca_file and cert_file",
+            )
 
     @property
     def _parts(self) -> SplitResult:
-        # The message omits the address: it may hold a password, whose '/', '#' or '?' made the address invalid.
-        unusable = ConfigError(
-            _ADDRESS,
-            "an invalid address (hidden, because it may contain a password)",
-            "correct --broker, or url in [broker]",
-        )
-        try:
-            parts = urlsplit(self.url if "://" in self.url else f"mqtt://{self.url}")
-            if parts.port == 0 or parts.query or parts.fragment or "@" in parts.path:
-                raise unusable
-        except ValueError:
-            raise unusable from None
-        return parts
+        return urlsplit(self.url if "://" in self.url else f"mqtt://{self.url}")
 
     @property
     def host(self) -> str:
@@ -111,7 +113,7 @@ class BrokerSettings:
 
 @dataclass
 class Connection:
-    """The broker's address, and whether the agent is connected now: written by the MQTT thread, sent in the state."""
+    """Address of the MQTT broker, and whether the agent is connected to it now; the MQTT thread updates `connected`."""
 
     host: str
     port: int
@@ -133,8 +135,11 @@ class BrokerAccess:
 
     def __post_init__(self) -> None:
         if self.password is not None and not self.settings.username:
-            expected = "a broker address with a user name, such as mqtt://USER@host, because a password is set"
-            raise ConfigError(expected, "an address without a user name", "add the user name to url in [broker]")
+            raise ConfigError(
+                "a broker address with a user name, such as mqtt://USER@host, because a password is set",
+                "an address without a user name",
+                "add the user name to url in [broker]",
+            )
 
     @property
     def where(self) -> str:
@@ -143,7 +148,7 @@ class BrokerAccess:
 
     @property
     def base(self) -> str:
-        """Topic prefix of this device, `PREFIX/DEVICE`, without characters that are special in a topic."""
+        """Topic prefix of this device, `PREFIX/DEVICE`; characters that are special in topics are replaced."""
         return "/".join(topic_level(part) for part in (*self.settings.prefix.split("/"), self.device))
 
     def topic(self, name: str) -> str:
@@ -151,7 +156,7 @@ class BrokerAccess:
         return f"{self.base}/{name}"
 
     def plot_topic(self, plot: str, kind: str = "plot") -> str:
-        """Returns a plot's topic, `PREFIX/DEVICE/KINDs/PLOT`; `kind` is "plot" (health), "detection" or "alert"."""
+        """Returns the topic `PREFIX/DEVICE/plots/PLOT`, `…/detections/PLOT` or `…/alerts/PLOT`, by `kind`."""
         return self.topic(f"{kind}s/{plot_level(plot)}")
 
     @cached_property
@@ -171,8 +176,11 @@ class BrokerAccess:
         except OSError as error:
             named = [settings.ca_file, settings.cert_file, settings.key_file]
             files = ", ".join(f"'{file}'" for file in named if file is not None)
-            remedy = "check ca_file, cert_file and key_file in [broker]"
-            raise ConfigError("certificates that can be read", f"{files} ({error})", remedy) from None
+            raise ConfigError(
+                "readable certificates for the broker",
+                f"{files} ({error})",
+                "check ca_file, cert_file and key_file in [broker]",
+            ) from None
         return context
 
     def create_client(self, protocol: MQTTProtocolVersion) -> paho.Client:
@@ -215,7 +223,7 @@ def plot_level(plot: str) -> str:
 
 
 def with_digest(safe: str, name: str) -> str:
-    """Returns `SAFE-HASH`, with six hex digits of the sha256 of `name`: names with equal `safe` stay distinct."""
+    """Appends six hex digits of the sha256 of `name` to `safe`, so that names with the same safe form stay distinct."""
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
@@ -249,8 +257,9 @@ class Refusals:
         self._reported: set[str] = set()
         self._due: dict[_Key, float] = {}
         self._pauses: dict[_Key, float] = {}
-        self._suspect: _Key | None = None
-        self._taken: set[str] = set()
+        # What the last connection may have ended because of; set it to None if the broker is unreachable instead.
+        self.suspect: _Key | None = None
+        self._accepted: set[str] = set()
 
     def announced(self, *, retain: bool = True, largest_bytes: int | None = None) -> None:
         """Stores what the broker announces when it accepts a connection.
@@ -299,17 +308,17 @@ class Refusals:
     def acknowledged(self, item: InFlight) -> None:
         """Records that the broker acknowledged a message or subscription; logs it if it was refused before."""
         keys = (item.topic, item.seq), (item.topic, None)
-        if self._suspect == keys[0]:
-            self._suspect = None
+        if self.suspect == keys[0]:
+            self.suspect = None
         if item.seq is not None:
-            self._taken.add(item.topic)
+            self._accepted.add(item.topic)
         if self._pauses.keys() & keys:
             for key in keys:
                 self._pauses.pop(key, None)
             logger.warning("the broker %s accepts the topic '%s' again", self.where, item.topic)
 
     def refused(self, item: InFlight, reason: str, *, key: _Key | None = None) -> None:
-        """Starts the pause after a refusal and logs it; `key` is what to skip, or None for the item's whole topic."""
+        """Logs a refusal and starts its pause; `key` is the topic and message to skip, None skips the whole topic."""
         key = key or (item.topic, None)
         self._pauses[key] = min(2 * self._pauses.get(key, _FIRST_PAUSE_S / 2), _LONGEST_PAUSE_S)
         self._due[key] = time.monotonic() + self._pauses[key]
@@ -340,22 +349,13 @@ class Refusals:
         (item,) = in_flight
         suspect = item.topic, item.seq
         # If the broker took messages on this topic before, it refuses only this message.
-        key = item.topic, item.seq if item.topic in self._taken else None
-        if suspect != self._suspect and key not in self._pauses:
-            self._suspect = suspect
+        key = item.topic, item.seq if item.topic in self._accepted else None
+        if suspect != self.suspect and key not in self._pauses:
+            self.suspect = suspect
             return False
-        self._suspect = None
+        self.suspect = None
         self.refused(item, f"{reason}, each time it is sent", key=key)
         return True
-
-    @property
-    def suspects(self) -> bool:
-        """Whether the last connection may have ended because of one message; only a reconnect can show that."""
-        return self._suspect is not None
-
-    def unreachable(self) -> None:
-        """Records that the broker is unreachable, which explains the end of the last connection."""
-        self._suspect = None
 
     def _warn_once(self, group: str, line: str) -> None:
         logger.log(logging.INFO if group in self._reported else logging.WARNING, "%s", line)

@@ -46,7 +46,7 @@ class BrokerLink:
         outbox: holds the detections and alerts to send.
         state: returns the agent's current state.
         health: returns the health of each plot that had leaves in the last 31 days.
-        connection: its `connected` is set at each change of the connection; None creates one.
+        connection: its field `connected` is set whenever the connection opens or ends.
         updates: receives the releases (signed model updates) sent to `update/set`; None does not subscribe to them.
         photos: the watched folder: a plot whose subfolder is deleted is removed at the broker; None for a camera.
         plot: plot of photos that lie directly in the watched folder.
@@ -60,7 +60,7 @@ class BrokerLink:
         state: Callable[[], AgentState],
         health: Callable[[], Sequence[PlotHealth]],
         *,
-        connection: Connection | None = None,
+        connection: Connection,
         updates: UpdateWorker | None = None,
         photos: Path | None = None,
         plot: str = "",
@@ -75,7 +75,7 @@ class BrokerLink:
         self._has_temperature = False
         self._ends = threading.Event()
         commands = {access.topic("update/set"): updates.offer} if updates is not None else {}
-        self._publisher = MqttPublisher(outbox, access, self.retained, commands, connection)
+        self._publisher = MqttPublisher(outbox, access, connection, self.retained, commands)
 
     def run(self, stop: threading.Event) -> None:
         """Connects and publishes until `stop` is set; reconnects after an outage."""
@@ -136,7 +136,7 @@ class BrokerLink:
 
 
 class PublishedPlots:
-    """Stores in a file which plots have retained messages at the broker, to delete those of removed plots later.
+    """Stores which plots have retained messages at the broker, so that those of removed plots can be deleted there.
 
     Args:
         file: JSON file with the plots; a missing or damaged file counts as empty.

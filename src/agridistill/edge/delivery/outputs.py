@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -34,6 +34,7 @@ _ANSWER_S, _READ_BYTES = 10.0, 1000
 _ABOUT_THE_MESSAGE = (400, 413, 415, 422)
 """HTTP status codes that refuse this message; all others mean trouble with the receiver, the URL or the token."""
 _REFUSED_IN_A_ROW = 20
+_SECRET = re.compile("AGRIDISTILL_.*(_PASSWORD|_TOKEN)")
 _PAGE = 100
 
 
@@ -181,7 +182,7 @@ class Command:
     variables `AGRIDISTILL_RULE`, `…_PLOT`, `…_STATE`, `…_CHANGE`, `…_LEVEL` and `…_TEXT` hold fields of the alert.
 
     Raises:
-        ConfigError: `words` is empty, or its first item is.
+        ConfigError: `words` is empty, or begins with an empty text.
     """
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments; no shell is used
@@ -189,7 +190,11 @@ class Command:
 
     def __post_init__(self) -> None:
         if not self.words or not self.words[0]:
-            raise ConfigError("a program as first item of words in [command]", f"words = {list(self.words)}", "add it")
+            raise ConfigError(
+                "a program as first item of words in [command]",
+                f"words = {list(self.words)}",
+                'name it, as in words = ["notify-send"]',
+            )
 
     @property
     def name(self) -> str:
@@ -214,7 +219,7 @@ class Command:
                 given.seek(0)
                 process = subprocess.Popen(  # noqa: S603 - the user's own program
                     list(self.words),
-                    env={**_without_secrets(os.environ), **_variables(message.payload)},
+                    env=_environment(message.payload),
                     stdin=given,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
@@ -241,12 +246,9 @@ class Command:
                 process.wait(_POLL_S)
 
 
-def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    secret = re.compile("AGRIDISTILL_.*(_PASSWORD|_TOKEN)")
-    return {name: value for name, value in environment.items() if not secret.fullmatch(name)}
-
-
-def _variables(payload: bytes) -> Mapping[str, str]:
-    document = json.loads(payload)
-    keys: Sequence[str] = ("rule", "plot", "state", "change", "level", "text")
-    return {f"AGRIDISTILL_{key.upper()}": str(document.get(key, "")).replace("\0", "") for key in keys}
+def _environment(payload: bytes) -> dict[str, str]:
+    """Returns the agent's environment without its passwords and tokens, and with the fields of the alert."""
+    public = {name: value for name, value in os.environ.items() if not _SECRET.fullmatch(name)}
+    alert = json.loads(payload)
+    fields = ("rule", "plot", "state", "change", "level", "text")
+    return public | {f"AGRIDISTILL_{name.upper()}": str(alert.get(name, "")).replace("\0", "") for name in fields}

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
 _CONNECT_S, _POLL_S, _COLLECT_EVERY_S, _GOODBYE_S = 10.0, 0.02, 1.0, 5.0
-_LONGEST_COMMAND_BYTES = 2_000_000
 _SKIMMED = 200
 # Reason codes of MQTT 5.
 _WITH_WILL, _NO_RETAIN, _NO_QOS = 0x04, 0x9A, 0x9B
@@ -85,12 +84,12 @@ class Session:
         self._in_flight: dict[int, InFlight] = {}
         self._acknowledged: list[int] = []
         self._last_sent, self._starts_over = 0, False
-        self._took_one = self._is_outboxs_turn = False
+        self._delivered_one = self._is_turn_of_outbox = False
         self._answer: ReasonCode | None = None
-        self._takes_qos = 1
+        self._max_qos = 1
         self._ended, self._ends_for_a_message = "", True
         self._was_refused = self._said_goodbye = False
-        self._is_new = protocol == MQTTProtocolVersion.MQTTv5
+        self._is_mqtt5 = protocol == MQTTProtocolVersion.MQTTv5
         self.confirmed_working = False  # the broker acknowledged a message, or no message waits for it
         client = self._client = access.create_client(protocol)
         client.connect_timeout = _CONNECT_S
@@ -113,7 +112,7 @@ class Session:
         self._client.connect(settings.host, settings.port, settings.keepalive_s)
         deadline = time.monotonic() + _CONNECT_S
         # A broker that only speaks 3.1.1 closes the connection, sends an invalid answer, or is silent (amqtt).
-        unanswered = UnansweredError if self._is_new else LostError
+        unanswered = UnansweredError if self._is_mqtt5 else LostError
         while self._answer is None:
             try:
                 self._loop()
@@ -140,7 +139,7 @@ class Session:
         if self._acknowledged:
             seqs, self._acknowledged = self._acknowledged, []
             self._outbox.delivered(seqs)
-            self._took_one = self.confirmed_working = True
+            self._delivered_one = self.confirmed_working = True
         if time.monotonic() >= self._collect_at:
             self._collect_changes()
         self._send()
@@ -194,7 +193,7 @@ class Session:
         connection = self._client.socket()
         # After a failure the connection must end so that the broker publishes the last will. In 3.1.1 every DISCONNECT
         # cancels the last will, so the socket is closed instead.
-        if not self._said_goodbye and self._is_new and self._answer is not None and not self._answer.is_failure:
+        if not self._said_goodbye and self._is_mqtt5 and self._answer is not None and not self._answer.is_failure:
             self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL))
         elif not self._said_goodbye and isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):
@@ -222,19 +221,19 @@ class Session:
             return
         # First one message of the outbox: what the broker may refuse waits until it has acknowledged that one. Then
         # both take turns: on a slow line the state of many plots must not delay detections and alerts.
-        if not self._to_send or self._is_outboxs_turn or not self._took_one:
+        if not self._to_send or self._is_turn_of_outbox or not self._delivered_one:
             self._send_from_outbox()
-            self._is_outboxs_turn = False
+            self._is_turn_of_outbox = False
         if self._to_send and not self._in_flight:
             self._send_next()
-            self._is_outboxs_turn = True
+            self._is_turn_of_outbox = True
 
     def _send_from_outbox(self) -> None:
         if self._starts_over and not self._in_flight:
             self._last_sent, self._starts_over = 0, False
         # Send the first message without others: if others follow a message that Mosquitto 2.0 refuses, it closes the
         # connection, and the reason that it sends may be lost.
-        goes_alone = not self._took_one or self._last_sent < self._refusals.careful_until
+        goes_alone = not self._delivered_one or self._last_sent < self._refusals.careful_until
         room = (1 if goes_alone else self._window) - len(self._in_flight)
         if room <= 0:
             return
@@ -282,11 +281,11 @@ class Session:
             self._require_sent(code)
 
     def _require_accepted(self, answer: ReasonCode) -> None:
-        if answer.value == _NO_QOS or self._takes_qos == 0:
+        if answer.value == _NO_QOS or self._max_qos == 0:
             raise RefusedError("the broker acknowledges no messages: its maximum QoS is 0", "allow QoS 1 in the broker")
         if not answer.is_failure:
             return
-        if self._is_new and "rotocol" in str(answer):
+        if self._is_mqtt5 and "rotocol" in str(answer):
             raise UnansweredError(f"the broker refuses the connection: {answer}")
         if answer.value == _NO_RETAIN and self._refusals.retain:
             self._refusals.announced(retain=False)
@@ -299,7 +298,7 @@ class Session:
         self._answer = reason
         if reason.is_failure:
             return
-        self._takes_qos = getattr(properties, "MaximumQoS", 1)
+        self._max_qos = getattr(properties, "MaximumQoS", 1)
         self._refusals.announced(
             retain=bool(getattr(properties, "RetainAvailable", True)),
             largest_bytes=getattr(properties, "MaximumPacketSize", None),
@@ -334,5 +333,5 @@ class Session:
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         act = self._commands.get(message.topic)
         # An empty message only clears a retained command.
-        if act is not None and 0 < len(message.payload) <= _LONGEST_COMMAND_BYTES:
+        if act is not None and message.payload:
             act(bytes(message.payload))

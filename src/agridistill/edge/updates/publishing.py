@@ -108,8 +108,11 @@ def publish(
     release = _release(contents, model, predictor.manifest.classes, dict(zip(names, labels, strict=True)), settings)
     own = [key_id(key.public_key().public_bytes_raw()) for key in keys]
     if set(own) <= set(settings.revoke) and not settings.trust:
-        got = "only signing keys that --revoke-key revokes"
-        raise EdgeError("a key that devices trust after this release", got, "add the next key with --trust-key")
+        raise EdgeError(
+            "a key that devices trust after this release",
+            "only signing keys that --revoke-key revokes",
+            "add the next key with --trust-key",
+        )
     unchanged = _is_published(out, release)
     if not unchanged:
         _write(out, release, contents, signed_release(release, keys))
@@ -130,7 +133,9 @@ def _golden(
 ) -> tuple[list[Path], list[str], float]:
     photos = expand([folder])
     if len(photos) > MAX_GOLDEN_PHOTOS:
-        raise EdgeError(f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some")
+        raise EdgeError(
+            f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some of them"
+        )
     answers = []
     for photo in photos:
         answers.append(predictor.predict(photo).label)
@@ -141,9 +146,11 @@ def _golden(
     labels = [label_of.get(composed(photo.parent.name), photo.parent.name) for photo in photos]
     for photo, label in zip(photos, labels, strict=True):
         if label not in predictor.manifest.classes:
-            known = ", ".join(predictor.manifest.classes[:10])
-            remedy = f"name its folder after a class of the model ({known})"
-            raise EdgeError("golden photos in folders named after their class", f"'{photo}'", remedy)
+            raise EdgeError(
+                "golden photos in folders named after their class",
+                f"'{photo}'",
+                f"name its folder after a class of the model ({', '.join(predictor.manifest.classes[:10])})",
+            )
     wrong = [photo for photo, label, answer in zip(photos, labels, answers, strict=True) if label != answer]
     agreement = (len(photos) - len(wrong)) / len(photos)
     if agreement < minimum:
@@ -196,21 +203,29 @@ def _is_published(out: Path, release: Release) -> bool:
         return False
     published = stored_release(path.read_bytes())
     if published.version > release.version:
-        got, remedy = f"version {release.version}", "use a higher --version, because devices refuse lower ones"
-        raise EdgeError(f"a version above {published.version}", got, remedy)
+        raise EdgeError(
+            f"a version above {published.version}",
+            f"version {release.version}",
+            "use a higher --version, because devices refuse lower ones",
+        )
     if published.version < release.version:
         return False
     if published.model_copy(update={"created": release.created}) != release:
-        remedy = f"publish with --version {release.version + 1}"
-        got = f"version {release.version}, which is in '{out}' with other content"
-        raise EdgeError("a version that is not published yet", got, remedy)
+        raise EdgeError(
+            "a version that is not published yet",
+            f"version {release.version}, which is in '{out}' with other content",
+            f"publish with --version {release.version + 1}",
+        )
     return True
 
 
 def _write(out: Path, release: Release, contents: dict[str, Path], envelope: bytes) -> None:
     if len(envelope) > MAX_RELEASE_BYTES:
-        expected = f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes"
-        raise EdgeError(expected, f"{len(envelope):,} bytes", "use fewer golden photos")
+        raise EdgeError(
+            f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes",
+            f"{len(envelope):,} bytes",
+            "use fewer golden photos",
+        )
     folder = out / release.folder
     for name, path in contents.items():
         with replacing(folder / name) as temporary:

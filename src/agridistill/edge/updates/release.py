@@ -22,10 +22,9 @@ from agridistill.manifest import sha256_of
 from agridistill.runtime.backends import SUFFIXES
 
 RELEASE_NAME = "release.json"
-MAX_RELEASE_BYTES = 1_000_000
+MAX_RELEASE_BYTES, MAX_FILE_BYTES = 1_000_000, 500_000_000
 PASSWORD_VARIABLE = "AGRIDISTILL_KEY_PASSWORD"  # noqa: S105 - the variable's name
 PUBLIC_SUFFIX = ".pub"
-_MAX_KEY_BYTES = 10_000
 # Signed before the payload, so that a signature which the key made for other data is not valid for a release.
 _SIGNED_PREFIX = b"agridistill-model release v1\n"
 
@@ -36,7 +35,7 @@ _KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class RefusedError(EdgeError):
-    """A release must not be installed: it is not signed, damaged or not newer, or its model fails on this device."""
+    """A release must not be installed: it is unsigned, damaged or old, or its model fails on this device."""
 
 
 class UnavailableError(EdgeError):
@@ -51,7 +50,7 @@ class ReleaseFile(_Signed):
     """Name, size and sha256 of one file of a release; devices download it from `vVERSION/NAME`."""
 
     name: PlainName
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: _32Bytes
 
     def is_intact(self, path: Path) -> bool:
@@ -169,8 +168,11 @@ def verified_release(envelope: bytes, keys: TrustedKeys) -> Release:
     signed = _SIGNED_PREFIX + found.payload
     if not any(keys.verifies(one.key_id, one.signature, signed) for one in found.signatures):
         signers = ", ".join(one.key_id for one in found.signatures) or "no key"
-        got = f"one signed by {signers[:300]}, or changed after it was signed"
-        raise RefusedError("a release signed by a trusted key", got, "publish it again with a trusted --key")
+        raise RefusedError(
+            "a release signed by a trusted key",
+            f"a release signed by {signers[:300]}, or changed after it was signed",
+            "publish it again with a trusted --key",
+        )
     return _parsed(Release, found.payload)
 
 
@@ -187,8 +189,11 @@ def stored_release(envelope: bytes) -> Release:
 
 def _opened(envelope: bytes) -> _Envelope:
     if len(envelope) > MAX_RELEASE_BYTES:
-        expected = f"a release of at most {MAX_RELEASE_BYTES:,} bytes"
-        raise RefusedError(expected, f"{len(envelope):,} bytes", "publish it again with fewer golden photos")
+        raise RefusedError(
+            f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes",
+            f"{len(envelope):,} bytes or more",
+            "publish it again with fewer golden photos",
+        )
     return _parsed(_Envelope, envelope)
 
 
@@ -196,7 +201,7 @@ def _parsed(kind: type[_Kind], content: bytes) -> _Kind:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise RefusedError("a release that this version can read", problem_of(error), "publish it again") from None
+        raise RefusedError("a release that this AgriDistill can read", problem_of(error), "publish it again") from None
 
 
 def problem_of(error: ValidationError) -> str:
@@ -240,8 +245,9 @@ def read_trusted_keys(path: Path) -> TrustedKeys:
     """
     files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
     if not files:
-        got = f"'{path}' without a *{PUBLIC_SUFFIX} file"
-        raise EdgeError("a folder with public keys", got, "copy the publisher's .pub file there")
+        raise EdgeError(
+            "a folder with public keys", f"'{path}' without a *.pub file", "copy the publisher's .pub file there"
+        )
     return TrustedKeys({key_id(key): key for key in map(read_public_key, files)})
 
 
@@ -255,7 +261,9 @@ def read_public_key(path: Path) -> bytes:
     with contextlib.suppress(ValueError, UnsupportedAlgorithm):
         key = serialization.load_pem_public_key(content)
     if not isinstance(key, Ed25519PublicKey):
-        raise EdgeError("an Ed25519 public key in PEM", f"'{path}', which is none", "copy the publisher's .pub file")
+        raise EdgeError(
+            "an Ed25519 public key in PEM", f"'{path}', which contains something else", "copy the publisher's .pub file"
+        )
     return key.public_bytes_raw()
 
 
@@ -273,8 +281,11 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
             key = serialization.load_pem_private_key(content, password)
             if isinstance(key, Ed25519PrivateKey):
                 return key
-    got, remedy = f"'{path}', which is none or has another password", f"check the file and {PASSWORD_VARIABLE}"
-    raise EdgeError("an Ed25519 private key in PEM", got, remedy)
+    raise EdgeError(
+        "an Ed25519 private key in PEM",
+        f"'{path}', which contains something else or needs another password",
+        f"check the file and the environment variable {PASSWORD_VARIABLE}",
+    )
 
 
 def create_key(path: Path) -> str:
@@ -310,9 +321,6 @@ def _password() -> bytes | None:
 
 def _read_key(path: Path) -> bytes:
     try:
-        if not path.is_file():
-            raise FileNotFoundError("no such file")
-        with path.open("rb") as file:
-            return file.read(_MAX_KEY_BYTES)
+        return path.read_bytes()
     except OSError as error:
         raise EdgeError("a readable key file", f"'{path}' ({error.strerror or error})", "check the path") from None

@@ -169,7 +169,11 @@ class ModelSlots:
         try:
             pointer = self._change(ended)
         except (OSError, EdgeError) as error:
-            logger.warning("the clean end cannot be stored, so it counts as a crash of version %d: %s", version, error)
+            logger.warning(
+                "the clean end of the agent cannot be stored, so it counts as a crash of model version %d: %s",
+                version,
+                error,
+            )
             return
         if pointer.frames >= CONFIRM_FRAMES:
             self.confirm(version)
@@ -190,7 +194,12 @@ class ModelSlots:
         try:
             self._change(given_up)
         except (OSError, EdgeError) as error:
-            logger.warning("model version %d fails (%s) and will be tried again: no write (%s)", version, why, error)
+            logger.warning(
+                "model version %d fails (%s), but it will be tried again, because that cannot be stored: %s",
+                version,
+                why,
+                error,
+            )
             return ActiveModel(self.first, 0)
         return self.start()
 
@@ -206,9 +215,11 @@ class ModelSlots:
         except FileNotFoundError:
             return Pointer()
         except ValidationError:
-            remedy = f"delete '{self.folder}' to use the model of --model"
-            got = f"'{path}', which is damaged or of another version"
-            raise EdgeError("a readable state of this device's model updates", got, remedy) from None
+            raise EdgeError(
+                "a readable state of this device's model updates",
+                f"'{path}', which is damaged or of another version",
+                f"delete '{self.folder}' to use the model of --model",
+            ) from None
 
     def slot(self, version: int) -> Path:
         """Returns the folder of an installed version, `FOLDER/vVERSION`."""
@@ -233,10 +244,6 @@ class ModelSlots:
             if path != folder:
                 shutil.rmtree(path, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        expected = {name for file in release.files for name in (file.name, f"{file.name}.part")}
-        for path in folder.iterdir():
-            if path.name not in expected:
-                path.unlink()
         with replacing(folder / RELEASE_NAME) as temporary:
             temporary.write_bytes(envelope)
         return folder
@@ -288,8 +295,6 @@ class ModelSlots:
             release = self.release(version)
         except (OSError, RefusedError) as error:
             return f"the {RELEASE_NAME} of version {version} cannot be read ({error})"
-        if release.version != version:
-            return f"the {RELEASE_NAME} of version {version} is that of version {release.version}"
         # Golden photos are not checked: they are no longer needed.
         needed = [file for file in release.files if file.name in (release.model, release.manifest)]
         bad = [file.name for file in needed if not file.is_intact(self.slot(version) / file.name)]

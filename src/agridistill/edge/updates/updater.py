@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agridistill.edge.network import Backoff
-from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source, read_envelope
-from agridistill.edge.updates.golden import KilledCheckError, check_golden
+from agridistill.edge.updates.prepare import (
+    KilledCheckError,
+    ReleaseSource,
+    check_golden,
+    fetch_files,
+    open_source,
+    read_envelope,
+)
 from agridistill.edge.updates.release import RefusedError, Release, TrustedKeys, UnavailableError, verified_release
 from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
 from agridistill.errors import EdgeError, RunError
@@ -112,8 +118,11 @@ class Updater:
     ) -> None:
         if place is None:
             if not release.base_url:
-                expected = "a base_url, the address of the files, in a release sent by MQTT"
-                raise RefusedError(expected, "a release without one", "publish it with --base-url")
+                raise RefusedError(
+                    "a base_url, the address of the files, in a release sent by MQTT",
+                    "a release without it",
+                    "publish it with --base-url",
+                )
             place = open_source(release.base_url, self._ca_file)
         staging = self.slots.staging(release, envelope)
         fetch_files(place, release, staging)
@@ -133,15 +142,21 @@ class Updater:
             times = self.slots.count_killed_check(release.version)
             if times <= MAX_KILLED_CHECKS:
                 raise
-            got = f"a model whose golden check was killed {times} times"
-            raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
+            raise RefusedError(
+                "a model that runs on this device",
+                f"a model whose golden check was killed {times} times",
+                "publish a smaller model",
+            ) from None
 
     def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
         """Whether the release is the active version already; raises RefusedError if it must not be installed."""
         version = release.version
         if release.channel != self._channel:
-            expected, got = f"a release for the channel '{self._channel}'", f"one for '{release.channel}'"
-            raise RefusedError(expected, got, "check source and channel in the device's [updates]")
+            raise RefusedError(
+                f"a release for the channel '{self._channel}'",
+                f"a release for the channel '{release.channel}'",
+                "check source and channel in the device's [updates]",
+            )
         if version == pointer.active:
             running = None
             with contextlib.suppress(OSError, RefusedError):
@@ -149,18 +164,29 @@ class Updater:
             # Only the time of signing and the address of the files may differ.
             same = {"created": release.created, "base_url": release.base_url}
             if running and running.model_copy(update=same) != release:
-                expected, got = f"the installed release of version {version}", "another release of the same version"
-                raise RefusedError(expected, got, "publish it with a higher --version")
+                raise RefusedError(
+                    f"the installed release of version {version}",
+                    "another release of the same version",
+                    "publish it with a higher --version",
+                )
             return True
         if version in pointer.refused:
-            got = f"version {version}, which failed here before ({pointer.refused[version]})"
-            raise RefusedError("a version that works on this device", got, "publish a corrected model as a new version")
+            raise RefusedError(
+                "a version that works on this device",
+                f"version {version}, which failed here before ({pointer.refused[version]})",
+                "publish a corrected model as a new version",
+            )
         # The highest version itself may be installed again, because its files may have been damaged on the disk.
         if version < pointer.highest:
-            raise RefusedError(f"a version above {pointer.highest}", f"version {version}", "use a higher --version")
+            raise RefusedError(
+                f"a version above {pointer.highest}", f"version {version}", "publish it with a higher --version"
+            )
         if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove).keys:
-            expected = "a release that leaves at least one trusted key"
-            raise RefusedError(expected, "a release that revokes all keys", "publish it with --trust-key")
+            raise RefusedError(
+                "a release that leaves at least one trusted key",
+                "a release that revokes all keys",
+                "publish it with --trust-key",
+            )
         return False
 
     def _log(self, result: UpdateResult, is_message: bool) -> None:
