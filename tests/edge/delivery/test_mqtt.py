@@ -337,7 +337,7 @@ class TestAddress:
             ),
             ("http://host", "a broker address such as mqtt://host:1883; got 'http://host'"),
             ("mqtt://", "a broker address such as"),
-            ("mqtt://host:99999", "a broker address such as mqtt://host:1883; got an invalid address"),
+            ("mqtt://host:99999", "a broker address such as mqtt://host:1883; got 'mqtt://host:99999'"),
             ("mqtt://pi:secret/word@host", "got an invalid address"),
             ("mqtt://pi:12345/secret@host", "got an invalid address"),
             ("mqtt://pi:secret#word@host", "got an invalid address"),

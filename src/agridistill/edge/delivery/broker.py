@@ -55,14 +55,16 @@ class BrokerSettings:
     def __post_init__(self) -> None:
         try:
             parts = self._parts
-            is_valid = parts.port != 0 and not (parts.query or parts.fragment or "@" in parts.path)
+            is_valid = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0
+            is_valid = is_valid and not (parts.query or parts.fragment or "@" in parts.path)
         except ValueError:
             is_valid = False
         if not is_valid:
-            # It may hold a password, whose '/', '#' or '?' made the address invalid.
+            # It may contain a password, whose '/', '#' or '?' made the address invalid.
+            hidden = "an invalid address (hidden, because it may contain a password)"
             raise ConfigError(
                 "a broker address such as mqtt://host:1883",
-                "an invalid address (hidden, because it may contain a password)",
+                hidden if set("@?#") & set(self.url) else f"'{self.url}'",
                 "correct --broker, or url in [broker]",
             )
         if parts.password is not None:
@@ -71,9 +73,6 @@ class BrokerSettings:
                 "an address that contains a password",
                 "set AGRIDISTILL_MQTT_PASSWORD, or password_file in [broker], instead",
             )
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            expected = "a broker address such as mqtt://host:1883"
-            raise ConfigError(expected, f"'{self.url}'", "correct --broker, or url in [broker]")
         if (self.cert_file or self.ca_file) and not self.tls:
             raise ConfigError(
                 "a broker address with mqtts://, because ca_file or cert_file is set",

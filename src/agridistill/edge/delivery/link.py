@@ -220,10 +220,7 @@ def discovery(
         ),
         # `outbox` is null while it cannot be read; Home Assistant takes "None" for an unknown value.
         "waiting": _sensor(
-            state,
-            "Waiting messages",
-            "value_json.outbox.waiting if value_json.outbox else None",
-            **_DIAGNOSTIC,
+            state, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None", **_DIAGNOSTIC
         ),
         "skipped": _sensor(state, "Skipped frames", "value_json.skipped", **_DIAGNOSTIC),
     }

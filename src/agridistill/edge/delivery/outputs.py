@@ -191,7 +191,7 @@ class Command:
     def __post_init__(self) -> None:
         if not self.words or not self.words[0]:
             raise ConfigError(
-                "a program as first item of words in [command]",
+                "a program as the first item of command.words",
                 f"words = {list(self.words)}",
                 'name it, as in words = ["notify-send"]',
             )

@@ -165,11 +165,7 @@ def _golden(
 
 
 def _release(
-    contents: dict[str, Path],
-    model: Path,
-    classes: tuple[str, ...],
-    labels: dict[str, str],
-    settings: PublishSettings,
+    contents: dict[str, Path], model: Path, classes: tuple[str, ...], labels: dict[str, str], settings: PublishSettings
 ) -> Release:
     base_url = settings.base_url and settings.base_url.rstrip("/") + "/"
     try:
