@@ -148,7 +148,7 @@ def test_answers_of_one_model_never_confirm_the_next_one(
     assert (pointer.active, pointer.trial, pointer.starts, pointer.frames) == (2, True, 1, 0)
     life(10)
     assert device.slots.pointer().trial
-    assert "is confirmed" not in caplog.text
+    assert "its trial is over" not in caplog.text
 
 
 def test_where_the_disk_refuses_an_orderly_end_it_is_told_and_the_start_counts(

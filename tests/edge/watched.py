@@ -15,7 +15,7 @@ from tests.edge.conftest import running
 
 from agridistill.edge import building
 from agridistill.edge.agent import Listeners
-from agridistill.edge.alerts.lifecycle import AlertMessage
+from agridistill.edge.alerts.plots import AlertMessage
 from agridistill.edge.building import watch
 from agridistill.edge.events import Detection
 from agridistill.edge.settings import WatchSettings

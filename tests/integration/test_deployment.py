@@ -20,9 +20,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.edge.conftest import MOSQUITTO, free_port, let_go, wait_for
 from tests.edge.looks import state
 
-from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.alerts.rules import ill_classes
+from agridistill.edge.alerts.plots import AlertMessage
+from agridistill.edge.alerts.rules import PlotHealth, ill_classes
 from agridistill.edge.events import Alert, Detection, json_bytes
 from agridistill.edge.settings import WatchSettings, read_settings
 from agridistill.edge.state import AgentState

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from agridistill.edge.alerts import AlertMessage, Plots
-from agridistill.edge.alerts.lifecycle import open_alerts_json
+from agridistill.edge.alerts.plots import open_alerts_json
 from agridistill.edge.delivery.broker import Connection
 from agridistill.edge.events import Detection, Frame, json_bytes
 from agridistill.edge.network import Backoff

@@ -68,7 +68,7 @@ class AgentState(Document):
     finished: bool = False  # the source has ended (a video, or the photos of a folder with `--once`)
     stopped: bool = False  # the user ended the agent with Ctrl-C
     cannot_warn: str | None = None  # why no alert can open, with the remedy; None if one can
-    alerts: tuple[Mapping[str, Any], ...] = ()  # the newest 50 open alerts (see alerts.lifecycle.open_alerts_json)
+    alerts: tuple[Mapping[str, Any], ...] = ()  # the newest 50 open alerts (see alerts.plots.open_alerts_json)
     source_trouble: str | None = None  # why a source that answers cannot be used, such as a wrong password
 
     @property

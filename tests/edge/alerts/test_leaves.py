@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper
+from agridistill.edge.alerts.plots import AlertKeeper
 from agridistill.edge.alerts.rules import BUCKETS, LeafPool, Leaves, Rule
 
 CLASSES = ("blight", "mould", "healthy")

@@ -8,7 +8,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper, AlertMessage
+from agridistill.edge.alerts.plots import AlertKeeper, AlertMessage
 from agridistill.edge.alerts.rules import LeafPool, Rule
 from agridistill.edge.events import Alert
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.edge.alerts.plots import PlotHealth, Plots
-from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.alerts.rules import PlotHealth, Rule
 from agridistill.edge.events import Detection
 from agridistill.edge.store.history import History
 

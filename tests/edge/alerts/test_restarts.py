@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from agridistill.edge.alerts import plots as plots_module
-from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.plots import Plots
+from agridistill.edge.alerts.plots import AlertMessage, Plots
 from agridistill.edge.alerts.rules import Rule
 from agridistill.edge.events import Detection, Verdict
 from agridistill.edge.store.history import History

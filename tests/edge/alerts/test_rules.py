@@ -10,7 +10,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper
+from agridistill.edge.alerts.plots import AlertKeeper
 from agridistill.edge.alerts.rules import (
     LeafPool,
     Rule,
@@ -109,7 +109,7 @@ def test_quiet_hours_are_local_and_may_pass_midnight() -> None:
         ({"repeat_hours": -1}, "repeat_hours.*got -1"),
         ({"quiet": "25:00-06:00"}, "quiet hours such as"),
         ({"quiet": "night"}, "quiet hours such as"),
-        ({"quiet": "22:00-22:00"}, "quiet hours such as.*got quiet = '22:00-22:00'; correct the rule 'blight'"),
+        ({"quiet": "22:00-22:00"}, "quiet hours such as.*got quiet = '22:00-22:00'; correct it in the rule 'blight'"),
     ],
 )
 def test_a_wrong_rule_is_named(changes: dict[str, object], message: str) -> None:

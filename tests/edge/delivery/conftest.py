@@ -13,6 +13,7 @@ import pytest
 from tests.edge.conftest import Broker, Receiver, Wire, access_to, running
 
 from agridistill.edge.delivery import mqtt
+from agridistill.edge.delivery.broker import Connection
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.store.outbox import Message, Outbox
 
@@ -95,7 +96,7 @@ def publishing(
     given = {STATE: b"{}", DISCOVERY: b"{}"} if retained is None else retained
     read = given if callable(given) else lambda: given
     access = access_to(host, port, **{"device": "pi", **settings})  # type: ignore[arg-type]
-    publisher = MqttPublisher(outbox, access, read, commands)
+    publisher = MqttPublisher(outbox, access, Connection(host, port), read, commands)
     with running(publisher.run):
         yield publisher
 

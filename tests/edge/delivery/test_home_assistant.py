@@ -11,8 +11,8 @@ import pytest
 from tests.edge.conftest import access_to
 from tests.edge.looks import state
 
-from agridistill.edge.alerts.lifecycle import open_alerts_json
-from agridistill.edge.alerts.plots import PlotHealth
+from agridistill.edge.alerts.plots import open_alerts_json
+from agridistill.edge.alerts.rules import PlotHealth
 from agridistill.edge.delivery import link as link_module
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink, PublishedPlots, discovery, plot_folders

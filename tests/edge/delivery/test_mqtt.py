@@ -15,7 +15,7 @@ from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, answering, fi
 
 from agridistill.edge.delivery import mqtt
 from agridistill.edge.delivery import session as session_module
-from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, topic_level
+from agridistill.edge.delivery.broker import BrokerAccess, BrokerSettings, Connection, topic_level
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.session import RefusedError, Session
 from agridistill.edge.settings import watch_settings
@@ -106,7 +106,7 @@ def test_a_connection_that_only_seems_to_be_there_is_noticed(receiver: Receiver,
     assert list(dict.fromkeys(int(payload) for payload in receiver.payloads())) == list(range(10))
 
 
-def test_no_more_are_under_way_than_allowed_also_after_a_reconnect(
+def test_no_more_are_in_flight_than_allowed_also_after_a_reconnect(
     broker: Broker, receiver: Receiver, wire: Wire, outbox: Outbox
 ) -> None:
     fill(outbox, 500)
@@ -167,7 +167,7 @@ def test_the_reason_that_a_broker_gives_for_an_end_is_told(outbox: Outbox, caplo
     accepted_and_ended = b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00"  # CONNACK, DISCONNECT
     with answering(accepted_and_ended) as port, publishing(outbox, port):
         wait_for(lambda: "is away" in caplog.text)
-    assert "(it ends the connection: Session taken over)" in caplog.text
+    assert "(the broker ends the connection: Session taken over)" in caplog.text
 
 
 def test_a_device_that_vanishes_is_reported_by_the_broker(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
@@ -190,7 +190,7 @@ def test_what_the_access_list_denies_stays_in_the_outbox_and_is_told_once(
     assert outbox.counts().delivered == 0
     assert len(outbox.pending()) == 5
     (told,) = warnings(caplog)
-    assert "'agridistill/pi/detections/plot0' (Not authorized): the messages on this topic wait in the outbox" in told
+    assert "'agridistill/pi/detections/plot0' (Not authorized): they wait in the outbox" in told
 
 
 @pytest.mark.needs("mosquitto")
@@ -208,8 +208,8 @@ def test_a_retained_topic_that_is_denied_is_left_out_and_detections_go_on(
     receiver.close()
     # Mosquitto 2.0 also closes the connection.
     assert warnings(caplog)[0] == (
-        f"the broker 127.0.0.1:{port} refuses a message on 'homeassistant/a' (Not authorized): it and similar "
-        "messages are skipped for now; check user name, device name and access list"
+        f"the broker 127.0.0.1:{port} refuses a retained message on 'homeassistant/a' (Not authorized): it is "
+        "tried again later; check user name, device name and the broker's access list"
     )
     assert len([line for line in warnings(caplog) if "refuses" in line]) == 1
 
@@ -277,12 +277,14 @@ def test_a_broker_that_knows_mqtt_3_alone_is_served_and_told(
         wait_for(lambda: not outbox.pending())
     receiver.close()
     old.close()
-    assert [line for line in warnings(caplog) if "only speaks MQTT 3.1.1" in line] == warnings(caplog)
+    assert [line for line in warnings(caplog) if "supports only MQTT 3.1.1" in line] == warnings(caplog)
 
 
 @pytest.mark.needs("mosquitto")
 def test_attempts_leave_no_open_sockets_behind(closed: Broker, outbox: Outbox) -> None:
-    publisher = MqttPublisher(outbox, access_to("127.0.0.1", closed.port, device="pi"))
+    publisher = MqttPublisher(
+        outbox, access_to("127.0.0.1", closed.port, device="pi"), Connection("127.0.0.1", closed.port)
+    )
 
     def attempt() -> int:
         with pytest.raises(RefusedError):
@@ -313,7 +315,7 @@ def test_a_host_that_cannot_be_one_is_told_and_ends_nothing(outbox: Outbox, capl
 def test_a_wrong_password_is_told_without_it(closed: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     with publishing(outbox, closed.port, username="pi", password="correct-horse"):  # noqa: S106
-        wait_for(lambda: "refuses the device (Not authorized)" in caplog.text)
+        wait_for(lambda: "refuses this device: Not authorized" in caplog.text)
     assert "correct-horse" not in caplog.text
     assert "correct-horse" not in repr(access_to("host", username="pi", password="correct-horse"))  # noqa: S106
 
@@ -331,11 +333,11 @@ class TestAddress:
         [
             (
                 "mqtt://pi:secret@host",
-                "without a password; got an address with one; put the password into AGRIDISTILL_MQTT_PASSWORD",
+                "without a password; got an address that contains a password; set AGRIDISTILL_MQTT_PASSWORD",
             ),
-            ("http://host", "a broker's address such as mqtt://host:1883; got 'http://host'"),
-            ("mqtt://", "a broker's address such as"),
-            ("mqtt://host:99999", "a broker's address such as mqtt://host:1883; got an invalid address"),
+            ("http://host", "a broker address such as mqtt://host:1883; got 'http://host'"),
+            ("mqtt://", "a broker address such as"),
+            ("mqtt://host:99999", "a broker address such as mqtt://host:1883; got 'mqtt://host:99999'"),
             ("mqtt://pi:secret/word@host", "got an invalid address"),
             ("mqtt://pi:12345/secret@host", "got an invalid address"),
             ("mqtt://pi:secret#word@host", "got an invalid address"),
@@ -369,5 +371,5 @@ class TestAddress:
             watch_settings({"broker": {"url": "mqtt://host"} | settings}, where="here")
 
     def test_a_password_needs_a_user(self) -> None:
-        with pytest.raises(ConfigError, match="a user name for the broker's password"):
+        with pytest.raises(ConfigError, match="a broker address with a user name"):
             access_to("host", password="x")  # noqa: S106

@@ -18,7 +18,7 @@ from tests.edge.conftest import free_port, running, wait_for
 from tests.edge.dripping import BODY, HEADER, dripping, soon
 
 from agridistill.edge.delivery import outputs
-from agridistill.edge.delivery.outputs import Command, Deliverer, NotTakenError, Webhook
+from agridistill.edge.delivery.outputs import Command, Deliverer, DeliveryError, Webhook
 from agridistill.edge.store.outbox import Message, Outbox
 from agridistill.errors import ConfigError
 
@@ -105,8 +105,8 @@ def test_what_is_refused_is_offered_again_and_told_once(
     assert len(receiver.got) == 1
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == [
-        f"the webhook at 127.0.0.1:{receiver.port} does not take alerts (it answers 500): they wait in the outbox",
-        f"the webhook at 127.0.0.1:{receiver.port} takes alerts again",
+        f"the webhook at 127.0.0.1:{receiver.port} does not accept alerts (HTTP status 500): they wait in the outbox",
+        f"the webhook at 127.0.0.1:{receiver.port} accepts alerts again",
     ]
 
 
@@ -128,8 +128,8 @@ class TestMessagesThatAreRefusedForWhatTheyAre:
         assert [body for _, body in receiver.got] == [sent[number].payload for number in (0, 2, 3, 1)]
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
-        assert "refuses an alert (it answers 422): it is sent again every " in warnings[0]
-        assert "and does not delay later alerts" in warnings[0]
+        assert "refuses an alert (HTTP status 422): it is sent again every " in warnings[0]
+        assert "and later alerts are sent meanwhile" in warnings[0]
 
     def test_one_that_refuses_all_is_not_asked_about_all_at_once(
         self, receiver: Receiver, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +183,7 @@ def test_a_server_that_comes_later_gets_all(outbox: Outbox) -> None:
     port = free_port()
     outbox.add([message(number) for number in range(3)])
     webhook = Webhook(f"http://127.0.0.1:{port}/")
-    with pytest.raises(NotTakenError, match="Connection refused"):
+    with pytest.raises(DeliveryError, match="Connection refused"):
         webhook(message(), threading.Event())
     with delivering(Deliverer(outbox, webhook, webhook.name)):
         late = Receiver(port)
@@ -248,7 +248,7 @@ def test_a_server_that_speaks_no_http_is_one_that_does_not_take_alerts(
         threading.Thread(target=answer, daemon=True).start()
         webhook = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/")
         with delivering(Deliverer(outbox, webhook, webhook.name)):
-            wait_for(lambda: "does not take alerts (RemoteProtocolError)" in caplog.text)
+            wait_for(lambda: "does not accept alerts (RemoteProtocolError)" in caplog.text)
     assert len(outbox.pending()) == 1
 
 
@@ -265,7 +265,7 @@ def test_a_webhook_that_cannot_be_spoken_to_does_not_end_the_agent(
     url: str, token: str | None, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(NotTakenError):
+    with pytest.raises(DeliveryError):
         Webhook(url, token)(message(), threading.Event())
 
 
@@ -274,7 +274,7 @@ def test_a_webhook_whose_answer_drips_has_not_taken_the_alert(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "_ANSWER_S", 0.3)
-    with dripping(beginning) as port, soon(), pytest.raises(NotTakenError, match=r"no complete answer within 0\.3 s"):
+    with dripping(beginning) as port, soon(), pytest.raises(DeliveryError, match=r"no complete answer within 0\.3 s"):
         Webhook(f"http://127.0.0.1:{port}/secret")(message(), threading.Event())
 
 
@@ -290,7 +290,7 @@ def test_a_command_that_leaves_something_in_the_background_has_taken_the_alert(t
     Command(("sh", "-c", f"CODE=0; {script}"), timeout_s=30)(message(), threading.Event())
     assert told.read_text() == "x\n", "nobody waits for what is in the background"
     wait_for(lambda: told.read_text() == "x\nlater\n", what="the background's word: it lives on")
-    with pytest.raises(NotTakenError, match="exit code 3: words"):
+    with pytest.raises(DeliveryError, match="exit code 3: words"):
         Command(("sh", "-c", f"CODE=3; {script}"), timeout_s=30)(message(), threading.Event())
 
 
@@ -298,10 +298,10 @@ def test_a_command_that_leaves_something_in_the_background_has_taken_the_alert(t
     ("words", "reason"),
     [
         (("sh", "-c", "echo no line >&2; exit 3"), "exit code 3: no line"),
-        (("sleep", "30"), "it did not end within 0.2 s"),
+        (("sleep", "30"), "the program runs longer than 0.2 s"),
         (("no-such-program",), "No such file"),
     ],
 )
 def test_a_command_that_fails_has_not_taken_the_alert(words: tuple[str, ...], reason: str) -> None:
-    with pytest.raises(NotTakenError, match=reason):
+    with pytest.raises(DeliveryError, match=reason):
         Command(words, timeout_s=0.2 if words[0] == "sleep" else 30)(message(), threading.Event())

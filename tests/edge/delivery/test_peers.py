@@ -68,12 +68,12 @@ def require_all_but_discovery(outbox: Outbox, port: int, caplog: pytest.LogCaptu
     with publishing(outbox, port, **settings):
         wait_for(lambda: not outbox.pending(), what="an empty outbox")
         wait_for(lambda: (STATE, b"{}") in receiver.got, what="the state")
-        wait_for(lambda: f"refuses a message on '{DISCOVERY}'" in caplog.text, what="the line about discovery")
+        wait_for(lambda: f"refuses a retained message on '{DISCOVERY}'" in caplog.text, what="the line about discovery")
         wait_for(lambda: len(numbers(receiver)) == 60, what="all messages")
     receiver.close()
     assert numbers(receiver) == list(range(60))
     assert DISCOVERY not in dict(receiver.got)
-    assert len([line for line in warnings(caplog) if "refuses a message" in line]) == 1
+    assert len([line for line in warnings(caplog) if "refuses a retained message" in line]) == 1
 
 
 @pytest.mark.needs("aedes")
@@ -141,4 +141,4 @@ def test_amqtt_is_silent_to_mqtt_5_and_gets_everything_by_3(
         wait_for(lambda: (STATUS, b"offline") in receiver.got, what="the goodbye")
         receiver.close()
     assert numbers(receiver) == list(range(60))
-    assert "only speaks MQTT 3.1.1" in caplog.text
+    assert "supports only MQTT 3.1.1" in caplog.text

@@ -12,7 +12,7 @@ from tests.edge.conftest import Broker, Receiver, Wire, access_to, wait_for
 from tests.edge.delivery.conftest import DISCOVERY, STATE, STATUS, fill, numbers, publishing, warnings
 
 from agridistill.edge.delivery import broker as broker_module
-from agridistill.edge.delivery.broker import Refusals, UnderWay
+from agridistill.edge.delivery.broker import InFlight, Refusals
 from agridistill.edge.delivery.session import Session
 from agridistill.edge.store.outbox import Message, Outbox
 
@@ -31,8 +31,9 @@ def test_a_broker_that_closes_the_connection_on_discovery_gets_everything_else(
     assert numbers(receiver) == list(range(60))
     assert wire.connections <= 4
     assert warnings(caplog) == [
-        f"the broker 127.0.0.1:{wire.port} refuses a message on '{DISCOVERY}' (it closes the connection, each time "
-        "it is sent): it and similar messages are skipped for now; check user name, device name and access list"
+        f"the broker 127.0.0.1:{wire.port} refuses a retained message on '{DISCOVERY}' (the broker closes the "
+        "connection, each time it is sent): it is tried again later; check user name, device name and the broker's "
+        "access list"
     ]
 
 
@@ -51,8 +52,8 @@ def test_a_plot_that_is_denied_by_closing_waits_in_its_order_and_the_others_arri
     for plot in range(3):
         assert numbers(receiver, plot) == list(range(plot, 90, 3))
     denied, taken = warnings(caplog)
-    assert "refuses messages on 'agridistill/pi/detections/plot1' (it closes the connection, each time" in denied
-    assert taken.endswith("takes 'agridistill/pi/detections/plot1' again")
+    assert "refuses messages on 'agridistill/pi/detections/plot1' (the broker closes the connection," in denied
+    assert taken.endswith("accepts the topic 'agridistill/pi/detections/plot1' again")
 
 
 def test_one_message_that_is_refused_does_not_hold_its_plot(receiver: Receiver, wire: Wire, outbox: Outbox) -> None:
@@ -80,20 +81,20 @@ def test_an_order_that_may_not_be_read_is_not_taken_for_a_denied_message(
     broker: Broker, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = Refusals("host:1883")
-    order = UnderWay("agridistill/pi/update/set", 0.0, is_subscription=True)
+    order = InFlight("agridistill/pi/update/set", 0.0, is_subscription=True)
     assert not found.ended([order], "it closes the connection")
     assert found.ended([order], "it closes the connection")
     assert not found.may_send(order.topic)
     assert found.may_send(STATUS)
-    assert "refuses to let the device read 'agridistill/pi/update/set'" in caplog.text
+    assert "refuses the subscription to 'agridistill/pi/update/set'" in caplog.text
 
 
 def test_a_message_that_arrives_between_two_losses_is_not_denied() -> None:
-    found, state = Refusals(), UnderWay(STATE, 0.0)
+    found, state = Refusals(), InFlight(STATE, 0.0)
     assert not found.ended([state], "lost")
-    found.taken(state)
+    found.acknowledged(state)
     assert not found.ended([state], "lost")
-    assert not found.ended([state, UnderWay("other", 0.0)], "lost")
+    assert not found.ended([state, InFlight("other", 0.0)], "lost")
     assert found.may_send(STATE)
 
 
@@ -114,7 +115,7 @@ def test_a_broker_without_retained_messages_gets_everything(
     poor.stop()
     assert numbers(receiver) == list(range(60))
     (line,) = warnings(caplog)
-    assert "keeps no retained messages" in line
+    assert "does not support retained messages" in line
 
 
 @pytest.mark.needs("mosquitto")
@@ -130,8 +131,8 @@ def test_a_broker_that_acknowledges_nothing_is_refused_in_one_line(
     poor.stop()
     assert len(outbox.pending()) == 3
     assert warnings(caplog) == [
-        f"the broker 127.0.0.1:{poor.port} acknowledges no messages (its maximum QoS is 0): messages wait in the "
-        "outbox; allow QoS 1 in the broker"
+        f"the broker 127.0.0.1:{poor.port} cannot be used (the broker acknowledges no messages: its maximum QoS is "
+        "0): messages wait in the outbox; allow QoS 1 in the broker"
     ]
 
 
@@ -155,9 +156,9 @@ def test_a_message_that_is_too_large_for_the_broker_waits_and_the_others_arrive(
     assert len(outbox.pending()[0].message.payload) == 500
     kept, skipped = sorted(warnings(caplog), key=lambda line: "skipped" in line)
     assert "'agridistill/pi/detections/plot0' has " in kept
-    assert "it and all other messages that are too large are kept in the outbox" in kept
-    assert "takes packets of up to 400 bytes, but a message on" in skipped
-    assert "has 952: it and all other messages that are too large are skipped" in skipped
+    assert "messages that are too large wait in the outbox" in kept
+    assert "accepts at most 400 bytes, but a message on" in skipped
+    assert "has 952: messages that are too large are skipped" in skipped
 
 
 @pytest.mark.parametrize("protocol", [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311])

@@ -15,7 +15,7 @@ from tests.edge.delivery.conftest import DISCOVERY, STATUS, answering, fill, num
 
 from agridistill.edge.delivery import broker as broker_module
 from agridistill.edge.delivery import session as session_module
-from agridistill.edge.delivery.broker import Refusals, UnderWay
+from agridistill.edge.delivery.broker import Connection, InFlight, Refusals
 from agridistill.edge.delivery.mqtt import MqttPublisher
 from agridistill.edge.delivery.session import LostError, Session, UnansweredError
 from agridistill.edge.store.outbox import Outbox
@@ -67,7 +67,7 @@ def test_what_a_broker_denied_is_offered_again_on_the_same_connection(
     session._collect_changes()
     for mid, topic in enumerate(list(session._to_send)):
         session._to_send.pop(topic)
-        session._under_way[mid] = UnderWay(topic, 0.0, is_subscription=topic == ORDER)
+        session._in_flight[mid] = InFlight(topic, 0.0, is_subscription=topic == ORDER)
         session._resolve(mid, "Not authorized")
     session._collect_changes()
     assert session._to_send == {ORDER: None, DISCOVERY: b"{}"}
@@ -80,7 +80,7 @@ def test_only_an_end_for_a_message_counts_against_it(outbox: Outbox, reason: int
     for _ in range(2):
         settings = access_to("127.0.0.1", 1, device="pi")
         session = Session(outbox, settings, NEW, found)
-        session._under_way[1] = UnderWay(topic, 0.0, 1)
+        session._in_flight[1] = InFlight(topic, 0.0, 1)
         # DISCONNECT: not authorized, another device of this name, the server shuts down.
         code = ReasonCode(PacketTypes.DISCONNECT, identifier=reason)
         session._on_disconnect(None, None, SimpleNamespace(is_disconnect_packet_from_server=True), code, None)
@@ -106,7 +106,9 @@ def test_a_lost_connection_does_not_make_an_old_broker_of_a_new_one(
     broker: Broker, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.start()
-    publisher = MqttPublisher(outbox, access_to("127.0.0.1", broker.port, device="pi"))
+    publisher = MqttPublisher(
+        outbox, access_to("127.0.0.1", broker.port, device="pi"), Connection("127.0.0.1", broker.port)
+    )
     tried: list[MQTTProtocolVersion] = []
 
     def lost(protocol: MQTTProtocolVersion) -> Session:
@@ -125,8 +127,8 @@ def test_a_lost_connection_does_not_make_an_old_broker_of_a_new_one(
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (b"\x20\x03\x00\x87\x00", "refuses the device (Not authorized)"),
-        (b"\x20\x03\x00\x89\x00", "is away (it refuses"),
+        (b"\x20\x03\x00\x87\x00", "refuses this device: Not authorized"),
+        (b"\x20\x03\x00\x89\x00", "is away (the broker refuses"),
     ],
 )
 def test_a_refusal_is_no_absence_and_names_its_remedy(
@@ -137,4 +139,4 @@ def test_a_refusal_is_no_absence_and_names_its_remedy(
         threading.Event().wait(0.3)  # several attempts
     (line,) = warnings(caplog)
     assert kind in line
-    assert ("check user name, password and certificate" in line) == ("refuses the device" in line)
+    assert ("check user name, password and certificate" in line) == ("refuses this device" in line)

@@ -12,7 +12,7 @@ from tests.edge.conftest import wait_for
 from tests.edge.looks import alert, detection, filled_history, picture, serving, state
 from tests.needs import chromium
 
-from agridistill.edge.alerts.plots import PlotHealth
+from agridistill.edge.alerts.rules import PlotHealth
 from agridistill.edge.page.server import PageServer
 from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History

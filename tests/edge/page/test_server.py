@@ -17,7 +17,7 @@ import pytest
 from tests.edge.conftest import wait_for
 from tests.edge.looks import HOSTILE, detection, filled_history, picture, serving, state
 
-from agridistill.edge.alerts.plots import PlotHealth
+from agridistill.edge.alerts.rules import PlotHealth
 from agridistill.edge.page import server as page_module
 from agridistill.edge.page.server import PageServer
 from agridistill.edge.page.view import _verdict

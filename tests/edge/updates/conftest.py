@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
-from agridistill.edge.updates import fetch, golden
+from agridistill.edge.updates import prepare
 from agridistill.edge.updates.publishing import PublishSettings, publish
 from agridistill.edge.updates.release import (
     TrustedKeys,
@@ -135,9 +135,9 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(**values: float) -> None:
         for name, value in values.items():
-            monkeypatch.setattr(golden if name == "LIMIT_S" else fetch, name, value)
+            monkeypatch.setattr(prepare, name, value)
 
-    change(PAUSE_S=0, TIMEOUT_S=5, LIMIT_S=60)
+    change(PAUSE_S=0, TIMEOUT_S=5, GOLDEN_LIMIT_S=60)
     return change
 
 

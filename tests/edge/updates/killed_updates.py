@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime  # noqa: F401 - once, and not in each child
 
-from agridistill.edge.updates import fetch, updater
+from agridistill.edge.updates import prepare, updater
 from agridistill.edge.updates.release import read_trusted_keys
 from agridistill.edge.updates.slots import ModelSlots
 from agridistill.runtime.backends import open_artefact
@@ -65,7 +65,7 @@ def main() -> None:
     state, served, first, keys, what = (Path(word) for word in sys.argv[1:6])
     updater.check_golden = lambda *given: None  # changes nothing on the disk
     slots = ModelSlots(state / "models", first)
-    fetch.SPARE_BYTES = 0
+    prepare.SPARE_BYTES = 0
     agent = updater.Updater(slots, read_trusted_keys(keys))
     before = shutil.copytree(state, state.with_name("before"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.edge.dripping import dripping, soon
 
-from agridistill.edge.updates.fetch import open_source, read_envelope
+from agridistill.edge.updates.prepare import open_source, read_envelope
 
 from .conftest import Device, Publisher, Server, model_like
 

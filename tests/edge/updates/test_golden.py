@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.edge.conftest import wait_for
 
-from agridistill.edge.updates import golden as golden_module
+from agridistill.edge.updates import prepare
 from agridistill.edge.updates.updater import MAX_KILLED_CHECKS, UpdateResult
 
 from .conftest import Device, Publisher
@@ -33,7 +33,7 @@ def check_with(
         program.write_text(f"#!{sys.executable}\nimport os, pathlib, signal, time\n{lines}\n")
         program.chmod(0o755)
         with monkeypatch.context() as patch:
-            patch.setattr(golden_module.sys, "executable", str(program))
+            patch.setattr(prepare.sys, "executable", str(program))
             return on.updater.check(on.source, stop)
 
     return check

@@ -94,7 +94,7 @@ def test_a_signature_counts_only_by_a_trusted_key_over_this_payload_as_a_release
 )
 def test_a_name_that_is_no_plain_name_is_refused_though_it_is_signed(name: str) -> None:
     files = [*document()["files"], {"name": name, "size_bytes": 1, "sha256": "b" * 64}]
-    with pytest.raises(RefusedError, match="a release that this version can read"):
+    with pytest.raises(RefusedError, match="a release that this AgriDistill can read"):
         verified_release(signed(json.dumps(document(files=files)).encode()), trusting(KEY))
 
 
@@ -112,6 +112,7 @@ def test_a_name_that_is_no_plain_name_is_refused_though_it_is_signed(name: str) 
         {"unknown": 1},
         {"model": "g.png"},
         {"model": "../m.onnx"},
+        {"files": [{**document()["files"][0], "size_bytes": 500_000_001}, *document()["files"][1:]]},
         {"files": document()["files"][:2]},
         {"files": [document()["files"][0], *document()["files"][2:]]},
         {"classes": ["a"]},

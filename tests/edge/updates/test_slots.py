@@ -41,7 +41,7 @@ def test_a_model_that_is_never_confirmed_is_taken_back_and_not_tried_again(
     assert [device.start().version for _ in range(5)] == [2, 2, 2, 1, 1]
     told = [message for message in caplog.messages if "is used again" in message]
     assert told == [
-        "model version 1 is used again instead of version 2: it was started 3 times without being confirmed",
+        "model version 1 is used again instead of version 2: version 2 was started 3 times without being confirmed",
     ]
     result = device.check()
     assert result.outcome == "refused"
@@ -115,7 +115,7 @@ def test_with_a_damaged_pointer_the_first_model_runs_and_no_update_is_taken(
     assert "delete" in caplog.messages[0]
     result = device.check()
     assert result.outcome == "refused"
-    assert "a readable list of this device's models" in result.reason
+    assert "a readable state of this device's model updates" in result.reason
     shutil.rmtree(device.slots.folder)
     assert device.check().outcome == "installed"
 

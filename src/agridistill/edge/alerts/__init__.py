@@ -1,7 +1,6 @@
-"""Alerts: rules count the ill leaves of a plot in a window of time, and open and end its alerts."""
+"""Alerts: rules open an alert on a plot when too many of its recent leaves are ill, and end it when few are."""
 
-from agridistill.edge.alerts.lifecycle import AlertMessage
-from agridistill.edge.alerts.plots import PlotHealth, Plots
-from agridistill.edge.alerts.rules import Rule
+from agridistill.edge.alerts.plots import AlertMessage, Plots
+from agridistill.edge.alerts.rules import PlotHealth, Rule
 
 __all__ = ["AlertMessage", "PlotHealth", "Plots", "Rule"]

@@ -1,106 +1,253 @@
-"""The plots of a device: the health of their leaves, and their alerts. A restart continues from the history."""
+"""Alerts and health of all plots: alerts open, change and end by rules; a restart continues from the history."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from agridistill.edge.alerts.lifecycle import AlertKeeper, is_end_sent
-from agridistill.edge.alerts.rules import (
-    DEFAULT_LEAST_LEAVES,
-    DEFAULT_SHARE,
-    LeafPool,
-    Rule,
-    ill_classes,
-    why_nothing_warns,
-)
-from agridistill.edge.events import Alert, Detection, Verdict
+from agridistill.edge.alerts.rules import LeafPool, Leaves, PlotHealth, Rule, ill_classes, why_nothing_warns
+from agridistill.edge.events import Alert, Detection, Verdict, leaves_words, moment
 from agridistill.edge.store.history import History
 from agridistill.runtime.verdict import plain_label
 
-NO_LEAVES = "No recent leaves"
-PLOT_SCHEMA_VERSION = 2
-"""Schema version of the JSON of `PlotHealth`."""
+# Smallest change of an alert's share that is sent to people, and that is stored for the page and the state.
+_SENT, _STORED = 0.1, 0.02
+_LISTED_ALERTS = 50
+Change = Literal["opened", "updated", "repeated", "resolved"]
 # Only these verdicts come from the model and have calibrated probabilities.
 _COUNTED: frozenset[Verdict] = frozenset({"answer", "unsure"})
 _RESTORED_DETECTIONS, _RESTORED_ENDS = 20_000, 1000
 _FORGET_PLOT_S = 31 * 86_400.0
-_TREND = 0.1  # smaller differences between two windows are noise
 
 
 @dataclass(frozen=True)
-class PlotHealth:
-    """Share of ill leaves of a plot in the window up to its last leaf, and in the window before that."""
+class AlertMessage:
+    """A notification to send: an alert has opened, changed or ended, or is repeated because it is still open."""
 
-    plot: str
-    seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
-    window_s: float = 0.0  # length of a window in seconds
-    leaves: int = 0  # leaves in the window; 0 if the last leaf is older than the window
-    ill_share: float = 0.0  # 0 to 1: mean over the leaves of the summed probabilities of all ill classes
-    ill_label: str | None = None  # the most frequent ill class; None if the model has no ill class
-    leaves_before: int = 0  # leaves in the window before
-    ill_share_before: float = 0.0  # `ill_share` in the window before
-    shares: Mapping[str, float] = field(default_factory=dict)  # by class: mean probability over the leaves; sum to 1
-    warned: str | None = None  # class of the open alert; None without one
+    change: Change
+    alert: Alert  # the alert after the change
+    notified_s: float  # time of the alert's previous notification, in seconds since 1970; 0 if there was none
 
     @property
-    def ill_leaves(self) -> int:
-        """Expected number of ill leaves in the window."""
-        return round(self.ill_share * self.leaves)
-
-    @property
-    def trend(self) -> Literal["up", "down", "steady"] | None:
-        """Change of the ill share against the window before; None if either window has fewer than 5 leaves."""
-        if min(self.leaves, self.leaves_before) < DEFAULT_LEAST_LEAVES:
-            return None
-        rise = self.ill_share - self.ill_share_before
-        return "up" if rise >= _TREND else "down" if rise <= -_TREND else "steady"
-
-    @property
-    def label(self) -> str | None:
-        """The class that describes the plot; None without leaves.
-
-        It is the open alert's class, else the most frequent ill class of an ill plot, else the most frequent class.
-        """
-        label = self.warned or (self.ill_label if self.ill_share >= DEFAULT_SHARE else None)
-        return label or max(self.shares, key=lambda name: self.shares[name], default=None)
+    def event_id(self) -> str:
+        """Id of this notification, 32 hex digits; the same if it is sent twice, so receivers can drop duplicates."""
+        news = f"{self.alert.alert_id}\0{self.change}\0{self.notified_s!r}"
+        return hashlib.sha256(news.encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plot's message as published; its keys are described in docs/mqtt.md."""
-        label = self.label
-        return {
-            "schema": PLOT_SCHEMA_VERSION,
-            "plot": self.plot,
-            "seen_s": round(self.seen_s, 1),
-            "condition": NO_LEAVES if label is None else plain_label(label),
-            "leaves": self.leaves,
-            "ill_leaves": self.ill_leaves,
-            "ill_share": round(self.ill_share, 4),
-            "label": label,
-            "probability": None if label is None else round(self.shares.get(label, 0.0), 4),
-            "shares": {name: round(share, 4) for name, share in self.shares.items()},
-        }
+        """Returns the JSON that receivers get: the fields of the alert, `change` and `event_id` (docs/mqtt.md)."""
+        return {**self.alert.to_json(), "change": self.change, "event_id": self.event_id}
+
+
+@dataclass
+class _Watched:
+    """An alert and its last notification. `…_clock` are monotonic seconds, `notified_s` is seconds since 1970."""
+
+    alert: Alert
+    notified_s: float = 0.0
+    notified_share: float = -1.0
+    notified_clock: float = 0.0
+    seen_clock: float = 0.0
+
+    def change(self, rule: Rule | None, clock_s: float) -> Change | None:
+        """Returns the change that people must be notified of now; None if there is none."""
+        if self.alert.state == "resolved":
+            return "resolved"  # even if it opened and ended in quiet hours
+        if not self.notified_s:
+            return "opened"
+        if abs(self.alert.share - self.notified_share) >= _SENT:
+            return "updated"
+        repeat_s = 3600 * rule.repeat_hours if rule is not None else 0
+        return "repeated" if repeat_s and clock_s - self.notified_clock >= repeat_s else None
+
+
+class AlertKeeper:
+    """Opens, updates and ends alerts by applying rules to the recent leaves of each plot.
+
+    Args:
+        rules: conditions under which alerts open and end.
+        classes: the model's classes, in the order of its probabilities.
+        pool: the recent leaves of all plots; its `windows_s` must include the windows of all rules.
+        known: alerts to continue after a restart: those that are open, and those that ended but whose end was not sent.
+            Each comes with the time of its last notification, in seconds since 1970, or 0 if there was none.
+        elsewhere: the same for alerts of sources that are no longer watched; they end at once.
+        seen_s: by plot, the time of its last leaf before the restart, in seconds since 1970.
+        clocks: returns the current time in monotonic seconds, and in seconds since 1970.
+
+    Raises:
+        ConfigError: a class name or pattern of a rule matches no class of the model.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        classes: Sequence[str],
+        pool: LeafPool,
+        known: Iterable[tuple[Alert, float]] = (),
+        *,
+        elsewhere: Iterable[tuple[Alert, float]] = (),
+        seen_s: Mapping[str, float] | None = None,
+        clocks: Callable[[], tuple[float, float]] = lambda: (time.monotonic(), time.time()),
+    ) -> None:
+        self._rules = {rule.name: rule for rule in rules}
+        self._indices = {rule.name: rule.indices(classes) for rule in rules}
+        self._classes, self._pool, self._clocks = tuple(classes), pool, clocks
+        self._open: dict[tuple[str, str], _Watched] = {}
+        # By alert id: plots of two sources may have the same name.
+        self._ending: dict[str, _Watched] = {}
+        # Alerts to write to the history, by alert id, each with the time of its last notification.
+        self.changed: dict[str, tuple[Alert, float]] = {}
+        for alert, notified_s in elsewhere:
+            watched = self._ending[alert.alert_id] = _Watched(alert, notified_s)
+            if alert.state == "open":
+                self._resolve(watched, alert, "another source is watched now")
+        for alert, notified_s in known:
+            self._continue(alert, notified_s, (seen_s or {}).get(alert.plot, notified_s))
+
+    @property
+    def open(self) -> list[Alert]:
+        """The alerts that are open now; may be read from any thread."""
+        # A copy, because other threads read this property.
+        return [watched.alert for watched in list(self._open.values()) if watched.alert.state == "open"]
+
+    def look(self, plot: str, until_s: float | None = None) -> None:
+        """Applies all rules to a plot; their time windows end at `until_s` (monotonic seconds, None for now)."""
+        until_s = self._clocks()[0] if until_s is None else until_s
+        for rule in self._rules.values():
+            if rule.concerns(plot):
+                leaves = self._pool.leaves(plot, rule.window_s, until_s)
+                if leaves.number:
+                    self._apply(rule, plot, leaves)
+
+    def messages(self) -> list[AlertMessage]:
+        """Returns the notifications that are due; every call returns them again until they are passed to `sent`."""
+        self._tidy()
+        clock_s, now_s = self._clocks()
+        found = []
+        for watched in (*self._ending.values(), *self._open.values()):
+            rule = self._rules.get(watched.alert.rule)
+            change = None if rule is not None and rule.is_quiet(now_s) else watched.change(rule, clock_s)
+            if change is not None:
+                found.append(AlertMessage(change, watched.alert, watched.notified_s))
+        return found
+
+    def sent(self, message: AlertMessage) -> None:
+        """Records that a notification was stored in the outboxes; `messages` does not return it again."""
+        clock_s, now_s = self._clocks()
+        key = message.alert.rule, message.alert.plot
+        watched = self._ending.pop(message.alert.alert_id, None) or self._open[key]
+        # Never before the alert's end, even if the clock was set back since: `is_end_sent` compares the two times.
+        watched.notified_s = max(now_s, 1.0, watched.alert.resolved_s or 0.0)
+        watched.notified_clock, watched.notified_share = clock_s, message.alert.share
+        self.changed[watched.alert.alert_id] = watched.alert, watched.notified_s
+        if self._open.get(key) is watched and watched.alert.state == "resolved":
+            del self._open[key]
+
+    def _continue(self, alert: Alert, notified_s: float, seen_s: float) -> None:
+        clock_s, now_s = self._clocks()
+        rule = self._rules.get(alert.rule)
+        if rule is not None and rule.level != alert.level:
+            alert = replace(alert, level=rule.level)
+            self.changed[alert.alert_id] = alert, notified_s
+        share = alert.share if notified_s else -1.0
+        # Times in the future come from before the clock was set back: they count as now.
+        notified_ago, seen_ago = (max(0.0, now_s - at_s) for at_s in (notified_s, max(alert.updated_s, seen_s)))
+        watched = _Watched(alert, notified_s, share, clock_s - notified_ago, clock_s - seen_ago)
+        self._open[alert.rule, alert.plot] = watched
+
+    def _tidy(self) -> None:
+        """Ends alerts without new leaves, and those whose rule is gone or no longer applies to their plot."""
+        for watched in list(self._open.values()):
+            alert, rule = watched.alert, self._rules.get(watched.alert.rule)
+            if alert.state != "open":
+                continue
+            if rule is None or not rule.concerns(alert.plot):
+                self._resolve(watched, alert, "the rule is gone")
+            elif self._clocks()[0] - watched.seen_clock > 86_400 * rule.forget_days:
+                self._resolve(watched, alert, f"no leaves for {rule.forget_days:g} days")
+
+    def _apply(self, rule: Rule, plot: str, leaves: Leaves) -> None:
+        clock_s, now_s = self._clocks()
+        indices, watched = self._indices[rule.name], self._open.get((rule.name, plot))
+        share, has_enough = leaves.share(indices), leaves.number >= rule.least_leaves
+        label = self._classes[indices[int(leaves.sums[:, indices].sum(axis=0).argmax())]]
+        if watched is not None:
+            watched.seen_clock = clock_s
+        if watched is None or watched.alert.state == "resolved":
+            if not has_enough or share < rule.share:
+                return
+            if watched is None:
+                new = Alert(uuid.uuid4().hex, rule.name, plot, "open", now_s, now_s, None, label, 0, 0, "", rule.level)
+                watched = self._open[rule.name, plot] = _Watched(new, seen_clock=clock_s)
+            # An alert that opens again before its end was sent is still the same alert.
+            watched.alert = replace(watched.alert, state="open", resolved_s=None)
+        else:
+            alert = watched.alert
+            if has_enough and share < rule.resolve_below:
+                ended = replace(alert, share=round(share, 4), leaves=leaves.number)
+                self._resolve(watched, ended, f"over, {100 * share:.0f} % of {leaves_words(leaves.number)}")
+                return
+            # Each change is written to the disk, so not after every leaf.
+            if abs(leaves.number - alert.leaves) < max(1, alert.leaves // 4) and abs(share - alert.share) < _STORED:
+                return
+            if share < rule.resolve_below:
+                label = alert.label  # with hardly any ill leaves, the most probable ill class is random
+        text = f"{100 * share:.0f} % of {leaves_words(leaves.number)}, mostly {plain_label(label)}"
+        self._change(watched, replace(watched.alert, label=label, share=round(share, 4), leaves=leaves.number), text)
+
+    def _resolve(self, watched: _Watched, alert: Alert, reason: str) -> None:
+        now_s = self._clocks()[1]
+        # Before the end, even if the clock was ahead at the notification: `is_end_sent` compares the two times.
+        watched.notified_s = min(watched.notified_s, math.nextafter(now_s, 0.0))
+        self._change(watched, replace(alert, state="resolved", resolved_s=now_s), reason)
+
+    def _change(self, watched: _Watched, alert: Alert, text: str) -> None:
+        text = f"{alert.rule}, {alert.plot or 'all'}: {text}"
+        watched.alert = replace(alert, updated_s=self._clocks()[1], text=text)
+        self.changed[alert.alert_id] = watched.alert, watched.notified_s
+
+
+def is_end_sent(alert: Alert, notified_s: float) -> bool:
+    """Whether receivers were notified of a resolved alert's end; `notified_s` is the time of its last notification."""
+    return notified_s >= (alert.resolved_s or 0.0)
+
+
+def open_alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
+    """Returns the 50 newest open alerts as JSON for the agent's state, newest first.
+
+    Keys: plot, text, rule, level, label, since_s, share, leaves, disease (readable label) and since (ISO 8601).
+    """
+    found = []
+    for alert in sorted(alerts, key=lambda alert: -alert.since_s)[:_LISTED_ALERTS]:
+        keys = ("plot", "text", "rule", "level", "label", "since_s", "share", "leaves")
+        since = moment(alert.since_s)
+        iso = None if since is None else since.isoformat(timespec="seconds")
+        found.append({key: getattr(alert, key) for key in keys} | {"disease": plain_label(alert.label), "since": iso})
+    return found
 
 
 class Plots:
-    """The leaves and alerts of all plots. After a restart they continue from the history of the same source.
+    """Counts the leaves of all plots and keeps their health and alerts.
 
-    Alerts of any other source end, because plots with the same name in two folders are different plots.
+    After a restart it continues from the detections and alerts in `history` that are of the same source. Alerts of
+    another source end, because plots with the same name in two folders are different plots.
 
     Args:
-        history: where detections and alerts are stored.
-        rules: when alerts open and end.
+        history: database of detections and alerts.
+        rules: conditions under which alerts open and end.
         classes: the model's classes, in the order of its probabilities.
-        view_s: length of the window for a plot's health and report, in seconds.
-        healthy: names and patterns of further healthy classes (see `is_healthy`).
+        view_s: length of the time window of `PlotHealth`, in seconds.
+        healthy: names or patterns of classes that count as healthy, besides those that `is_healthy` recognises.
 
     Raises:
-        ConfigError: a class or pattern of a rule or of `healthy` fits no class of the model.
+        ConfigError: a class name or pattern of a rule or of `healthy` matches no class of the model.
     """
 
     def __init__(
@@ -127,7 +274,6 @@ class Plots:
             known,
             elsewhere=_known_alerts(history, own=False),
             seen_s=_by_plot(history.last_s, {alert.plot for alert, _ in known}),
-            clocks=lambda: (time.monotonic(), time.time()),
         )
         self._late: set[str] = set()  # plots with photos that count by their EXIF time
         seen_s = _by_plot(history.newest_leaf_s, history.plots())
@@ -136,7 +282,7 @@ class Plots:
 
     @property
     def health(self) -> list[PlotHealth]:
-        """Health of each plot with leaves in the last 31 days, sorted by name; may be read from any thread."""
+        """Health of each plot that had leaves in the last 31 days, sorted by plot; may be read from any thread."""
         now_s, warned = time.time(), {alert.plot: alert.label for alert in self.alerts.open if alert.level != "info"}
         found = []
         for one in sorted(self._health.copy().values(), key=lambda one: one.plot):
@@ -147,16 +293,16 @@ class Plots:
         return found
 
     def see(self, detection: Detection) -> None:
-        """Adds a detection and applies the rules to its plot."""
+        """Counts a detection as one leaf of its plot and applies the rules; only for the verdicts answer and unsure."""
         clock_s, now_s = time.monotonic(), time.time()
         if self._add(detection, clock_s, now_s):
             self._look(detection.plot, clock_s, now_s)
 
     def store(self) -> None:
-        """Writes alerts that changed since the last call to the history.
+        """Writes the alerts that changed since the last call to the history.
 
         Raises:
-            OutboxError: the disk refuses.
+            OutboxError: the history cannot be written.
         """
         changed = self.alerts.changed.values()
         if changed:

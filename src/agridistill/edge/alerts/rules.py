@@ -1,15 +1,15 @@
-"""Rules that open alerts, the default rule, and the pool of recent leaves that rules count."""
+"""Rules that open and end alerts, the recent leaves that they count, and the health of a plot."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, time
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,17 @@ from pydantic import Field
 
 from agridistill.edge.events import Level
 from agridistill.errors import ConfigError, nearest
+from agridistill.runtime.verdict import plain_label
 
 WindowMinutes = Annotated[float, Field(gt=0, le=60 * 24 * 31)]
 """Length of a window in minutes, up to 31 days."""
 DEFAULT_RULE_NAME = "ill leaves"
 # Two clearly ill leaves of five open an alert; a single one does not.
 DEFAULT_SHARE, DEFAULT_LEAST_LEAVES = 0.3, 5
+NO_LEAVES = "No recent leaves"
+PLOT_SCHEMA_VERSION = 2
+"""Schema version of the JSON of `PlotHealth`."""
+_TREND = 0.1  # smaller differences between two windows are noise
 BUCKETS = 400
 """Number of time buckets in a window. Leaves of a bucket are summed, so a window's start is exact to 1/400 of it."""
 _QUIET = re.compile(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)")
@@ -32,10 +37,10 @@ _NEGATIONS = frozenset({"not", "non", "no", "un"})
 
 @dataclass(frozen=True)
 class Rule:
-    """Section [[rules]]: one rule that says when an alert opens and when it ends; see docs/field.md.
+    """Section [[rules]] of watch.toml: when an alert opens on a plot, and when it ends (docs/field.md).
 
     Raises:
-        ConfigError: `resolve_share` is above `share`, or `quiet` is not a time span.
+        ConfigError: `resolve_share` is above `share`, or `quiet` is not two different times such as "22:00-06:00".
     """
 
     name: Annotated[str, Field(pattern=r"\S")]
@@ -55,31 +60,31 @@ class Rule:
         # Equal times are refused: they may mean no hours or all hours.
         if self.quiet and (quiet is None or quiet[1] == quiet[2]):
             raise ConfigError(
-                'quiet hours such as "22:00-06:00"', f"quiet = {self.quiet!r}", f"correct the rule '{self.name}'"
+                'quiet hours such as "22:00-06:00"', f"quiet = {self.quiet!r}", f"correct it in the rule '{self.name}'"
             )
         if self.resolve_below > self.share:
             raise ConfigError(
                 f"a resolve_share of at most share = {self.share:g}",
                 f"resolve_share = {self.resolve_below:g}",
-                f"correct the rule '{self.name}'",
+                f"correct it in the rule '{self.name}'",
             )
 
     @property
     def window_s(self) -> float:
-        """Length of the window in seconds."""
+        """Length of the time window in which leaves are counted, in seconds."""
         return 60.0 * self.window_minutes
 
     @property
     def resolve_below(self) -> float:
-        """The share below which an alert ends: `resolve_share`, else half of `share`."""
+        """Share of leaves below which an alert ends, 0 to 1: `resolve_share`, or half of `share` if that is None."""
         return self.share / 2 if self.resolve_share is None else self.resolve_share
 
     def concerns(self, plot: str) -> bool:
-        """Whether the rule applies to a plot."""
+        """Whether the rule applies to a plot: its name matches one of the patterns in `plots`."""
         return any(fnmatchcase(plot, pattern) for pattern in self.plots)
 
     def is_quiet(self, now_s: float) -> bool:
-        """Whether a time (seconds since 1970) is within the quiet hours, by the device's local time."""
+        """Whether a time (seconds since 1970) is in the quiet hours, in which no notification is sent (local time)."""
         found = _QUIET.fullmatch(self.quiet)
         if not found:
             return False
@@ -88,17 +93,20 @@ class Rule:
         return start <= now < end if start <= end else now >= start or now < end
 
     def indices(self, classes: Sequence[str]) -> list[int]:
-        """Returns the indices of the model's classes that the rule counts.
+        """Returns the positions in `classes` (those of the model) of all classes that the rule counts.
 
         Raises:
-            ConfigError: a name or pattern of the rule fits no class.
+            ConfigError: a class name or pattern of the rule matches no class.
         """
-        _require_fitting(self.classes, classes, f"classes of the model in the rule '{self.name}'")
+        _require_fitting(self.classes, classes, f"a class of the model in the rule '{self.name}'")
         return [i for i, name in enumerate(classes) if any(fnmatchcase(name, pattern) for pattern in self.classes)]
 
 
 def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
-    """Whether a class means healthy leaves: its name contains "healthy" or is "normal", or fits a pattern in `healthy`.
+    """Whether a class means healthy leaves, by its name.
+
+    The part of the name after the last `___` or `/` contains "healthy" without a negation or is "normal", or the name
+    matches a name or pattern in `healthy`.
 
     Example:
         >>> [is_healthy(name) for name in ("Tomato___healthy", "HealthyLeaf", "normal", "Unhealthy", "not_healthy")]
@@ -115,12 +123,12 @@ def is_healthy(name: str, healthy: Sequence[str] = ()) -> bool:
 
 
 def ill_classes(classes: Sequence[str], healthy: Sequence[str] = ()) -> list[str]:
-    """Returns the classes of a model that are not healthy by `is_healthy`.
+    """Returns those of a model's classes for which `is_healthy` is false.
 
     Raises:
-        ConfigError: a name or pattern of `healthy` fits no class.
+        ConfigError: a name or pattern of `healthy` matches no class.
     """
-    _require_fitting(healthy, classes, "classes of the model in 'healthy'")
+    _require_fitting(healthy, classes, "a class of the model in 'healthy'")
     return [name for name in classes if not is_healthy(name, healthy)]
 
 
@@ -131,12 +139,12 @@ def _require_fitting(patterns: Sequence[str], classes: Sequence[str], expected: 
 
 
 def default_rules(ill: Sequence[str], window_minutes: float) -> tuple[Rule, ...]:
-    """Returns one rule that sums the shares of all ill classes; no rule if there is no ill class."""
+    """Returns one rule that counts the leaves of all ill classes; no rule if `ill` is empty."""
     return (Rule(DEFAULT_RULE_NAME, tuple(map(escape, ill)), window_minutes=window_minutes),) if ill else ()
 
 
 def why_nothing_warns(rules: Sequence[Rule], ill: Sequence[str]) -> str | None:
-    """Text that says why no alert can open with these rules and ill classes, and the remedy; None if one can open."""
+    """Returns a warning, with its remedy, if no alert can ever open: there is no rule. Otherwise returns None."""
     if rules:
         return None
     if ill:
@@ -151,7 +159,7 @@ def why_nothing_warns(rules: Sequence[Rule], ill: Sequence[str]) -> str | None:
 
 
 def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[str]) -> str | None:
-    """Text that says why the default rule counts every leaf as ill, and the remedy; None if it does not."""
+    """Returns a warning, with its remedy, if the default rule counts every leaf as ill. Otherwise returns None."""
     if len(ill) < len(classes) or all(rule.name != DEFAULT_RULE_NAME for rule in rules):
         return None
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
@@ -162,8 +170,66 @@ def why_all_is_ill(rules: Sequence[Rule], ill: Sequence[str], classes: Sequence[
 
 
 @dataclass(frozen=True)
+class PlotHealth:
+    """Share of ill leaves of one plot in a time window that ends with its last leaf, and in the window before."""
+
+    plot: str
+    seen_s: float  # time of its last leaf, seconds since 1970 by the device's clock
+    window_s: float = 0.0  # length of a window in seconds
+    leaves: int = 0  # leaves in the window; 0 if the last leaf is older than the window
+    ill_share: float = 0.0  # 0 to 1: mean over the leaves of the summed probabilities of all ill classes
+    ill_label: str | None = None  # the most frequent ill class; None if the model has no ill class
+    leaves_before: int = 0  # leaves in the window before
+    ill_share_before: float = 0.0  # `ill_share` in the window before
+    shares: Mapping[str, float] = field(default_factory=dict)  # by class: mean probability over the leaves; sum to 1
+    warned: str | None = None  # class of the open alert; None without one
+
+    @property
+    def ill_leaves(self) -> int:
+        """Expected number of ill leaves in the window: `ill_share` times `leaves`, rounded."""
+        return round(self.ill_share * self.leaves)
+
+    @property
+    def trend(self) -> Literal["up", "down", "steady"] | None:
+        """Change of the ill share since the window before; "steady" if it is below 0.1.
+
+        None if one of the two windows has fewer than 5 leaves.
+        """
+        if min(self.leaves, self.leaves_before) < DEFAULT_LEAST_LEAVES:
+            return None
+        rise = self.ill_share - self.ill_share_before
+        return "up" if rise >= _TREND else "down" if rise <= -_TREND else "steady"
+
+    @property
+    def label(self) -> str | None:
+        """Class that describes the plot; None if it has no leaves in the window and no open alert.
+
+        It is the class of the open alert, else the most frequent ill class if at least 30 % of the leaves are ill, else
+        the most frequent class.
+        """
+        label = self.warned or (self.ill_label if self.ill_share >= DEFAULT_SHARE else None)
+        return label or max(self.shares, key=lambda name: self.shares[name], default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON that is published on the plot's MQTT topic; docs/mqtt.md describes its keys."""
+        label = self.label
+        return {
+            "schema": PLOT_SCHEMA_VERSION,
+            "plot": self.plot,
+            "seen_s": round(self.seen_s, 1),
+            "condition": NO_LEAVES if label is None else plain_label(label),
+            "leaves": self.leaves,
+            "ill_leaves": self.ill_leaves,
+            "ill_share": round(self.ill_share, 4),
+            "label": label,
+            "probability": None if label is None else round(self.shares.get(label, 0.0), 4),
+            "shares": {name: round(share, 4) for name, share in self.shares.items()},
+        }
+
+
+@dataclass(frozen=True)
 class Leaves:
-    """Leaves of a plot in N rows, oldest first. A row sums the leaves of a time bucket; K is the number of classes."""
+    """Leaves of one plot, oldest first. Each of the N rows sums the leaves of one time bucket; K classes."""
 
     at_s: NDArray[np.float64]  # (N,) mean time of a row's leaves, in monotonic seconds
     counts: NDArray[np.float64]  # (N,) number of leaves in a row, at least 1
@@ -171,7 +237,7 @@ class Leaves:
 
     @property
     def number(self) -> int:
-        """Number of leaves in all rows."""
+        """Number of leaves, summed over all rows."""
         return int(self.counts.sum())
 
     def between(self, start_s: float, end_s: float = math.inf) -> Leaves:
@@ -180,16 +246,16 @@ class Leaves:
         return Leaves(self.at_s[rows], self.counts[rows], self.sums[rows])
 
     def share(self, classes: Sequence[int]) -> float:
-        """Returns the expected share of leaves with one of these classes (indices), 0 to 1; 0 without leaves."""
+        """Returns the expected share of leaves in the classes with these indices, 0 to 1; 0 if there are no leaves."""
         return float(self.sums[:, list(classes)].sum() / self.number) if self.number else 0.0
 
 
 class LeafPool:
-    """The recent leaves of all plots. For each window length, leaves are summed in `BUCKETS` time buckets.
+    """The recent leaves of all plots. To limit memory, leaves are summed in 400 time buckets per window.
 
     Args:
         classes: the model's classes, in the order of its probabilities.
-        windows_s: lengths of the windows that `leaves` can return, in seconds.
+        windows_s: the window lengths for which `leaves` can be called, in seconds.
     """
 
     def __init__(self, classes: Sequence[str], windows_s: Sequence[float]) -> None:
@@ -204,10 +270,10 @@ class LeafPool:
         """Adds one leaf.
 
         Args:
-            plot: name of its plot.
-            probabilities: `(K,)`, calibrated, of the K classes.
-            at_s: the time for which it counts, in monotonic seconds.
-            came_s: when it reached the agent, in monotonic seconds; None for `at_s`.
+            plot: name of the plot on which it grows.
+            probabilities: calibrated probabilities of the K classes, `(K,)`.
+            at_s: time for which the leaf counts, in monotonic seconds.
+            came_s: time at which its photo reached the agent, in monotonic seconds; None means `at_s`.
         """
         came_s = at_s if came_s is None else came_s
         if plot not in self._newest_s:
@@ -224,18 +290,18 @@ class LeafPool:
                     del buckets[old]
 
     def newest_s(self, plot: str) -> float:
-        """Returns the time of the newest leaf of a plot, in monotonic seconds; KeyError without leaves."""
+        """Returns the time of a plot's newest leaf, in monotonic seconds; KeyError if the plot has no leaves."""
         return self._newest_s[plot]
 
     @property
     def plots(self) -> list[str]:
-        """Names of the plots with leaves."""
+        """Names of the plots that have leaves in the pool."""
         return list(self._newest_s)
 
     def leaves(self, plot: str, window_s: float, now_s: float) -> Leaves:
-        """Returns a plot's leaves in the last `window_s` seconds before `now_s`, in monotonic seconds.
+        """Returns a plot's leaves of the last `window_s` seconds before `now_s` (monotonic seconds).
 
-        `window_s` must be one of the pool's window lengths.
+        `window_s` must be one of the window lengths given to the pool.
         """
         buckets = self._buckets.get((plot, window_s), {})
         rows = np.array([buckets[number] for number in sorted(buckets)]).reshape(-1, self._columns)

@@ -1,4 +1,4 @@
-"""Settings of the MQTT broker, a device's login and topics there, and the record of messages that it refuses."""
+"""The MQTT broker: its settings, a device's login and topics, and the record of messages that the broker refuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Replaced in a topic level: some of these characters separate levels or are wildcards, others are special in a shell.
 _UNSAFE = re.compile(r"[^\w.-]+")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 6 * 3600.0
-_ADVICE = "check user name, device name and access list"
+_ADVICE = "check user name, device name and the broker's access list"
 # Size of a PUBLISH packet besides topic and payload: its header, two lengths, the packet's number, no properties.
 _PACKET_BYTES = 10
 
@@ -35,10 +35,11 @@ _Key = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """Section [broker]: the MQTT broker that gets all messages.
+    """Section [broker] of watch.toml: the MQTT broker to which the agent sends its state, detections and alerts.
 
     Raises:
-        ConfigError: `url` has another scheme, no host or a password, or there are certificates without TLS.
+        ConfigError: `url` has no host, another scheme than mqtt or mqtts, or a password; or `ca_file` or `cert_file` is
+            set without mqtts.
     """
 
     url: str  # `mqtt[s]://[USER@]HOST[:PORT][/PREFIX]`; the default port is 1883, or 8883 with TLS
@@ -52,64 +53,66 @@ class BrokerSettings:
     discovery_prefix: str = "homeassistant"  # first level of the topic of that description
 
     def __post_init__(self) -> None:
-        parts = self._parts
+        try:
+            parts = self._parts
+            is_valid = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0
+            is_valid = is_valid and not (parts.query or parts.fragment or "@" in parts.path)
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            # It may contain a password, whose '/', '#' or '?' made the address invalid.
+            hidden = "an invalid address (hidden, because it may contain a password)"
+            raise ConfigError(
+                "a broker address such as mqtt://host:1883",
+                hidden if set("@?#") & set(self.url) else f"'{self.url}'",
+                "correct --broker, or url in [broker]",
+            )
         if parts.password is not None:
             raise ConfigError(
-                "a broker's address without a password",
-                "an address with one",
-                "put the password into AGRIDISTILL_MQTT_PASSWORD, or name a password_file in [broker]",
+                "a broker address without a password",
+                "an address that contains a password",
+                "set AGRIDISTILL_MQTT_PASSWORD, or password_file in [broker], instead",
             )
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ConfigError("a broker's address such as mqtt://host:1883", f"'{self.url}'", "correct it")
         if (self.cert_file or self.ca_file) and not self.tls:
-            expected = "a broker's address with mqtts:// for ca_file or cert_file"
-            raise ConfigError(expected, "mqtt://", "correct the url in [broker], or remove the certificates")
+            raise ConfigError(
+                "a broker address with mqtts://, because ca_file or cert_file is set",
+                f"'{self.url}'",
+                "correct url in [broker], or remove ca_file and cert_file",
+            )
 
     @property
     def _parts(self) -> SplitResult:
-        # The message omits the address: it may hold a password, whose '/', '#' or '?' made the address invalid.
-        unusable = ConfigError(
-            "a broker's address such as mqtt://host:1883",
-            "an invalid address (not shown, because it may hold a password)",
-            "correct it",
-        )
-        try:
-            parts = urlsplit(self.url if "://" in self.url else f"mqtt://{self.url}")
-            if parts.port == 0 or parts.query or parts.fragment or "@" in parts.path:
-                raise unusable
-        except ValueError:
-            raise unusable from None
-        return parts
+        return urlsplit(self.url if "://" in self.url else f"mqtt://{self.url}")
 
     @property
     def host(self) -> str:
-        """Host name or IP address of the broker."""
+        """Host name or IP address of the broker, from `url`."""
         return self._parts.hostname or ""
 
     @property
     def port(self) -> int:
-        """Port in the address, else 1883, or 8883 with TLS."""
+        """Port of the broker: the one in `url`, else 8883 with TLS and 1883 without."""
         return self._parts.port or (8883 if self.tls else 1883)
 
     @property
     def tls(self) -> bool:
-        """Whether the connection is encrypted and the broker's certificate checked."""
+        """Whether `url` begins with mqtts://: traffic is encrypted, and the broker's certificate is verified."""
         return self._parts.scheme == "mqtts"
 
     @property
     def username(self) -> str | None:
-        """User name in the address; None without one."""
+        """User name in `url`, or None if it has none."""
         return unquote(self._parts.username) if self._parts.username else None
 
     @property
     def prefix(self) -> str:
-        """First levels of all topics: the path of the address, else "agridistill"."""
+        """Topic prefix of all devices: the path of `url`, or "agridistill" if it has no path."""
         return self._parts.path.strip("/") or "agridistill"
 
 
 @dataclass
 class Connection:
-    """The connection to the broker, for the agent's state; the broker's thread updates it."""
+    """Address of the MQTT broker, and whether the agent is connected to it now; the MQTT thread updates `connected`."""
 
     host: str
     port: int
@@ -118,10 +121,10 @@ class Connection:
 
 @dataclass(frozen=True)
 class BrokerAccess:
-    """Login and topics of a device at a broker.
+    """Login and topic names of one device at the MQTT broker.
 
     Raises:
-        ConfigError: there is a password without a user name.
+        ConfigError: `password` is set, but the broker's `url` has no user name.
     """
 
     settings: BrokerSettings
@@ -131,33 +134,36 @@ class BrokerAccess:
 
     def __post_init__(self) -> None:
         if self.password is not None and not self.settings.username:
-            expected = "a user name for the broker's password, such as mqtt://USER@host"
-            raise ConfigError(expected, "none", "add it to the url in [broker]")
+            raise ConfigError(
+                "a broker address with a user name, such as mqtt://USER@host, because a password is set",
+                "an address without a user name",
+                "add the user name to url in [broker]",
+            )
 
     @property
     def where(self) -> str:
-        """Host and port, for the log."""
+        """Host and port of the broker, `HOST:PORT`, for log lines."""
         return f"{self.settings.host}:{self.settings.port}"
 
     @property
     def base(self) -> str:
-        """First levels of the device's topics: the prefix and the device's name."""
+        """Topic prefix of this device, `PREFIX/DEVICE`; characters that are special in topics are replaced."""
         return "/".join(topic_level(part) for part in (*self.settings.prefix.split("/"), self.device))
 
     def topic(self, name: str) -> str:
-        """Returns the full topic for a name such as "status"; docs/mqtt.md lists the names."""
+        """Returns the full MQTT topic for a name such as "status": `PREFIX/DEVICE/status`."""
         return f"{self.base}/{name}"
 
     def plot_topic(self, plot: str, kind: str = "plot") -> str:
-        """Returns a plot's topic: `PREFIX/DEVICE/plots/PLOT`, or `…/detections/PLOT`, `…/alerts/PLOT` by `kind`."""
+        """Returns the topic `PREFIX/DEVICE/plots/PLOT`, `…/detections/PLOT` or `…/alerts/PLOT`, by `kind`."""
         return self.topic(f"{kind}s/{plot_level(plot)}")
 
     @cached_property
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS context with the certificates of the settings; None without TLS.
+        """TLS context with the certificates of the settings; None if the broker's address is not mqtts://.
 
         Raises:
-            ConfigError: a certificate cannot be read.
+            ConfigError: a certificate file cannot be read.
         """
         settings = self.settings
         if not settings.tls:
@@ -169,11 +175,15 @@ class BrokerAccess:
         except OSError as error:
             named = [settings.ca_file, settings.cert_file, settings.key_file]
             files = ", ".join(f"'{file}'" for file in named if file is not None)
-            raise ConfigError("readable certificates for the broker", f"{files} ({error})", "check the files") from None
+            raise ConfigError(
+                "readable certificates for the broker",
+                f"{files} ({error})",
+                "check ca_file, cert_file and key_file in [broker]",
+            ) from None
         return context
 
     def create_client(self, protocol: MQTTProtocolVersion) -> paho.Client:
-        """Creates an MQTT client with the device's id and login; it is not connected yet."""
+        """Creates a paho client with the device's client id, login and TLS context; it does not connect yet."""
         # A clean session: nothing of an earlier connection may continue. The same client id each time: the broker then
         # ends a dead earlier connection now. Otherwise its last will ("offline") could come after our "online".
         client = paho.Client(
@@ -183,7 +193,7 @@ class BrokerAccess:
             protocol=protocol,
             clean_session=None if protocol == MQTTProtocolVersion.MQTTv5 else True,
         )
-        client.max_inflight_messages_set(0)  # no limit here: `Session` limits the messages under way
+        client.max_inflight_messages_set(0)  # no limit here: `Session` limits the messages in flight
         if self.settings.username is not None:
             client.username_pw_set(self.settings.username, self.password)
         if self.tls is not None:
@@ -192,7 +202,9 @@ class BrokerAccess:
 
 
 def topic_level(name: str) -> str:
-    """Turns a name into one level of a topic. A name that must be changed gets a digest: no two names share a topic.
+    """Makes a name safe as one level of an MQTT topic: only letters, digits, `.`, `_` and `-`.
+
+    A name that must be changed gets a hash suffix, so that two names never share a topic.
 
     Example:
         >>> topic_level("north")
@@ -205,18 +217,18 @@ def topic_level(name: str) -> str:
 
 
 def plot_level(plot: str) -> str:
-    """Turns a plot into one level of a topic. Photos without a plot get "all"; a plot named "all" gets a digest."""
+    """Returns a plot's topic level: "all" for photos without a plot (""); a plot named "all" gets a hash suffix."""
     return with_digest("all", plot) if plot == "all" else topic_level(plot or "all")
 
 
 def with_digest(safe: str, name: str) -> str:
-    """Appends six digits of the sha256 of `name` to `safe`, so that different names stay different."""
+    """Appends six hex digits of the sha256 of `name` to `safe`, so that names with the same safe form stay distinct."""
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
-class UnderWay:
-    """A message or subscription that was sent, and that the broker has not acknowledged yet."""
+class InFlight:
+    """A message or subscription that was sent to the broker but is not acknowledged yet."""
 
     topic: str
     sent: float  # when it was sent, in monotonic seconds
@@ -225,14 +237,14 @@ class UnderWay:
 
 
 class Refusals:
-    """Remembers, over several connections, which messages of this device the broker refuses.
+    """Tracks which messages the broker refuses, across reconnects, so that they do not block other messages.
 
-    Some brokers refuse a message with a reason (MQTT 5). Others (RabbitMQ, aedes) close the connection, and close it
-    again whenever the same message comes. A refused message is skipped, sent again after pauses that double, and logged
-    once.
+    Some brokers refuse a message with a reason code (MQTT 5). Others (RabbitMQ, aedes) close the connection each time
+    the message is sent. A refused message is skipped and sent again after a minute; the pause doubles with each further
+    refusal, up to 6 hours. The first refusal of each kind is logged as a warning.
 
     Args:
-        where: host and port of the broker, for the log.
+        where: host and port of the broker, for log lines.
     """
 
     def __init__(self, where: str = "") -> None:
@@ -244,112 +256,105 @@ class Refusals:
         self._reported: set[str] = set()
         self._due: dict[_Key, float] = {}
         self._pauses: dict[_Key, float] = {}
-        self._suspect: _Key | None = None
-        self._taken: set[str] = set()
+        # What the last connection may have ended because of; set it to None if the broker is unreachable instead.
+        self.suspect: _Key | None = None
+        self._accepted: set[str] = set()
 
     def announced(self, *, retain: bool = True, largest_bytes: int | None = None) -> None:
-        """Stores the limits that the broker announces: whether it retains messages, and its largest packet."""
+        """Stores what the broker announces when it accepts a connection.
+
+        Args:
+            retain: whether it supports retained messages.
+            largest_bytes: largest packet that it accepts, in bytes; None if it names no limit.
+        """
         self.retain, self.largest_bytes = retain, largest_bytes
         if not retain:
             self._warn_once(
                 "retain",
-                f"the broker {self.where} keeps no retained messages: a later subscriber, such as Home Assistant, gets "
-                "status, state and plots only when they change",
+                f"the broker {self.where} does not support retained messages: subscribers that connect later, such as "
+                "Home Assistant, get status, state and plots only when they change",
             )
 
     def fits(self, topic: str, payload: bytes, seq: int | None = None) -> bool:
-        """Whether a message is small enough for the broker; logs the first message that is too large."""
+        """Whether a message is within the broker's largest packet size; the first one that is too large is logged."""
         size = len(topic.encode()) + len(payload) + _PACKET_BYTES
         if self.largest_bytes is None or size <= self.largest_bytes:
             return True
-        rest = "skipped" if seq is None else "kept in the outbox"
+        rest = "are skipped" if seq is None else "wait in the outbox"
         self._warn_once(
             f"size {rest}",
-            f"the broker {self.where} takes packets of up to {self.largest_bytes:,} bytes, but a message on '{topic}' "
-            f"has {size:,}: it and all other messages that are too large are {rest}; raise the broker's limit",
+            f"the broker {self.where} accepts at most {self.largest_bytes:,} bytes, but a message on '{topic}' has "
+            f"{size:,}: messages that are too large {rest}; raise the broker's maximum packet size",
         )
         return False
 
     def may_send(self, topic: str, seq: int | None = None) -> bool:
-        """Whether a message or subscription can be sent now: it was not refused, or its pause is over."""
+        """Whether a message or subscription can be sent now: the broker did not refuse it, or the pause is over."""
         return (topic, None) not in self._due and (topic, seq) not in self._due
 
     @property
-    def leaves_out(self) -> bool:
-        """Whether some messages may have to be skipped now."""
+    def may_skip(self) -> bool:
+        """Whether some messages may have to be skipped now: refused ones, or ones that are too large."""
         return bool(self._due) or self.largest_bytes is not None
 
-    def offers_again(self) -> bool:
-        """Ends the pauses that are over; returns whether there was one, so that refused messages are sent again."""
+    def end_pauses(self) -> bool:
+        """Removes the pauses that are over. Returns True if there was one: refused messages must be sent again."""
         over = [key for key, due in self._due.items() if due <= time.monotonic()]
         for key in over:
             del self._due[key]
         return bool(over)
 
-    def taken(self, item: UnderWay) -> None:
-        """Records that the broker acknowledged a message or subscription."""
+    def acknowledged(self, item: InFlight) -> None:
+        """Records that the broker acknowledged a message or subscription; logs it if it was refused before."""
         keys = (item.topic, item.seq), (item.topic, None)
-        if self._suspect == keys[0]:
-            self._suspect = None
+        if self.suspect == keys[0]:
+            self.suspect = None
         if item.seq is not None:
-            self._taken.add(item.topic)
+            self._accepted.add(item.topic)
         if self._pauses.keys() & keys:
             for key in keys:
                 self._pauses.pop(key, None)
-            logger.warning("the broker %s takes '%s' again", self.where, item.topic)
+            logger.warning("the broker %s accepts the topic '%s' again", self.where, item.topic)
 
-    def refused(self, item: UnderWay, reason: str, *, key: _Key | None = None) -> None:
-        """Skips what was refused for a while, and logs it: `key`, or the whole topic if `key` is None."""
+    def refused(self, item: InFlight, reason: str, *, key: _Key | None = None) -> None:
+        """Logs a refusal and starts its pause; `key` is the topic and message to skip, None skips the whole topic."""
         key = key or (item.topic, None)
         self._pauses[key] = min(2 * self._pauses.get(key, _FIRST_PAUSE_S / 2), _LONGEST_PAUSE_S)
         self._due[key] = time.monotonic() + self._pauses[key]
         if item.is_subscription:
-            group, what, then = "read", "to let the device read", "the device asks again later"
+            group, what, then = "subscription", "the subscription to", "it is tried again later"
         elif item.seq is None:
             # One warning for the device's topics and one for Home Assistant's: more would only repeat them.
-            group, what, then = (
-                item.topic.partition("/")[0],
-                "a message on",
-                "it and similar messages are skipped for now",
-            )
+            group, what, then = item.topic.partition("/")[0], "a retained message on", "it is tried again later"
         elif key[1] is None:
-            group, what, then = "messages", "messages on", "the messages on this topic wait in the outbox"
+            group, what, then = "topic", "messages on", "they wait in the outbox and are tried again later"
         else:
-            group, what, then = "message", "a message on", "it waits in the outbox, and later ones are sent before it"
+            group, what, then = "message", "a message on", "it waits in the outbox, and newer ones are sent before it"
         line = f"the broker {self.where} refuses {what} '{item.topic}' ({reason}): {then}; {_ADVICE}"
         self._warn_once(f"refused {group}", line)
 
-    def ended(self, under_way: Collection[UnderWay], reason: str) -> bool:
-        """Records that the connection ended while `under_way` were not acknowledged.
+    def ended(self, in_flight: Collection[InFlight], reason: str) -> bool:
+        """Records that the connection ended, for `reason`, while the items in `in_flight` were not acknowledged.
 
-        A connection that ends twice with the same single message under way ends because of that message, unless the
-        broker was away in between (`unreachable`).
+        If it ends twice in a row with the same single item in flight, this item is taken as the cause and counts as
+        refused, unless the broker was unreachable in between.
 
         Returns:
-            Whether the end was logged as the refusal of a message.
+            True if an item was logged as refused.
         """
-        self.careful_until = max([self.careful_until, *(item.seq for item in under_way if item.seq is not None)])
-        if len(under_way) != 1:
+        self.careful_until = max([self.careful_until, *(item.seq for item in in_flight if item.seq is not None)])
+        if len(in_flight) != 1:
             return False
-        (item,) = under_way
+        (item,) = in_flight
         suspect = item.topic, item.seq
         # If the broker took messages on this topic before, it refuses only this message.
-        key = item.topic, item.seq if item.topic in self._taken else None
-        if suspect != self._suspect and key not in self._pauses:
-            self._suspect = suspect
+        key = item.topic, item.seq if item.topic in self._accepted else None
+        if suspect != self.suspect and key not in self._pauses:
+            self.suspect = suspect
             return False
-        self._suspect = None
+        self.suspect = None
         self.refused(item, f"{reason}, each time it is sent", key=key)
         return True
-
-    @property
-    def suspects(self) -> bool:
-        """Whether the last connection may have ended because of a message."""
-        return self._suspect is not None
-
-    def unreachable(self) -> None:
-        """Records that the broker cannot be reached: so the last connection did not end because of a message."""
-        self._suspect = None
 
     def _warn_once(self, group: str, line: str) -> None:
         logger.log(logging.INFO if group in self._reported else logging.WARNING, "%s", line)

@@ -1,4 +1,4 @@
-"""What the agent publishes and reads at a broker: retained messages, Home Assistant's discovery, model updates."""
+"""What the agent publishes and receives over MQTT: retained state, Home Assistant's discovery, model updates."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ _DIAGNOSTIC = {"state_class": "measurement", "entity_category": "diagnostic"}
 
 
 class BrokerLink:
-    """Connects an agent with its MQTT broker.
+    """Publishes the agent's state, plots, detections and alerts to the MQTT broker, and receives model updates.
 
     Args:
-        access: login and topics of the device.
-        outbox: the detections and alerts to send.
-        state: returns the agent's state now.
-        health: returns the health of each plot with leaves in the last 31 days.
-        connection: updated with every change of the connection; None creates one.
-        updates: receives releases that arrive from the broker; None takes none.
-        photos: the watched folder; None for a camera.
-        plot: plot of the photos outside the folder's subfolders.
-        page_url: returns the address of the local page for other machines; None if they cannot open it.
+        access: login and topics of this device.
+        outbox: holds the detections and alerts to send.
+        state: returns the agent's current state.
+        health: returns the health of each plot that had leaves in the last 31 days.
+        connection: its field `connected` is set whenever the connection opens or ends.
+        updates: receives the releases (signed model updates) sent to `update/set`; None does not subscribe to them.
+        photos: the watched folder: a plot whose subfolder is deleted is removed at the broker; None for a camera.
+        plot: plot of photos that lie directly in the watched folder.
+        page_url: returns the local page's address for other machines; None if they cannot open the page.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BrokerLink:
         state: Callable[[], AgentState],
         health: Callable[[], Sequence[PlotHealth]],
         *,
-        connection: Connection | None = None,
+        connection: Connection,
         updates: UpdateWorker | None = None,
         photos: Path | None = None,
         plot: str = "",
@@ -75,15 +75,15 @@ class BrokerLink:
         self._has_temperature = False
         self._ends = threading.Event()
         commands = {access.topic("update/set"): updates.offer} if updates is not None else {}
-        self._publisher = MqttPublisher(outbox, access, self.retained, commands, connection)
+        self._publisher = MqttPublisher(outbox, access, connection, self.retained, commands)
 
     def run(self, stop: threading.Event) -> None:
-        """Publishes until `stop`."""
+        """Connects and publishes until `stop` is set; reconnects after an outage."""
         self._ends = stop
         self._publisher.run(stop)
 
     def retained(self) -> dict[str, bytes]:
-        """Returns the payloads that the broker has to retain now, by topic; an empty payload clears its topic."""
+        """Returns the payload that the broker must retain for each topic; an empty one deletes the topic's message."""
         state = self._state()
         health = [one for one in self._health() if self._is_watched(one.plot)]
         plots = [one.plot for one in health]
@@ -136,10 +136,10 @@ class BrokerLink:
 
 
 class PublishedPlots:
-    """Remembers over restarts which plots have retained messages at the broker, so that they can be cleared.
+    """Stores which plots have retained messages at the broker, so that those of removed plots can be deleted there.
 
     Args:
-        file: where the plots are stored; a damaged file counts as empty.
+        file: JSON file with the plots; a missing or damaged file counts as empty.
     """
 
     def __init__(self, file: Path) -> None:
@@ -150,12 +150,13 @@ class PublishedPlots:
             self._gone_s = {}
 
     def update(self, plots: Collection[str], *, forget: bool = True, now_s: float | None = None) -> list[str]:
-        """Stores the plots that exist now, before they are published, and returns the plots that are gone.
+        """Stores the plots that exist now, and returns those of earlier calls that no longer exist.
 
         Args:
-            plots: the plots that exist now.
-            forget: forget plots that have been gone for 7 days; false while the broker is away and cannot clear them.
-            now_s: seconds since 1970; None for now.
+            plots: names of the plots that exist now.
+            forget: whether plots that were removed more than 7 days ago are no longer returned. False while the broker
+                is unreachable, because their messages cannot be deleted there.
+            now_s: time in seconds since 1970; None for the system's clock.
         """
         now_s = time.time() if now_s is None else now_s
         after = dict.fromkeys(plots)
@@ -168,12 +169,12 @@ class PublishedPlots:
             try:
                 write_json(self._file, after)
             except OSError as error:
-                logger.info("the list of published plots cannot be written: %s", error)
+                logger.info("cannot store which plots are published, so removed ones may stay at the broker: %s", error)
         return [plot for plot, gone_s in after.items() if gone_s is not None]
 
 
 def plot_folders(photos: Path) -> frozenset[str]:
-    """Returns the names of all files and folders in the watched folder; none if it cannot be read."""
+    """Returns the names of all files and folders in the watched folder; no names if it cannot be read."""
     try:
         return frozenset(sendable(path.name) for path in photos.iterdir())
     except OSError:
@@ -189,18 +190,19 @@ def discovery(
     page_url: str | None = None,
     has_temperature: bool = False,
 ) -> dict[str, bytes]:
-    """Describes the device and its sensors for Home Assistant's "MQTT discovery".
+    """Returns the message by which Home Assistant adds this device and its sensors ("MQTT discovery").
 
     Args:
-        access: login and topics of the device.
-        plots: plots that get a sensor each.
-        gone: plots whose sensor Home Assistant has to remove.
+        access: login and topics of this device.
+        plots: plots that get one sensor each.
+        gone: plots whose sensor Home Assistant must remove.
         model: name and version of the leaf model.
-        page_url: address of the local page for other machines; None if they cannot open it.
-        has_temperature: whether the processor's temperature is known.
+        page_url: the local page's address for other machines; None if they cannot open the page.
+        has_temperature: whether the device can read its processor's temperature, which then gets a sensor.
 
     Returns:
-        One retained payload by its topic, `PREFIX/device/ID/config`. Home Assistant understands it from 2024.11 on.
+        One topic, `DISCOVERY_PREFIX/device/ID/config`, and its JSON payload, to be published as a retained message.
+        Home Assistant understands this format since 2024.11.
     """
     node, state = _name(access.base.replace("/", "_")), access.topic("state")
     sensors = {
@@ -218,10 +220,7 @@ def discovery(
         ),
         # `outbox` is null while it cannot be read; Home Assistant takes "None" for an unknown value.
         "waiting": _sensor(
-            state,
-            "Waiting messages",
-            "value_json.outbox.waiting if value_json.outbox else None",
-            **_DIAGNOSTIC,
+            state, "Waiting messages", "value_json.outbox.waiting if value_json.outbox else None", **_DIAGNOSTIC
         ),
         "skipped": _sensor(state, "Skipped frames", "value_json.skipped", **_DIAGNOSTIC),
     }

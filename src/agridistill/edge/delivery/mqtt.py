@@ -25,43 +25,42 @@ _MOST_UNANSWERED = 3
 
 
 class MqttPublisher:
-    """Sends the messages in the outbox to the broker, and deletes each one when the broker has acknowledged it.
+    """Sends the messages of the outbox to the MQTT broker, and deletes each one after the broker acknowledged it.
 
-    Every connection starts with the oldest message that is not acknowledged, so the messages of a plot arrive in order;
-    a message may arrive twice, with the same event id. paho's own resending is not used: after a reconnect it ignores
-    the order and the limit, and a restart loses its messages. Messages that the broker refuses wait, and do not delay
-    the others (`Refusals`).
+    Each connection starts with the oldest message that is not acknowledged, so the messages of a plot arrive in order.
+    A message may arrive twice, with the same event id. A message that the broker refuses waits, and does not block
+    others. paho's own queue is not used: after a reconnect it ignores order and limit, and a restart loses it.
 
     Args:
-        outbox: the messages to send.
-        access: login and topics of the device.
-        retained: returns the payloads that the broker has to retain, by topic, the most important first; an empty one
-            clears its topic. It is called every second; payloads are sent on each new connection and when they change.
-        commands: functions that handle received messages, by topic; the topics are subscribed to.
-        connection: updated with every change of the connection; None creates one.
+        outbox: holds the messages to send.
+        access: login and topics of this device.
+        connection: its field `connected` is set whenever the connection opens or ends.
+        retained: called every second; returns the retained payloads by topic, the most important first. Each payload is
+            sent on a new connection and when it changes; an empty one deletes the topic's message.
+        commands: by topic, a function that is called with the payload of each message received there.
 
     Raises:
-        ConfigError: a certificate cannot be read.
+        ConfigError: a certificate file cannot be read.
     """
 
     def __init__(
         self,
         outbox: Outbox,
         access: BrokerAccess,
+        connection: Connection,
         retained: Callable[[], Mapping[str, bytes]] = dict,
         commands: Mapping[str, Callable[[bytes], None]] | None = None,
-        connection: Connection | None = None,
     ) -> None:
         self._outbox, self._access, self._retained, self._commands = outbox, access, retained, commands or {}
-        self.connection = connection or Connection(access.settings.host, access.settings.port)
+        self.connection = connection
         self._refusals = Refusals(access.where)
         self._reported: set[str] = set()  # kinds of trouble that were logged since the broker worked last
-        self._reported_old = self._spoke_new = False
+        self._reported_mqtt3 = self._spoke_mqtt5 = False
         self._unanswered = 0
         access.tls  # noqa: B018 - raises now if a certificate cannot be read
 
     def run(self, stop: threading.Event) -> None:
-        """Publishes until `stop` is set; logs the start and the end of an outage once each."""
+        """Publishes until `stop` is set; reconnects after outages, and logs start and end of each outage once."""
         where = self._access.where
         # The pauses vary, so that hundreds of devices do not reconnect at the same moment.
         backoff, was_at_once = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), False
@@ -80,14 +79,14 @@ class MqttPublisher:
                         backoff.reset()
                 session.say_goodbye()
             except OutboxError as error:
-                self._report("disk", f"no message can be sent to the broker {where}: {error}", stop)
+                self._report("disk", f"the outbox for the broker {where} cannot be used: {error}", stop)
             except (LostError, OSError, UnicodeError) as error:
                 if session is None:
-                    self._refusals.unreachable()
+                    self._refusals.suspect = None
                 if session is not None and session.explain_end():
                     logger.info("the connection to the broker %s ended (%s)", where, error)
                 elif isinstance(error, RefusedError):
-                    line = f"the broker {where} {error}: messages wait in the outbox; {error.remedy}"
+                    line = f"the broker {where} cannot be used ({error}): messages wait in the outbox; {error.remedy}"
                     self._report("refused", line, stop)
                 else:
                     self._report("away", f"the broker {where} is away ({error}): messages wait in the outbox", stop)
@@ -96,7 +95,7 @@ class MqttPublisher:
                 if session is not None:
                     session.close()
             # Reconnect at once to find out whether the broker refuses a message: a broker that restarts is still away.
-            was_at_once = self._refusals.suspects and not was_at_once
+            was_at_once = self._refusals.suspect is not None and not was_at_once
             if not was_at_once:
                 stop.wait(backoff.pause_s())
 
@@ -105,20 +104,22 @@ class MqttPublisher:
         while True:
             try:
                 session = self._open_by(MQTTProtocolVersion.MQTTv5)
-                self._spoke_new, self._unanswered = True, 0
+                self._spoke_mqtt5, self._unanswered = True, 0
                 return session
             except NoRetainError:
                 continue
             except UnansweredError:
                 self._unanswered += 1
-                if self._spoke_new and self._unanswered < _MOST_UNANSWERED:
+                if self._spoke_mqtt5 and self._unanswered < _MOST_UNANSWERED:
                     raise
                 break
         session = self._open_by(MQTTProtocolVersion.MQTTv311)
-        if not self._reported_old:
-            line = "the broker %s only speaks MQTT 3.1.1: it also acknowledges messages that its access list refuses"
-            logger.warning(line, self._access.where)
-            self._reported_old = True
+        if not self._reported_mqtt3:
+            logger.warning(
+                "the broker %s supports only MQTT 3.1.1: messages that its access list refuses may be lost unnoticed",
+                self._access.where,
+            )
+            self._reported_mqtt3 = True
         return session
 
     def _open_by(self, protocol: MQTTProtocolVersion) -> Session:

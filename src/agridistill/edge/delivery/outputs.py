@@ -1,4 +1,4 @@
-"""Delivers alerts to a webhook or a command. Each has an outbox, which keeps an alert until it was taken."""
+"""Delivers alerts to a webhook or a command. Each has its own outbox, which keeps an alert until it is delivered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -27,33 +27,35 @@ from agridistill.errors import ConfigError, EdgeError, OutboxError
 logger = logging.getLogger(__name__)
 
 Deliver = Callable[[Message, threading.Event], None]
-"""A function that delivers a message; raises `NotTakenError` if it was not taken, or soon after the event is set."""
+"""A function that delivers one message; raises `DeliveryError` if it cannot, or soon after the event is set."""
 _POLL_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 _ANSWER_S, _READ_BYTES = 10.0, 1000
 _ABOUT_THE_MESSAGE = (400, 413, 415, 422)
 """HTTP status codes that refuse this message; all others mean trouble with the receiver, the URL or the token."""
 _REFUSED_IN_A_ROW = 20
+_SECRET = re.compile("AGRIDISTILL_.*(_PASSWORD|_TOKEN)")
 _PAGE = 100
 
 
-class NotTakenError(Exception):
-    """A receiver did not take a message; the message will be sent again later."""
+class DeliveryError(Exception):
+    """The webhook or command did not accept a message, for example because it is down; it is sent again later."""
 
 
-class RefusedMessageError(NotTakenError):
-    """A receiver refuses the content of this message; it may take others."""
+class RefusedMessageError(DeliveryError):
+    """The webhook refuses this message because of its content; it may accept others."""
 
 
 class Deliverer:
-    """Delivers the messages of an outbox in order; a message that is not taken is sent again after a pause.
+    """Delivers the messages of one outbox to a webhook or command, in order; repeats a failed one after a pause.
 
-    A message that is refused for its content does not delay later ones, and is sent again every five minutes.
+    A message that the receiver refuses because of its content is repeated every five minutes, and later messages are
+    delivered meanwhile.
 
     Args:
-        outbox: the outbox that holds only this receiver's messages.
-        deliver: sends one message to the receiver.
-        name: the receiver's name for the log, without secrets.
+        outbox: holds the messages for this receiver only.
+        deliver: sends one message; raises `DeliveryError` if it fails.
+        name: the receiver's name in the log; it must not contain secrets.
     """
 
     def __init__(self, outbox: Outbox, deliver: Deliver, name: str) -> None:
@@ -78,7 +80,7 @@ class Deliverer:
                 self._deliver(waiting.message, stop)
                 self._refused.pop(waiting.seq, None)
                 self.outbox.delivered([waiting.seq])
-            except (NotTakenError, OutboxError) as error:
+            except (DeliveryError, OutboxError) as error:
                 if waiting is not None and isinstance(error, RefusedMessageError):
                     self._postpone(waiting.seq, error, quietly=bool(refusals))
                     refusals += 1
@@ -86,12 +88,12 @@ class Deliverer:
                     if refusals % _REFUSED_IN_A_ROW:
                         continue
                 if not is_away:
-                    logger.warning("%s does not take alerts (%s): they wait in the outbox", self.name, error)
+                    logger.warning("%s does not accept alerts (%s): they wait in the outbox", self.name, error)
                     is_away = True
                 stop.wait(backoff.pause_s())
                 continue
             if is_away:
-                logger.warning("%s takes alerts again", self.name)
+                logger.warning("%s accepts alerts again", self.name)
             backoff.reset()
             is_away, refusals = False, 0
 
@@ -111,17 +113,17 @@ class Deliverer:
 
     def _postpone(self, seq: int, error: RefusedMessageError, *, quietly: bool) -> None:
         level = logging.INFO if quietly or seq in self._refused else logging.WARNING
-        line = "%s refuses an alert (%s): it is sent again every %g minutes, and does not delay later alerts"
+        line = "%s refuses an alert (%s): it is sent again every %g minutes, and later alerts are sent meanwhile"
         logger.log(level, line, self.name, error, _LONGEST_PAUSE_S / 60)
         self._refused[seq] = time.monotonic() + _LONGEST_PAUSE_S
 
 
 @dataclass(frozen=True)
 class Webhook:
-    """Delivers each message as JSON by HTTP POST.
+    """Delivers each message by HTTP POST with a JSON body.
 
     Raises:
-        ConfigError: `url` is no http(s) address, or contains a user name.
+        ConfigError: `url` is not an http(s) address, or contains a user name.
     """
 
     url: str = field(repr=False)  # the log shows only its host and port, because the rest often holds a token
@@ -136,23 +138,23 @@ class Webhook:
         # The message omits the address, which often holds a token.
         if not is_usable or "@" in parts.netloc:
             raise ConfigError(
-                "a webhook's url http(s)://HOST[:PORT]/… without a user name",
-                "another text (not shown, because it may hold a token)",
-                "correct [webhook] url; a token belongs into token_file",
+                "a webhook address such as https://host/path, without a user name",
+                "another address (hidden, because it may contain a token)",
+                "correct url in [webhook], and put a token into token_file",
             )
 
     @property
     def name(self) -> str:
-        """Name for the log, with host and port."""
+        """Name for log lines, "the webhook at HOST:PORT"; the rest of the address may contain secrets."""
         parts = urllib.parse.urlsplit(self.url)
         return f"the webhook at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
-        """Sends one message; `stop` is not used, because the request ends after 10 s.
+        """Sends one message; `stop` is ignored, because a request takes at most 10 s.
 
         Raises:
             RefusedMessageError: the status says that the content of this message is refused.
-            NotTakenError: there is no answer, or its status is not 2xx.
+            DeliveryError: there is no answer, or its status is not 2xx.
         """
         headers = {"Content-Type": "application/json", "Idempotency-Key": message.event_id}
         if self.token:
@@ -166,18 +168,21 @@ class Webhook:
             with HttpClient().whole(self.url, _ANSWER_S, **request) as answer:
                 next(answer.iter_raw(_READ_BYTES), b"")
         except HttpError as error:
-            kind = RefusedMessageError if error.status in _ABOUT_THE_MESSAGE else NotTakenError
-            raise kind(f"it answers {error.status}" if error.status else str(error)) from None
+            kind = RefusedMessageError if error.status in _ABOUT_THE_MESSAGE else DeliveryError
+            raise kind(f"HTTP status {error.status}" if error.status else str(error)) from None
         except EdgeError as error:
-            raise NotTakenError(str(error)) from None
+            raise DeliveryError(str(error)) from None
 
 
 @dataclass(frozen=True)
 class Command:
-    """Section [command]: a program that runs for each alert, and gets the alert as JSON on standard input.
+    """Section [command] of watch.toml: a program that runs once for each alert, with the alert as JSON on stdin.
 
-    Exit code 0 means that it has taken the alert. Its environment holds `AGRIDISTILL_RULE`, `AGRIDISTILL_PLOT`, and
-    likewise `_STATE`, `_CHANGE`, `_LEVEL` and `_TEXT`. Raises ConfigError if no program is named.
+    Exit code 0 means success; after any other code the program runs again later with the same alert. The environment
+    variables `AGRIDISTILL_RULE`, `…_PLOT`, `…_STATE`, `…_CHANGE`, `…_LEVEL` and `…_TEXT` hold fields of the alert.
+
+    Raises:
+        ConfigError: `words` is empty, or begins with an empty text.
     """
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]  # program and arguments; no shell is used
@@ -185,23 +190,27 @@ class Command:
 
     def __post_init__(self) -> None:
         if not self.words or not self.words[0]:
-            raise ConfigError("a program as the first of command.words", f"{list(self.words)}", "correct it")
+            raise ConfigError(
+                "a program as the first item of command.words",
+                f"words = {list(self.words)}",
+                'name it, as in words = ["notify-send"]',
+            )
 
     @property
     def name(self) -> str:
-        """Name for the log, with the program."""
+        """Name for log lines, "the command 'PROGRAM'"."""
         return f"the command '{self.words[0]}'"
 
     @property
     def can_be_run(self) -> bool:
-        """Whether the program exists now."""
+        """Whether the program can be found now, at its path or on PATH."""
         return shutil.which(self.words[0]) is not None
 
     def __call__(self, message: Message, stop: threading.Event) -> None:
         """Runs the program for one message; it is killed after `timeout_s`, or when `stop` is set.
 
         Raises:
-            NotTakenError: the program cannot be started, was killed, or its exit code is not 0.
+            DeliveryError: the program cannot be started, was killed, or its exit code is not 0.
         """
         try:
             # Files instead of pipes: a background program that it starts may keep a pipe open.
@@ -210,7 +219,7 @@ class Command:
                 given.seek(0)
                 process = subprocess.Popen(  # noqa: S603 - the user's own program
                     list(self.words),
-                    env={**_without_secrets(os.environ), **_variables(message.payload)},
+                    env=_environment(message.payload),
                     stdin=given,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
@@ -220,9 +229,9 @@ class Command:
                 errors.seek(0)
                 text = " ".join(errors.read(_READ_BYTES).decode("utf-8", "replace").split())[:200]
         except OSError as error:
-            raise NotTakenError(error.strerror or str(error)) from None
+            raise DeliveryError(error.strerror or str(error)) from None
         if process.returncode:
-            raise NotTakenError(f"exit code {process.returncode}" + (f": {text}" if text else ""))
+            raise DeliveryError(f"the program ends with exit code {process.returncode}: {text or 'no output'}")
 
     def _wait(self, process: subprocess.Popen[bytes], stop: threading.Event) -> None:
         deadline = time.monotonic() + self.timeout_s
@@ -232,17 +241,14 @@ class Command:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # with all programs that it has started
                 process.wait()
-                raise NotTakenError(f"it did not end within {self.timeout_s:g} s" if late else "the agent ends")
+                raise DeliveryError(f"the program runs longer than {self.timeout_s:g} s" if late else "the agent stops")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
 
 
-def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    secret = re.compile("AGRIDISTILL_.*(_PASSWORD|_TOKEN)")
-    return {name: value for name, value in environment.items() if not secret.fullmatch(name)}
-
-
-def _variables(payload: bytes) -> Mapping[str, str]:
-    document = json.loads(payload)
-    keys: Sequence[str] = ("rule", "plot", "state", "change", "level", "text")
-    return {f"AGRIDISTILL_{key.upper()}": str(document.get(key, "")).replace("\0", "") for key in keys}
+def _environment(payload: bytes) -> dict[str, str]:
+    """Returns the agent's environment without its passwords and tokens, and with the fields of the alert."""
+    public = {name: value for name, value in os.environ.items() if not _SECRET.fullmatch(name)}
+    alert = json.loads(payload)
+    fields = ("rule", "plot", "state", "change", "level", "text")
+    return public | {f"AGRIDISTILL_{name.upper()}": str(alert.get(name, "")).replace("\0", "") for name in fields}

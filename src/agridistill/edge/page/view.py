@@ -9,8 +9,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-from agridistill.edge.alerts.plots import PlotHealth
-from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, is_healthy
+from agridistill.edge.alerts.rules import DEFAULT_LEAST_LEAVES, DEFAULT_SHARE, PlotHealth, is_healthy
 from agridistill.edge.events import (
     Alert,
     Detection,

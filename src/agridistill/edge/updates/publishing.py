@@ -38,7 +38,7 @@ _NAMED_PHOTOS = 5
 
 @dataclass(frozen=True)
 class PublishSettings:
-    """The settings of a release."""
+    """Settings of a release to publish: its version and channel, the test on devices, and changes of keys."""
 
     version: int  # grows from release to release
     channel: str = "default"  # a device only takes releases of its channel
@@ -50,7 +50,7 @@ class PublishSettings:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """Facts about a published release."""
+    """The result of `publish`: where the release is, what it contains, and how the model did on the golden photos."""
 
     release: str  # path of its `release.json`
     version: int
@@ -62,7 +62,7 @@ class PublishResult:
     unchanged: bool  # the same release existed already, so nothing was written
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all fields by their names."""
+        """Returns the JSON of `agridistill publish --json`: all fields by name."""
         return asdict(self)
 
 
@@ -75,26 +75,28 @@ def publish(
     *,
     progress: ProgressCallback = silent,
 ) -> PublishResult:
-    """Writes a release's files to `OUT/vVERSION/`, and then `OUT/release.json`, which makes it visible to devices.
+    """Publishes a model as a signed release: writes its files to `OUT/vVERSION/`, and then `OUT/release.json`.
+
+    Devices see the new version when `release.json` is replaced.
 
     Args:
-        model: an exported model file, with its manifest next to it.
-        golden: folder of photos that test the model on a device. Subfolders name the expected class; without
-            subfolders, the model's answers on this machine are expected.
-        out: folder that devices can read; it holds the releases of all versions.
+        model: an exported model file (.onnx or .tflite), with its manifest next to it.
+        golden: folder of golden photos, which test the model on each device. Subfolders name the expected class;
+            without subfolders, a device must give the same answers as the model on this machine.
+        out: folder from which devices download; it holds the releases of all versions.
         keys: private keys that sign the release; a device must trust at least one of them.
         settings: version, channel and further settings of the release.
-        progress: called with (photos answered, photos in all).
+        progress: called after each golden photo with the number of finished photos, and of all.
 
     Raises:
-        EdgeError: there is no key, the version was published already, or a value is not allowed in a release.
+        EdgeError: there is no key, the version or a higher one is published already, or a setting is not allowed.
         ModelError: `model` is not an exported model, or answers too few golden photos right.
         DataError: a golden photo cannot be read.
     """
     if model.suffix not in SUFFIXES or not model.is_file():
         raise ModelError("an exported model (.onnx, .tflite)", f"'{model}'", "run `agridistill export` first")
     if not keys:
-        raise EdgeError("a key to sign with", "none", "name it with --key, or create one with --new-key")
+        raise EdgeError("a private key to sign the release", "none", "name it with --key, or create one with --new-key")
     predictor = Predictor(open_artefact(model))
     photos, labels, agreement = _golden(golden, predictor, settings.minimum_agreement, progress)
     names = [f"golden-{number:03d}{photo.suffix.lower()}" for number, photo in enumerate(photos, 1)]
@@ -106,8 +108,11 @@ def publish(
     release = _release(contents, model, predictor.manifest.classes, dict(zip(names, labels, strict=True)), settings)
     own = [key_id(key.public_key().public_bytes_raw()) for key in keys]
     if set(own) <= set(settings.revoke) and not settings.trust:
-        got = "only signing keys that --revoke-key revokes"
-        raise EdgeError("a key that devices still trust afterwards", got, "name the next key with --trust-key")
+        raise EdgeError(
+            "a key that devices trust after this release",
+            "only signing keys that --revoke-key revokes",
+            "add the next key with --trust-key",
+        )
     unchanged = _is_published(out, release)
     if not unchanged:
         _write(out, release, contents, signed_release(release, keys))
@@ -128,7 +133,9 @@ def _golden(
 ) -> tuple[list[Path], list[str], float]:
     photos = expand([folder])
     if len(photos) > MAX_GOLDEN_PHOTOS:
-        raise EdgeError(f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some")
+        raise EdgeError(
+            f"at most {MAX_GOLDEN_PHOTOS} golden photos", f"{len(photos)} in '{folder}'", "remove some of them"
+        )
     answers = []
     for photo in photos:
         answers.append(predictor.predict(photo).label)
@@ -139,9 +146,11 @@ def _golden(
     labels = [label_of.get(composed(photo.parent.name), photo.parent.name) for photo in photos]
     for photo, label in zip(photos, labels, strict=True):
         if label not in predictor.manifest.classes:
-            known = ", ".join(predictor.manifest.classes[:10])
-            remedy = f"name its folder after a class of the model ({known})"
-            raise EdgeError("golden photos in folders named after their class", f"'{photo}'", remedy)
+            raise EdgeError(
+                "golden photos in folders named after their class",
+                f"'{photo}'",
+                f"name its folder after a class of the model ({', '.join(predictor.manifest.classes[:10])})",
+            )
     wrong = [photo for photo, label, answer in zip(photos, labels, answers, strict=True) if label != answer]
     agreement = (len(photos) - len(wrong)) / len(photos)
     if agreement < minimum:
@@ -156,11 +165,7 @@ def _golden(
 
 
 def _release(
-    contents: dict[str, Path],
-    model: Path,
-    classes: tuple[str, ...],
-    labels: dict[str, str],
-    settings: PublishSettings,
+    contents: dict[str, Path], model: Path, classes: tuple[str, ...], labels: dict[str, str], settings: PublishSettings
 ) -> Release:
     base_url = settings.base_url and settings.base_url.rstrip("/") + "/"
     try:
@@ -180,7 +185,7 @@ def _release(
             trust=TrustChange(add=tuple(key.hex() for key in settings.trust), remove=settings.revoke),
         )
     except ValidationError as error:
-        raise EdgeError("values that are allowed in a release", problem_of(error), "correct the value") from None
+        raise EdgeError("settings that are allowed in a release", problem_of(error), "correct this value") from None
 
 
 def _is_published(out: Path, release: Release) -> bool:
@@ -194,21 +199,28 @@ def _is_published(out: Path, release: Release) -> bool:
         return False
     published = stored_release(path.read_bytes())
     if published.version > release.version:
-        got, remedy = f"version {release.version}", "use a higher --version, because devices refuse lower ones"
-        raise EdgeError(f"a version above {published.version}", got, remedy)
+        raise EdgeError(
+            f"a version above {published.version}",
+            f"version {release.version}",
+            "use a higher --version, because devices refuse lower ones",
+        )
     if published.version < release.version:
         return False
     if published.model_copy(update={"created": release.created}) != release:
-        remedy = f"publish with --version {release.version + 1}"
-        got = f"version {release.version}, of which '{out}' holds another release"
-        raise EdgeError("a new version", got, remedy)
+        raise EdgeError(
+            "a version that is not published yet",
+            f"version {release.version}, which is in '{out}' with other content",
+            f"publish with --version {release.version + 1}",
+        )
     return True
 
 
 def _write(out: Path, release: Release, contents: dict[str, Path], envelope: bytes) -> None:
     if len(envelope) > MAX_RELEASE_BYTES:
         raise EdgeError(
-            f"a release.json of at most {MAX_RELEASE_BYTES:,} bytes", f"{len(envelope):,} bytes", "use fewer photos"
+            f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes",
+            f"{len(envelope):,} bytes",
+            "use fewer golden photos",
         )
     folder = out / release.folder
     for name, path in contents.items():

@@ -22,10 +22,9 @@ from agridistill.manifest import sha256_of
 from agridistill.runtime.backends import SUFFIXES
 
 RELEASE_NAME = "release.json"
-MAX_RELEASE_BYTES = 1_000_000
+MAX_RELEASE_BYTES, MAX_FILE_BYTES = 1_000_000, 500_000_000
 PASSWORD_VARIABLE = "AGRIDISTILL_KEY_PASSWORD"  # noqa: S105 - the variable's name
 PUBLIC_SUFFIX = ".pub"
-_MAX_KEY_BYTES = 10_000
 # Signed before the payload, so that a signature which the key made for other data is not valid for a release.
 _SIGNED_PREFIX = b"agridistill-model release v1\n"
 
@@ -36,11 +35,11 @@ _KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class RefusedError(EdgeError):
-    """A release must not be installed: it is not signed, not intact or not newer, or its model fails the test."""
+    """A release must not be installed: it is unsigned, damaged or old, or its model fails on this device."""
 
 
 class UnavailableError(EdgeError):
-    """A release cannot be downloaded or tested now; a later try may succeed."""
+    """A release cannot be downloaded or tested now, for example without a network; a later try may succeed."""
 
 
 class _Signed(BaseModel):
@@ -48,14 +47,14 @@ class _Signed(BaseModel):
 
 
 class ReleaseFile(_Signed):
-    """A file of a release, which lies in the folder `vVERSION` of the release."""
+    """Name, size and sha256 of one file of a release; devices download it from `vVERSION/NAME`."""
 
     name: PlainName
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: _32Bytes
 
     def is_intact(self, path: Path) -> bool:
-        """Whether the file at `path` has the signed size and sha256."""
+        """Whether the file at `path` can be read and has the signed size and sha256."""
         try:
             return path.stat().st_size == self.size_bytes and sha256_of(path) == self.sha256
         except OSError:
@@ -63,21 +62,21 @@ class ReleaseFile(_Signed):
 
 
 class GoldenPhoto(_Signed):
-    """A photo for testing the model on a device, one of the release's files, and the expected label."""
+    """A photo that tests the model on a device (the name of one of the release's files), and the expected label."""
 
     photo: PlainName
     label: str
 
 
 class TrustChange(_Signed):
-    """Keys that devices start or stop to trust when they install the release."""
+    """Signing keys that a device starts or stops to trust when it installs the release."""
 
     add: tuple[_32Bytes, ...] = Field(default=(), max_length=16)  # public keys in hex
     remove: tuple[_KeyId, ...] = Field(default=(), max_length=100)  # ids of keys
 
 
 class Release(_Signed):
-    """The signed content of `release.json`: version, files and golden photos of a model."""
+    """The signed content of `release.json`: a model's version and files, and the golden photos that test it."""
 
     product: Literal["agridistill-model"] = "agridistill-model"
     format_version: Literal[1] = 1
@@ -118,17 +117,17 @@ class Release(_Signed):
 
     @property
     def manifest(self) -> str:
-        """File name of the model's manifest."""
+        """File name of the model's manifest: `NAME.json` for the model `NAME.onnx`."""
         return PurePath(self.model).with_suffix(".json").name
 
     @property
     def folder(self) -> str:
-        """Name of the folder with the release's files, next to `release.json`."""
+        """Name of the folder that holds the release's files, `vVERSION`; it is next to `release.json`."""
         return f"v{self.version}"
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files together, in bytes."""
+        """Total size of all files, in bytes."""
         return sum(file.size_bytes for file in self.files)
 
 
@@ -146,7 +145,7 @@ _Kind = TypeVar("_Kind", Release, _Envelope)
 
 
 def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """Returns the content of `release.json`, signed with each key; a device must trust at least one of them."""
+    """Signs a release with each key, and returns the content of `release.json`; a device must trust one of the keys."""
     payload = release.model_dump_json().encode()
     signatures = [
         {
@@ -160,24 +159,27 @@ def signed_release(release: Release, keys: Sequence[Ed25519PrivateKey]) -> bytes
 
 
 def verified_release(envelope: bytes, keys: TrustedKeys) -> Release:
-    """Reads the content of a `release.json`; its payload is only parsed after its signature was checked.
+    """Parses the content of a `release.json` after verifying that one of `keys` signed it.
 
     Raises:
-        RefusedError: it is too large or damaged, not signed by a trusted key, or of another format version.
+        RefusedError: the content is larger than 1 MB, damaged, of another format version, or not signed by a key.
     """
     found = _opened(envelope)
     signed = _SIGNED_PREFIX + found.payload
     if not any(keys.verifies(one.key_id, one.signature, signed) for one in found.signatures):
         signers = ", ".join(one.key_id for one in found.signatures) or "no key"
-        got = f"one signed by {signers[:300]}, or changed after signing"
-        raise RefusedError("a release signed by a trusted key", got, "publish it again with a trusted --key")
+        raise RefusedError(
+            "a release signed by a trusted key",
+            f"a release signed by {signers[:300]}, or changed after it was signed",
+            "publish it again with a trusted --key",
+        )
     return _parsed(Release, found.payload)
 
 
 def stored_release(envelope: bytes) -> Release:
-    """Reads the content of a stored `release.json` without checking its signature, which was checked before storing.
+    """Parses the content of a `release.json` that this device has stored, without verifying its signature again.
 
-    Its key may have been revoked since then.
+    It was verified before it was stored, and its key may have been revoked since then.
 
     Raises:
         RefusedError: the content is damaged.
@@ -187,8 +189,11 @@ def stored_release(envelope: bytes) -> Release:
 
 def _opened(envelope: bytes) -> _Envelope:
     if len(envelope) > MAX_RELEASE_BYTES:
-        expected = f"a release of at most {MAX_RELEASE_BYTES:,} bytes"
-        raise RefusedError(expected, f"{len(envelope):,} bytes", "publish it again with fewer golden photos")
+        raise RefusedError(
+            f"a {RELEASE_NAME} of at most {MAX_RELEASE_BYTES:,} bytes",
+            f"{len(envelope):,} bytes or more",
+            "publish it again with fewer golden photos",
+        )
     return _parsed(_Envelope, envelope)
 
 
@@ -196,11 +201,11 @@ def _parsed(kind: type[_Kind], content: bytes) -> _Kind:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise RefusedError("a release that this version can read", problem_of(error), "publish it again") from None
+        raise RefusedError("a release that this AgriDistill can read", problem_of(error), "publish it again") from None
 
 
 def problem_of(error: ValidationError) -> str:
-    """Text with the first wrong field of a release, its value, and what is wrong with it."""
+    """Returns a text for messages: the first invalid field of a release, its value, and what is wrong with it."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "release"
     return f"{where} {first['input']!r:.100}: {first['msg'][:200]}"
@@ -208,12 +213,12 @@ def problem_of(error: ValidationError) -> str:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """The public keys that a device trusts."""
+    """The public keys whose releases a device installs."""
 
     keys: Mapping[str, bytes]  # {id: key of 32 bytes}
 
     def verifies(self, identity: str, signature: bytes, message: bytes) -> bool:
-        """Whether the trusted key with the id `identity` made this signature of `message`; false for an unknown id."""
+        """Whether the trusted key with the id `identity` has signed `message`; False if no trusted key has this id."""
         try:
             Ed25519PublicKey.from_public_bytes(self.keys[identity]).verify(signature, message)
         except (KeyError, InvalidSignature, ValueError):
@@ -221,7 +226,7 @@ class TrustedKeys:
         return True
 
     def changed(self, add: Iterable[bytes], remove: Iterable[str]) -> TrustedKeys:
-        """Returns these keys with the keys `add` (32 bytes each) and without those with the ids `remove`."""
+        """Returns a copy with the public keys `add` (32 bytes each) and without those whose ids are in `remove`."""
         keys = {**self.keys, **{key_id(key): key for key in add}}
         removed = set(remove)
         return TrustedKeys({name: key for name, key in keys.items() if name not in removed})
@@ -233,37 +238,42 @@ def key_id(key: bytes) -> str:
 
 
 def read_trusted_keys(path: Path) -> TrustedKeys:
-    """Reads one public key file, or all `*.pub` files of a folder.
+    """Reads the public keys that a device trusts: one file, or all `*.pub` files of a folder.
 
     Raises:
-        EdgeError: there is no key, or a key cannot be read.
+        EdgeError: the folder has no `*.pub` file, or a key cannot be read.
     """
     files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
     if not files:
-        got = f"'{path}' without a *{PUBLIC_SUFFIX} file"
-        raise EdgeError("a folder with public keys", got, "copy the publisher's key there")
+        raise EdgeError(
+            "a folder with public keys", f"'{path}' without a *.pub file", "copy the publisher's .pub file there"
+        )
     return TrustedKeys({key_id(key): key for key in map(read_public_key, files)})
 
 
 def read_public_key(path: Path) -> bytes:
-    """Reads an Ed25519 public key in PEM format, and returns its 32 bytes.
+    """Reads an Ed25519 public key from a PEM file, and returns its 32 bytes.
 
     Raises:
-        EdgeError: the file cannot be read, or holds no such key.
+        EdgeError: the file cannot be read, or contains something else.
     """
     content, key = _read_key(path), None
     with contextlib.suppress(ValueError, UnsupportedAlgorithm):
         key = serialization.load_pem_public_key(content)
     if not isinstance(key, Ed25519PublicKey):
-        raise EdgeError("an Ed25519 public key in PEM", f"'{path}', which holds none", "copy the publisher's .pub file")
+        raise EdgeError(
+            "an Ed25519 public key in PEM", f"'{path}', which contains something else", "copy the publisher's .pub file"
+        )
     return key.public_bytes_raw()
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """Reads an Ed25519 private key in PEM format (PKCS8); AGRIDISTILL_KEY_PASSWORD holds its password if it has one.
+    """Reads an Ed25519 private key from a PEM file (PKCS8).
+
+    If the key is encrypted, the environment variable AGRIDISTILL_KEY_PASSWORD must hold its password.
 
     Raises:
-        EdgeError: the file cannot be read, holds no such key, or has another password.
+        EdgeError: the file cannot be read, contains something else, or needs another password.
     """
     content = _read_key(path)
     for password in (_password(), None):  # a password for a key without one raises TypeError
@@ -271,14 +281,17 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
             key = serialization.load_pem_private_key(content, password)
             if isinstance(key, Ed25519PrivateKey):
                 return key
-    got, remedy = f"'{path}', which holds none or has another password", f"check the file and {PASSWORD_VARIABLE}"
-    raise EdgeError("an Ed25519 private key in PEM", got, remedy)
+    raise EdgeError(
+        "an Ed25519 private key in PEM",
+        f"'{path}', which contains something else or needs another password",
+        f"check the file and the environment variable {PASSWORD_VARIABLE}",
+    )
 
 
 def create_key(path: Path) -> str:
-    """Creates a private key that only its owner can read, and its public key `PATH.pub`; returns the key's id.
+    """Creates a private key at `path`, which only its owner can read, and a public key `PATH.pub`; returns their id.
 
-    The private key is encrypted with the password in AGRIDISTILL_KEY_PASSWORD if that is set.
+    If the environment variable AGRIDISTILL_KEY_PASSWORD is set, it is the password that encrypts the private key.
 
     Raises:
         EdgeError: one of the two files exists already; a key is never overwritten.
@@ -308,9 +321,6 @@ def _password() -> bytes | None:
 
 def _read_key(path: Path) -> bytes:
     try:
-        if not path.is_file():
-            raise FileNotFoundError("no such file")
-        with path.open("rb") as file:
-            return file.read(_MAX_KEY_BYTES)
+        return path.read_bytes()
     except OSError as error:
         raise EdgeError("a readable key file", f"'{path}' ({error.strerror or error})", "check the path") from None

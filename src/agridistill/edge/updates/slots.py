@@ -39,9 +39,9 @@ _FOLDER = re.compile(r"v([1-9][0-9]{0,15})(\.part)?")
 
 @dataclass(frozen=True)
 class Pointer:
-    """The content of the pointer file: the active model version, and what must survive a restart.
+    """Content of the pointer file `current.json`: which model version the device uses, and the state of its updates.
 
-    Version 0 is the model of `--model`. A new version is on trial until it is confirmed to work.
+    Version 0 is the model of `--model`. A newly installed version is on trial until `ModelSlots.confirm` is called.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -59,9 +59,9 @@ class Pointer:
     removed_keys: tuple[str, ...] = ()  # ids of keys that releases removed
 
     def switched(self, release: Release) -> Pointer:
-        """Returns the pointer to store when a release is installed.
+        """Returns the pointer after `release` is installed: its version is active and on trial.
 
-        The release's version is active and on trial, and the trusted keys are those after its additions and removals.
+        The keys that the release adds and removes are recorded, too.
         """
         added, removed = release.trust.add, release.trust.remove
         added_ids = {key_id(bytes.fromhex(key)) for key in added}
@@ -82,7 +82,7 @@ class Pointer:
         )
 
     def refusing(self, version: int, why: str) -> Pointer:
-        """Returns the pointer with a version recorded as refused; versions below `highest` need no record."""
+        """Returns the pointer with `version` recorded as refused, and the reason; older versions are refused anyway."""
         refused = {**self.refused, version: why[:300]}
         return replace(self, refused={number: text for number, text in refused.items() if number >= self.highest})
 
@@ -92,7 +92,7 @@ _POINTER = TypeAdapter(Pointer)
 
 @dataclass(frozen=True)
 class ActiveModel:
-    """The model to use."""
+    """The model that the agent must load now."""
 
     path: Path  # the exported model file
     version: int  # 0 for the model of `--model`
@@ -101,13 +101,14 @@ class ActiveModel:
 
 
 class ModelSlots:
-    """The models of one device. It can be used from several threads of one process.
+    """Stores the models of one device, and selects the one to use. Several threads of one process may use it.
 
-    `staging`, `switch`, `refuse` and `count_killed_check` raise OSError if the disk refuses; the old model then stays.
+    If the disk cannot be written, `staging`, `switch`, `refuse` and `count_killed_check` raise OSError, and the active
+    model stays the same.
 
     Args:
-        folder: `STATE/models`; created when the first update comes.
-        first: the model of `--model` (version 0), which is used if no other model works, and never removed.
+        folder: folder for the models (`STATE/models`); the first update creates it.
+        first: the model of `--model` (version 0), which is used if no other model works. It is never removed.
     """
 
     def __init__(self, folder: Path, first: Path) -> None:
@@ -115,10 +116,10 @@ class ModelSlots:
         self._mutex = threading.Lock()
 
     def start(self) -> ActiveModel:
-        """Returns the model to use now, and counts the start if it is on trial.
+        """Returns the model to load now; if it is on trial, counts this start.
 
-        The last good model is used instead if the active model's files are damaged, or if it was started three times on
-        trial without `confirm` or a clean end. This method never raises: it falls back to the model of `--model`.
+        Returns to the last good model if the files of the active one are damaged, or if it was started three times on
+        trial without `confirm` or a clean end. Never raises: the last resort is the model of `--model`.
         """
         try:
             if not self.folder.is_dir():
@@ -130,17 +131,17 @@ class ModelSlots:
                 pointer = self.pointer()
                 # Without counted starts a model on trial that crashes would be started forever.
                 if pointer.trial or self._damage(pointer.active):
-                    pointer = self._returned(pointer, f"its start cannot be counted ({error})")
+                    pointer = self._returned(pointer, f"starts of version {pointer.active} cannot be counted ({error})")
             return self._model(pointer)
         except (OSError, EdgeError) as error:
             logger.error("the model of --model is used, because model updates cannot be read: %s", error)
             return ActiveModel(self.first, 0)
 
     def confirm(self, version: int | None = None) -> None:
-        """Records that a version works (None: the active one), and removes models that are no longer needed.
+        """Ends the trial of a version (None: of the active one), because it works; deletes models no longer needed.
 
-        Nothing changes if an update has replaced the version meanwhile. If the disk refuses, that is logged, and the
-        version stays on trial.
+        Does nothing if another version is active by now. If the disk cannot be written, logs that, and the trial goes
+        on.
         """
         try:
             pointer = self.pointer()
@@ -148,15 +149,16 @@ class ModelSlots:
             if not pointer.trial or pointer.active != worked:
                 return
             self._change(lambda now: replace(now, trial=False, starts=0, frames=0) if now.active == worked else now)
-            logger.warning("model version %d works: its trial is over", worked)
+            logger.warning("model version %d works, so its trial is over", worked)
             self._sweep()
         except (OSError, EdgeError) as error:
-            logger.warning("a model works, but stays on trial, because that cannot be stored: %s", error)
+            logger.warning("the new model works, but it stays on trial, because the disk cannot be written: %s", error)
 
     def ended_well(self, version: int, answered: int) -> None:
-        """Records a clean end of the agent: the last start of `version` does not count, its `answered` frames do.
+        """Records that the agent ended cleanly after a run in which `version` answered `answered` frames.
 
-        20 frames over all such runs confirm a version. If the disk refuses, that is logged, and the start counts.
+        The start of this run no longer counts as a failed one, and the version is confirmed once it has answered 20
+        frames in such runs. If the disk cannot be written, logs that, and the start still counts.
         """
 
         def ended(now: Pointer) -> Pointer:
@@ -167,13 +169,21 @@ class ModelSlots:
         try:
             pointer = self._change(ended)
         except (OSError, EdgeError) as error:
-            logger.warning("the clean end of the agent with a model on trial cannot be stored: %s", error)
+            logger.warning(
+                "the clean end of the agent cannot be stored, so it counts as a crash of model version %d: %s",
+                version,
+                error,
+            )
             return
         if pointer.frames >= CONFIRM_FRAMES:
             self.confirm(version)
 
     def give_up(self, version: int, why: str) -> ActiveModel:
-        """Refuses a version that does not work, and returns the model to use instead; EdgeError for version 0."""
+        """Marks a version that does not work as refused, and returns the model to load instead.
+
+        Raises:
+            EdgeError: `version` is 0: there is no other model.
+        """
         if version == 0:
             raise EdgeError("a --model that works", f"'{self.first}' ({why})", "start with another --model")
 
@@ -184,12 +194,17 @@ class ModelSlots:
         try:
             self._change(given_up)
         except (OSError, EdgeError) as error:
-            logger.warning("model version %d fails (%s), but that cannot be stored: %s", version, why, error)
+            logger.warning(
+                "model version %d fails (%s), but it will be tried again, because that cannot be stored: %s",
+                version,
+                why,
+                error,
+            )
             return ActiveModel(self.first, 0)
         return self.start()
 
     def pointer(self) -> Pointer:
-        """Reads the pointer file; without one, the active version is 0.
+        """Reads the pointer file `current.json`; if there is none, returns a pointer to version 0.
 
         Raises:
             EdgeError: the file is damaged, or of another format version.
@@ -200,43 +215,43 @@ class ModelSlots:
         except FileNotFoundError:
             return Pointer()
         except ValidationError:
-            remedy = f"delete '{self.folder}' to use the model of --model"
-            got = f"'{path}', which is damaged or of another version"
-            raise EdgeError("a readable list of this device's models", got, remedy) from None
+            raise EdgeError(
+                "a readable state of this device's model updates",
+                f"'{path}', which is damaged or of another version",
+                f"delete '{self.folder}' to use the model of --model",
+            ) from None
 
     def slot(self, version: int) -> Path:
-        """Returns the folder of a version."""
+        """Returns the folder of an installed version, `FOLDER/vVERSION`."""
         return self.folder / f"v{version}"
 
     def release(self, version: int) -> Release:
-        """Reads the signed release of a stored version; raises OSError or RefusedError if it cannot be read."""
+        """Reads the `release.json` of an installed version; raises OSError or RefusedError if it cannot be read."""
         with (self.slot(version) / RELEASE_NAME).open("rb") as file:
             return stored_release(file.read(MAX_RELEASE_BYTES + 1))
 
     def staging(self, release: Release, envelope: bytes) -> Path:
-        """Creates the folder to download a release into, with its `release.json`; files of an earlier try are kept.
+        """Creates and returns the folder into which a release is downloaded, `FOLDER/vVERSION.part`.
+
+        Keeps its files of an earlier try, so that the download continues, and deletes the downloads of other versions.
 
         Args:
             release: the release to download.
-            envelope: the content of its `release.json`.
+            envelope: the content of its `release.json`, which is written into the folder.
         """
         folder = self.folder / f"v{release.version}.part"
         for path in self.folder.glob("v*.part"):
             if path != folder:
                 shutil.rmtree(path, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        expected = {name for file in release.files for name in (file.name, f"{file.name}.part")}
-        for path in folder.iterdir():
-            if path.name not in expected:
-                path.unlink()
         with replacing(folder / RELEASE_NAME) as temporary:
             temporary.write_bytes(envelope)
         return folder
 
     def switch(self, release: Release, staging: Path) -> None:
-        """Makes a release in the folder `staging` the active version, on trial, and applies its keys.
+        """Installs a release that was downloaded into `staging` and tested: makes it the active version, on trial.
 
-        The caller must have downloaded and tested it.
+        The keys that the release adds and removes take effect, too.
         """
         sync_folder(staging)
         slot = self.slot(release.version)
@@ -246,11 +261,11 @@ class ModelSlots:
         self._change(lambda pointer: pointer.switched(release))
 
     def refuse(self, version: int, why: str) -> None:
-        """Records that a version failed on this device, so that it is not tried again."""
+        """Records that a version failed on this device, and why; it is not installed again."""
         self._change(lambda pointer: pointer.refusing(version, why))
 
     def count_killed_check(self, version: int) -> int:
-        """Records that the golden check of a version was killed; returns how often that happened."""
+        """Adds one to the number of golden checks of a version that were killed, and returns the number."""
 
         def counted(now: Pointer) -> Pointer:
             times = {number: count for number, count in now.killed_checks.items() if number >= now.highest}
@@ -273,23 +288,21 @@ class ModelSlots:
                         shutil.rmtree(path, ignore_errors=True)
 
     def _damage(self, version: int) -> str:
-        """Text that says what is wrong with the stored files of a version; "" if they are as signed."""
+        """Returns what is wrong with the stored files of a version; "" if they are as signed."""
         if version == 0:
             return ""
         try:
             release = self.release(version)
         except (OSError, RefusedError) as error:
-            return f"its {RELEASE_NAME} cannot be read ({error})"
-        if release.version != version:
-            return f"its {RELEASE_NAME} is of version {release.version}"
+            return f"the {RELEASE_NAME} of version {version} cannot be read ({error})"
         # Golden photos are not checked: they are no longer needed.
         needed = [file for file in release.files if file.name in (release.model, release.manifest)]
         bad = [file.name for file in needed if not file.is_intact(self.slot(version) / file.name)]
-        return f"'{bad[0]}' is damaged" if bad else ""
+        return f"'{bad[0]}' of version {version} is damaged" if bad else ""
 
     def _started(self, pointer: Pointer) -> Pointer:
         if pointer.trial and pointer.starts >= MAX_TRIAL_STARTS:
-            why = f"it was started {pointer.starts} times without being confirmed"
+            why = f"version {pointer.active} was started {pointer.starts} times without being confirmed"
             pointer = self._returned(pointer.refusing(pointer.active, why), why)
         if damage := self._damage(pointer.active):
             # The version is not refused, because it may be downloaded again.

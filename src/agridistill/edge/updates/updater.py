@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agridistill.edge.network import Backoff
-from agridistill.edge.updates.fetch import ReleaseSource, fetch_files, open_source, read_envelope
-from agridistill.edge.updates.golden import KilledCheckError, check_golden
+from agridistill.edge.updates.prepare import (
+    KilledCheckError,
+    ReleaseSource,
+    check_golden,
+    fetch_files,
+    open_source,
+    read_envelope,
+)
 from agridistill.edge.updates.release import RefusedError, Release, TrustedKeys, UnavailableError, verified_release
 from agridistill.edge.updates.slots import UPDATE_LOCK, ModelSlots, Pointer
 from agridistill.errors import EdgeError, RunError
@@ -36,7 +42,7 @@ tries again."""
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """The result of a check for updates."""
+    """The result of one check for a newer model."""
 
     outcome: UpdateOutcome
     version: int | None = None  # version of the release; None if no valid release was found
@@ -44,19 +50,19 @@ class UpdateResult:
     patient: bool = False  # postponed for a reason that lasts: retry only after the longest pause
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the result as published over MQTT; keys: outcome, version and reason."""
+        """Returns the JSON that is published on the MQTT topic `update/result`: outcome, version and reason."""
         return {"outcome": self.outcome, "version": self.version, "reason": self.reason}
 
 
 class Updater:
-    """Checks for model updates and installs them. A failure is returned as a result, never raised.
+    """Checks for newer models and installs them. Failures are returned as a result, never raised.
 
     Args:
-        slots: the models of this device.
-        keys: the trusted keys in the device's settings; the changes to keys in installed releases are applied to them.
-        channel: releases of other channels are refused.
-        ca_file: certificate authorities to trust for https; None trusts the system's.
-        threads: threads of one prediction in the golden check; 0 takes one for each core.
+        slots: storage of this device's models.
+        keys: the keys that the device's settings trust, to which the key changes of installed releases are applied.
+        channel: only releases of this channel are installed.
+        ca_file: certificate authorities to trust for https; None means those of the system.
+        threads: threads of one prediction in the golden check (test of a new model); 0 means one for each core.
     """
 
     def __init__(
@@ -74,11 +80,11 @@ class Updater:
         self._logged = {True: ("", ""), False: ("", "")}
 
     def check(self, source: str | Path | bytes, stop: threading.Event | None = None) -> UpdateResult:
-        """Installs the release of a source if it is newer; `ModelSlots.start` then returns the new model.
+        """Verifies, downloads, tests and installs a release if it is newer; then `ModelSlots.start` returns its model.
 
         Args:
-            source: an address as in `open_source`, or the content of a `release.json` that arrived as a message.
-            stop: if it is set, the golden check ends, and the update is postponed.
+            source: URL or path of a `release.json` or its folder, or the content of one that arrived over MQTT.
+            stop: set this event to abort the golden check, which postpones the update.
         """
         version = None
         try:
@@ -112,8 +118,11 @@ class Updater:
     ) -> None:
         if place is None:
             if not release.base_url:
-                expected = "a base_url, the address of the files, in a release sent by MQTT"
-                raise RefusedError(expected, "none", "publish it with --base-url")
+                raise RefusedError(
+                    "a base_url, the address of the files, in a release sent by MQTT",
+                    "a release without it",
+                    "publish it with --base-url",
+                )
             place = open_source(release.base_url, self._ca_file)
         staging = self.slots.staging(release, envelope)
         fetch_files(place, release, staging)
@@ -133,15 +142,21 @@ class Updater:
             times = self.slots.count_killed_check(release.version)
             if times <= MAX_KILLED_CHECKS:
                 raise
-            got = f"a model whose golden check was killed {times} times"
-            raise RefusedError("a model that runs on this device", got, "publish a smaller model") from None
+            raise RefusedError(
+                "a model that runs on this device",
+                f"a model whose golden check was killed {times} times",
+                "publish a smaller model",
+            ) from None
 
     def _is_current(self, release: Release, pointer: Pointer, keys: TrustedKeys) -> bool:
         """Whether the release is the active version already; raises RefusedError if it must not be installed."""
         version = release.version
         if release.channel != self._channel:
-            expected, got = f"a release for the channel '{self._channel}'", f"one for '{release.channel}'"
-            raise RefusedError(expected, got, "check source and channel in the device's [updates]")
+            raise RefusedError(
+                f"a release for the channel '{self._channel}'",
+                f"a release for the channel '{release.channel}'",
+                "check source and channel in the device's [updates]",
+            )
         if version == pointer.active:
             running = None
             with contextlib.suppress(OSError, RefusedError):
@@ -149,18 +164,29 @@ class Updater:
             # Only the time of signing and the address of the files may differ.
             same = {"created": release.created, "base_url": release.base_url}
             if running and running.model_copy(update=same) != release:
-                expected, got = f"the installed release of version {version}", "another release of the same version"
-                raise RefusedError(expected, got, "publish it with a higher --version")
+                raise RefusedError(
+                    f"the installed release of version {version}",
+                    "another release of the same version",
+                    "publish it with a higher --version",
+                )
             return True
         if version in pointer.refused:
-            got = f"version {version}, which failed ({pointer.refused[version]})"
-            raise RefusedError("a version that works on this device", got, "publish a corrected model as a new version")
+            raise RefusedError(
+                "a version that works on this device",
+                f"version {version}, which failed here before ({pointer.refused[version]})",
+                "publish a corrected model as a new version",
+            )
         # The highest version itself may be installed again, because its files may have been damaged on the disk.
         if version < pointer.highest:
-            raise RefusedError(f"a version above {pointer.highest}", str(version), "publish with a higher --version")
+            raise RefusedError(
+                f"a version above {pointer.highest}", f"version {version}", "publish it with a higher --version"
+            )
         if not keys.changed(map(bytes.fromhex, release.trust.add), release.trust.remove).keys:
-            expected = "a release that leaves at least one trusted key"
-            raise RefusedError(expected, "one that revokes all of them", "add a key with --trust-key")
+            raise RefusedError(
+                "a release that leaves at least one trusted key",
+                "a release that revokes all keys",
+                "publish it with --trust-key",
+            )
         return False
 
     def _log(self, result: UpdateResult, is_message: bool) -> None:
@@ -198,13 +224,13 @@ class _Check:
 
 
 class UpdateWorker:
-    """Checks a source regularly, installs releases that arrive over MQTT, and retries postponed updates.
+    """Checks a source for newer models regularly, and each release that arrives over MQTT; retries postponed updates.
 
     Args:
-        source: an address as in `Updater.check`; "" only takes releases that arrive over MQTT.
+        source: URL or path of a `release.json` or its folder; "" to check only releases that arrive over MQTT.
         every_s: seconds between two checks of the source.
         updater: checks and installs releases.
-        installed: called after a release was installed.
+        installed: called after a new model is installed.
     """
 
     def __init__(self, source: str, every_s: float, updater: Updater, installed: Callable[[], None]) -> None:
@@ -215,12 +241,12 @@ class UpdateWorker:
         self.last: UpdateResult | None = None
 
     def offer(self, envelope: bytes) -> None:
-        """Passes on a `release.json` that arrived over MQTT, to be checked by `run`; it replaces an earlier one."""
+        """Gives `run` the content of a `release.json` that arrived over MQTT; it replaces one that still waits."""
         self._offered = [envelope]
         self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Checks for updates until `stop` is set."""
+        """Checks for updates until `stop` is set; runs in its own thread."""
         polled = _Check(self._source, self._longest_s) if self._source else None
         message: _Check | None = None
         while not stop.is_set():
