@@ -38,7 +38,7 @@ from agridistill.errors import EdgeError, PhotoError
 from .test_snapshots import Camera, camera, no_proxy  # noqa: F401 # fixtures
 
 LOST = SourceLostError("frames", "nothing", "wait")
-ENDED = SourceEndedError("a frame", "the end", "name another")
+ENDED = SourceEndedError("all frames have been read")
 BAD = PhotoError("a photo", "a cut one", "replace it")
 
 
@@ -263,7 +263,7 @@ def test_anything_else_is_refused_with_what_is_possible(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(EdgeError, match=r"expected a folder, http\(s\)://…, rtsp://…, /dev/videoN"):
+    with pytest.raises(EdgeError, match=r"expected a source: a folder, http\(s\)://…, rtsp://…, /dev/videoN"):
         opened(text)
 
 

@@ -36,37 +36,39 @@ _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-
 
 
 class PageServer:
-    """Serves the agent's page, JSON and metrics in its own threads, inside a `with` block.
+    """Serves the agent's page, its JSON and its metrics over HTTP, in own threads, inside a `with` block.
 
     Args:
         page: the data to serve.
-        token: clients must send it; at least 16 characters. None lets all clients in, which only loopback allows.
+        token: secret that clients must send; at least 16 printable ASCII characters. None, which needs no login, is
+            only allowed if `host` is loopback.
         host: address to bind to.
-        port: port to bind to; 0 takes any free one.
+        port: port to bind to; 0 chooses a free one.
 
     Raises:
-        EdgeError: the token is missing although the host is not loopback, or has wrong characters. On entering the
-            `with` block: the address is in use, or does not belong to this device.
+        EdgeError: the token is too short, has other characters, or is missing. Entering the `with` block raises it if
+            the address is in use or does not belong to this device.
     """
 
     def __init__(self, page: Page, token: str | None = None, host: str = "127.0.0.1", port: int = 8571) -> None:
         if token is not None and not _TOKEN.fullmatch(token):
             raise EdgeError(
-                f"a token for the page of {_MIN_TOKEN} or more ASCII characters without spaces",
-                f"a token of {len(token)} characters",
-                "choose another one (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
+                f"a token for the page of {_MIN_TOKEN} or more printable ASCII characters without spaces",
+                f"a token of {len(token)} characters"
+                + (", some of them not allowed" if len(token) >= _MIN_TOKEN else ""),
+                "change it (AGRIDISTILL_PAGE_TOKEN, or token_file in [page])",
             )
         if token is None and not is_loopback(host):
             raise EdgeError(
                 "a token for a page that other devices can reach",
-                f"the address '{host}' without a token",
+                f"host = '{host}' without a token",
                 "set AGRIDISTILL_PAGE_TOKEN, or token_file in [page]",
             )
         self._page, self._access, self._host, self._port = page, Access(token), host, port
 
     @property
     def address(self) -> str:
-        """URL of the page, such as `http://127.0.0.1:8571/`; known inside the `with` block."""
+        """The page's URL, such as `http://127.0.0.1:8571/`; only available inside the `with` block."""
         return _url(self._host, int(self._server.server_address[1]))
 
     def __enter__(self) -> PageServer:
@@ -75,7 +77,7 @@ class PageServer:
         except OSError as error:
             raise EdgeError(
                 "a free address of this device for the page",
-                f"'{self._host}', port {self._port} ({error.strerror or error})",
+                f"host '{self._host}' and port {self._port} ({error.strerror or error})",
                 "choose another host or port",
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="page", daemon=True)
@@ -168,12 +170,13 @@ class _Server(ThreadingHTTPServer):
 
 
 def page_address(host: str, port: int, broker: tuple[str, int]) -> Callable[[], str | None]:
-    """Returns a function that returns the URL by which other machines reach the page.
+    """Returns a function that returns the URL at which other devices reach the page.
 
-    The URL is None if the page is bound to loopback or to a random port (0), and as long as it is not known.
+    The function returns None if the page is bound to loopback or to a random port (0), and while there is no network.
 
     Args:
-        host: address that the page is bound to; if that is all addresses, the one towards the broker is taken.
+        host: address that the page is bound to. If it is "0.0.0.0" or "::", the URL has this device's address on the
+            route to the broker.
         port: port that the page is bound to.
         broker: host and port of the broker.
     """

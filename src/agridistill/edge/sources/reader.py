@@ -43,7 +43,7 @@ _SAME_LEVELS, _CHANGED_SHARE = 2, 0.01
 # Pictures of nearly one colour, such as a black one at night, do not show whether a camera is stuck.
 _PLAIN_LEVELS, _PLAIN_SHARE = 8, 0.02
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"})
-_CHOICES = "a folder, http(s)://…, rtsp://…, /dev/videoN, a camera's number or a video file"
+_CHOICES = "a source: a folder, http(s)://…, rtsp://…, /dev/videoN, a camera's number or a video file"
 _NUMBER, _DEVICE = re.compile(r"\d{1,3}"), re.compile(r"/dev/video\d+")
 
 
@@ -55,25 +55,25 @@ def open_source(
     bad: Callable[[str], None] = lambda key: None,
     attempts: Attempts | None = None,
 ) -> Source:
-    """Creates the source that a text names; `LatestFrame` then opens it.
+    """Creates the source that `text` names, without opening it.
 
     Args:
-        text: a folder, an http(s) or rtsp address, a camera's device or number, or a video file.
+        text: a folder, an http(s) or rtsp URL, a camera's device or number, or a video file.
         settings: settings of the source.
-        seen: returns whether the frame with an identity was decided on before.
-        bad: called with a key for each photo of a folder that can never be decoded; from then on `seen` must return
-            True for this key. The key is not the identity, because photos that were decided on may be deleted.
+        seen: returns whether a frame, given by its `Frame.identity`, has a detection, or whether `bad` got this key.
+        bad: called with a key for each photo in a folder that can never be decoded. The key differs from the photo's
+            identity, because photos with a detection may be deleted.
         attempts: records which large photo is being read; None records nothing.
 
     Raises:
-        EdgeError: the text names no source, or `settings` contains a setting that this source does not have.
+        EdgeError: `text` names no source, or a setting does not apply to this kind of source.
         MissingExtraError: the source needs OpenCV, which is not installed.
     """
     if settings.ca_file is not None and not text.lower().startswith("https://"):
-        raise EdgeError("an https:// source with ca_file", "another source", "remove ca_file")
+        raise EdgeError("an https:// source, because ca_file is set", "another source", "remove ca_file")
     path = Path(text)
     if settings.time == "photo" and ("://" in text or not path.is_dir()):
-        raise EdgeError('a folder of photos with time = "photo"', "another source", "remove time")
+        raise EdgeError('a folder of photos, because time = "photo" is set', "another source", "remove time")
     kind = _kind(text)
     if kind == "folder":
         return FolderSource(path, settings, seen, bad=bad, attempts=attempts)
@@ -90,15 +90,15 @@ def open_source(
 
 
 def require_source(text: str) -> None:
-    """Raises EdgeError if a text does not name a source, without creating the source."""
+    """Raises EdgeError if `text` is no URL and names no folder, camera or video file; creates nothing."""
     if "://" not in text:
         _kind(text)
 
 
 def source_identity(text: str) -> str:
-    """Returns 16 hexadecimal digits that identify a source without revealing its secrets.
+    """Returns an id of a source for the history: 16 hexadecimal digits.
 
-    They are the same for all paths to a folder, and do not depend on user and password in an address.
+    It is a hash of the resolved path, or of the URL without user and password.
     """
     if "://" in text:
         text = without_user(split_url(text)).geturl()
@@ -114,7 +114,7 @@ def _kind(text: str) -> str:
             return "http"
         if scheme in ("rtsp", "rtsps"):
             return "stream"
-        raise EdgeError(_CHOICES, f"an address with {scheme}://", "check the source")
+        raise EdgeError(_CHOICES, f"an address with {scheme}://", "name another source")
     path = Path(text)
     if text and path.is_dir():
         return "folder"
@@ -125,17 +125,17 @@ def _kind(text: str) -> str:
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return "video"
     missing = "" if path.exists() else ", which does not exist"
-    raise EdgeError(_CHOICES, f"'{text}'{missing}", "check the source")
+    raise EdgeError(_CHOICES, f"'{text}'{missing}", "correct the source")
 
 
 class Stillness:
-    """Detects pictures that repeat an earlier one, by their pixels: a stuck camera may send other bytes each time."""
+    """Detects a stuck camera: its pictures have nearly the same pixels, even if their bytes differ."""
 
     def __init__(self) -> None:
         self._last: NDArray[np.int16] | None = None
 
     def repeats(self, pixels: NDArray[np.uint8]) -> bool:
-        """Whether `pixels`, `(H, W, 3)` uint8, hardly differ from the last picture that was new."""
+        """Returns whether a picture, `(H, W, 3)` uint8, is nearly the same as the last one that was not."""
         step = max(1, max(pixels.shape[:2]) // _MAX_POINTS_A_SIDE)
         points = pixels[::step, ::step].astype(np.int16)
         last = self._last
@@ -150,17 +150,21 @@ class Stillness:
 
 
 class LatestFrame:
-    """Reads a source in a thread, and holds its latest frame (live source) or its next frame (folder or video).
+    """Reads a source in its own thread, and holds one frame: the newest of a camera, the next of a folder or video.
 
-    `skipped` counts live frames that were replaced by a newer one, `unreadable` counts photos that could not be read. A
-    live picture that repeats the previous one gives no frame; a long time without a new picture is logged.
+    A camera's picture that repeats the one before gives no frame; if all do for `still_after_s` seconds, that is
+    logged. A lost source is opened again after a pause.
 
     Args:
         source: the source; only this object's thread opens, reads and closes it.
-        backoff: pauses before a lost source is opened again; None for the default.
-        still_after_s: a live source without a new picture for so many seconds counts as stuck.
-        end_after_s: a source that is not live ends after so many seconds without a frame; None never ends it.
+        backoff: pauses before a lost source is opened again; None for 1 s to 60 s.
+        still_after_s: seconds without a new picture after which a camera counts as stuck.
+        end_after_s: seconds without a new photo after which a folder or video has ended; None for never.
         clock: returns the time in monotonic seconds.
+
+    Attributes:
+        skipped: number of a camera's frames that a newer one has replaced.
+        unreadable: number of photos that could not be read.
     """
 
     def __init__(
@@ -188,7 +192,7 @@ class LatestFrame:
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
 
     def start(self) -> None:
-        """Starts reading the source."""
+        """Starts the thread that reads the source."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -207,12 +211,12 @@ class LatestFrame:
         self.stop()
 
     def take(self, wait_s: float) -> Frame | None:
-        """Returns the next frame; None if none came within `wait_s` seconds, or after `stop`.
+        """Returns the next frame; None if none arrives within `wait_s` seconds, or after `stop`.
 
         Raises:
-            PhotoError: the next photo cannot be read.
-            SourceEndedError: no more frames will follow.
-            Exception: another error of the source ended the thread.
+            PhotoError: the next photo cannot be read; the following call returns the one after it.
+            SourceEndedError: the source has no more frames.
+            Exception: the error that has ended the thread which reads the source.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._end or self._stop.is_set(), wait_s)
@@ -225,18 +229,18 @@ class LatestFrame:
             return found
 
     def done(self, frame_identity: str) -> None:
-        """Notifies the source that the detection of a frame is stored."""
+        """Notifies the source that the detection of a frame is stored, so that it may delete the photo."""
         self._source.done(frame_identity)
 
     @property
     def lost_for_s(self) -> float | None:
-        """Seconds that the source has been away; None while it is there."""
+        """Seconds since the source was lost; None while it can be read."""
         lost_at = self._lost_at
         return None if lost_at is None else time.monotonic() - lost_at
 
     @property
     def trouble(self) -> str | None:
-        """Text that says why a source that answers is not usable; None if it is usable, or away."""
+        """Why a source that answers cannot be used, such as "status 401"; None if it can be used, or is away."""
         if self._is_still:
             return f"its picture has not changed for {duration_words(self._clock() - self._new_at)}"
         return self._refusal
@@ -259,7 +263,7 @@ class LatestFrame:
         refusal = error.got if isinstance(error, SourceRefusedError) else None
         if self._lost_at is None or (refusal is None) != (self._refusal is None):
             state = "answers, but cannot be used" if refusal else "is away"
-            logger.warning("the source %s %s (%s)", self.name, state, error)
+            logger.warning("the source %s %s: %s; %s", self.name, state, error.got, error.remedy)
         if self._lost_at is None:
             self._lost_at = time.monotonic()
             self._backoff.reset()
@@ -287,7 +291,7 @@ class LatestFrame:
                     self._offer(found)
                     idle_since = time.monotonic()
                 elif self._end_after_s is not None and time.monotonic() - idle_since > self._end_after_s:
-                    raise SourceEndedError("another photo", f"none in '{self.name}'", "all photos are classified")
+                    raise SourceEndedError(f"there are no more new photos in '{self.name}'")
         finally:
             self._source.close()
             self._is_still = False
@@ -298,12 +302,12 @@ class LatestFrame:
             self._new_at = self._clock()
             if self._is_still:
                 self._is_still = False
-                logger.warning("the picture of %s changes again", self.name)
+                logger.warning("the picture of %s changes again and is used", self.name)
             return frame
         if not self._is_still and self._clock() - self._new_at >= self._still_after_s:
             self._is_still = True
             logger.warning(
-                "the picture of %s has not changed for %s: the camera may be stuck; it is ignored until it changes",
+                "the picture of %s has not changed for %s: the camera may be stuck, and it is ignored until it changes",
                 self.name,
                 duration_words(self._clock() - self._new_at),
             )
