@@ -20,8 +20,14 @@ from agridistill.edge.events import number_of
 from agridistill.edge.network import public_name, split_url
 from agridistill.edge.page import Page, PageServer, page_address
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
-from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
-from agridistill.edge.sources.reader import STILL_AFTER_S
+from agridistill.edge.sources import (
+    STILL_AFTER_S,
+    LatestFrame,
+    SourceSettings,
+    open_source,
+    source_identity,
+    source_kind,
+)
 from agridistill.edge.state import HISTORY_FILE, AgentState
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Outbox
@@ -77,7 +83,7 @@ def watch(
     listeners = listeners or Listeners()
     require_valid(settings)
     # Checked before anything is created: a mistyped name must not leave a state folder behind.
-    require_source(settings.source)
+    source_kind(settings.source)
     model = require_model(settings.model or Path())
     # The agent would watch a state folder inside the photos: it would classify, or delete, the golden photos there.
     photos = None if "://" in settings.source else Path(settings.source)

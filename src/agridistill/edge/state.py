@@ -106,11 +106,9 @@ def read_state(folder: Path) -> AgentState:
     file = folder / STATE_FILE
     try:
         return AgentState.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         remedy = "start one with agridistill watch, or name its state folder with --state"
         raise EdgeError("a folder in which an agent has run", f"no file '{file}'", remedy) from None
-    except NotADirectoryError:
-        raise EdgeError("an agent's state folder", f"the file '{folder}'", "name a folder with --state") from None
     except OSError as error:
         got = f"'{file}' ({error.strerror or error})"
         raise EdgeError("a state file that can be read", got, "run the command as the agent's user") from None

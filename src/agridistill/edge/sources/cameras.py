@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import SplitResult
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,8 +144,7 @@ class CameraSource(_Capture):
     def _not_opened(self) -> SourceLostError:
         if self._address is not None and self._address.scheme == "rtsp":
             user, password = self._settings.login(self._address)
-            bare, port = without_user(self._address).geturl(), self._address.port or _RTSP_PORT
-            status = rtsp_status(self._address.hostname or "", port, bare, user, password)
+            status = rtsp_status(without_user(self._address), user, password)
             if status in (401, 403):
                 return login_refused(self.name, status, user)
             if status is not None and status >= 300:
@@ -248,21 +248,21 @@ def _opencv() -> Any:
     return cv2
 
 
-def rtsp_status(host: str, port: int, url: str, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
+def rtsp_status(address: SplitResult, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
     """Sends DESCRIBE to a camera and returns the RTSP status of its response; None if it does not respond.
 
     OpenCV only reports that a camera could not be opened. The status tells a wrong password (401) from a camera that
     is away.
 
     Args:
-        host, port: address of the camera.
-        url: URL of the stream without user and password.
+        address: URL of the stream without user and password.
         user: user name; None sends no login.
         password: password of the user.
         timeout_s: time limit for the connection and for each read, in seconds.
     """
+    peer, url = (address.hostname or "", address.port or _RTSP_PORT), address.geturl()
     try:
-        with socket.create_connection((host, port), timeout_s) as connection, connection.makefile("rb") as stream:
+        with socket.create_connection(peer, timeout_s) as connection, connection.makefile("rb") as stream:
             status, headers = _describe(connection, stream, url, [])
             if status == 401 and user is not None:
                 offers = challenges(headers.get_all("WWW-Authenticate", []))
