@@ -143,7 +143,9 @@ def test_an_agent_that_its_user_ends_says_so(settings: WatchSettings, state: Pat
 
 def test_a_file_in_place_of_the_state_folder_is_refused(settings: WatchSettings, state: Path) -> None:
     state.touch()
-    with pytest.raises(ConfigError, match=r"expected a folder for the state; got the file '.*state'; choose another"):
+    with pytest.raises(
+        ConfigError, match=r"expected a folder for the agent's state; got the file '.*state'; choose another"
+    ):
         once(settings, state)
 
 

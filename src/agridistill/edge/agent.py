@@ -51,7 +51,7 @@ _LATENCIES = 500
 
 @dataclass(frozen=True)
 class Listeners:
-    """Functions that the agent calls in its own thread: for each detection, each alert, and the page's address."""
+    """Functions that the agent calls for each detection, for each alert, and with the page's address."""
 
     detection: Callable[[Detection], None] = lambda detection: None  # called when a detection is on the disk
     alert: Callable[[AlertMessage], None] = lambda message: None  # called when an alert is in the outboxes
@@ -76,7 +76,7 @@ class Agent:
         device: name of this device.
         frames: reads the source; `run` starts and stops it.
         model: the model in use.
-        plots: creates the `Plots` (health and alerts) for a model's classes; called again if an update changes these.
+        plots: creates the `Plots` (health and alerts) for a model's classes; called again if an update changes them.
         stores: history and outboxes.
         keep_thumbnails: whether a small JPEG of each photo is stored in the history.
         listeners: functions to call for detections and alerts; None for none.
@@ -226,7 +226,7 @@ class Agent:
             self.plots = self._create_plots(classes)
 
     def report(self, *, now: bool = False) -> None:
-        """Writes `state.json` and resets systemd's watchdog if the last time was 10 s ago, or if `now` is True."""
+        """Writes `state.json` and notifies systemd's watchdog, at most every 10 s unless `now` is True."""
         clock = time.monotonic()
         if clock >= self._next_state or now:
             self._next_state = clock + _STATE_EVERY_S
@@ -277,10 +277,4 @@ def _outbox_state(outbox: Outbox) -> dict[str, object] | None:
         counts = outbox.counts()
     except OutboxError:
         return None
-    return {
-        "waiting": sum(counts.waiting.values()),
-        "waiting_bytes": counts.waiting_bytes,
-        "oldest_s": round(counts.oldest_s, 1),
-        "delivered": counts.delivered,
-        "dropped": dict(counts.dropped),
-    }
+    return vars(counts) | {"waiting": sum(counts.waiting.values()), "oldest_s": round(counts.oldest_s, 1)}

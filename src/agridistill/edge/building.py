@@ -164,11 +164,11 @@ def _agent(
         decided_by = history.decided_by(identity)
         if decided_by and decided_by not in {model.decider.model_id, *reported}:
             reported.add(decided_by)
-            line = (
+            logger.warning(
                 "another model (%s) has already classified some of these photos, and its answers stay; to classify "
-                "them again with this model, choose a new state folder with --state"
+                "them again with this model, choose a new state folder with --state",
+                decided_by,
             )
-            logger.warning(line, decided_by)
         return decided_by is not None
 
     source = open_source(

@@ -112,7 +112,7 @@ class WatchSettings:
 
     @property
     def device_name(self) -> str:
-        """This device's name: `device`, or the host's name with characters that MQTT topics forbid replaced."""
+        """This device's name for topics and detections: `device`, or if that is empty, the host's name."""
         return self.device or _usable_name(socket.gethostname()) or "device"
 
     @property
@@ -123,7 +123,7 @@ class WatchSettings:
         return self.page is not None and is_loopback(self.page.host)
 
     def rules_for(self, ill: Sequence[str]) -> tuple[Rule, ...]:
-        """Returns `rules`; without any, the default rule for `ill`, the names of the diseased classes, if it is on."""
+        """Returns `rules`, or without any, the default rule for the ill classes `ill` (if `default_rules` is on)."""
         return self.rules or (default_rules(ill, self.window_minutes) if self.default_rules else ())
 
 

@@ -73,7 +73,7 @@ class AgentState(Document):
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:
-        """Counts of messages for each configured receiver ("broker", "webhook", "command"); inner keys as `outbox`."""
+        """The counts in `outbox` and `outputs` by receiver ("broker", "webhook", "command"), as far as configured."""
         return ({"broker": self.outbox} if self.outbox is not None else {}) | dict(self.outputs)
 
 
@@ -223,12 +223,12 @@ def broker_words(state: AgentState) -> str:
 
 
 def queue_words(state: AgentState) -> str:
-    """Returns text on the messages that wait for the broker, such as "3 messages, the oldest for 2 min"."""
+    """Returns text on the broker's messages, such as "3 messages, the oldest for 2 min" or "nothing: no broker"."""
     return "nothing: no broker" if state.outbox is None else waiting_words(state.outbox)
 
 
 def waiting_words(outbox: Mapping[str, Any]) -> str:
-    """Returns text on the waiting and dropped messages of a receiver; `outbox` has the keys of `AgentState.outbox`."""
+    """Returns text on a receiver's messages from its counts, such as "3 messages, the oldest for 2 min; 5 dropped"."""
     waiting, dropped = (total(outbox.get(key, 0)) for key in ("waiting", "dropped"))
     oldest = f", the oldest for {duration_words(outbox.get('oldest_s', 0))}" if waiting else ""
     return number_of(waiting, "message") + oldest + (f"; {dropped:,} dropped" if dropped else "")

@@ -36,8 +36,8 @@ class Decider:
     Args:
         predictor: runs the model.
         quality: limits of the quality check, such as the least brightness.
-        device: name of the device, for the detections.
-        source: name of the source without passwords, for the detections.
+        device: name of the device, which each detection contains.
+        source: name of the source without passwords, which each detection contains.
     """
 
     def __init__(self, predictor: Predictor, quality: QualitySettings, *, device: str, source: str) -> None:
@@ -122,8 +122,13 @@ class CurrentModel:
         self.refresh()
         version = self._active.version
         if version and not filecmp.cmp(slots.first, self._active.path, shallow=False):
-            line = "an update, model version %d in %s, is used instead of --model %s; to use --model, delete %s"
-            logger.warning(line, version, slots.folder, slots.first, slots.folder)
+            logger.warning(
+                "an update, model version %d in %s, is used instead of --model %s; to use --model, delete %s",
+                version,
+                slots.folder,
+                slots.first,
+                slots.folder,
+            )
 
     @property
     def info(self) -> dict[str, Any]:

@@ -589,8 +589,8 @@ def test_the_newest_picture_is_taken_at_its_pace(camera: Camera) -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ([], "the end of the stream"),
-        ([photo_bytes(1)[:700]], "the end of the stream"),
+        ([], "a stream that the camera has ended"),
+        ([photo_bytes(1)[:700]], "a stream that the camera has ended"),
         (None, "no complete picture within 0.3 s"),
     ],
 )

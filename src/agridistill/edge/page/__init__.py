@@ -38,7 +38,7 @@ _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-
 
 
 class PageServer:
-    """Serves the agent's page, its JSON and its metrics over HTTP, in own threads, inside a `with` block.
+    """Serves the agent's page, its JSON and its metrics over HTTP, in its own threads, inside a `with` block.
 
     Args:
         page: the data to serve.

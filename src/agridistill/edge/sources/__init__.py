@@ -73,8 +73,9 @@ def open_source(
     Args:
         text: a folder, an http(s) or rtsp URL, a camera's device or number, or a video file.
         settings: settings of the source.
-        seen: returns whether a frame, given by its `Frame.identity`, has a detection, or whether `bad` got this key.
-        bad: called with a key for each photo in a folder that can never be decoded. The key differs from the photo's
+        seen: returns whether a frame, given by its `Frame.identity`, has a detection, or whether `bad` was
+            called with this key.
+        bad: called with a key for each photo in a folder that can never be decoded. The key is not the photo's
             identity, because photos with a detection may be deleted.
         attempts: records which large photo is being read; None records nothing.
 
@@ -147,7 +148,7 @@ class Stillness:
         self._last: NDArray[np.int16] | None = None
 
     def repeats(self, pixels: NDArray[np.uint8]) -> bool:
-        """Returns whether a picture, `(H, W, 3)` uint8, is nearly the same as the last one that was not."""
+        """Returns whether a picture, `(H, W, 3)` uint8, nearly equals the last one for which this returned False."""
         step = max(1, max(pixels.shape[:2]) // _MAX_POINTS_A_SIDE)
         points = pixels[::step, ::step].astype(np.int16)
         last = self._last

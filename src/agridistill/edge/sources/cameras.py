@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from agridistill.edge.events import Frame
 from agridistill.edge.network import public_name, split_url, with_user, without_user
 from agridistill.edge.sources.source import (
+    Source,
     SourceEndedError,
     SourceLostError,
     SourceSettings,
@@ -37,17 +38,12 @@ _GRAIN_S = 1e-6
 _MAX_LINE, _MAX_BODY = 4096, 65_536
 
 
-class _Capture:
+class _Capture(Source):
     """Base of the sources below: an OpenCV capture, which is None while the source is closed."""
-
-    name: str
 
     def __init__(self) -> None:
         self._cv2 = _opencv()
         self._capture: Any = None
-
-    def done(self, frame_identity: str) -> None:
-        """Does nothing: there is no file of a frame to delete."""
 
     def close(self) -> None:
         """Releases the camera or the file."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from agridistill.edge.events import Frame, sendable
 from agridistill.edge.sources.listing import MAX_FOUND, Listing, Photo
-from agridistill.edge.sources.source import Attempts, PhotoReader, SourceSettings
+from agridistill.edge.sources.source import Attempts, PhotoReader, Source, SourceSettings
 from agridistill.errors import OutboxError, PhotoError
 from agridistill.photo_files import READS_HEIC
 from agridistill.preprocess import UnreachablePhotoError
@@ -39,7 +39,7 @@ _EARLIEST_YEAR = 2010  # clocks that were never set start at 1970, 1980 or 2000
 _CLOCK_DIFFERENCE_S = 300.0  # allowed between the clocks of camera and device
 
 
-class FolderSource:
+class FolderSource(Source):
     """Reads new photos from a folder and its subfolders, the oldest first. The first subfolder's name is the plot.
 
     A photo may still be written when it is found. A JPEG or PNG is read once its end marker is written. Other formats,
@@ -97,7 +97,7 @@ class FolderSource:
             self._listing.wait(left, poll=bool(self._growing or self._pending))
 
     def done(self, frame_identity: str) -> None:
-        """Deletes the photo, whose detection is stored, if the setting is after = "delete" and it has not changed."""
+        """With after = "delete", deletes a photo whose detection is now stored, unless the file has changed."""
         photo = self._handed.pop(frame_identity, None)
         if photo is not None:
             self._delete(photo)
@@ -213,8 +213,9 @@ class FolderSource:
         taken_s, problem = photo_time(self._listing.root / photo.name, at_s)
         if problem and problem not in self._logged_time_problems:
             self._logged_time_problems.add(problem)
-            line = "the photo %s has %s: rules use the time of arrival for such photos"
-            logger.warning(line, sendable(photo.name), problem)
+            logger.warning(
+                "the photo %s has %s: rules use the time of arrival for such photos", sendable(photo.name), problem
+            )
         return taken_s
 
     def _remember_digest(self, photo: Photo, digest: bytes) -> None:
@@ -252,8 +253,7 @@ class FolderSource:
         except OSError as error:
             if not self._logged_undeletable and not isinstance(error, FileNotFoundError):
                 self._logged_undeletable = True
-                line = 'with after = "delete", photos in %s cannot be deleted: %s'
-                logger.warning(line, self.name, error.strerror)
+                logger.warning('after = "delete": photos in %s cannot be deleted: %s', self.name, error.strerror)
 
     def _plot(self, photo: Photo) -> str:
         first, slash, _ = photo.name.partition("/")

@@ -174,7 +174,7 @@ class Listing:
         return self._photo(name, self.root / name)
 
     def events(self) -> list[str]:
-        """Returns the names of photos that arrived or changed since the last call, relative to the watched folder."""
+        """Returns the names of photos that arrived or changed since the last call, as far as the system reports it."""
         if self._inotify is None:
             return []
         names, search = self._inotify.events()
@@ -185,11 +185,11 @@ class Listing:
         return photos
 
     def request_rescan(self) -> None:
-        """Makes `is_due` return True soon; for photos that the caller has skipped because too many were waiting."""
+        """Makes `is_due` return True soon: the caller has skipped photos because too many were waiting."""
         self._has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
-        """Returns whether `search` should be called now; `idle`: all photos of the last search are processed."""
+        """Returns whether `search` should be called now; `idle`: whether all photos of the last one are processed."""
         now = time.monotonic()
         if now >= self._aside_until:
             self._aside, self._aside_until = Hashes(), math.inf
@@ -286,8 +286,9 @@ class Listing:
         if new and len(self._logged_suffixes) < _MAX_LOGGED_SUFFIXES:
             self._logged_suffixes.update(new)
             remedy = how_to_read(f"photo{suffix}" for suffix in new)
-            line = "files that are not photos are skipped: %s%s"
-            logger.warning(line, counts_in_words(new), remedy and f"; {remedy}")
+            logger.warning(
+                "files that are not photos are skipped: %s%s", counts_in_words(new), remedy and f"; {remedy}"
+            )
 
     def _is_explanation(self, name: str) -> bool:
         if not is_explanation(self.root / name):

@@ -15,6 +15,7 @@ from agridistill.edge.http import HttpClient, HttpError, http_errors, tls_contex
 from agridistill.edge.network import public_name, split_url, without_user
 from agridistill.edge.sources.source import (
     PhotoReader,
+    Source,
     SourceLostError,
     SourceRefusedError,
     SourceSettings,
@@ -39,7 +40,7 @@ _SOI, _EOI, _SOS, _TEM, _FILL = 0xD8, 0xD9, 0xDA, 0x01, 0xFF
 _ALONE = frozenset({*range(0xD0, 0xD8), _TEM, _FILL})
 
 
-class SnapshotSource:
+class SnapshotSource(Source):
     """Downloads a picture from a camera every `every_s` seconds; an unchanged picture gives no frame.
 
     If the camera sends a stream (MJPEG, `multipart/x-mixed-replace`), it stays open, and its newest picture is used.
@@ -90,9 +91,6 @@ class SnapshotSource:
                 time.sleep(min(pause, wait_s))
             data = None if time.monotonic() < self._due else self._snapshot()
         return None if data is None else self._frame(data, time.time())
-
-    def done(self, frame_identity: str) -> None:
-        """Does nothing: the source has no file to delete."""
 
     def close(self) -> None:
         """Closes the connection of a stream; single downloads leave none open."""
@@ -165,7 +163,7 @@ class SnapshotSource:
             if error.certificate:
                 expected = f"a trusted certificate of {self.name}"
                 remedy = "set ca_file to a file with the certificate of its authority"
-                raise SourceRefusedError(expected, f"one that fails: {error.certificate}", remedy) from None
+                raise SourceRefusedError(expected, error.certificate, remedy) from None
             raise self._lost(str(error)) from None
 
     def _lost(self, got: str) -> SourceLostError:
@@ -269,7 +267,7 @@ class MjpegStream:
         self._complete_at, self._has_given = time.monotonic(), False
 
     def newest(self, due: float, wait_s: float) -> bytes | None:
-        """Returns the newest picture at the time `due` (monotonic seconds) or later, and drops earlier ones.
+        """Returns the newest picture as soon as the time is `due` (monotonic seconds), and drops earlier ones.
 
         Returns None after `wait_s` seconds without one; for the stream's first picture it waits up to `timeout_s`.
 
@@ -281,7 +279,7 @@ class MjpegStream:
             with http_errors():
                 data = next(self._chunks, b"")
             if not data:
-                raise HttpError("the end of the stream")
+                raise HttpError("a stream that the camera has ended")
             pictures, now = self._frames.feed(data), time.monotonic()
             if pictures:
                 self._complete_at, self._has_given = now, True
@@ -293,7 +291,7 @@ class MjpegStream:
                 return None
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the HTTP connection."""
         self._answer.close()
 
 

@@ -72,7 +72,7 @@ class SourceSettings:
 
 
 class Source(Protocol):
-    """What a folder, a camera or a video must implement. One thread calls all methods except `done`."""
+    """The base of all sources: a folder, a camera or a video. One thread calls all methods except `done`."""
 
     name: str  # for people and logs, without secrets
     live: bool  # frames that are not read in time are lost, as with a camera; False for files
@@ -90,7 +90,8 @@ class Source(Protocol):
         """
 
     def done(self, frame_identity: str) -> None:
-        """Called when the detection of a frame is stored, perhaps by another thread; a folder may delete the photo."""
+        """Called when the detection of a frame is stored, perhaps by another thread; only a folder does something."""
+        return
 
     def close(self) -> None:
         """Releases the camera, connection or files of the source."""
@@ -100,7 +101,7 @@ class Attempts(Protocol):
     """Records on the disk which photos are being read, to find those that crash the agent (see `History`)."""
 
     def begin(self, identity: str) -> int:
-        """Records that reading a photo begins; returns how many earlier attempts never reached `end`."""
+        """Records that reading a photo begins; returns how many earlier attempts ended in a crash."""
 
     def end(self, identity: str) -> None:
         """Records that reading a photo ended without a crash of the agent."""
@@ -109,10 +110,8 @@ class Attempts(Protocol):
 def login_refused(name: str, status: int, user: str | None) -> SourceRefusedError:
     """Creates the error for a camera that answers with status 401 or 403; `user` is the name that was sent, or None."""
     got = f"status {status} from {name}" + (", and no user is set" if user is None else "")
-    variables = "AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD"
-    return SourceRefusedError(
-        "a user and password that the camera accepts", got, f"set them ({variables}, or in the address)"
-    )
+    remedy = "set AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD, or put both into the address"
+    return SourceRefusedError("a user and password that the camera accepts", got, remedy)
 
 
 class PhotoReader:

@@ -120,7 +120,7 @@ class History(SqliteFile):
             database.execute(_MARK, (identity, ""))
 
     def begin(self, identity: str) -> int:
-        """Records that reading a photo begins; returns how many earlier attempts never reached `end`."""
+        """Records that reading a photo begins; returns how many earlier attempts ended in a crash."""
         with self.writing() as database:
             row = database.execute("SELECT begun FROM photos WHERE identity = ?", (identity,)).fetchone()
             database.execute(

@@ -72,7 +72,7 @@ class OutboxLimits:
 
 @dataclass(frozen=True)
 class OutboxCounts:
-    """Numbers of waiting, delivered and dropped messages since the outbox was created."""
+    """Numbers of messages in an outbox: waiting now, and delivered and dropped since it was created."""
 
     waiting: Mapping[str, int]  # waiting messages by kind
     waiting_bytes: int  # their size
@@ -95,8 +95,8 @@ class Outbox(SqliteFile):
     def add(self, messages: Sequence[Message]) -> None:
         """Stores messages in their order, all or none. One whose event id is waiting already is not added.
 
-        If the outbox becomes too large, detections are deleted first: half of the old ones, then more. Alerts are only
-        deleted if no detections are left.
+        If the outbox becomes too large, every second one of the older detections is deleted, repeatedly if necessary.
+        Alerts are only deleted if no detections are left.
         """
         rows = [(one.event_id, one.kind, one.plot, time.time(), one.payload) for one in messages]
         with self.writing() as database:
@@ -117,7 +117,7 @@ class Outbox(SqliteFile):
         return [Pending(seq, Message(*message)) for seq, *message in rows]
 
     def delivered(self, seqs: Iterable[int]) -> None:
-        """Deletes the messages with the numbers `seqs`, which the receiver has acknowledged, and counts them."""
+        """Deletes messages that the receiver has acknowledged, given by their `seq`, and counts them as delivered."""
         with self.writing() as database:
             done = database.executemany("DELETE FROM messages WHERE seq = ?", [(seq,) for seq in seqs])
             add_to_counter(database, "delivered", done.rowcount)
