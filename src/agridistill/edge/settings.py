@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -23,10 +23,6 @@ from agridistill.errors import ConfigError
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-_Group = TypeVar("_Group", bound="DataclassInstance")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words"})
@@ -137,8 +133,9 @@ def read_settings(path: Path) -> WatchSettings:
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid.
     """
-    settings = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
-    return _from_folder(settings, path.parent)
+    given = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
+    settings: WatchSettings = _from_folder(given, path.parent)
+    return settings
 
 
 def watch_settings(document: Mapping[str, Any], *, where: str) -> WatchSettings:
@@ -182,8 +179,8 @@ def read_secret(file: Path | None, variable: str) -> str | None:
     return secret
 
 
-def _from_folder(value: _Group, folder: Path) -> _Group:
-    """Returns the settings with relative paths joined to `folder`."""
+def _from_folder(value: Any, folder: Path) -> Any:
+    """Returns a settings dataclass with relative paths joined to `folder`."""
     changed: dict[str, Any] = {}
     for item in fields(value):
         found = getattr(value, item.name)
