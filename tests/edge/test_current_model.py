@@ -172,7 +172,7 @@ def test_an_ignored_model_is_told_once_also_where_it_cannot_be_loaded(
     device.slots.first.write_bytes(b"no model")
     folder = device.slots.folder
     update = f"an update, model version 1 in {folder}, is used instead of --model {device.slots.first}"
-    told = f"{update}; to use that, delete {folder}"
+    told = f"{update}; to use --model, delete {folder}"
     model = current(device)
     model.refresh()
     assert caplog.messages == [told]

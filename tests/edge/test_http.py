@@ -167,7 +167,9 @@ def test_a_name_that_no_resolver_takes_is_no_answer(host: str) -> None:
 )
 def test_an_unusable_proxy_setting_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(EdgeError, match=f"expected http:// proxies and no IPv6 networks in NO_PROXY.*{name}") as caught:
+    with pytest.raises(
+        EdgeError, match=f"proxy variables with http:// addresses, and no IPv6 network in NO_PROXY.*{name}"
+    ) as caught:
         HttpClient()
     assert "secret" not in str(caught.value)
 

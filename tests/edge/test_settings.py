@@ -94,7 +94,7 @@ def test_what_is_not_a_path_stays_as_it_is(tmp_path: Path) -> None:
         ('plot = "a\\nb"', r"a plot name \(plot\) without .*; got 'a\\nb'; for example 'a-b'"),
         (
             "model = ''",
-            r"expected a model file, or the name of a shipped model; got model = '' or '.'; for example model = ",
+            r"a model file or the name of a shipped model \(model\); got an empty path or '.'; for example model = ",
         ),
         ("threads = 3000", "expected at most .* threads .* got 3000"),
         ("after = 'burn'", "after"),

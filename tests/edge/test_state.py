@@ -103,7 +103,7 @@ def test_the_state_folder_is_systemds_then_xdgs_then_the_users_own(monkeypatch: 
 
 def test_a_file_in_place_of_the_state_folder_is_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EdgeError, match=r"expected an agent's state folder; got the file .*; name the folder with"):
+    with pytest.raises(EdgeError, match=r"got no file '.*state.json'; start one with .* --state"):
         read_state(tmp_path / "file")
 
 

@@ -118,9 +118,7 @@ def test_photos_that_another_model_decided_on_are_reported(
     other = model_like(settings.model, tmp_path / "other" / "colour.onnx", padding=9)
     assert once(replace(settings, model=other), state).detections == []
     assert (
-        caplog.text.count(
-            f"another model ({model}) has already decided on some of these photos, and its answers are kept"
-        )
+        caplog.text.count(f"another model ({model}) has already classified some of these photos, and its answers stay")
         == 1
     )
     assert len(once(replace(settings, model=other), tmp_path / "new state").detections) == 2
@@ -145,7 +143,9 @@ def test_an_agent_that_its_user_ends_says_so(settings: WatchSettings, state: Pat
 
 def test_a_file_in_place_of_the_state_folder_is_refused(settings: WatchSettings, state: Path) -> None:
     state.touch()
-    with pytest.raises(ConfigError, match=r"expected a folder for the state; got the file '.*state'; choose another"):
+    with pytest.raises(
+        ConfigError, match=r"expected a folder for the agent's state; got the file '.*state'; choose another"
+    ):
         once(settings, state)
 
 
@@ -161,11 +161,9 @@ def test_a_command_that_is_not_there_is_told_at_the_start(
 ) -> None:
     put(photos, "a.jpg")
     for words in (("sh", "-c", "exit 0"), ("no-such-notifier", "--now")):
-        assert "cannot be run" not in caplog.text
+        assert "not executable" not in caplog.text
         assert once(replace(settings, command=Command(words)), state).ends
-    assert (
-        "the command 'no-such-notifier' cannot be run: its alerts wait in the outbox until it can be run" in caplog.text
-    )
+    assert "the command 'no-such-notifier' is not found or not executable: its alerts wait in the outbox" in caplog.text
 
 
 def states_of(receiver: Receiver) -> list[bytes]:
@@ -415,7 +413,7 @@ def test_the_state_tells_what_waits_for_a_command_that_fails(
 def test_a_state_folder_among_the_photos_is_refused(photos: Path, settings: WatchSettings) -> None:
     for state in (photos, photos / "state"):
         with pytest.raises(
-            ConfigError, match=r"a state folder outside the photos' folder; got .*; choose another --state"
+            ConfigError, match=r"a state folder outside the folder of photos; got .*; choose another --state"
         ):
             watch(settings, state, threading.Event())
     assert not list(photos.iterdir())
@@ -447,7 +445,7 @@ def test_once_does_not_wait_for_ever_for_a_broker_that_is_away(
     put(photos, "a.jpg")
     with caplog.at_level(logging.WARNING):
         once(replace(settings, broker=BrokerSettings("mqtt://127.0.0.1:9")), state)
-    assert "1 message cannot be sent now; the next run will try again" in caplog.text
+    assert "1 message could not be delivered; the next run of the agent tries again" in caplog.text
     with Outbox(state / "outbox.sqlite") as outbox:
         assert len(outbox.pending()) == 1
 

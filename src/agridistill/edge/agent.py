@@ -51,7 +51,7 @@ _LATENCIES = 500
 
 @dataclass(frozen=True)
 class Listeners:
-    """Callbacks that the agent calls in its own thread."""
+    """Functions that the agent calls for each detection, for each alert, and with the page's address."""
 
     detection: Callable[[Detection], None] = lambda detection: None  # called when a detection is on the disk
     alert: Callable[[AlertMessage], None] = lambda message: None  # called when an alert is in the outboxes
@@ -60,7 +60,7 @@ class Listeners:
 
 @dataclass(frozen=True)
 class Stores:
-    """The state folder, and the databases in it."""
+    """The databases in the agent's state folder: the history, and the unsent messages of each receiver."""
 
     folder: Path  # the state folder
     history: History
@@ -68,19 +68,19 @@ class Stores:
 
 
 class Agent:
-    """Takes frames and turns them into stored detections and alerts, in the thread that calls `run`.
+    """Classifies the frames of a source, stores the detections, and opens and resolves alerts.
 
-    Sources, broker, page and updates have their own threads.
+    `run` does this in the thread that calls it; source, broker, page and updates have their own threads.
 
     Args:
         device: name of this device.
-        frames: reader of the source; `run` starts it.
+        frames: reads the source; `run` starts and stops it.
         model: the model in use.
-        plots: creates the plots for a model's classes; called again if a new model has other classes.
+        plots: creates the `Plots` (health and alerts) for a model's classes; called again if an update changes them.
         stores: history and outboxes.
-        keep_thumbnails: whether small pictures are stored in the history.
-        listeners: callbacks; None for none.
-        connection: state of the connection to the broker; None if no broker is configured.
+        keep_thumbnails: whether a small JPEG of each photo is stored in the history.
+        listeners: functions to call for detections and alerts; None for none.
+        connection: state of the connection to the broker, for `state.json`; None without a broker.
     """
 
     def __init__(
@@ -113,10 +113,13 @@ class Agent:
         self.state = self._state()
 
     def run(self, stop: threading.Event) -> None:
-        """Processes frames until `stop` is set or the source has no more frames.
+        """Processes frames until `stop` is set or the source ends.
+
+        If the source is away or the disk refuses writes, it waits and tries again.
 
         Raises:
-            AgriDistillError: the model fails, and there is no earlier one to return to.
+            AgriDistillError: the model fails and no earlier model can replace it, the source can never be read, or a
+                file in the state folder was removed or damaged.
         """
         notify_systemd("READY=1")
         with self._frames:
@@ -128,7 +131,7 @@ class Agent:
                     logger.warning("a photo is skipped: %s", error)
                     continue
                 except SourceEndedError as error:
-                    logger.info("%s", error)
+                    logger.info("the source has ended: %s", error)
                     self._finished = True
                     break
                 if frame is not None:
@@ -223,7 +226,7 @@ class Agent:
             self.plots = self._create_plots(classes)
 
     def report(self, *, now: bool = False) -> None:
-        """Tells systemd that the agent is alive and writes the state file, every 10 s; at once if `now`."""
+        """Writes `state.json` and notifies systemd's watchdog, at most every 10 s unless `now` is True."""
         clock = time.monotonic()
         if clock >= self._next_state or now:
             self._next_state = clock + _STATE_EVERY_S
@@ -274,10 +277,4 @@ def _outbox_state(outbox: Outbox) -> dict[str, object] | None:
         counts = outbox.counts()
     except OutboxError:
         return None
-    return {
-        "waiting": sum(counts.waiting.values()),
-        "waiting_bytes": counts.waiting_bytes,
-        "oldest_s": round(counts.oldest_s, 1),
-        "delivered": counts.delivered,
-        "dropped": dict(counts.dropped),
-    }
+    return vars(counts) | {"waiting": sum(counts.waiting.values()), "oldest_s": round(counts.oldest_s, 1)}

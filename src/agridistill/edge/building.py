@@ -20,8 +20,14 @@ from agridistill.edge.events import number_of
 from agridistill.edge.network import public_name, split_url
 from agridistill.edge.page import Page, PageServer, page_address
 from agridistill.edge.settings import PageSettings, WatchSettings, read_secret, require_valid
-from agridistill.edge.sources import LatestFrame, SourceSettings, open_source, require_source, source_identity
-from agridistill.edge.sources.reader import STILL_AFTER_S
+from agridistill.edge.sources import (
+    STILL_AFTER_S,
+    LatestFrame,
+    SourceSettings,
+    open_source,
+    source_identity,
+    source_kind,
+)
 from agridistill.edge.state import HISTORY_FILE, AgentState
 from agridistill.edge.store.history import History
 from agridistill.edge.store.outbox import Outbox
@@ -57,19 +63,19 @@ def watch(
     once: bool = False,
     by_user: Callable[[], bool] = lambda: False,
 ) -> AgentState:
-    """Runs the agent until `stop` is set.
+    """Runs the agent in the calling thread until `stop` is set.
 
     Args:
-        settings: of the device.
-        state: folder for detections, unsent messages and models; created if it is missing. Only one agent can use it.
+        settings: settings of the device, for example from `read_settings`.
+        state: folder for detections, unsent messages and models; created if missing. Two agents cannot share it.
         stop: set this event to end the agent cleanly.
-        listeners: callbacks; None for none.
-        once: end when the folder or video has no new photos and all messages are delivered, or when nothing could be
-            delivered for 30 s.
-        by_user: returns whether the user set `stop` with Ctrl-C; recorded in the state.
+        listeners: functions to call for detections and alerts; None for none.
+        once: also end when the folder or video has no new photos and all messages are delivered. Messages that
+            nobody accepts for 30 s are left for the next run.
+        by_user: returns whether the user set `stop` with Ctrl-C; `AgentState.stopped` records it.
 
     Returns:
-        The agent's last state.
+        The state of the agent at its end.
 
     Raises:
         AgriDistillError: a setting cannot be used, or a part of the agent failed.
@@ -77,16 +83,16 @@ def watch(
     listeners = listeners or Listeners()
     require_valid(settings)
     # Checked before anything is created: a mistyped name must not leave a state folder behind.
-    require_source(settings.source)
+    source_kind(settings.source)
     model = require_model(settings.model or Path())
     # The agent would watch a state folder inside the photos: it would classify, or delete, the golden photos there.
     photos = None if "://" in settings.source else Path(settings.source)
     if photos is not None and photos.is_dir() and state.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(
-            "a state folder outside the photos' folder", f"'{state}' in '{photos}'", "choose another --state"
+            "a state folder outside the folder of photos", f"'{state}' inside '{photos}'", "choose another --state"
         )
     if state.exists() and not state.is_dir():
-        raise ConfigError("a folder for the state", f"the file '{state}'", "choose another --state")
+        raise ConfigError("a folder for the agent's state", f"the file '{state}'", "choose another --state")
     state.mkdir(parents=True, exist_ok=True)
     with only_one(state / "agent.lock", "agent's state"), contextlib.ExitStack() as stack:
         stores = _stores(settings, state, stack)
@@ -158,11 +164,11 @@ def _agent(
         decided_by = history.decided_by(identity)
         if decided_by and decided_by not in {model.decider.model_id, *reported}:
             reported.add(decided_by)
-            line = (
-                "another model (%s) has already decided on some of these photos, and its answers are kept; to classify "
-                "them with this model, name a new folder with --state"
+            logger.warning(
+                "another model (%s) has already classified some of these photos, and its answers stay; to classify "
+                "them again with this model, choose a new state folder with --state",
+                decided_by,
             )
-            logger.warning(line, decided_by)
         return decided_by is not None
 
     source = open_source(
@@ -182,7 +188,7 @@ def _agent(
         attempts=history,
     )
     if once and source.live:
-        raise ConfigError("a folder or a video file for --once", f"'{source.name}', which never ends", "omit --once")
+        raise ConfigError("a folder or a video file with --once", f"'{source.name}', which never ends", "omit --once")
     frames = LatestFrame(
         source,
         still_after_s=max(STILL_AFTER_S, _STILL_PICTURES * settings.every_s),
@@ -212,7 +218,9 @@ def _workers(
         command = settings.command
         # A missing program must not keep the agent from watching.
         if not command.can_be_run:
-            logger.warning("%s cannot be run: its alerts wait in the outbox until it can be run", command.name)
+            logger.warning(
+                "%s is not found or not executable: its alerts wait in the outbox until it can be run", command.name
+            )
         workers.append(Deliverer(stores.outboxes["command"], command, command.name).run)
     updates = None
     if (options := settings.updates) is not None:
@@ -286,5 +294,7 @@ def _deliver_the_rest(outboxes: Sequence[Outbox], stop: threading.Event, report:
         if (delivered := sum(one.delivered for one in counts)) != before:
             before, since = delivered, time.monotonic()
         elif time.monotonic() - since > _GIVE_UP_S:
-            logger.warning("%s cannot be sent now; the next run will try again", number_of(waiting, "message"))
+            logger.warning(
+                "%s could not be delivered; the next run of the agent tries again", number_of(waiting, "message")
+            )
             return

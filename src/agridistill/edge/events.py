@@ -26,22 +26,22 @@ Level = Literal["info", "warning", "critical"]
 
 @dataclass(frozen=True)
 class Document:
-    """Base of the dataclasses that are stored and published as JSON with a schema version; see docs/mqtt.md."""
+    """Base of `Detection`, `Alert` and `AgentState`, which are stored and published as JSON (docs/mqtt.md)."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields by name, and `schema`, the version of the format."""
+        """Returns the fields as a dictionary, plus the key `schema` with the version of the format."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Reads what `to_json` returned; unknown keys are ignored.
+        """Creates the object from a dictionary as `to_json` returns it; unknown keys are ignored.
 
         Raises:
-            ValueError: the schema version is another one, or a field is wrong.
+            ValueError: `schema` is missing or another version, or a field is missing or has a wrong type.
         """
         version = document.get("schema") if isinstance(document, Mapping) else None
         if version != SCHEMA_VERSION:
-            raise ValueError(f"schema {version}")
+            raise ValueError(f"schema {version} instead of {SCHEMA_VERSION}")
         try:
             found: Self = _adapter(cls).validate_python(document)  # type: ignore[arg-type]
         except ValidationError as error:
@@ -57,7 +57,7 @@ def _adapter(kind: type[Document]) -> TypeAdapter[Any]:
 
 @dataclass(frozen=True)
 class Frame:
-    """One photo from a source."""
+    """One picture from a source, with its name, its plot and the time when it arrived."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3), RGB, upright
     name: str  # file name relative to the source, or the frame's number
@@ -69,7 +69,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Detection(Document):
-    """The agent's decision on one frame."""
+    """The agent's verdict on one frame ("answer", "unsure" or "unusable"), with the model's class probabilities."""
 
     event_id: str  # 32 hexadecimal digits, by which a receiver recognises a duplicate
     at_s: float  # when the frame arrived, seconds since 1970 by the device's clock
@@ -88,7 +88,7 @@ class Detection(Document):
 
 @dataclass(frozen=True)
 class Alert(Document):
-    """An alert: a rule whose condition is, or was, met on a plot."""
+    """An alert: the condition of a rule, such as a share of ill leaves, is or was met on a plot."""
 
     alert_id: str  # 32 hexadecimal digits, the same from the opening to the end of the alert
     rule: str
@@ -105,12 +105,12 @@ class Alert(Document):
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """Encode a JSON document as UTF-8 bytes for sending."""
+    """Encodes a JSON document as UTF-8; raises ValueError if it contains NaN or infinity."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
 
 
 def sendable(name: str) -> str:
-    """Makes a file name storable in JSON and SQLite: bytes of the name that are not UTF-8 become escapes.
+    """Replaces bytes of a file name that are not UTF-8 by escapes, because JSON and SQLite need UTF-8.
 
     Example:
         >>> print(sendable("leaf\\udce9.jpg"))
@@ -120,14 +120,14 @@ def sendable(name: str) -> str:
 
 
 def detection_words(detection: Detection) -> str:
-    """Text of a detection, worded as in `agridistill predict`: "Late blight 93 %", "unusable: too dark"."""
+    """Returns a detection as short text, such as "Late blight 93 %" or "unusable: too dark"."""
     label, probability = detection.label, detection.probability
     top = [(label, probability)] if label is not None and probability is not None else []
     return verdict_words(detection.verdict, detection.reason, top)
 
 
 def duration_words(seconds: float) -> str:
-    """Text of a duration in its two largest units.
+    """Returns a duration in seconds as text with its two largest units.
 
     Example:
         >>> duration_words(7384)
@@ -144,7 +144,7 @@ def duration_words(seconds: float) -> str:
 
 
 def bytes_words(size: float) -> str:
-    """Text of a size in bytes, with a decimal unit.
+    """Returns a size in bytes as text with a decimal unit (1 kB is 1,000 bytes).
 
     Example:
         >>> bytes_words(1_234_567)
@@ -157,7 +157,7 @@ def bytes_words(size: float) -> str:
 
 
 def number_of(number: int, thing: str) -> str:
-    """Text of a number with its noun, in the singular or the plural.
+    """Returns a number and its noun as text; the noun gets an "s" unless the number is 1.
 
     Example:
         >>> number_of(1, "message"), number_of(1200, "message")
@@ -167,12 +167,12 @@ def number_of(number: int, thing: str) -> str:
 
 
 def leaves_words(number: int) -> str:
-    """Text of a number of leaves: "1 leaf", "1,200 leaves"."""
+    """Returns a number of leaves as text: "1 leaf", "1,200 leaves"."""
     return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
 
 
 def moment(at_s: float) -> datetime | None:
-    """Converts seconds since 1970 to a time in UTC; None if the value is out of range."""
+    """Converts seconds since 1970 to a datetime in UTC; None if the value is out of range for a datetime."""
     try:
         return datetime.fromtimestamp(at_s, UTC)
     except (OverflowError, ValueError, OSError):

@@ -24,10 +24,11 @@ _HTTPX_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeEr
 
 
 class HttpError(OSError):
-    """An HTTP request failed. The text never contains the URL, which may hold a secret.
+    """An HTTP request failed. The text never contains the URL, which may contain a password.
 
-    `status` is the HTTP status if the answer was not 2xx, else None; `certificate` says why the server's certificate is
-    not trusted, else None.
+    Attributes:
+        status: the HTTP status if the server answered with one that is not 2xx, else None.
+        certificate: why the server's certificate is not trusted, else None.
     """
 
     def __init__(self, text: str, *, status: int | None = None, certificate: str | None = None) -> None:
@@ -36,27 +37,27 @@ class HttpError(OSError):
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Creates a TLS context that verifies servers with the certificates in `ca_file`; None uses the system's.
+    """Creates a TLS context that trusts the certificate authorities in the PEM file `ca_file`, or the system's if None.
 
     Raises:
-        EdgeError: the file cannot be read, or holds no certificate.
+        EdgeError: the file cannot be read, or contains no certificate.
     """
     try:
         return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:
-        raise EdgeError("a file with certificates", f"'{ca_file}' ({error})", "check ca_file") from None
+        raise EdgeError("a PEM file with certificates", f"'{ca_file}' ({error})", "correct ca_file") from None
 
 
 class HttpClient:
-    """Sends HTTP requests. A redirect from https to http raises an error even with `follow_redirects`.
+    """Sends HTTP requests with a time limit for the whole exchange.
 
     Args:
-        auth: answers a server that requires a login (status 401).
-        context: for TLS; None trusts the system's certificate authorities.
-        follow_redirects: whether redirects are followed; else they raise HttpError.
+        auth: login for servers that require one (status 401); None for none.
+        context: TLS context; None trusts the system's certificate authorities.
+        follow_redirects: whether redirects are followed, except from https to http; otherwise they raise HttpError.
 
     Raises:
-        EdgeError: the environment names a proxy that cannot be used.
+        EdgeError: a proxy variable in the environment, such as HTTPS_PROXY, is invalid.
     """
 
     def __init__(
@@ -75,28 +76,33 @@ class HttpClient:
         except (ImportError, ValueError, httpx.InvalidURL):
             # The text of the error may hold the proxy's password.
             remedy = "correct or unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
-            expected = "http:// proxies and no IPv6 networks in NO_PROXY, in the environment"
-            raise EdgeError(expected, "another value", remedy) from None
+            expected = "proxy variables with http:// addresses, and no IPv6 network in NO_PROXY"
+            raise EdgeError(expected, "a variable with another value", remedy) from None
 
     @contextmanager
     def whole(self, url: str, limit_s: float, *, method: str = "GET", **request: Any) -> Iterator[httpx.Response]:
-        """Sends a request and yields the answer, whose body must be read inside the `with` block.
+        """Sends a request and yields the response, whose body must be read inside the `with` block.
 
-        `limit_s` limits the whole exchange including the body; `request` takes the `headers` and `content` of httpx.
+        Args:
+            url: http(s) address.
+            limit_s: time limit in seconds for everything from connecting to the end of the `with` block.
+            method: HTTP method.
+            request: further arguments of `httpx.Client.build_request`, such as `headers` and `content`.
 
         Raises:
-            HttpError: there is no answer, its status is not 2xx, or the time is over.
+            HttpError: the server does not respond in time, or its status is not 2xx.
         """
         with _exchange(limit_s) as trace, closing(self._send(trace, limit_s, method, url, request)) as answer:
             yield answer
 
     def header(self, url: str, limit_s: float, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """Sends a GET request and returns the answer with an unread body, which the caller closes.
+        """Sends a GET request and returns the response as soon as its header is complete.
 
-        `limit_s` limits the exchange up to the end of the header, and then each single read of the body.
+        The caller reads the body, inside `http_errors`, and closes the response. `limit_s` is the time limit in seconds
+        up to the end of the header, and then for each read of the body.
 
         Raises:
-            HttpError: as in `whole`. Read the body inside `http_errors` to get HttpError there, too.
+            HttpError: the server does not respond in time, or its status is not 2xx.
         """
         with _exchange(limit_s) as trace:
             return self._send(trace, limit_s, "GET", url, {"headers": headers})
@@ -115,7 +121,7 @@ class HttpClient:
 
 @contextmanager
 def http_errors() -> Iterator[None]:
-    """Converts exceptions of httpx inside the `with` block into HttpError."""
+    """Converts httpx's exceptions in the `with` block to HttpError."""
     try:
         yield
     except _HTTPX_ERRORS as error:

@@ -13,9 +13,9 @@ _PARAMETERS = re.compile("[=&]")
 
 
 class Backoff:
-    """Computes the pauses between retries: first `first_s`, then twice as long each time, up to `longest_s`.
+    """Pauses between retries, in seconds: first `first_s`, then doubled each time, up to `longest_s`.
 
-    Each pause is multiplied by a random factor from `least` to 1, so that many devices do not retry at the same moment.
+    Each is multiplied by a random factor between `least` and 1, so that many devices do not retry at the same moment.
     """
 
     def __init__(self, first_s: float, longest_s: float, *, least: float = 0.5) -> None:
@@ -23,24 +23,24 @@ class Backoff:
         self._next_s = self.first_s
 
     def pause_s(self) -> float:
-        """Returns the pause before the next try, in seconds, and doubles the one after it."""
+        """Returns the pause before the next retry in seconds, and doubles the one after it."""
         pause, self._next_s = self._next_s, min(2 * self._next_s, self.longest_s)
         return pause * random.uniform(self._least, 1.0)
 
     def skip_to_longest(self) -> None:
-        """Makes the next pause the longest one; for failures that an early retry cannot cure."""
+        """Makes the next pause the longest one, for failures that a retry rarely cures, such as a wrong password."""
         self._next_s = self.longest_s
 
     def reset(self) -> None:
-        """Makes the next pause the first one again; call it after a success."""
+        """Starts again with the shortest pause; call it after a success."""
         self._next_s = self.first_s
 
 
 def split_url(url: str, *, example: str = "rtsp://host/stream") -> SplitResult:
-    """Splits a URL into its parts; `example` is a valid URL for the error message.
+    """Splits a URL into its parts; `example` is a correct URL for the error message.
 
     Raises:
-        EdgeError: the URL has no host or is malformed. The message omits the URL, which may hold a password.
+        EdgeError: the URL has no host or a wrong port. The message omits the URL, which may contain a password.
     """
     try:
         parts = urlsplit(url)
@@ -51,18 +51,18 @@ def split_url(url: str, *, example: str = "rtsp://host/stream") -> SplitResult:
         raise EdgeError(
             f"an address such as {example}",
             "an address without a host or with a wrong port",
-            "correct it; write special characters of a password as %XX",
+            "correct the address; write special characters of a password as %XX, such as %40 for @",
         )
     return parts
 
 
 def without_user(parts: SplitResult) -> SplitResult:
-    """Removes user and password from a URL."""
+    """Returns the parts of a URL without user and password."""
     return parts._replace(netloc=parts.netloc.rpartition("@")[2])
 
 
 def with_user(parts: SplitResult, user: str | None, password: str) -> str:
-    """Puts user and password into a URL, as OpenCV needs it; returns the URL unchanged if `user` is None."""
+    """Returns a URL with user and password in it, as OpenCV needs it; unchanged if `user` is None."""
     if user is None:
         return parts.geturl()
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
@@ -70,7 +70,7 @@ def with_user(parts: SplitResult, user: str | None, password: str) -> str:
 
 
 def public_name(parts: SplitResult) -> str:
-    """Makes a URL safe to display: without user, password, query, fragment, and a path that contains parameters.
+    """Returns a URL without parts that may be secret: user, password, query, fragment, and a path with parameters.
 
     Example:
         >>> public_name(urlsplit("http://me:secret@camera:8080/snap.jpg?token=secret"))
@@ -84,7 +84,7 @@ def public_name(parts: SplitResult) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host: a loopback address or "localhost", but no other name."""
+    """Returns whether `host` is a loopback address or "localhost", which only this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

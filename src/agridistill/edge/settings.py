@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -23,10 +23,6 @@ from agridistill.errors import ConfigError
 from agridistill.runtime.verdict import QualitySettings
 from agridistill.settings_file import build_settings, read_toml
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-_Group = TypeVar("_Group", bound="DataclassInstance")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST_SECRET = 10_000
 _ADDRESSES = frozenset({"url", "source", "words"})
@@ -34,7 +30,7 @@ _ADDRESSES = frozenset({"url", "source", "words"})
 
 @dataclass(frozen=True)
 class WebhookSettings:
-    """Section [webhook]: sends alerts as JSON by HTTP POST."""
+    """Section [webhook]: the address that receives each alert as JSON by HTTP POST."""
 
     url: str
     token_file: Path | None = None  # file with the bearer token; None uses AGRIDISTILL_WEBHOOK_TOKEN
@@ -42,7 +38,7 @@ class WebhookSettings:
 
 @dataclass(frozen=True)
 class PageSettings:
-    """Section [page]: serves the local page and the metrics. A host that is not loopback requires a token."""
+    """Section [page]: where the local web page and the metrics are served. Without a token only loopback is allowed."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8571
@@ -51,7 +47,7 @@ class PageSettings:
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """Section [updates]: installs signed models."""
+    """Section [updates]: where new models come from, and which keys must have signed them."""
 
     keys: Path  # a public key, or a folder of public keys
     source: str = ""  # `http(s)://…/release.json`, or a folder; "" takes releases only from MQTT
@@ -62,10 +58,10 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """All settings of a device, as in its settings file; see docs/field.md.
+    """All settings of `agridistill watch`, as in a device's settings file (docs/field.md).
 
     Raises:
-        ConfigError: a value cannot be used.
+        ConfigError: a value is invalid, or two rules have the same name.
     """
 
     source: str = ""  # a folder, a camera, a stream, a snapshot or a video file
@@ -100,30 +96,30 @@ class WatchSettings:
         names = [rule.name for rule in self.rules]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ConfigError("rules with different names", f"'{twice}' twice", "rename one")
+            raise ConfigError("[[rules]] with different names", f"the name '{twice}' twice", "rename one of them")
         require_threads(self.threads)
         if any(not sign.isprintable() or sign in "/#+" for sign in self.plot):
             remedy = f"for example '{_usable_name(self.plot) or 'north'}'"
             expected = "a plot name (plot) without '/', '#', '+' and control characters"
             raise ConfigError(expected, repr(self.plot), remedy)
         if self.model == Path():
-            expected = "a model file, or the name of a shipped model"
-            raise ConfigError(expected, "model = '' or '.'", 'for example model = "tomato"')
+            expected = "a model file or the name of a shipped model (model)"
+            raise ConfigError(expected, "an empty path or '.'", 'for example model = "tomato"')
 
     @property
     def device_name(self) -> str:
-        """The device's name: `device`, else the host's name."""
+        """This device's name for topics and detections: `device`, or if that is empty, the host's name."""
         return self.device or _usable_name(socket.gethostname()) or "device"
 
     @property
     def keeps_thumbnails(self) -> bool:
-        """Whether small pictures are stored: as `thumbnails` says; if it is None, only if the page is on loopback."""
+        """Whether small pictures are stored: `thumbnails`, or if that is None, whether the page is on loopback."""
         if self.thumbnails is not None:
             return self.thumbnails
         return self.page is not None and is_loopback(self.page.host)
 
     def rules_for(self, ill: Sequence[str]) -> tuple[Rule, ...]:
-        """The rules to apply: `rules`, or the default rule for the ill classes `ill` if there are none."""
+        """Returns `rules`, or without any, the default rule for the ill classes `ill` (if `default_rules` is on)."""
         return self.rules or (default_rules(ill, self.window_minutes) if self.default_rules else ())
 
 
@@ -132,27 +128,28 @@ def _usable_name(text: str) -> str:
 
 
 def read_settings(path: Path) -> WatchSettings:
-    """Reads a device's settings file; relative paths in it start at the file's folder.
+    """Reads a device's settings file (TOML). Relative paths in it are relative to the file's folder.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value is wrong.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid.
     """
-    settings = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
-    return _from_folder(settings, path.parent)
+    given = watch_settings(read_toml(path, "a settings file"), where=f"'{path}'")
+    settings: WatchSettings = _from_folder(given, path.parent)
+    return settings
 
 
 def watch_settings(document: Mapping[str, Any], *, where: str) -> WatchSettings:
-    """Builds settings from the parsed content of a TOML file; `where` names the file in error messages.
+    """Creates settings from the parsed TOML `document`; `where` names the file in error messages.
 
     Raises:
-        ConfigError: a key is unknown, or a value is wrong.
+        ConfigError: a key is unknown, or a value is invalid.
     """
     # Error messages hide addresses: they often hold a token or a password.
     return build_settings(WatchSettings, document, f"in {where}", secret=_ADDRESSES)
 
 
 def require_valid(settings: WatchSettings) -> None:
-    """Checks settings that were built in Python in the same way as those of a file.
+    """Checks settings that were created in Python, with the checks that a settings file passes when it is read.
 
     Raises:
         ConfigError: a value has a wrong type or is out of range.
@@ -163,26 +160,27 @@ def require_valid(settings: WatchSettings) -> None:
 
 
 def read_secret(file: Path | None, variable: str) -> str | None:
-    """Reads a secret from a file or, if `file` is None, from an environment variable; None if that is not set.
+    """Returns the secret in `file`, or if `file` is None, in the environment variable `variable` (None if unset).
 
     Raises:
         ConfigError: the file cannot be read or is empty. The message never contains the secret.
     """
     if file is None:
         return os.environ.get(variable) or None
+    expected = "a file with a token or password (token_file, password_file)"
     try:
         with file.open(encoding="utf-8") as opened:
             secret = opened.read(_LONGEST_SECRET).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError("a file with a secret", f"'{file}' ({reason})", "check path and permissions") from None
+        raise ConfigError(expected, f"'{file}' ({reason})", "check its path and permissions") from None
     if not secret:
-        raise ConfigError("a file with a secret", f"'{file}', which is empty", "write the secret into it")
+        raise ConfigError(expected, f"'{file}', which is empty", "write the token or password into it")
     return secret
 
 
-def _from_folder(value: _Group, folder: Path) -> _Group:
-    """Returns the settings with relative paths joined to `folder`."""
+def _from_folder(value: Any, folder: Path) -> Any:
+    """Returns a settings dataclass with relative paths joined to `folder`."""
     changed: dict[str, Any] = {}
     for item in fields(value):
         found = getattr(value, item.name)

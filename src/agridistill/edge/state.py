@@ -40,7 +40,7 @@ _CREDIBLE_CELSIUS = (-60.0, 150.0)
 
 @dataclass(frozen=True)
 class AgentState(Document):
-    """The agent's state, as stored in `state.json` and published as a retained message at the broker."""
+    """The agent's state, which it writes to `state.json` and publishes to the broker as a retained MQTT message."""
 
     device: str
     version: str  # version of AgriDistill
@@ -73,14 +73,15 @@ class AgentState(Document):
 
     @property
     def outboxes(self) -> dict[str, Mapping[str, Any]]:
-        """Counts of each outbox by receiver ("broker", "webhook", "command"), with the keys of `outbox`."""
+        """The counts in `outbox` and `outputs` by receiver ("broker", "webhook", "command"), as far as configured."""
         return ({"broker": self.outbox} if self.outbox is not None else {}) | dict(self.outputs)
 
 
 def state_folder() -> Path:
-    """Returns the default state folder: systemd's `$STATE_DIRECTORY`, else `agridistill` in `$XDG_STATE_HOME`.
+    """Returns the agent's default state folder.
 
-    If that is not set, it is `~/.local/state/agridistill`.
+    It is `$STATE_DIRECTORY`, which systemd sets; else `$XDG_STATE_HOME/agridistill`; else
+    `~/.local/state/agridistill`.
     """
     # A unit with several state folders gets them separated by colons.
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
@@ -92,43 +93,41 @@ def state_folder() -> Path:
 
 
 def write_state(folder: Path, state: AgentState) -> None:
-    """Writes `state.json` into `folder`, completely or not at all; raises OSError if the disk refuses."""
+    """Replaces `state.json` in `folder` atomically; raises OSError if the disk is full or refuses the write."""
     write_json(folder / STATE_FILE, state.to_json())
 
 
 def read_state(folder: Path) -> AgentState:
-    """Reads the state that the agent wrote last into its state folder.
+    """Reads `state.json`, which a running agent writes every 10 s, from the agent's state folder.
 
     Raises:
-        EdgeError: no agent has run in this folder, or the state is damaged or of another version.
+        EdgeError: the file is missing, cannot be read, is damaged, or has another schema version.
     """
     file = folder / STATE_FILE
     try:
         return AgentState.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         remedy = "start one with agridistill watch, or name its state folder with --state"
-        raise EdgeError("the state of an agent", f"no file '{file}'", remedy) from None
-    except NotADirectoryError:
-        raise EdgeError("an agent's state folder", f"the file '{folder}'", "name the folder with --state") from None
+        raise EdgeError("a folder in which an agent has run", f"no file '{file}'", remedy) from None
     except OSError as error:
         got = f"'{file}' ({error.strerror or error})"
-        raise EdgeError("an agent's state that can be read", got, "run the command as the agent's user") from None
+        raise EdgeError("a state file that can be read", got, "run the command as the agent's user") from None
     except ValueError as error:
-        remedy = "use the same version of AgriDistill as the agent, or start the agent again"
-        raise EdgeError(f"an agent's state of schema {SCHEMA_VERSION}", f"'{file}' ({error})", remedy) from None
+        remedy = "use the same version of AgriDistill as the agent, or restart the agent"
+        raise EdgeError(f"a state file with schema {SCHEMA_VERSION}", f"'{file}' ({error})", remedy) from None
 
 
 def is_running(state: AgentState, now_s: float) -> bool:
-    """Whether the agent that wrote this state runs now: its process exists, and the state is at most 30 s old.
+    """Returns whether the agent that wrote `state` is running at `now_s`, in seconds since 1970.
 
-    `now_s` is in seconds since 1970.
+    It is if its process exists and the state is less than 30 s old.
     """
     # A state from the future was written before the clock was set back, and is not fresh either.
     return abs(now_s - state.at_s) < FRESH_S and process_lives(state.pid)
 
 
 def notify_systemd(message: str) -> None:
-    """Sends "READY=1", "WATCHDOG=1" or "STOPPING=1" to systemd (`sd_notify`) if systemd started the agent."""
+    """Sends systemd a message such as "READY=1" or "WATCHDOG=1" (`sd_notify`); does nothing without systemd."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address or not hasattr(socket, "AF_UNIX"):
         return
@@ -139,7 +138,7 @@ def notify_systemd(message: str) -> None:
 
 
 def processor_celsius(thermal: Path = _THERMAL) -> float | None:
-    """Reads the temperature of the processor's hottest zone, in degrees Celsius; None if it is not known."""
+    """Returns the processor's highest temperature in degrees Celsius; None if no sensor in `thermal` reports it."""
     low, high = _CREDIBLE_CELSIUS
     found = []
     for zone in thermal.glob("thermal_zone*"):
@@ -154,7 +153,7 @@ def processor_celsius(thermal: Path = _THERMAL) -> float | None:
 
 
 def resident_bytes(statm: Path = _STATM) -> int | None:
-    """Reads how much RAM this process uses now, in bytes; None if it is not known."""
+    """Returns the resident memory (RAM) of this process in bytes; None if the system does not report it."""
     try:
         return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -162,7 +161,7 @@ def resident_bytes(statm: Path = _STATM) -> int | None:
 
 
 def disk_free_bytes(path: Path) -> int | None:
-    """Reads how many bytes this user can still write to the disk that holds `path`; None if it is not known."""
+    """Returns the free bytes on the disk that holds `path`; None if the system does not report them."""
     try:
         return shutil.disk_usage(path).free
     except OSError:
@@ -170,7 +169,7 @@ def disk_free_bytes(path: Path) -> int | None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process with this id exists. The id may belong to another program by now."""
+    """Returns whether a process with the id `pid` exists. It may be another program that got the same id later."""
     # `os.kill` with a pid of 0 or below addresses process groups; on Windows signal 0 is a Ctrl-C.
     if pid <= 0 or sys.platform == "win32":
         return pid > 0
@@ -184,7 +183,7 @@ def process_lives(pid: int) -> bool:
 
 
 def verdict_counts_words(verdicts: Mapping[str, int]) -> str:
-    """Text of the number of frames by verdict; "none" without frames.
+    """Returns the number of frames of each verdict as text; "none" if all are 0.
 
     Example:
         >>> verdict_counts_words({"unsure": 2, "answer": 12, "unusable": 0})
@@ -199,24 +198,24 @@ def verdict_counts_words(verdicts: Mapping[str, int]) -> str:
 
 
 def total(counts: int | Mapping[str, int]) -> int:
-    """Returns the sum of the values of a mapping, or a single number unchanged."""
+    """Returns the sum of the values if `counts` is a mapping; returns a plain number unchanged."""
     return sum(counts.values()) if isinstance(counts, Mapping) else counts
 
 
 def model_words(state: AgentState) -> str:
-    """Text with name, version and the first 12 digits of the sha256 of the agent's model."""
+    """Returns the agent's model as text: name, version and the first 12 digits of its file's sha256."""
     name, version, sha256 = (str(state.model.get(key) or "") for key in ("name", "version", "sha256"))
     return " ".join(part for part in (name or "unknown", version, f"({sha256[:12]})" if sha256 else "") if part)
 
 
 def source_trouble_words(state: AgentState) -> str:
-    """Text that says what is wrong with the agent's source; "" if nothing is."""
+    """Returns what is wrong with the agent's source as text, such as "away for 2 min"; "" if nothing is wrong."""
     away = "" if state.source_lost_s is None else f"away for {duration_words(state.source_lost_s)}"
     return state.source_trouble or away
 
 
 def broker_words(state: AgentState) -> str:
-    """Text with the address of the agent's broker, and whether the agent is connected to it."""
+    """Returns the broker's address and connection as text, such as "farm:1883: connected"."""
     if state.broker is None:
         return "none configured"
     where = f"{state.broker.get('host', '')}:{state.broker.get('port', '')}"
@@ -224,19 +223,19 @@ def broker_words(state: AgentState) -> str:
 
 
 def queue_words(state: AgentState) -> str:
-    """Text with the number of messages that wait for the broker, and of dropped ones."""
+    """Returns text on the broker's messages, such as "3 messages, the oldest for 2 min" or "nothing: no broker"."""
     return "nothing: no broker" if state.outbox is None else waiting_words(state.outbox)
 
 
 def waiting_words(outbox: Mapping[str, Any]) -> str:
-    """Text with the number of waiting and of dropped messages; `outbox` is as in `AgentState.outbox`."""
+    """Returns text on a receiver's messages from its counts, such as "3 messages, the oldest for 2 min; 5 dropped"."""
     waiting, dropped = (total(outbox.get(key, 0)) for key in ("waiting", "dropped"))
     oldest = f", the oldest for {duration_words(outbox.get('oldest_s', 0))}" if waiting else ""
     return number_of(waiting, "message") + oldest + (f"; {dropped:,} dropped" if dropped else "")
 
 
 def metrics_text(state: AgentState) -> str:
-    """Returns the state as metrics in Prometheus's text format, version 0.0.4; unknown values are left out."""
+    """Returns the state as metrics in Prometheus's text format, version 0.0.4; values that are None are left out."""
     gauge, counter = partial(_family, "gauge"), partial(_family, "counter")
     names = {"device": state.device, "version": state.version, "model": str(state.model.get("name", ""))}
     names["model_sha256"] = str(state.model.get("sha256", ""))

@@ -31,13 +31,13 @@ _CONFIRM_S = 30.0
 
 
 class Decider:
-    """Decides on frames with one model; frames of poor quality are "unusable" without running it.
+    """Classifies frames with one model. A frame of poor quality is "unusable", and the model is not run on it.
 
     Args:
         predictor: runs the model.
-        quality: limits of the quality check.
-        device: name of the device, which detections carry.
-        source: name of the source without secrets, which detections carry.
+        quality: limits of the quality check, such as the least brightness.
+        device: name of the device, which each detection contains.
+        source: name of the source without passwords, which each detection contains.
     """
 
     def __init__(self, predictor: Predictor, quality: QualitySettings, *, device: str, source: str) -> None:
@@ -45,16 +45,16 @@ class Decider:
 
     @property
     def manifest(self) -> ModelManifest:
-        """The model's manifest."""
+        """The manifest of the model: its classes, its preprocessing and the sha256 of its file."""
         return self._predictor.manifest
 
     @property
     def model_id(self) -> str:
-        """First 12 digits of the model file's sha256, as in `Detection.model`."""
+        """The model's id in detections: the first 12 hexadecimal digits of its file's sha256."""
         return self.manifest.weights_sha256[:12]
 
     def decide(self, frame: Frame) -> Detection:
-        """Returns the detection of a frame; raises ModelError if the model's output is unusable."""
+        """Classifies one frame and returns its detection; raises ModelError if the model's output is not usable."""
         pixels = to_pixels(Image.fromarray(frame.pixels), self.manifest.preprocessing)
         problem = quality_problem(pixels, self._quality)
         if problem:
@@ -84,9 +84,10 @@ class Decider:
 
 
 def event_id(device: str, frame: Frame) -> str:
-    """Returns 32 hexadecimal digits, the same for the same photo on this device; random for a live frame.
+    """Returns the id of a frame's detection: 32 hexadecimal digits, random for a live frame.
 
-    Receivers thus recognise the duplicate of a photo that the agent decides on again after a kill.
+    For a file it is a hash of device and file. After a crash the agent may send a detection again: receivers recognise
+    the duplicate by this id.
     """
     if not frame.identity:
         return uuid.uuid4().hex
@@ -94,7 +95,7 @@ def event_id(device: str, frame: Frame) -> str:
 
 
 def thumbnail(frame: Frame) -> bytes:
-    """Returns a small JPEG for the page: at most 240 pixels a side, without the photo's metadata."""
+    """Returns a frame as a small JPEG for the page: at most 240 pixels a side, without metadata."""
     image = Image.fromarray(frame.pixels)
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     held = io.BytesIO()
@@ -103,15 +104,17 @@ def thumbnail(frame: Frame) -> bytes:
 
 
 class CurrentModel:
-    """The model in use: loads the active model, and returns to the last good one if a new model fails.
+    """The model in use. If a model from an update fails, the last good model is loaded again.
+
+    An updated model is on trial until it has classified 20 frames and has run for 30 s.
 
     Args:
         slots: the models stored on this device.
-        create: creates a decider from a model file; raises AgriDistillError if the model cannot be used here, for
-            example because it lacks a rule's class.
+        create: creates a decider from a model file; raises AgriDistillError if the model cannot be used with these
+            settings, for example because it lacks a class that a rule names.
 
     Raises:
-        AgriDistillError: neither the active model nor an earlier one can be loaded.
+        AgriDistillError: neither the active model nor any earlier one can be loaded.
     """
 
     def __init__(self, slots: ModelSlots, create: Callable[[Path], Decider]) -> None:
@@ -119,12 +122,17 @@ class CurrentModel:
         self.refresh()
         version = self._active.version
         if version and not filecmp.cmp(slots.first, self._active.path, shallow=False):
-            line = "an update, model version %d in %s, is used instead of --model %s; to use that, delete %s"
-            logger.warning(line, version, slots.folder, slots.first, slots.folder)
+            logger.warning(
+                "an update, model version %d in %s, is used instead of --model %s; to use --model, delete %s",
+                version,
+                slots.folder,
+                slots.first,
+                slots.folder,
+            )
 
     @property
     def info(self) -> dict[str, Any]:
-        """Facts about the model for the agent's state; keys: name, version, sha256 and path."""
+        """The entry `model` of the agent's state: name, version, sha256 and path of the model."""
         manifest = self.decider.manifest
         return {
             "name": manifest.model,
@@ -134,10 +142,10 @@ class CurrentModel:
         }
 
     def refresh(self) -> None:
-        """Loads the active model; if that fails, returns to the last good model and loads it instead.
+        """Loads the active model, for example after an update; if that fails, loads the last good model instead.
 
         Raises:
-            AgriDistillError: not even the model of `--model` can be loaded.
+            AgriDistillError: the model that `--model` names is the only one left, and cannot be loaded.
         """
         active = self._slots.start()
         while True:
@@ -155,7 +163,7 @@ class CurrentModel:
         self._confirmed = active.version == 0
 
     def decide(self, frame: Frame) -> Detection:
-        """Returns the detection of a frame. If a model on trial fails, the last good model is loaded and decides.
+        """Classifies one frame. If a model on trial fails, the last good model is loaded and classifies the frame.
 
         Raises:
             AgriDistillError: a model that is not on trial fails.
@@ -194,15 +202,15 @@ class CurrentModel:
 
 
 def require_model(path: Path) -> Path:
-    """Returns the path of an exported model after checking that the file exists.
+    """Checks that the file of an exported model exists, and returns its path.
 
     Raises:
         EdgeError: the path does not exist, or is a folder.
     """
     if path.is_dir():
-        remedy = f"agridistill export {path} --out leaf.onnx"
+        remedy = f"run agridistill export {path} --out leaf.onnx and use leaf.onnx"
         raise EdgeError("an exported model (.onnx or .tflite)", f"the folder '{path}'", remedy)
     if not path.exists():
         got, remedy = f"'{path}', which does not exist", f"check --model{shipped_hint(path)}"
-        raise EdgeError("an exported model, or the name of a shipped one", got, remedy)
+        raise EdgeError("the file of an exported model, or the name of a shipped model", got, remedy)
     return path

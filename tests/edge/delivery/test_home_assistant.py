@@ -11,14 +11,14 @@ import pytest
 from tests.edge.conftest import access_to
 from tests.edge.looks import state
 
+from agridistill.edge import page as page_module
 from agridistill.edge.alerts.plots import open_alerts_json
 from agridistill.edge.alerts.rules import PlotHealth
 from agridistill.edge.delivery import link as link_module
 from agridistill.edge.delivery.broker import BrokerAccess, Connection
 from agridistill.edge.delivery.link import BrokerLink, PublishedPlots, discovery, plot_folders
 from agridistill.edge.events import Alert, json_bytes
-from agridistill.edge.page import server as page_module
-from agridistill.edge.page.server import page_address
+from agridistill.edge.page import page_address
 from agridistill.edge.settings import PageSettings
 from agridistill.edge.store.outbox import Outbox
 

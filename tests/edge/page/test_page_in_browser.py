@@ -13,7 +13,7 @@ from tests.edge.looks import alert, detection, filled_history, picture, serving,
 from tests.needs import chromium
 
 from agridistill.edge.alerts.rules import PlotHealth
-from agridistill.edge.page.server import PageServer
+from agridistill.edge.page import PageServer
 from agridistill.edge.state import AgentState
 from agridistill.edge.store.history import History
 

@@ -17,9 +17,9 @@ import pytest
 from tests.edge.conftest import wait_for
 from tests.edge.looks import HOSTILE, detection, filled_history, picture, serving, state
 
+from agridistill.edge import page as page_module
 from agridistill.edge.alerts.rules import PlotHealth
-from agridistill.edge.page import server as page_module
-from agridistill.edge.page.server import PageServer
+from agridistill.edge.page import PageServer
 from agridistill.edge.page.view import _verdict
 from agridistill.edge.state import AgentState, metrics_text
 from agridistill.edge.store.history import History

@@ -96,7 +96,7 @@ def test_a_video_that_is_gone_is_lost_and_what_is_no_video_is_refused(tmp_path: 
     with pytest.raises(SourceLostError):
         opened(tmp_path / "gone.mp4")
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(EdgeError, match="a video that can be read"):
+    with pytest.raises(EdgeError, match="a video that OpenCV can read"):
         opened(tmp_path / "text.mp4")
 
 

@@ -320,7 +320,7 @@ def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_o
             assert names(source, wait_s=1.5) == ["open.jpg"]
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
-        assert "a photo cannot be read now, and will be tried again" in warnings[0]
+        assert "a photo cannot be read now, and is tried again every 10 s" in warnings[0]
         assert "locked00.jpg' (Permission denied)" in warnings[0]
         for path in locked:
             path.chmod(0o644)
@@ -331,7 +331,7 @@ def test_photos_that_the_system_refuses_come_when_it_gives_them_and_hold_up_no_o
         source.close()
         shutil.rmtree(root)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING][1:] == [
-        "the photo locked00.jpg can be read again, or is gone"
+        "the photo locked00.jpg can be read again or was removed"
     ]
     assert marked == []
 
@@ -352,7 +352,7 @@ def test_the_end_of_the_trouble_is_told_where_the_refused_photo_is_gone(
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == 2
     assert "a dead disk" in told[0]
-    assert told[1] == "the photo a.jpg can be read again, or is gone"
+    assert told[1] == "the photo a.jpg can be read again or was removed"
 
 
 def test_a_whole_photo_with_something_behind_it_is_given_when_it_has_settled(opened: Opener, tmp_path: Path) -> None:
@@ -756,12 +756,12 @@ def test_a_folder_gives_each_photo_its_own_time_and_reports_once_what_has_none(
     assert found == {"photo": [at_s, None, None, None], "arrival": [None] * 4}
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert lines == [
-        "the photo 1.jpg has no EXIF time: for such photos the time of arrival is used",
-        "the photo 3.jpg has an EXIF time before 2010: for such photos the time of arrival is used",
+        "the photo 1.jpg has no EXIF time: rules use the time of arrival for such photos",
+        "the photo 3.jpg has an EXIF time before 2010: rules use the time of arrival for such photos",
     ]
 
 
 @pytest.mark.parametrize("text", ["0", "rtsp://camera/stream", "http://camera/a.jpg"])
 def test_only_photos_of_a_folder_have_a_time_of_their_own(text: str) -> None:
-    with pytest.raises(EdgeError, match="a folder of photos with time"):
+    with pytest.raises(EdgeError, match='a folder of photos, because time = "photo" is set'):
         open_source(text, settings=SourceSettings(time="photo"), seen=lambda identity: False)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from agridistill.edge.network import split_url
 from agridistill.edge.sources.cameras import rtsp_status
 from agridistill.edge.sources.source import authorization, challenges
 
@@ -173,11 +174,11 @@ def rtsp_camera(guarded: bool = True, status: str = "404 Not Found") -> Iterator
 
 def test_why_a_stream_does_not_open_is_asked() -> None:
     with rtsp_camera() as port:
-        url = f"rtsp://127.0.0.1:{port}/stream"
-        assert rtsp_status("127.0.0.1", port, url, None, "") == 401
-        assert rtsp_status("127.0.0.1", port, url, USER, "wrong") == 401
-        assert rtsp_status("127.0.0.1", port, url, USER, PASSWORD) == 404
-    assert rtsp_status("127.0.0.1", port, url, USER, PASSWORD, timeout_s=0.5) is None
+        address = split_url(f"rtsp://127.0.0.1:{port}/stream")
+        assert rtsp_status(address, None, "") == 401
+        assert rtsp_status(address, USER, "wrong") == 401
+        assert rtsp_status(address, USER, PASSWORD) == 404
+    assert rtsp_status(address, USER, PASSWORD, timeout_s=0.5) is None
 
 
 def test_a_stream_with_a_wrong_password_is_refused_and_not_away() -> None:

@@ -26,11 +26,11 @@ from agridistill.edge.sources import (
     SourceLostError,
     SourceRefusedError,
     SourceSettings,
+    Stillness,
     open_source,
     source_identity,
 )
 from agridistill.edge.sources.folder import FolderSource
-from agridistill.edge.sources.reader import Stillness
 from agridistill.edge.sources.snapshots import SnapshotSource
 from agridistill.edge.sources.source import Source
 from agridistill.errors import EdgeError, PhotoError
@@ -38,7 +38,7 @@ from agridistill.errors import EdgeError, PhotoError
 from .test_snapshots import Camera, camera, no_proxy  # noqa: F401 # fixtures
 
 LOST = SourceLostError("frames", "nothing", "wait")
-ENDED = SourceEndedError("a frame", "the end", "name another")
+ENDED = SourceEndedError("all frames have been read")
 BAD = PhotoError("a photo", "a cut one", "replace it")
 
 
@@ -217,25 +217,18 @@ def test_stop_returns_within_a_second(state: str) -> None:
         source.at_opening = [LOST]
     elif state == "in a driver that blocks":
         source = Blocked()
-    latest = LatestFrame(source, backoff=Backoff(60, 60))
-    latest.start()
-    if isinstance(source, Blocked):
-        assert source.entered.wait(10)
-    else:
-        wait_for(lambda: source.read_count == 2 or latest.lost_for_s is not None)
-    begin = time.monotonic()
-    latest.stop()
-    latest.stop()
-    assert time.monotonic() - begin < 2  # two calls
+    with LatestFrame(source, backoff=Backoff(60, 60)) as latest:
+        if isinstance(source, Blocked):
+            assert source.entered.wait(10)
+        else:
+            wait_for(lambda: source.read_count == 2 or latest.lost_for_s is not None)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2
     if isinstance(source, Blocked):
         source.free.set()
     wait_for(lambda: not source.is_open)
     latest.take(0)  # what waited may still be taken
     assert latest.take(60) is None
-
-
-def test_stop_before_the_start_is_harmless() -> None:
-    LatestFrame(Script()).stop()
 
 
 def opened(text: str) -> Source:
@@ -263,7 +256,7 @@ def test_anything_else_is_refused_with_what_is_possible(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(EdgeError, match=r"expected a folder, http\(s\)://…, rtsp://…, /dev/videoN"):
+    with pytest.raises(EdgeError, match=r"expected a source: a folder, http\(s\)://…, rtsp://…, /dev/videoN"):
         opened(text)
 
 

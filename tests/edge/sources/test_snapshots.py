@@ -433,13 +433,13 @@ def test_a_camera_with_a_certificate_of_its_own_is_trusted_by_ca_file(
     assert frame is not None
     source = SnapshotSource(url, SourceSettings(every_s=0.0))
     with pytest.raises(
-        SourceRefusedError, match="self-signed certificate; set ca_file to a file with its authority's certificate"
+        SourceRefusedError, match="self-signed certificate; set ca_file to a file with the certificate of its authority"
     ):
         source.read(1)
-    with pytest.raises(EdgeError, match="https:// source with ca_file"):
+    with pytest.raises(EdgeError, match="an https:// source, because ca_file is set"):
         open_source(camera.url(), settings=settings, seen=lambda identity: False)
     (tmp_path / "empty.crt").write_text("")
-    with pytest.raises(EdgeError, match="a file with certificates"):
+    with pytest.raises(EdgeError, match="a PEM file with certificates"):
         SnapshotSource(url, SourceSettings(ca_file=tmp_path / "empty.crt"))
 
 
@@ -589,8 +589,8 @@ def test_the_newest_picture_is_taken_at_its_pace(camera: Camera) -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ([], "the end of the stream"),
-        ([photo_bytes(1)[:700]], "the end of the stream"),
+        ([], "a stream that the camera has ended"),
+        ([photo_bytes(1)[:700]], "a stream that the camera has ended"),
         (None, "no complete picture within 0.3 s"),
     ],
 )

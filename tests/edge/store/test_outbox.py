@@ -196,7 +196,7 @@ class TestTrouble:
             for _ in range(2):
                 with pytest.raises(
                     StateLostError,
-                    match=r"the outbox unchanged by others; got .*removed or replaced; start the agent",
+                    match=r"the outbox as the agent left it; got .*removed or replaced; start the agent",
                 ):
                     box.add(messages(2))
 
@@ -226,7 +226,9 @@ class TestTrouble:
         database = sqlite3.connect(path)
         database.execute("PRAGMA user_version = 99")
         database.close()
-        with pytest.raises(OutboxError, match=r"an outbox of version 1; got version 99 in .*; name another folder"):
+        with pytest.raises(
+            OutboxError, match=r"an outbox of schema version 1; got schema version 99 in .*; name another folder"
+        ):
             Outbox(path)
         assert not list(tmp_path.glob("*damaged*"))
 

@@ -39,7 +39,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer."""
+    """An HTTP response of the page."""
 
     status: int
     content_type: str
@@ -49,25 +49,30 @@ class Answer:
 
     @classmethod
     def text(cls, status: int, line: str, **headers: str) -> Answer:
-        """Creates an answer with one line of text; names of `headers` have underscores for hyphens."""
+        """Creates a response with a line of plain text; an underscore in a header's name stands for a hyphen."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return cls(status, _TEXT, f"{line}\n".encode(), named)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Decides which clients may read the page."""
+    """Checks whether a client may read the page: it sends the token, or the cookie that a login has set."""
 
     token: str | None  # the token that clients must send; None lets all clients in
 
     @property
-    def _session(self) -> str | None:
+    def _session(self) -> str:
         # The cookie does not contain the token, stays valid over a restart, and becomes invalid with a new token.
-        return self.token and hmac.new(self.token.encode(), b"agridistill page", hashlib.sha256).hexdigest()
+        return hmac.new((self.token or "").encode(), b"agridistill page", hashlib.sha256).hexdigest()
 
     def knows(self, authorization: str, cookies: str) -> bool:
-        """Whether a request carries the token or the login's cookie; always true where no token is set."""
-        if self.token is None or self._session is None:
+        """Returns whether the headers of a request prove that it may read the page; True if no token is set.
+
+        Args:
+            authorization: value of its `Authorization` header, for example "Bearer TOKEN".
+            cookies: value of its `Cookie` header.
+        """
+        if self.token is None:
             return True
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
@@ -79,11 +84,11 @@ class Access:
         return cookie is not None and _same(cookie.value, self._session)
 
     def is_token(self, given: str) -> bool:
-        """Whether this is the token, compared in constant time."""
+        """Returns whether `given` is the token, comparing in constant time; False if no token is set."""
         return self.token is not None and _same(given, self.token)
 
     def logged_in(self) -> Answer:
-        """Returns the answer to a correct token: it sets the login cookie and redirects the browser to the page."""
+        """Returns the response to a correct token: it sets the login cookie and redirects the browser to the page."""
         cookie = f"{_COOKIE}={self._session}; Path=/; Max-Age={_COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
         return Answer.text(HTTPStatus.SEE_OTHER, "welcome", Location="/", Set_Cookie=cookie)
 
@@ -120,26 +125,26 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        """Answers a GET request."""
+        """Answers a GET request for the page, its JSON, a picture or the metrics."""
         self._send(self._answered(self._looked))
 
     def do_HEAD(self) -> None:
-        """Answers a HEAD request: as GET, without the body."""
+        """Answers a HEAD request like GET, but without the body."""
         self.do_GET()
 
     def do_POST(self) -> None:
-        """Answers the login form, which sends the token."""
+        """Answers the login form: sets the login cookie if the entered token is correct."""
         self._send(self._answered(self._logged_in))
 
     def version_string(self) -> str:
-        """Returns the Server header, without versions, which would help an attacker."""
+        """Returns the `Server` header without version numbers, which would help an attacker."""
         return "AgriDistill"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Logs nothing, because the addresses of requests may contain tokens."""
+        """Logs nothing, unlike the base class: URLs of requests may contain tokens."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answers a request that the base class refuses with one line of text."""
+        """Answers a malformed request with a line of plain text; the base class calls it."""
         is_other_method = code == HTTPStatus.NOT_IMPLEMENTED
         self._send(_not_allowed() if is_other_method else Answer.text(code, HTTPStatus(code).phrase.lower()))
 

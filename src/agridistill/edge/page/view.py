@@ -111,7 +111,7 @@ def _window_words(window_s: float) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """The data that the page shows."""
+    """What the page displays: the history, and functions that return the agent's present state and plots."""
 
     history: History  # best opened with `read_only`, so that it never waits for the agent
     state: Callable[[], AgentState]  # returns the agent's state now
@@ -120,7 +120,7 @@ class Page:
 
 
 def page_html(page: Page, nonce: str) -> str:
-    """Renders the whole page; `nonce` is the one of the answer's Content-Security-Policy."""
+    """Renders the whole page as HTML; `nonce` is the value in the Content-Security-Policy that allows its script."""
     state = page.state()
     device = escape(state.device)
     without_script = f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
@@ -135,7 +135,7 @@ def page_html(page: Page, nonce: str) -> str:
 
 
 def content_html(page: Page) -> str:
-    """Renders the sections of the page, which its script reloads every few seconds."""
+    """Renders the sections of the page as HTML; the page's script loads them again every 5 seconds."""
     state, history = page.state(), page.history
     alerts = history.alerts(state="open", limit=_SHOWN_ALERTS)
     sections = {
@@ -152,7 +152,7 @@ def content_html(page: Page) -> str:
 
 
 def login_html(nonce: str, *, refused: bool) -> str:
-    """Renders the form for the token, with an error message if a wrong one was `refused`."""
+    """Renders the login form for the token; `refused` adds the message that the entered token was wrong."""
     error = '<p class="notice critical" role="alert">This is not the token.</p>' if refused else ""
     return (
         _head("AgriDistill: token", nonce, "")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import SplitResult
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from agridistill.edge.events import Frame
 from agridistill.edge.network import public_name, split_url, with_user, without_user
 from agridistill.edge.sources.source import (
+    Source,
     SourceEndedError,
     SourceLostError,
     SourceSettings,
@@ -36,17 +38,12 @@ _GRAIN_S = 1e-6
 _MAX_LINE, _MAX_BODY = 4096, 65_536
 
 
-class _Capture:
+class _Capture(Source):
     """Base of the sources below: an OpenCV capture, which is None while the source is closed."""
-
-    name: str
 
     def __init__(self) -> None:
         self._cv2 = _opencv()
         self._capture: Any = None
-
-    def done(self, frame_identity: str) -> None:
-        """Does nothing: there is no file of a frame to delete."""
 
     def close(self) -> None:
         """Releases the camera or the file."""
@@ -66,14 +63,15 @@ class _Capture:
 
 
 class CameraSource(_Capture):
-    """Reads the newest frame of a camera or a stream every `every_s` seconds, and drops the frames in between.
+    """Reads the newest frame of a camera or a video stream every `every_s` seconds with OpenCV.
 
     Args:
-        target: a camera's number, its device such as "/dev/video0", or the address of a stream.
+        target: a camera's number, its device such as "/dev/video0", or the URL of a stream.
         settings: settings of the source.
 
     Raises:
-        EdgeError: the address is malformed.
+        EdgeError: the URL is malformed.
+        MissingExtraError: OpenCV is not installed.
     """
 
     live = True
@@ -90,7 +88,12 @@ class CameraSource(_Capture):
         self._number = 0
 
     def open(self) -> None:
-        """Connects to the camera; raises SourceRefusedError if it refuses user or password, else SourceLostError."""
+        """Connects to the camera.
+
+        Raises:
+            SourceRefusedError: the camera rejects user or password.
+            SourceLostError: the camera does not answer.
+        """
         self.close()
         cv2 = self._cv2
         if self._address is not None:
@@ -108,9 +111,12 @@ class CameraSource(_Capture):
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """Returns the first frame after the pause; None if the pause is longer than `wait_s` seconds.
+        """Returns the newest frame once `every_s` seconds have passed; None if that takes longer than `wait_s` seconds.
 
-        Frames during the pause are read and dropped; otherwise the driver would return these old frames later.
+        Frames before that are read and dropped, because otherwise the driver would return them later.
+
+        Raises:
+            SourceLostError: the camera sends no frame, or a damaged one.
         """
         if self._capture is None:
             raise self._lost("a closed camera")
@@ -134,8 +140,7 @@ class CameraSource(_Capture):
     def _not_opened(self) -> SourceLostError:
         if self._address is not None and self._address.scheme == "rtsp":
             user, password = self._settings.login(self._address)
-            bare, port = without_user(self._address).geturl(), self._address.port or _RTSP_PORT
-            status = rtsp_status(self._address.hostname or "", port, bare, user, password)
+            status = rtsp_status(without_user(self._address), user, password)
             if status in (401, 403):
                 return login_refused(self.name, status, user)
             if status is not None and status >= 300:
@@ -144,12 +149,12 @@ class CameraSource(_Capture):
 
 
 class VideoSource(_Capture):
-    """Reads a frame of a video file for every `every_s` seconds of the video (0: all frames).
+    """Reads a video file with OpenCV: one frame for every `every_s` seconds of the video, or all frames if that is 0.
 
     Args:
         path: the video file.
         settings: settings of the source.
-        seen: returns whether the frame with an identity was decided on before; such frames are skipped.
+        seen: returns whether a frame, given by its `Frame.identity`, has a detection already; such frames are skipped.
     """
 
     live = False
@@ -163,11 +168,11 @@ class VideoSource(_Capture):
         self._fps, self._index, self._due_s = _DEFAULT_FPS, -1, 0.0
 
     def open(self) -> None:
-        """Opens the video; frames that `read` has already returned are skipped.
+        """Opens the video file. When it is opened again, frames that `read` has returned before are skipped.
 
         Raises:
-            SourceLostError: the file is gone.
-            EdgeError: the file is not a video that OpenCV can read.
+            SourceLostError: the file does not exist (any more).
+            EdgeError: OpenCV cannot read the file.
         """
         self.close()
         try:
@@ -180,17 +185,17 @@ class VideoSource(_Capture):
         self._capture = self._cv2.VideoCapture(str(self._path), self._cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             self.close()
-            raise EdgeError("a video that can be read", f"'{self._path}'", "convert it, for instance with ffmpeg")
+            raise EdgeError("a video that OpenCV can read", f"'{self._path}'", "convert it, for example with ffmpeg")
         fps = self._capture.get(self._cv2.CAP_PROP_FPS)
         self._fps = fps if np.isfinite(fps) and fps > 0 else _DEFAULT_FPS
         self._index, self._due_s = -1, 0.0
 
     def read(self, wait_s: float) -> Frame | None:
-        """Returns the next frame that is due and was not seen before; None if none was found in `wait_s` seconds.
+        """Returns the next frame that is due and has no detection yet; None if the search takes over `wait_s` seconds.
 
         Raises:
             PhotoError: the frame cannot be decoded.
-            SourceLostError: the file is gone.
+            SourceLostError: the file was removed.
             SourceEndedError: the video has no more frames.
         """
         if self._capture is None:
@@ -204,14 +209,14 @@ class VideoSource(_Capture):
                 if not self._seen(identity):
                     pixels = self._picture()
                     if pixels is None:
-                        got = f"frame {self._index} of '{self._path}'"
-                        raise PhotoError("a frame that can be decoded", got, "convert the video")
+                        got = f"frame {self._index} of '{self._path}', which is damaged"
+                        raise PhotoError("a frame that can be decoded", got, "copy or convert the video again")
                     return Frame(pixels, str(self._index), self._settings.plot, time.time(), identity)
             if time.monotonic() >= deadline:
                 return None
         if not self._path.exists():
             raise self._lost("a file that is gone")
-        raise SourceEndedError("a frame", f"the end of '{self._path}'", "name another video")
+        raise SourceEndedError(f"all frames of '{self._path}' have been read")
 
     def _is_due(self) -> bool:
         # Phones record frames at uneven times, so use the file's times; without them, use the frame rate.
@@ -231,7 +236,7 @@ def _opencv() -> Any:
         # Imported by name, so that type checking gives the same result with and without OpenCV.
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
-        raise MissingExtraError("OpenCV", f"{error}", "pip install 'agridistill[camera]'") from None
+        raise MissingExtraError("OpenCV for this source", f"{error}", "pip install 'agridistill[camera]'") from None
     # OpenCV 5 has `setLogLevel` only in utils.logging, OpenCV 4.10 only in cv2.
     for place in (getattr(getattr(cv2, "utils", None), "logging", None), cv2):
         with contextlib.suppress(AttributeError):
@@ -239,20 +244,21 @@ def _opencv() -> Any:
     return cv2
 
 
-def rtsp_status(host: str, port: int, url: str, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
-    """Returns the RTSP status of a camera's answer to DESCRIBE; None if it does not answer.
+def rtsp_status(address: SplitResult, user: str | None, password: str, *, timeout_s: float = 5) -> int | None:
+    """Sends DESCRIBE to a camera and returns the RTSP status of its response; None if it does not respond.
 
-    It shows whether a camera is away or refuses the password, which OpenCV does not report.
+    OpenCV only reports that a camera could not be opened. The status tells a wrong password (401) from a camera that
+    is away.
 
     Args:
-        host, port: address of the camera.
-        url: of the stream, without user and password.
-        user: user name; None logs in without one.
+        address: URL of the stream without user and password.
+        user: user name; None sends no login.
         password: password of the user.
         timeout_s: time limit for the connection and for each read, in seconds.
     """
+    peer, url = (address.hostname or "", address.port or _RTSP_PORT), address.geturl()
     try:
-        with socket.create_connection((host, port), timeout_s) as connection, connection.makefile("rb") as stream:
+        with socket.create_connection(peer, timeout_s) as connection, connection.makefile("rb") as stream:
             status, headers = _describe(connection, stream, url, [])
             if status == 401 and user is not None:
                 offers = challenges(headers.get_all("WWW-Authenticate", []))
@@ -271,7 +277,7 @@ def _describe(
     connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
     version, _, rest = stream.readline(_MAX_LINE).decode("latin-1").partition(" ")
     if not version.startswith("RTSP/"):
-        raise ValueError("the answer is not RTSP")
+        raise ValueError("the camera's response is not RTSP")
     headers = http.client.parse_headers(stream)
     stream.read(min(int(headers.get("Content-Length", "0")), _MAX_BODY))
     return int(rest[:3]), headers

@@ -17,7 +17,7 @@ from PIL import Image
 
 from agridistill.edge.events import Frame, sendable
 from agridistill.edge.sources.listing import MAX_FOUND, Listing, Photo
-from agridistill.edge.sources.source import Attempts, PhotoReader, SourceSettings
+from agridistill.edge.sources.source import Attempts, PhotoReader, Source, SourceSettings
 from agridistill.errors import OutboxError, PhotoError
 from agridistill.photo_files import READS_HEIC
 from agridistill.preprocess import UnreachablePhotoError
@@ -39,14 +39,15 @@ _EARLIEST_YEAR = 2010  # clocks that were never set start at 1970, 1980 or 2000
 _CLOCK_DIFFERENCE_S = 300.0  # allowed between the clocks of camera and device
 
 
-class FolderSource:
-    """Reads new photos in a folder and its subfolders, oldest first. The name of the first subfolder is the plot.
+class FolderSource(Source):
+    """Reads new photos from a folder and its subfolders, the oldest first. The first subfolder's name is the plot.
 
-    A JPEG or a PNG is read as soon as its end mark is written. Other formats, and files that cannot be decoded, are
-    read when nothing has been written for `settle_s` seconds, because a copy may have its full size from the start. A
-    file that the system refuses (permissions, a disk, a network) is tried again after ten seconds. Skipped are hidden
-    names, names that systems create (`@eaDir`, …), `.part` and `.tmp`. Links to folders are followed, and each folder
-    is read once. The arguments are as in `open_source`.
+    A photo may still be written when it is found. A JPEG or PNG is read once its end marker is written. Other formats,
+    and files that cannot be decoded, are read once they have not changed for `settle_s` seconds.
+
+    A file that cannot be opened (permissions, disk, network) is tried again after 10 s. Hidden files, files that
+    systems create (`@eaDir`, …), `.part` and `.tmp` are skipped. Links to folders are followed; each folder is read
+    once. The arguments are those of `open_source`.
     """
 
     live = False
@@ -80,11 +81,11 @@ class FolderSource:
         self._listing.open()
 
     def read(self, wait_s: float) -> Frame | None:
-        """Returns the oldest photo that is complete and new; None if there is none within `wait_s` seconds.
+        """Returns the oldest new photo that is completely written; None if there is none within `wait_s` seconds.
 
         Raises:
-            PhotoError: a photo no longer changes but cannot be read; raised once for each photo.
-            SourceLostError: the folder is gone or cannot be read.
+            PhotoError: a photo no longer changes but cannot be decoded; raised once for each photo.
+            SourceLostError: the folder was removed or cannot be read.
         """
         deadline = time.monotonic() + wait_s
         while True:
@@ -96,7 +97,7 @@ class FolderSource:
             self._listing.wait(left, poll=bool(self._growing or self._pending))
 
     def done(self, frame_identity: str) -> None:
-        """Deletes the photo with the setting after = "delete", if the file is still the same."""
+        """With after = "delete", deletes a photo whose detection is now stored, unless the file has changed."""
         photo = self._handed.pop(frame_identity, None)
         if photo is not None:
             self._delete(photo)
@@ -212,8 +213,9 @@ class FolderSource:
         taken_s, problem = photo_time(self._listing.root / photo.name, at_s)
         if problem and problem not in self._logged_time_problems:
             self._logged_time_problems.add(problem)
-            line = "the photo %s has %s: for such photos the time of arrival is used"
-            logger.warning(line, sendable(photo.name), problem)
+            logger.warning(
+                "the photo %s has %s: rules use the time of arrival for such photos", sendable(photo.name), problem
+            )
         return taken_s
 
     def _remember_digest(self, photo: Photo, digest: bytes) -> None:
@@ -234,11 +236,11 @@ class FolderSource:
         self._listing.set_aside(photo)
         if self._logged_unreachable is None:
             self._logged_unreachable = photo
-            logger.warning("a photo cannot be read now, and will be tried again: %s", error)
+            logger.warning("a photo cannot be read now, and is tried again every 10 s: %s", error)
 
     def _log_reachable(self) -> None:
         if self._logged_unreachable is not None:
-            logger.warning("the photo %s can be read again, or is gone", sendable(self._logged_unreachable.name))
+            logger.warning("the photo %s can be read again or was removed", sendable(self._logged_unreachable.name))
             self._logged_unreachable = None
 
     def _delete(self, photo: Photo) -> None:
@@ -251,7 +253,7 @@ class FolderSource:
         except OSError as error:
             if not self._logged_undeletable and not isinstance(error, FileNotFoundError):
                 self._logged_undeletable = True
-                logger.warning("photos in %s cannot be deleted: %s", self.name, error.strerror)
+                logger.warning('after = "delete": photos in %s cannot be deleted: %s', self.name, error.strerror)
 
     def _plot(self, photo: Photo) -> str:
         first, slash, _ = photo.name.partition("/")
@@ -290,11 +292,11 @@ def _bad_key(photo: Photo) -> str:
 def photo_time(path: Path, now_s: float) -> tuple[float | None, str]:
     """Reads from a photo's EXIF data when it was taken.
 
-    A time without a time zone is taken as the device's local time. A time before 2010 or after `now_s` is not used,
-    because the camera's clock was wrong.
+    A time without a time zone counts as this device's local time. A time before 2010, or more than 5 minutes after
+    `now_s` (seconds since 1970), is rejected: the camera's clock was wrong.
 
     Returns:
-        Seconds since 1970 and "", or None and the problem in words.
+        The time in seconds since 1970 and "". Without a usable time: None and why, for example "no EXIF time".
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:

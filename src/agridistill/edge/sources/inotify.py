@@ -20,7 +20,7 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "virtiofs")
 
 
 class Inotify:
-    """An inotify instance, which watches folders for new files.
+    """Watches folders for new files with Linux's inotify, through one inotify instance.
 
     Raises:
         OSError: the system is not Linux, or its limit of inotify instances is reached.
@@ -37,14 +37,14 @@ class Inotify:
             raise OSError(ctypes.get_errno(), "the limit of inotify instances is reached")
 
     def add(self, folder: Path, prefix: str) -> None:
-        """Watches a folder without its subfolders; call it again if the folder was replaced.
+        """Starts watching a folder, without its subfolders. For a folder that was replaced, call it again.
 
         Args:
             folder: the folder.
-            prefix: put in front of the names of its files in `events`.
+            prefix: text that `events` puts in front of the names of the folder's files, such as "north/".
 
         Raises:
-            OSError: the folder is gone, or the system's limit of watches is reached.
+            OSError: the folder does not exist, or the system's limit of watches is reached.
         """
         watch = int(self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), _WATCHED))
         if watch < 0:
@@ -53,24 +53,24 @@ class Inotify:
         self._added.add(watch)
 
     def end_others(self) -> None:
-        """Ends the watches of all folders that were not passed to `add` since the last call."""
+        """Stops watching all folders for which `add` was not called since the last call of this method."""
         for watch in set(self._folders) - self._added:
             self._library.inotify_rm_watch(self._descriptor, watch)
             del self._folders[watch]
         self._added = set()
 
     def wait(self, wait_s: float) -> None:
-        """Returns when there are events, or after `wait_s` seconds."""
+        """Waits until there are events, at most `wait_s` seconds."""
         waiting = select.poll()
         waiting.register(self._descriptor, select.POLLIN)
         waiting.poll(max(0.0, wait_s) * 1000)
 
     def events(self) -> tuple[list[str], bool]:
-        """Reads the events since the last call.
+        """Returns the events since the last call, without waiting.
 
         Returns:
-            The names of files that arrived or were written, with their prefix, and whether the folders must be searched
-            because a folder changed or the system dropped events.
+            The names of new or changed files, each with its folder's prefix, and whether all folders must be searched:
+            a folder changed, or the system dropped events.
         """
         files: list[str] = []
         search = False
@@ -91,12 +91,12 @@ class Inotify:
         return files, search
 
     def close(self) -> None:
-        """Ends all watches."""
+        """Stops watching all folders."""
         os.close(self._descriptor)
 
 
 def is_on_network(folder: Path) -> bool:
-    """Whether a folder is on a network file system, by Linux's table of mounts; False if the table does not say."""
+    """Returns whether Linux's table of mounts lists the folder's disk as a network file system, such as NFS."""
     try:
         device = folder.stat().st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"

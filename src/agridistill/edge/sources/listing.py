@@ -49,7 +49,7 @@ _MAX_LOGGED_SUFFIXES = 20
 
 
 class Photo(NamedTuple):
-    """A photo file in its present state. Photos sort by age, the oldest first."""
+    """A photo file with its present time of change and size. Photos sort by that time, the oldest first."""
 
     mtime_ns: int
     name: str  # relative to the watched folder, with slashes
@@ -57,14 +57,14 @@ class Photo(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """32 hexadecimal digits, the same after a restart, and different after the file was written again."""
+        """32 hexadecimal digits from name, time of change and size: the same until the file is written again."""
         return self._digest()[:16].hex()
 
     @property
     def number(self) -> int:
-        """The first 64 bits of the identity as a signed number.
+        """The first 64 bits of the identity as a signed integer.
 
-        Python's `hash` has only 32 bits on small machines: photos with the same hash would be missed.
+        Python's `hash` has only 32 bits on small machines: a photo with the hash of another one would be skipped.
         """
         return int.from_bytes(self._digest()[:8], "little", signed=True)
 
@@ -73,14 +73,14 @@ class Photo(NamedTuple):
 
 
 class Hashes:
-    """A set of 64-bit numbers that takes eight bytes for each: less than a megabyte for 100,000 photos."""
+    """A set of 64-bit integers that takes 8 bytes for each: less than 1 MB for 100,000 photos."""
 
     def __init__(self) -> None:
         self._sorted: NDArray[np.int64] = np.empty(0, np.int64)
         self._recent: set[int] = set()  # not in the array yet, because each insertion would copy it
 
     def add(self, number: int) -> None:
-        """Adds one number to the set."""
+        """Adds a 64-bit integer."""
         self._recent.add(number)
         if len(self._recent) > MAX_FOUND:
             self._merge()
@@ -89,12 +89,12 @@ class Hashes:
         return number in self._recent or bool(self._are_sorted(np.array([number], np.int64))[0])
 
     def include(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns for each of the numbers, `(N,)`, whether it is in the set, `(N,)`."""
+        """Returns for each number in `numbers`, `(N,)` int64, whether it is in the set, `(N,)` bool."""
         self._merge()
         return self._are_sorted(numbers)
 
     def keep(self, numbers: NDArray[np.int64]) -> None:
-        """Removes all numbers from the set except these."""
+        """Removes all numbers from the set that are not in `numbers`, `(N,)` int64."""
         self._sorted = np.sort(numbers[self.include(numbers)])
 
     def _are_sorted(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -110,7 +110,7 @@ class Hashes:
 
 
 class Listing:
-    """Lists the photos in a folder and its subfolders that are not decided yet."""
+    """Finds the photos in a folder and its subfolders that `remember` has not marked as processed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -128,7 +128,7 @@ class Listing:
         self._soon_at = self._latest_at = 0.0
 
     def open(self) -> None:
-        """Starts watching the folder.
+        """Starts watching the folder for changes.
 
         Raises:
             SourceLostError: the folder does not exist or cannot be read.
@@ -142,34 +142,39 @@ class Listing:
             try:
                 self._inotify = Inotify()
             except OSError as error:
-                logger.info("the folder '%s' is searched regularly, without events: %s", self.root, error)
+                logger.info(
+                    "the folder '%s' is searched regularly, because it reports no changes: %s", self.root, error
+                )
         self._latest_at = 0.0
 
     def close(self) -> None:
-        """Stops watching the folder; photos marked by `remember` stay known."""
+        """Stops watching the folder; photos that `remember` has marked stay marked."""
         if self._inotify is not None:
             self._inotify.close()
             self._inotify = None
 
     def remember(self, photo: Photo) -> None:
-        """Marks a photo as decided: no search returns it again."""
+        """Marks a photo as processed: `search` does not return it again unless the file changes."""
         self._decided.add(photo.number)
 
     def knows(self, photo: Photo) -> bool:
-        """Whether a photo was marked by `remember`, or by `set_aside` with a pause that is not over."""
+        """Returns whether `search` skips a photo now, because `remember` or `set_aside` has marked it."""
         return photo.number in self._decided or photo.number in self._aside
 
     def set_aside(self, photo: Photo) -> None:
-        """Marks a photo that cannot be read now: a search returns it again after a pause of 10 s."""
+        """Marks a photo that cannot be opened now: `search` skips it for 10 s."""
         self._aside_until = min(self._aside_until, time.monotonic() + _ASIDE_S)
         self._aside.add(photo.number)
 
     def now(self, name: str) -> Photo | None:
-        """Returns a file's present state; None if it is gone, not a regular file, or from `predict --explain`."""
+        """Returns the present state of the file `name`, given relative to the watched folder.
+
+        Returns None if the file was removed, is not a regular file, or was written by `predict --explain`.
+        """
         return self._photo(name, self.root / name)
 
     def events(self) -> list[str]:
-        """Returns the names of photos that were written or arrived since the last call; [] if there are no events."""
+        """Returns the names of photos that arrived or changed since the last call, as far as the system reports it."""
         if self._inotify is None:
             return []
         names, search = self._inotify.events()
@@ -180,11 +185,11 @@ class Listing:
         return photos
 
     def request_rescan(self) -> None:
-        """Makes `is_due` return True soon, so that a search finds again the photos that the caller skipped."""
+        """Makes `is_due` return True soon: the caller has skipped photos because too many were waiting."""
         self._has_more = True
 
     def is_due(self, *, idle: bool) -> bool:
-        """Whether it is time for a search; `idle` says that all photos of the last search are processed."""
+        """Returns whether `search` should be called now; `idle`: whether all photos of the last one are processed."""
         now = time.monotonic()
         if now >= self._aside_until:
             self._aside, self._aside_until = Hashes(), math.inf
@@ -192,10 +197,10 @@ class Listing:
         return (idle and self._has_more) or now >= (self._soon_at if self._must_search else self._latest_at)
 
     def search(self) -> list[Photo]:
-        """Returns the oldest photos that are neither decided nor set aside, oldest first, at most `MAX_FOUND`.
+        """Searches all folders, and returns the photos that are not marked: the oldest first, at most `MAX_FOUND`.
 
         Raises:
-            SourceLostError: the folder is gone or cannot be read.
+            SourceLostError: the folder was removed or cannot be read.
         """
         begin = time.monotonic()
         self._must_search = False
@@ -208,7 +213,7 @@ class Listing:
         if not self._unreadable:
             self._decided.keep(np.array(self._present, np.int64))
         for name in sorted(self._logged_unreadable - self._unreadable):
-            logger.warning("the subfolder %r can be read again, or is gone", name)
+            logger.warning("the subfolder %r can be read again or was removed", name)
         self._logged_unreadable = self._unreadable
         end = time.monotonic()
         self._soon_at = end + _PAUSE_AFTER_CHANGE * (end - begin)
@@ -219,9 +224,9 @@ class Listing:
         return found
 
     def wait(self, wait_s: float, *, poll: bool) -> None:
-        """Returns when there may be a new photo or a search is due, at the latest after `wait_s` seconds.
+        """Waits until there may be a new photo or a search is due, at most `wait_s` seconds.
 
-        `poll` makes it return after 20 ms, because a file must be checked again soon.
+        With `poll` it waits only 20 ms, because a file that is still being written must be checked again.
         """
         at = min(self._latest_at, self._aside_until)
         soon = _POLL_S if poll or self._must_search or self._has_more else at - time.monotonic()
@@ -281,8 +286,9 @@ class Listing:
         if new and len(self._logged_suffixes) < _MAX_LOGGED_SUFFIXES:
             self._logged_suffixes.update(new)
             remedy = how_to_read(f"photo{suffix}" for suffix in new)
-            line = "files that are not photos are skipped: %s%s"
-            logger.warning(line, counts_in_words(new), remedy and f"; {remedy}")
+            logger.warning(
+                "files that are not photos are skipped: %s%s", counts_in_words(new), remedy and f"; {remedy}"
+            )
 
     def _is_explanation(self, name: str) -> bool:
         if not is_explanation(self.root / name):
@@ -300,7 +306,9 @@ class Listing:
                 self._inotify.add(path, inside)
             except OSError as error:
                 if path.is_dir() and os.access(path, os.R_OK):  # otherwise listing the folder raises the reason
-                    logger.info("the folder '%s' is searched regularly, without events: %s", self.root, error)
+                    logger.info(
+                        "the folder '%s' is searched regularly, because it reports no changes: %s", self.root, error
+                    )
                     self.close()
 
     def _lost(self, error: OSError) -> SourceLostError:

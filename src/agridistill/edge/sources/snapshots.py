@@ -15,6 +15,7 @@ from agridistill.edge.http import HttpClient, HttpError, http_errors, tls_contex
 from agridistill.edge.network import public_name, split_url, without_user
 from agridistill.edge.sources.source import (
     PhotoReader,
+    Source,
     SourceLostError,
     SourceRefusedError,
     SourceSettings,
@@ -39,18 +40,18 @@ _SOI, _EOI, _SOS, _TEM, _FILL = 0xD8, 0xD9, 0xDA, 0x01, 0xFF
 _ALONE = frozenset({*range(0xD0, 0xD8), _TEM, _FILL})
 
 
-class SnapshotSource:
-    """Downloads a picture every `every_s` seconds; an unchanged picture gives no frame.
+class SnapshotSource(Source):
+    """Downloads a picture from a camera every `every_s` seconds; an unchanged picture gives no frame.
 
-    If the answer is a stream (`multipart/x-mixed-replace`, MJPEG), it stays open, and its newest picture is used.
+    If the camera sends a stream (MJPEG, `multipart/x-mixed-replace`), it stays open, and its newest picture is used.
 
     Args:
-        url: http(s) address of the camera.
+        url: http(s) URL of the camera.
         settings: settings of the source.
-        timeout_s: time limit for a whole download; in a stream, for each picture.
+        timeout_s: time limit in seconds for each download; in a stream, for each picture.
 
     Raises:
-        EdgeError: the address is malformed, or `ca_file` cannot be read.
+        EdgeError: the URL is malformed, or `ca_file` cannot be read.
     """
 
     live = True
@@ -71,15 +72,15 @@ class SnapshotSource:
         self._stream: MjpegStream | None = None
 
     def open(self) -> None:
-        """Makes the first picture due at once; only `read` shows whether the camera is there."""
+        """Makes the next picture due immediately, without connecting: `read` connects."""
         self._due = 0.0
 
     def read(self, wait_s: float) -> Frame | None:
         """Returns the next picture; None if none is due within `wait_s` seconds, or if it has not changed.
 
         Raises:
-            SourceRefusedError: the camera refuses user or password, or its certificate is not trusted.
-            SourceLostError: the camera does not answer, sends no picture, or three in a row that cannot be read.
+            SourceRefusedError: the camera rejects user or password, or its certificate is not trusted.
+            SourceLostError: the camera does not answer, sends no picture, or sends three damaged ones in a row.
             PhotoError: the picture is damaged or too large.
         """
         if self._is_stream:
@@ -91,11 +92,8 @@ class SnapshotSource:
             data = None if time.monotonic() < self._due else self._snapshot()
         return None if data is None else self._frame(data, time.time())
 
-    def done(self, frame_identity: str) -> None:
-        """Does nothing: there is no file of a picture to delete."""
-
     def close(self) -> None:
-        """Closes the stream; snapshots leave no connection open."""
+        """Closes the connection of a stream; single downloads leave none open."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -137,7 +135,7 @@ class SnapshotSource:
             for piece in answer.iter_raw():
                 data += piece
                 if len(data) > MAX_BYTES:
-                    raise self._lost(f"more than {MAX_BYTES // 1_000_000} MB")
+                    raise self._lost(f"a file of more than {MAX_BYTES // 1_000_000} MB")
             return bytes(data)
 
     def _next_of_stream(self, wait_s: float) -> bytes | None:
@@ -164,7 +162,7 @@ class SnapshotSource:
                 raise login_refused(self.name, error.status, self._user) from None
             if error.certificate:
                 expected = f"a trusted certificate of {self.name}"
-                remedy = "set ca_file to a file with its authority's certificate"
+                remedy = "set ca_file to a file with the certificate of its authority"
                 raise SourceRefusedError(expected, error.certificate, remedy) from None
             raise self._lost(str(error)) from None
 
@@ -198,9 +196,9 @@ class _Login(httpx.Auth):
 
 
 class JpegFrames:
-    """Cuts a stream of bytes into JPEGs by their markers; thumbnails inside a picture stay a part of it.
+    """Cuts a stream of bytes into JPEG pictures by their markers. A thumbnail stays inside its picture.
 
-    Everything between two pictures is ignored, because cameras send wrong boundaries and wrong or missing lengths.
+    Bytes between pictures are ignored: the boundaries and lengths that cameras send there are often wrong.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -209,7 +207,7 @@ class JpegFrames:
         self._at, self._in_scan = 0, False  # position in the current picture (0: before a picture); in its pixel data
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Adds bytes of the stream, and returns the pictures that are now complete; truncated ones are dropped.
+        """Adds received bytes, and returns the pictures that they complete; drops truncated pictures.
 
         Raises:
             HttpError: a picture is larger than `max_bytes`.
@@ -234,7 +232,7 @@ class JpegFrames:
             else:
                 self._at, self._in_scan = at + 2 + length, code == _SOS
         if len(self._buffer) > self._max_bytes:
-            raise HttpError(f"more than {self._max_bytes // 1_000_000} MB")
+            raise HttpError(f"a picture of more than {self._max_bytes // 1_000_000} MB")
         return pictures
 
     def _find_marker(self) -> bool:
@@ -255,12 +253,12 @@ class JpegFrames:
 
 
 class MjpegStream:
-    """Reads pictures from an endless HTTP answer.
+    """Reads JPEG pictures from an HTTP response that does not end (MJPEG).
 
     Args:
-        answer: the answer, whose body is not read yet.
-        timeout_s: the stream counts as dead if no complete picture comes for so many seconds.
-        max_bytes: largest size of a picture.
+        answer: the response, whose body is not read yet.
+        timeout_s: longest time in seconds between two complete pictures.
+        max_bytes: largest allowed size of a picture.
     """
 
     def __init__(self, answer: httpx.Response, *, timeout_s: float, max_bytes: int) -> None:
@@ -269,19 +267,19 @@ class MjpegStream:
         self._complete_at, self._has_given = time.monotonic(), False
 
     def newest(self, due: float, wait_s: float) -> bytes | None:
-        """Returns the first picture that is complete at `due` (monotonic seconds) or later, and drops earlier ones.
+        """Returns the newest picture as soon as the time is `due` (monotonic seconds), and drops earlier ones.
 
-        Returns None if none came within `wait_s` seconds, but always waits for the first picture of the stream.
+        Returns None after `wait_s` seconds without one; for the stream's first picture it waits up to `timeout_s`.
 
         Raises:
-            HttpError: the connection fails or ends, no picture came in time, or a picture is too large.
+            HttpError: the connection ends, no picture arrives within `timeout_s`, or a picture is too large.
         """
         deadline = time.monotonic() + wait_s
         while True:
             with http_errors():
                 data = next(self._chunks, b"")
             if not data:
-                raise HttpError("the end of the stream")
+                raise HttpError("a stream that the camera has ended")
             pictures, now = self._frames.feed(data), time.monotonic()
             if pictures:
                 self._complete_at, self._has_given = now, True
@@ -293,7 +291,7 @@ class MjpegStream:
                 return None
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the HTTP connection."""
         self._answer.close()
 
 

@@ -40,20 +40,20 @@ _HASHES: dict[str, Callable[[bytes], Any]] = {
 
 
 class SourceLostError(EdgeError):
-    """A source cannot be reached now; it may come back."""
+    """A source cannot be read now; the agent tries again, because it may come back."""
 
 
 class SourceRefusedError(SourceLostError):
-    """A source answers but cannot be used: user or password are wrong, or its certificate is not trusted."""
+    """A source answers but cannot be used: it rejects user or password, or its certificate is not trusted."""
 
 
-class SourceEndedError(EdgeError):
-    """A source has ended, such as a video file: no frame will follow."""
+class SourceEndedError(Exception):
+    """A source has no more frames, such as a video at its end."""
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Settings of a source."""
+    """Settings of a source; each kind of source uses those that apply to it."""
 
     plot: str = ""  # plot of all photos; for a folder, of the photos outside its subfolders
     shorter_side: int | None = None  # so many pixels are enough, see `preprocess.read_photo`; None reads all
@@ -65,76 +65,75 @@ class SourceSettings:
     ca_file: Path | None = None  # certificate authorities to trust for https; None trusts the system's
 
     def login(self, parts: SplitResult) -> tuple[str | None, str]:
-        """Returns user (None without one) and password for an address: those in the address, else these settings'."""
+        """Returns user and password for a URL: those in the URL, else those of these settings (user None: no login)."""
         if parts.username is not None:
             return unquote(parts.username), unquote(parts.password or "") or self.password or ""
         return self.username, self.password or ""
 
 
 class Source(Protocol):
-    """A source of frames. All methods except `done` are called by one thread."""
+    """The base of all sources: a folder, a camera or a video. One thread calls all methods except `done`."""
 
     name: str  # for people and logs, without secrets
     live: bool  # frames that are not read in time are lost, as with a camera; False for files
 
     def open(self) -> None:
-        """Starts the source, also after it was lost or closed; raises SourceLostError if it cannot be reached."""
+        """Opens the source, also again after a loss or `close`; raises SourceLostError if that fails."""
 
     def read(self, wait_s: float) -> Frame | None:
-        """Returns the next frame; None if none arrived within about `wait_s` seconds.
+        """Returns the next frame; None if none arrives within about `wait_s` seconds.
 
         Raises:
-            PhotoError: a photo cannot be read; the next call continues with the next photo.
-            SourceLostError: the source can no longer be reached.
-            SourceEndedError: there will be no more frames.
+            PhotoError: a photo cannot be read; the next call continues with the photo after it.
+            SourceLostError: the source can no longer be read.
+            SourceEndedError: the source has no more frames.
         """
 
     def done(self, frame_identity: str) -> None:
-        """Notifies the source that the detection of a frame is stored. It may be called from another thread."""
+        """Called when the detection of a frame is stored, perhaps by another thread; only a folder does something."""
+        return
 
     def close(self) -> None:
         """Releases the camera, connection or files of the source."""
 
 
 class Attempts(Protocol):
-    """Remembers over restarts which photos crashed the agent; `store.history.History` implements it."""
+    """Records on the disk which photos are being read, to find those that crash the agent (see `History`)."""
 
     def begin(self, identity: str) -> int:
-        """Records that reading a photo begins; returns how often reading it began before without reaching `end`."""
+        """Records that reading a photo begins; returns how many earlier attempts ended in a crash."""
 
     def end(self, identity: str) -> None:
         """Records that reading a photo ended without a crash of the agent."""
 
 
 def login_refused(name: str, status: int, user: str | None) -> SourceRefusedError:
-    """Creates the error for a camera that answers 401 or 403; `user` is the user name that was sent, or None."""
+    """Creates the error for a camera that answers with status 401 or 403; `user` is the name that was sent, or None."""
     got = f"status {status} from {name}" + (", and no user is set" if user is None else "")
-    variables = "AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD"
-    return SourceRefusedError(
-        "a user and password that the camera accepts", got, f"correct them ({variables}, or in the address)"
-    )
+    remedy = "set AGRIDISTILL_SOURCE_USERNAME and AGRIDISTILL_SOURCE_PASSWORD, or put both into the address"
+    return SourceRefusedError("a user and password that the camera accepts", got, remedy)
 
 
 class PhotoReader:
-    """Decodes photos with limited memory, and skips a photo that has crashed the agent twice.
+    """Decodes photos with limited memory, and refuses a photo that has crashed the agent twice.
 
     Args:
-        settings: `shorter_side` limits the size of the decoded photo.
-        attempts: records the attempts to read large photos; None records nothing.
+        settings: settings of the source, of which `shorter_side` limits the size of the decoded photo.
+        attempts: records which large photo is being read; None records nothing.
     """
 
     def __init__(self, settings: SourceSettings, attempts: Attempts | None = None) -> None:
         self._settings, self._attempts = settings, attempts
 
     def read(self, source: Path | bytes, identity: str = "") -> NDArray[np.uint8]:
-        """Decodes a photo: `(H, W, 3)` uint8 RGB, upright, with a shorter side of about `shorter_side` pixels.
+        """Decodes a photo to `(H, W, 3)` uint8 RGB, upright, scaled to a shorter side of about `shorter_side` pixels.
 
         Args:
             source: path or content of the photo.
-            identity: under which attempts are recorded; "" records none.
+            identity: `Frame.identity`, by which attempts are recorded; "" records none.
 
         Raises:
-            UnreachablePhotoError: the system refuses access for now.
+            UnreachablePhotoError: the file cannot be opened now (permissions, disk, network).
             PhotoError: the file is no photo, damaged or too large, or the agent crashed twice while reading it.
         """
         name = f"'{source}'" if isinstance(source, Path) else f"{len(source):,} bytes"
@@ -185,14 +184,14 @@ def _too_large(name: str, cost: PhotoCost) -> PhotoError:
 
 
 class Challenge(NamedTuple):
-    """A login method that a server offers in WWW-Authenticate."""
+    """A login method that a server offers in a `WWW-Authenticate` header, such as Digest."""
 
     scheme: str  # in lower case, such as "digest"
     fields: dict[str, str]  # parameters by their name in lower case
 
 
 def challenges(headers: Iterable[str]) -> list[Challenge]:
-    """Parses all login methods in the values of WWW-Authenticate headers; a header may contain several.
+    """Parses the values of `WWW-Authenticate` headers into login methods; one header may offer several.
 
     Example:
         >>> [offer.scheme for offer in challenges(['Digest realm="a, b", nonce="n", algorithm=MD5, Basic realm="c"'])]
@@ -211,14 +210,14 @@ def challenges(headers: Iterable[str]) -> list[Challenge]:
 
 
 def authorization(offers: Sequence[Challenge], user: str, password: str, method: str, uri: str) -> str | None:
-    """Returns the value of the `Authorization` header for the strongest login method; None if none is supported.
+    """Returns the `Authorization` header for the strongest login method that is supported; None without one.
 
     Args:
         offers: the login methods that the server offers.
         user: user name.
-        password: password, which is sent readable with Basic, and only as a hash with Digest.
-        method: of the request, such as "GET".
-        uri: of the request, exactly as it is sent.
+        password: password; Basic sends it in the clear, Digest only as a hash.
+        method: method of the request, such as "GET".
+        uri: URI of the request, exactly as it is sent.
     """
     for name in _HASHES:
         for offer in offers:

@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 class StateLostError(EdgeError):
-    """A database file was removed, replaced or damaged while the agent runs; the agent must be started again."""
+    """A database file was removed, replaced or damaged while the agent was running; the agent must be restarted."""
 
 
 class SqliteFile:
-    """An SQLite database in one file. It can be used from several threads.
+    """An SQLite database file that several threads can use.
 
-    When a `writing` block ends, its changes are safe on the disk (write-ahead log, full synchronisation). If the file
-    is damaged when it is opened, it is renamed, logged and replaced by a new one; it is never deleted.
+    At the end of a `writing` block its changes are on the disk and survive a power cut. A file that is found damaged
+    when it is opened is renamed, and a new one is created.
 
     Args:
         path: the file; its folder is created if it is missing.
         what: name of the database for error messages, such as "outbox".
         schema: SQL statements that create the tables if they are missing.
         version: version of the schema; a file of another version is refused.
-        read_only: open for reading while the agent writes; the file must exist.
+        read_only: opens an existing file for reading only, while the agent may write to it.
 
     Raises:
         OutboxError: the file cannot be opened, or is of another version.
@@ -43,7 +43,7 @@ class SqliteFile:
         self._lock = threading.Lock()
         if read_only and not path.is_file():
             remedy = "start the agent, or name its state folder with --state"
-            raise OutboxError(f"an {what}", f"no file '{path}'", remedy)
+            raise OutboxError(f"the {what} of an agent", f"no file '{path}'", remedy)
         try:
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yields the database inside one transaction, which is on the disk at the end of the `with` block.
+        """Yields the database in a transaction that is committed to the disk at the end of the `with` block.
 
-        It is rolled back if the block or the disk fails.
+        If the block or the disk fails, the transaction is rolled back.
 
         Raises:
-            OutboxError: the disk is full or refuses.
+            OutboxError: the disk is full or refuses the write.
             StateLostError: the file was removed, replaced or damaged.
         """
         with self.reading() as database:
@@ -109,8 +109,8 @@ class SqliteFile:
         try:
             (found,) = database.execute("PRAGMA user_version").fetchone()
             if found not in (0, version):
-                got, remedy = f"version {found} in '{self.path}'", "name another folder with --state"
-                raise OutboxError(f"an {self._what} of version {version}", got, remedy)
+                got, remedy = f"schema version {found} in '{self.path}'", "name another folder with --state"
+                raise OutboxError(f"an {self._what} of schema version {version}", got, remedy)
             if not self._read_only:
                 database.execute("PRAGMA journal_mode = WAL")
                 # Without FULL, WAL only syncs at checkpoints: a power cut would undo committed transactions.
@@ -148,7 +148,7 @@ class SqliteFile:
 
     def _lost(self, what: str) -> StateLostError:
         remedy = "start the agent again, and do not change its state folder while it runs"
-        return StateLostError(f"the {self._what} unchanged by others", f"'{self.path}', which was {what}", remedy)
+        return StateLostError(f"the {self._what} as the agent left it", f"'{self.path}', which was {what}", remedy)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -160,7 +160,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def add_to_counter(database: sqlite3.Connection, name: str, count: int) -> None:
-    """Adds `count` to a counter in the table `counters (name, value)`; call it inside a transaction."""
+    """Adds `count` to the row `name` of the table `counters`; call it inside a transaction."""
     if count:
         database.execute(
             "INSERT INTO counters (name, value) VALUES (?, ?) "

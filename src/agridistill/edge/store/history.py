@@ -55,7 +55,7 @@ _MARK = (
 
 @dataclass(frozen=True)
 class HistoryLimits:
-    """Section [history]: how many of the newest entries are kept. Open alerts are always kept."""
+    """Section [history]: how many entries of each kind are stored. Older ones are deleted, but never open alerts."""
 
     detections: Annotated[int, Field(ge=1)] = 50_000
     thumbnails: Annotated[int, Field(ge=0)] = 500  # small pictures of the newest detections
@@ -64,16 +64,16 @@ class HistoryLimits:
 
 
 class History(SqliteFile):
-    """Detections and alerts in an SQLite file. Several processes can read it while the agent writes.
+    """Detections and alerts in an SQLite file, which several processes can read while the agent writes.
 
-    Methods raise OutboxError if the disk is full or refuses, and then change nothing; they raise StateLostError if the
-    file was removed or damaged.
+    If the disk is full or refuses a write, methods raise OutboxError and change nothing. If the file was removed or
+    damaged, they raise StateLostError.
 
     Args:
         path: the file.
-        limits: how many entries are kept; None for the defaults.
-        source: identity of the watched source (see `source_identity`), stored with new detections and alerts.
-        read_only: open for reading while the agent writes; the file must exist.
+        limits: how many entries are stored; None for the defaults.
+        source: id of the watched source (see `source_identity`), stored with new detections and alerts.
+        read_only: opens an existing file for reading only, while the agent may write to it.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class History(SqliteFile):
         self._until_trim = 0
 
     def add(self, detection: Detection, *, thumbnail: bytes | None = None, identity: str = "") -> None:
-        """Stores a detection; if its event id exists already, the stored one stays unchanged.
+        """Stores a detection, unless one with the same event id is stored already.
 
         Args:
             detection: the detection.
-            thumbnail: a small JPEG of its photo; None for none.
-            identity: `Frame.identity`, for which `decided_by` then returns the model; "" for live frames.
+            thumbnail: small JPEG of its photo; None for none.
+            identity: `Frame.identity` of its photo, with which `decided_by` finds it; "" for a camera's frame.
         """
         found, document = detection, json.dumps(detection.to_json(), ensure_ascii=False)
         with self.writing() as database:
@@ -107,20 +107,20 @@ class History(SqliteFile):
         self._until_trim -= 1
 
     def decided_by(self, identity: str) -> str | None:
-        """Returns which model decided on a photo: the first 12 digits of its sha256.
+        """Returns the id of the model that has classified a photo: the first 12 digits of the model's sha256.
 
-        "" means that the photo cannot be decided on (see `mark`), None that no model has decided on it.
+        Returns "" if `mark` has marked the photo as unreadable, and None if no model has classified it.
         """
         rows = self._rows("SELECT model FROM photos WHERE identity = ? AND begun IS NULL", identity)
         return str(rows[0][0]) if rows else None
 
     def mark(self, identity: str) -> None:
-        """Remembers a photo that cannot be decided on: `decided_by` then returns "" for it."""
+        """Marks a photo as unreadable, after a restart too: `decided_by` returns "" for it."""
         with self.writing() as database:
             database.execute(_MARK, (identity, ""))
 
     def begin(self, identity: str) -> int:
-        """Records that reading a photo begins; returns how often reading it began before without reaching `end`."""
+        """Records that reading a photo begins; returns how many earlier attempts ended in a crash."""
         with self.writing() as database:
             row = database.execute("SELECT begun FROM photos WHERE identity = ?", (identity,)).fetchone()
             database.execute(
@@ -136,28 +136,29 @@ class History(SqliteFile):
             database.execute("DELETE FROM photos WHERE identity = ? AND begun IS NOT NULL", (identity,))
 
     def recent(self, limit: int = 50, *, since_s: float | None = None, own: bool = False) -> list[Detection]:
-        """Returns the newest detections, newest first.
+        """Returns the newest detections, the newest first.
 
         Args:
-            limit: at most so many.
-            since_s: only those since this time, in seconds since 1970; None for all.
-            own: only those of the source that is watched now.
+            limit: largest number of detections.
+            since_s: earliest time of arrival, in seconds since 1970; None for any.
+            own: whether only detections of the source that is watched now are returned.
         """
         where, values = _conditions({"at_s >= ?": since_s, _OWN: self._source if own else None})
         query = f"SELECT document FROM detections WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
         return [Detection.from_json(json.loads(document)) for (document,) in self._rows(query, *values, limit)]
 
     def last_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """Returns when the last detection with one of the verdicts arrived from a plot of the watched source.
+        """Returns when the last frame of a plot arrived, in seconds since 1970; None without one.
 
-        The time is in seconds since 1970; None without such a detection.
+        Only frames of the watched source with one of `verdicts` count.
         """
         return self._time_s("at_s", "ORDER BY seq DESC LIMIT 1", plot, verdicts)
 
     def newest_leaf_s(self, plot: str, verdicts: Collection[Verdict]) -> float | None:
-        """Returns the newest time of all detections of a plot of the watched source with one of the verdicts.
+        """Returns the time of the newest frame of a plot, in seconds since 1970; None without one.
 
-        It is the EXIF time if rules use that, else the arrival, in seconds since 1970; None without such a detection.
+        A frame's time is its EXIF time if rules use that, else its arrival. Only frames of the watched source with one
+        of `verdicts` count.
         """
         return self._time_s("max(coalesce(json_extract(document, '$.taken_s'), at_s))", "", plot, verdicts)
 
@@ -171,10 +172,10 @@ class History(SqliteFile):
         return rows[0][0] if rows else None
 
     def put_alerts(self, alerts: Sequence[Alert], *, told_s: Sequence[float]) -> None:
-        """Stores new alerts and replaces changed ones, all of them or none.
+        """Stores alerts in one transaction. An alert replaces the stored one with the same `alert_id`.
 
         Args:
-            alerts: the alerts as they are now; `alert_id` tells which one is replaced.
+            alerts: the alerts.
             told_s: for each alert the time of its last notification, in seconds since 1970; 0 for none.
         """
         with self.writing() as database:
@@ -194,15 +195,18 @@ class History(SqliteFile):
             )
 
     def alerts(self, *, state: AlertState | None = None, limit: int = 50) -> list[Alert]:
-        """Returns up to `limit` alerts in a state (None for any), the one with the newest change first."""
+        """Returns up to `limit` alerts in the given state (None: in any), the last changed first."""
         return [alert for alert, _ in self.alerts_told(state=state, limit=limit)]
 
     def alerts_told(
         self, *, state: AlertState | None = None, limit: int = 50, own: bool | None = None
     ) -> list[tuple[Alert, float]]:
-        """Returns alerts as `alerts` does, each with the time of its last notification (seconds since 1970; 0: none).
+        """Returns alerts, each with the time of its last notification in seconds since 1970 (0 for none).
 
-        `own` is True for alerts of the source that is watched now, False for those of other sources, None for all.
+        Args:
+            state: only alerts in this state; None for any.
+            limit: largest number of alerts, of which the last changed come first.
+            own: True for alerts of the source that is watched now, False for those of other sources, None for all.
         """
         of_source = {_OWN: self._source if own else None, _OTHERS: self._source if own is False else None}
         where, values = _conditions({"state = ?": state, **of_source})
@@ -211,7 +215,7 @@ class History(SqliteFile):
         return [(Alert.from_json(json.loads(document)), told_s) for document, told_s in rows]
 
     def verdict_counts(self) -> dict[str, int]:
-        """Returns the number of detections by verdict, including those that are no longer stored."""
+        """Returns how many detections had each verdict, including detections that were deleted since."""
         rows = self._rows("SELECT name, value FROM counters WHERE name LIKE 'verdict:%'")
         return {name.partition(":")[2]: value for name, value in rows}
 

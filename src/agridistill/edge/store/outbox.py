@@ -47,7 +47,7 @@ _SLACK = 0.05
 
 @dataclass(frozen=True)
 class Message:
-    """A message for the outbox."""
+    """A message to deliver: a detection or an alert as JSON."""
 
     payload: bytes
     kind: Kind = "detection"  # detections are deleted before alerts when the outbox is full
@@ -57,7 +57,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Pending:
-    """A message in the outbox; `seq` grows from message to message."""
+    """A message that waits in the outbox, and its number there; later messages have larger numbers."""
 
     seq: int
     message: Message
@@ -65,14 +65,14 @@ class Pending:
 
 @dataclass(frozen=True)
 class OutboxLimits:
-    """Section [outbox]: limits of each outbox. Broker, webhook and command have one outbox each."""
+    """Section [outbox]: size limit of each outbox. Broker, webhook and command have one outbox each."""
 
     max_megabytes: Annotated[float, Field(ge=0.01)] = 200.0  # size of payloads and their overhead
 
 
 @dataclass(frozen=True)
 class OutboxCounts:
-    """Numbers of waiting, delivered and dropped messages since the outbox was created."""
+    """Numbers of messages in an outbox: waiting now, and delivered and dropped since it was created."""
 
     waiting: Mapping[str, int]  # waiting messages by kind
     waiting_bytes: int  # their size
@@ -82,10 +82,10 @@ class OutboxCounts:
 
 
 class Outbox(SqliteFile):
-    """Messages in an SQLite file, in the order in which they were added. It can be used from several threads.
+    """Messages that wait for delivery, in an SQLite file that several threads can use.
 
-    Neither a kill nor a power cut loses a message that was added. Methods raise OutboxError if the disk is full or
-    refuses, and then change nothing; they raise StateLostError if the file was removed or damaged.
+    Neither a kill nor a power cut loses a message that was added. If the disk is full or refuses a write, methods raise
+    OutboxError and change nothing. If the file was removed or damaged, they raise StateLostError.
     """
 
     def __init__(self, path: Path, limits: OutboxLimits | None = None) -> None:
@@ -93,9 +93,10 @@ class Outbox(SqliteFile):
         self._max_bytes = int((limits or OutboxLimits()).max_megabytes * 1e6)
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Stores messages in their order, all or none; a message whose event id is waiting already is not added.
+        """Stores messages in their order, all or none. One whose event id is waiting already is not added.
 
-        If the outbox is then too large, detections are deleted before alerts; if alerts fill it, even new detections.
+        If the outbox becomes too large, every second one of the older detections is deleted, repeatedly if necessary.
+        Alerts are only deleted if no detections are left.
         """
         rows = [(one.event_id, one.kind, one.plot, time.time(), one.payload) for one in messages]
         with self.writing() as database:
@@ -107,7 +108,7 @@ class Outbox(SqliteFile):
             self._make_room(database)
 
     def pending(self, after: int = 0, limit: int = 100) -> list[Pending]:
-        """Returns up to `limit` messages with a `seq` above `after`, in order."""
+        """Returns up to `limit` messages with a number `seq` above `after`, in the order of their numbers."""
         with self.reading() as database:
             rows = database.execute(
                 "SELECT seq, payload, kind, plot, event_id FROM messages WHERE seq > ? ORDER BY seq LIMIT ?",
@@ -116,7 +117,7 @@ class Outbox(SqliteFile):
         return [Pending(seq, Message(*message)) for seq, *message in rows]
 
     def delivered(self, seqs: Iterable[int]) -> None:
-        """Deletes messages that the receiver has acknowledged, by their `seq`; unknown ones are ignored."""
+        """Deletes messages that the receiver has acknowledged, given by their `seq`, and counts them as delivered."""
         with self.writing() as database:
             done = database.executemany("DELETE FROM messages WHERE seq = ?", [(seq,) for seq in seqs])
             add_to_counter(database, "delivered", done.rowcount)
