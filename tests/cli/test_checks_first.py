@@ -94,7 +94,7 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
     out = leaves / "runs" / "first"
     line = told(capsys, *words({**RUNS, **FILES}[command]), "--out", out)
     assert line == (
-        f"expected --out outside the photo folder, because each folder in it is a class; got '{out}' in '{leaves}'; "
+        f"expected --out outside the data folder, because each folder in it is a class; got '{out}' in '{leaves}'; "
         "choose another --out"
     )
     assert not (leaves / "runs").exists()

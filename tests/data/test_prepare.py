@@ -142,7 +142,7 @@ def test_a_given_split_that_shares_leaves_is_told(
         split = Split(parts["train"], parts["val"], (*parts["test"], "test/rust/again.png"))
         write_split(split_file, split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
     prepare_data(root, split_file=split_file)
-    assert "(leaves: 1; test photos of these leaves: 1 of 5)" in caplog.text
+    assert "(such leaves: 1; their test photos: 1 of 5)" in caplog.text
     assert "agridistill data check" in caplog.text
 
 
@@ -159,7 +159,7 @@ def test_a_few_identical_files_under_two_labels_are_a_warning(
     split_data(root, tmp_path / "s.json")
     assert [record.getMessage() for record in caplog.records] == [
         "2 of 41 photos have copies under other labels (also flipped, turned, scaled or saved again), the first "
-        "'rust/00.png' and 'scab/wrong0.png'; agridistill data check lists all"
+        "'rust/00.png' and 'scab/wrong0.png'; 'agridistill data check' lists all"
     ]
 
 

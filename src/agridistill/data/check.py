@@ -29,7 +29,7 @@ Groups = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """The figures of one class of the folder."""
+    """The numbers of photos and leaves of one class."""
 
     name: str
     photos: int  # number of readable photos
@@ -39,7 +39,7 @@ class ClassCheck:
 
 @dataclass(frozen=True)
 class Straddling:
-    """A group of photos of one leaf, or of identical files, that is spread over several splits."""
+    """Photos that should all be in one split, because they show one leaf or look alike, but are in several splits."""
 
     paths: tuple[str, ...]
     splits: tuple[str, ...]
@@ -47,7 +47,10 @@ class Straddling:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of `check`. Paths are relative to `root`; a group is a tuple of paths."""
+    """The classes, problems and notes that `check` reports for a data folder.
+
+    All paths are relative to `root`. A group is a tuple of paths.
+    """
 
     root: Path
     classes: tuple[ClassCheck, ...]  # in label order
@@ -71,10 +74,10 @@ class CheckResult:
     notes: tuple[str, ...] = ()  # one text for each other fact that the user should know
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the result as plain JSON values.
+        """Returns the result as a dict that `json.dumps` accepts.
 
-        The keys are the attributes, except `strays` (for `non_photo_files`), `imbalance_ratio` and `unassigned_photos`.
-        The lists `unreadable` and `oversize` contain objects with the keys `path` and `reason`.
+        The keys are the names of the attributes, but `strays` for `non_photo_files`, `imbalance_ratio` for `imbalance`
+        and `unassigned_photos` for `unassigned`. `unreadable` and `oversize` are lists of `{"path": …, "reason": …}`.
         """
         document = asdict(self)
         document["root"] = str(self.root)
@@ -93,16 +96,17 @@ def check(
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> CheckResult:
-    """Reads every photo of a data folder and reports problems.
+    """Reads every photo of a data folder and reports problems, such as damaged photos, copies and mixed splits.
 
     Args:
-        root: a folder of class folders, or a folder with train/val/test folders that hold the class folders.
-        layout: how the labels are found.
-        split_file: a split made by `agridistill data split`, used instead of train/val/test folders; or None.
-        progress: called with (done, total) while photos are read.
+        root: the data folder.
+        layout: where the label of each photo comes from; by default, the names of the class folders.
+        split_file: a file that `agridistill data split` wrote; it replaces a split by train/val/test folders.
+        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: the folder does not exist, has fewer than two classes, or the split file is for other data.
+        DataError: the folder does not exist or has fewer than two classes, or the split file names photos that are not
+            in the folder.
     """
     folder = read_layout(root, layout)
     given = folder.given_split
@@ -215,7 +219,7 @@ def _problems(result: CheckResult) -> Iterable[str]:
         yield unknown_originals(result.without_original)
     for one in result.classes:
         if one.leaves < MIN_LEAVES:
-            yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test need one each"
+            yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test each need at least one"
         yield from (
             f"'{one.name}' has no photos in {split}"
             for split, photos in (one.photos_per_split or {}).items()
@@ -230,7 +234,7 @@ def _problems(result: CheckResult) -> Iterable[str]:
 
 def _notes(result: CheckResult) -> Iterable[str]:
     if result.cut_from_train:
-        yield f"no photos in {' and '.join(result.cut_from_train)}: training takes them from train, leaf by leaf"
+        yield f"no photos in {' and '.join(result.cut_from_train)}: training will move leaves from train there"
     if result.exact_duplicates:
         photos = sum(len(group) for group in result.exact_duplicates)
         yield f"{_count(result.exact_duplicates, 'group')} of identical files ({photos} photos)"
@@ -239,11 +243,11 @@ def _notes(result: CheckResult) -> Iterable[str]:
         yield f"{_count(result.near_duplicates, 'group')} of photos that look alike ({photos} photos)"
     if result.straddling_lookalikes:
         groups = _count(result.straddling_lookalikes, "group")
-        yield f"{groups} of look-alikes in several splits, of different leaves by name"
+        yield f"{groups} of similar photos in several splits; by their names, they show different leaves"
     if result.imbalance is not None and result.imbalance > MAX_IMBALANCE:
         yield f"the largest class has {result.imbalance:.1f} times the photos of the smallest"
     if result.unassigned:
-        yield f"{_count(range(result.unassigned), 'photo')} in no split"
+        yield f"{_count(range(result.unassigned), 'photo')} that the split does not name"
 
 
 def _count(items: Sequence[object], noun: str) -> str:

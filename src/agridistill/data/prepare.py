@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The readable photos of a folder, split into train, val and test."""
+    """The readable photos of a data folder, split into train, val and test."""
 
     root: Path
     classes: tuple[str, ...]  # names in label order
@@ -63,14 +63,14 @@ class PreparedData:
     alike_names: tuple[tuple[str, ...], ...] = ()  # see `PhotoFolder.alike_names`
 
     def report(self, *, conflicts: float, option: str) -> None:
-        """Logs warnings about doubtful photos; call it before the photos are used.
+        """Warns of files that are not photos, of similar class names, and of copies of a photo under several labels.
 
         Args:
             conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
-            option: the option that changes this limit, for the error.
+            option: the command-line option that sets this limit; the error names it.
 
         Raises:
-            DataError: the share is larger than `conflicts`.
+            DataError: more photos than `conflicts` allows have copies under other labels.
         """
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
@@ -93,7 +93,7 @@ class PreparedData:
                 f"remove the wrong copies ('agridistill data check {self.root} --json' lists all), "
                 f"or pass {option} if the labels are right",
             )
-        logger.warning("%s, the first '%s' and '%s'; agridistill data check lists all", found, first, second)
+        logger.warning("%s, the first '%s' and '%s'; 'agridistill data check' lists all", found, first, second)
 
 
 @contextmanager
@@ -124,23 +124,23 @@ def prepare_data(
     split_seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
-    """Reads a data folder and splits it by leaves.
+    """Reads all photos of a data folder and splits them into train, val and test, with no leaf in two parts.
 
-    The split is given by the split file, by train/val/test folders or by a column of the label file; otherwise it is
-    made by fractions and seed. If folders or a column give no val or no test, it is taken from train, leaf by leaf.
-    A warning is logged if a given split has photos of one leaf in several parts.
+    A split may be given by a split file, by train/val/test folders or by a column of the label file. It is not changed,
+    but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train.
 
     Args:
         root: the data folder.
-        layout: how the labels are found.
-        split_file: a split made by `data split`, or None.
-        val_fraction: share of each class's photos in val, if val is not given.
-        test_fraction: share of each class's photos in test, if test is not given.
-        split_seed: seed of a split that is made.
-        progress: called with (done, total) while photos are read.
+        layout: where the label of each photo comes from.
+        split_file: a file that `agridistill data split` wrote; None uses folders, a column or the fractions.
+        val_fraction: share of each class's photos in val, if no val is given.
+        test_fraction: share of each class's photos in test, if no test is given.
+        split_seed: seed of the split, if val or test is not given.
+        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: the folder, the photos or the split cannot be used.
+        DataError: the folder, its labels or the split cannot be used, too many photos are unreadable, a class has no
+            training photo, or val or test is empty.
     """
     # Check the split file before reading the photos, which takes longest.
     given = read_split(split_file) if split_file is not None else None
@@ -193,23 +193,22 @@ def split_data(
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
-    """Makes a leaf-disjoint split of a folder and writes it to a file, so that several runs can use the same split.
-
-    If the folder has train/val/test folders, the split is that of the folders.
+    """Splits a data folder as `prepare_data` does, and writes the split to a JSON file that several runs can use.
 
     Args:
         root: the data folder.
         out: the split file to write.
-        layout: how the labels are found.
-        val_fraction: share of each class's photos in val.
-        test_fraction: share of each class's photos in test.
+        layout: where the label of each photo comes from.
+        val_fraction: share of each class's photos in val, if no val folder is given.
+        test_fraction: share of each class's photos in test, if no test folder is given.
         seed: seed of the split.
         conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
         force: replaces an existing file.
-        progress: called with (done, total) while photos are read.
+        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: the file exists and `force` is False, or the folder or its photos cannot be used.
+        DataError: `out` exists and `force` is False, `out` is in the data folder, too many photos have copies under
+            other labels, or `prepare_data` fails.
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which already exists", "choose another name or pass --force")
@@ -231,18 +230,22 @@ def split_data(
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Checks the parts of a split: raises a DataError if a class has no training photos, or if val or test is empty."""
+    """Checks that a split can be used for training.
+
+    Raises:
+        DataError: a class has no photo in train, or val or test is empty.
+    """
     learnt = {sample.label for sample in train}
     for label, name in enumerate(classes):
         if label not in learnt:
-            raise DataError("training photos of every class", f"none of '{name}'", "correct the split or add photos")
+            raise DataError("training photos of every class", f"none of '{name}'", "add photos or correct the split")
     for name, part in (("val", val), ("test", test)):
         if not part:
-            raise DataError(f"photos in {name}", "none", "correct the split or raise its fraction")
+            raise DataError(f"photos in {name}", "none", f"correct the split or raise the fraction of {name}")
 
 
 def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
-    """Logs a warning if a given split, which is not changed, has photos of one leaf in several parts."""
+    """Logs a warning if photos of one leaf are in several parts; `parts` maps train, val and test to their photos."""
     parts_of: dict[str, set[str]] = defaultdict(set)
     for name, samples in parts.items():
         for sample in samples:
@@ -250,8 +253,8 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
     shared = {leaf for leaf, names in parts_of.items() if len(names) > 1}
     if shared:
         logger.warning(
-            "the given split has photos of the same leaf in several parts (leaves: %d; test photos of these leaves: %d "
-            "of %d): the test accuracy may be too high; agridistill data check lists the photos",
+            "the given split has photos of one leaf in several parts (such leaves: %d; their test photos: %d of %d): "
+            "the test accuracy may be too high; 'agridistill data check' lists the photos",
             len(shared),
             sum(sample.leaf_id in shared for sample in parts["test"]),
             len(parts["test"]),
@@ -259,10 +262,10 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """Returns those groups whose photos have several labels.
+    """Returns the groups whose photos have different labels.
 
     Args:
-        groups: groups of paths; each group contains copies of one photo.
+        groups: groups of paths; the photos of a group are copies of one photo.
         label_of: path -> label.
     """
     return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
@@ -302,7 +305,7 @@ def _made_or_given(
         return made, frozenset(SPLIT_NAMES)
     parts = {name: [sample for sample in samples if given[sample.path] == name] for name in SPLIT_NAMES}
     if not parts["train"]:
-        raise DataError("photos to train on", f"none in '{folder.root}'", "correct the split")
+        raise DataError("photos to train on", f"none in '{folder.root}'", "add train photos to the given split")
     paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
     missing = {name for name in ("val", "test") if not parts[name]}
     if not missing:

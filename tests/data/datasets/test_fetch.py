@@ -201,7 +201,7 @@ def test_a_server_that_is_not_there_is_told(server: _Server, tmp_path: Path) -> 
 
 
 def test_another_sha256_is_refused(server: _Server, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"an archive with sha256 000000000000…; got [0-9a-f]{12}…"):
+    with pytest.raises(FetchError, match=r"a file with the sha256 000000000000…; got the sha256 [0-9a-f]{12}…"):
         download(_url(server), tmp_path / "x.part", sha256="0" * 64)
 
 

@@ -30,7 +30,7 @@ _SOURCE = re.compile(r"(?P<source>.*)#sha256=(?P<sha256>[0-9a-fA-F]*)", re.DOTAL
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public data set whose archive contains class folders."""
+    """A public data set that can be downloaded as one archive with a folder of photos for each class."""
 
     address: str  # URL of an archive of one commit, never of a branch, so that the content cannot change
     sha256: str | None  # sha256 of the archive; None if the server packs it again for each download
@@ -60,7 +60,7 @@ DATASETS: Mapping[str, Dataset] = {
 
 @dataclass(frozen=True)
 class FetchResult:
-    """The result of `fetch_dataset`."""
+    """The data folder that `fetch_dataset` created, where it came from, and how many photos it has."""
 
     out: Path  # the data folder
     source: str  # URL or local file of the archive
@@ -71,20 +71,23 @@ class FetchResult:
     has_leaf_map: bool  # whether the archive contained the leaf map of the data set
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the result as plain JSON values, with the attributes as keys."""
+        """Returns the result as a dict that `json.dumps` accepts; the keys are the names of the attributes."""
         return {**asdict(self), "out": str(self.out)}
 
 
 def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, str]:
-    """Returns sample path -> leaf id, for each photo whose name follows the rules of a data set in `DATASETS`.
+    """Finds photos of the same leaf by their file names, for photos of the data sets in `DATASETS`.
 
     Args:
-        root: the data folder, in which leaf maps are searched.
+        root: the data folder. If it or its parent holds the leaf map of a data set (`leaf-map.json`), this is used too.
         samples: the photos.
-        classes: the class names, in label order.
+        classes: the class names; a label is an index into them.
+
+    Returns:
+        `Sample.path` -> leaf id, without the photos whose file names are not those of a data set.
 
     Raises:
-        DataError: a leaf map in the folder is damaged.
+        DataError: a leaf map is damaged.
     """
     found: dict[str, str] = {}
     for dataset in DATASETS.values():
@@ -95,24 +98,26 @@ def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]
 def fetch_dataset(
     dataset: Dataset, out: Path, *, source: str | None = None, progress: ProgressCallback = silent
 ) -> FetchResult:
-    """Downloads a data set, unpacks it and checks its photos; the folder appears complete or not at all.
+    """Downloads a data set, unpacks it and reads its photos. If this fails, no folder is created.
 
     Args:
-        dataset: a row of `DATASETS`.
+        dataset: one of the values of `DATASETS`.
         out: the folder to create; it must not exist, or must be empty.
-        source: an http(s) address or a local file of a .zip or .tar archive that holds the class folders at any depth;
-            None takes the address of the data set. If it ends with `#sha256=HEX`, the archive's sha256 is checked.
-        progress: called with (done, total): bytes of the download, then files unpacked, then photos checked.
+        source: the http(s) address or the local path of a .zip or .tar archive, in which the class folders may be at
+            any depth; None downloads `dataset.address`. If the text ends with `#sha256=HEX`, an archive with another
+            sha256 is refused.
+        progress: called with (done, total) for each stage: bytes downloaded, then files unpacked, then photos read.
 
     Raises:
-        FetchError: `out` is not empty; the source cannot be reached or trusted, or contains something else.
+        FetchError: `out` is not empty, the download fails, the archive is damaged or unsafe, or it lacks photos of a
+            class.
         OSError: the disk is full or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FetchError("a new or empty folder", f"'{out}', which is not empty", "choose another --out")
     if out.name in ("", ".."):
         # The finished folder is renamed to this path, which is impossible for the current folder.
-        raise FetchError("the name of a folder to create", f"'{out}'", "pass --out with the name of a folder")
+        raise FetchError("a path that ends with the name of a new folder", f"'{out}'", "choose another --out")
     require_writable(out, folder=True)
     place, sha256 = _split_source(source) if source is not None else (dataset.address, dataset.sha256)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +125,7 @@ def fetch_dataset(
         archive = Path(place)
         if not archive.is_file():
             got = f"the folder '{archive}'" if archive.is_dir() else f"'{archive}', which does not exist"
-            raise FetchError("an archive file or an http(s) address", got, "correct --source")
+            raise FetchError("the path of an archive or an http(s) address", got, "correct --source")
         archive_sha256 = require_sha256(archive, sha256, f"in '{archive}'", "get the archive again")
         return _unpack_verified(dataset, archive, archive_sha256, out, place, progress)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -135,7 +140,7 @@ def _split_source(source: str) -> tuple[str, str | None]:
     if match is None:
         return source, None
     if len(match["sha256"]) != 64:
-        raise FetchError("a sha256 of 64 hex digits", f"'{match['sha256']}'", "correct the source")
+        raise FetchError("64 hex digits after '#sha256='", f"'{match['sha256']}'", "correct --source")
     return match["source"], match["sha256"].lower()
 
 
@@ -153,13 +158,17 @@ def _unpack_verified(
             try:
                 dataset.leaf_ids(folder, scanned.samples, scanned.classes)
             except DataError as error:
-                raise FetchError("an archive with a usable leaf map", error.got, "pass another --source") from None
+                expected = f"an archive with an intact '{dataset.leaf_map}'"
+                raise FetchError(expected, error.got, "download it again or pass another --source") from None
         begin(progress, "reading photos")
         records = inspect_photos(scanned, progress=progress)
         bad = tuple(path for path, record in records.items() if record.error is not None)
         if len(bad) > MAX_BAD_SHARE * len(records):
-            got = f"{len(bad)} of {len(records)} unreadable, the first '{bad[0]}' ({records[bad[0]].error})"
-            raise FetchError("readable photos", got, "pass another --source")
+            raise FetchError(
+                f"an archive with at most {MAX_BAD_SHARE:.0%} unreadable photos",
+                f"{len(bad)} of {len(records)}, the first '{bad[0]}' ({records[bad[0]].error})",
+                "download it again or pass another --source",
+            )
     return FetchResult(out, source, sha256, len(scanned.classes), len(records), bad, has_leaf_map)
 
 
@@ -180,9 +189,11 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
         roots = [root for root in roots if root.name == dataset.photo_root]
     if len(found) > 1 and len(roots) != 1:
         several = " and ".join(f"'{root}'" for root in sorted(found)[:2])
-        got = f"{len(found)} in '{archive.name}' ({several})"
-        expected = f"one folder in the archive that holds the class folders of {dataset.title}"
-        raise FetchError(expected, got, "put only one of them into the archive")
+        raise FetchError(
+            f"an archive with one folder that holds the class folders of {dataset.title}",
+            f"{len(found)} such folders in '{archive.name}' ({several})",
+            "remove all but one of them from the archive",
+        )
     places = dict(found[roots[0]]) if roots else {}
     counts = Counter(place.parent.name for place in places.values())
     missing = [name for name in dataset.classes if not counts[name]]
@@ -191,7 +202,7 @@ def _places(dataset: Dataset, archive: Path, names: Iterable[str]) -> dict[str, 
         raise FetchError(
             f"photos of the {len(dataset.classes)} classes of {dataset.title}",
             f"{got} in '{archive.name}'",
-            "pass another --source",
+            "pass the archive of this data set as --source",
         )
     if leaf_maps:
         places[min(leaf_maps, key=lambda name: (name.count("/"), name))] = PurePosixPath(dataset.leaf_map)

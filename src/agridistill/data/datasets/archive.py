@@ -56,13 +56,13 @@ class _ChangedError(_CutOffError):
 
 
 def require_sha256(path: Path, expected: str | None, where: str, remedy: str) -> str:
-    """Computes the sha256 of an archive and compares it with the expected one.
+    """Computes the sha256 of a file and checks that it is the expected one.
 
     Args:
         path: the file.
         expected: 64 hex digits; None accepts any content.
-        where: where the file comes from, for the error ("in 'a.zip'").
-        remedy: what the user can do, for the error.
+        where: where the file comes from, such as "from 'https://…'"; part of the error message.
+        remedy: what the user can do; part of the error message.
 
     Returns:
         The sha256 of the file, as hex.
@@ -72,28 +72,28 @@ def require_sha256(path: Path, expected: str | None, where: str, remedy: str) ->
     """
     found = sha256_of(path)
     if expected is not None and found != expected.lower():
-        raise FetchError(f"an archive with sha256 {expected[:12]}…", f"{found[:12]}… {where}", remedy)
+        raise FetchError(f"a file with the sha256 {expected[:12]}…", f"the sha256 {found[:12]}… {where}", remedy)
     return found
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, progress: ProgressCallback = silent) -> str:
-    """Downloads a file.
+    """Downloads a file over HTTP.
 
-    An interrupted download is continued if the server confirms (by If-Range) that the file is the same; otherwise it
-    starts again.
+    After an interruption, the download continues where it stopped. It starts again if the file on the server has
+    changed, which the request checks with an If-Range header.
 
     Args:
         url: an http or https address.
-        target: the file to write; after a failure its content is useless.
+        target: the file to write; it is incomplete after an error.
         sha256: the expected sha256 of the file, in hex; None accepts any content.
-        progress: called with (bytes so far, bytes in all, or 0 if unknown).
+        progress: called with (bytes received, bytes of the whole file); the latter is 0 if the server does not send it.
 
     Returns:
         The sha256 of the file.
 
     Raises:
-        FetchError: the server cannot be reached or refuses, the download is interrupted repeatedly, or the file is too
-            large or has another sha256.
+        FetchError: the address is not one of http(s), the server answers with an error, `ATTEMPTS` attempts in a row
+            bring no new bytes, or the file exceeds `MAX_DOWNLOAD_BYTES` or has another sha256.
         OSError: the disk is full or cannot be written.
     """
     _check_address(url)
@@ -118,7 +118,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: Pro
 
 
 def without_secrets(url: str) -> str:
-    """Returns an address for messages, without user, password and query."""
+    """Removes user, password and query from a URL, which must not appear in messages."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
@@ -133,7 +133,7 @@ def _check_address(url: str) -> None:
     if not usable or " " in url:
         scheme = url.split("://")[0]
         got = f"one that starts with '{scheme}://'" if scheme not in ("http", "https") else "one that cannot be parsed"
-        raise FetchError("an http or https address", got, "correct the address or pass a local archive")
+        raise FetchError("an http or https address", got, "correct --source or pass a local archive")
 
 
 @contextmanager
@@ -154,11 +154,11 @@ def _response(url: str, start: int, version: str) -> Iterator[http.client.HTTPRe
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise _ChangedError("the file has become shorter") from None
+                raise _ChangedError("the file on the server has become shorter") from None
             if error.code in _RETRIED_STATUSES:
-                raise _CutOffError(f"status {error.code} {error.reason}") from None
+                raise _CutOffError(f"the server answers {error.code} {error.reason}") from None
             got = f"status {error.code} {error.reason} from '{without_secrets(url)}'"
-            raise FetchError("a file to download", got, "check the address or pass another --source") from None
+            raise FetchError("an answer with the file", got, "check the address or pass another --source") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise _CutOffError(str(reason) or type(error).__name__) from None
@@ -167,7 +167,7 @@ def _response(url: str, start: int, version: str) -> Iterator[http.client.HTTPRe
         is_part = response.status == http.client.PARTIAL_CONTENT
         given = response.headers.get("Content-Range") or ""
         if is_part and (_validator(response) != version or not given.startswith(f"bytes {start}-")):
-            raise _ChangedError("the server sends another file or another range than requested")
+            raise _ChangedError("the server sends another file or other bytes than requested")
         yield response
 
 
@@ -188,8 +188,8 @@ def _receive(response: http.client.HTTPResponse, url: str, file: IO[bytes], prog
         file.write(chunk)
         done += len(chunk)
         progress(done, total)
-    got = f"a larger file from '{without_secrets(url)}'"
-    raise FetchError(f"a file of at most {MAX_DOWNLOAD_BYTES:,} bytes", got, "pass another --source")
+    expected = f"a file of at most {MAX_DOWNLOAD_BYTES:,} bytes"
+    raise FetchError(expected, f"a larger one from '{without_secrets(url)}'", "pass another --source")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -214,10 +214,11 @@ class _Member(NamedTuple):
 
 
 def list_files(archive: Path) -> list[str]:
-    """Returns the names of all files in an archive, with forward slashes.
+    """Returns the names of all files in a .zip or .tar archive, with forward slashes.
 
     Raises:
-        FetchError: the file is not an archive, is damaged, exceeds a limit, or contains a path that leads out of it.
+        FetchError: the file is not an archive, is damaged or encrypted, has too many files, or contains a path that is
+            absolute or has "..".
     """
     with _members(archive) as members:
         return [member.name for member in members]
@@ -226,16 +227,16 @@ def list_files(archive: Path) -> list[str]:
 def unpack(
     archive: Path, target: Path, places: Mapping[str, PurePosixPath], *, progress: ProgressCallback = silent
 ) -> None:
-    """Unpacks chosen files of an archive into a folder.
+    """Unpacks some files of an archive into a folder.
 
     Args:
-        archive: .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz, recognised by its content.
+        archive: a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file, recognised by its content.
         target: an existing folder.
-        places: name in the archive -> path of the unpacked file, relative to `target`.
-        progress: called with (files done, files in all).
+        places: for each file to unpack, its name in the archive -> the path to write, relative to `target`.
+        progress: called with (files unpacked, files to unpack).
 
     Raises:
-        FetchError: the archive is damaged or encrypted or exceeds a limit, or a chosen entry is a link or a device.
+        FetchError: the archive is damaged, encrypted or too large, or a file to unpack is a link or a device.
     """
     if len(places) > MAX_FILES:
         raise _too_much(archive, f"{len(places):,} files")
@@ -247,8 +248,8 @@ def unpack(
             if place is None:
                 continue
             if not member.is_regular:
-                got = f"'{member.name}' in '{archive.name}', which is a link or a device"
-                raise FetchError("an archive with only ordinary files", got, _REPLACE)
+                got = f"'{member.name}' in '{archive.name}'"
+                raise FetchError("an archive without links and devices", got, _REPLACE)
             if place in written:
                 raise FetchError("an archive with each file once", f"'{place}' twice in '{archive.name}'", _REPLACE)
             written.add(place)
@@ -265,7 +266,7 @@ def _write(archive: Path, member: _Member, path: Path, total: int) -> int:
     size = 0
     source = member.open()
     if source is None:
-        raise tarfile.ReadError(f"no content in '{member.name}'")
+        raise tarfile.ReadError(f"'{member.name}' has no content")
     with source, path.open("xb") as file:
         while chunk := source.read(_CHUNK_BYTES):
             size += len(chunk)
@@ -273,7 +274,7 @@ def _write(archive: Path, member: _Member, path: Path, total: int) -> int:
                 raise _too_much(archive, f"more than {size - len(chunk):,} bytes in '{member.name}'")
             file.write(chunk)
     if size != member.size:
-        raise FetchError("a complete archive", f"'{archive.name}', in which '{member.name}' is cut off", _REPLACE)
+        raise FetchError("a complete archive", f"'{archive.name}', in which '{member.name}' is incomplete", _REPLACE)
     return size
 
 
@@ -310,7 +311,7 @@ def _checked(archive: Path, members: Iterator[_Member]) -> Iterator[_Member]:
         path = PurePosixPath(member.name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or "\0" in member.name:
             got = f"'{member.name}' in '{archive.name}'"
-            raise FetchError("only paths inside the archive", got, "do not use this archive")
+            raise FetchError("an archive with relative paths and without '..'", got, "do not use this archive")
         yield member
 
 
@@ -328,4 +329,4 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
 
 
 def _too_much(archive: Path, got: str) -> FetchError:
-    return FetchError("an archive of usual size", f"{got} in '{archive.name}'", "do not use this archive")
+    return FetchError("an archive within the size limits", f"{got} in '{archive.name}'", "do not use this archive")

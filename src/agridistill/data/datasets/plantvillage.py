@@ -69,12 +69,15 @@ class _Name(NamedTuple):
 
 
 def leaf_ids(root: Path, samples: Iterable[Sample], classes: Sequence[str]) -> dict[str, str]:
-    """Returns sample path -> leaf id for each photo whose name follows the rules; see `leaves_of`.
+    """Finds PlantVillage's photos of the same leaf, by `leaf-map.json` and by file names; see `leaves_of`.
 
     Args:
-        root: the data folder; the leaf map is read from it or from its parent.
+        root: the data folder; it or its parent may hold `leaf-map.json`.
         samples: the photos.
-        classes: the class names, in label order.
+        classes: the class names; a label is an index into them.
+
+    Returns:
+        `Sample.path` -> leaf id, without the photos whose file names are not those of PlantVillage.
 
     Raises:
         DataError: `leaf-map.json` is damaged.
@@ -83,18 +86,18 @@ def leaf_ids(root: Path, samples: Iterable[Sample], classes: Sequence[str]) -> d
 
 
 def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
-    """Finds the leaf of each photo whose name follows the rules.
+    """Finds PlantVillage's photos of the same leaf, first by the leaf map, then by their file names.
 
-    The leaf map is preferred to names. A photo that it does not list gets the same leaf id as photos of the same class
-    and series whose shot numbers differ by at most `MAX_SHOT_GAP`.
+    If a photo is not in the leaf map and its name does not contain the number of a leaf, it gets the leaf id of the
+    photos of its class and series whose shot numbers differ from its own by at most `MAX_SHOT_GAP`.
 
     Args:
         samples: the photos.
-        classes: the class names, in label order.
-        leaf_map: the content of `leaf-map.json`, or None.
+        classes: the class names; a label is an index into them.
+        leaf_map: the content of `leaf-map.json`; None uses only the names.
 
     Returns:
-        Sample path -> leaf id; photos with other names are absent.
+        `Sample.path` -> leaf id, without the photos whose file names are not those of PlantVillage.
     """
     names: dict[str, _Name] = {}
     mapped: dict[str, list[str]] = {}
@@ -136,7 +139,7 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     """Reads `leaf-map.json` from the data folder or its parent folder; returns None if it does not exist.
 
     Raises:
-        DataError: the file is not a JSON object of lists of leaf ids.
+        DataError: the file is not a JSON object that has a leaf id, or a list of leaf ids, for each file name.
     """
     places = (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME)
     path = next((path for path in places if path.is_file()), None)
@@ -146,14 +149,14 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError("a leaf map in JSON", f"'{path}' ({error})", remedy) from None
+        raise DataError("a leaf map in JSON format", f"'{path}' ({error})", remedy) from None
     if not isinstance(raw, dict):
-        raise DataError('a leaf map: {"name": ["leaf id"]}', f"'{path}', which is not a JSON object", remedy)
+        raise DataError('a JSON object {"name": ["leaf id"]}', f"something else in '{path}'", remedy)
     leaf_map: dict[str, tuple[str, ...]] = {}
     for key, value in raw.items():
         entries = [value] if isinstance(value, str) else value
         if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
-            raise DataError('a leaf map: {"name": ["leaf id"]}', f"{value!r} for '{key}' in '{path}'", remedy)
+            raise DataError(f"a list of leaf ids for '{key}' in '{path}'", f"{value!r}", remedy)
         leaf_map[" ".join(key.lower().split())] = tuple(entries)
     return leaf_map
 
