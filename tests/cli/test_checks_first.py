@@ -20,7 +20,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     for name in ("data.inspection.inspect_photo", "runtime.reading.read_photo", "data.drawn_leaves.draw_leaf"):
         monkeypatch.setattr(f"agridistill.{name}", too_late)
-    monkeypatch.setattr("agridistill.data.datasets.download", too_late)
+    monkeypatch.setattr("agridistill.data.fetch.download", too_late)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.datasets.plantvillage import leaves_of, read_leaf_map
+from agridistill.data.datasets import leaves_of, read_leaf_map
 from agridistill.data.folder import Sample
 from agridistill.errors import DataError
 

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from agridistill.data import datasets
-from agridistill.data.datasets import DATASETS, Dataset, FetchResult, fetch_dataset
-from agridistill.data.datasets import archive as module
-from agridistill.data.datasets.plantvillage import TOMATO_CLASSES
+from agridistill.data import fetch as module
+from agridistill.data.datasets import DATASETS, TOMATO_CLASSES, Dataset
+from agridistill.data.fetch import FetchResult, fetch_dataset
 from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import inspect_photos
 from agridistill.data.leaf_ids import assign_leaf_ids
@@ -136,7 +136,7 @@ def test_a_download_is_verified_unpacked_and_cleared_away(tmp_path: Path, served
 def test_a_download_with_another_sha256_leaves_nothing(tmp_path: Path, served: tuple[Path, str]) -> None:
     folder, address = served
     _zip(folder / "tomato.zip", _photos(""))
-    with pytest.raises(FetchError, match="a file with the sha256 aaaaaaaaaaaa…"):
+    with pytest.raises(FetchError, match="an archive with the sha256 aaaaaaaaaaaa…"):
         fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip#sha256={'a' * 64}")
     assert _left_in(tmp_path) == {"served"}
 
@@ -157,7 +157,7 @@ def test_a_missing_address_is_told(tmp_path: Path, served: tuple[Path, str]) -> 
 
 def test_a_local_archive_with_another_sha256_is_refused_and_kept(tmp_path: Path) -> None:
     archive = _zip(tmp_path / "a.zip", _photos(""))
-    with pytest.raises(FetchError, match=r"a file with the sha256 bbbbbbbbbbbb…; got .* in '.*a.zip'"):
+    with pytest.raises(FetchError, match=r"an archive with the sha256 bbbbbbbbbbbb…; got .* of '.*a.zip'"):
         fetch_tomatoes(tmp_path / "data", source=f"{archive}#sha256={'b' * 64}")
     assert _left_in(tmp_path) == {"a.zip"}
 
