@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from agridistill.data import check as module
+from agridistill.data import inspection
 from agridistill.data.check import check
 from agridistill.data.prepare import split_data
 from agridistill.data.split import Split, write_split
@@ -73,7 +74,8 @@ def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder
 def test_a_photo_above_the_pixel_limit_is_a_problem(
     tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 9_999)
+    for one in (module, inspection):
+        monkeypatch.setattr(one, "MAX_PIXELS", 9_999)
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     Image.new("RGB", (100, 100)).save(tmp_path / "rust" / "large.png")
     result = check(tmp_path)

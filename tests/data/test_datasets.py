@@ -131,7 +131,7 @@ def test_without_a_leaf_map_there_is_none(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "a leaf map in JSON format"),
-        ("[]", 'expected a JSON object {"name": ["leaf id"]}; got something else'),
+        ("[]", 'expected a JSON object {"name": ["id"]}; got something else'),
         ('{"rs_hl 3": [1]}', "a list of leaf ids for 'rs_hl 3'"),
         ('{"rs_hl 3": []}', "got [];"),
     ],

@@ -116,7 +116,8 @@ def test_a_file_that_never_comes_whole_is_told(server: _Server, tmp_path: Path) 
     with pytest.raises(FetchError) as raised:
         download(_url(server), tmp_path / "x.part")
     assert str(raised.value) == (
-        f"expected the complete file '{_url(server)}'; got 1,000 of 3,000,000 bytes; try again or pass another --source"
+        f"expected the complete file '{_url(server)}'; got only 1,000 of 3,000,000 bytes; "
+        "try again later or pass another --source"
     )
     assert server.behaviour.requests == 3
 
@@ -137,7 +138,7 @@ def test_a_missing_file_is_told_at_once(server: _Server, tmp_path: Path) -> None
 def test_a_server_that_is_not_there_is_told(server: _Server, tmp_path: Path) -> None:
     url = _url(server)
     server.server_close()
-    with pytest.raises(FetchError, match=r"the complete file .*; got no answer \(.*refused"):
+    with pytest.raises(FetchError, match=r"the complete file .*; got no answer from the server \(.*refused"):
         download(url, tmp_path / "x.part")
 
 

@@ -214,7 +214,7 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_line(photos: Path, table:
 
 
 def test_a_missing_table_is_named(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"no file '.*nowhere.csv'; check --labels"):
+    with pytest.raises(DataError, match=r"nowhere.csv' \(No such file or directory\); check --labels"):
         read_layout(photos, Layout(label_file=photos / "nowhere.csv"))
 
 

@@ -111,21 +111,23 @@ def check(
     folder = read_layout(root, layout)
     given = folder.given_split
     split_of = match_split(read_split(split_file), folder.samples) if split_file is not None else given
-    inspection = inspect_photos(folder, max_pixels=MAX_PIXELS, progress=progress)
-    readable = [sample for sample in folder.samples if inspection[sample.path].error is None]
+    inspection = inspect_photos(folder, progress=progress)
+    readable: list[Sample] = []
     unreadable: list[tuple[str, str]] = []
     oversize: list[tuple[str, str]] = []
     for sample in folder.samples:
         record = inspection[sample.path]
-        if record.error is not None:
+        if record.error is None:
+            readable.append(sample)
+        else:
             is_large = record.width * record.height > MAX_PIXELS
             (oversize if is_large else unreadable).append((sample.path, record.error))
     samples = assign_leaf_ids(folder, readable, inspection)
     label_of = {sample.path: sample.label for sample in samples}
+    leaf_of = {sample.path: sample.leaf_id for sample in samples}
     by_leaf: dict[str, list[str]] = defaultdict(list)
-    for sample in samples:
-        by_leaf[sample.leaf_id].append(sample.path)
-    leaf_of = {path: leaf for leaf, paths in by_leaf.items() for path in paths}
+    for path, leaf in leaf_of.items():
+        by_leaf[leaf].append(path)
     exact = exact_groups(digests_of_photos(samples, inspection))
     begin(progress, "comparing photos")
     # Of each group of identical files, only the first is compared with other photos.
@@ -138,7 +140,7 @@ def check(
     classes = _class_checks(folder, samples, split_of)
     smallest = min((one.photos for one in classes), default=0)
     # Training takes the photos of a missing split from train, unless a split file is given.
-    missing = set(SPLIT_NAMES) - set(given.values()) if given is not None and split_file is None else ()
+    present = SPLIT_NAMES if given is None or split_file is not None else set(given.values())
     found = CheckResult(
         root=root,
         classes=classes,
@@ -157,7 +159,7 @@ def check(
         straddling_lookalikes=_straddling(
             (group for group in near if len({leaf_of[path] for path in group}) > 1), split_of
         ),
-        cut_from_train=tuple(name for name in SPLIT_NAMES if name in missing),
+        cut_from_train=tuple(name for name in SPLIT_NAMES if name not in present),
         unassigned=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
         imbalance=max(one.photos for one in classes) / smallest if smallest else None,
     )
@@ -203,18 +205,13 @@ def _problems(result: CheckResult) -> Iterable[str]:
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
     yield from map(alike_in_words, result.alike_names)
-    if result.conflicting_duplicates:
-        group = result.conflicting_duplicates[0]
-        yield (
-            f"{_count(result.conflicting_duplicates, 'group')} of identical files in several classes, "
-            f"the first '{group[0]}' and '{group[-1]}'"
-        )
-    if result.conflicting_copies:
-        group = result.conflicting_copies[0]
-        yield (
-            f"{_count(result.conflicting_copies, 'group')} of copies of one photo (also flipped, turned or scaled) in "
-            f"several classes, the first '{group[0]}' and '{group[-1]}'"
-        )
+    for groups, what in (
+        (result.conflicting_duplicates, "identical files"),
+        (result.conflicting_copies, "copies of one photo (also flipped, turned or scaled)"),
+    ):
+        if groups:
+            first = f"the first '{groups[0][0]}' and '{groups[0][-1]}'"
+            yield f"{_count(groups, 'group')} of {what} in several classes, {first}"
     if result.without_original:
         yield unknown_originals(result.without_original)
     for one in result.classes:
@@ -225,11 +222,13 @@ def _problems(result: CheckResult) -> Iterable[str]:
             for split, photos in (one.photos_per_split or {}).items()
             if not photos and split not in result.cut_from_train
         )
-    for groups, what in ((result.straddling_leaves, "leaf"), (result.straddling_duplicates, "group")):
-        if groups:
-            kind = " of identical files" if what == "group" else ""
-            splits = " and ".join(groups[0].splits)
-            yield f"{_count(groups, what)}{kind} in several splits, the first in {splits}: '{groups[0].paths[0]}'"
+    for mixed, what in (
+        (result.straddling_leaves, _count(result.straddling_leaves, "leaf")),
+        (result.straddling_duplicates, f"{_count(result.straddling_duplicates, 'group')} of identical files"),
+    ):
+        if mixed:
+            splits = " and ".join(mixed[0].splits)
+            yield f"{what} in several splits, the first in {splits}: '{mixed[0].paths[0]}'"
 
 
 def _notes(result: CheckResult) -> Iterable[str]:

@@ -87,8 +87,8 @@ class _Name(NamedTuple):
 def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
     """Finds PlantVillage's photos of the same leaf, first by the leaf map, then by their file names.
 
-    If a photo is not in the leaf map and its name does not contain the number of a leaf, it gets the leaf id of the
-    photos of its class and series whose shot numbers differ from its own by at most `MAX_SHOT_GAP`.
+    Names such as `GHLB Leaf 2.1.jpg` hold the number of the leaf (2). Names such as `RS_HL 4892.jpg` only hold a series
+    and a shot number: shots of a class and a series count as one leaf if no gap is larger than `MAX_SHOT_GAP`.
 
     Args:
         samples: the photos.
@@ -144,18 +144,18 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return None
-    remedy = "restore the file or remove it"
+
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError("a leaf map in JSON format", f"'{path}' ({error})", remedy) from None
+        raise DataError("a leaf map in JSON format", f"'{path}' ({error})", "restore or remove the file") from None
     if not isinstance(raw, dict):
-        raise DataError('a JSON object {"name": ["leaf id"]}', f"something else in '{path}'", remedy)
+        raise DataError('a JSON object {"name": ["id"]}', f"something else in '{path}'", "restore or remove the file")
     leaf_map: dict[str, tuple[str, ...]] = {}
     for key, value in raw.items():
         entries = [value] if isinstance(value, str) else value
         if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
-            raise DataError(f"a list of leaf ids for '{key}' in '{path}'", f"{value!r}", remedy)
+            raise DataError(f"a list of leaf ids for '{key}' in '{path}'", f"{value!r}", "restore or remove the file")
         leaf_map[" ".join(key.lower().split())] = tuple(entries)
     return leaf_map
 

@@ -24,7 +24,7 @@ def draw_leaf(
     """Draws an artificial photo of a leaf.
 
     Args:
-        class_name: the disease, one of `CLASSES`.
+        class_name: one of `CLASSES`: "healthy" or a disease.
         rng_leaf: random numbers for outline, colour, veins and lesions; the same ones draw the same leaf.
         rng_shot: random numbers for position, light, background and camera.
         image_size: height and width of the photo, at least 32 pixels.
@@ -143,13 +143,7 @@ class _Pose:
         return (*matrix[0].tolist(), float(origin[0]), *matrix[1].tolist(), float(origin[1]))
 
     def seen(self, plane: Floats, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> Floats:
-        """Moves a plane of the canvas to its position in a photo of `size` pixels.
-
-        Args:
-            plane: `(n, n)`, or `(n, n, 3)` with colours from 0 to 1.
-            size: height and width of the photo.
-            offset: additional shift in x and y, as a share of half the photo.
-        """
+        """Moves values `(n, n)` or colours `(n, n, 3)` to their position in a photo; `offset` is in half photos."""
         coloured = plane.ndim == 3
         image = Image.fromarray(to_bytes(plane) if coloured else plane).transform(
             (size, size), Image.Transform.AFFINE, self.coefficients(size, offset=offset), Image.Resampling.BILINEAR
@@ -181,14 +175,9 @@ class _Light:
         return cls(direction, ambient, softness, lift, shine)
 
     def on_leaf(self, height: Floats, pixel: float) -> tuple[Floats, Floats]:
-        """Computes the light on a leaf.
+        """Computes the brightness of a leaf, 1 where it is flat (Lambert's law), and its highlights (Blinn's model).
 
-        Args:
-            height: height of the surface, in canvas units.
-            pixel: width of a pixel, in canvas units.
-
-        Returns:
-            The brightness of the surface, 1 where it is flat (Lambert's law), and the highlights (Blinn's model).
+        The height of the surface and the width of a pixel are in canvas units.
         """
         down, right = np.gradient(height, pixel)
         steepness = np.sqrt(1 + right * right + down * down)

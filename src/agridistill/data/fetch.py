@@ -127,9 +127,10 @@ def _verified(archive: Path, expected: str | None, source: str) -> str:
     """Returns the sha256 of an archive, which must be the expected one unless that is None."""
     found = sha256_of(archive)
     if expected is not None and found != expected.lower():
-        got = f"the sha256 {found[:12]}… of '{source}'"
         raise FetchError(
-            f"an archive with the sha256 {expected[:12]}…", got, "check --source and get the archive again"
+            f"an archive with the sha256 {expected[:12]}…",
+            f"the sha256 {found[:12]}… of '{source}'",
+            "check --source and get the archive again",
         )
     return found
 
@@ -153,8 +154,11 @@ def _unpack_verified(
         records = inspect_photos(scanned, progress=progress)
         bad = tuple(path for path, record in records.items() if record.error is not None)
         if len(bad) > MAX_BAD_SHARE * len(records):
-            got = f"{len(bad)} of {len(records)}, the first '{bad[0]}' ({records[bad[0]].error})"
-            raise FetchError(f"an archive with at most {MAX_BAD_SHARE:.0%} unreadable photos", got, _REPLACE)
+            raise FetchError(
+                f"an archive with at most {MAX_BAD_SHARE:.0%} unreadable photos",
+                f"{len(bad)} of {len(records)}, the first '{bad[0]}' ({records[bad[0]].error})",
+                _REPLACE,
+            )
     return FetchResult(out, source, sha256, len(scanned.classes), len(records), bad, has_leaf_map)
 
 
@@ -220,8 +224,8 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: Pro
             break
         except _InterruptedError as error:
             if attempt == ATTEMPTS - 1:
-                expected, remedy = f"the complete file '{_without_secrets(url)}'", "try again or pass another --source"
-                raise FetchError(expected, str(error), remedy) from None
+                expected = f"the complete file '{_without_secrets(url)}'"
+                raise FetchError(expected, str(error), "try again later or pass another --source") from None
             time.sleep(PAUSE_S * 2**attempt)
     return _verified(target, sha256, _without_secrets(url))
 
@@ -254,16 +258,19 @@ def _receive(url: str, file: IO[bytes], progress: ProgressCallback) -> None:
             try:
                 chunk = response.read(_CHUNK_BYTES)
             except (OSError, http.client.HTTPException) as error:
-                raise _InterruptedError(f"{done:,} bytes ({str(error) or type(error).__name__})") from None
+                raise _InterruptedError(f"only {done:,} bytes ({str(error) or type(error).__name__})") from None
             if not chunk:
                 if total and done != total:
-                    raise _InterruptedError(f"{done:,} of {total:,} bytes")
+                    raise _InterruptedError(f"only {done:,} of {total:,} bytes")
                 return
             file.write(chunk)
             done += len(chunk)
             progress(done, total)
-    expected = f"a file of at most {MAX_DOWNLOAD_BYTES:,} bytes"
-    raise FetchError(expected, f"a larger one from '{_without_secrets(url)}'", "pass another --source")
+    raise FetchError(
+        f"an archive of at most {MAX_DOWNLOAD_BYTES:,} bytes",
+        f"a larger one from '{_without_secrets(url)}'",
+        "pass another --source",
+    )
 
 
 def _response(url: str) -> http.client.HTTPResponse:
@@ -275,10 +282,10 @@ def _response(url: str) -> http.client.HTTPResponse:
         got = f"status {error.code} {error.reason} from '{_without_secrets(url)}'"
         if error.code in _RETRIED_STATUSES:
             raise _InterruptedError(got) from None
-        raise FetchError("an answer with the file", got, "check the address or pass another --source") from None
+        raise FetchError("an archive at the address", got, "check the address or pass another --source") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise _InterruptedError(f"no answer ({str(reason) or type(error).__name__})") from None
+        raise _InterruptedError(f"no answer from the server ({str(reason) or type(error).__name__})") from None
     return cast("http.client.HTTPResponse", response)
 
 

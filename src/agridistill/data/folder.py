@@ -97,8 +97,9 @@ def require_folder(root: Path) -> None:
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
     if not root.is_dir():
-        remedy = "pass the folder that holds the class folders"
-        raise DataError("a folder of class folders", f"the file '{root}'", remedy)
+        raise DataError(
+            "a folder of class folders", f"the file '{root}'", "pass the folder that holds the class folders"
+        )
     try:
         os.scandir(root).close()
     except PermissionError:
@@ -145,8 +146,9 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
         )
     for split, names in found.items():
         if len(names) > 1:
-            got = f"'{names[0]}' and '{names[1]}' in '{root}'"
-            raise DataError(f"one folder of {split} photos", got, "merge the two folders")
+            raise DataError(
+                f"one folder of {split} photos", f"'{names[0]}' and '{names[1]}' in '{root}'", "merge the two folders"
+            )
     splits = {split: found[split][0] for split in SPLIT_NAMES if split in found}
     if not train:
         if others or len(splits) == 1:
@@ -194,15 +196,7 @@ def _scan_classes(
     min_classes: int,
     split_of: Mapping[str, str] | None = None,
 ) -> PhotoFolder:
-    """Lists the photos in some folders.
-
-    Args:
-        root: the data folder.
-        folders: pairs of a folder, relative to the root, and the class of its photos.
-        nested: the argument of `scan`.
-        min_classes: the smallest allowed number of classes.
-        split_of: folder of a split -> split; None if there are no such folders.
-    """
+    """Lists the photos in `folders`, given as (path relative to the root, class); `split_of` maps folder to split."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     others: defaultdict[str, list[str]] = defaultdict(list)
     photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -211,7 +205,8 @@ def _scan_classes(
         photos_in[name].update(path[len(folder) + 1 :].rpartition("/")[0] for path in photos)
         for paths, of_class in ((photos, found), (other_files, others)):
             for path in paths:
-                of_class[_nested_class(folder, name, path) if nested else name].append(path)
+                inner = composed(path[len(folder) + 1 :].rpartition("/")[0]) if nested else ""
+                of_class[f"{name}/{inner}" if inner else name].append(path)
     classes = tuple(sorted(name for name, photos in found.items() if photos))
     held = [ClassFolder(name, photos_in[name]) for name in sorted(photos_in) if photos_in[name]]
     # With nested classes, a folder that only contains class folders is not a class.
@@ -243,11 +238,6 @@ def _scan_classes(
     )
 
 
-def _nested_class(folder: str, name: str, path: str) -> str:
-    inner = composed(path[len(folder) + 1 :].rpartition("/")[0])
-    return f"{name}/{inner}" if inner else name
-
-
 def _too_few_classes(
     root: Path, held: Sequence[ClassFolder], without_photos: Mapping[str, Sequence[str]], *, loose: bool
 ) -> DataError:
@@ -275,11 +265,18 @@ def described_without_photos(name: str, files: Sequence[str]) -> str:
 
 def left_out(folder: PhotoFolder) -> list[str]:
     """Returns sentences about what is not used: problems of the label file, and photos that have no label."""
-    lines = list(folder.problems)
-    if folder.unlabelled:
-        count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"
-        lines.append(f"left out: {count} without a label, the first '{folder.unlabelled[0]}'")
-    return lines
+    return [*folder.problems, *photos_left_out(folder.unlabelled, "without a label")]
+
+
+def photos_left_out(paths: Sequence[str], why: str) -> list[str]:
+    """Returns a list with one sentence about photos that are not used; empty if there are none.
+
+    Example:
+        >>> photos_left_out(["rust/1.jpg", "rust/2.jpg"], "without a label")
+        ["left out: 2 photos without a label, the first 'rust/1.jpg'"]
+    """
+    count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
+    return [f"left out: {count} {why}, the first '{paths[0]}'"] if paths else []
 
 
 def _loose_photos(root: Path, folder: str) -> list[str]:

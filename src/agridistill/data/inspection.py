@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,7 +42,7 @@ _SETTLED_NS = 2_000_000_000
 
 
 class PhotoRecord(NamedTuple):
-    """What reading one photo has shown: its size and hashes, or the reason why it cannot be used."""
+    """The result of reading one photo file: its size and hashes, or the reason why it cannot be used."""
 
     digest: str  # blake2b-128 of the file's bytes, as hex; empty if the bytes cannot be read
     width: int  # in pixels, after the photo was turned upright; 0 if unknown
@@ -65,11 +64,10 @@ class InspectionStore:
 
     Args:
         root: the data folder.
-        max_pixels: the limit that is passed to `inspect_photos`; each limit has its own file.
     """
 
-    def __init__(self, root: Path, max_pixels: int) -> None:
-        name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), max_pixels]).encode()).hexdigest()[:16]
+    def __init__(self, root: Path) -> None:
+        name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), MAX_PIXELS]).encode()).hexdigest()[:16]
         self._path = user_cache() / "photos" / f"{name}.json"
         self._root = f"{root}{os.sep}"
         # Path -> size and times of a photo, followed by its record.
@@ -82,7 +80,7 @@ class InspectionStore:
         self._states: dict[str, list[int]] = {}
 
     def find(self, path: str) -> PhotoRecord | None:
-        """Returns the stored record of a photo; None if there is none or the photo has changed since."""
+        """Returns the stored record of a photo; None if there is none or the photo has changed since it was read."""
         try:
             # Size and times are taken before the photo is read, so that a change during reading is noticed.
             # os.stat is called for every photo at every start; creating a Path would take longer than the call.
@@ -115,17 +113,14 @@ class InspectionStore:
 
 
 def inspect_photos(
-    folder: PhotoFolder,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    store: InspectionStore | None = None,
-    progress: ProgressCallback = silent,
+    folder: PhotoFolder, *, store: InspectionStore | None = None, progress: ProgressCallback = silent
 ) -> Inspection:
     """Reads and decodes every photo of a folder, in several threads; only the records stay in memory.
 
+    Photos with more than `MAX_PIXELS` pixels are not decoded; their records have an error.
+
     Args:
         folder: the result of `scan` or `read_layout`.
-        max_pixels: photos with more pixels are not decoded; their records have an error.
         store: the records of earlier calls; photos that have not changed are not read again. None reads every photo.
         progress: called with (photos read, all photos), in the calling thread.
 
@@ -141,7 +136,7 @@ def inspect_photos(
         try:
             for start in range(0, len(unread), _BATCH):
                 batch = unread[start : start + _BATCH]
-                read = pool.map(inspect_photo, (folder.root / path for path in batch), repeat(max_pixels))
+                read = pool.map(inspect_photo, (folder.root / path for path in batch))
                 for path, record in zip(batch, read, strict=True):
                     records[path] = record
                     if store is not None:
@@ -155,7 +150,7 @@ def inspect_photos(
     return records
 
 
-def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
+def inspect_photo(path: Path) -> PhotoRecord:
     """Reads and decodes one photo; if it cannot be used, the record's `error` is the reason."""
     try:
         if not path.is_file():
@@ -168,11 +163,11 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
         return PhotoRecord("", 0, 0, None, error.strerror or type(error).__name__)
     if size == 0:
         return PhotoRecord(digest, 0, 0, None, "empty file")
-    if width * height > max_pixels:
-        return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {max_pixels:,}")
+    if width * height > MAX_PIXELS:
+        return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     try:
         with _large_photo if width * height > _LARGE_PIXELS else nullcontext():
-            return _decoded_record(path, digest, max_pixels)
+            return _decoded_record(path, digest)
     except PhotoError as error:
         if width == 0 and not isinstance(error, HeicPhotoError):
             return PhotoRecord(digest, width, height, None, "not a photo")
@@ -252,7 +247,7 @@ def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str
 
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
-    """Switches off Pillow's pixel limit, because it hides the size of larger photos; `max_pixels` is used instead."""
+    """Switches off Pillow's pixel limit, because it hides the size of larger photos; `MAX_PIXELS` is used instead."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -272,9 +267,9 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
         return 0, 0
 
 
-def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
+def _decoded_record(path: Path, digest: str) -> PhotoRecord:
     # The colour profile is ignored, because earlier versions computed the stored hashes of training photos so.
-    image = read_photo(path, max_pixels=max_pixels, own_colours=True)
+    image = read_photo(path, max_pixels=MAX_PIXELS, own_colours=True)
     tiny = _tiny(image)
     turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
     return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny), turned)

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,6 @@ def read_table(file: Path) -> LabelTable:
     """
     try:
         content = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError("a label file", f"no file '{file}'", "check --labels") from None
     except OSError as error:
         raise DataError("a readable label file", f"'{file}' ({error.strerror})", "check --labels") from None
     try:
@@ -118,15 +116,13 @@ def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
     return [column for name in names for column, other in enumerate(plain) if other == name]
 
 
-def find_columns(
-    table: LabelTable, wanted: Sequence[str], found: Callable[[Sequence[str]], int]
-) -> tuple[int, int, int | None]:
+def find_columns(table: LabelTable, wanted: Sequence[str], finder: PhotoFinder) -> tuple[int, int, int | None]:
     """Finds the columns that hold the photos, the labels and the splits.
 
     Args:
         table: the content of the file.
-        wanted: the names of these columns, of which the last may be missing; if empty, usual names are searched.
-        found: a function that counts the existing photos that some cells name.
+        wanted: the names of the two or three columns; if empty, usual names (such as "image" and "label") are searched.
+        finder: the photos; of several columns with usual names, the one that names most of them is used.
 
     Returns:
         The numbers of the three columns, from 0; the last one is None if there is no column of splits.
@@ -141,7 +137,7 @@ def find_columns(
     usual = _columns(table, _IMAGE_NAMES)
     tried = [table.values(column, _TRIED_ROWS) for column in range(len(table.header))]
     files = [column for column, cells in enumerate(tried) if any(map(is_photo, cells))]
-    fitting = {column: found(tried[column]) for column in (*usual, *files)}
+    fitting = {column: finder.found(tried[column]) for column in (*usual, *files)}
     # Columns of numbers are tried last: row numbers in a column such as "id" may equal the names of wrong photos.
     tiers = [column for column in usual if not are_numbers(tried[column])], files, usual
     images = next((columns for columns in tiers if any(map(fitting.__getitem__, columns))), usual)
@@ -265,7 +261,12 @@ class PhotoFinder:
         return fitting[0] if fitting else None
 
     def candidates(self, cell: str, *, one_folder: bool = True) -> list[str]:
-        """Returns the paths of the photos that fit a cell best, more than one if they fit equally well; see `find`."""
+        """Returns the paths of the photos that fit a cell best; several if they fit equally well, none if none fits.
+
+        Args:
+            cell: the text of the cell.
+            one_folder: the result of `name_one_folder` for all cells of the column.
+        """
         keys = _keys(cell)
         if not keys:
             return []
@@ -285,7 +286,7 @@ class PhotoFinder:
 
 
 def name_one_folder(cells: Iterable[str]) -> bool:
-    """Returns whether all paths are in one folder; `PhotoFinder` then ignores it, because photos may be moved."""
+    """Returns whether all paths name one folder or none; `PhotoFinder` then ignores it, as photos may be moved."""
     return len({_keys(cell)[:-1] for cell in cells if cell}) < 2
 
 

@@ -38,9 +38,9 @@ class Layout:
         nested: which folders are classes. True: each folder with photos, named by its path ("Tomato/Late blight").
             False: each folder of the first level, with all photos below it. None: as False, but a DataError if the
             folders below are probably classes themselves.
-        label_file: a CSV or TSV file with a row for each photo; the names of folders are then ignored. None uses them.
+        label_file: a CSV or TSV file with a row for each photo; None takes the labels from the names of the folders.
         label_columns: names of the columns of photos, labels and (optionally) splits in the label file; if empty,
-            columns with usual names are searched.
+            columns with usual names (such as "image" and "label") are searched.
 
     Raises:
         ConfigError: `label_file` and `nested` are both set, or `label_columns` are not two or three columns of a file.
@@ -118,10 +118,11 @@ def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -
 
 
 def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_classes: int = 2) -> PhotoFolder:
-    """Lists the photos of a folder with their labels from a table; the names of folders are ignored.
+    """Lists the photos of a folder with their labels from a table, not from the names of the folders.
 
     A row names its photo by a path (relative to the data folder or to the label file), by the end of a path, by the
-    file name, or by the file name without suffix. Photos without a row or with an empty label are not used.
+    file name, or by the file name without suffix. Photos without a row or with an empty label are not used. The split
+    comes from a column, or else from train, val and test folders.
 
     Args:
         root: the data folder.
@@ -137,7 +138,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     table = read_table(file)
     photos, others = map(sorted, files_in(root))
     finder = PhotoFinder(root, file, photos)
-    image, label, split = find_columns(table, columns, finder.found)
+    image, label, split = find_columns(table, columns, finder)
     splits = split_values(table, split, named=len(columns) == 3) if split is not None else None
     rows, absent = _rows(table, finder, image, label, splits)
     line, cell = absent[0] if absent else (0, "")

@@ -91,10 +91,11 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
     """Gives each sample a leaf id; photos that may show the same leaf get the same id.
 
     Two photos get the same id if
+
     - their file names show it, in a data set of `DATASETS` (`leaves_by_name`);
     - they are identical files, or copies of one photo, also flipped, turned or scaled (`copy_groups`);
     - they have one label and names of copies that augmentation tools made from one photo (`sibling_groups`);
-    - they have one label and look alike (`near_groups`), unless a data set of `DATASETS` names both.
+    - they have one label and look alike (`near_groups`), unless the first rule applies to both.
 
     Args:
         folder: the result of `scan` or `read_layout`.
@@ -170,7 +171,7 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Finds augmented photos whose original is unknown, such as `aug_0_1234.jpg` next to photos with other names.
+    """Finds photos that an augmentation tool made from an unknown original, by names such as `aug_0_1234.jpg`.
 
     Args:
         samples: the photos, with the leaf ids of `assign_leaf_ids`.

@@ -63,7 +63,7 @@ def noise(rng: np.random.Generator, size: int, cells: float, *, stretch: float =
         stretch: height of a bump, divided by its width.
 
     Returns:
-        `(size, size)`.
+        A float32 array `(size, size)`.
     """
     columns, rows = max(2, round(cells)), max(2, round(cells / stretch))
     coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
@@ -111,11 +111,14 @@ def grid(size: int) -> tuple[Floats, Floats]:
 
 
 def filled(polygons: Iterable[Points], size: int) -> Floats:
-    """Returns `(size, size)`, 1 inside the polygons and 0 outside, with smooth edges.
+    """Draws filled polygons with smooth edges.
 
     Args:
         polygons: for each polygon, its corners `(n, 2)` in canvas coordinates from -1 to 1.
         size: height and width of the canvas, in pixels.
+
+    Returns:
+        A float32 array `(size, size)`, 1 inside the polygons and 0 outside.
     """
     image = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(image)
@@ -159,11 +162,7 @@ def _skeleton(rng: np.random.Generator, curl: float) -> tuple[Points, list[Point
 
 
 def _serration(rng: np.random.Generator, along: Points, teeth: int) -> tuple[Points, list[int]]:
-    """Makes the teeth of a margin, which point to the tip and have smaller teeth.
-
-    Returns:
-        A wave from 0 to about 1 along the margin, and the indices of its peaks.
-    """
+    """Returns the teeth of a margin, a wave from 0 to about 1 that points to the tip, and the indices of its peaks."""
     # A tooth rises over 0.7 of its length and falls over the rest.
     phase = teeth * along**0.9 + rng.uniform(0, 0.5)
     strength = rng.uniform(0.6, 1.2, teeth + 2)[phase.astype(int)]
@@ -237,18 +236,15 @@ _TAN = (0.52, 0.40, 0.25)
 _GREY_BROWN = (0.36, 0.29, 0.21)
 
 
-# Each of these functions returns a copy of a healthy leaf with a disease, whose severity is from 0 to 1.
-
-
 def healthy(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds a few pale scratches, which healthy leaves also have; more of them at a higher severity."""
+    """Returns the leaf with up to 4 pale scratches, which healthy leaves also have, for a severity from 0 to 1."""
     centres = _places(leaf, rng, round(4 * severity))
     scuffs = filled([_blob(rng, centre, rng.uniform(0.01, 0.03), uneven=0.5) for centre in centres], len(leaf.mask))
     return replace(leaf, colour=blend(leaf.colour, leaf.colour * np.float32(1.35), 0.6 * scuffs))
 
 
 def round_spots(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds small dark round spots in loose groups, with a yellow halo and sometimes with pale centres."""
+    """Returns the leaf with small dark spots with a yellow halo, about 12 to 82 for a severity from 0 to 1."""
     size = len(leaf.mask)
     centres = _places(leaf, rng, round(12 + 70 * severity), groups=int(rng.integers(2, 6)))
     radii = np.exp(rng.normal(np.log(0.031), 0.25, len(centres)))
@@ -263,7 +259,7 @@ def round_spots(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
 
 
 def ringed_lesions(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds a few large brown lesions with concentric rings and a yellow halo."""
+    """Returns the leaf with 1 to 6 large brown ringed lesions, more and larger for a severity from 0 to 1."""
     size = len(leaf.mask)
     x, y = grid(size)
     centres = _places(leaf, rng, round(1 + 4 * severity + rng.uniform(0, 1)), apart=0.26)
@@ -285,7 +281,7 @@ def ringed_lesions(leaf: Leaf, severity: float, rng: np.random.Generator) -> Lea
 
 
 def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds grey-brown dead areas that grow inwards from the margin, with a pale wet edge."""
+    """Returns the leaf with 1 to 3 grey-brown dead areas at its margin, larger for a severity from 0 to 1."""
     size = len(leaf.mask)
     x, y = grid(size)
     field = np.full((size, size), -1, np.float32)
@@ -308,7 +304,7 @@ def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf
 
 
 def mosaic(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds a pattern of light and dark green areas, dark along the veins, with a slightly uneven surface."""
+    """Returns the leaf with a pattern of light and dark green areas, stronger for a severity from 0 to 1."""
     size = len(leaf.mask)
     cells = rng.uniform(9, 15)
     field = noise(rng, size, cells) + 0.5 * noise(rng, size, 2.2 * cells) + 0.15
@@ -322,7 +318,7 @@ def mosaic(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
 
 
 def yellow_curl(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Makes the leaf yellow between the veins and at the margin; `grow` has already drawn its curled shape."""
+    """Returns the leaf, yellow between the veins and at the margin, more so for a severity from 0 to 1."""
     size = len(leaf.mask)
     near_vein = blurred(leaf.veins, 0.017 * size)
     at_margin = ramp(leaf.inner, 0.75, 0.0)

@@ -224,11 +224,7 @@ def _candidates(order: Indices, starts: Indices, ends: Indices) -> Pairs:
 
 
 def _components(count: int, pairs: Pairs) -> list[int]:
-    """Numbers the connected components of a graph with `count` nodes and the given pairs as edges.
-
-    Returns:
-        The number of its component for each node. The pairs are not kept in memory.
-    """
+    """Returns the number of its connected component for each of `count` nodes; the pairs are not kept in memory."""
     labels = np.arange(count)
     for first, second in pairs:
         if len(first):
@@ -281,7 +277,7 @@ def learnt_path(model: Path) -> Path:
 def write_learnt(
     path: Path, data_fingerprint: str, phashes: Iterable[int], inherited: Iterable[LearntPhotos] = ()
 ) -> None:
-    """Writes the `LearntPhotos` file of a model atomically.
+    """Writes the file that identifies the training photos of a model (`LearntPhotos`), atomically.
 
     Args:
         path: the result of `learnt_path`.
@@ -295,7 +291,7 @@ def write_learnt(
 
 
 def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
-    """Reads a model's `LearntPhotos` file.
+    """Reads the file that identifies the training photos of a model (`LearntPhotos`).
 
     Returns:
         The photos; None if the file does not exist, or (with a warning) if it is damaged or of another model.

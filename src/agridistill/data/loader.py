@@ -201,7 +201,7 @@ class ViewSampler(Sampler[ViewKey]):
 
 
 def whole_photos(count: int, rank: int = 0, world: int = 1) -> list[ViewKey]:
-    """Returns the keys of the unchanged photos that one of `world` processes reads: every `world`-th of `count`."""
+    """Returns the keys of the unchanged photos for one process: every `world`-th of `count` photos, from `rank` on."""
     return [ViewKey(position, -1, -1) for position in range(rank, count, world)]
 
 

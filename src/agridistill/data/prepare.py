@@ -36,7 +36,6 @@ from agridistill.data.split import Split, make_split, match_split, read_split, u
 from agridistill.data.structure import alike_in_words
 from agridistill.errors import DataError
 from agridistill.photo_files import how_to_read, passed_over
-from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
 
@@ -75,25 +74,25 @@ class PreparedData:
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
         for group in self.alike_names:
-            logger.warning("%s", alike_in_words(group))
+            logger.warning("data folder '%s': %s", self.root, alike_in_words(group))
         if not self.conflicting:
             return
         label_of = {sample.path: sample.label for sample in (*self.train, *self.val, *self.test)}
         photos = sum(len(group) for group in self.conflicting)
         first = self.conflicting[0][0]
         second = next(path for path in self.conflicting[0] if label_of[path] != label_of[first])
-        found = (
-            f"{photos:,} of {len(label_of):,} photos have copies under other labels (also flipped, turned, scaled or "
-            "saved again)"
-        )
         if photos / len(label_of) > conflicts:
             raise DataError(
-                f"each photo under one label, or at most {conflicts:.0%} of the photos under several labels",
-                f"'{self.root}', in which {found}, the first '{first}' and '{second}'",
+                f"at most {conflicts:.0%} of photos with copies (also flipped, turned or scaled) under other labels",
+                f"{photos:,} of {len(label_of):,} photos in '{self.root}', the first '{first}' and '{second}'",
                 f"remove the wrong copies ('agridistill data check {self.root} --json' lists all), "
                 f"or pass {option} if the labels are right",
             )
-        logger.warning("%s, the first '%s' and '%s'; 'agridistill data check' lists all", found, first, second)
+        logger.warning(
+            "%d of %d photos have copies (also flipped, turned or scaled) under other labels, the first '%s' and '%s'; "
+            "'agridistill data check' lists all",
+            *(photos, len(label_of), first, second),
+        )
 
 
 @contextmanager
@@ -146,25 +145,24 @@ def prepare_data(
     given = read_split(split_file) if split_file is not None else None
     folder = read_layout(root, layout)
     _require_photos_in_classes(folder)
+    part_of: Mapping[str, str] | None = match_split(given, folder.samples) if given is not None else None
     # The notes of a label file only describe how it was read; those of folders report that class names are lost.
-    for line in (*left_out(folder), *(folder.notes if layout.label_file is None else ())):
-        logger.warning("%s", line)
-    part_of = match_split(given, folder.samples) if given is not None else None
-    for line in unnamed_photos(folder.samples, part_of) if part_of is not None else ():
-        logger.warning("%s", line)
+    notes = folder.notes if layout.label_file is None else ()
+    unnamed = unnamed_photos(folder.samples, part_of) if part_of is not None else ()
+    for line in (*left_out(folder), *notes, *unnamed):
+        logger.warning("data folder '%s': %s", root, line)
     cut: frozenset[str] = frozenset()
-    inspection = inspect_photos(folder, store=InspectionStore(root, MAX_PIXELS), progress=progress)
+    inspection = inspect_photos(folder, store=InspectionStore(root), progress=progress)
     readable, skipped = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     if part_of is None:
-        own, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
-        part_of = {path: name for name, paths in own.parts().items() for path in paths}
+        part_of, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
     parts = {name: tuple(one for one in samples if part_of.get(one.path) == name) for name in SPLIT_NAMES}
     check_parts(folder.classes, **parts)
     if given is not None or folder.given_split is not None:
         warn_of_shared_leaves(parts)
     if unknown := without_original(samples):
-        logger.warning("%s", unknown_originals(unknown))
+        logger.warning("data folder '%s': %s", root, unknown_originals(unknown))
     return PreparedData(
         root=root,
         classes=folder.classes,
@@ -297,23 +295,21 @@ def _require_photos_in_classes(folder: PhotoFolder) -> None:
 
 def _made_or_given(
     folder: PhotoFolder, samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int
-) -> tuple[Split, frozenset[str]]:
-    """Returns the split, and the names of those parts that were made by fractions and seed."""
+) -> tuple[Mapping[str, str], frozenset[str]]:
+    """Returns path -> part, and the names of those parts that were made by fractions and seed."""
     given = folder.given_split
     if given is None:
         made = make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-        return made, frozenset(SPLIT_NAMES)
-    parts = {name: [sample for sample in samples if given[sample.path] == name] for name in SPLIT_NAMES}
-    if not parts["train"]:
+        return made.part_of(), frozenset(SPLIT_NAMES)
+    missing = set(SPLIT_NAMES) - {given[sample.path] for sample in samples}
+    if "train" in missing:
         raise DataError("photos to train on", f"none in '{folder.root}'", "add train photos to the given split")
-    paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
-    missing = {name for name in ("val", "test") if not parts[name]}
     if not missing:
-        return Split(**paths), frozenset()
+        return given, frozenset()
     cut = make_split(
-        parts["train"],
+        (sample for sample in samples if given[sample.path] == "train"),
         val_fraction=val_fraction if "val" in missing else 0,
         test_fraction=test_fraction if "test" in missing else 0,
         seed=seed,
     )
-    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"]), frozenset(missing | {"train"})
+    return {**given, **cut.part_of()}, frozenset(missing | {"train"})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from agridistill.data.folder import SPLIT_NAMES, Sample
+from agridistill.data.folder import SPLIT_NAMES, Sample, photos_left_out
 from agridistill.errors import DataError
 from agridistill.manifest import composed
 from agridistill.storage import write_json
@@ -37,6 +37,10 @@ class Split:
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Returns part -> paths, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
+
+    def part_of(self) -> dict[str, str]:
+        """Returns path -> "train", "val" or "test"."""
+        return {path: name for name, paths in self.parts().items() for path in paths}
 
 
 def make_split(
@@ -275,9 +279,7 @@ def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
     # On another system, the same names may have another Unicode normal form.
     by_name = {composed(path): path for path in sorted(paths)}
     wanted = {
-        path if path in paths else by_name.get(composed(path), path): name
-        for name, part in split.parts().items()
-        for path in part
+        path if path in paths else by_name.get(composed(path), path): name for path, name in split.part_of().items()
     }
     absent = sorted(set(wanted) - paths)
     if absent:
@@ -292,7 +294,4 @@ def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
 def unnamed_photos(samples: Iterable[Sample], part_of: Mapping[str, str]) -> list[str]:
     """Returns a list with one sentence about the photos that are in no part of a split; empty if there are none."""
     paths = sorted(sample.path for sample in samples if sample.path not in part_of)
-    if not paths:
-        return []
-    count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
-    return [f"left out: {count} that the split file does not name, the first '{paths[0]}'"]
+    return photos_left_out(paths, "that the split file does not name")

@@ -52,7 +52,7 @@ def resolved_evaluation(splits: Iterable[str]) -> str:
 
 
 def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """Finds the folders of train, val and test by their names, in which other words must be the same for all splits.
+    """Finds the train, val and test folders by their names. Other words in a name must be the same for all splits.
 
     Returns:
         Split -> names of its folders; empty if no folder is that of a split.

@@ -229,8 +229,8 @@ class DerivedCache:
         try:
             stat = full.stat()
         except OSError as error:
-            remedy = "put the file back or correct its permissions"
-            raise PhotoError("a readable photo", f"'{full}' ({error.strerror})", remedy) from None
+            got = f"'{full}' ({error.strerror})"
+            raise PhotoError("a readable photo", got, "put the file back or correct its permissions") from None
         digest = _digest(f"{photo} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}{part}", 32)
         return self.folder / digest[:2] / digest
 
