@@ -20,7 +20,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     for name in ("data.inspection.inspect_photo", "runtime.reading.read_photo", "data.drawn_leaves.draw_leaf"):
         monkeypatch.setattr(f"agridistill.{name}", too_late)
-    monkeypatch.setattr("agridistill.data.datasets.download", too_late)
+    monkeypatch.setattr("agridistill.data.fetch.download", too_late)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
@@ -94,7 +94,7 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
     out = leaves / "runs" / "first"
     line = told(capsys, *words({**RUNS, **FILES}[command]), "--out", out)
     assert line == (
-        f"expected --out outside the photo folder, because each folder in it is a class; got '{out}' in '{leaves}'; "
+        f"expected --out outside the data folder, because each folder in it is a class; got '{out}' in '{leaves}'; "
         "choose another --out"
     )
     assert not (leaves / "runs").exists()

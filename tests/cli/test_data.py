@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from agridistill.cli.data import app
-from agridistill.data.datasets.plantvillage import TOMATO_CLASSES
+from agridistill.data.datasets import TOMATO_CLASSES
 from agridistill.errors import DataError, FetchError
 
 runner = CliRunner()
@@ -132,7 +132,7 @@ def test_help_imports_neither_torch_nor_imagehash() -> None:
 
 
 def test_the_data_layer_does_not_import_torch() -> None:
-    code = "import sys; import agridistill.data.check, agridistill.data.datasets; print('torch' in sys.modules)"
+    code = "import sys; import agridistill.data.check, agridistill.data.fetch; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )

@@ -319,7 +319,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
         (("demo", "--out"), "cli.demo.run_demo", "interrupted: run the same command again to continue"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
-            "data.datasets.fetch_dataset",
+            "data.fetch.fetch_dataset",
             "interrupted: run the same command again to continue",
         ),
         (("data", "check"), "data.check.check", "interrupted"),

@@ -20,7 +20,7 @@ from agridistill.cli.compare import print_study
 from agridistill.cli.demo import print_rows
 from agridistill.cli.evaluate import print_evaluation
 from agridistill.cli.output import new_table, print_note, print_table
-from agridistill.data.datasets.plantvillage import TOMATO_CLASSES
+from agridistill.data.datasets import TOMATO_CLASSES
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.metrics import ClassScores
 from agridistill.training.run_folder import RunResult

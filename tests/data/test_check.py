@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from agridistill.data import check as module
+from agridistill.data import inspection
 from agridistill.data.check import check
 from agridistill.data.prepare import split_data
 from agridistill.data.split import Split, write_split
@@ -73,7 +74,8 @@ def test_class_folders_without_photos_are_a_problem(tmp_path: Path, write_folder
 def test_a_photo_above_the_pixel_limit_is_a_problem(
     tmp_path: Path, write_folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 9_999)
+    for one in (module, inspection):
+        monkeypatch.setattr(one, "MAX_PIXELS", 9_999)
     write_folder(tmp_path, {"rust": 5, "scab": 5})
     Image.new("RGB", (100, 100)).save(tmp_path / "rust" / "large.png")
     result = check(tmp_path)
@@ -109,7 +111,7 @@ def test_near_duplicates_are_found_and_identical_files_are_not_counted_again(tmp
 
 def test_a_class_with_too_few_leaves_is_a_problem(tmp_path: Path, write_folder) -> None:
     result = check(write_folder(tmp_path, {"rust": 2, "scab": 5}))
-    assert result.problems == ("'rust' has 2 leaves; train, val and test need one each",)
+    assert result.problems == ("'rust' has 2 leaves; train, val and test each need at least one",)
 
 
 def test_imbalance_is_a_note(tmp_path: Path, write_folder) -> None:
@@ -160,7 +162,7 @@ def test_a_class_that_a_split_lacks_is_a_problem(tmp_path: Path, write_folder) -
     )
     result = check(root, split_file=split)
     assert result.problems == ("'scab' has no photos in test",)
-    assert result.notes == ("1 photo in no split",)
+    assert result.notes == ("1 photo that the split does not name",)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_a_part_that_training_cuts_from_train_is_only_noted(
             write_photo(tmp_path / part / name / f"{shot}.png", 10 * seed + shot)
     result = check(tmp_path)
     assert result.problems == ()
-    assert result.notes == (f"no photos in {lacking}: training takes them from train, leaf by leaf",)
+    assert result.notes == (f"no photos in {lacking}: training will move leaves from train there",)
 
 
 def test_a_class_that_one_given_folder_lacks_is_a_problem(tmp_path: Path, write_photo) -> None:
@@ -196,7 +198,7 @@ def test_look_alikes_of_different_named_leaves_are_only_noted(tmp_path: Path, wr
     )
     result = check(root, split_file=split)
     assert result.problems == ()
-    assert "1 group of look-alikes in several splits, of different leaves by name" in result.notes
+    assert "1 group of similar photos in several splits; by their names, they show different leaves" in result.notes
 
 
 def test_a_split_of_other_data_is_an_error(tmp_path: Path, write_folder) -> None:

@@ -64,7 +64,7 @@ def test_a_folder_of_something_else_beside_split_folders_is_refused(tmp_path: Pa
 
 def test_split_folders_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
     make(tmp_path, "val/a/1.jpg", "val/b/2.jpg", "Test/a/3.jpg", "Test/b/4.jpg")
-    with pytest.raises(DataError, match=r"a folder of train photos next to val and test; .* such as '.*/Test'$"):
+    with pytest.raises(DataError, match=r"a train folder next to the val and test folders; .* such as '.*/Test'$"):
         scan(tmp_path)
     assert scan(tmp_path / "Test").classes == ("a", "b")
 

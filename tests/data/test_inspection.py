@@ -68,10 +68,12 @@ def test_a_cut_off_photo_gets_a_reason_without_its_path(tmp_path: Path) -> None:
     assert (record.width, record.height) == (200, 200)
 
 
-def test_a_photo_above_the_pixel_limit_is_told_by_its_size(tmp_path: Path) -> None:
+def test_a_photo_above_the_pixel_limit_is_told_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (50, 40)).save(tmp_path / "x.png")
-    assert inspect_photo(tmp_path / "x.png", max_pixels=1999).error == "50 x 40 pixels, more than 1,999"
-    assert inspect_photo(tmp_path / "x.png", max_pixels=2000).error is None
+    monkeypatch.setattr(inspection, "MAX_PIXELS", 2000)
+    assert inspect_photo(tmp_path / "x.png").error is None
+    monkeypatch.setattr(inspection, "MAX_PIXELS", 1999)
+    assert inspect_photo(tmp_path / "x.png").error == "50 x 40 pixels, more than 1,999"
 
 
 def test_photos_above_pillows_own_limit_are_judged_by_ours(
@@ -80,7 +82,8 @@ def test_photos_above_pillows_own_limit_are_judged_by_ours(
     folder = scan(write_folder(tmp_path, {"rust": 2, "scab": 2}))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert all(record.error is None for record in inspect_photos(folder).values())
-    small = inspect_photos(folder, max_pixels=2000)["rust/00.png"]
+    monkeypatch.setattr(inspection, "MAX_PIXELS", 2000)
+    small = inspect_photos(folder)["rust/00.png"]
     assert (small.width, small.height, small.error) == (48, 48, "48 x 48 pixels, more than 2,000")
     assert Image.MAX_IMAGE_PIXELS == 100
 
@@ -165,17 +168,16 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = inspection.inspect_photo
 
-    def noted(path: Path, max_pixels: int) -> PhotoRecord:
+    def noted(path: Path) -> PhotoRecord:
         names.append(path.name)
-        return original(path, max_pixels)
+        return original(path)
 
     monkeypatch.setattr(inspection, "inspect_photo", noted)
     return names
 
 
-def inspect(photos: Path, max_pixels: int = 1000) -> dict[str, PhotoRecord]:
-    store = InspectionStore(photos, max_pixels)
-    return dict(inspect_photos(scan(photos), max_pixels=max_pixels, store=store))
+def inspect(photos: Path) -> dict[str, PhotoRecord]:
+    return dict(inspect_photos(scan(photos), store=InspectionStore(photos)))
 
 
 def test_unchanged_photos_are_read_once(photos: Path, read: list[str]) -> None:
@@ -201,9 +203,12 @@ def test_a_changed_photo_is_read_again(photos: Path, read: list[str]) -> None:
     assert after["b/1.png"] == before["b/1.png"]
 
 
-def test_other_limits_and_other_folders_share_nothing(photos: Path, read: list[str]) -> None:
+def test_other_limits_and_other_folders_share_nothing(
+    photos: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     inspect(photos)
-    assert inspect(photos, max_pixels=10)["a/0.png"].error is not None
+    monkeypatch.setattr(inspection, "MAX_PIXELS", 10)
+    assert inspect(photos)["a/0.png"].error is not None
     shutil.copytree(photos, photos.with_name("copy"))
     inspect(photos.with_name("copy"))
     assert len(read) == 18
@@ -229,11 +234,9 @@ def test_photos_that_have_only_just_changed_are_read_again(
 def test_progress_reaches_its_end_also_where_nothing_is_read(photos: Path) -> None:
     for _ in range(2):
         told: list[tuple[int, int]] = []
-        store = InspectionStore(photos, 1000)
         inspect_photos(
             scan(photos),
-            max_pixels=1000,
-            store=store,
+            store=InspectionStore(photos),
             progress=lambda done, total, told=told: told.append((done, total)),
         )
         assert told[-1] == (6, 6)

@@ -146,7 +146,7 @@ def test_rows_of_absent_photos_are_a_problem(photos: Path) -> None:
     make(photos, "train_images/8.dng")
     folder = read(photos, CASSAVA + "7.jpg,0\n8.dng,0\n")
     assert folder.problems[0].startswith("2 rows of '")
-    assert folder.problems[0].endswith("name no photo that exists and can be read, the first '7.jpg' (line 5)")
+    assert folder.problems[0].endswith("without a photo that exists and can be read, the first '7.jpg' (line 5)")
     assert folder.non_photo_files == ("train_images/8.dng",)
     absent = r"got no photo for 2 of its 2 rows, the first 'x.jpg' \(column 'image', line 2\)"
     with pytest.raises(DataError, match=absent):
@@ -190,18 +190,18 @@ def test_a_path_into_another_folder_is_no_photo_of_that_name(photos: Path) -> No
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n\xff\xfa", "a table in CSV or TSV, in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfa", "a CSV or TSV file in UTF-8"),
         ("image,label\n1.jpg,Rost grün\n".encode("cp1252"), "save it as CSV UTF-8"),
         (b"image,label\n", "got no rows"),
         (b"image,label\n1.jpg,a,b\n2.jpg,b\n", "2 cells in each row; got 3 in line 2"),
-        (b'image,label\n"1.jpg,a\n2.jpg,b\n', "a table in CSV"),
+        (b'image,label\n"1.jpg,a\n2.jpg,b\n', "a CSV or TSV file"),
         (b"image,label\n1.jpg,a\n2.jpg,a\n", "at least two classes; got only 'a' in column 'label'"),
         (
             b"image,rust,scab\n1.jpg,1,1\n2.jpg,0,1\n",
             "a column of labels with a usual name; got 'image', 'rust', 'scab'",
         ),
         (b"1.jpg,a\n2.jpg,b\n", "names; got '1.jpg,a' in '"),
-        (b"1.jpg 0\n2.jpg 1\n", "write one, such as image,label, above it"),
+        (b"1.jpg 0\n2.jpg 1\n", "add a line such as image,label above it"),
         (b'{\n"1.jpg": "a",\n"2.jpg": "b"}\n', "(JSON, XML or not text); save it as CSV UTF-8"),
         ("image,label\n1.jpg,a\n".encode("utf-16-le"), "(JSON, XML or not text); save it as CSV UTF-8"),
     ],
@@ -214,7 +214,7 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_line(photos: Path, table:
 
 
 def test_a_missing_table_is_named(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"no file '.*nowhere.csv'; check --labels"):
+    with pytest.raises(DataError, match=r"nowhere.csv' \(No such file or directory\); check --labels"):
         read_layout(photos, Layout(label_file=photos / "nowhere.csv"))
 
 

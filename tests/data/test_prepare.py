@@ -142,7 +142,7 @@ def test_a_given_split_that_shares_leaves_is_told(
         split = Split(parts["train"], parts["val"], (*parts["test"], "test/rust/again.png"))
         write_split(split_file, split, seed=0, val_fraction=0.1, test_fraction=0.1, fingerprint="")
     prepare_data(root, split_file=split_file)
-    assert "(leaves: 1; test photos of these leaves: 1 of 5)" in caplog.text
+    assert "(such leaves: 1; their test photos: 1 of 5)" in caplog.text
     assert "agridistill data check" in caplog.text
 
 
@@ -158,8 +158,8 @@ def test_a_few_identical_files_under_two_labels_are_a_warning(
     _copies(root, 1)
     split_data(root, tmp_path / "s.json")
     assert [record.getMessage() for record in caplog.records] == [
-        "2 of 41 photos have copies under other labels (also flipped, turned, scaled or saved again), the first "
-        "'rust/00.png' and 'scab/wrong0.png'; agridistill data check lists all"
+        "2 of 41 photos have copies (also flipped, turned or scaled) under other labels, the first "
+        "'rust/00.png' and 'scab/wrong0.png'; 'agridistill data check' lists all"
     ]
 
 
@@ -178,7 +178,7 @@ def test_copies_that_were_scaled_flipped_or_turned_count(
         copy.resize((96, 96)).save(root / "rust" / "other.jpg", quality=80)
     split_data(root, tmp_path / "s.json", conflicts=1)
     (message,) = caplog.messages
-    assert message.startswith("2 of 13 photos have copies under other labels")
+    assert message.startswith("2 of 13 photos have copies (")
     assert "'healthy/0.png' and 'rust/other.jpg'" in message
 
 
@@ -190,10 +190,8 @@ def test_many_identical_files_under_two_labels_are_refused(
     with pytest.raises(DataError) as raised:
         split_data(root, tmp_path / "s.json")
     assert str(raised.value) == (
-        f"expected each photo under one label, or at most 5% of the photos under several labels; got "
-        f"'{root}', in which 20 of 50 "
-        "photos have copies under other labels (also flipped, turned, scaled or saved again), the first 'rust/00.png' "
-        "and 'scab/wrong0.png'; "
+        "expected at most 5% of photos with copies (also flipped, turned or scaled) under other labels; got "
+        f"20 of 50 photos in '{root}', the first 'rust/00.png' and 'scab/wrong0.png'; "
         f"remove the wrong copies ('agridistill data check {root} --json' lists all), "
         "or pass --conflicts SHARE if the labels are right"
     )
@@ -213,7 +211,7 @@ def test_copies_within_a_class_are_no_conflict(tmp_path: Path, write_folder, cap
 def test_one_folder_linked_as_two_classes_is_refused(tmp_path: Path, write_folder) -> None:
     root = write_folder(tmp_path / "photos", {"rust": 10, "scab": 10})
     (root / "mould").symlink_to(root / "rust")
-    with pytest.raises(DataError, match="20 of 30 photos have copies under other labels"):
+    with pytest.raises(DataError, match="under other labels; got 20 of 30 photos"):
         split_data(root, tmp_path / "s.json")
 
 
@@ -234,7 +232,7 @@ def test_training_refuses_them_too_unless_they_are_meant(
     _copies(root, 10)
     with pytest.raises(DataError, match="or pass --set conflicts=SHARE if the labels are right"):
         train(root, tmp_path / "run", TrainConfig())
-    with pytest.raises(DataError, match="20 of 50 photos have copies under other labels"):
+    with pytest.raises(DataError, match="under other labels; got 20 of 50 photos"):
         distill(root, None, tmp_path / "run", DistillConfig(objective=ObjectiveSettings(method="ce")))
     with pytest.raises(StartedError):
         train(root, tmp_path / "run", TrainConfig(data=DataSettings(conflicts=0.5)))

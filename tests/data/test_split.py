@@ -122,7 +122,7 @@ def test_a_part_with_fraction_zero_stays_empty() -> None:
 
 
 def test_too_few_leaves_are_an_error() -> None:
-    with pytest.raises(DataError, match="2 leaves, none of which is left for val; add photos of other leaves"):
+    with pytest.raises(DataError, match="got 2, of which none is left for val; add photos of other leaves"):
         make_split(_samples([30], [30]))
 
 
@@ -182,13 +182,13 @@ def test_a_split_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "a split file in JSON"),
+        ("{", "a split file in JSON format"),
         ("[]", "format None"),
         ('{"format_version": 2}', "format 2"),
-        ('{"format_version": 1, "splits": {"train": []}}', "lists of photos for train, val and test"),
+        ('{"format_version": 1, "splits": {"train": []}}', "lists of paths for train, val and test"),
         (
             '{"format_version": 1, "splits": {"train": [1], "val": [], "test": []}}',
-            "lists of photos for train, val and test",
+            "lists of paths for train, val and test",
         ),
         ('{"format_version": 1, "splits": {"train": ["a"], "val": [], "test": ["a"]}}', "'a' in train and in test"),
         ('{"format_version": 1, "splits": {"train": ["a", "a"], "val": [], "test": []}}', "'a' in train and in train"),

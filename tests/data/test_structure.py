@@ -311,7 +311,7 @@ def test_alike_names_are_a_problem_and_a_warning(
     expected = "these class names differ only in capitals, spaces or Unicode normal form: 'Rust' and 'rust'"
     assert check(root).problems == (expected,)
     split_data(root, tmp_path / "s.json")
-    assert [record.getMessage() for record in caplog.records] == [expected]
+    assert caplog.messages == [f"data folder '{root}': {expected}"]
 
 
 def test_two_normal_forms_of_one_name_are_one_class_and_a_problem(tmp_path: Path, write_folder) -> None:

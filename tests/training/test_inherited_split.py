@@ -229,4 +229,4 @@ def test_a_teachers_split_with_torn_leaves_stays_and_is_reported(
     )
     found = inherit_split({"the teacher": RunFolder(run)}, prepared, DataSettings())
     assert found.split == split
-    assert "photos of the same leaf in several parts (leaves: 1; test photos of these leaves: 1 of 3)" in caplog.text
+    assert "photos of one leaf in several parts (such leaves: 1; their test photos: 1 of 3)" in caplog.text

@@ -111,7 +111,8 @@ def fetch(
     json: options.Json = False,
 ) -> None:
     """Download a public data set, verify it and unpack it."""
-    from agridistill.data.datasets import DATASETS, fetch_dataset
+    from agridistill.data.datasets import DATASETS
+    from agridistill.data.fetch import fetch_dataset
     from agridistill.errors import DataError, nearest
 
     if name not in DATASETS:

@@ -29,7 +29,7 @@ Groups = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """The figures of one class of the folder."""
+    """The numbers of photos and leaves of one class."""
 
     name: str
     photos: int  # number of readable photos
@@ -39,7 +39,7 @@ class ClassCheck:
 
 @dataclass(frozen=True)
 class Straddling:
-    """A group of photos of one leaf, or of identical files, that is spread over several splits."""
+    """Photos that should all be in one split, because they show one leaf or look alike, but are in several splits."""
 
     paths: tuple[str, ...]
     splits: tuple[str, ...]
@@ -47,7 +47,10 @@ class Straddling:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of `check`. Paths are relative to `root`; a group is a tuple of paths."""
+    """The classes, problems and notes that `check` reports for a data folder.
+
+    All paths are relative to `root`. A group is a tuple of paths.
+    """
 
     root: Path
     classes: tuple[ClassCheck, ...]  # in label order
@@ -71,10 +74,10 @@ class CheckResult:
     notes: tuple[str, ...] = ()  # one text for each other fact that the user should know
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the result as plain JSON values.
+        """Returns the result as a dict that `json.dumps` accepts.
 
-        The keys are the attributes, except `strays` (for `non_photo_files`), `imbalance_ratio` and `unassigned_photos`.
-        The lists `unreadable` and `oversize` contain objects with the keys `path` and `reason`.
+        The keys are the names of the attributes, but `strays` for `non_photo_files`, `imbalance_ratio` for `imbalance`
+        and `unassigned_photos` for `unassigned`. `unreadable` and `oversize` are lists of `{"path": …, "reason": …}`.
         """
         document = asdict(self)
         document["root"] = str(self.root)
@@ -93,35 +96,38 @@ def check(
     split_file: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> CheckResult:
-    """Reads every photo of a data folder and reports problems.
+    """Reads every photo of a data folder and reports problems, such as damaged photos, copies and mixed splits.
 
     Args:
-        root: a folder of class folders, or a folder with train/val/test folders that hold the class folders.
-        layout: how the labels are found.
-        split_file: a split made by `agridistill data split`, used instead of train/val/test folders; or None.
-        progress: called with (done, total) while photos are read.
+        root: the data folder.
+        layout: where the label of each photo comes from; by default, the names of the class folders.
+        split_file: a file that `agridistill data split` wrote; it replaces a split by train/val/test folders.
+        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: the folder does not exist, has fewer than two classes, or the split file is for other data.
+        DataError: the folder does not exist or has fewer than two classes, or the split file names photos that are not
+            in the folder.
     """
     folder = read_layout(root, layout)
     given = folder.given_split
     split_of = match_split(read_split(split_file), folder.samples) if split_file is not None else given
-    inspection = inspect_photos(folder, max_pixels=MAX_PIXELS, progress=progress)
-    readable = [sample for sample in folder.samples if inspection[sample.path].error is None]
+    inspection = inspect_photos(folder, progress=progress)
+    readable: list[Sample] = []
     unreadable: list[tuple[str, str]] = []
     oversize: list[tuple[str, str]] = []
     for sample in folder.samples:
         record = inspection[sample.path]
-        if record.error is not None:
+        if record.error is None:
+            readable.append(sample)
+        else:
             is_large = record.width * record.height > MAX_PIXELS
             (oversize if is_large else unreadable).append((sample.path, record.error))
     samples = assign_leaf_ids(folder, readable, inspection)
     label_of = {sample.path: sample.label for sample in samples}
+    leaf_of = {sample.path: sample.leaf_id for sample in samples}
     by_leaf: dict[str, list[str]] = defaultdict(list)
-    for sample in samples:
-        by_leaf[sample.leaf_id].append(sample.path)
-    leaf_of = {path: leaf for leaf, paths in by_leaf.items() for path in paths}
+    for path, leaf in leaf_of.items():
+        by_leaf[leaf].append(path)
     exact = exact_groups(digests_of_photos(samples, inspection))
     begin(progress, "comparing photos")
     # Of each group of identical files, only the first is compared with other photos.
@@ -134,7 +140,7 @@ def check(
     classes = _class_checks(folder, samples, split_of)
     smallest = min((one.photos for one in classes), default=0)
     # Training takes the photos of a missing split from train, unless a split file is given.
-    missing = set(SPLIT_NAMES) - set(given.values()) if given is not None and split_file is None else ()
+    present = SPLIT_NAMES if given is None or split_file is not None else set(given.values())
     found = CheckResult(
         root=root,
         classes=classes,
@@ -153,7 +159,7 @@ def check(
         straddling_lookalikes=_straddling(
             (group for group in near if len({leaf_of[path] for path in group}) > 1), split_of
         ),
-        cut_from_train=tuple(name for name in SPLIT_NAMES if name in missing),
+        cut_from_train=tuple(name for name in SPLIT_NAMES if name not in present),
         unassigned=sum(sample.path not in split_of for sample in samples) if split_of is not None else 0,
         imbalance=max(one.photos for one in classes) / smallest if smallest else None,
     )
@@ -199,38 +205,35 @@ def _problems(result: CheckResult) -> Iterable[str]:
     for name, files in result.without_photos.items():
         yield f"class folder {described_without_photos(name, files)}"
     yield from map(alike_in_words, result.alike_names)
-    if result.conflicting_duplicates:
-        group = result.conflicting_duplicates[0]
-        yield (
-            f"{_count(result.conflicting_duplicates, 'group')} of identical files in several classes, "
-            f"the first '{group[0]}' and '{group[-1]}'"
-        )
-    if result.conflicting_copies:
-        group = result.conflicting_copies[0]
-        yield (
-            f"{_count(result.conflicting_copies, 'group')} of copies of one photo (also flipped, turned or scaled) in "
-            f"several classes, the first '{group[0]}' and '{group[-1]}'"
-        )
+    for groups, what in (
+        (result.conflicting_duplicates, "identical files"),
+        (result.conflicting_copies, "copies of one photo (also flipped, turned or scaled)"),
+    ):
+        if groups:
+            first = f"the first '{groups[0][0]}' and '{groups[0][-1]}'"
+            yield f"{_count(groups, 'group')} of {what} in several classes, {first}"
     if result.without_original:
         yield unknown_originals(result.without_original)
     for one in result.classes:
         if one.leaves < MIN_LEAVES:
-            yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test need one each"
+            yield f"'{one.name}' has {_count(range(one.leaves), 'leaf')}; train, val and test each need at least one"
         yield from (
             f"'{one.name}' has no photos in {split}"
             for split, photos in (one.photos_per_split or {}).items()
             if not photos and split not in result.cut_from_train
         )
-    for groups, what in ((result.straddling_leaves, "leaf"), (result.straddling_duplicates, "group")):
-        if groups:
-            kind = " of identical files" if what == "group" else ""
-            splits = " and ".join(groups[0].splits)
-            yield f"{_count(groups, what)}{kind} in several splits, the first in {splits}: '{groups[0].paths[0]}'"
+    for mixed, what in (
+        (result.straddling_leaves, _count(result.straddling_leaves, "leaf")),
+        (result.straddling_duplicates, f"{_count(result.straddling_duplicates, 'group')} of identical files"),
+    ):
+        if mixed:
+            splits = " and ".join(mixed[0].splits)
+            yield f"{what} in several splits, the first in {splits}: '{mixed[0].paths[0]}'"
 
 
 def _notes(result: CheckResult) -> Iterable[str]:
     if result.cut_from_train:
-        yield f"no photos in {' and '.join(result.cut_from_train)}: training takes them from train, leaf by leaf"
+        yield f"no photos in {' and '.join(result.cut_from_train)}: training will move leaves from train there"
     if result.exact_duplicates:
         photos = sum(len(group) for group in result.exact_duplicates)
         yield f"{_count(result.exact_duplicates, 'group')} of identical files ({photos} photos)"
@@ -239,11 +242,11 @@ def _notes(result: CheckResult) -> Iterable[str]:
         yield f"{_count(result.near_duplicates, 'group')} of photos that look alike ({photos} photos)"
     if result.straddling_lookalikes:
         groups = _count(result.straddling_lookalikes, "group")
-        yield f"{groups} of look-alikes in several splits, of different leaves by name"
+        yield f"{groups} of similar photos in several splits; by their names, they show different leaves"
     if result.imbalance is not None and result.imbalance > MAX_IMBALANCE:
         yield f"the largest class has {result.imbalance:.1f} times the photos of the smallest"
     if result.unassigned:
-        yield f"{_count(range(result.unassigned), 'photo')} in no split"
+        yield f"{_count(range(result.unassigned), 'photo')} that the split does not name"
 
 
 def _count(items: Sequence[object], noun: str) -> str:

@@ -21,12 +21,12 @@ _JPEG_QUALITY = 90
 def draw_leaf(
     class_name: str, rng_leaf: np.random.Generator, rng_shot: np.random.Generator, image_size: int
 ) -> Image.Image:
-    """Draws one photo of one leaf.
+    """Draws an artificial photo of a leaf.
 
     Args:
-        class_name: one of `CLASSES`.
-        rng_leaf: determines outline, colour, veins and lesions.
-        rng_shot: determines position, light, background and camera.
+        class_name: one of `CLASSES`: "healthy" or a disease.
+        rng_leaf: random numbers for outline, colour, veins and lesions; the same ones draw the same leaf.
+        rng_shot: random numbers for position, light, background and camera.
         image_size: height and width of the photo, at least 32 pixels.
 
     Returns:
@@ -48,18 +48,18 @@ def draw_leaves(
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Writes a data folder with class folders of drawn leaves; the folder appears complete or not at all.
+    """Writes a data folder of artificial leaf photos, with one folder for each class.
 
     Files have names like those of PlantVillage, `UUID___SYN_CLASS Leaf LEAF.SHOT.jpg`, with leaf and shot counted from
-    1. A photo depends only on `seed`, its class, its leaf and its shot, not on the number of photos.
+    1. More leaves or shots add photos and do not change the others. If writing fails, no folder is created.
 
     Args:
         out: the folder to write; it must not exist, or must be empty.
         leaves_per_class: number of leaves of each class, at least 1.
         shots_per_leaf: photos of each leaf, at least 1.
         image_size: height and width of a photo, in pixels, at least 32.
-        seed: seed of all photos, not negative.
-        progress: called with (photos done, photos in all).
+        seed: seed of all photos, at least 0.
+        progress: called with (photos written, photos to write).
 
     Returns:
         The folder `out`.
@@ -98,11 +98,14 @@ def _diseased_leaf(class_name: str, rng: np.random.Generator, image_size: int) -
 
 
 def photograph(leaf: Leaf, rng: np.random.Generator) -> Image.Image:
-    """Makes a photo of a leaf, as an RGB image of half the size of its canvas, so that edges are smooth.
+    """Draws a photo of a leaf.
 
     Args:
-        leaf: the leaf.
-        rng: determines position, light, background and camera.
+        leaf: the leaf, on a square canvas of `size` pixels.
+        rng: random numbers for position, light, background and camera.
+
+    Returns:
+        An RGB image with a side of `size / 2` pixels; scaling the canvas down makes edges smooth.
     """
     size = len(leaf.mask)
     pose, light = _Pose.random(rng), _Light.random(rng)
@@ -140,13 +143,7 @@ class _Pose:
         return (*matrix[0].tolist(), float(origin[0]), *matrix[1].tolist(), float(origin[1]))
 
     def seen(self, plane: Floats, size: int, *, offset: tuple[float, float] = (0.0, 0.0)) -> Floats:
-        """Moves a plane of the canvas to its position in a photo of `size` pixels.
-
-        Args:
-            plane: `(n, n)`, or `(n, n, 3)` with colours from 0 to 1.
-            size: height and width of the photo.
-            offset: additional shift in x and y, as a share of half the photo.
-        """
+        """Moves values `(n, n)` or colours `(n, n, 3)` to their position in a photo; `offset` is in half photos."""
         coloured = plane.ndim == 3
         image = Image.fromarray(to_bytes(plane) if coloured else plane).transform(
             (size, size), Image.Transform.AFFINE, self.coefficients(size, offset=offset), Image.Resampling.BILINEAR
@@ -178,14 +175,9 @@ class _Light:
         return cls(direction, ambient, softness, lift, shine)
 
     def on_leaf(self, height: Floats, pixel: float) -> tuple[Floats, Floats]:
-        """Computes the light on a leaf.
+        """Computes the brightness of a leaf, 1 where it is flat (Lambert's law), and its highlights (Blinn's model).
 
-        Args:
-            height: height of the surface, in canvas units.
-            pixel: width of a pixel, in canvas units.
-
-        Returns:
-            The brightness of the surface, 1 where it is flat (Lambert's law), and the highlights (Blinn's model).
+        The height of the surface and the width of a pixel are in canvas units.
         """
         down, right = np.gradient(height, pixel)
         steepness = np.sqrt(1 + right * right + down * down)

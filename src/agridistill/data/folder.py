@@ -39,7 +39,7 @@ MAX_CONFLICT_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A photo with its label and its leaf."""
+    """A photo of a data folder, with its label and the id of the leaf that it shows."""
 
     path: str  # relative to the data folder, with forward slashes
     label: int  # index into the class list
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """The photos, classes and other files of a data folder. All paths are relative to its root."""
+    """The classes, labelled photos and unused files of a data folder; all paths are relative to `root`."""
 
     root: Path
     classes: tuple[str, ...]  # sorted names in Unicode's normal form C; a label is an index into this tuple
@@ -69,15 +69,14 @@ def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> Pho
 
     Args:
         root: the data folder.
-        nested: True makes each folder with photos a class, named by its path ("Tomato/Late blight"); False makes each
-            folder of the first level a class with all photos below it; None does the same if no class is lost by it,
-            else it is an error.
+        nested: which folders are classes. True: each folder with photos, named by its path ("Tomato/Late blight").
+            False: each folder of the first level, with all photos below it. None: as False, but a DataError if the
+            folders below are probably classes themselves.
         min_classes: the smallest allowed number of classes.
 
     Raises:
-        DataError: the folder does not exist, is empty or has too few classes; the classes differ between the splits;
-            there are two folders for one split, or other folders next to those of splits; or the folders are probably
-            not classes.
+        DataError: the folder does not exist or has too few classes; val or test has a class that train lacks; a split
+            has two folders, or is next to other folders; or the names of the folders are probably not classes.
     """
     require_folder(root)
     folders = subfolders(root)
@@ -90,7 +89,7 @@ def scan(root: Path, *, nested: bool | None = None, min_classes: int = 2) -> Pho
 
 
 def require_folder(root: Path) -> None:
-    """Checks that the data folder can be read.
+    """Checks that a data folder exists and can be read.
 
     Raises:
         DataError: the folder does not exist, is a file, or cannot be read.
@@ -98,8 +97,9 @@ def require_folder(root: Path) -> None:
     if not root.exists():
         raise DataError("a folder of class folders", f"'{root}', which does not exist", "check the path")
     if not root.is_dir():
-        remedy = "pass the folder that holds the class folders"
-        raise DataError("a folder of class folders", f"the file '{root}'", remedy)
+        raise DataError(
+            "a folder of class folders", f"the file '{root}'", "pass the folder that holds the class folders"
+        )
     try:
         os.scandir(root).close()
     except PermissionError:
@@ -107,22 +107,22 @@ def require_folder(root: Path) -> None:
 
 
 def require_outside(path: Path, root: Path, option: str = "--out") -> None:
-    """Checks that results are not written into the photo folder, where their folder would become a class.
+    """Checks that results are not written into the data folder, where the folder of the results would become a class.
 
-    Hidden names are allowed there.
+    A hidden folder or file (such as `.cache`) is allowed there, because `scan` skips it.
 
     Args:
         path: the path of the results.
-        root: the photo folder.
-        option: the option that gave the path, for the error.
+        root: the data folder.
+        option: the command-line option that gave the path; the error names it.
 
     Raises:
-        DataError: the path is in the photo folder.
+        DataError: the path is in the data folder and not hidden.
     """
     full, photos = path.resolve(), root.resolve()
     if full.is_relative_to(photos) and not any(part.startswith(".") for part in full.relative_to(photos).parts):
         raise DataError(
-            f"{option} outside the photo folder, because each folder in it is a class",
+            f"{option} outside the data folder, because each folder in it is a class",
             f"'{path}' in '{root}'",
             f"choose another {option}",
         )
@@ -140,22 +140,23 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[str, str] | None:
         return None
     if train and all(not subfolders(root / name) and _loose_photos(root, name) for name in train):
         raise DataError(
-            "class folders in the folder of train photos",
+            "class folders in the train folder",
             f"photos without class folders in '{root / train[0]}'",
             labels_remedy(root),
         )
     for split, names in found.items():
         if len(names) > 1:
-            got = f"'{names[0]}' and '{names[1]}' in '{root}'"
-            raise DataError(f"one folder of {split} photos", got, "merge the two folders")
+            raise DataError(
+                f"one folder of {split} photos", f"'{names[0]}' and '{names[1]}' in '{root}'", "merge the two folders"
+            )
     splits = {split: found[split][0] for split in SPLIT_NAMES if split in found}
     if not train:
         if others or len(splits) == 1:
             return None
         raise DataError(
-            "a folder of train photos next to val and test",
-            f"'{root}' without one",
-            f"add it, or pass the folder that holds the class folders, such as '{root / splits['test']}'",
+            "a train folder next to the val and test folders",
+            f"none in '{root}'",
+            f"add it, or pass a folder that holds class folders, such as '{root / splits['test']}'",
         )
     if others:
         beside = " and ".join(f"'{name}'" for name in sorted(named))
@@ -175,7 +176,7 @@ def _scan_given_split(root: Path, folder_of: Mapping[str, str], nested: bool | N
             raise DataError(
                 "the same classes in train, val and test",
                 f"'{unknown[0]}' in {folder_of[split]} but not in train",
-                "correct the folders"
+                "add training photos of this class, or move its folder away"
                 if split_named(unknown[0]) is None
                 else f"move the folders in '{folder_of[split]}/{unknown[0]}' one level up, and do the same in train",
             )
@@ -195,15 +196,7 @@ def _scan_classes(
     min_classes: int,
     split_of: Mapping[str, str] | None = None,
 ) -> PhotoFolder:
-    """Lists the photos in some folders.
-
-    Args:
-        root: the data folder.
-        folders: pairs of a folder, relative to the root, and the class of its photos.
-        nested: the argument of `scan`.
-        min_classes: the smallest allowed number of classes.
-        split_of: folder of a split -> split; None if there are no such folders.
-    """
+    """Lists the photos in `folders`, given as (path relative to the root, class); `split_of` maps folder to split."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     others: defaultdict[str, list[str]] = defaultdict(list)
     photos_in: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -212,7 +205,8 @@ def _scan_classes(
         photos_in[name].update(path[len(folder) + 1 :].rpartition("/")[0] for path in photos)
         for paths, of_class in ((photos, found), (other_files, others)):
             for path in paths:
-                of_class[_nested_class(folder, name, path) if nested else name].append(path)
+                inner = composed(path[len(folder) + 1 :].rpartition("/")[0]) if nested else ""
+                of_class[f"{name}/{inner}" if inner else name].append(path)
     classes = tuple(sorted(name for name, photos in found.items() if photos))
     held = [ClassFolder(name, photos_in[name]) for name in sorted(photos_in) if photos_in[name]]
     # With nested classes, a folder that only contains class folders is not a class.
@@ -244,11 +238,6 @@ def _scan_classes(
     )
 
 
-def _nested_class(folder: str, name: str, path: str) -> str:
-    inner = composed(path[len(folder) + 1 :].rpartition("/")[0])
-    return f"{name}/{inner}" if inner else name
-
-
 def _too_few_classes(
     root: Path, held: Sequence[ClassFolder], without_photos: Mapping[str, Sequence[str]], *, loose: bool
 ) -> DataError:
@@ -265,7 +254,7 @@ def _too_few_classes(
 
 
 def described_without_photos(name: str, files: Sequence[str]) -> str:
-    """Describes a class folder without photos and the files in it, for messages.
+    """Returns a phrase for messages about a class folder that has no photos, with the types of the files in it.
 
     Example:
         >>> described_without_photos("rust", ["rust/1.heic", "rust/2.heic"])
@@ -275,12 +264,19 @@ def described_without_photos(name: str, files: Sequence[str]) -> str:
 
 
 def left_out(folder: PhotoFolder) -> list[str]:
-    """Returns one text for each problem of a label file, and one about photos that have no label."""
-    lines = list(folder.problems)
-    if folder.unlabelled:
-        count = f"{len(folder.unlabelled):,} photo{'' if len(folder.unlabelled) == 1 else 's'}"
-        lines.append(f"left out: {count} without a label, the first '{folder.unlabelled[0]}'")
-    return lines
+    """Returns sentences about what is not used: problems of the label file, and photos that have no label."""
+    return [*folder.problems, *photos_left_out(folder.unlabelled, "without a label")]
+
+
+def photos_left_out(paths: Sequence[str], why: str) -> list[str]:
+    """Returns a list with one sentence about photos that are not used; empty if there are none.
+
+    Example:
+        >>> photos_left_out(["rust/1.jpg", "rust/2.jpg"], "without a label")
+        ["left out: 2 photos without a label, the first 'rust/1.jpg'"]
+    """
+    count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
+    return [f"left out: {count} {why}, the first '{paths[0]}'"] if paths else []
 
 
 def _loose_photos(root: Path, folder: str) -> list[str]:
@@ -291,14 +287,17 @@ def _loose_photos(root: Path, folder: str) -> list[str]:
 
 
 def files_in(root: Path, folder: str = "") -> tuple[list[str], list[str]]:
-    """Lists all files in a folder and in the folders below it.
+    """Lists all files in a folder and its subfolders.
 
     Args:
         root: the data folder.
-        folder: the folder, relative to the root; "" for the root itself.
+        folder: the folder to list, relative to `root`; "" for `root` itself.
 
     Returns:
-        The paths of the photos and those of the other files, relative to the root.
+        Two lists of paths relative to `root`: the photos, and the other files.
+
+    Raises:
+        DataError: a folder cannot be listed.
     """
     start = f"{folder}/" if folder else ""
     photos: list[str] = []

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,7 +42,7 @@ _SETTLED_NS = 2_000_000_000
 
 
 class PhotoRecord(NamedTuple):
-    """What is known about one photo file."""
+    """The result of reading one photo file: its size and hashes, or the reason why it cannot be used."""
 
     digest: str  # blake2b-128 of the file's bytes, as hex; empty if the bytes cannot be read
     width: int  # in pixels, after the photo was turned upright; 0 if unknown
@@ -59,17 +58,16 @@ Inspection = Mapping[str, PhotoRecord]
 
 
 class InspectionStore:
-    """Stores the records of a data folder's photos in the user's cache, so that unchanged photos are not read again.
+    """A file in the user's cache with the records of a data folder's photos, so that these are read only once.
 
-    A photo counts as unchanged if its size and its times are the same.
+    A photo is read again if its size in bytes, its modification time or its change time (ctime) differs.
 
     Args:
         root: the data folder.
-        max_pixels: the limit with which the photos are read; each limit has separate records.
     """
 
-    def __init__(self, root: Path, max_pixels: int) -> None:
-        name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), max_pixels]).encode()).hexdigest()[:16]
+    def __init__(self, root: Path) -> None:
+        name = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), MAX_PIXELS]).encode()).hexdigest()[:16]
         self._path = user_cache() / "photos" / f"{name}.json"
         self._root = f"{root}{os.sep}"
         # Path -> size and times of a photo, followed by its record.
@@ -82,7 +80,7 @@ class InspectionStore:
         self._states: dict[str, list[int]] = {}
 
     def find(self, path: str) -> PhotoRecord | None:
-        """Returns the record of a photo that has not changed since it was read; None if it must be read."""
+        """Returns the stored record of a photo; None if there is none or the photo has changed since it was read."""
         try:
             # Size and times are taken before the photo is read, so that a change during reading is noticed.
             # os.stat is called for every photo at every start; creating a Path would take longer than the call.
@@ -99,13 +97,13 @@ class InspectionStore:
         return None
 
     def add(self, path: str, record: PhotoRecord) -> None:
-        """Adds the record of a readable photo. Unreadable photos are read again each time: the cause may be gone."""
+        """Adds a record, which `save` writes; one with an error is ignored, as its cause may disappear at any time."""
         state = self._states.pop(path, None)
         if record.error is None and state is not None and time.time_ns() - max(state[1:]) > _SETTLED_NS:
             self._seen[path] = [*state, *record]
 
     def save(self) -> None:
-        """Writes the records of the photos that exist now, if anything has changed; a disk error is only logged."""
+        """Writes the records of the photos that exist now, if any record is new; a disk error is only logged."""
         if self._seen == self._known:
             return
         try:
@@ -115,19 +113,16 @@ class InspectionStore:
 
 
 def inspect_photos(
-    folder: PhotoFolder,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    store: InspectionStore | None = None,
-    progress: ProgressCallback = silent,
+    folder: PhotoFolder, *, store: InspectionStore | None = None, progress: ProgressCallback = silent
 ) -> Inspection:
     """Reads and decodes every photo of a folder, in several threads; only the records stay in memory.
 
+    Photos with more than `MAX_PIXELS` pixels are not decoded; their records have an error.
+
     Args:
-        folder: the scanned folder.
-        max_pixels: photos with more pixels get an error and are not decoded.
-        store: records from earlier runs, by which unchanged photos are skipped; None reads every photo.
-        progress: called with (done, total), from the calling thread.
+        folder: the result of `scan` or `read_layout`.
+        store: the records of earlier calls; photos that have not changed are not read again. None reads every photo.
+        progress: called with (photos read, all photos), in the calling thread.
 
     Returns:
         `Sample.path` -> record, for every sample; the record of an unreadable photo has an error.
@@ -141,7 +136,7 @@ def inspect_photos(
         try:
             for start in range(0, len(unread), _BATCH):
                 batch = unread[start : start + _BATCH]
-                read = pool.map(inspect_photo, (folder.root / path for path in batch), repeat(max_pixels))
+                read = pool.map(inspect_photo, (folder.root / path for path in batch))
                 for path, record in zip(batch, read, strict=True):
                     records[path] = record
                     if store is not None:
@@ -155,8 +150,8 @@ def inspect_photos(
     return records
 
 
-def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
-    """Reads and decodes one photo; returns a record with an error if it cannot be used."""
+def inspect_photo(path: Path) -> PhotoRecord:
+    """Reads and decodes one photo; if it cannot be used, the record's `error` is the reason."""
     try:
         if not path.is_file():
             return PhotoRecord("", 0, 0, None, "a broken link" if path.is_symlink() else "not a regular file")
@@ -168,11 +163,11 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
         return PhotoRecord("", 0, 0, None, error.strerror or type(error).__name__)
     if size == 0:
         return PhotoRecord(digest, 0, 0, None, "empty file")
-    if width * height > max_pixels:
-        return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {max_pixels:,}")
+    if width * height > MAX_PIXELS:
+        return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     try:
         with _large_photo if width * height > _LARGE_PIXELS else nullcontext():
-            return _decoded_record(path, digest, max_pixels)
+            return _decoded_record(path, digest)
     except PhotoError as error:
         if width == 0 and not isinstance(error, HeicPhotoError):
             return PhotoRecord(digest, width, height, None, "not a photo")
@@ -184,13 +179,13 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
 def usable_samples(
     folder: PhotoFolder, inspection: Inspection
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, str], ...]]:
-    """Separates the readable photos from the unreadable ones.
+    """Separates the readable photos of a folder from the unreadable ones.
 
     Returns:
-        The readable samples, and (path, reason) of each unreadable one.
+        The readable samples, and a pair (path, reason) for each unreadable one.
 
     Raises:
-        DataError: more than 5 % of all photos are unreadable, or all photos of a class.
+        DataError: more than 5 % of the photos are unreadable, or a class has no readable photo.
     """
     errors = {sample.path: inspection[sample.path].error for sample in folder.samples}
     good = tuple(sample for sample in folder.samples if errors[sample.path] is None)
@@ -206,9 +201,9 @@ def usable_samples(
     for label, name in enumerate(folder.classes):
         if not counts[label]:
             raise DataError(
-                "readable photos of every class",
+                "at least one readable photo in every class",
                 f"no readable photo of '{name}' in '{folder.root}'",
-                f"list the reasons with 'agridistill data check {folder.root}'",
+                f"list the reasons with 'agridistill data check {folder.root}' and replace the photos",
             )
     return good, bad
 
@@ -229,30 +224,30 @@ def fingerprint(classes: Sequence[str], samples: Iterable[Sample], inspection: I
 
 
 def digests_of_photos(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """Returns `Sample.path` -> digest of the photo's content."""
+    """Returns `Sample.path` -> digest of the file's bytes; identical files have equal digests."""
     return {sample.path: inspection[sample.path].digest for sample in samples}
 
 
 def phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, int]:
-    """Returns `Sample.path` -> 64-bit perceptual hash, for each readable photo."""
+    """Returns `Sample.path` -> 64-bit perceptual hash, without the unreadable photos."""
     paths = [sample.path for sample in samples]
     return {path: phash for path in paths if (phash := inspection[path].phash) is not None}
 
 
 def turned_phashes_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, tuple[int, ...]]:
-    """Returns `Sample.path` -> eight perceptual hashes of each readable photo: unchanged, then turned and flipped."""
+    """Returns `Sample.path` -> 8 perceptual hashes, of the photo as it is and of its 7 other turns and flips."""
     return {path: (phash, *inspection[path].turned_phashes) for path, phash in phashes_of(samples, inspection).items()}
 
 
 def looks_of(samples: Iterable[Sample], inspection: Inspection) -> dict[str, str]:
-    """Returns `Sample.path` -> look (see `data.likeness`), for each photo that has a look."""
+    """Returns `Sample.path` -> fingerprint (`likeness.look_of`), without photos that have almost no contrast."""
     paths = [sample.path for sample in samples]
     return {path: look for path in paths if (look := inspection[path].look) is not None}
 
 
 @contextmanager
 def _own_pixel_limit() -> Iterator[None]:
-    """Switches off Pillow's pixel limit, because it hides the size of larger photos; `max_pixels` is used instead."""
+    """Switches off Pillow's pixel limit, because it hides the size of larger photos; `MAX_PIXELS` is used instead."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -272,9 +267,9 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
         return 0, 0
 
 
-def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
+def _decoded_record(path: Path, digest: str) -> PhotoRecord:
     # The colour profile is ignored, because earlier versions computed the stored hashes of training photos so.
-    image = read_photo(path, max_pixels=max_pixels, own_colours=True)
+    image = read_photo(path, max_pixels=MAX_PIXELS, own_colours=True)
     tiny = _tiny(image)
     turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
     return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny), turned)

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,33 +37,36 @@ NAME_COLUMNS = "name the columns with --label-columns IMAGE,LABEL"
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The content of a label file."""
+    """A table of labels, which was read from a CSV or TSV file."""
 
     path: Path
     header: list[str]  # names of the columns
     rows: list[tuple[int, list[str]]]  # (line number in the file, cells)
 
     def values(self, column: int, most: int | None = None) -> list[str]:
-        """Returns the cells of a column (counted from 0), of all rows or of the first `most` ones."""
+        """Returns the cells of a column without spaces at their ends.
+
+        Args:
+            column: number of the column, from 0.
+            most: number of rows to read, from the first one; None reads all.
+        """
         return [cells[column].strip() for _, cells in self.rows[:most]]
 
 
 def read_table(file: Path) -> LabelTable:
-    """Reads a table in CSV or TSV; its separator (comma, semicolon, tab or bar) is detected from the first line.
+    """Reads a CSV or TSV file; the separator (comma, semicolon, tab or vertical bar) is detected from the first line.
 
-    The file is in UTF-8, or in UTF-16 with a byte order mark. If the table has a column of 0 and 1 for each class, as
-    competitions often do, a column "label" with the names of the classes is added.
+    The file is in UTF-8, or in UTF-16 with a byte order mark. If its labels are one-hot (a column of 0 and 1 for each
+    class), a column "label" with the names of the classes is added.
 
     Raises:
-        DataError: the file does not exist, is not text, has no column names or no rows, or a row has more cells than
-            there are columns.
+        DataError: the file does not exist, is not text, has no column names or no rows, or has a row with more cells
+            than columns.
     """
     try:
         content = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError("a label file", f"no file '{file}'", "check --labels") from None
     except OSError as error:
-        raise DataError("a label file that can be read", f"'{file}' ({error.strerror})", "check --labels") from None
+        raise DataError("a readable label file", f"'{file}' ({error.strerror})", "check --labels") from None
     try:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = content.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -76,13 +79,13 @@ def read_table(file: Path) -> LabelTable:
         reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (UnicodeError, csv.Error) as error:
-        raise DataError("a table in CSV or TSV, in UTF-8", f"'{file}' ({error})", "save it as CSV UTF-8") from None
+        raise DataError("a CSV or TSV file in UTF-8", f"'{file}' ({error})", "save it as CSV UTF-8") from None
     if len(lines) < 2:
-        raise DataError("a line of column names and a row for each photo", f"no rows in '{file}'", "add them")
+        raise DataError("a row for each photo below the column names", f"no rows in '{file}'", "add rows")
     header = [cell.strip() for cell in lines[0][1]]
     if any(is_photo(word) for cell in header for word in cell.split()):
         raise DataError(
-            "a first line of column names", f"'{first.strip()}' in '{file}'", "write one, such as image,label, above it"
+            "a first line of column names", f"'{first.strip()}' in '{file}'", "add a line such as image,label above it"
         )
     for line, cells in lines[1:]:
         # Some programs drop empty cells at the end of a row, or write a separator after the last cell.
@@ -113,21 +116,19 @@ def _columns(table: LabelTable, names: Sequence[str]) -> list[int]:
     return [column for name in names for column, other in enumerate(plain) if other == name]
 
 
-def find_columns(
-    table: LabelTable, wanted: Sequence[str], found: Callable[[Sequence[str]], int]
-) -> tuple[int, int, int | None]:
-    """Finds the columns of photos, labels and split.
+def find_columns(table: LabelTable, wanted: Sequence[str], finder: PhotoFinder) -> tuple[int, int, int | None]:
+    """Finds the columns that hold the photos, the labels and the splits.
 
     Args:
         table: the content of the file.
-        wanted: the names of these columns, if the user gave them; else they are detected.
-        found: returns how many of some cells name an existing photo.
+        wanted: the names of the two or three columns; if empty, usual names (such as "image" and "label") are searched.
+        finder: the photos; of several columns with usual names, the one that names most of them is used.
 
     Returns:
-        The numbers of the three columns, from 0; the last is None if there is no column of splits.
+        The numbers of the three columns, from 0; the last one is None if there is no column of splits.
 
     Raises:
-        DataError: a column does not exist or is not found, or several columns may hold the labels.
+        DataError: a wanted column does not exist, no column has a usual name, or several columns have different labels.
     """
     if wanted:
         image, label, *split = (_named(table, name) for name in wanted)
@@ -136,7 +137,7 @@ def find_columns(
     usual = _columns(table, _IMAGE_NAMES)
     tried = [table.values(column, _TRIED_ROWS) for column in range(len(table.header))]
     files = [column for column, cells in enumerate(tried) if any(map(is_photo, cells))]
-    fitting = {column: found(tried[column]) for column in (*usual, *files)}
+    fitting = {column: finder.found(tried[column]) for column in (*usual, *files)}
     # Columns of numbers are tried last: row numbers in a column such as "id" may equal the names of wrong photos.
     tiers = [column for column in usual if not are_numbers(tried[column])], files, usual
     images = next((columns for columns in tiers if any(map(fitting.__getitem__, columns))), usual)
@@ -151,7 +152,7 @@ def find_columns(
 
 def _named(table: LabelTable, name: str) -> int:
     if name.strip() not in table.header:
-        raise DataError(f"a column of '{table.path}'", f"'{name}'", nearest(name, table.header))
+        raise DataError(f"the name of a column in '{table.path}'", f"'{name}'", nearest(name, table.header))
     return table.header.index(name.strip())
 
 
@@ -162,7 +163,7 @@ def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
         pairs = set(zip(table.values(first), table.values(other), strict=True))
         if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
             raise DataError(
-                "one column of labels",
+                "labels in one column",
                 f"'{table.header[first]}' and '{table.header[other]}', which have different classes, in '{table.path}'",
                 NAME_COLUMNS,
             )
@@ -170,7 +171,7 @@ def _label_column(table: LabelTable, columns: Sequence[int]) -> int:
 
 
 def are_numbers(values: Iterable[str]) -> bool:
-    """Returns whether all texts that are not empty are whole numbers, such as "3" or "3.0"."""
+    """Returns whether all non-empty texts are whole numbers, such as "3" or "3.0"."""
     return all(re.fullmatch(r"-?\d+(?:\.0*)?", value) for value in values if value)
 
 
@@ -180,13 +181,13 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
     Args:
         table: the content of the file.
         column: number of the column, from 0.
-        named: whether the user has named the column.
+        named: whether the user gave the name of the column; a column without splits is then an error.
 
     Returns:
-        "train", "val" or "test" for each row; None if the column holds something else, such as numbers of folds.
+        "train", "val" or "test" for each row; None if no cell names a split, as in a column of fold numbers.
 
     Raises:
-        DataError: a cell does not name a split, although other cells do or the user has named the column.
+        DataError: only some cells name a split, or none in a column that the user named.
     """
     values = table.values(column)
     meant = {value: split_named(value) for value in set(values)}
@@ -197,7 +198,7 @@ def split_values(table: LabelTable, column: int, *, named: bool) -> list[str] | 
             raise DataError(
                 f"train, val or test in column '{table.header[column]}'",
                 f"'{value}' in line {line} of '{table.path}'",
-                "correct it, or leave the column out with --label-columns IMAGE,LABEL",
+                "correct the cell, or ignore the column with --label-columns IMAGE,LABEL",
             )
     known = [split for split in meant.values() if split is not None]
     evaluation = resolved_evaluation(known)
@@ -232,7 +233,7 @@ class PhotoFinder:
             self._by_stem[os.path.splitext(keys[-1])[0]].append(path)  # noqa: PTH122 - Path is slow
 
     def found(self, cells: Sequence[str]) -> int:
-        """Returns how many of the cells name an existing photo."""
+        """Counts the cells that name an existing photo."""
         one_folder = name_one_folder(cells)
         return sum(bool(self.candidates(cell, one_folder=one_folder)) for cell in cells)
 
@@ -241,11 +242,11 @@ class PhotoFinder:
 
         Args:
             cell: the text of the cell.
-            line: its line in the file, for the error.
-            one_folder: whether all cells name at most one folder; see `name_one_folder`.
+            line: its line number in the file, which the error names.
+            one_folder: the result of `name_one_folder` for all cells of the column.
 
         Raises:
-            DataError: the cell fits several photos.
+            DataError: the cell fits several photos equally well.
         """
         fitting = self.candidates(cell, one_folder=one_folder)
         # If names differ only in capitals, the exact one is taken.
@@ -253,14 +254,19 @@ class PhotoFinder:
         fitting = exact or fitting
         if len(fitting) > 1:
             raise DataError(
-                "cells that each fit one photo",
+                "one photo for each row",
                 f"'{cell}' in line {line} of '{self._file}', which fits '{fitting[0]}' and '{fitting[1]}'",
                 "pass the folder that holds the labelled photos, or write their paths into the file",
             )
         return fitting[0] if fitting else None
 
     def candidates(self, cell: str, *, one_folder: bool = True) -> list[str]:
-        """Returns all paths that fit a cell equally well; the arguments are those of `find`."""
+        """Returns the paths of the photos that fit a cell best; several if they fit equally well, none if none fits.
+
+        Args:
+            cell: the text of the cell.
+            one_folder: the result of `name_one_folder` for all cells of the column.
+        """
         keys = _keys(cell)
         if not keys:
             return []
@@ -280,7 +286,7 @@ class PhotoFinder:
 
 
 def name_one_folder(cells: Iterable[str]) -> bool:
-    """Returns whether all paths name the same folder or none; the folder is then ignored, as photos may be moved."""
+    """Returns whether all paths name one folder or none; `PhotoFinder` then ignores it, as photos may be moved."""
     return len({_keys(cell)[:-1] for cell in cells if cell}) < 2
 
 

@@ -32,18 +32,18 @@ _MAX_ABSENT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Layout:
-    """Describes how to find the label of each photo.
+    """The options that determine where the label of each photo comes from: folder names or a table.
 
     Attributes:
-        nested: True makes each folder with photos a class, named by its path ("Tomato/Late blight"); False makes each
-            folder of the first level a class with all photos below it; None does the same if no class is lost by it,
-            else it is an error.
-        label_file: a CSV or TSV with a row for each photo; the folders then have no meaning. None uses the folders.
-        label_columns: names of the columns of the label file that hold the photos, the labels and (optionally) the
-            split; if empty, they are found by usual names.
+        nested: which folders are classes. True: each folder with photos, named by its path ("Tomato/Late blight").
+            False: each folder of the first level, with all photos below it. None: as False, but a DataError if the
+            folders below are probably classes themselves.
+        label_file: a CSV or TSV file with a row for each photo; None takes the labels from the names of the folders.
+        label_columns: names of the columns of photos, labels and (optionally) splits in the label file; if empty,
+            columns with usual names (such as "image" and "label") are searched.
 
     Raises:
-        ConfigError: the options exclude each other.
+        ConfigError: `label_file` and `nested` are both set, or `label_columns` are not two or three columns of a file.
     """
 
     nested: bool | None = None
@@ -52,28 +52,28 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.label_file is not None and self.nested is not None:
-            raise ConfigError("labels from a file or from folders", "both", "leave out --nested or --flat")
+            raise ConfigError("--labels without --nested or --flat", "both", "leave out --nested or --flat")
         if self.label_columns and self.label_file is None:
-            raise ConfigError("a label file for --label-columns", "none", "pass --labels FILE")
+            raise ConfigError("a label file for --label-columns", "no --labels", "pass --labels FILE")
         if self.label_columns and len(self.label_columns) not in (2, 3):
             got = f"'{','.join(self.label_columns)}'"
             raise ConfigError("--label-columns IMAGE,LABEL or IMAGE,LABEL,SPLIT", got, "name two or three columns")
 
     def words(self) -> tuple[str | Path, ...]:
-        """Returns the command-line options that describe this layout, such as ("--labels", Path("labels.csv"))."""
+        """Returns the command-line options for this layout, such as ("--labels", Path("labels.csv"))."""
         if self.label_file is not None:
             columns = ("--label-columns", ",".join(self.label_columns)) if self.label_columns else ()
             return ("--labels", self.label_file, *columns)
         return () if self.nested is None else ("--nested" if self.nested else "--flat",)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the layout as plain JSON values, with its attributes as keys; the path of the file is absolute."""
+        """Returns the layout as a dict that `json.dumps` accepts, with an absolute path of the label file."""
         file = str(self.label_file.resolve()) if self.label_file is not None else None
         return {"nested": self.nested, "label_file": file, "label_columns": list(self.label_columns)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | None) -> Layout:
-        """Builds a layout from the result of `to_json`; None gives the default layout, `FOLDERS`."""
+        """Builds a layout from the result of `to_json`; None gives the default layout, in which folders are classes."""
         return cls() if document is None else TypeAdapter(cls).validate_python(document)
 
 
@@ -82,16 +82,20 @@ FOLDERS = Layout()
 
 
 def to_layout(label_file: object, label_columns: object, nested: object) -> Layout | None:
-    """Builds a layout from the arguments of a public function; returns None if none of them is given.
+    """Checks the arguments `label_file`, `label_columns` and `nested` of a Python call and builds a layout from them.
+
+    Returns:
+        The layout; None if all arguments have their defaults (None, empty, None).
 
     Raises:
-        ConfigError: an argument has a wrong type, or the arguments exclude each other.
+        ConfigError: an argument has a wrong type, or two arguments exclude each other.
     """
     file = to_optional_path("label_file", label_file)
     if isinstance(label_columns, str) or not isinstance(label_columns, Sequence):
-        raise ConfigError("a list of column names for 'label_columns'", described(label_columns), "correct it")
+        remedy = "pass a list such as ['image', 'label']"
+        raise ConfigError("a list of column names for 'label_columns'", described(label_columns), remedy)
     if nested is not None and not isinstance(nested, bool):
-        raise ConfigError("True, False or None for 'nested'", described(nested), "correct it")
+        raise ConfigError("True, False or None for 'nested'", described(nested), "pass one of these values")
     if file is None and nested is None and not label_columns:
         return None
     return Layout(nested, file, tuple(str(name) for name in label_columns))
@@ -102,11 +106,11 @@ def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -
 
     Args:
         root: the data folder.
-        layout: how the labels are found.
+        layout: where the label of each photo comes from.
         min_classes: the smallest allowed number of classes.
 
     Raises:
-        DataError: the folder or the label file cannot be used.
+        DataError: the folder or the label file cannot be used; see `scan` and `scan_labelled`.
     """
     if layout.label_file is not None:
         return scan_labelled(root, layout.label_file, layout.label_columns, min_classes=min_classes)
@@ -114,32 +118,33 @@ def read_layout(root: Path, layout: Layout = FOLDERS, *, min_classes: int = 2) -
 
 
 def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_classes: int = 2) -> PhotoFolder:
-    """Lists the photos of a folder with the labels of a table; the folders are not used as labels.
+    """Lists the photos of a folder with their labels from a table, not from the names of the folders.
 
-    A cell names its photo by a path from the data folder or from the table, by the end of the photo's path, by its file
-    name, or by the file name without suffix. Photos without a row or with an empty label are left out.
+    A row names its photo by a path (relative to the data folder or to the label file), by the end of a path, by the
+    file name, or by the file name without suffix. Photos without a row or with an empty label are not used. The split
+    comes from a column, or else from train, val and test folders.
 
     Args:
         root: the data folder.
-        file: the label file; see `read_table`.
-        columns: names of the columns of photos, labels and (optionally) the split; if empty, they are detected.
+        file: the label file, a CSV or TSV; see `read_table`.
+        columns: names of the columns of photos, labels and (optionally) splits; if empty, usual names are searched.
         min_classes: the smallest allowed number of classes.
 
     Raises:
         DataError: the folder or the file cannot be used, a photo has two labels or splits, there are too few classes,
-            a cell fits several photos, or more than half of the photos do not exist.
+            a row fits several photos, or more than half of the rows name no existing photo.
     """
     require_folder(root)
     table = read_table(file)
     photos, others = map(sorted, files_in(root))
     finder = PhotoFinder(root, file, photos)
-    image, label, split = find_columns(table, columns, finder.found)
+    image, label, split = find_columns(table, columns, finder)
     splits = split_values(table, split, named=len(columns) == 3) if split is not None else None
     rows, absent = _rows(table, finder, image, label, splits)
     line, cell = absent[0] if absent else (0, "")
     if len(absent) == len(table.rows) or len(absent) > _MAX_ABSENT_SHARE * len(table.rows):
         raise DataError(
-            f"the photos that '{file}' names, in '{root}'",
+            f"the photos that '{file}' names in the folder '{root}'",
             f"no photo for {len(absent):,} of its {len(table.rows):,} rows, the first '{cell}' (column "
             f"'{table.header[image]}', line {line})",
             f"pass the folder that holds the photos, or {NAME_COLUMNS}",
@@ -161,7 +166,7 @@ def scan_labelled(root: Path, file: Path, columns: Sequence[str] = (), *, min_cl
     if absent:
         count = "1 row" if len(absent) == 1 else f"{len(absent):,} rows"
         problems.append(
-            f"{count} of '{file}' name no photo that exists and can be read, the first '{cell}' (line {line})"
+            f"{count} of '{file}' without a photo that exists and can be read, the first '{cell}' (line {line})"
         )
     return PhotoFolder(
         root,

@@ -88,20 +88,22 @@ class _Photo(NamedTuple):
 
 
 def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: Inspection) -> tuple[Sample, ...]:
-    """Gives each sample the id of its leaf; all photos that may show one leaf get the same id.
+    """Gives each sample a leaf id; photos that may show the same leaf get the same id.
 
-    Photos are grouped by the names of a data set in `DATASETS`. The other photos of a class are grouped if they look
-    alike (`near_groups`), and all photos of a class by the names that augmentation tools write (`sibling_groups`).
-    Identical files and copies of one photo, also flipped, turned or scaled (`copy_groups`), are one leaf even if they
-    are in different classes.
+    Two photos get the same id if
+
+    - their file names show it, in a data set of `DATASETS` (`leaves_by_name`);
+    - they are identical files, or copies of one photo, also flipped, turned or scaled (`copy_groups`);
+    - they have one label and names of copies that augmentation tools made from one photo (`sibling_groups`);
+    - they have one label and look alike (`near_groups`), unless the first rule applies to both.
 
     Args:
-        folder: the scanned data folder.
-        samples: the samples that get ids, all readable.
-        inspection: the records of these photos.
+        folder: the result of `scan` or `read_layout`.
+        samples: the readable photos of this folder.
+        inspection: the result of `inspect_photos`.
 
     Returns:
-        The samples in their order, with new leaf ids.
+        The samples in the same order, with leaf ids.
 
     Raises:
         DataError: `leaf-map.json` is damaged.
@@ -128,14 +130,14 @@ def assign_leaf_ids(folder: PhotoFolder, samples: Iterable[Sample], inspection: 
 
 
 def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) -> list[list[str]]:
-    """Finds photos of one class that were made from the same original, by their names.
+    """Finds photos of one class that an augmentation tool made from the same photo, by their file names.
 
     Args:
         samples: the photos; only their paths and labels are used.
-        split_folders: whether the first folder of each path is that of a split.
+        split_folders: whether the first folder of each path is a train, val or test folder.
 
     Returns:
-        Groups of two or more paths; a group includes the original if it exists.
+        Groups of two or more paths; a group includes the original photo if it exists.
     """
     photos = [_photo(sample, split_folders) for sample in samples]
     plain: dict[_Place, dict[str, list[_Photo]]] = defaultdict(lambda: defaultdict(list))
@@ -169,10 +171,13 @@ def sibling_groups(samples: Iterable[Sample], *, split_folders: bool = False) ->
 
 
 def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Returns the paths of photos that an augmentation tool has made (`aug_0_1234`, `aug_17`) from an unknown original.
+    """Finds photos that an augmentation tool made from an unknown original, by names such as `aug_0_1234.jpg`.
 
     Args:
-        samples: the photos, with their leaf ids.
+        samples: the photos, with the leaf ids of `assign_leaf_ids`.
+
+    Returns:
+        The paths of these photos.
     """
     chosen = tuple(samples)
     numbered = [sample for sample in chosen if _is_numbered(_stem(sample.path))]
@@ -188,7 +193,7 @@ def without_original(samples: Iterable[Sample]) -> tuple[str, ...]:
 
 
 def unknown_originals(paths: Sequence[str]) -> str:
-    """Describes the problem with the photos of `without_original` (at least one) and its remedy, as a sentence."""
+    """Returns a sentence with the problem and the remedy for the photos of `without_original`, at least one."""
     return (
         f"the originals of {len(paths):,} photos made by an augmentation tool are unknown, the first '{paths[0]}': "
         "copies of one leaf may be in train and in test; remove these photos (training augments by itself), or name "

@@ -20,10 +20,10 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf that lies flat, seen from above."""
+    """A leaf on a square canvas, seen from above; each array has a value (or a colour) for each pixel."""
 
     colour: Floats  # `(size, size, 3)`, reflectance 0 to 1, also defined outside the leaf
-    mask: Floats  # 1 on blade and stalk, 0 elsewhere
+    mask: Floats  # `(size, size)`, 1 on blade and stalk, 0 elsewhere
     inner: Floats  # 0 at the margin of the blade, 1 far from it
     veins: Floats  # 1 on a vein, 0 elsewhere
     height: Floats  # height of the surface, in canvas units
@@ -31,12 +31,12 @@ class Leaf:
 
 
 def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
-    """Draws a healthy leaf with a random shape and a random green.
+    """Draws a healthy leaf with a random shape and a random shade of green.
 
     Args:
         rng: source of the random numbers.
         size: height and width of the canvas, in pixels.
-        curl: 0 for a flat leaf to 1 for a narrow, rolled and twisted one.
+        curl: from 0 for a flat leaf to 1 for a narrow, rolled and twisted one.
     """
     axis, sides, tooth_tips = _skeleton(rng, curl)
     outline = np.concatenate([sides[0], sides[1][::-1]])
@@ -54,13 +54,16 @@ def grow(rng: np.random.Generator, size: int, *, curl: float) -> Leaf:
 
 
 def noise(rng: np.random.Generator, size: int, cells: float, *, stretch: float = 1.0) -> Floats:
-    """Makes a smooth random plane with a mean of about 0 and a standard deviation of about 1.
+    """Makes a random pattern of smooth bumps, with a mean of about 0 and a standard deviation of about 1.
 
     Args:
         rng: source of the random numbers.
-        size: height and width, in pixels.
-        cells: number of bumps across the plane.
+        size: height and width of the pattern, in pixels.
+        cells: number of bumps from left to right.
         stretch: height of a bump, divided by its width.
+
+    Returns:
+        A float32 array `(size, size)`.
     """
     columns, rows = max(2, round(cells)), max(2, round(cells / stretch))
     coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
@@ -68,32 +71,32 @@ def noise(rng: np.random.Generator, size: int, cells: float, *, stretch: float =
 
 
 def ramp(values: Floats, low: float, high: float) -> Floats:
-    """Maps values to 0 to 1 by a smooth step from 0 at `low` to 1 at `high`; `high` may be smaller than `low`."""
+    """Maps values to 0 up to `low`, to 1 from `high` on, and smoothly between; `low` may be above `high`."""
     share = np.clip((values - low) / (high - low), 0, 1)
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 
 def blend(colour: Floats, other: Floats | Iterable[float], share: Floats) -> Floats:
-    """Mixes colours: the result is `colour` where `share` is 0, and `other` where it is 1.
+    """Mixes colours pixel by pixel: the result is `colour` where `share` is 0, and `other` where it is 1.
 
     Args:
-        colour: `(size, size, 3)`.
-        other: `(size, size, 3)`, or a single colour.
-        share: `(size, size)`, 0 to 1.
+        colour: `(size, size, 3)`, from 0 to 1.
+        other: `(size, size, 3)`, or three values for all pixels.
+        share: `(size, size)`, from 0 to 1.
     """
     target = np.asarray(other, np.float32)
     return np.asarray(colour + (target - colour) * share[..., None], np.float32)
 
 
 def blurred(plane: Floats, radius: float) -> Floats:
-    """Blurs a plane with values from 0 to 1 by a Gaussian with a radius in pixels; outside the border it is 0."""
+    """Blurs `(size, size)` values from 0 to 1 with a Gaussian of `radius` pixels; beyond the border they count as 0."""
     margin = round(2 * radius)
     soft = Image.fromarray(np.pad(to_bytes(plane), margin)).filter(ImageFilter.GaussianBlur(radius))
     return _unit(soft)[margin : margin + plane.shape[0], margin : margin + plane.shape[1]]
 
 
 def to_bytes(plane: Floats) -> NDArray[np.uint8]:
-    """Converts values from 0 to 1 to bytes from 0 to 255; other values are clipped."""
+    """Converts values from 0 to 1 to bytes from 0 to 255, after clipping them to 0 and 1."""
     return np.asarray(np.clip(plane, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -102,13 +105,21 @@ def _unit(image: Image.Image) -> Floats:
 
 
 def grid(size: int) -> tuple[Floats, Floats]:
-    """Returns the canvas coordinates of the pixels: x as `(1, size)` and y as `(size, 1)`, from -1 to 1."""
+    """Returns the coordinates of the pixels on the canvas: x `(1, size)` and y `(size, 1)`, from -1 to 1."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
     return line[None, :], line[:, None]
 
 
 def filled(polygons: Iterable[Points], size: int) -> Floats:
-    """Draws a plane that is 1 inside the polygons and 0 outside, with smooth (anti-aliased) edges."""
+    """Draws filled polygons with smooth edges.
+
+    Args:
+        polygons: for each polygon, its corners `(n, 2)` in canvas coordinates from -1 to 1.
+        size: height and width of the canvas, in pixels.
+
+    Returns:
+        A float32 array `(size, size)`, 1 inside the polygons and 0 outside.
+    """
     image = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(image)
     for polygon in polygons:
@@ -151,11 +162,7 @@ def _skeleton(rng: np.random.Generator, curl: float) -> tuple[Points, list[Point
 
 
 def _serration(rng: np.random.Generator, along: Points, teeth: int) -> tuple[Points, list[int]]:
-    """Makes the teeth of a margin, which point to the tip and have smaller teeth.
-
-    Returns:
-        A wave from 0 to about 1 along the margin, and the indices of its peaks.
-    """
+    """Returns the teeth of a margin, a wave from 0 to about 1 that points to the tip, and the indices of its peaks."""
     # A tooth rises over 0.7 of its length and falls over the rest.
     phase = teeth * along**0.9 + rng.uniform(0, 0.5)
     strength = rng.uniform(0.6, 1.2, teeth + 2)[phase.astype(int)]
@@ -229,18 +236,15 @@ _TAN = (0.52, 0.40, 0.25)
 _GREY_BROWN = (0.36, 0.29, 0.21)
 
 
-# Each of these functions returns a copy of a healthy leaf with a disease, whose severity is from 0 to 1.
-
-
 def healthy(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds no disease, but a few pale scratches, as healthy leaves have them."""
+    """Returns the leaf with up to 4 pale scratches, which healthy leaves also have, for a severity from 0 to 1."""
     centres = _places(leaf, rng, round(4 * severity))
     scuffs = filled([_blob(rng, centre, rng.uniform(0.01, 0.03), uneven=0.5) for centre in centres], len(leaf.mask))
     return replace(leaf, colour=blend(leaf.colour, leaf.colour * np.float32(1.35), 0.6 * scuffs))
 
 
 def round_spots(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds many small dark round spots in loose groups, some with a pale centre and a yellow halo."""
+    """Returns the leaf with small dark spots with a yellow halo, about 12 to 82 for a severity from 0 to 1."""
     size = len(leaf.mask)
     centres = _places(leaf, rng, round(12 + 70 * severity), groups=int(rng.integers(2, 6)))
     radii = np.exp(rng.normal(np.log(0.031), 0.25, len(centres)))
@@ -255,7 +259,7 @@ def round_spots(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
 
 
 def ringed_lesions(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds a few large brown lesions with concentric rings and a yellow halo."""
+    """Returns the leaf with 1 to 6 large brown ringed lesions, more and larger for a severity from 0 to 1."""
     size = len(leaf.mask)
     x, y = grid(size)
     centres = _places(leaf, rng, round(1 + 4 * severity + rng.uniform(0, 1)), apart=0.26)
@@ -277,7 +281,7 @@ def ringed_lesions(leaf: Leaf, severity: float, rng: np.random.Generator) -> Lea
 
 
 def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds grey-brown dead areas that grow inwards from the margin, with a pale wet edge."""
+    """Returns the leaf with 1 to 3 grey-brown dead areas at its margin, larger for a severity from 0 to 1."""
     size = len(leaf.mask)
     x, y = grid(size)
     field = np.full((size, size), -1, np.float32)
@@ -300,7 +304,7 @@ def edge_blotches(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf
 
 
 def mosaic(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Adds a pattern of light and dark green areas, dark along the veins, with a slightly uneven surface."""
+    """Returns the leaf with a pattern of light and dark green areas, stronger for a severity from 0 to 1."""
     size = len(leaf.mask)
     cells = rng.uniform(9, 15)
     field = noise(rng, size, cells) + 0.5 * noise(rng, size, 2.2 * cells) + 0.15
@@ -314,7 +318,7 @@ def mosaic(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
 
 
 def yellow_curl(leaf: Leaf, severity: float, rng: np.random.Generator) -> Leaf:
-    """Makes the leaf yellow between the veins and at the margin; its curl is already in the shape (`grow`)."""
+    """Returns the leaf, yellow between the veins and at the margin, more so for a severity from 0 to 1."""
     size = len(leaf.mask)
     near_vein = blurred(leaf.veins, 0.017 * size)
     at_margin = ramp(leaf.inner, 0.75, 0.0)

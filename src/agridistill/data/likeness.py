@@ -63,7 +63,7 @@ Pairs = Iterator[tuple[Indices, Indices]]
 
 
 def merge_groups(items: Iterable[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Merges groups that share an item, directly or through other groups.
+    """Merges groups that have an item in common, directly or through other groups.
 
     Args:
         items: all items, each once.
@@ -98,26 +98,26 @@ def exact_groups(digests: Mapping[str, str]) -> list[list[str]]:
 
 
 def near_groups(hashes: Mapping[str, int]) -> list[list[str]]:
-    """Finds photos that look alike.
+    """Finds photos that look alike, because their perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` bits.
 
     Args:
         hashes: path -> 64-bit perceptual hash.
 
     Returns:
-        Sorted groups of two or more paths. In a group, each photo is similar to another one (their hashes differ in at
-        most `NEAR_DUPLICATE_BITS`), but two photos may be connected only through others.
+        Sorted groups of two or more paths. Two photos of a group may be similar only through other photos of it.
     """
     paths_of = _paths_of_values(hashes)
     return _groups_of_two(paths_of, near_pairs(np.array(list(paths_of), np.uint64)))
 
 
 def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
-    """Finds copies of one photo, also if they are flipped or turned.
+    """Finds copies of one photo, also if they are flipped, turned, scaled or recompressed.
 
-    Two photos are copies if their looks differ in at most `COPY_BITS` bits under one of the eight turns and flips.
+    Two photos are copies if their fingerprints differ in at most `COPY_BITS` bits after one of the eight turns and
+    flips.
 
     Args:
-        looks: path -> look, as `look_of` returns it.
+        looks: path -> fingerprint, as `look_of` returns it.
 
     Returns:
         Sorted groups of two or more paths.
@@ -127,10 +127,10 @@ def copy_groups(looks: Mapping[str, str]) -> list[list[str]]:
 
 
 def near_pairs(values: NDArray[np.uint64]) -> Pairs:
-    """Yields the pairs of hashes that differ in at most `NEAR_DUPLICATE_BITS`; a pair may come twice.
+    """Finds the pairs of hashes that differ in at most `NEAR_DUPLICATE_BITS` bits.
 
     If two hashes differ in at most 7 bits, one of their four 16-bit bands differs in at most one bit. Only hashes with
-    such a band are compared.
+    such a band are compared. A pair may be yielded several times.
 
     Args:
         values: `(N,)` 64-bit hashes.
@@ -150,10 +150,10 @@ def near_pairs(values: NDArray[np.uint64]) -> Pairs:
 
 
 def look_of(pixels: Image.Image) -> str | None:
-    """Computes the look of a photo.
+    """Computes the fingerprint of a photo: the signs of its lowest 16 x 16 cosine coefficients.
 
     Args:
-        pixels: the photo in grey, 32 x 32 pixels.
+        pixels: the photo, scaled to 32 x 32 grey pixels.
 
     Returns:
         256 bits as 64 hex digits; None if the photo has almost no contrast.
@@ -165,9 +165,13 @@ def look_of(pixels: Image.Image) -> str | None:
 
 
 def turns(looks: Iterable[str]) -> Iterator[NDArray[np.bool_]]:
-    """Yields the looks of N photos under each of the eight turns and flips, the unchanged photos first.
+    """Computes the fingerprints that N photos would have after each of the eight turns and flips.
 
-    Each item is an array `(N, 16, 16)` of bits.
+    Args:
+        looks: N results of `look_of`.
+
+    Yields:
+        Eight arrays `(N, 16, 16)` of bits, the first one for the unchanged photos.
     """
     packed = np.frombuffer(bytes.fromhex("".join(looks)), np.uint8).reshape(-1, _SIDE * _SIDE // 8)
     upright = np.unpackbits(packed, axis=1).astype(bool).reshape(-1, _SIDE, _SIDE)
@@ -220,11 +224,7 @@ def _candidates(order: Indices, starts: Indices, ends: Indices) -> Pairs:
 
 
 def _components(count: int, pairs: Pairs) -> list[int]:
-    """Numbers the connected components of a graph with `count` nodes and the given pairs as edges.
-
-    Returns:
-        The number of its component for each node. The pairs are not kept in memory.
-    """
+    """Returns the number of its connected component for each of `count` nodes; the pairs are not kept in memory."""
     labels = np.arange(count)
     for first, second in pairs:
         if len(first):
@@ -251,39 +251,38 @@ def _groups_of_two(paths_of: Mapping[Any, list[str]], pairs: Pairs) -> list[list
 
 @dataclass(frozen=True)
 class LearntPhotos:
-    """Hashes of the photos that a model was trained on; a file next to the model holds them for `evaluate`.
+    """Hashes of the photos that a model was trained on, by which `evaluate` recognises them in other folders.
 
-    These are the photos for training and for validation (by which epoch and threshold were chosen), those of the run
-    that the training started from, and those of the teacher. The file has five bytes for each photo, from a hash of its
-    perceptual hash, so that it does not reveal the photo. Copies are recognised too: all that are renamed, flipped or
-    turned, and about nine in ten that are resized or recompressed. 9,000 photos take 45 kB.
+    They include the photos for validation, and all photos of the teacher and of the run that the training started from.
+    Copies are recognised too: all that are renamed, flipped or turned, and about nine in ten that are resized or
+    recompressed. A file next to the model stores five bytes for each photo, which do not reveal what the photo shows.
     """
 
     entries: frozenset[bytes]  # a hash of five bytes for each photo
 
     def count(self, photos: Iterable[Iterable[int]]) -> int:
-        """Counts how many of some photos are among them.
+        """Counts the photos that the model was trained on.
 
         Args:
-            photos: for each photo its perceptual hashes under all turns, as `inspection.turned_phashes_of` gives them.
+            photos: for each photo, its perceptual hashes in all turns and flips (`inspection.turned_phashes_of`).
         """
         return sum(any(_entry(phash) in self.entries for phash in phashes) for phashes in photos)
 
 
 def learnt_path(model: Path) -> Path:
-    """Returns the path of a model's `LearntPhotos` file: `RUN/learnt.bin` in a run folder, else `NAME.learnt`."""
+    """Returns the path of a model's `LearntPhotos` file: `RUN/learnt.bin` for a run folder, `X.learnt` for `X.onnx`."""
     return model / LEARNT_NAME if model.is_dir() else model.with_suffix(_LEARNT_SUFFIX)
 
 
 def write_learnt(
     path: Path, data_fingerprint: str, phashes: Iterable[int], inherited: Iterable[LearntPhotos] = ()
 ) -> None:
-    """Writes the file of a model's `LearntPhotos`, complete or not at all.
+    """Writes the file that identifies the training photos of a model (`LearntPhotos`), atomically.
 
     Args:
-        path: the file, see `learnt_path`.
-        data_fingerprint: the fingerprint in the model's lineage, which shows that the file belongs to the model.
-        phashes: 64-bit perceptual hashes of the photos.
+        path: the result of `learnt_path`.
+        data_fingerprint: the data fingerprint in the model's manifest; `read_learnt` refuses a file with another one.
+        phashes: 64-bit perceptual hashes of the photos for training and validation.
         inherited: the photos of the teacher and of the run that the training started from.
     """
     entries = sorted({_entry(phash) for phash in phashes}.union(*(each.entries for each in inherited)))
@@ -292,7 +291,11 @@ def write_learnt(
 
 
 def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
-    """Reads a model's `LearntPhotos`; None without a file, or (with a warning) if it is damaged or of another model."""
+    """Reads the file that identifies the training photos of a model (`LearntPhotos`).
+
+    Returns:
+        The photos; None if the file does not exist, or (with a warning) if it is damaged or of another model.
+    """
     try:
         content = path.read_bytes()
     except OSError:
@@ -301,7 +304,7 @@ def read_learnt(path: Path, manifest: ModelManifest) -> LearntPhotos | None:
     entries = content[len(head) :]
     if not content.startswith(head) or len(entries) % _ENTRY_BYTES:
         logger.warning(
-            "'%s' is damaged or belongs to another model: photos that the model was trained on are not recognised", path
+            "'%s' is damaged or belongs to another model: evaluation cannot recognise the model's training photos", path
         )
         return None
     return LearntPhotos(frozenset(entries[at : at + _ENTRY_BYTES] for at in range(0, len(entries), _ENTRY_BYTES)))

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class ViewKey(NamedTuple):
-    """Identifies one view of a photo; view and seed are -1 for the unchanged photo."""
+    """Identifies one view (augmented copy) of a photo, or the unchanged photo, for which view and seed are -1."""
 
     position: int  # number of the photo in its split
     view: int  # number of the view, from 0
@@ -56,14 +56,14 @@ Item = tuple[Pixels, int, ViewKey]
 
 
 class PhotoDataset(Dataset[Item | None]):
-    """A data set of the photos of one split; its index is a `ViewKey`.
+    """A map-style data set of photos; its index is a `ViewKey`, its items are (pixels, label, key).
 
     Args:
         root: the data folder.
-        samples: the photos of the split.
+        samples: the photos; `ViewKey.position` is an index into them.
         preprocessing: gives the size of the model's input.
-        augmentation: the settings of the views; None if photos are not augmented.
-        keep_views: draws each view once and caches its pixels on the disk; see `KeptViews`.
+        augmentation: the settings of the views; None yields every photo unchanged.
+        keep_views: draws each view only once and caches its pixels on the disk; see `KeptViews`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class PhotoDataset(Dataset[Item | None]):
             return pixels, sample.label, key
         except PhotoError as error:
             # All photos were checked before the run. If one has become unreadable, a long training must not fail.
-            logger.warning("a photo is left out: %s", error)
+            logger.warning("a photo has become unreadable and is left out of its batch: %s", error)
             return None
 
     def _draw(self, path: str, seed: int, augmentation: Augmentation) -> Pixels:
@@ -105,7 +105,7 @@ class PhotoDataset(Dataset[Item | None]):
 
 @dataclass(frozen=True)
 class Viewing:
-    """The training photos and the settings of their views, which are the same pixels for student and teacher."""
+    """The training photos and the settings of their views, by which student and teacher get the same pixels."""
 
     root: Path  # the data folder
     samples: Sequence[Sample]  # training photos, in the order of the split
@@ -117,25 +117,22 @@ class Viewing:
     seed: int = DISTILLATION_VIEWS  # seed of all views
 
     def key(self, view: int, position: int) -> ViewKey:
-        """Returns the key of one view (from 0) of the photo at a position (from 0)."""
+        """Returns the key of a view (number from 0) of the photo with this index in `samples`."""
         return ViewKey(position, view, view_seed(self.seed, view, self.samples[position].path))
 
     def dataset(self) -> PhotoDataset:
-        """Returns the data set of these photos, whose index is the result of `key`."""
+        """Returns a data set of these photos; its index is the result of `key`."""
         return PhotoDataset(self.root, self.samples, self.preprocessing, self.augmentation, keep_views=self.keep_views)
 
 
 class ViewSampler(Sampler[ViewKey]):
-    """Yields the order of the photos and their views in one epoch; it depends only on the seed and the epoch.
+    """Yields the keys of the views of one epoch in random order, which depends only on the seed and the epoch.
 
-    Each photo has the views 0 to `views` - 1; one of them is used in each epoch, in turn, starting with a random one.
-    In every step, all processes together use the photos that a single process would use, so that the number of
-    processes does not change the result.
+    An epoch uses each photo once, in its next view. A photo's first view is random; after the last view comes view 0.
+    With `balance`, an epoch has the same number of items, but each class equally often: a photo of a rare class is used
+    several times, in different views. Within a class, the numbers of uses of two photos differ by at most one.
 
-    An epoch uses each photo once. With `balance`, it uses the same number of photos, but each class equally often: the
-    photos of a rare class are used several times, in different views. Within a class, the numbers of uses of two photos
-    differ by at most one.
-
+    The photos of a training step are divided between the processes, so that their number does not change the result.
     Lightning calls `set_epoch` before each epoch, also after a resume.
 
     Args:
@@ -161,7 +158,7 @@ class ViewSampler(Sampler[ViewKey]):
         self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balance else []
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, counted from 0, whose order the next iteration yields."""
+        """Sets the number of the epoch (from 0) that the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -204,12 +201,12 @@ class ViewSampler(Sampler[ViewKey]):
 
 
 def whole_photos(count: int, rank: int = 0, world: int = 1) -> list[ViewKey]:
-    """Returns the keys of one process's share of `count` unchanged photos; each photo is in one share."""
+    """Returns the keys of the unchanged photos for one process: every `world`-th of `count` photos, from `rank` on."""
     return [ViewKey(position, -1, -1) for position in range(rank, count, world)]
 
 
 def collate(items: Sequence[Item | None]) -> Batch | None:
-    """Stacks photos into a batch and leaves out those that could not be read (None); returns None if none is left."""
+    """Stacks items of `PhotoDataset` into a batch, without unreadable photos (None); None if no photo is left."""
     read = [item for item in items if item is not None]
     if not read:
         return None
@@ -219,7 +216,7 @@ def collate(items: Sequence[Item | None]) -> Batch | None:
 
 
 def default_workers(accelerator: str, devices: int = 1) -> int:
-    """Returns a number of loader processes for each training process: up to 12 for a GPU, at most 2 for a CPU.
+    """Returns the default number of loader processes for each training process: 1 to 12 for a GPU, 1 or 2 for a CPU.
 
     Args:
         accelerator: "cpu", or any other name for a GPU.
@@ -239,7 +236,7 @@ def _yield_to_training(worker: int) -> None:
 
 
 class PhotoDataModule(lightning.LightningDataModule):
-    """Provides the training and validation batches of one split for Lightning.
+    """Provides the batches for training and validation to Lightning's `Trainer`.
 
     Args:
         viewing: the training photos and their views.
@@ -270,7 +267,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         return max(1, len(self.viewing.samples) // self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Item | None]:
-        """Returns the loader of the training views, in the order of `ViewSampler`."""
+        """Returns the loader of the training photos, as views in the order of `ViewSampler`."""
         rank, world = self._rank_and_world()
         sampler = ViewSampler(
             self.viewing, seed=self.seed, batch_size=self.batch_size, balance=self.balance, rank=rank, world=world
@@ -282,7 +279,7 @@ class PhotoDataModule(lightning.LightningDataModule):
         return self._loader(self.viewing.dataset(), sampler, self.workers, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Item | None]:
-        """Returns the loader of this process's share of the validation photos, each once and not augmented."""
+        """Returns the loader of the unchanged validation photos; with several processes, of this process's share."""
         rank, world = self._rank_and_world()
         dataset = PhotoDataset(self.viewing.root, self.val, self.viewing.preprocessing, None)
         # With a GPU, an epoch may take less time than starting the workers: keep them. Otherwise save their memory.

@@ -36,7 +36,6 @@ from agridistill.data.split import Split, make_split, match_split, read_split, u
 from agridistill.data.structure import alike_in_words
 from agridistill.errors import DataError
 from agridistill.photo_files import how_to_read, passed_over
-from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, silent
 from agridistill.storage import require_writable
 
@@ -45,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The readable photos of a folder, split into train, val and test."""
+    """The readable photos of a data folder, split into train, val and test."""
 
     root: Path
     classes: tuple[str, ...]  # names in label order
@@ -63,37 +62,37 @@ class PreparedData:
     alike_names: tuple[tuple[str, ...], ...] = ()  # see `PhotoFolder.alike_names`
 
     def report(self, *, conflicts: float, option: str) -> None:
-        """Logs warnings about doubtful photos; call it before the photos are used.
+        """Warns of files that are not photos, of similar class names, and of copies of a photo under several labels.
 
         Args:
             conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
-            option: the option that changes this limit, for the error.
+            option: the command-line option that sets this limit; the error names it.
 
         Raises:
-            DataError: the share is larger than `conflicts`.
+            DataError: more photos than `conflicts` allows have copies under other labels.
         """
         if self.non_photo_files:
             logger.warning("left out: %s", passed_over(self.non_photo_files))
         for group in self.alike_names:
-            logger.warning("%s", alike_in_words(group))
+            logger.warning("data folder '%s': %s", self.root, alike_in_words(group))
         if not self.conflicting:
             return
         label_of = {sample.path: sample.label for sample in (*self.train, *self.val, *self.test)}
         photos = sum(len(group) for group in self.conflicting)
         first = self.conflicting[0][0]
         second = next(path for path in self.conflicting[0] if label_of[path] != label_of[first])
-        found = (
-            f"{photos:,} of {len(label_of):,} photos have copies under other labels (also flipped, turned, scaled or "
-            "saved again)"
-        )
         if photos / len(label_of) > conflicts:
             raise DataError(
-                f"each photo under one label, or at most {conflicts:.0%} of the photos under several labels",
-                f"'{self.root}', in which {found}, the first '{first}' and '{second}'",
+                f"at most {conflicts:.0%} of photos with copies (also flipped, turned or scaled) under other labels",
+                f"{photos:,} of {len(label_of):,} photos in '{self.root}', the first '{first}' and '{second}'",
                 f"remove the wrong copies ('agridistill data check {self.root} --json' lists all), "
                 f"or pass {option} if the labels are right",
             )
-        logger.warning("%s, the first '%s' and '%s'; agridistill data check lists all", found, first, second)
+        logger.warning(
+            "%d of %d photos have copies (also flipped, turned or scaled) under other labels, the first '%s' and '%s'; "
+            "'agridistill data check' lists all",
+            *(photos, len(label_of), first, second),
+        )
 
 
 @contextmanager
@@ -124,47 +123,46 @@ def prepare_data(
     split_seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
-    """Reads a data folder and splits it by leaves.
+    """Reads all photos of a data folder and splits them into train, val and test, with no leaf in two parts.
 
-    The split is given by the split file, by train/val/test folders or by a column of the label file; otherwise it is
-    made by fractions and seed. If folders or a column give no val or no test, it is taken from train, leaf by leaf.
-    A warning is logged if a given split has photos of one leaf in several parts.
+    A split may be given by a split file, by train/val/test folders or by a column of the label file. It is not changed,
+    but a warning is logged if a leaf is in several parts. A part that folders or a column lack is taken from train.
 
     Args:
         root: the data folder.
-        layout: how the labels are found.
-        split_file: a split made by `data split`, or None.
-        val_fraction: share of each class's photos in val, if val is not given.
-        test_fraction: share of each class's photos in test, if test is not given.
-        split_seed: seed of a split that is made.
-        progress: called with (done, total) while photos are read.
+        layout: where the label of each photo comes from.
+        split_file: a file that `agridistill data split` wrote; None uses folders, a column or the fractions.
+        val_fraction: share of each class's photos in val, if no val is given.
+        test_fraction: share of each class's photos in test, if no test is given.
+        split_seed: seed of the split, if val or test is not given.
+        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: the folder, the photos or the split cannot be used.
+        DataError: the folder, its labels or the split cannot be used, too many photos are unreadable, a class has no
+            training photo, or val or test is empty.
     """
     # Check the split file before reading the photos, which takes longest.
     given = read_split(split_file) if split_file is not None else None
     folder = read_layout(root, layout)
     _require_photos_in_classes(folder)
+    part_of: Mapping[str, str] | None = match_split(given, folder.samples) if given is not None else None
     # The notes of a label file only describe how it was read; those of folders report that class names are lost.
-    for line in (*left_out(folder), *(folder.notes if layout.label_file is None else ())):
-        logger.warning("%s", line)
-    part_of = match_split(given, folder.samples) if given is not None else None
-    for line in unnamed_photos(folder.samples, part_of) if part_of is not None else ():
-        logger.warning("%s", line)
+    notes = folder.notes if layout.label_file is None else ()
+    unnamed = unnamed_photos(folder.samples, part_of) if part_of is not None else ()
+    for line in (*left_out(folder), *notes, *unnamed):
+        logger.warning("data folder '%s': %s", root, line)
     cut: frozenset[str] = frozenset()
-    inspection = inspect_photos(folder, store=InspectionStore(root, MAX_PIXELS), progress=progress)
+    inspection = inspect_photos(folder, store=InspectionStore(root), progress=progress)
     readable, skipped = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     if part_of is None:
-        own, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
-        part_of = {path: name for name, paths in own.parts().items() for path in paths}
+        part_of, cut = _made_or_given(folder, samples, val_fraction, test_fraction, split_seed)
     parts = {name: tuple(one for one in samples if part_of.get(one.path) == name) for name in SPLIT_NAMES}
     check_parts(folder.classes, **parts)
     if given is not None or folder.given_split is not None:
         warn_of_shared_leaves(parts)
     if unknown := without_original(samples):
-        logger.warning("%s", unknown_originals(unknown))
+        logger.warning("data folder '%s': %s", root, unknown_originals(unknown))
     return PreparedData(
         root=root,
         classes=folder.classes,
@@ -193,23 +191,22 @@ def split_data(
     force: bool = False,
     progress: ProgressCallback = silent,
 ) -> PreparedData:
-    """Makes a leaf-disjoint split of a folder and writes it to a file, so that several runs can use the same split.
-
-    If the folder has train/val/test folders, the split is that of the folders.
+    """Splits a data folder as `prepare_data` does, and writes the split to a JSON file that several runs can use.
 
     Args:
         root: the data folder.
         out: the split file to write.
-        layout: how the labels are found.
-        val_fraction: share of each class's photos in val.
-        test_fraction: share of each class's photos in test.
+        layout: where the label of each photo comes from.
+        val_fraction: share of each class's photos in val, if no val folder is given.
+        test_fraction: share of each class's photos in test, if no test folder is given.
         seed: seed of the split.
         conflicts: largest allowed share of photos that have copies under other labels, 0 to 1.
         force: replaces an existing file.
-        progress: called with (done, total) while photos are read.
+        progress: called with (photos read, all photos).
 
     Raises:
-        DataError: the file exists and `force` is False, or the folder or its photos cannot be used.
+        DataError: `out` exists and `force` is False, `out` is in the data folder, too many photos have copies under
+            other labels, or `prepare_data` fails.
     """
     if out.exists() and not force:
         raise DataError("a new split file", f"'{out}', which already exists", "choose another name or pass --force")
@@ -231,18 +228,22 @@ def split_data(
 
 
 def check_parts(classes: Sequence[str], train: Sequence[Sample], val: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Checks the parts of a split: raises a DataError if a class has no training photos, or if val or test is empty."""
+    """Checks that a split can be used for training.
+
+    Raises:
+        DataError: a class has no photo in train, or val or test is empty.
+    """
     learnt = {sample.label for sample in train}
     for label, name in enumerate(classes):
         if label not in learnt:
-            raise DataError("training photos of every class", f"none of '{name}'", "correct the split or add photos")
+            raise DataError("training photos of every class", f"none of '{name}'", "add photos or correct the split")
     for name, part in (("val", val), ("test", test)):
         if not part:
-            raise DataError(f"photos in {name}", "none", "correct the split or raise its fraction")
+            raise DataError(f"photos in {name}", "none", f"correct the split or raise the fraction of {name}")
 
 
 def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
-    """Logs a warning if a given split, which is not changed, has photos of one leaf in several parts."""
+    """Logs a warning if photos of one leaf are in several parts; `parts` maps train, val and test to their photos."""
     parts_of: dict[str, set[str]] = defaultdict(set)
     for name, samples in parts.items():
         for sample in samples:
@@ -250,8 +251,8 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
     shared = {leaf for leaf, names in parts_of.items() if len(names) > 1}
     if shared:
         logger.warning(
-            "the given split has photos of the same leaf in several parts (leaves: %d; test photos of these leaves: %d "
-            "of %d): the test accuracy may be too high; agridistill data check lists the photos",
+            "the given split has photos of one leaf in several parts (such leaves: %d; their test photos: %d of %d): "
+            "the test accuracy may be too high; 'agridistill data check' lists the photos",
             len(shared),
             sum(sample.leaf_id in shared for sample in parts["test"]),
             len(parts["test"]),
@@ -259,10 +260,10 @@ def warn_of_shared_leaves(parts: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def conflicting_groups(groups: Iterable[Sequence[str]], label_of: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
-    """Returns those groups whose photos have several labels.
+    """Returns the groups whose photos have different labels.
 
     Args:
-        groups: groups of paths; each group contains copies of one photo.
+        groups: groups of paths; the photos of a group are copies of one photo.
         label_of: path -> label.
     """
     return tuple(tuple(group) for group in groups if len({label_of[path] for path in group}) > 1)
@@ -294,23 +295,21 @@ def _require_photos_in_classes(folder: PhotoFolder) -> None:
 
 def _made_or_given(
     folder: PhotoFolder, samples: Sequence[Sample], val_fraction: float, test_fraction: float, seed: int
-) -> tuple[Split, frozenset[str]]:
-    """Returns the split, and the names of those parts that were made by fractions and seed."""
+) -> tuple[Mapping[str, str], frozenset[str]]:
+    """Returns path -> part, and the names of those parts that were made by fractions and seed."""
     given = folder.given_split
     if given is None:
         made = make_split(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-        return made, frozenset(SPLIT_NAMES)
-    parts = {name: [sample for sample in samples if given[sample.path] == name] for name in SPLIT_NAMES}
-    if not parts["train"]:
-        raise DataError("photos to train on", f"none in '{folder.root}'", "correct the split")
-    paths = {name: tuple(sample.path for sample in part) for name, part in parts.items()}
-    missing = {name for name in ("val", "test") if not parts[name]}
+        return made.part_of(), frozenset(SPLIT_NAMES)
+    missing = set(SPLIT_NAMES) - {given[sample.path] for sample in samples}
+    if "train" in missing:
+        raise DataError("photos to train on", f"none in '{folder.root}'", "add train photos to the given split")
     if not missing:
-        return Split(**paths), frozenset()
+        return given, frozenset()
     cut = make_split(
-        parts["train"],
+        (sample for sample in samples if given[sample.path] == "train"),
         val_fraction=val_fraction if "val" in missing else 0,
         test_fraction=test_fraction if "test" in missing else 0,
         seed=seed,
     )
-    return Split(cut.train, cut.val or paths["val"], cut.test or paths["test"]), frozenset(missing | {"train"})
+    return {**given, **cut.part_of()}, frozenset(missing | {"train"})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from agridistill.data.folder import SPLIT_NAMES, Sample
+from agridistill.data.folder import SPLIT_NAMES, Sample, photos_left_out
 from agridistill.errors import DataError
 from agridistill.manifest import composed
 from agridistill.storage import write_json
@@ -38,15 +38,18 @@ class Split:
         """Returns part -> paths, in the order train, val, test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    def part_of(self) -> dict[str, str]:
+        """Returns path -> "train", "val" or "test"."""
+        return {path: name for name, paths in self.parts().items() for path in paths}
+
 
 def make_split(
     samples: Iterable[Sample], *, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
 ) -> Split:
-    """Splits photos so that all photos of a leaf are in one part and each class is divided near the given fractions.
+    """Splits photos so that no leaf is in two parts and the shares of each class are near the given fractions.
 
-    Leaves with many photos are placed first, each into the part that lacks most photos of its classes. Many random
-    orders are tried, and the result nearest to the fractions is taken. A class with one leaf is only in train, one with
-    two leaves also in test, and one with three or more in all parts.
+    Leaves are placed in many random orders, those with many photos first, and the best split is returned. A class with
+    one leaf is only in train, one with two leaves is in train and test, and one with more leaves is in all parts.
 
     Args:
         samples: the photos with their leaf ids; their order does not matter.
@@ -55,7 +58,7 @@ def make_split(
         seed: seed of the random orders.
 
     Raises:
-        DataError: the fractions are impossible, or there are too few leaves to fill a part.
+        DataError: a fraction is negative, their sum is not below 1, or there are too few leaves to fill a part.
     """
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         got = f"{val_fraction} and {test_fraction}"
@@ -72,7 +75,7 @@ def make_split(
         if fraction > 0 and not paths:
             raise DataError(
                 "enough leaves for train, val and test",
-                f"{len(placement.groups)} leaves, none of which is left for {name}",
+                f"{len(placement.groups)}, of which none is left for {name}",
                 "add photos of other leaves",
             )
     return Split(*(tuple(sorted(paths)) for paths in parts))
@@ -171,15 +174,17 @@ class _Placement:
 
 
 def labelled_share(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[Sample, ...]:
-    """Draws the photos that keep their labels in an experiment with fewer labels.
+    """Chooses the photos that keep their labels in an experiment with fewer labels.
 
-    With the same seed, the photos of a smaller share are among those of a larger one. Adding or removing a photo
-    changes the choice of few others.
+    With the same seed, a larger share contains the photos of a smaller one.
 
     Args:
         samples: the training photos.
-        share: share of each class's photos that is drawn, above 0 and up to 1; the number is rounded up.
-        seed: seed of the draw.
+        share: share of each class's photos to choose, above 0 and up to 1; the number is rounded up.
+        seed: seed of the choice.
+
+    Returns:
+        The chosen samples, in their order.
 
     Example:
         >>> photos = [Sample(f"{name}/{i}.jpg", label, "") for label, name in enumerate("ab") for i in range(10)]
@@ -206,15 +211,15 @@ def write_split(
     test_fraction: float | None,
     fingerprint: str,
 ) -> None:
-    """Writes a split to a JSON file, complete or not at all.
+    """Writes a split to a JSON file atomically.
 
     Args:
         path: the file.
         split: the photos of each part.
-        seed: the seed that made the split; None if the split was given by folders or a file.
-        val_fraction: the share of val; None if val was given.
-        test_fraction: the share of test; None if test was given.
-        fingerprint: the fingerprint of the data (`inspection.fingerprint`).
+        seed: the seed of the split; None if train/val/test folders, a column or a file gave the split.
+        val_fraction: the share of each class's photos in val; None if val was given.
+        test_fraction: the share of each class's photos in test; None if test was given.
+        fingerprint: the result of `inspection.fingerprint` for the data.
     """
     made_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     document = {"format_version": FORMAT_VERSION, **made_by, "data_fingerprint": fingerprint, "splits": asdict(split)}
@@ -222,24 +227,24 @@ def write_split(
 
 
 def read_split(path: Path) -> Split:
-    """Reads a split file and checks it.
+    """Reads and checks a file that `write_split` wrote.
 
     Raises:
-        DataError: the file does not exist, is damaged or has another format version, or it names a photo twice.
+        DataError: the file does not exist, is damaged or has another format version, or a photo is in it twice.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("a split file", f"no file '{path}'", "make one with 'agridistill data split'") from None
     except (OSError, ValueError) as error:
-        raise DataError("a split file in JSON", f"'{path}' ({error})", _REMAKE) from None
+        raise DataError("a split file in JSON format", f"'{path}' ({error})", _REMAKE) from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"a split file of format {FORMAT_VERSION}", f"format {version!r} in '{path}'", _REMAKE)
     try:
         split = TypeAdapter(Split).validate_python(raw.get("splits"))
     except ValidationError:
-        raise DataError("lists of photos for train, val and test", f"something else in '{path}'", _REMAKE) from None
+        raise DataError("lists of paths for train, val and test", f"something else in '{path}'", _REMAKE) from None
     seen: dict[str, str] = {}
     for name, paths in split.parts().items():
         for item in paths:
@@ -250,7 +255,7 @@ def read_split(path: Path) -> Split:
 
 
 def digests_of(split: Split) -> dict[str, str]:
-    """Returns `{"val": sha256, "test": sha256}`, computed from the sorted paths; equal digests mean equal photos."""
+    """Returns `{"val": sha256, "test": sha256}` of the sorted paths of the photos, by which two splits are compared."""
     return {
         name: sha256("\n".join(sorted(split.parts()[name])).encode("utf-8", "surrogateescape")).hexdigest()
         for name in ("val", "test")
@@ -258,21 +263,23 @@ def digests_of(split: Split) -> dict[str, str]:
 
 
 def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
-    """Finds the photos of a split in the data, whatever the Unicode normal form of their names.
+    """Finds the part of each photo in a split. A path matches also in another Unicode normal form.
+
+    Args:
+        split: the split, whose photos must all exist.
+        samples: the photos of the data folder.
 
     Returns:
-        Sample path -> "train", "val" or "test"; samples that the split does not name are absent.
+        `Sample.path` -> "train", "val" or "test", without the photos that are not in the split.
 
     Raises:
-        DataError: the split names a photo that does not exist in the data.
+        DataError: a photo of the split is not in the data folder.
     """
     paths = {sample.path for sample in samples}
     # On another system, the same names may have another Unicode normal form.
     by_name = {composed(path): path for path in sorted(paths)}
     wanted = {
-        path if path in paths else by_name.get(composed(path), path): name
-        for name, part in split.parts().items()
-        for path in part
+        path if path in paths else by_name.get(composed(path), path): name for path, name in split.part_of().items()
     }
     absent = sorted(set(wanted) - paths)
     if absent:
@@ -285,9 +292,6 @@ def match_split(split: Split, samples: Iterable[Sample]) -> dict[str, str]:
 
 
 def unnamed_photos(samples: Iterable[Sample], part_of: Mapping[str, str]) -> list[str]:
-    """Returns a list with a sentence about the photos that a split file does not name; empty if it names all."""
+    """Returns a list with one sentence about the photos that are in no part of a split; empty if there are none."""
     paths = sorted(sample.path for sample in samples if sample.path not in part_of)
-    if not paths:
-        return []
-    count = f"{len(paths):,} photo{'' if len(paths) == 1 else 's'}"
-    return [f"left out: {count} that the split file does not name, the first '{paths[0]}'"]
+    return photos_left_out(paths, "that the split file does not name")

@@ -35,7 +35,7 @@ _MAX_OWN_SHARE = 0.1
 
 
 def split_named(name: str) -> str | None:
-    """Returns the split that a name means: "train", "val", "test" or "eval" (val or test); None for other names.
+    """Returns the split that a folder name means: "train", "val", "test" or "eval" (val or test); None for other names.
 
     Example:
         >>> [split_named(name) for name in ("Training", "test_images", "dev-set", "evaluation", "trainers", "a test")]
@@ -46,13 +46,16 @@ def split_named(name: str) -> str | None:
 
 
 def resolved_evaluation(splits: Iterable[str]) -> str:
-    """Returns what "eval" means among other splits: "val" if there is a test but no val, else "test"."""
+    """Decides what "eval" means next to other splits: "val" if these have a test but no val, otherwise "test"."""
     known = set(splits)
     return "val" if "test" in known and "val" not in known else "test"
 
 
 def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """Finds the folders of each split by their names; the names may have other words if all splits share them.
+    """Finds the train, val and test folders by their names. Other words in a name must be the same for all splits.
+
+    Returns:
+        Split -> names of its folders; empty if no folder is that of a split.
 
     Example:
         >>> split_folders(["train_set", "Val-Set", "rust"])
@@ -90,14 +93,14 @@ def _split_and_rest(name: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A class folder, with the numbers of photos in it and in the folders below it."""
+    """A class folder, with the number of photos in it and in each folder below it."""
 
     name: str
     photos_in: Mapping[str, int]  # folder below it ("" for itself) -> number of photos directly in that folder
 
     @property
     def is_hollow(self) -> bool:
-        """Whether (almost) all its photos are in folders below it."""
+        """Whether at least nine in ten of its photos are in folders below it."""
         return self.photos_in.get("", 0) <= _MAX_OWN_SHARE * sum(self.photos_in.values())
 
     @property
@@ -112,7 +115,7 @@ class ClassFolder:
 
 
 def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_splits: bool) -> None:
-    """Checks that folders with photos are probably classes, and not levels above classes or folders of other data.
+    """Checks that the folders with photos are probably classes.
 
     Args:
         root: the data folder.
@@ -120,7 +123,8 @@ def require_class_folders(root: Path, classes: Sequence[ClassFolder], *, in_spli
         in_splits: whether the folders are inside train/val/test folders.
 
     Raises:
-        DataError: the folders are probably not classes; the error names the folder or the option to pass instead.
+        DataError: a folder probably holds several classes, a split, masks or the like; the error names the folder or
+            the option to pass instead.
     """
     _refuse_kinds(root, classes)
     _refuse_same_beside(root, classes)
@@ -154,7 +158,7 @@ def _refuse_same_beside(root: Path, classes: Sequence[ClassFolder]) -> None:
         same = sorted(name for name in one.first_level if names.get(name.casefold(), one.name) != one.name)
         if same:
             raise DataError(
-                "class folders that do not contain each other",
+                "class folders that do not contain other classes",
                 f"'{one.name}', which contains '{same[0]}', next to '{names[same[0].casefold()]}' in '{root}'",
                 f"move one of them away or pass '{root / one.name}', or --flat if '{one.name}' is itself a class",
             )
@@ -223,10 +227,10 @@ def _refuse_splits_among_classes(root: Path, classes: Sequence[ClassFolder]) -> 
 
 
 def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
-    """Checks that the names of nested classes contain no splits; "a/train/rust" and "a/test/rust" would be two classes.
+    """Checks that nested classes are not inside splits: "a/train/rust" and "a/test/rust" would be two classes.
 
     Raises:
-        DataError: the names contain several splits.
+        DataError: the names of the classes contain several splits.
     """
     found: dict[str, str] = {}
     for name in classes:
@@ -238,12 +242,12 @@ def require_no_splits_inside(root: Path, classes: Iterable[str]) -> None:
         raise DataError(
             "train, val and test folders that hold the nested class folders",
             f"'{first}' and '{second}' in '{root}'",
-            "move the folders, or pass one that holds train, val and test",
+            "make train, val and test the first level of folders, or pass a folder that holds them",
         )
 
 
 def wrapped_in(photos_in: Mapping[str, int]) -> str:
-    """Returns the folder that contains all folders with photos; "" if there is none.
+    """Returns the innermost folder that contains all folders with photos; "" if there is none.
 
     Example:
         >>> wrapped_in({"a/b/rust": 1, "a/b/scab": 1}), wrapped_in({"rust": 1, "scab": 1}), wrapped_in({"": 3})
@@ -254,7 +258,7 @@ def wrapped_in(photos_in: Mapping[str, int]) -> str:
 
 
 def labels_remedy(root: Path) -> str:
-    """Returns the remedy to pass --labels, with the name of a CSV or TSV in the data folder if there is one."""
+    """Returns a remedy for an error: to pass --labels, with a CSV or TSV of the data folder if there is one."""
     files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
     # A Kaggle data set also contains a sample submission, which has no labels.
     files = [path for path in files if "submission" not in path.name.lower()] or files
@@ -285,7 +289,7 @@ def alike_names(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def alike_in_words(group: Sequence[str]) -> str:
-    """Describes a group from `alike_names` in a sentence.
+    """Returns a sentence about class names that differ only in details (a group from `alike_names`).
 
     Example:
         >>> alike_in_words(("Rust", "rust"))

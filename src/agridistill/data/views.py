@@ -66,8 +66,8 @@ class Augmentation:
         contrast: largest relative change of contrast, from 0 to below 1.
         saturation: largest relative change of saturation, from 0 to below 1.
         cast: largest relative change of one colour channel, from 0 to below 1, as by a wrong white balance.
-        min_size: smallest scale of the picture, 0 to 1, as if the leaf were further away; the colour of the picture's
-            border fills the rest. 1 switches it off.
+        min_size: smallest scale of the picture, 0.1 to 1, as if the leaf were further away; the median colour of the
+            picture's border fills the remaining area. 1 switches it off.
         blur: largest standard deviation of a Gaussian blur, as if out of focus, as a share of the side; 0 is off.
         noise: largest standard deviation of Gaussian noise in each channel, as of a sensor in poor light, in levels
             of 255; 0 is off.
@@ -91,12 +91,12 @@ class Augmentation:
 
     @property
     def corrupts(self) -> bool:
-        """Whether views get corruptions as they occur in the field: smaller leaves, blur, noise or JPEG compression."""
+        """Whether some views get a corruption, as in field photos: smaller leaves, blur, noise or JPEG compression."""
         return self.min_size < 1 or self.blur > 0 or self.noise > 0 or self.jpeg < 100
 
 
 def plain_settings(augmentation: Augmentation) -> dict[str, bool | float]:
-    """Returns name -> value of the settings, for cache keys, in which 1 and 1.0 are the same."""
+    """Returns the settings as a dict for cache keys, with all numbers as floats, so that 1 and 1.0 give one key."""
     return {name: value if isinstance(value, bool) else float(value) for name, value in asdict(augmentation).items()}
 
 
@@ -115,13 +115,13 @@ def view_seed(seed: int, view: int, path: str) -> int:
 
 
 def render_view(image: Image.Image, seed: int, augmentation: Augmentation, preprocessing: Preprocessing) -> Pixels:
-    """Draws the view of a photo that belongs to a seed.
+    """Draws a view: a randomly cropped, turned and recoloured copy of a photo. Equal seeds give equal pixels.
 
     Args:
         image: the photo, RGB.
         seed: the result of `view_seed`.
         augmentation: how far the view may differ from the photo.
-        preprocessing: gives the size of the view.
+        preprocessing: gives the size of the view, and whether the photo is cropped to a square.
 
     Returns:
         `(size, size, 3)` uint8, RGB, C-contiguous.
@@ -202,7 +202,7 @@ def _move_away(image: Image.Image, factor: float, rng: np.random.Generator) -> I
 
 
 class DerivedCache:
-    """Cached files that are computed from the photos of one data folder.
+    """A disk cache for files that are computed from the photos of one data folder.
 
     Args:
         name: name of the cache, a folder in the user's cache folder.
@@ -216,11 +216,11 @@ class DerivedCache:
         self.folder = user_cache() / name / _digest(f"{os.fsdecode(root.resolve())} {recipe} {makers}", 16)
 
     def path_for(self, photo: str, part: str = "") -> Path:
-        """Returns the path of the cached file for a photo; if the photo changes, the path changes.
+        """Returns the path of a photo's cached file, which depends on the photo's size and times on the disk.
 
         Args:
             photo: the path of the photo, relative to the data folder.
-            part: distinguishes several files for one photo.
+            part: a text that differs between several cached files of one photo.
 
         Raises:
             PhotoError: the photo does not exist.
@@ -229,8 +229,8 @@ class DerivedCache:
         try:
             stat = full.stat()
         except OSError as error:
-            remedy = "put the file back or correct its permissions"
-            raise PhotoError("a readable photo", f"'{full}' ({error.strerror})", remedy) from None
+            got = f"'{full}' ({error.strerror})"
+            raise PhotoError("a readable photo", got, "put the file back or correct its permissions") from None
         digest = _digest(f"{photo} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}{part}", 32)
         return self.folder / digest[:2] / digest
 
@@ -245,7 +245,7 @@ class DerivedCache:
         return content if content and _checksum(content) == stored[:_CHECKSUM_BYTES] else None
 
     def write(self, path: Path, content: bytes) -> None:
-        """Writes a cached file; a disk error is only logged, at debug level."""
+        """Writes a cached file atomically; a disk error is only logged, at debug level."""
         try:
             # The checksum detects a file that a power cut has left incomplete.
             with replacing(path, durable=False) as temporary:
@@ -264,7 +264,7 @@ def _digest(text: str, digits: int) -> str:
 
 
 class KeptViews:
-    """The drawn views of the photos of one data folder, stored in the cache.
+    """A disk cache for the views (augmented copies) of the photos of one data folder.
 
     Args:
         root: the data folder.
@@ -280,16 +280,16 @@ class KeptViews:
 
     @property
     def view_bytes(self) -> int:
-        """Size of a cached view on the disk in bytes, with its checksum."""
+        """Number of bytes that one cached view occupies on the disk."""
         return (math.prod(self._shape) // _DISK_BLOCK + 1) * _DISK_BLOCK
 
     def get(self, path: str, seed: int, draw: Callable[[], Pixels]) -> Pixels:
-        """Returns a view from the cache; if it is not there, draws it, and caches it if there is enough disk space.
+        """Returns a view from the cache. If it is not there, it is drawn, and cached if there is enough disk space.
 
         Args:
             path: the path of the photo, relative to the data folder.
             seed: the seed of the view.
-            draw: draws the view.
+            draw: a function that draws the view.
 
         Returns:
             `(size, size, 3)` uint8, RGB; may be read-only.
@@ -307,7 +307,7 @@ class KeptViews:
         return pixels
 
     def room_bytes(self) -> int:
-        """Returns how many bytes of the disk views may still fill; 0 if the cache folder cannot be written."""
+        """Returns the free disk space for views in bytes, less `SPARE_BYTES`; 0 if the cache cannot be written."""
         try:
             existing = next(above for above in (self.folder, *self.folder.parents) if above.is_dir())
             free = shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
@@ -316,7 +316,7 @@ class KeptViews:
         return max(0, free - SPARE_BYTES)
 
     def count(self, views: Iterable[tuple[str, int]]) -> int:
-        """Returns how many of these views are already cached; each is given by a photo's path and a seed."""
+        """Counts the views that are already cached; each is given as (path of the photo, seed of the view)."""
         found = 0
         for path, seed in views:
             with contextlib.suppress(OSError, PhotoError):
@@ -328,15 +328,15 @@ class KeptViews:
 
 
 class SmallCopies:
-    """Reads the photos of one data folder and makes cached small copies of large ones, to decode these only once.
+    """Reads the photos of one data folder, and caches small copies of large photos, which are read faster.
 
-    A copy has as many pixels as the view that shows the smallest part of the photo needs; without augmentation, it is
-    the input of the model. A photo that is hardly larger than its copy would be is read directly.
+    A copy is just large enough for the view that shows the smallest part of the photo; without augmentation, it is the
+    model's input. A photo is read directly if its shorter side is less than twice that of a copy.
 
     Args:
         root: the data folder.
-        preprocessing: gives the size of the input.
-        augmentation: the views that are drawn from the photos; None if the photos are not augmented.
+        preprocessing: gives the size of the model's input.
+        augmentation: the settings of the views; None if the photos are not augmented.
     """
 
     def __init__(self, root: Path, preprocessing: Preprocessing, augmentation: Augmentation | None) -> None:
@@ -347,7 +347,7 @@ class SmallCopies:
         self._cache = DerivedCache("small-copies", root, kind)
 
     def read(self, path: str) -> Image.Image:
-        """Reads a photo, or its small copy if it is large, as an RGB image.
+        """Returns a photo as an RGB image; if it is large, its small copy is returned instead.
 
         Raises:
             PhotoError: the photo cannot be read.

@@ -20,7 +20,6 @@ from agridistill.data.likeness import read_learnt
 from agridistill.data.split import Split, digests_of, match_split, read_split, unnamed_photos
 from agridistill.errors import DataError, ModelError, nearest
 from agridistill.manifest import ModelManifest, composed, require_same_classes
-from agridistill.preprocess import MAX_PIXELS
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.settings_file import read_toml
 
@@ -186,7 +185,7 @@ def choose_photos(
     if class_names is None:
         require_same_classes(manifest.classes, folder.classes)
     labels = labels_in_model(manifest.classes, folder.classes, class_names or {})
-    inspection = inspect_photos(folder, store=InspectionStore(data, MAX_PIXELS), progress=progress)
+    inspection = inspect_photos(folder, store=InspectionStore(data), progress=progress)
     readable, unreadable = usable_samples(folder, inspection)
     samples = assign_leaf_ids(folder, readable, inspection)
     trained_here = manifest.lineage.get("data_fingerprint") == fingerprint(folder.classes, samples, inspection)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.data.datasets.plantvillage import leaves_of, read_leaf_map
+from agridistill.data.datasets import leaves_of, read_leaf_map
 from agridistill.data.folder import Sample
 from agridistill.errors import DataError
 
@@ -130,10 +130,10 @@ def test_without_a_leaf_map_there_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "a leaf map in JSON"),
-        ("[]", "which is not a JSON object"),
-        ('{"rs_hl 3": [1]}', "[1] for 'rs_hl 3'"),
-        ('{"rs_hl 3": []}', "[] for 'rs_hl 3'"),
+        ("{", "a leaf map in JSON format"),
+        ("[]", 'expected a JSON object {"name": ["id"]}; got something else'),
+        ('{"rs_hl 3": [1]}', "a list of leaf ids for 'rs_hl 3'"),
+        ('{"rs_hl 3": []}', "got [];"),
     ],
 )
 def test_a_damaged_leaf_map_is_an_error(tmp_path: Path, text: str, message: str) -> None:

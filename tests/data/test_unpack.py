@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from agridistill.data.datasets import archive as module
-from agridistill.data.datasets.archive import list_files, unpack
+from agridistill.data import fetch as module
+from agridistill.data.fetch import list_files, unpack
 from agridistill.errors import FetchError
 
 
@@ -86,10 +86,10 @@ def test_chosen_files_are_unpacked_where_they_are_wanted(tmp_path: Path, target:
 )
 def test_an_archive_with_a_path_that_leads_out_is_refused(tmp_path: Path, target: Path, pack, name: str) -> None:
     archive = pack(tmp_path / "evil.archive", {"good.jpg": b"x", name: b"evil"})
-    with pytest.raises(FetchError, match=r"expected only paths inside the archive; got '.*evil.jpg'"):
+    with pytest.raises(FetchError, match=r"expected an archive with relative paths and without '..'; got '.*evil.jpg'"):
         list_files(archive)
     # Also where only the harmless file is wanted.
-    with pytest.raises(FetchError, match="paths inside the archive"):
+    with pytest.raises(FetchError, match="relative paths"):
         unpack(archive, target, {"good.jpg": PurePosixPath("good.jpg")})
     assert not list(tmp_path.rglob("evil.jpg"))
 
@@ -104,13 +104,13 @@ def test_an_archive_with_a_path_that_leads_out_is_refused(tmp_path: Path, target
     ],
 )
 def test_links_and_devices_are_refused(tmp_path: Path, target: Path, kind: bytes, link: str) -> None:
-    with pytest.raises(FetchError, match=r"'a.jpg' in 'evil.tar', which is a link or a device"):
+    with pytest.raises(FetchError, match=r"without links and devices; got 'a.jpg' in 'evil.tar'"):
         _unpack_all(_tar_entry(tmp_path / "evil.tar", kind, link), target)
     assert not list(target.iterdir())
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path, target: Path) -> None:
-    with pytest.raises(FetchError, match=r"'a.jpg' in 'evil.zip', which is a link or a device"):
+    with pytest.raises(FetchError, match=r"without links and devices; got 'a.jpg' in 'evil.zip'"):
         _unpack_all(_zip_link(tmp_path / "evil.zip"), target)
 
 
@@ -120,7 +120,7 @@ def test_a_bomb_is_stopped_at_the_limit_of_a_file(
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 2_000_000)
     archive = _zip(tmp_path / "bomb.zip", {"a.jpg": bytes(30_000_000)})
     assert archive.stat().st_size < 100_000
-    with pytest.raises(FetchError, match=r"an archive of usual size; got more than [0-9,]+ bytes in 'a.jpg'"):
+    with pytest.raises(FetchError, match=r"an archive within the size limits; got more than [0-9,]+ bytes in 'a.jpg'"):
         _unpack_all(archive, target)
     assert sum(path.stat().st_size for path in target.rglob("*")) <= 2_000_000
 
@@ -142,9 +142,7 @@ def test_a_bomb_that_lies_about_its_size_is_stopped_too(
     ("limit", "enough", "little"),
     [
         ("MAX_TOTAL_BYTES", 300, 250),
-        ("MAX_FILES", 3, 2),
         ("MAX_MEMBERS", 3, 2),
-        ("MAX_CONTENT_BYTES", 300, 250),
     ],
 )
 @pytest.mark.parametrize("pack", [_zip, _tar])
@@ -155,7 +153,7 @@ def test_archives_above_a_limit_are_refused(
     monkeypatch.setattr(module, limit, enough)
     _unpack_all(archive, target)
     monkeypatch.setattr(module, limit, little)
-    with pytest.raises(FetchError, match="an archive of usual size"):
+    with pytest.raises(FetchError, match="an archive within the size limits"):
         _unpack_all(archive, target / "again")
 
 

@@ -1,12 +1,12 @@
-"""The tomato classes of PlantVillage, and the rules that show which of its photos show the same leaf.
+"""Public data sets: `DATASETS`, at the end, has one row for each; `fetch` downloads them.
 
-The rules use the file names and the file `leaf-map.json`. Names look like `<uuid>___RS_Late.B 4892.jpg` (a series and
-the shot number of the camera) or `<uuid>___GHLB Leaf 2.1 Day 12.jpg` (leaf 2, photo 1). Copies have no uuid, and end
-with ` copy`, ` 2`, `_flipLR` and the like.
+To add a data set, write a function that finds the photos of one leaf by the file names, and add a row with it.
 
-The leaves were photographed one after another, mostly two to five photos each, but the shot numbers do not show where
-the next leaf starts. Groups are therefore large: a group of several leaves makes the split a little less balanced, but
-a leaf in two groups could be in both train and test.
+PlantVillage's names look like `<uuid>___RS_Late.B 4892.jpg` (a series and the shot number of the camera) or
+`<uuid>___GHLB Leaf 2.1 Day 12.jpg` (leaf 2, photo 1). Copies have no uuid, and end with ` copy`, ` 2`, `_flipLR` and
+the like. The leaves were photographed one after another, mostly two to five photos each, but the shot numbers do not
+show where the next leaf starts. Groups are therefore large: a group of several leaves makes the split a little less
+balanced, but a leaf in two groups could be in both train and test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,21 @@ from typing import NamedTuple
 from agridistill.data.folder import Sample
 from agridistill.data.likeness import merge_groups
 from agridistill.errors import DataError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A public data set that can be downloaded as one archive with a folder of photos for each class."""
+
+    address: str  # URL of an archive of one commit, never of a branch, so that the content cannot change
+    sha256: str | None  # sha256 of the archive; None if the server packs it again for each download
+    classes: tuple[str, ...]  # names of the class folders; other folders of the archive are not unpacked
+    leaf_ids: Callable[[Path, Sequence[Sample], Sequence[str]], dict[str, str]]
+    """Function of (data folder, samples, classes) that returns `Sample.path` -> leaf id, for photos of known leaves."""
+    title: str  # the name for messages
+    leaf_map: str = ""  # name of a file that `leaf_ids` reads from the data folder; "" for none
+    photo_root: str = ""  # the folder that holds the class folders, if the archive has several versions of the photos
+
 
 TOMATO_CLASSES = (
     "Tomato___Bacterial_spot",
@@ -68,33 +84,19 @@ class _Name(NamedTuple):
     leaf: str | None
 
 
-def leaf_ids(root: Path, samples: Iterable[Sample], classes: Sequence[str]) -> dict[str, str]:
-    """Returns sample path -> leaf id for each photo whose name follows the rules; see `leaves_of`.
-
-    Args:
-        root: the data folder; the leaf map is read from it or from its parent.
-        samples: the photos.
-        classes: the class names, in label order.
-
-    Raises:
-        DataError: `leaf-map.json` is damaged.
-    """
-    return leaves_of(samples, classes, read_leaf_map(root))
-
-
 def leaves_of(samples: Iterable[Sample], classes: Sequence[str], leaf_map: LeafMap | None) -> dict[str, str]:
-    """Finds the leaf of each photo whose name follows the rules.
+    """Finds PlantVillage's photos of the same leaf, first by the leaf map, then by their file names.
 
-    The leaf map is preferred to names. A photo that it does not list gets the same leaf id as photos of the same class
-    and series whose shot numbers differ by at most `MAX_SHOT_GAP`.
+    Names such as `GHLB Leaf 2.1.jpg` hold the number of the leaf (2). Names such as `RS_HL 4892.jpg` only hold a series
+    and a shot number: shots of a class and a series count as one leaf if no gap is larger than `MAX_SHOT_GAP`.
 
     Args:
         samples: the photos.
-        classes: the class names, in label order.
-        leaf_map: the content of `leaf-map.json`, or None.
+        classes: the class names; a label is an index into them.
+        leaf_map: the content of `leaf-map.json`; None uses only the names.
 
     Returns:
-        Sample path -> leaf id; photos with other names are absent.
+        `Sample.path` -> leaf id, without the photos whose file names are not those of PlantVillage.
     """
     names: dict[str, _Name] = {}
     mapped: dict[str, list[str]] = {}
@@ -136,24 +138,24 @@ def read_leaf_map(root: Path) -> LeafMap | None:
     """Reads `leaf-map.json` from the data folder or its parent folder; returns None if it does not exist.
 
     Raises:
-        DataError: the file is not a JSON object of lists of leaf ids.
+        DataError: the file is not a JSON object that has a leaf id, or a list of leaf ids, for each file name.
     """
     places = (root / LEAF_MAP_NAME, root.resolve().parent / LEAF_MAP_NAME)
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return None
-    remedy = "restore the file or remove it"
+
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError("a leaf map in JSON", f"'{path}' ({error})", remedy) from None
+        raise DataError("a leaf map in JSON format", f"'{path}' ({error})", "restore or remove the file") from None
     if not isinstance(raw, dict):
-        raise DataError('a leaf map: {"name": ["leaf id"]}', f"'{path}', which is not a JSON object", remedy)
+        raise DataError('a JSON object {"name": ["id"]}', f"something else in '{path}'", "restore or remove the file")
     leaf_map: dict[str, tuple[str, ...]] = {}
     for key, value in raw.items():
         entries = [value] if isinstance(value, str) else value
         if not (isinstance(entries, list) and entries and all(isinstance(entry, str) and entry for entry in entries)):
-            raise DataError('a leaf map: {"name": ["leaf id"]}', f"{value!r} for '{key}' in '{path}'", remedy)
+            raise DataError(f"a list of leaf ids for '{key}' in '{path}'", f"{value!r}", "restore or remove the file")
         leaf_map[" ".join(key.lower().split())] = tuple(entries)
     return leaf_map
 
@@ -171,3 +173,37 @@ def _parse_name(path: str) -> _Name | None:
     if shot is None or not (has_uuid or shot["series"] in _TOMATO_SERIES):
         return None
     return _Name(rest, shot["series"], shot["number"], None)
+
+
+DATASETS: Mapping[str, Dataset] = {
+    "plantvillage-tomato": Dataset(
+        address="https://github.com/spMohanty/PlantVillage-Dataset/archive/40789680ba2e6382608dba47b397688fcbd0d04a.zip",
+        sha256=None,
+        classes=TOMATO_CLASSES,
+        leaf_ids=lambda root, samples, classes: leaves_of(samples, classes, read_leaf_map(root)),
+        # Hughes and Salathé 2015, CC BY-SA 3.0.
+        title="PlantVillage's tomatoes",
+        leaf_map=LEAF_MAP_NAME,
+        photo_root="color",
+    ),
+}
+
+
+def leaves_by_name(root: Path, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, str]:
+    """Finds photos of the same leaf by their file names, for photos of the data sets in `DATASETS`.
+
+    Args:
+        root: the data folder. If it or its parent holds the leaf map of a data set (`leaf-map.json`), this is used too.
+        samples: the photos.
+        classes: the class names; a label is an index into them.
+
+    Returns:
+        `Sample.path` -> leaf id, without the photos whose file names are not those of a data set.
+
+    Raises:
+        DataError: a leaf map is damaged.
+    """
+    found: dict[str, str] = {}
+    for dataset in DATASETS.values():
+        found = dataset.leaf_ids(root, samples, classes) | found
+    return found

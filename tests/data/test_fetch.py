@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from agridistill.data import datasets
-from agridistill.data.datasets import DATASETS, Dataset, FetchResult, fetch_dataset
-from agridistill.data.datasets import archive as module
-from agridistill.data.datasets.plantvillage import TOMATO_CLASSES
+from agridistill.data import fetch as module
+from agridistill.data.datasets import DATASETS, TOMATO_CLASSES, Dataset
+from agridistill.data.fetch import FetchResult, fetch_dataset
 from agridistill.data.folder import Sample, scan
 from agridistill.data.inspection import inspect_photos
 from agridistill.data.leaf_ids import assign_leaf_ids
@@ -136,7 +136,7 @@ def test_a_download_is_verified_unpacked_and_cleared_away(tmp_path: Path, served
 def test_a_download_with_another_sha256_leaves_nothing(tmp_path: Path, served: tuple[Path, str]) -> None:
     folder, address = served
     _zip(folder / "tomato.zip", _photos(""))
-    with pytest.raises(FetchError, match="an archive with sha256 aaaaaaaaaaaa…"):
+    with pytest.raises(FetchError, match="an archive with the sha256 aaaaaaaaaaaa…"):
         fetch_tomatoes(tmp_path / "data", source=f"{address}/tomato.zip#sha256={'a' * 64}")
     assert _left_in(tmp_path) == {"served"}
 
@@ -157,13 +157,13 @@ def test_a_missing_address_is_told(tmp_path: Path, served: tuple[Path, str]) -> 
 
 def test_a_local_archive_with_another_sha256_is_refused_and_kept(tmp_path: Path) -> None:
     archive = _zip(tmp_path / "a.zip", _photos(""))
-    with pytest.raises(FetchError, match=r"an archive with sha256 bbbbbbbbbbbb…; got .* in '.*a.zip'"):
+    with pytest.raises(FetchError, match=r"an archive with the sha256 bbbbbbbbbbbb…; got .* of '.*a.zip'"):
         fetch_tomatoes(tmp_path / "data", source=f"{archive}#sha256={'b' * 64}")
     assert _left_in(tmp_path) == {"a.zip"}
 
 
 def test_a_short_sha256_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="a sha256 of 64 hex digits; got 'abc'"):
+    with pytest.raises(FetchError, match="64 hex digits after '#sha256='; got 'abc'"):
         fetch_tomatoes(tmp_path / "data", source="a.zip#sha256=abc")
 
 
@@ -190,10 +190,10 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
         (_photos("", TOMATO_CLASSES[:8]), "got none of Tomato___Tomato_mosaic_virus, Tomato___healthy in 'a.zip'"),
         (
             {**_photos("train/"), **_photos("valid/")},
-            "that holds the class folders of PlantVillage's tomatoes; got 2 in 'a.zip' ('train' and",
+            "that holds the class folders of PlantVillage's tomatoes; got 2 such folders in 'a.zip' ('train' and",
         ),
-        ({**_photos(""), "leaf-map.json": b"{"}, "an archive with a usable leaf map"),
-        ({**_photos(""), "Tomato___healthy/../../evil.jpg": b"x"}, "paths inside the archive"),
+        ({**_photos(""), "leaf-map.json": b"{"}, "an archive with an intact 'leaf-map.json'"),
+        ({**_photos(""), "Tomato___healthy/../../evil.jpg": b"x"}, "relative paths and without '..'"),
     ],
 )
 def test_wrong_content_is_told_and_leaves_nothing(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
@@ -211,7 +211,7 @@ def test_a_few_unreadable_photos_are_named_and_many_are_an_error(tmp_path: Path)
     broken = {name: b"no photo" for name in files if "healthy" in name}
     archive = _zip(tmp_path / "b.zip", {**files, **broken})
     with pytest.raises(
-        FetchError, match=r"readable photos; got 4 of 40 unreadable, the first 'Tomato___healthy/.*not a"
+        FetchError, match=r"at most 5% unreadable photos; got 4 of 40, the first 'Tomato___healthy/.*not a"
     ):
         fetch_tomatoes(tmp_path / "again", source=str(archive))
     assert not (tmp_path / "again").exists()
@@ -223,7 +223,7 @@ def test_a_bomb_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in {**_photos(""), "Tomato___healthy/bomb.jpg": bytes(5_000_000)}.items():
             opened.writestr(name, content)
-    with pytest.raises(FetchError, match="an archive of usual size"):
+    with pytest.raises(FetchError, match="an archive within the size limits"):
         fetch_tomatoes(tmp_path / "data", source=str(archive))
     assert _left_in(tmp_path) == {"bomb.zip"}
 
@@ -264,7 +264,7 @@ def test_other_sources_are_told(tmp_path: Path, source: str, message: str) -> No
 
 def test_the_folder_one_stands_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FetchError, match=r"the name of a folder to create; got '\.'"):
+    with pytest.raises(FetchError, match=r"ends with the name of a new folder; got '\.'"):
         fetch_tomatoes(Path(), source="none.zip")
 
 
