@@ -143,5 +143,8 @@ def test_a_model_of_other_classes_is_refused_before_a_photo_is_read(
 def test_a_split_without_usable_photos_is_an_error(colour_backend: MakeBackend, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected photos in the split 'val'; got none in '.*'; choose another split"):
         evaluate(colour_backend(), [], tmp_path, classes=CLASSES, split="val")
-    with pytest.raises(DataError, match=r"expected readable photos in the split 'val'; got 1 bad ones: .*nowhere\.jpg"):
+    with pytest.raises(
+        DataError,
+        match=r"expected readable photos in the split 'val'; got 1 unreadable ones, the first: .*nowhere\.jpg",
+    ):
         evaluate(colour_backend(), [Sample("nowhere.jpg", 0, "a")], tmp_path, classes=CLASSES, split="val")

@@ -36,7 +36,7 @@ class Host:
 
 
 def describe_host(libraries: Iterable[str] = ()) -> Host:
-    """Describes this machine, with the versions of AgriDistill, numpy, Pillow and `libraries` (names for pip)."""
+    """Describes this machine, and the installed versions of AgriDistill, numpy, Pillow and `libraries` (pip names)."""
     # Not imported at the top: the worker imports this module, and 2 MB would count as the model's memory.
     from importlib import metadata
 
@@ -118,12 +118,12 @@ def bare_interpreter_bytes() -> int | None:
     try:
         done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ModelError("a Python interpreter that can be started", str(error), "check the installation") from None
+        raise ModelError("to start a Python process", str(error), "check the installation of Python") from None
     return int(done.stdout) if done.stdout.strip() else None
 
 
 class EnergyCounter:
-    """Reads the energy that all processor packages of the machine use, for all processes, from Linux's RAPL."""
+    """Reads how much energy all processors of the machine have used, for all processes, from Linux's RAPL counters."""
 
     def __init__(self, root: Path = _POWERCAP) -> None:
         self._counters: list[tuple[Path, int]] = []
@@ -136,7 +136,7 @@ class EnergyCounter:
                 continue
 
     def read(self) -> tuple[int, ...] | None:
-        """Returns the counters in microjoules; None if there are none, or this user must not read them."""
+        """Returns the counters in microjoules; None if there are none, or the user has no permission to read them."""
         try:
             return tuple(int(counter.read_text()) for counter, _ in self._counters) or None
         except (OSError, ValueError):

@@ -54,7 +54,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of labelled photos that a model classifies correctly."""
+    """Accuracy of a model on labelled photos, with its 95 % interval."""
 
     share: float  # 0 to 1
     ci95: tuple[float, float]
@@ -89,7 +89,7 @@ class ModelResult:
         return None if self.macs is None else 2 * self.macs
 
     def to_json(self) -> dict[str, Any]:
-        """Returns every figure as a JSON document; those that are unknown or not measured are None."""
+        """Returns a JSON document with every figure; those that are unknown or not measured are None."""
         document = {"source": "measured", **asdict(self), "flops": self.flops}
         document["image_size_px"] = document.pop("image_size")
         del document["latency"], document["end_to_end"]

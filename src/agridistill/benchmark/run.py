@@ -51,7 +51,7 @@ _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """How many queries and turns a benchmark has."""
+    """Number and size of the measurements; a query is one photo, a turn is a series of queries to one model."""
 
     queries: AtLeastOne = PUBLISHABLE_QUERIES  # number for each model and each kind (inference, end to end)
     turns: AtLeastOne = 16  # turns of each model; at most one for each query
@@ -60,7 +60,7 @@ class BenchmarkPlan:
     batch_size: AtLeastOne = 32  # number of photos at once to measure throughput, if the engine takes several
 
     def turn_sizes(self) -> tuple[int, ...]:
-        """Returns the number of queries in each turn; the numbers differ by at most 1.
+        """Divides the queries into turns: returns the number of queries in each turn; they differ by at most 1.
 
         Example:
             >>> BenchmarkPlan(queries=10, turns=4).turn_sizes()
@@ -83,19 +83,20 @@ def benchmark(
     plan: BenchmarkPlan | Mapping[str, int] | None = None,
     progress: ProgressCallback = silent,
 ) -> BenchmarkResult:
-    """Measures models on this machine's processor, each in a separate process, in turns.
+    """Measures the speed, memory and energy of models on this machine's CPU, each in a separate process, in turns.
 
     Args:
         models: finished run folders, exported files or names of shipped models: a list of at least one, or a single
             one.
         engines: names of engines; each model is measured with those that can run it. "all" takes every installed
             engine; an empty sequence takes each model's default.
-        threads: number of threads for one prediction; 0 takes one for each core.
-        data: a folder of class folders to measure the accuracy on; None does not measure it.
+        threads: number of threads for one prediction; 0 means one for each core.
+        data: a folder of class folders to measure the accuracy on; None skips the accuracy.
         split: split of `data`, as for `evaluate`.
         split_file: file with the split of `data`, as for `evaluate`.
-        photos: a photo or a folder of photos to measure the time from file to label with; None draws some of 256 px.
-        plan: number of queries and turns, as a `BenchmarkPlan` or a dict of its fields; None takes the defaults, which
+        photos: a photo or a folder of photos to measure the time from file to label with; None uses generated pictures
+            of 256 x 256 px.
+        plan: number of queries and turns, as a `BenchmarkPlan` or a dict of its fields; None uses the defaults, which
             suffice for published figures.
         progress: called with (done, total) while photos are checked and classified, and after each turn.
 
@@ -155,7 +156,7 @@ def measure(
     interpreter_bytes: int | None,
     progress: ProgressCallback = silent,
 ) -> list[ModelResult]:
-    """Measures every target in its worker process; only one worker computes at a time.
+    """Measures every target in a process of its own (worker); only one worker computes at a time.
 
     Args:
         targets: the models, each with its engine.

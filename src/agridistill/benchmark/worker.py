@@ -55,7 +55,7 @@ class Target:
 
 
 def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:
-    """Returns the command line of the process that measures a target; it gets the module search path of this process.
+    """Returns the command line of a process that measures a target; it uses the module search path of this process.
 
     `threads` is the number of threads for one prediction; `photos` are the files to classify.
     """
@@ -68,12 +68,13 @@ def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list
 
 @contextlib.contextmanager
 def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATIENCE_S) -> Iterator[Worker]:
-    """Starts a process that measures a model, and ends it when the context ends.
+    """Starts a process that measures a model, yields a `Worker`, and kills the process at the end of the `with` block.
 
     Args:
-        command: command line of the process, see `worker_command`.
-        name: name of the model for errors.
-        patience_s: seconds without an answer after which the process is killed, plus 20 times the expected time.
+        command: command line of the process, from `worker_command`.
+        name: name of the model in error messages.
+        patience_s: the process is killed if an answer takes longer than this, in seconds, plus 20 times the expected
+            time.
     """
     # The benchmark compares models on the processor, but torch would use a GPU.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -92,7 +93,7 @@ def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATI
 
 
 class Worker:
-    """Sends requests to a process that `start_worker` started, and receives its answers."""
+    """The process of `start_worker`; `ask` sends it a request and returns the answer."""
 
     def __init__(self, process: subprocess.Popen[str], stderr: IO[bytes], name: str, patience_s: float) -> None:
         self._process, self._stderr, self._name, self._patience_s = process, stderr, name, patience_s
@@ -157,7 +158,7 @@ class Worker:
 
 
 class MeasuredModel:
-    """Measures one model, in the worker's process; its queries use the files `photos` in turn."""
+    """Measures one model, inside the worker's process; the timed queries use the files `photos` in turn."""
 
     def __init__(self, model: str, engine: str, threads: int, photos: Sequence[str]) -> None:
         self._model, self._engine, self._threads = Path(model), engine, threads
@@ -168,8 +169,8 @@ class MeasuredModel:
         """Loads the model and classifies one photo.
 
         Returns:
-            `load_s`, the seconds until the model is ready, including the import of the engine; and `first_query_s`,
-            the seconds of the first inference.
+            `load_s`, the seconds until the model is ready, with the import of the engine; and `first_query_s`, the
+            seconds of the first inference.
         """
         start = time.perf_counter()
         if self._engine == TORCH:
@@ -210,10 +211,10 @@ class MeasuredModel:
         }
 
     def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
-        """Times inference on batches of preprocessed photos, after an untimed batch.
+        """Times inference on `batches` batches of `batch_size` preprocessed photos, after an untimed batch.
 
         Returns:
-            `seconds`, the time of all `batches` batches.
+            `seconds`, the time of all timed batches.
         """
         pixels = np.concatenate(list(islice(self._prepared, batch_size)))
         self._predictor.backend.logits(pixels)

@@ -24,11 +24,11 @@ def check(
     data: options.Data,
     labels: options.LabelOptions,
     splits: Annotated[
-        Path | None, Option(help="Check this split file, made by `data split`: a leaf in two parts is a problem.")
+        Path | None, Option(help="Also check this split file, made by `data split`: no leaf may be in two parts.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Read every photo and report problems; the exit code is 1 if there is a problem."""
+    """Read every photo and report problems, such as unreadable photos; the exit code is 1 if there is a problem."""
     layout = labels.layout()
     words = (*labels.words(), *(("--splits", splits) if splits else ()))
     with output.progress_bar("reading photos") as progress:
@@ -55,11 +55,12 @@ def split(
     data: options.Data,
     out: Annotated[Path, Option(help="Write the split to this JSON file.")],
     labels: options.LabelOptions,
-    val_fraction: Annotated[float, Option(help="Put this share of each class into val.")] = 0.15,
-    test_fraction: Annotated[float, Option(help="Put this share of each class into test.")] = 0.15,
+    val_fraction: Annotated[float, Option(help="Put this share (0 to 1) of each class into val.")] = 0.15,
+    test_fraction: Annotated[float, Option(help="Put this share (0 to 1) of each class into test.")] = 0.15,
     seed: Annotated[int, Option(min=0, help="Set the random seed; each seed gives another split.")] = 0,
     conflicts: Annotated[
-        float, Option(min=0, max=1, help="Accept at most this share of photos with copies under other labels.")
+        float,
+        Option(min=0, max=1, help="Stop with an error if a larger share of the photos has a copy under another label."),
     ] = 0.05,
     force: Annotated[bool, Option("--force", help="Replace an existing split file.")] = False,
     json: options.Json = False,
@@ -101,16 +102,21 @@ def split(
 def fetch(
     name: Annotated[
         str,
-        Argument(metavar="NAME", help="Fetch this data set, such as plantvillage-tomato; an unknown name lists all."),
+        Argument(
+            metavar="NAME", help="Fetch this data set, such as plantvillage-tomato; a wrong name lists all names."
+        ),
     ],
-    out: Annotated[Path, Option(help="Create this data folder.")],
+    out: Annotated[Path, Option(help="Unpack the photos to this new folder.")],
     source: Annotated[
         str | None,
-        Option(metavar="URL|FILE", help="Use this mirror or local archive; URL#sha256=… checks its sha256."),
+        Option(
+            metavar="URL|FILE",
+            help="Read the archive from this URL or local file; with URL#sha256=…, its sha256 must be the one given.",
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Download a public data set, verify it and unpack it."""
+    """Download a public data set, verify its sha256 and unpack it."""
     from agridistill.data.datasets import DATASETS, fetch_dataset
     from agridistill.errors import DataError, nearest
 

@@ -32,10 +32,10 @@ _FIRST_SIZE, _FIRST_EPOCHS = 96, 3
 
 
 def demo(
-    out: Annotated[Path, Option(help="Write the drawn photos and the runs to this folder.")] = Path("demo"),
+    out: Annotated[Path, Option(help="Write the drawn pictures and the runs to this folder.")] = Path("demo"),
     json: options.Json = False,
 ) -> None:
-    """Draw leaves, train a model and export it for a device, then train a teacher and two students and compare them.
+    """Train and export a model, then a teacher and two students, on drawn pictures of leaves, and compare them.
 
     This takes a few minutes on two cores. After an interruption, the same command continues.
     """
@@ -67,11 +67,13 @@ def print_rows(rows: Mapping[str, RunResult]) -> None:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The photos and models of the demo."""
+    """The result of `run_demo`: its photos, trained models and exported file."""
 
     data: Path  # the folder of the drawn photos
     rows: Mapping[str, RunResult]  # name of the model -> its run, in the order of the table
-    artefact: Path | None = None  # the exported first model (int8); None if its weights or the converter are missing
+    artefact: Path | None = (
+        None  # the first model, exported in int8; None if its weights or the extra `export` are missing
+    )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as plain JSON values: `data`, `artefact` and `rows`, each row with its evaluation."""

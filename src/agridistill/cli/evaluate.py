@@ -27,23 +27,28 @@ def evaluate(
     model: options.Model,
     data: options.Data,
     labels: options.LabelOptions,
-    split: Annotated[options.SplitName, Option(help="Use the photos of this split.")] = "test",
+    split: Annotated[options.SplitName, Option(help="Evaluate the photos of this split.")] = "test",
     splits: options.Splits = None,
     map_: Annotated[
         Path | None,
-        Option("--map", metavar="FILE", help='Read class names from this TOML file: "folder name" = "model class".'),
+        Option(
+            "--map",
+            metavar="FILE",
+            help='Read from this TOML file which class a folder holds; a line is "folder name" = "model class".',
+        ),
     ] = None,
     evidence: Annotated[
         Path | None,
         Option(metavar="DIR", help="Also write robustness, calibration and mistakes to this folder, for `report`."),
     ] = None,
     json: options.Json = False,
-    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
+    out: Annotated[Path | None, Option(help="Also write the result to this file as JSON.")] = None,
 ) -> None:
     """Measure how well a model classifies labelled photos.
 
-    For the data that the model was trained on, the split of the training run is used. If none of the photos was used
-    for training, all of them are evaluated. Other data needs train/val/test folders, --splits or --split all.
+    The split comes from --splits; without it, from the training run if the model was trained on this data; otherwise
+    from train/val/test folders. Without any split, all photos are evaluated if the model has certainly not learnt from
+    them; if that is not known, pass --split all.
 
     Classes of the model that have no photos in the data get no scores.
     """

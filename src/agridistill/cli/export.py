@@ -38,19 +38,22 @@ def export(
         Literal["onnx", "litert", "micro"] | None,
         Option(
             "--format",
-            help="Choose the format; by default by the suffix of --out. micro writes an int8 .tflite and C source for "
-            "TensorFlow Lite Micro.",
+            help="Choose the file format; by default the suffix of --out decides. micro writes an int8 .tflite and C "
+            "source for TensorFlow Lite Micro.",
         ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "int8"], Option(help="Set the number format of weights and activations.")
     ] = "fp32",
     data: Annotated[
-        Path | None, Option(help="Find the photos of the run in this folder; by default where they were in training.")
+        Path | None, Option(help="Find the run's photos in this folder; by default where they were in training.")
     ] = None,
     splits: options.Splits = None,
     answers: Annotated[
-        float, Option(min=0.0, max=1.0, help="Let the model abstain so often that this share of its answers is right.")
+        float,
+        Option(
+            min=0.0, max=1.0, help="Let the model abstain on unsure photos so that this share of its answers is right."
+        ),
     ] = 0.95,
     force: Annotated[bool, Option("--force", help="Write the file even if it has lost too much accuracy.")] = False,
     batch: Annotated[
@@ -59,10 +62,10 @@ def export(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write the network of a run as one file for a device, with normalisation included; its outputs are logits.
+    """Convert the network of a run to one file for a device, which normalises the pixels itself and returns logits.
 
-    The file is compared with the network on the run's validation photos. It is not written if it has lost too much
-    accuracy.
+    The file and the network are compared on the run's validation photos. The file is not written if it has lost too
+    much accuracy.
     """
     if format is not None:
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
@@ -142,7 +145,7 @@ def _micro(out: Path) -> str:
 
 
 def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
-    """Prints a verdict on stdout; with `json`, on stderr, because stdout then holds one JSON document."""
+    """Prints a verdict with its advice on stdout; with `json`, on stderr, because stdout then holds a JSON document."""
     console = stderr if json else stdout
     console.print(printable(verdict.headline), style=_STYLES[verdict.level])
     for line in verdict.remarks:
@@ -154,7 +157,7 @@ def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
 
 
 def verdict_on(result: EvaluationResult, model: Path) -> ModelVerdict:
-    """Returns the verdict about an evaluated model, which is a run folder or an exported file."""
+    """Returns the verdict about a run folder or exported file, from its evaluation and the record of its training."""
     from agridistill.evaluation.learning import read_learning
     from agridistill.evaluation.verdict import judge
 
@@ -191,9 +194,9 @@ def _read_json(file: Path) -> Any:
 
 
 def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, ...]:
-    """Measures what a run and its teacher would be as int8 files on a device, and stores the figures in the run folder.
+    """Exports a student and its teacher in int8, measures both files and stores the figures in the student's folder.
 
-    An error is printed and not raised, because the run itself has succeeded.
+    An error is printed and not raised, because the training itself has succeeded.
 
     Args:
         run: the student's run folder.
@@ -201,7 +204,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
         data: the data folder of the runs.
 
     Returns:
-        The measurements, the better model first; empty if nothing can be compared.
+        The measurements, the better model first; empty after an error, or if one of both has no int8 form.
     """
     from agridistill.storage import write_json
 
@@ -219,7 +222,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
 
 
 def known_forms(run: Path) -> tuple[DeviceForm, ...]:
-    """Reads the int8 measurements that were made when a run ended; empty if there are none or a run is missing."""
+    """Reads what `measure_forms` stored in a run folder; empty if there is nothing, or if the other run is missing."""
     try:
         from agridistill.export.forms import DeviceForm
 
@@ -230,10 +233,10 @@ def known_forms(run: Path) -> tuple[DeviceForm, ...]:
 
 
 def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
-    """Prints the int8 measurements of a run and its teacher.
+    """Prints the int8 measurements of a run and its teacher, and which of both is better for a device.
 
     Returns:
-        The run folder of the teacher if that is the better one for a device, else None.
+        The run folder of the teacher if it is the better one and usable, else None.
     """
     for line in form_lines(forms):
         stderr.print(line)
@@ -278,7 +281,7 @@ def _reason(best: DeviceForm, other: DeviceForm) -> str:
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """A student that could be trained after a run of `train`, with this run as its teacher."""
+    """The student of the `distill` command that `train` may suggest at its end; the finished run is its teacher."""
 
     model: str  # name of the student's network in timm
     planned: bool  # whether the recipe has a section for the student
@@ -288,7 +291,7 @@ class StudentPlan:
 def after_training(data: Path, run: Path, result: EvaluationResult, student: StudentPlan) -> Words:
     """Returns the command to suggest after a usable run of `train`: train a student with it, or export it.
 
-    Distilling takes many times the steps of training. Without a GPU it is suggested only if the recipe plans it.
+    Distilling takes many times longer. Without a GPU it is suggested only if the recipe has a section [distill].
 
     Args:
         data: the data folder.
@@ -297,7 +300,7 @@ def after_training(data: Path, run: Path, result: EvaluationResult, student: Stu
         student: the student that could be trained.
 
     Returns:
-        The words of the command after `agridistill`.
+        The words of the command line after `agridistill`.
     """
     size = parameters_of(student.model, len(result.classes))
     larger = size is not None and result.parameters is not None and size > result.parameters
@@ -307,7 +310,7 @@ def after_training(data: Path, run: Path, result: EvaluationResult, student: Stu
 
 
 def gpu_at_hand() -> bool:
-    """Returns whether training on this machine would run on a GPU."""
+    """Returns whether this machine has a GPU that PyTorch can use."""
     import torch
 
     return torch.cuda.is_available()
@@ -316,7 +319,7 @@ def gpu_at_hand() -> bool:
 def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
     """Returns the words of the command that exports a run for a device.
 
-    It is in int8 if the network supports that; without a `result` this is assumed.
+    The export is in int8 if the network can be rounded to int8; without `result` this is not checked but assumed.
     """
     precision = ("--precision", "int8") if result is None or _can_be_int8(run, result) else ()
     return ("export", run, "--out", output.sibling(run, f"{run.resolve().name}.onnx"), *precision)

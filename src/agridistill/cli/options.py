@@ -15,22 +15,26 @@ if TYPE_CHECKING:
     from agridistill.data.labels import Layout
 
 Data = Annotated[
-    Path, Argument(metavar="DATA", help="Read photos from this folder of class folders, or of train/val/test folders.")
+    Path,
+    Argument(
+        metavar="DATA",
+        help="Read photos from this folder. It has a folder for each class, or train/val/test folders with those.",
+    ),
 ]
 Model = Annotated[
-    Path, Argument(metavar="MODEL", help="Use this run folder, exported model or shipped model (tomato).")
+    Path, Argument(metavar="MODEL", help="Use this model: a run folder, an exported file or the shipped model tomato.")
 ]
 Set = Annotated[
     list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; repeatable.")
 ]
 Splits = Annotated[Path | None, Option("--splits", help="Use this split file, made by `data split`.")]
-Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+Json = Annotated[bool, Option("--json", help="Print the result on stdout as one JSON document.")]
 SplitName = Literal["test", "val", "train", "all"]
 
 
 @dataclass
 class LabelOptions:
-    """The options that determine how the labels of a data folder are found."""
+    """The command-line options that say where the labels of the photos come from."""
 
     labels: Annotated[
         Path | None,
@@ -47,7 +51,7 @@ class LabelOptions:
         bool | None,
         Option(
             "--nested/--flat",
-            help="Make each folder inside a class folder a separate class (Tomato/Late blight), or part of that class.",
+            help="Make a folder in a class folder a class of its own (Tomato/Late blight), or a part of that class.",
             show_default=False,
         ),
     ] = None

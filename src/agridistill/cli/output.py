@@ -101,12 +101,12 @@ def _is_visible(sign: str) -> bool:
 
 
 def sibling(path: Path, name: str) -> Path:
-    """Returns the path of another name in the folder that contains `path`; this also works for `.` and `..`."""
+    """Returns the path of the file or folder `name` in the same folder as `path`; `path` may also be `.` or `..`."""
     return path.resolve().parent / name if path.name in ("", "..") else path.with_name(name)
 
 
 def next_command(*words: str | Path) -> None:
-    """Prints the command that the user probably runs next, after a `pip install` if an extra is missing.
+    """Suggests the next command on stderr; if it needs an extra that is not installed, `pip install` comes first.
 
     Args:
         words: the words of the command after `agridistill`.
@@ -176,7 +176,7 @@ def _print_whole(table: Table) -> None:
 
 
 def has_room(table: Table) -> bool:
-    """Returns whether all columns fit the screen, so that `print_table` prints a single table."""
+    """Returns whether `print_table` prints one table: all its columns fit the screen, or stdout is no screen."""
     return not stdout.is_terminal or _width(table) <= stdout.width
 
 
@@ -235,8 +235,8 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
     Args:
         label: label of the bar, until the callback's method `stage` sets another one.
         then: label of the spinner after a bar is complete, unless `stage` has set one.
-        first_line: a line that is printed before the first progress. An error in a check before that is the only
-            output.
+        first_line: a line that is printed with the first progress; "" prints none. If the work fails before that, only
+            its error is printed.
     """
     display = _Display(label, then, first_line, stderr)
     with registered_display(display):

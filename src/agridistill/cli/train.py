@@ -36,7 +36,10 @@ class RunOptions(options.LabelOptions):
 
     recipe: Annotated[
         Path | None,
-        Option(metavar="NAME|FILE", help="Take settings from a shipped recipe (such as cpu or paper) or a TOML file."),
+        Option(
+            metavar="NAME|FILE",
+            help="Use the settings of this recipe: the name of a shipped one (such as cpu) or a TOML file.",
+        ),
     ] = None
     set_: options.Set = None
     splits: options.Splits = None
@@ -48,11 +51,11 @@ class RunOptions(options.LabelOptions):
     lr: Annotated[float | None, Option(help="Set the largest learning rate.")] = None
     seed: Annotated[int | None, Option(help="Set the seed of weights, photo order, views and dropout.")] = None
     balance: Annotated[
-        bool | None, Option(help="Show each class equally often, which helps classes with few photos.")
+        bool | None, Option(help="Draw photos of each class equally often, which helps classes with few photos.")
     ] = None
     keep_views: Annotated[
         bool | None,
-        Option(help="Draw each view of a photo once and store its pixels on disk (150 kB each at 224 px)."),
+        Option(help="Compute each augmented copy of a photo once and store its pixels on disk (150 kB at 224 px)."),
     ] = None
     workers: Annotated[
         int | None, Option(help="Set the number of processes that load photos; -1 chooses it automatically.")
@@ -60,7 +63,9 @@ class RunOptions(options.LabelOptions):
     precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="Set the number format of the computation.")] = (
         None
     )
-    pretrained: Annotated[bool | None, Option(help="Start from pretrained weights of the model hub.")] = None
+    pretrained: Annotated[bool | None, Option(help="Start from pretrained weights (timm's), or from random ones.")] = (
+        None
+    )
     weights: Annotated[Path | None, Option(help="Start from the weights of this safetensors file or finished run.")] = (
         None
     )
@@ -83,8 +88,8 @@ class RunOptions(options.LabelOptions):
     ) -> tuple[Recipe, str]:
         """Builds the recipe of a command from its options.
 
-        It is the recipe file, changed by --set and then by the other options. Without a recipe file, a resume takes the
-        settings of the run, and a new run gets a network and settings that fit the photos and the hardware.
+        The recipe file comes first; --set changes it, then the other options do. Without a recipe file, --resume uses
+        the settings of the run; a new run gets a network and settings that suit the photos and the hardware.
 
         Args:
             command: the command that runs.
@@ -94,7 +99,7 @@ class RunOptions(options.LabelOptions):
             teacher: run folder of the teacher, or None.
 
         Returns:
-            The recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
+            The recipe, and a sentence that explains an automatic choice; "" if there was none.
 
         Raises:
             ConfigError: the recipe file cannot be used, or has no section for the command.
@@ -117,7 +122,7 @@ class RunOptions(options.LabelOptions):
         return self.resume and (out / "evaluation.json").exists()
 
     def student_plan(self) -> export.StudentPlan:
-        """Returns the student that could be trained after this run, with the same input size and hardware options."""
+        """Returns the student that `distill` can train after this run, with this run's options, such as image size."""
         from agridistill.config import read_recipe, serves
 
         recipe = read_recipe(self.recipe) if self.recipe is not None else {}
@@ -190,10 +195,16 @@ def distill(
         bool,
         Option(help="Run the teacher once and store its outputs (not its features), or run it in every step."),
     ] = True,
-    cache_dir: Annotated[Path | None, Option(help="Store the outputs of the teacher in this folder.")] = None,
+    cache_dir: Annotated[
+        Path | None,
+        Option(help="Store the outputs of the teacher in this folder; by default in the teacher's run folder."),
+    ] = None,
     int8: Annotated[
         bool | None,
-        Option("--int8/--fp32", help="Continue the training of a student (--weights) with its values rounded to int8."),
+        Option(
+            "--int8/--fp32",
+            help="Train a finished student (--weights) further, with weights and activations rounded to int8.",
+        ),
     ] = None,
 ) -> None:
     """Train a student network that learns from labels and from a teacher.

@@ -48,7 +48,7 @@ _Z = 1.96
 
 @dataclass(frozen=True)
 class Learning:
-    """What a run folder records about the training.
+    """The course of a training, as recorded in a run folder.
 
     Attributes:
         rows: the rows of `metrics.csv`, one for each epoch, with the keys "val/accuracy" (0 to 1), "val/nll" (nats),
@@ -79,15 +79,15 @@ class Learning:
         return self._ends("val/accuracy")
 
     def progress(self, chance: float) -> Progress:
-        """Classifies the course of the training from its losses and accuracies.
+        """Describes in one or two words how the training went, from its losses and accuracies.
 
         Args:
             chance: accuracy that needs no learning, 0 to 1 (`EvaluationResult.chance`).
 
         Returns:
-            "never began" if validation accuracy stayed near chance; "memorised" if it did and the training loss
-            halved; "still improving" if accuracy still rose at the end; "stopped" if the best epoch came early;
-            otherwise "unclear".
+            "memorised" if validation accuracy stayed near `chance` although the training loss halved; "never began"
+            if it stayed near `chance` and the loss did not halve; "still improving" if it still rose at the end;
+            "stopped" if the best epoch lies in the first 60 %; otherwise "unclear".
         """
         accuracy, nll = self._column("val/accuracy"), self._column("val/nll")
         if not accuracy or len(accuracy) < MIN_EPOCHS:
@@ -114,7 +114,7 @@ class Learning:
 
 
 def read_learning(run: Path, classes: Sequence[str]) -> Learning:
-    """Reads what a run folder records about its training; values that are missing or damaged become None or empty."""
+    """Reads the record of a training from its run folder; values that are missing or damaged become None or empty."""
     return Learning(
         _rows(run / "metrics.csv"),
         _train_photos(run, classes),
@@ -157,13 +157,13 @@ def _from_scratch(run: Path) -> bool | None:
 
 @dataclass(frozen=True)
 class Findings:
-    """The input for remarks and advice: a model's evaluation, its training, and conclusions from both.
+    """A model's evaluation and training, with the conclusions from which remarks and advice are written.
 
     Attributes:
-        level: whether the model can be used.
+        level: how far the model can be used; see `ModelVerdict`.
         result: the evaluation.
         learning: the record of the training.
-        progress: how the training ended.
+        progress: how the training went; see `Learning.progress`.
         weak: classes that the model recognises less often than the others, the worst first.
     """
 
@@ -175,12 +175,12 @@ class Findings:
 
     @property
     def good(self) -> bool:
-        """Whether the model can be used as it is."""
+        """Whether the model can be used without checking its answers: its level is "usable"."""
         return self.level == "usable"
 
 
 def learning_remarks(found: Findings) -> list[str]:
-    """Returns sentences about a training that ended too early or failed; an empty list if there is nothing to say."""
+    """Returns a sentence if the training ended too early or failed, else an empty list."""
     learning, progress = found.learning, found.progress
     if progress == "still improving":
         last, before = learning.accuracy_ends()
@@ -204,7 +204,7 @@ def learning_remarks(found: Findings) -> list[str]:
 
 
 def advice_on(found: Findings) -> list[str]:
-    """Returns sentences that say how to get a better model, the most helpful first; empty if nothing needs changing."""
+    """Returns sentences of advice for a better model, the most helpful first; an empty list if none is needed."""
     size = found.result.image_size
     return [
         *(
@@ -285,12 +285,12 @@ def _test_advice(result: EvaluationResult, *, hopeless: bool) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """Formats a share, 0 to 1, as percent with its sign, as "95 %"; see `number`."""
+    """Formats a share, 0 to 1, as a percentage, such as "95 %"; `number` says how it is rounded."""
     return f"{number(share)} %"
 
 
 def number(share: float) -> str:
-    """Formats a share, 0 to 1, in whole percent, with up to two decimals if rounding would give 0 or 100."""
+    """Formats a share, 0 to 1, as whole percent without "%"; with up to two decimals if it would round to 0 or 100."""
     for digits in (0, 1, 2):
         text = f"{100 * share:.{digits}f}"
         if share in (0.0, 1.0) or 0 < float(text) < 100:
@@ -299,7 +299,7 @@ def number(share: float) -> str:
 
 
 def count(amount: int, noun: str) -> str:
-    """Formats an amount with its noun in singular or plural: "1 photo", "2 leaves"."""
+    """Formats a number with its noun in the singular or plural: "1 photo", "2 leaves"."""
     plural = "leaves" if noun == "leaf" else f"{noun}s"
     return f"{amount:,} {noun if amount == 1 else plural}"
 
@@ -310,5 +310,5 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def join(parts: Sequence[str]) -> str:
-    """Joins at least one part of a sentence: "a, b and c"."""
+    """Joins one or more parts of a sentence: "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
