@@ -28,8 +28,16 @@ from agridistill.arguments import (
     to_optional_path,
     to_path,
 )
-from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
-from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.benchmark.result import (
+    PUBLISHED,
+    Accuracy,
+    BenchmarkResult,
+    ModelResult,
+    Percentiles,
+    PhotoSet,
+    bare_interpreter_bytes,
+    describe_host,
+)
 from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
 from agridistill.errors import ConfigError, ModelError
 from agridistill.preprocess import photo_size
@@ -193,7 +201,6 @@ class _Measured:
     worker: Worker
     plan: BenchmarkPlan
     load_s: float
-    first_query_s: float
     turns: list[dict[str, Any]] = field(default_factory=list)
     batch_photos: int = 0
     batch_s: float = 0.0
@@ -203,15 +210,12 @@ class _Measured:
         return self.target.engine == TORCH or ENGINES[self.target.engine].batches
 
     def turn(self, queries: int) -> None:
-        expected_s = 2 * self.first_query_s * (queries + self.plan.warm_up)
-        answer = self.worker.ask("turn", queries=queries, warm_up=self.plan.warm_up, expected_s=expected_s)
-        self.turns.append(answer)
+        self.turns.append(self.worker.ask("turn", queries=queries, warm_up=self.plan.warm_up))
 
     def batches(self, queries: int) -> None:
         size = self.plan.batch_size
         batches = math.ceil(queries / size)
-        expected_s = self.first_query_s * size * (batches + 1)
-        answer = self.worker.ask("batches", batches=batches, batch_size=size, expected_s=expected_s)
+        answer = self.worker.ask("batches", batches=batches, batch_size=size)
         self.batch_photos += batches * size
         self.batch_s += answer["seconds"]
 

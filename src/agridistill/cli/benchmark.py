@@ -49,10 +49,7 @@ def benchmark(
     threads: Annotated[
         int, Option(min=0, help="Use this number of threads for a prediction; 0 means one for each core.")
     ] = 1,
-    data: Annotated[
-        Path | None,
-        Option(help="Also measure the accuracy on the photos of this folder, which has a folder for each class."),
-    ] = None,
+    data: Annotated[Path | None, Option(help="Also measure accuracy on this folder (one subfolder per class).")] = None,
     split: Annotated[options.SplitName, Option(help="Measure the accuracy on this split of --data.")] = "test",
     splits: options.Splits = None,
     photos: Annotated[

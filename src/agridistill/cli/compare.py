@@ -39,9 +39,7 @@ def compare(
     jobs: Annotated[
         int, Option(min=0, help="Train this many runs at a time; 0 means one run for each GPU, or one run on the CPU.")
     ] = 0,
-    evidence: Annotated[
-        bool, Option(help="Also measure robustness and calibration and draw attention maps, for `report`.")
-    ] = True,
+    evidence: Annotated[bool, Option(help="Also measure robustness, calibration and attention for the report.")] = True,
     search: Annotated[
         int,
         Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, within \\[compare.search]."),
@@ -101,7 +99,6 @@ def _refuse(command: str, given: Mapping[str, object]) -> None:
 def _search(
     data: Path, out: Path, plan: SearchPlan, trials: int, storage: str | None, shared: dict[str, Any], *, json: bool
 ) -> None:
-
     if shared["teacher"] is None:
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
     with needs_extra("Optuna, for --search", "search"):
@@ -126,8 +123,7 @@ def _search(
 def print_study(document: Mapping[str, Any]) -> None:
     """Prints the result of `agridistill compare`: a table for each budget, and notes on how its figures were computed.
 
-    Args:
-        document: the content of `compare.json`.
+    `document` is the content of `compare.json`.
     """
     for budget in document["budgets"]:
         _print_budget(budget, baseline=document["baseline"])

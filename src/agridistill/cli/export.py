@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,10 +71,11 @@ def export(
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
     layout = labels.layout()
-    if earlier := _replaced_run(out, run):
-        stderr.print(f"{out} replaces the exported model of the run '{earlier}'.")
     with output.progress_bar("reading photos") as progress:
+        from agridistill.evaluation.verdict import judge_artefact
         from agridistill.export.artefact import export as write
+        from agridistill.manifest import read_manifest
+        from agridistill.runtime.backends import manifest_path
 
         result = write(
             run,
@@ -90,33 +90,26 @@ def export(
             force=force,
             progress=progress,
         )
-    verdict = _verdict_on_artefact(result, run)
+    manifest = read_manifest(manifest_path(result.out))
+    verdict = judge_artefact(
+        photos=result.parity.photos,
+        accuracy=result.parity.accuracy,
+        coverage=result.abstention.coverage,
+        accuracy_of_answers=result.abstention.accuracy,
+        classes=len(manifest.classes),
+        run=verdict_on_run(run),
+    )
     if json:
         output.print_json(result.to_json() | {"verdict": verdict.to_json()})
     else:
         stderr.print(_summary(result, out))
     print_verdict(verdict, json=True)
     if format == "micro" and not json:
-        stderr.print(_micro(out))
+        stderr.print(_micro(out, manifest.measured["micro"]))
     if precision == "int8" and (best := better_form(run, known_forms(run))) is not None:
         output.next_command(*export_of(best))
     elif verdict.usable:
         output.next_command("predict", out, "IMAGE")
-
-
-def _replaced_run(out: Path, run: Path) -> str | None:
-    """Returns the name of another run whose exported model is at `out`; None if there is none."""
-    from agridistill.manifest import MANIFEST_NAME, read_manifest
-    from agridistill.runtime.backends import manifest_path
-
-    if not out.is_file():
-        return None
-    try:
-        lineage = read_manifest(manifest_path(out)).lineage
-        weights = read_manifest(run / MANIFEST_NAME).weights_sha256
-    except ModelError:
-        return None  # the export reports the error if it matters
-    return str(lineage.get("run", "unknown")) if lineage.get("run_weights_sha256") != weights else None
 
 
 def _summary(result: ExportResult, out: Path) -> str:
@@ -134,11 +127,7 @@ def _summary(result: ExportResult, out: Path) -> str:
     )
 
 
-def _micro(out: Path) -> str:
-    from agridistill.manifest import read_manifest
-    from agridistill.runtime.backends import manifest_path
-
-    needs = read_manifest(manifest_path(out)).measured["micro"]
+def _micro(out: Path, needs: Mapping[str, Any]) -> str:
     arena = needs["arena_bytes"]
     memory = f"{arena / 1024:.0f} kB of arena" if arena else "arena unknown (to measure it, pip install tflite-micro)"
     return f"{out.with_suffix('.c')}, {out.with_suffix('.h').name}: {memory}; operators {', '.join(needs['operators'])}"
@@ -157,26 +146,11 @@ def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
 
 
 def verdict_on(result: EvaluationResult, model: Path) -> ModelVerdict:
-    """Returns the verdict about a run folder or exported file, from its evaluation and the record of its training."""
+    """Returns the verdict about a model (run folder or exported file) from its evaluation and its training record."""
     from agridistill.evaluation.learning import read_learning
     from agridistill.evaluation.verdict import judge
 
     return judge(result, learning=read_learning(model, result.classes) if model.is_dir() else None)
-
-
-def _verdict_on_artefact(result: ExportResult, run: Path) -> ModelVerdict:
-    from agridistill.evaluation.verdict import judge_artefact
-    from agridistill.manifest import read_manifest
-    from agridistill.runtime.backends import manifest_path
-
-    return judge_artefact(
-        photos=result.parity.photos,
-        accuracy=result.parity.accuracy,
-        coverage=result.abstention.coverage,
-        accuracy_of_answers=result.abstention.accuracy,
-        classes=len(read_manifest(manifest_path(result.out)).classes),
-        run=verdict_on_run(run),
-    )
 
 
 def verdict_on_run(run: Path) -> ModelVerdict | None:
@@ -196,15 +170,8 @@ def _read_json(file: Path) -> Any:
 def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, ...]:
     """Exports a student and its teacher in int8, measures both files and stores the figures in the student's folder.
 
-    An error is printed and not raised, because the training itself has succeeded.
-
-    Args:
-        run: the student's run folder.
-        teacher: the teacher's run folder.
-        data: the data folder of the runs.
-
-    Returns:
-        The measurements, the better model first; empty after an error, or if one of both has no int8 form.
+    Returns the measurements, the better model first; empty if one of both has no int8 form, or after an error, which is
+    printed and not raised, because the training itself has succeeded.
     """
     from agridistill.storage import write_json
 
@@ -222,7 +189,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
 
 
 def known_forms(run: Path) -> tuple[DeviceForm, ...]:
-    """Reads what `measure_forms` stored in a run folder; empty if there is nothing, or if the other run is missing."""
+    """Reads what `measure_forms` stored in a run folder; empty if there is nothing, or if a run is missing."""
     try:
         from agridistill.export.forms import DeviceForm
 
@@ -233,11 +200,7 @@ def known_forms(run: Path) -> tuple[DeviceForm, ...]:
 
 
 def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
-    """Prints the int8 measurements of a run and its teacher, and which of both is better for a device.
-
-    Returns:
-        The run folder of the teacher if it is the better one and usable, else None.
-    """
+    """Prints the int8 measurements of a run and its teacher; returns the teacher's folder if it is the better one."""
     for line in form_lines(forms):
         stderr.print(line)
     if not forms or forms[0].misses or forms[0].run.resolve() == run.resolve():
@@ -279,43 +242,6 @@ def _reason(best: DeviceForm, other: DeviceForm) -> str:
     return "faster, and as accurate"
 
 
-@dataclass(frozen=True)
-class StudentPlan:
-    """The student of the `distill` command that `train` may suggest at its end; the finished run is its teacher."""
-
-    model: str  # name of the student's network in timm
-    planned: bool  # whether the recipe has a section for the student
-    words: Sequence[str | Path]  # options of `distill` that train the student with the settings of the run
-
-
-def after_training(data: Path, run: Path, result: EvaluationResult, student: StudentPlan) -> Words:
-    """Returns the command to suggest after a usable run of `train`: train a student with it, or export it.
-
-    Distilling takes many times longer. Without a GPU it is suggested only if the recipe has a section [distill].
-
-    Args:
-        data: the data folder.
-        run: the run folder.
-        result: the evaluation of the run.
-        student: the student that could be trained.
-
-    Returns:
-        The words of the command line after `agridistill`.
-    """
-    size = parameters_of(student.model, len(result.classes))
-    larger = size is not None and result.parameters is not None and size > result.parameters
-    if (student.planned or gpu_at_hand()) and not larger:
-        return ("distill", data, "--teacher", run, *student.words, "--out", output.sibling(run, "student"))
-    return export_of(run, result)
-
-
-def gpu_at_hand() -> bool:
-    """Returns whether this machine has a GPU that PyTorch can use."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
     """Returns the words of the command that exports a run for a device.
 
@@ -323,24 +249,6 @@ def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
     """
     precision = ("--precision", "int8") if result is None or _can_be_int8(run, result) else ()
     return ("export", run, "--out", output.sibling(run, f"{run.resolve().name}.onnx"), *precision)
-
-
-def parameters_of(model: str, classes: int) -> int | None:
-    """Returns the number of parameters of a network by its name in timm; None if the network cannot be created.
-
-    No error is raised for a wrong name, because the command that uses the name reports it.
-    """
-    import torch
-
-    from agridistill.models import create_model
-
-    try:
-        with torch.device("meta"):
-            network = create_model(model, classes)
-    except (ModelError, RuntimeError):
-        # RuntimeError: torch cannot build this network on the "meta" device, which holds no memory.
-        return None
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _can_be_int8(run: Path, result: EvaluationResult) -> bool:

@@ -76,13 +76,9 @@ class LabelOptions:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command take a group of options as one dataclass; Typer sees each field of it as an option.
+    """Wraps a command for Typer, so that a parameter can be a dataclass: each of its fields becomes an option.
 
-    Args:
-        command: a function whose parameters are annotated for Typer, or are dataclasses with such annotated fields.
-
-    Returns:
-        A function with the same behaviour, for `typer.Typer.command`.
+    The parameters of `command`, or the fields of its dataclass parameters, are annotated for Typer.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}

@@ -75,10 +75,7 @@ def watch(
     after: Annotated[
         Literal["keep", "delete"] | None, Option(help="Keep or delete the photos of a folder after classifying them.")
     ] = None,
-    page: Annotated[
-        str | None,
-        Option(metavar="[HOST:]PORT", help="Serve a web page with the detections, and metrics, on this port."),
-    ] = None,
+    page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve a web page and metrics at PORT.")] = None,
     thumbnails: Annotated[
         bool | None,
         Option(
@@ -94,8 +91,8 @@ def watch(
 ) -> None:
     """Classify new photos from a folder or camera, open alerts, and send detections to an MQTT broker.
 
-    Every detection is stored on the disk before it is sent, so the broker may be away for weeks. Ctrl-C or SIGTERM end
-    the agent cleanly; the same command continues where it stopped.
+    Every detection is stored on the disk before it is sent, so the broker may be unreachable for weeks. Ctrl-C or
+    SIGTERM end the agent cleanly; the same command continues where it stopped.
     """
     from agridistill.runtime.backends import model_path
 
@@ -223,9 +220,7 @@ def publish(
         ),
     ] = None,
     out: Annotated[Path | None, Option(help="Write the release into this folder, which devices can read.")] = None,
-    base_url: Annotated[
-        str, Option(help="Set the URL from which devices fetch the files in --out, for releases that are sent by MQTT.")
-    ] = "",
+    base_url: Annotated[str, Option(help="Set the URL of the files in --out, for releases sent by MQTT.")] = "",
     channel: Annotated[str, Option(help="Publish for devices with this channel in their settings.")] = "default",
     minimum_agreement: Annotated[
         float, Option(min=0.0, max=1.0, help="Require this share of right answers (0 to 1) on the photos of --golden.")
@@ -245,7 +240,6 @@ def publish(
 
     The password of a private key is read from AGRIDISTILL_KEY_PASSWORD.
     """
-
     with needs_extra("cryptography, to sign releases", "edge"):
         from agridistill.edge.updates.publishing import PublishSettings
         from agridistill.edge.updates.publishing import publish as write

@@ -43,20 +43,14 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Answering:
-    """The fitted temperature and abstention threshold of a model, and the quality of its answers.
+    """The fitted temperature and abstention threshold of a model, and the quality of its answers."""
 
-    Attributes:
-        temperature: the logits are divided by it.
-        abstention: the threshold, fitted on all photos, and the coverage and accuracy to expect on new photos.
-        calibration_error: the calibration error to expect on new photos, 0 to 1.
-        wanted: the share of right answers that the threshold should reach, 0 to 1.
-        cross_validated: whether coverage, accuracy and calibration error come from photos that took no part in the fit.
-    """
-
-    temperature: float
+    temperature: float  # the logits are divided by it
+    # The threshold, fitted on all photos, and the coverage and accuracy to expect on new photos.
     abstention: AbstentionPoint
-    calibration_error: float
-    wanted: float
+    calibration_error: float  # the calibration error to expect on new photos, 0 to 1
+    wanted: float  # the share of right answers that the threshold should reach, 0 to 1
+    # Whether coverage, accuracy and calibration error come from photos that took no part in the fit.
     cross_validated: bool
 
     def to_json(self) -> dict[str, Any]:

@@ -18,18 +18,12 @@ Photo = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage to a photo, in several strengths.
+    """One kind of damage to a photo, in several strengths."""
 
-    Attributes:
-        name: the name that tables show.
-        unit: what the strengths measure, in words, such as "share of the area".
-        strengths: the values to try, from weak to strong damage.
-        apply: function `(photo, strength, rng)` that returns the damaged photo `(H, W, 3)` uint8, in the same size.
-    """
-
-    name: str
-    unit: str
-    strengths: tuple[float, ...]
+    name: str  # the name that tables show
+    unit: str  # what the strengths measure, in words, such as "share of the area"
+    strengths: tuple[float, ...]  # the values to try, from weak to strong damage
+    # Function `(photo, strength, rng)` that returns the damaged photo `(H, W, 3)` uint8, in the same size.
     apply: Callable[[Photo, float, np.random.Generator], Photo]
 
 

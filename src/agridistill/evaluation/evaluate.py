@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+import sklearn.metrics
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,11 +25,10 @@ from agridistill.evaluation.metrics import (
     accuracy_interval,
     calibration_error,
     class_scores,
-    confusion_matrix,
     macro_f1,
     negative_log_likelihood,
 )
-from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.manifest import ModelManifest
 from agridistill.photo_files import passed_over
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
@@ -129,19 +129,12 @@ class EvaluationResult:
 
 
 class LabelledLogits(NamedTuple):
-    """A model's logits for N labelled photos and K classes.
+    """A model's logits for N labelled photos and K classes."""
 
-    Attributes:
-        logits: `(N, K)` float32.
-        target: `(N,)` indices of the true classes.
-        leaf_ids: the leaf id of each of the N photos.
-        skipped: one line for each photo that could not be read; these photos are not among the N.
-    """
-
-    logits: NDArray[np.float32]
-    target: Labels
-    leaf_ids: tuple[str, ...]
-    skipped: tuple[str, ...]
+    logits: NDArray[np.float32]  # `(N, K)` float32
+    target: Labels  # `(N,)` indices of the true classes
+    leaf_ids: tuple[str, ...]  # the leaf id of each of the N photos
+    skipped: tuple[str, ...]  # one line for each photo that could not be read; these photos are not among the N
 
 
 def evaluate(
@@ -149,7 +142,6 @@ def evaluate(
     samples: Sequence[Sample],
     root: Path,
     *,
-    classes: Sequence[str],
     split: str,
     skipped: Sequence[str] = (),
     progress: ProgressCallback = silent,
@@ -158,18 +150,16 @@ def evaluate(
 
     Args:
         backend: the model, ready to run.
-        samples: the photos with their labels.
+        samples: the photos; `Sample.label` is an index into the classes of the model.
         root: the folder that the paths of the samples are relative to.
-        classes: the data's class names; `Sample.label` is an index into them.
         split: name of the split that the samples belong to, which is stored in the result.
         skipped: one line for each photo that the caller left out; the result lists these lines first.
         progress: called with (photos done, photos in total).
 
     Raises:
         DataError: there are no samples, or none of them can be read.
-        ModelError: the model has other classes, or its output is unusable.
+        ModelError: the model's output is unusable.
     """
-    require_same_classes(backend.manifest.classes, classes)
     if not samples:
         raise DataError(f"photos in the split '{split}'", f"none in '{root}'", "choose another split")
     found = predict_logits(backend, samples, root, progress=progress)
@@ -211,7 +201,6 @@ def evaluate_folder(
         backend,
         photos.samples,
         photos.root,
-        classes=photos.classes,
         split=photos.split,
         skipped=photos.skipped,
         progress=progress,
@@ -266,6 +255,7 @@ def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> Eval
     preds = np.asarray(probabilities.argmax(axis=1), np.int64)
     correct = preds == found.target
     per_class = class_scores(preds, found.target, manifest.classes)
+    confusions = sklearn.metrics.confusion_matrix(found.target, preds, labels=range(len(manifest.classes)))
     return EvaluationResult(
         model=manifest.model,
         split=split,
@@ -279,7 +269,7 @@ def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> Eval
         nll_nats=negative_log_likelihood(found.logits, found.target, manifest.temperature),
         calibration_error=calibration_error(probabilities, found.target),
         per_class=per_class,
-        confusion_matrix=tuple(map(tuple, confusion_matrix(preds, found.target, len(manifest.classes)).tolist())),
+        confusion_matrix=tuple(map(tuple, confusions.tolist())),
         image_size=manifest.preprocessing.image_size,
         temperature=manifest.temperature,
     )
@@ -324,7 +314,7 @@ def predictions_on_test(
             return _predictions(document["photos"])
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         got = f"a damaged '{file}' ({type(error).__name__}: {error})"
-        raise RunError("a readable file with predictions", got, "delete it: it is made again") from None
+        raise RunError("the predictions of a run", got, "delete it and try again") from None
     photos = choose_photos(manifest, data, layout=layout, own_split=run / "splits.json", progress=progress)
     found = predict_logits(backend, photos.samples, photos.root, progress=progress)
     if found.skipped:

@@ -198,7 +198,7 @@ def read_evidence(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError("a readable file of measurements", f"a damaged '{file}' ({error})", "delete it") from None
+        raise RunError("a file of measurements in JSON", f"a damaged '{file}' ({error})", "delete it") from None
 
 
 class _Batch(NamedTuple):
@@ -230,7 +230,7 @@ def write_gallery(
     photos = choose_photos(manifests[first], data, progress=progress, **choice)
     begin(progress, "drawing attention maps")
     try:
-        entries = gallery(runs, photos.samples, photos.root, photos.classes)
+        entries = gallery(runs, photos.samples, photos.root, manifests[first].classes)
     except ModelError as error:
         logger.warning("the report will show no attention maps: %s", error)
         file.unlink(missing_ok=True)

@@ -111,26 +111,17 @@ def _unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ChosenPhotos:
-    """The photos that a model is evaluated on.
+    """The photos that a model is evaluated on."""
 
-    Attributes:
-        root: the data folder.
-        classes: the model's class names; `Sample.label` is an index into them.
-        samples: the readable photos of the split.
-        skipped: one line for each unreadable photo of the split.
-        split: the split of `samples`; "all" if "test" was wanted, but the folder has no split and only new photos.
-        left_out: sentences about input that was not used: photos without a label or a split, rows of a label file
-            without a photo, and lines of `class_names` without a folder.
-        non_photo_files: files in the folder that are not photos.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    skipped: tuple[str, ...]
+    root: Path  # the data folder
+    samples: tuple[Sample, ...]  # the readable photos of the split; labels are indices into the model's classes
+    skipped: tuple[str, ...]  # one line for each unreadable photo of the split
+    # The split of `samples`; "all" if "test" was wanted, but the folder has no split and only new photos.
     split: SplitChoice = "test"
+    # Sentences about input that was not used: photos without a label or a split, rows of a label file without a photo,
+    # and lines of `class_names` without a folder.
     left_out: tuple[str, ...] = ()
-    non_photo_files: tuple[str, ...] = ()
+    non_photo_files: tuple[str, ...] = ()  # files in the folder that are not photos
 
 
 class PhotoChoice(TypedDict, total=False):
@@ -214,7 +205,6 @@ def choose_photos(
             _warn_of_what_may_be_learnt(manifest, readable_parts, split)
     return ChosenPhotos(
         data,
-        manifest.classes,
         tuple(replace(sample, label=labels[sample.label]) for sample in wanted),
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
         split,

@@ -48,20 +48,14 @@ _Z = 1.96
 
 @dataclass(frozen=True)
 class Learning:
-    """The course of a training, as recorded in a run folder.
+    """The course of a training, as recorded in a run folder."""
 
-    Attributes:
-        rows: the rows of `metrics.csv`, one for each epoch, with the keys "val/accuracy" (0 to 1), "val/nll" (nats),
-            "train/ce" and "train/total".
-        train_photos: number of training photos of each class; None if unknown.
-        from_scratch: whether the network began with random weights; None if unknown.
-        val_photos: number of photos in the validation split; None if unknown.
-    """
-
+    # The rows of `metrics.csv`, one for each epoch, with the keys "val/accuracy" (0 to 1), "val/nll" (nats), "train/ce"
+    # and "train/total".
     rows: Sequence[Mapping[str, float]] = ()
-    train_photos: Mapping[str, int] | None = None
-    from_scratch: bool | None = None
-    val_photos: int | None = None
+    train_photos: Mapping[str, int] | None = None  # number of training photos of each class; None if unknown
+    from_scratch: bool | None = None  # whether the network began with random weights; None if unknown
+    val_photos: int | None = None  # number of photos in the validation split; None if unknown
 
     @property
     def epochs(self) -> int:
@@ -74,15 +68,8 @@ class Learning:
         accuracy = self._column("val/accuracy")
         return 1 + accuracy.index(max(accuracy)) if accuracy else 0
 
-    def accuracy_ends(self) -> tuple[float, float]:
-        """Returns the mean validation accuracy, 0 to 1, of the last quarter of the epochs and of the quarter before."""
-        return self._ends("val/accuracy")
-
     def progress(self, chance: float) -> Progress:
-        """Describes in one or two words how the training went, from its losses and accuracies.
-
-        Args:
-            chance: accuracy that needs no learning, 0 to 1 (`EvaluationResult.chance`).
+        """Describes how the training went; `chance` is the accuracy that needs no learning, 0 to 1.
 
         Returns:
             "memorised" if validation accuracy stayed near `chance` although the training loss halved; "never began"
@@ -95,10 +82,10 @@ class Learning:
         if max(accuracy) <= chance + LUCK:
             loss = self._column("train/ce") or self._column("train/total")
             return "memorised" if loss and loss[-1] < MEMORISED_FALL * loss[0] else "never began"
-        last, before = self._ends("val/accuracy")
+        last, before = self.ends("val/accuracy")
         rise = max(ACCURACY_RISE, RISE_PHOTOS / self.val_photos) if self.val_photos else ACCURACY_RISE
         if last >= before + rise and len(nll) == len(accuracy):
-            last_nll, nll_before = self._ends("val/nll")
+            last_nll, nll_before = self.ends("val/nll")
             if last_nll <= (1 - NLL_FALL) * nll_before:
                 return "still improving"
         return "stopped" if self.best_epoch <= STOPPED_SHARE * len(accuracy) else "unclear"
@@ -106,7 +93,8 @@ class Learning:
     def _column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
 
-    def _ends(self, name: str) -> tuple[float, float]:
+    def ends(self, name: str) -> tuple[float, float]:
+        """Returns the means of a column of `metrics.csv` over the last quarter of the epochs and the quarter before."""
         values = self._column(name)
         quarter = max(1, len(values) // 4)
         last, before = values[-quarter:], values[-2 * quarter : -quarter]
@@ -114,64 +102,32 @@ class Learning:
 
 
 def read_learning(run: Path, classes: Sequence[str]) -> Learning:
-    """Reads the record of a training from its run folder; values that are missing or damaged become None or empty."""
-    return Learning(
-        _rows(run / "metrics.csv"),
-        _train_photos(run, classes),
-        _from_scratch(run),
-        _val_photos(run / "splits.json"),
-    )
-
-
-def _rows(file: Path) -> tuple[dict[str, float], ...]:
+    """Reads the record of a training from its run folder; returns an empty one if a file is missing or damaged."""
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            return tuple({name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines))
-    except (OSError, ValueError, TypeError):
-        return ()
-
-
-def _train_photos(run: Path, classes: Sequence[str]) -> dict[str, int] | None:
-    try:
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
         counted = json.loads((run / "environment.json").read_text(encoding="utf-8"))["train_photos"]
-        return {name: int(counted[name]) for name in classes}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _val_photos(file: Path) -> int | None:
-    try:
-        return len(read_split(file).val) or None
-    except DataError:
-        return None
-
-
-def _from_scratch(run: Path) -> bool | None:
-    try:
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         settings = recipe["distill"] if "distill" in recipe else recipe["train"]
-        return not (settings["pretrained"] or settings.get("weights"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return Learning(
+            tuple(rows),
+            train_photos={name: int(counted[name]) for name in classes},
+            from_scratch=not (settings["pretrained"] or settings.get("weights")),
+            val_photos=len(read_split(run / "splits.json").val) or None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return Learning()
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A model's evaluation and training, with the conclusions from which remarks and advice are written.
+    """A model's evaluation and training, with the conclusions from which remarks and advice are written."""
 
-    Attributes:
-        level: how far the model can be used; see `ModelVerdict`.
-        result: the evaluation.
-        learning: the record of the training.
-        progress: how the training went; see `Learning.progress`.
-        weak: classes that the model recognises less often than the others, the worst first.
-    """
-
-    level: Level
-    result: EvaluationResult
-    learning: Learning
-    progress: Progress
-    weak: Sequence[ClassScores]
+    level: Level  # how far the model can be used; see `ModelVerdict`
+    result: EvaluationResult  # the evaluation
+    learning: Learning  # the record of the training
+    progress: Progress  # how the training went; see `Learning.progress`
+    weak: Sequence[ClassScores]  # classes that the model recognises less often than the others, the worst first
 
     @property
     def good(self) -> bool:
@@ -183,7 +139,7 @@ def learning_remarks(found: Findings) -> list[str]:
     """Returns a sentence if the training ended too early or failed, else an empty list."""
     learning, progress = found.learning, found.progress
     if progress == "still improving":
-        last, before = learning.accuracy_ends()
+        last, before = learning.ends("val/accuracy")
         return [
             f"It was still improving when it stopped: from {number(before)} to {percent(last)} of the validation "
             "photos in the last epochs."

@@ -30,21 +30,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision, recall and F1 of one class; all three are None if there are no photos of the class.
+    """Precision, recall and F1 of one class; all three are None if there are no photos of the class."""
 
-    Attributes:
-        name: the class.
-        precision: share of the photos predicted as this class that belong to it, 0 to 1; 0 if there are none.
-        recall: share of the photos of this class that are predicted as it, 0 to 1.
-        f1: harmonic mean of precision and recall, 0 to 1.
-        photos: number of photos of this class.
-    """
-
-    name: Annotated[str, Field(validation_alias="class")]
+    name: Annotated[str, Field(validation_alias="class")]  # the class
+    # Share of the photos predicted as this class that belong to it, 0 to 1; 0 if there are none.
     precision: float | None
-    recall: float | None
-    f1: float | None
-    photos: int
+    recall: float | None  # share of the photos of this class that are predicted as it, 0 to 1
+    f1: float | None  # harmonic mean of precision and recall, 0 to 1
+    photos: int  # number of photos of this class
 
 
 def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> Interval:
@@ -140,11 +133,6 @@ def macro_f1(scores: Sequence[ClassScores]) -> float:
     return float(np.mean([score.f1 for score in scores if score.f1 is not None]))
 
 
-def confusion_matrix(preds: Labels, target: Labels, classes: int) -> NDArray[np.int64]:
-    """Returns the counts of photos, `(K, K)` for K = `classes`: rows are the truth, columns the prediction."""
-    return np.asarray(sklearn.metrics.confusion_matrix(target, preds, labels=range(classes)), np.int64)
-
-
 def negative_log_likelihood(logits: NDArray[Any], target: Labels, temperature: float = 1.0) -> float:
     """Returns the mean of -log p(true class), in nats, for logits `(N, K)` and class indices `target` `(N,)`."""
     scaled = np.asarray(logits, np.float64) / temperature
@@ -178,8 +166,8 @@ def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bin
 def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
     """Finds the temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
-    It is convex in 1 / T, so bisection in log T finds the minimum. Pass validation photos, never photos that the model
-    was trained on.
+    This likelihood is convex in 1 / T, so bisection in log T finds the minimum. Pass validation photos, never photos
+    that the model was trained on.
 
     Args:
         logits: `(N, K)`.
@@ -227,19 +215,12 @@ _USABLE_COVERAGE = 0.5
 
 
 class AbstentionPoint(NamedTuple):
-    """A threshold of the top probability, below which a model abstains, with the resulting coverage and accuracy.
+    """A threshold of the top probability, below which a model abstains, with the resulting coverage and accuracy."""
 
-    Attributes:
-        threshold: photos whose top probability is lower get no answer.
-        coverage: share of the photos that are answered, 0 to 1.
-        accuracy: share of the answers that are right, 0 to 1.
-        reached: whether `accuracy` is at least the wanted accuracy.
-    """
-
-    threshold: float
-    coverage: float
-    accuracy: float
-    reached: bool = True
+    threshold: float  # photos whose top probability is lower get no answer
+    coverage: float  # share of the photos that are answered, 0 to 1
+    accuracy: float  # share of the answers that are right, 0 to 1
+    reached: bool = True  # whether `accuracy` is at least the wanted accuracy
 
 
 def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_], accuracy: float) -> AbstentionPoint:

@@ -118,50 +118,32 @@ LEAST_MASKED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class UnderCorruption:
-    """Accuracy of a model under one corruption, at each of its strengths.
+    """Accuracy of a model under one corruption, at each of its strengths."""
 
-    Attributes:
-        name: name of the corruption.
-        unit: what the strengths measure, in words.
-        strengths: from weak to strong.
-        accuracies: the accuracy at each strength, 0 to 1.
-    """
-
-    name: str
-    unit: str
-    strengths: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    name: str  # name of the corruption
+    unit: str  # what the strengths measure, in words
+    strengths: tuple[float, ...]  # from weak to strong
+    accuracies: tuple[float, ...]  # the accuracy at each strength, 0 to 1
 
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """A model's accuracy on corrupted and on masked photos.
+    """A model's accuracy on corrupted and on masked photos."""
 
-    Attributes:
-        photos: number of photos used.
-        accuracy: accuracy on these photos without corruption, 0 to 1.
-        accuracy_ci95: 95 % interval of `accuracy`.
-        corruptions: accuracies under each corruption.
-        mean_corrupted_accuracy: mean over all corruptions and strengths, 0 to 1.
-        masked_photos: number of photos in which one leaf on a plain background was found. If they are at least half of
-            the photos, the attributes below are measured on them; else the next three are None.
-        leaf_masked_accuracy: accuracy if the leaf is masked and only the background is visible, 0 to 1. Above `chance`,
-            the model uses the background or the outline of the mask.
-        leaf_masked_ci95: 95 % interval of `leaf_masked_accuracy`.
-        ground_masked_accuracy: accuracy if the background is masked and only the leaf is visible, 0 to 1.
-        chance: share of the most frequent class, 0 to 1: the accuracy of one answer for all photos.
-    """
-
-    photos: int
-    accuracy: float
-    accuracy_ci95: Interval
-    corruptions: tuple[UnderCorruption, ...]
-    mean_corrupted_accuracy: float
+    photos: int  # number of photos used
+    accuracy: float  # accuracy on these photos without corruption, 0 to 1
+    accuracy_ci95: Interval  # 95 % interval of `accuracy`
+    corruptions: tuple[UnderCorruption, ...]  # accuracies under each corruption
+    mean_corrupted_accuracy: float  # mean over all corruptions and strengths, 0 to 1
+    # Number of photos in which one leaf on a plain background was found. If they are at least half of the photos, the
+    # attributes below are measured on them; else the next three are None.
     masked_photos: int
+    # Accuracy if the leaf is masked and only the background is visible, 0 to 1. Above `chance`, the model uses the
+    # background or the outline of the mask.
     leaf_masked_accuracy: float | None
-    leaf_masked_ci95: Interval | None
-    ground_masked_accuracy: float | None
-    chance: float
+    leaf_masked_ci95: Interval | None  # 95 % interval of `leaf_masked_accuracy`
+    ground_masked_accuracy: float | None  # accuracy if the background is masked and only the leaf is visible, 0 to 1
+    chance: float  # share of the most frequent class, 0 to 1: the accuracy of one answer for all photos
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document with every attribute."""

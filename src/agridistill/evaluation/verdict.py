@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from agridistill.evaluation.evaluate import EvaluationResult
@@ -44,20 +44,14 @@ _SPLITS = {"test": "new photos", "val": "validation photos", "train": "the photo
 
 @dataclass(frozen=True)
 class ModelVerdict:
-    """Whether a model can be used, with reasons and advice for the person who decides.
+    """Whether a model can be used, with reasons and advice for the person who decides."""
 
-    Attributes:
-        level: "usable"; "weak" (usable if a person checks the answers); "unproven" (there are too few photos to
-            decide); or "unusable".
-        headline: one sentence without a full stop, such as "Usable: right on 95 % of new photos".
-        remarks: other findings, in whole sentences.
-        advice: what would make the model better, the most helpful first, in whole sentences.
-    """
-
+    # "usable"; "weak" (usable if a person checks the answers); "unproven" (there are too few photos to decide); or
+    # "unusable".
     level: Level
-    headline: str
-    remarks: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
+    headline: str  # one sentence without a full stop, such as "Usable: right on 95 % of new photos"
+    remarks: tuple[str, ...] = ()  # other findings, in whole sentences
+    advice: tuple[str, ...] = ()  # what would make the model better, the most helpful first, in whole sentences
 
     @property
     def usable(self) -> bool:
@@ -71,13 +65,7 @@ class ModelVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document: "usable", "level", "headline", "remarks" and "advice"."""
-        return {
-            "usable": self.usable,
-            "level": self.level,
-            "headline": self.headline,
-            "remarks": list(self.remarks),
-            "advice": list(self.advice),
-        }
+        return {"usable": self.usable, **asdict(self)}
 
 
 def judge(result: EvaluationResult, *, learning: Learning | None = None) -> ModelVerdict:

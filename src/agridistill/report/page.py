@@ -41,9 +41,7 @@ class ReportResult:
 def report(folder: Path) -> ReportResult:
     """Writes `report.html`, `figures/*.svg` and `figures/*.json` to a folder with result files.
 
-    Args:
-        folder: has `compare.json` or `evaluation.json`; may also have `metrics.csv`, `evidence/*.json` and
-            `benchmark.json`.
+    It needs `compare.json` or `evaluation.json`, and may have `metrics.csv`, `evidence/*.json` and `benchmark.json`.
 
     Raises:
         RunError: there are no result files, or one is damaged.
@@ -54,7 +52,7 @@ def report(folder: Path) -> ReportResult:
         text = _render(documents, drawn)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, UndefinedError) as error:
         got = f"other or damaged files in '{folder}' ({type(error).__name__}: {error})"
-        raise RunError("result files of this release", got, "run the command that wrote them again") from None
+        raise RunError("result files of this release", got, "run again the command that wrote them") from None
     page = folder / "report.html"
     write_text(page, text)
     pictures = tuple(folder / f"figures/{plot.name}.svg" for plot in drawn)
@@ -264,7 +262,7 @@ def _require_version(document: Document | None, name: str) -> Document:
     version = document.get("format_version") if isinstance(document, dict) else None
     if document is None or version != _FORMAT_VERSION:
         expected = f"result files of version {_FORMAT_VERSION}"
-        raise RunError(expected, f"version {version} in '{name}'", "write it again with this release")
+        raise RunError(expected, f"version {version} in '{name}'", "create it again with this release")
     return document
 
 
@@ -274,7 +272,7 @@ def _read_json(path: Path) -> Document | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "write it again") from None
+        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "run again what wrote it") from None
     return document
 
 

@@ -81,7 +81,7 @@ def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
 def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
     """Returns sentences about the model `name`: its robustness, its use of the background, and its abstention.
 
-    `evidence` is a document of `gather_evidence`.
+    `evidence` is the content of `evidence/NAME.json`.
     """
     robust, selective = evidence["robustness"], evidence["selective"]
     hardest = min(robust["corruptions"], key=lambda one: float(one["accuracies"][1]))
@@ -151,10 +151,7 @@ def short_name(label: str, labels: Sequence[str]) -> str:
 
 
 def glossary(body: str) -> list[tuple[str, str]]:
-    """Returns the terms of `templates/glossary.toml` that occur in a page, each with its meaning.
-
-    Args:
-        body: the HTML of the page.
+    """Returns the terms of `templates/glossary.toml` that occur in the HTML `body` of a page, each with its meaning.
 
     Example:
         >>> [term for term, _ in glossary("<p>It has 2 M parameters and an F1 of 0.8.</p>")]
