@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agridistill.benchmark.host import peak_memory_bytes, processor_name
+from agridistill.benchmark.result import peak_memory_bytes, processor_name
 from agridistill.storage import write_json
 
 

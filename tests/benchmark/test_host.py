@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agridistill.benchmark.host import (
+from agridistill.benchmark.result import (
     EnergyCounter,
     bare_interpreter_bytes,
     describe_host,
@@ -58,7 +58,7 @@ def test_versions_are_of_what_is_installed() -> None:
 def test_peak_memory_counts_what_was_freed_and_not_the_parents() -> None:
     kept = b"x" * 150_000_000  # these must not count for the child
     code = """
-from agridistill.benchmark.host import peak_memory_bytes
+from agridistill.benchmark.result import peak_memory_bytes
 before = peak_memory_bytes()
 held = b"x" * 50_000_000
 del held

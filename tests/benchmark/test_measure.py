@@ -21,10 +21,10 @@ class MadeUpWorker:
         self._target, self._log, self._answers = target, log, answers
         self._latencies = iter(range(1_000, 10**9, 1_000))
 
-    def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
+    def ask(self, question: str, **details: Any) -> dict[str, Any]:
         self._log.append((self._target.engine, question, details))
         if question == "load":
-            return {"load_s": 0.5, "first_query_s": 0.001}
+            return {"load_s": 0.5}
         if question == "turn":
             inference, end_to_end = ([next(self._latencies) for _ in range(details["queries"])] for _ in range(2))
             peak = self._answers.get("peak_memory_bytes", 30_000_000)

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,13 @@ from tests.cli.running import Capture, run
 from tests.colour_backend import colour_photo
 
 from agridistill.cli import export
-from agridistill.cli.output import count, next_command
-from agridistill.cli.train import larger_student
+from agridistill.cli.output import next_command
 from agridistill.evaluation.evaluate import EvaluationResult
 from agridistill.evaluation.verdict import Level, ModelVerdict
 from agridistill.export.forms import DeviceForm
-from agridistill.progress import ProgressCallback
 from agridistill.training.run_folder import RunFolder
 
-TINY, LARGE = "mobilenetv3_small_050", "mobilenetv3_large_minimal_100"
+TINY = "mobilenetv3_small_050"
 FAST = ["--image-size", "32", "--batch-size", "16", "--no-pretrained", "--workers", "0", "--precision", "fp32"]
 
 
@@ -32,66 +29,24 @@ def evaluation(folder: Path) -> EvaluationResult:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool:
-    monkeypatch.setattr(export, "gpu_at_hand", lambda: request.param)
+    monkeypatch.setattr("agridistill.cli.train.gpu_at_hand", lambda: request.param)
     return bool(request.param)
 
 
-def after_training(run_folder: Path, *, student: str, parameters: int | None, planned: bool = False) -> str:
-    result = replace(evaluation(run_folder), parameters=parameters)
-    plan = export.StudentPlan(student, planned, ["--student", student])
-    words = export.after_training(Path("photos"), run_folder, result, plan)
-    return shlex.join(map(str, words)).replace(str(run_folder.parent), "RUNS")
-
-
-EXPORT = "export RUNS/student --out RUNS/student.onnx --precision int8"
-DISTILL = f"distill photos --teacher RUNS/student --student {LARGE} --out RUNS/student"
-
-
-@pytest.mark.parametrize(
-    ("gpu", "parameters", "planned", "expected"),
-    [
-        (True, 28_000_000, False, DISTILL),
-        (False, 28_000_000, False, EXPORT),
-        (False, 28_000_000, True, DISTILL),
-        (True, 1_000_000, True, EXPORT),
-        (True, None, False, DISTILL),
-    ],
-    indirect=["gpu"],
-)
-def test_after_training_comes_what_this_machine_can_do(
-    student_run: Path, gpu: bool, parameters: int | None, planned: bool, expected: str
+@pytest.mark.parametrize("gpu", [False], indirect=True)
+def test_after_training_without_a_gpu_comes_the_export(
+    student_run: Path, gpu: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert after_training(student_run, student=LARGE, parameters=parameters, planned=planned) == expected
+    (tmp_path / "r.toml").write_text("[train]\n")
+    monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: RunFolder(student_run).read_result())
+    monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
+    _, _, err = run(capsys, "train", "photos", "--recipe", tmp_path / "r.toml", "--out", student_run)
+    assert f"Next: agridistill export {student_run} --out {student_run}.onnx --precision int8" in err.replace("\n", " ")
 
 
 def test_a_network_that_cannot_be_rounded_is_exported_as_it_is(teacher_run: Path) -> None:
     words = export.export_of(teacher_run, evaluation(teacher_run))
     assert words == ("export", teacher_run, "--out", teacher_run.with_name("teacher.onnx"))
-
-
-def test_a_student_larger_than_its_teacher_is_known_by_its_parameters(teacher_run: Path, tmp_path: Path) -> None:
-    theirs = evaluation(teacher_run).parameters
-    assert theirs is not None
-    assert f"than its teacher ({count(theirs)})" in larger_student(LARGE, teacher_run)
-    assert larger_student("swin_nano_patch4_window4_64", teacher_run) == ""
-    assert larger_student("no_such_network", teacher_run) == ""
-    assert larger_student(LARGE, tmp_path) == ""
-
-
-def test_distill_warns_of_a_student_larger_than_its_teacher(
-    leaves: Path, teacher_run: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object, progress: ProgressCallback, **__: object) -> None:
-        progress(0, 1)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("agridistill.training.run.distill", stop)
-    words = ("distill", leaves, "--teacher", teacher_run, "--out", tmp_path / "run", "--student")
-    code, _, err = run(capsys, *words, LARGE)
-    assert code == 130
-    assert err.startswith(f"warning: the student {LARGE} has more parameters (2.65 M) than its teacher (568 k)")
-    _, _, err = run(capsys, *words, "mobilenetv3_small_minimal_050", "--int8", "--weights", teacher_run)
-    assert "warning" not in err
 
 
 def test_a_command_whose_extra_is_missing_is_proposed_with_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,26 +238,25 @@ def test_train_distill_evaluate_and_predict_follow_one_another(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "carried"),
-    [
-        ("[train]\n[distill]\nmodel = 'mobilenetv3_small_050'\n", "--recipe {file}"),
-        ("[train]\n[distill]\n", "--student mobilenetv3_large_minimal_100 --recipe {file}"),
-        ("[data]\n", "--student mobilenetv3_large_minimal_100 --recipe {file}"),
-        ("[train]\n", "--student mobilenetv3_large_minimal_100"),
-    ],
+    ("recipe", "gpu", "carried"),
+    [("[train]\n[distill]\nmodel = 'mobilenetv3_small_050'\n", False, " --recipe {file}"), ("[train]\n", True, "")],
 )
-def test_the_next_command_of_train_passes_on_a_recipe_that_serves_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str, carried: str
+def test_the_next_command_of_train_is_distill_with_a_recipe_for_it_or_a_gpu(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: str,
+    gpu: bool,
+    carried: str,
 ) -> None:
     file = tmp_path / "r.toml"
     file.write_text(recipe)
-    finished = SimpleNamespace(evaluation=SimpleNamespace(parameters=30_000_000, classes=("a", "b")))
-    monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink() or finished)
+    monkeypatch.setattr("agridistill.training.run.train", lambda *args, **options: file.unlink())
     monkeypatch.setattr("agridistill.cli.train.show_result", lambda *args, **options: ModelVerdict("usable", "Usable"))
-    monkeypatch.setattr("agridistill.cli.export.gpu_at_hand", lambda: True)
+    monkeypatch.setattr("agridistill.cli.train.gpu_at_hand", lambda: gpu)
     code, _, err = run(capsys, "train", "photos", "--recipe", file, "--out", tmp_path / "run")
     assert code == 0
-    words = f"--teacher {tmp_path / 'run'} {carried.format(file=file)} --out {tmp_path / 'student'}"
+    words = f"--teacher {tmp_path / 'run'}{carried.format(file=file)} --out {tmp_path / 'student'}"
     assert f"Next: agridistill distill photos {words}" in one_line(err)
 
 
@@ -316,7 +314,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_with_resume(leaves: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "called", "told"),
     [
-        (("demo", "--out"), "cli.demo.run_demo", "interrupted: run the same command again to continue"),
+        (("demo", "--out"), "cli.data.run_demo", "interrupted: run the same command again to continue"),
         (
             ("data", "fetch", "plantvillage-tomato", "--out"),
             "data.fetch.fetch_dataset",

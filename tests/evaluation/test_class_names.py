@@ -98,7 +98,7 @@ def test_a_class_that_the_model_lacks_is_refused_with_the_remedy() -> None:
         'write a TOML file with one line for each such folder, as "Late blight" = "model class", and pass it as '
         "--map, or move the folder out of the data"
     )
-    with pytest.raises(ModelError, match="a class of the model for 'a'; got 'Tomato___helthy'; did you mean"):
+    with pytest.raises(ModelError, match="one of the model's classes for 'a'; got 'Tomato___helthy'; did you mean"):
         labels_in_model(["Tomato___Late_blight", "Tomato___healthy"], ["a"], {"a": "Tomato___helthy"})
 
 
@@ -115,8 +115,8 @@ def test_names_are_read_from_a_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("late blight = x", 'expected a file of class names in TOML; got .*; write a line for each folder: "folder'),
-        ("rust = 3", "expected a class for 'rust' in '.*names.toml'; got 3 .int.; write"),
-        ("[rust]\na = 'b'", "expected a class for 'rust' in .*; got a dict of 1; write"),
+        ("rust = 3", "expected a class name for 'rust' in '.*names.toml'; got 3 .int.; write"),
+        ("[rust]\na = 'b'", "expected a class name for 'rust' in .*; got a dict of 1; write"),
     ],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:

@@ -50,4 +50,4 @@ def test_where_there_is_no_attention_an_earlier_gallery_goes(
     monkeypatch.setattr(evidence, "gallery", none)
     write_gallery({"teacher": teacher_run}, leaves, file)
     assert not file.exists()
-    assert "The report will show no attention maps" in caplog.text
+    assert "the report will show no attention maps" in caplog.text

@@ -123,8 +123,8 @@ class TestPhotosThatAModelLearnt:
             shutil.copy(colour_folder / path, copy)
         chosen(trained, tmp_path / "part", split="all", learnt=learnt)
         assert caplog.messages == [
-            "the model has learnt from at least 6 of these 10 photos (also if they are renamed, flipped, rotated or "
-            "resized): the result will be too high; leave them out, or pass its run's splits.json as --splits"
+            "the model has learnt from at least 6 of these 10 photos (or their flipped, rotated or resized copies): "
+            "the result will be too high; leave them out, or pass its run's splits.json as --splits"
         ]
 
     def test_flipped_and_turned_copies_are_known(

@@ -12,7 +12,6 @@ from agridistill.evaluation.metrics import (
     accuracy_interval,
     calibration_error,
     class_scores,
-    confusion_matrix,
     effective_sample_size,
     fit_temperature,
     macro_f1,
@@ -142,11 +141,6 @@ def test_a_class_that_is_never_predicted_scores_zero() -> None:
     scores = class_scores(np.array([0, 0, 0]), np.array([0, 0, 1]), ["a", "b"])
     assert (scores[1].precision, scores[1].recall, scores[1].f1, scores[1].photos) == (0, 0, 0, 1)
     assert macro_f1(scores) == pytest.approx(0.8 / 2)
-
-
-def test_the_confusion_matrix_has_the_truth_in_rows() -> None:
-    matrix = confusion_matrix(np.array([1, 1, 0]), np.array([0, 0, 0]), 3)
-    assert matrix.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_negative_log_likelihood_equals_cross_entropy() -> None:

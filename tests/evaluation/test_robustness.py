@@ -134,7 +134,7 @@ def test_masks_leave_the_other_part_as_it_was() -> None:
 
 
 def test_what_cannot_be_spoilt_is_told(photos: list[Sample], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="labelled photos to corrupt; got none"):
+    with pytest.raises(DataError, match="at least 1 photo to measure robustness; got none"):
         robustness(Judge(slice(0, 32)), [], tmp_path)
     (tmp_path / photos[3].path).write_bytes(b"no photo")
     with pytest.raises(PhotoError, match="not a JPEG"):

@@ -344,7 +344,7 @@ def test_a_real_run_stores_the_verdict_that_its_folder_gives(student_run: Path) 
     assert learning.from_scratch is True
     counted = sum((learning.train_photos or {}).values())
     assert counted == len(read_split(student_run / "splits.json").train)
-    assert stored["verdict"] == judge(evaluation, learning=learning).to_json()
+    assert stored["verdict"] == json.loads(json.dumps(judge(evaluation, learning=learning).to_json()))
 
 
 ARTEFACT = {"photos": 200, "accuracy": 0.93, "coverage": 0.9, "accuracy_of_answers": 0.97, "classes": 3}

@@ -79,7 +79,7 @@ def test_it_is_as_accurate_on_the_test_photos_as_its_card_says(precision: str, r
 
     backend = open_artefact(MODELS / f"tomato-{precision}.onnx")
     prepared = prepare_data(real_photos)
-    found = evaluate(backend, prepared.test, prepared.root, classes=prepared.classes, split="test")
+    found = evaluate(backend, prepared.test, prepared.root, split="test")
     figures = recorded(f"evaluation-{precision}")
     assert found.photos == figures["photos"]
     # Processors round in ways of their own: a handful of photos lie on an edge.

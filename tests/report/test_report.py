@@ -307,7 +307,7 @@ def test_a_damaged_file_is_named(study: Path, name: str) -> None:
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"compare.json or evaluation.json; got .*agridistill compare"):
         report(tmp_path)
-    with pytest.raises(RunError, match="the folder of a study or a run; got"):
+    with pytest.raises(RunError, match="a folder with results; got"):
         report(tmp_path / "none")
 
 

@@ -234,4 +234,4 @@ def test_the_command_prints_the_best_settings_and_how_to_use_them(
     ).replace("recipe.toml ", "recipe.toml' ")
     with pytest.raises(SystemExit):
         main([*command, "--teacher", str(teacher_run), "--jobs", "2"])
-    assert "only options for --search, which runs one trial at a time; got --jobs" in capsys.readouterr().err
+    assert "expected no --jobs with --search, which trains one run at a time; got --jobs" in capsys.readouterr().err

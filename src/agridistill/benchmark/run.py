@@ -28,8 +28,16 @@ from agridistill.arguments import (
     to_optional_path,
     to_path,
 )
-from agridistill.benchmark.host import bare_interpreter_bytes, describe_host
-from agridistill.benchmark.result import PUBLISHED, Accuracy, BenchmarkResult, ModelResult, Percentiles, PhotoSet
+from agridistill.benchmark.result import (
+    PUBLISHED,
+    Accuracy,
+    BenchmarkResult,
+    ModelResult,
+    Percentiles,
+    PhotoSet,
+    bare_interpreter_bytes,
+    describe_host,
+)
 from agridistill.benchmark.worker import Target, Worker, start_worker, worker_command
 from agridistill.errors import ConfigError, ModelError
 from agridistill.preprocess import photo_size
@@ -51,7 +59,7 @@ _DRAWN_SIDE, _DRAWN_QUALITY = 256, 90
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """How many queries and turns a benchmark has."""
+    """Number and size of the measurements; a query is one photo, a turn is a series of queries to one model."""
 
     queries: AtLeastOne = PUBLISHABLE_QUERIES  # number for each model and each kind (inference, end to end)
     turns: AtLeastOne = 16  # turns of each model; at most one for each query
@@ -60,7 +68,7 @@ class BenchmarkPlan:
     batch_size: AtLeastOne = 32  # number of photos at once to measure throughput, if the engine takes several
 
     def turn_sizes(self) -> tuple[int, ...]:
-        """Returns the number of queries in each turn; the numbers differ by at most 1.
+        """Divides the queries into turns: returns the number of queries in each turn; they differ by at most 1.
 
         Example:
             >>> BenchmarkPlan(queries=10, turns=4).turn_sizes()
@@ -83,19 +91,20 @@ def benchmark(
     plan: BenchmarkPlan | Mapping[str, int] | None = None,
     progress: ProgressCallback = silent,
 ) -> BenchmarkResult:
-    """Measures models on this machine's processor, each in a separate process, in turns.
+    """Measures the speed, memory and energy of models on this machine's CPU, each in a separate process, in turns.
 
     Args:
         models: finished run folders, exported files or names of shipped models: a list of at least one, or a single
             one.
         engines: names of engines; each model is measured with those that can run it. "all" takes every installed
             engine; an empty sequence takes each model's default.
-        threads: number of threads for one prediction; 0 takes one for each core.
-        data: a folder of class folders to measure the accuracy on; None does not measure it.
+        threads: number of threads for one prediction; 0 means one for each core.
+        data: a folder of class folders to measure the accuracy on; None skips the accuracy.
         split: split of `data`, as for `evaluate`.
         split_file: file with the split of `data`, as for `evaluate`.
-        photos: a photo or a folder of photos to measure the time from file to label with; None draws some of 256 px.
-        plan: number of queries and turns, as a `BenchmarkPlan` or a dict of its fields; None takes the defaults, which
+        photos: a photo or a folder of photos to measure the time from file to label with; None uses generated pictures
+            of 256 x 256 px.
+        plan: number of queries and turns, as a `BenchmarkPlan` or a dict of its fields; None uses the defaults, which
             suffice for published figures.
         progress: called with (done, total) while photos are checked and classified, and after each turn.
 
@@ -155,7 +164,7 @@ def measure(
     interpreter_bytes: int | None,
     progress: ProgressCallback = silent,
 ) -> list[ModelResult]:
-    """Measures every target in its worker process; only one worker computes at a time.
+    """Measures every target in a process of its own (worker); only one worker computes at a time.
 
     Args:
         targets: the models, each with its engine.
@@ -192,7 +201,6 @@ class _Measured:
     worker: Worker
     plan: BenchmarkPlan
     load_s: float
-    first_query_s: float
     turns: list[dict[str, Any]] = field(default_factory=list)
     batch_photos: int = 0
     batch_s: float = 0.0
@@ -202,15 +210,12 @@ class _Measured:
         return self.target.engine == TORCH or ENGINES[self.target.engine].batches
 
     def turn(self, queries: int) -> None:
-        expected_s = 2 * self.first_query_s * (queries + self.plan.warm_up)
-        answer = self.worker.ask("turn", queries=queries, warm_up=self.plan.warm_up, expected_s=expected_s)
-        self.turns.append(answer)
+        self.turns.append(self.worker.ask("turn", queries=queries, warm_up=self.plan.warm_up))
 
     def batches(self, queries: int) -> None:
         size = self.plan.batch_size
         batches = math.ceil(queries / size)
-        expected_s = self.first_query_s * size * (batches + 1)
-        answer = self.worker.ask("batches", batches=batches, batch_size=size, expected_s=expected_s)
+        answer = self.worker.ask("batches", batches=batches, batch_size=size)
         self.batch_photos += batches * size
         self.batch_s += answer["seconds"]
 

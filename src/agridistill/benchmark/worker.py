@@ -10,12 +10,10 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ import numpy as np
 
 from agridistill import errors
 from agridistill.api import load, model_cost
-from agridistill.benchmark.host import EnergyCounter, peak_memory_bytes
+from agridistill.benchmark.result import EnergyCounter, peak_memory_bytes
 from agridistill.errors import AgriDistillError, ModelError
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import TORCH, checked_logits
@@ -36,11 +34,6 @@ from agridistill.runtime.reading import read_pixels
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# A large network loads in less time even from a slow disk.
-_PATIENCE_S = 300.0
-# Factor for an expected time, which is estimated from one query on a machine that may be busy.
-_SLACK = 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Target:
 
 
 def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list[str]:
-    """Returns the command line of the process that measures a target; it gets the module search path of this process.
+    """Returns the command line of a process that measures a target; it uses the module search path of this process.
 
     `threads` is the number of threads for one prediction; `photos` are the files to classify.
     """
@@ -67,13 +60,10 @@ def worker_command(target: Target, threads: int, photos: Sequence[Path]) -> list
 
 
 @contextlib.contextmanager
-def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATIENCE_S) -> Iterator[Worker]:
-    """Starts a process that measures a model, and ends it when the context ends.
+def start_worker(command: Sequence[str], name: str) -> Iterator[Worker]:
+    """Starts a process that measures a model, yields a `Worker`, and kills the process at the end of the `with` block.
 
-    Args:
-        command: command line of the process, see `worker_command`.
-        name: name of the model for errors.
-        patience_s: seconds without an answer after which the process is killed, plus 20 times the expected time.
+    `command` comes from `worker_command`; `name` is the name of the model in error messages.
     """
     # The benchmark compares models on the processor, but torch would use a GPU.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -85,47 +75,35 @@ def start_worker(command: Sequence[str], name: str, *, patience_s: float = _PATI
         ) as process,
     ):
         try:
-            yield Worker(process, stderr, name, patience_s)
+            yield Worker(process, stderr, name)
         finally:
             process.kill()
             process.communicate()
 
 
 class Worker:
-    """Sends requests to a process that `start_worker` started, and receives its answers."""
+    """The process of `start_worker`; `ask` sends it a request and returns the answer."""
 
-    def __init__(self, process: subprocess.Popen[str], stderr: IO[bytes], name: str, patience_s: float) -> None:
-        self._process, self._stderr, self._name, self._patience_s = process, stderr, name, patience_s
-        self._hung = False
+    def __init__(self, process: subprocess.Popen[str], stderr: IO[bytes], name: str) -> None:
+        self._process, self._stderr, self._name = process, stderr, name
         self.process_id = process.pid
 
-    def ask(self, question: str, *, expected_s: float = 0, **details: Any) -> dict[str, Any]:
-        """Calls a method of `MeasuredModel` in the process and returns its result.
+    def ask(self, question: str, **details: Any) -> dict[str, Any]:
+        """Calls a method of `MeasuredModel` in the process: `question` is its name, `details` are its arguments.
 
-        Args:
-            question: name of the method.
-            expected_s: estimated time of the call in seconds.
-            details: arguments of the method.
+        Returns what the method returns.
 
         Raises:
             AgriDistillError: the method raised this error.
-            ModelError: the process ended, or was killed because it did not answer in time.
+            ModelError: the process ended.
         """
         assert self._process.stdin is not None  # noqa: S101 - both are pipes
         assert self._process.stdout is not None  # noqa: S101
-        watchdog = threading.Timer(self._patience_s + _SLACK * expected_s, self._kill_hung)
-        # If an interrupt comes before the timer is cancelled, the timer must not keep this process alive.
-        watchdog.daemon = True
         line = ""
-        try:
-            watchdog.start()
+        with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps({"ask": question, **details}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
-        except OSError:
-            pass
-        finally:
-            watchdog.cancel()
         if not line.endswith("\n"):
             raise self._failure(question)
         answer: dict[str, Any] = json.loads(line)
@@ -135,19 +113,13 @@ class Worker:
             raise error
         return answer
 
-    def _kill_hung(self) -> None:
-        self._hung = True
-        self._process.kill()
-
     def _failure(self, question: str) -> ModelError:
         code = self._process.wait()
         self._stderr.seek(0)
         written = self._stderr.read().decode("utf-8", "replace").strip()
         if written:
             logger.info("The process that measures %s wrote: %s", self._name, written)
-        if self._hung:
-            got = f"no answer to the request '{question}' for {self._patience_s:.0f} s or more"
-        elif code < 0:
+        if code < 0:
             got = f"a process that was ended by {signal.Signals(-code).name} during '{question}'"
         else:
             got = f"a process that ended with code {code} during '{question}'"
@@ -157,7 +129,7 @@ class Worker:
 
 
 class MeasuredModel:
-    """Measures one model, in the worker's process; its queries use the files `photos` in turn."""
+    """Measures one model, inside the worker's process; the timed queries use the files `photos` in turn."""
 
     def __init__(self, model: str, engine: str, threads: int, photos: Sequence[str]) -> None:
         self._model, self._engine, self._threads = Path(model), engine, threads
@@ -168,8 +140,7 @@ class MeasuredModel:
         """Loads the model and classifies one photo.
 
         Returns:
-            `load_s`, the seconds until the model is ready, including the import of the engine; and `first_query_s`,
-            the seconds of the first inference.
+            `load_s`, the seconds until the model is ready, with the import of the engine.
         """
         start = time.perf_counter()
         if self._engine == TORCH:
@@ -182,12 +153,10 @@ class MeasuredModel:
         load_s = time.perf_counter() - start
         preprocessing = self._predictor.manifest.preprocessing
         pixels = [read_pixels(photo, preprocessing)[None] for photo in self._photos]
-        start = time.perf_counter()
         checked_logits(self._predictor.backend, pixels[0])
-        first_query_s = time.perf_counter() - start
         self._prepared: Iterator[Pixels] = cycle(pixels)
         self._files: Iterator[Path] = cycle(self._photos)
-        return {"load_s": load_s, "first_query_s": first_query_s}
+        return {"load_s": load_s}
 
     def turn(self, queries: int, warm_up: int) -> dict[str, Any]:
         """Times `queries` single photos of each kind (inference, end to end), each kind after `warm_up` untimed ones.
@@ -210,10 +179,10 @@ class MeasuredModel:
         }
 
     def batches(self, batches: int, batch_size: int) -> dict[str, Any]:
-        """Times inference on batches of preprocessed photos, after an untimed batch.
+        """Times inference on `batches` batches of `batch_size` preprocessed photos, after an untimed batch.
 
         Returns:
-            `seconds`, the time of all `batches` batches.
+            `seconds`, the time of all timed batches.
         """
         pixels = np.concatenate(list(islice(self._prepared, batch_size)))
         self._predictor.backend.logits(pixels)
@@ -260,20 +229,11 @@ def main(job: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     model = MeasuredModel(**json.loads(job))
-    questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read_questions, args=(questions,), daemon=True).start()
-    while True:
-        question = questions.get()
+    for line in sys.stdin:
+        question = json.loads(line)
         try:
             answer = getattr(model, question.pop("ask"))(**question)
         except AgriDistillError as error:
             answer = {"error": [type(error).__name__, error.expected, error.got, error.remedy]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-def _read_questions(questions: queue.SimpleQueue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
-        questions.put(json.loads(line))
-    # stdin ended: the parent is done, or was killed during a turn.
-    os._exit(0)

@@ -34,35 +34,42 @@ _COLUMNS = (
 
 def benchmark(
     models: Annotated[
-        list[Path], Argument(metavar="MODEL", help="Measure these run folders, exported or shipped models (tomato).")
+        list[Path],
+        Argument(
+            metavar="MODEL", help="Measure these models: run folders, exported files or the shipped model tomato."
+        ),
     ],
     engine: Annotated[
         list[str] | None,
         Option(
-            help="Use this engine: torch, onnxruntime, openvino or litert; repeatable. By default all installed ones "
-            "are used."
+            help="Measure each model with this engine: torch, onnxruntime, openvino, litert, or all (installed ones); "
+            "repeatable. By default each model runs with its default engine."
         ),
     ] = None,
-    threads: Annotated[int, Option(min=0, help="Set the threads of one prediction; 0 takes one for each core.")] = 1,
-    data: Annotated[Path | None, Option(help="Also measure the accuracy on this folder of class folders.")] = None,
+    threads: Annotated[
+        int, Option(min=0, help="Use this number of threads for a prediction; 0 means one for each core.")
+    ] = 1,
+    data: Annotated[Path | None, Option(help="Also measure accuracy on this folder (one subfolder per class).")] = None,
     split: Annotated[options.SplitName, Option(help="Measure the accuracy on this split of --data.")] = "test",
     splits: options.Splits = None,
     photos: Annotated[
         Path | None,
-        Option(help="Measure the time from file to label on this photo or folder, instead of on drawn leaves."),
+        Option(
+            help="Measure the time from file to label with this photo or folder of photos, not with drawn pictures."
+        ),
     ] = None,
     queries: Annotated[
-        int, Option(min=1, help="Make this many measurements of each kind (inference, file to label) for each model.")
+        int, Option(min=1, help="Time this many photos for each model, once for inference and once from file to label.")
     ] = 1024,
     json: options.Json = False,
     csv: Annotated[Path | None, Option(help="Also write the table to this file as CSV.")] = None,
-    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
-    published: Annotated[bool, Option(help="Also print the figures of the paper.")] = False,
+    out: Annotated[Path | None, Option(help="Also write the result to this file as JSON.")] = None,
+    published: Annotated[bool, Option(help="Also print the published figures of arXiv 2504.16128.")] = False,
 ) -> None:
     """Measure and compare models: latency, throughput, memory, energy, load time, size and, with --data, accuracy.
 
-    Each model runs with each engine in a separate process on the CPU. The processes take turns, so that other load on
-    the machine affects all of them.
+    Each model runs with each engine in a separate process on the CPU. The processes take turns, so that other programs
+    on the machine slow all of them down equally.
     """
     from agridistill.benchmark.result import CSV_COLUMNS
     from agridistill.errors import ConfigError
@@ -116,7 +123,7 @@ def benchmark(
 
 
 def print_benchmark(result: BenchmarkResult) -> None:
-    """Prints a table with a row for each measured model, then published figures and notes on the measurement."""
+    """Prints a table of the measured models and the published figures, then notes on how they were measured."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     table = output.new_table(f"one photo at a time, {threads}, {result.host.processor}", "model", *_COLUMNS)
     for model in result.models:

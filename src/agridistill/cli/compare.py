@@ -23,34 +23,42 @@ def compare(
     data: options.Data,
     recipe: Annotated[
         Path,
-        Option(metavar="NAME|FILE", help="Use a shipped recipe (such as compare) or a TOML file with \\[compare]."),
+        Option(
+            metavar="NAME|FILE",
+            help="Use this recipe: the name of a shipped one (such as compare) or a TOML file with \\[compare].",
+        ),
     ],
     out: Annotated[Path, Option(help="Write all runs and the result to this folder.")],
     labels: options.LabelOptions,
     teacher: Annotated[
-        Path | None, Option(help="Take the teacher from this run folder; by default one is trained by the recipe.")
+        Path | None,
+        Option(help="Use the teacher in this run folder; by default a teacher is trained as the recipe says."),
     ] = None,
     set_: options.Set = None,
     splits: options.Splits = None,
     jobs: Annotated[
-        int, Option(min=0, help="Train this many runs at a time; 0 means one for each GPU, or one without a GPU.")
+        int, Option(min=0, help="Train this many runs at a time; 0 means one run for each GPU, or one run on the CPU.")
     ] = 0,
     evidence: Annotated[bool, Option(help="Also measure robustness, calibration and attention for the report.")] = True,
     search: Annotated[
         int,
-        Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, as \\[compare.search] defines."),
+        Option(min=0, metavar="N", help="Search for good settings in N Optuna trials, within \\[compare.search]."),
     ] = 0,
     storage: Annotated[
         str | None,
-        Option(metavar="URL", help="Store the trials of --search in this Optuna storage, not in SQLite in --out."),
+        Option(
+            metavar="URL",
+            help="Store the trials of --search in this Optuna storage; by default in an SQLite file in --out.",
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
     """Train students of one teacher with several methods, seeds and budgets, and compare them photo by photo.
 
-    A budget is a set of shared settings, such as epochs, share of labels or image size.
+    A budget is a set of settings that all methods share, such as epochs, share of labels or image size.
 
-    Finished runs are kept: after an interruption, or if the recipe has grown, the same command continues.
+    To continue after an interruption, or after adding methods to the recipe, run the same command again: finished runs
+    are not trained again.
     """
     from agridistill.config import compare_plan, read_recipe, require_serves, search_plan
     from agridistill.data.labels import FOLDERS
@@ -64,11 +72,11 @@ def compare(
         "tell": stderr.print,
     }
     if search:
-        _refuse("--search, which runs one trial at a time", {"--jobs": jobs, "--no-evidence": not evidence})
+        _refuse("with --search, which trains one run at a time", {"--jobs": jobs, "--no-evidence": not evidence})
         plan = search_plan(chosen, set_ or [])
         _search(data, out, plan, search, storage, shared, json=json)
         return
-    _refuse("a study without --search", {"--storage": storage})
+    _refuse("without --search", {"--storage": storage})
     runs = compare_plan(chosen, set_ or [])
     with output.progress_bar("epochs of all runs") as progress:
         from agridistill.study import compare as study
@@ -81,17 +89,16 @@ def compare(
     output.next_command("report", out)
 
 
-def _refuse(where: str, given: Mapping[str, object]) -> None:
+def _refuse(command: str, given: Mapping[str, object]) -> None:
     """Refuses options that would have no effect."""
     for name, value in given.items():
         if value:
-            raise ConfigError(f"only options for {where}", name, "leave it out")
+            raise ConfigError(f"no {name} {command}", name, f"leave {name} out")
 
 
 def _search(
     data: Path, out: Path, plan: SearchPlan, trials: int, storage: str | None, shared: dict[str, Any], *, json: bool
 ) -> None:
-
     if shared["teacher"] is None:
         raise ConfigError("a teacher for --search", "none", "pass --teacher RUN")
     with needs_extra("Optuna, for --search", "search"):
@@ -114,10 +121,9 @@ def _search(
 
 
 def print_study(document: Mapping[str, Any]) -> None:
-    """Prints a table for each budget of a study, and notes on how the figures were obtained.
+    """Prints the result of `agridistill compare`: a table for each budget, and notes on how its figures were computed.
 
-    Args:
-        document: the content of `compare.json`.
+    `document` is the content of `compare.json`.
     """
     for budget in document["budgets"]:
         _print_budget(budget, baseline=document["baseline"])
@@ -182,11 +188,15 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 def report(
     folder: Annotated[
         Path,
-        Argument(metavar="DIR", help="Read the results in this folder of `compare`, a run or `evaluate --evidence`."),
+        Argument(
+            metavar="DIR",
+            help="Read the results in this folder: the --out of `compare`, `train` or `distill`, or "
+            "the DIR of `evaluate --evidence`.",
+        ),
     ],
     json: options.Json = False,
 ) -> None:
-    """Write one self-contained HTML page with results, plots, robustness, attention and the worst mistakes."""
+    """Write an HTML page, which needs no other file, with results, plots, attention maps and the worst mistakes."""
     if folder.is_dir():
         require_writable(folder, "DIR", folder=True)
     with output.progress_bar("drawing") as progress:

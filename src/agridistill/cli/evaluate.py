@@ -1,13 +1,16 @@
-"""The command `agridistill evaluate`, which measures how well a model classifies labelled photos."""
+"""The commands that apply a model to photos: `agridistill evaluate` and `predict`; `models` lists shipped models."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 from rich.text import Text
-from typer import Option
+from typer import Argument, Option
 
 from agridistill.cli import options, output
 from agridistill.cli.export import print_verdict, verdict_on
@@ -17,6 +20,7 @@ from agridistill.progress import begin
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.progress import ProgressCallback
+    from agridistill.runtime.predictor import PhotoResult, Predictor
 
 _MAX_MATRIX = 15  # number of classes up to which a confusion matrix is printed
 _CONFUSIONS = 10
@@ -27,23 +31,28 @@ def evaluate(
     model: options.Model,
     data: options.Data,
     labels: options.LabelOptions,
-    split: Annotated[options.SplitName, Option(help="Use the photos of this split.")] = "test",
+    split: Annotated[options.SplitName, Option(help="Evaluate the photos of this split.")] = "test",
     splits: options.Splits = None,
     map_: Annotated[
         Path | None,
-        Option("--map", metavar="FILE", help='Read class names from this TOML file: "folder name" = "model class".'),
+        Option(
+            "--map",
+            metavar="FILE",
+            help='Read from this TOML file which class a folder holds; a line is "folder name" = "model class".',
+        ),
     ] = None,
     evidence: Annotated[
         Path | None,
         Option(metavar="DIR", help="Also write robustness, calibration and mistakes to this folder, for `report`."),
     ] = None,
     json: options.Json = False,
-    out: Annotated[Path | None, Option(help="Also write the JSON document to this file.")] = None,
+    out: Annotated[Path | None, Option(help="Also write the result to this file as JSON.")] = None,
 ) -> None:
     """Measure how well a model classifies labelled photos.
 
-    For the data that the model was trained on, the split of the training run is used. If none of the photos was used
-    for training, all of them are evaluated. Other data needs train/val/test folders, --splits or --split all.
+    The split comes from --splits; without it, from the training run if the model was trained on this data; otherwise
+    from train/val/test folders. Without any split, all photos are evaluated if the model has certainly not learnt from
+    them; if that is not known, pass --split all.
 
     Classes of the model that have no photos in the data get no scores.
     """
@@ -105,16 +114,7 @@ def _gather(
     chosen: dict[str, Any],
     progress: ProgressCallback,
 ) -> None:
-    """Writes all files that `report FOLDER` reads about one model.
-
-    Args:
-        model: a run folder or an exported file.
-        data: the data folder.
-        folder: where the files are written.
-        result: the evaluation of the model.
-        chosen: the keyword arguments that choose the photos: layout, split, split_file, class_names.
-        progress: called with (done, total).
-    """
+    """Writes all files that `report FOLDER` reads about a model; `chosen` are arguments of `choose_photos`."""
     from agridistill.api import load
     from agridistill.evaluation.evidence import gather_evidence
     from agridistill.storage import write_json
@@ -206,3 +206,139 @@ def accuracy(result: EvaluationResult) -> str:
     """Formats the accuracy with its 95 % interval, such as "92.4 % (90.1–94.2)"."""
     low, high = result.accuracy_ci95
     return f"{percent(result.accuracy)} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def predict(
+    model: options.Model,
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Classify these photos, or all photos in a folder.")],
+    top: Annotated[int, Option(min=1, metavar="N", help="Print the N most probable classes.")] = 1,
+    explain: Annotated[
+        bool, Option("--explain", help="Write NAME-explained.png for each photo, which shows where the model looked.")
+    ] = False,
+    explain_out: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="Write the pictures of --explain to this folder, not to the current one."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Classify photos and print one line for each.
+
+    The line gives the class with its probability, or it reports that the model is unsure, that the photo is unlike the
+    training photos, or why the photo cannot be used.
+
+    A photo that does not exist or cannot be read is reported on stderr, and the others are still classified. The exit
+    code is then 2 if a photo does not exist, else 1.
+    """
+    explain = explain or explain_out is not None
+    if explain:
+        from agridistill.storage import require_writable
+
+        require_writable(explain_out or Path(), "--explain-out", folder=True)
+    # Path.exists() raises an error if a name is too long. If no photo exists at all, `expand` reports why.
+    missing = [image for image in images if not os.path.exists(image)]  # noqa: PTH110
+    if len(missing) == len(images):
+        missing = []
+    with output.progress_bar("loading the model") as progress:
+        from agridistill.api import load
+        from agridistill.runtime.reading import expand
+
+        photos = expand(image for image in images if image not in missing)
+        begin(progress, "loading the model")
+        predictor = load(model, photos=len(photos))
+    results = predictor.predict_many(photos, top=top)
+    if explain:
+        results = _with_pictures(predictor, photos, results, explain_out or Path())
+    if json:
+        found = list(_with_progress(results, len(photos)))
+        failed = sum(result.prediction is None for result in found)
+        output.print_json(_document(model, found, missing))
+    else:
+        failed = 0
+        # On a screen, the printed lines show the progress.
+        for result in results if stdout.is_terminal else _with_progress(results, len(photos)):
+            if result.prediction is not None:
+                stdout.print(f"{printable(result.name)}: {printable(result.prediction.words)}")
+            else:
+                failed += 1
+                stderr.print(f"error: {printable(str(result.error))}", style="red")
+    if failed:
+        stderr.print(f"{failed} of {len(photos)} photos could not be read")
+    for image in missing:
+        stderr.print(f"error: {printable(_missing(image))}", style="red")
+    if failed or missing:
+        raise typer.Exit(2 if missing else 1)
+    # `evaluate` is not installed on a device.
+    output.next_command(*(("evaluate", model, "DATA") if model.is_dir() else ("benchmark", model)))
+
+
+def _with_progress(results: Iterable[PhotoResult], total: int) -> Iterator[PhotoResult]:
+    with output.progress_bar("predicting") as progress:
+        for done, result in enumerate(results, start=1):
+            yield result
+            progress(done, total)
+
+
+def _with_pictures(
+    predictor: Predictor, photos: Sequence[Path], results: Iterator[PhotoResult], folder: Path
+) -> Iterator[PhotoResult]:
+    """Yields the same results; after each, writes a picture of where the model looked and prints its path on stderr."""
+    # A picture must not replace a photo or an earlier picture of the same command.
+    taken = {photo.resolve() for photo in photos}
+    for photo, result in zip(photos, results, strict=True):
+        yield result
+        if result.prediction is None:
+            continue
+        number = 1
+        while (file := folder / f"{photo.stem}-explained{f'-{number}' if number > 1 else ''}.png").resolve() in taken:
+            number += 1
+        taken.add(file.resolve())
+        predictor.explain(photo).save(file, title=printable(result.prediction.words))
+        stderr.print(f"{printable(result.name)}: where the model looked: {printable(str(file))}")
+
+
+def _missing(image: Path) -> str:
+    return f"expected a photo or a folder of photos; got '{image}', which does not exist; check the path"
+
+
+def _document(model: Path, results: list[PhotoResult], missing: Sequence[Path]) -> dict[str, Any]:
+    photos = [
+        {
+            "photo": printable(result.name),
+            "verdict": result.prediction.verdict,
+            "reason": result.prediction.reason,
+            "label": result.prediction.label,
+            "probability": result.prediction.probability,
+            "abstained": result.prediction.abstained,
+            "unfamiliar": result.prediction.unfamiliar,
+            "top": [{"label": label, "probability": probability} for label, probability in result.prediction.top],
+        }
+        for result in results
+        if result.prediction is not None
+    ]
+    errors = [(result.name, result.error) for result in results if result.error is not None]
+    errors += [(str(image), _missing(image)) for image in missing]
+    failed = [{"photo": printable(name), "error": printable(error)} for name, error in errors]
+    return {"model": printable(str(model)), "photos": photos, "errors": failed}
+
+
+def models(json: options.Json = False) -> None:
+    """List the models that are installed with AgriDistill: name, size, classes, accuracy and file."""
+    from agridistill.runtime.backends import shipped_models
+
+    found = shipped_models()
+    if json:
+        output.print_json({"models": found})
+        return
+    table = output.new_table("shipped models", "name", "size", "input", "classes", "accuracy")
+    for model in found:
+        size, pixels = f"{model['size_bytes'] / 1e6:.1f} MB", f"{model['image_size']} px"
+        table.add_row(
+            printable(model["name"]), size, pixels, str(len(model["classes"])), percent(model["test_accuracy"])
+        )
+    output.print_table(table)
+    stdout.print("accuracy: share of right answers on unseen leaves of the data set that the model was trained on")
+    for model in found:
+        stdout.print(f"{model['name']}: {model['file']}")
+        stdout.print(f"  classes: {', '.join(model['classes'])}")
+    if found:
+        output.next_command("predict", found[0]["name"], "IMAGE")

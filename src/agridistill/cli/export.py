@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,19 +37,22 @@ def export(
         Literal["onnx", "litert", "micro"] | None,
         Option(
             "--format",
-            help="Choose the format; by default by the suffix of --out. micro writes an int8 .tflite and C source for "
-            "TensorFlow Lite Micro.",
+            help="Choose the file format; by default the suffix of --out decides. micro writes an int8 .tflite and C "
+            "source for TensorFlow Lite Micro.",
         ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "int8"], Option(help="Set the number format of weights and activations.")
     ] = "fp32",
     data: Annotated[
-        Path | None, Option(help="Find the photos of the run in this folder; by default where they were in training.")
+        Path | None, Option(help="Find the run's photos in this folder; by default where they were in training.")
     ] = None,
     splits: options.Splits = None,
     answers: Annotated[
-        float, Option(min=0.0, max=1.0, help="Let the model abstain so often that this share of its answers is right.")
+        float,
+        Option(
+            min=0.0, max=1.0, help="Let the model abstain on unsure photos so that this share of its answers is right."
+        ),
     ] = 0.95,
     force: Annotated[bool, Option("--force", help="Write the file even if it has lost too much accuracy.")] = False,
     batch: Annotated[
@@ -59,20 +61,21 @@ def export(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write the network of a run as one file for a device, with normalisation included; its outputs are logits.
+    """Convert the network of a run to one file for a device, which normalises the pixels itself and returns logits.
 
-    The file is compared with the network on the run's validation photos. It is not written if it has lost too much
-    accuracy.
+    The file and the network are compared on the run's validation photos. The file is not written if it has lost too
+    much accuracy.
     """
     if format is not None:
         out = out.with_suffix(_SUFFIX[format]) if out.name and not out.suffix else out
         if out.name and out.suffix != _SUFFIX[format]:
             raise typer.BadParameter(f"--format {format} writes {_SUFFIX[format]} files, not '{out.name}'")
     layout = labels.layout()
-    if earlier := _replaced_run(out, run):
-        stderr.print(f"{out} replaces the exported model of the run '{earlier}'.")
     with output.progress_bar("reading photos") as progress:
+        from agridistill.evaluation.verdict import judge_artefact
         from agridistill.export.artefact import export as write
+        from agridistill.manifest import read_manifest
+        from agridistill.runtime.backends import manifest_path
 
         result = write(
             run,
@@ -87,33 +90,26 @@ def export(
             force=force,
             progress=progress,
         )
-    verdict = _verdict_on_artefact(result, run)
+    manifest = read_manifest(manifest_path(result.out))
+    verdict = judge_artefact(
+        photos=result.parity.photos,
+        accuracy=result.parity.accuracy,
+        coverage=result.abstention.coverage,
+        accuracy_of_answers=result.abstention.accuracy,
+        classes=len(manifest.classes),
+        run=verdict_on_run(run),
+    )
     if json:
         output.print_json(result.to_json() | {"verdict": verdict.to_json()})
     else:
         stderr.print(_summary(result, out))
     print_verdict(verdict, json=True)
     if format == "micro" and not json:
-        stderr.print(_micro(out))
+        stderr.print(_micro(out, manifest.measured["micro"]))
     if precision == "int8" and (best := better_form(run, known_forms(run))) is not None:
         output.next_command(*export_of(best))
     elif verdict.usable:
         output.next_command("predict", out, "IMAGE")
-
-
-def _replaced_run(out: Path, run: Path) -> str | None:
-    """Returns the name of another run whose exported model is at `out`; None if there is none."""
-    from agridistill.manifest import MANIFEST_NAME, read_manifest
-    from agridistill.runtime.backends import manifest_path
-
-    if not out.is_file():
-        return None
-    try:
-        lineage = read_manifest(manifest_path(out)).lineage
-        weights = read_manifest(run / MANIFEST_NAME).weights_sha256
-    except ModelError:
-        return None  # the export reports the error if it matters
-    return str(lineage.get("run", "unknown")) if lineage.get("run_weights_sha256") != weights else None
 
 
 def _summary(result: ExportResult, out: Path) -> str:
@@ -131,18 +127,14 @@ def _summary(result: ExportResult, out: Path) -> str:
     )
 
 
-def _micro(out: Path) -> str:
-    from agridistill.manifest import read_manifest
-    from agridistill.runtime.backends import manifest_path
-
-    needs = read_manifest(manifest_path(out)).measured["micro"]
+def _micro(out: Path, needs: Mapping[str, Any]) -> str:
     arena = needs["arena_bytes"]
     memory = f"{arena / 1024:.0f} kB of arena" if arena else "arena unknown (to measure it, pip install tflite-micro)"
     return f"{out.with_suffix('.c')}, {out.with_suffix('.h').name}: {memory}; operators {', '.join(needs['operators'])}"
 
 
 def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
-    """Prints a verdict on stdout; with `json`, on stderr, because stdout then holds one JSON document."""
+    """Prints a verdict with its advice on stdout; with `json`, on stderr, because stdout then holds a JSON document."""
     console = stderr if json else stdout
     console.print(printable(verdict.headline), style=_STYLES[verdict.level])
     for line in verdict.remarks:
@@ -154,26 +146,11 @@ def print_verdict(verdict: ModelVerdict, *, json: bool = False) -> None:
 
 
 def verdict_on(result: EvaluationResult, model: Path) -> ModelVerdict:
-    """Returns the verdict about an evaluated model, which is a run folder or an exported file."""
+    """Returns the verdict about a model (run folder or exported file) from its evaluation and its training record."""
     from agridistill.evaluation.learning import read_learning
     from agridistill.evaluation.verdict import judge
 
     return judge(result, learning=read_learning(model, result.classes) if model.is_dir() else None)
-
-
-def _verdict_on_artefact(result: ExportResult, run: Path) -> ModelVerdict:
-    from agridistill.evaluation.verdict import judge_artefact
-    from agridistill.manifest import read_manifest
-    from agridistill.runtime.backends import manifest_path
-
-    return judge_artefact(
-        photos=result.parity.photos,
-        accuracy=result.parity.accuracy,
-        coverage=result.abstention.coverage,
-        accuracy_of_answers=result.abstention.accuracy,
-        classes=len(read_manifest(manifest_path(result.out)).classes),
-        run=verdict_on_run(run),
-    )
 
 
 def verdict_on_run(run: Path) -> ModelVerdict | None:
@@ -191,17 +168,10 @@ def _read_json(file: Path) -> Any:
 
 
 def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, ...]:
-    """Measures what a run and its teacher would be as int8 files on a device, and stores the figures in the run folder.
+    """Exports a student and its teacher in int8, measures both files and stores the figures in the student's folder.
 
-    An error is printed and not raised, because the run itself has succeeded.
-
-    Args:
-        run: the student's run folder.
-        teacher: the teacher's run folder.
-        data: the data folder of the runs.
-
-    Returns:
-        The measurements, the better model first; empty if nothing can be compared.
+    Returns the measurements, the better model first; empty if one of both has no int8 form, or after an error, which is
+    printed and not raised, because the training itself has succeeded.
     """
     from agridistill.storage import write_json
 
@@ -219,7 +189,7 @@ def measure_forms(run: Path, teacher: Path, *, data: Path) -> tuple[DeviceForm, 
 
 
 def known_forms(run: Path) -> tuple[DeviceForm, ...]:
-    """Reads the int8 measurements that were made when a run ended; empty if there are none or a run is missing."""
+    """Reads what `measure_forms` stored in a run folder; empty if there is nothing, or if a run is missing."""
     try:
         from agridistill.export.forms import DeviceForm
 
@@ -230,11 +200,7 @@ def known_forms(run: Path) -> tuple[DeviceForm, ...]:
 
 
 def better_form(run: Path, forms: Sequence[DeviceForm]) -> Path | None:
-    """Prints the int8 measurements of a run and its teacher.
-
-    Returns:
-        The run folder of the teacher if that is the better one for a device, else None.
-    """
+    """Prints the int8 measurements of a run and its teacher; returns the teacher's folder if it is the better one."""
     for line in form_lines(forms):
         stderr.print(line)
     if not forms or forms[0].misses or forms[0].run.resolve() == run.resolve():
@@ -276,68 +242,13 @@ def _reason(best: DeviceForm, other: DeviceForm) -> str:
     return "faster, and as accurate"
 
 
-@dataclass(frozen=True)
-class StudentPlan:
-    """A student that could be trained after a run of `train`, with this run as its teacher."""
-
-    model: str  # name of the student's network in timm
-    planned: bool  # whether the recipe has a section for the student
-    words: Sequence[str | Path]  # options of `distill` that train the student with the settings of the run
-
-
-def after_training(data: Path, run: Path, result: EvaluationResult, student: StudentPlan) -> Words:
-    """Returns the command to suggest after a usable run of `train`: train a student with it, or export it.
-
-    Distilling takes many times the steps of training. Without a GPU it is suggested only if the recipe plans it.
-
-    Args:
-        data: the data folder.
-        run: the run folder.
-        result: the evaluation of the run.
-        student: the student that could be trained.
-
-    Returns:
-        The words of the command after `agridistill`.
-    """
-    size = parameters_of(student.model, len(result.classes))
-    larger = size is not None and result.parameters is not None and size > result.parameters
-    if (student.planned or gpu_at_hand()) and not larger:
-        return ("distill", data, "--teacher", run, *student.words, "--out", output.sibling(run, "student"))
-    return export_of(run, result)
-
-
-def gpu_at_hand() -> bool:
-    """Returns whether training on this machine would run on a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def export_of(run: Path, result: EvaluationResult | None = None) -> Words:
     """Returns the words of the command that exports a run for a device.
 
-    It is in int8 if the network supports that; without a `result` this is assumed.
+    The export is in int8 if the network can be rounded to int8; without `result` this is not checked but assumed.
     """
     precision = ("--precision", "int8") if result is None or _can_be_int8(run, result) else ()
     return ("export", run, "--out", output.sibling(run, f"{run.resolve().name}.onnx"), *precision)
-
-
-def parameters_of(model: str, classes: int) -> int | None:
-    """Returns the number of parameters of a network by its name in timm; None if the network cannot be created.
-
-    No error is raised for a wrong name, because the command that uses the name reports it.
-    """
-    import torch
-
-    from agridistill.models import create_model
-
-    try:
-        with torch.device("meta"):
-            network = create_model(model, classes)
-    except (ModelError, RuntimeError):
-        # RuntimeError: torch cannot build this network on the "meta" device, which holds no memory.
-        return None
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _can_be_int8(run: Path, result: EvaluationResult) -> bool:

@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from agridistill import __version__
-from agridistill.cli import benchmark, compare, data, demo, evaluate, export, predict, status, train, watch
+from agridistill.cli import benchmark, compare, data, evaluate, export, status, train, watch
 from agridistill.cli.output import LogLines, printable, stderr
 from agridistill.errors import AgriDistillError, MissingExtraError, PeerError
 
@@ -31,11 +31,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a small model from a large vision model, to recognise crop diseases on a device in the field.",
 )
-app.command()(demo.demo)
+app.command()(data.demo)
 app.add_typer(data.app, name="data")
-for _command in (train.train, train.distill, compare.compare, evaluate.evaluate, export.export, predict.predict):
+for _command in (train.train, train.distill, compare.compare, evaluate.evaluate, export.export, evaluate.predict):
     app.command()(_command)
-for _command in (predict.models, benchmark.benchmark, compare.report, watch.watch, status.status, watch.publish):
+for _command in (evaluate.models, benchmark.benchmark, compare.report, watch.watch, status.status, watch.publish):
     app.command()(_command)
 
 
@@ -62,9 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits with its code.
 
     The codes are 0 for success, 1 for a check that found problems, 2 for input that cannot be used, 130 for Ctrl-C.
-
-    Args:
-        arguments: the words after `agridistill`; None takes those of the process.
+    `arguments` are the words after `agridistill`; None uses those of the process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Users expect --debug to work at any position.

@@ -15,22 +15,26 @@ if TYPE_CHECKING:
     from agridistill.data.labels import Layout
 
 Data = Annotated[
-    Path, Argument(metavar="DATA", help="Read photos from this folder of class folders, or of train/val/test folders.")
+    Path,
+    Argument(
+        metavar="DATA",
+        help="Read photos from this folder. It has a folder for each class, or train/val/test folders with those.",
+    ),
 ]
 Model = Annotated[
-    Path, Argument(metavar="MODEL", help="Use this run folder, exported model or shipped model (tomato).")
+    Path, Argument(metavar="MODEL", help="Use this model: a run folder, an exported file or the shipped model tomato.")
 ]
 Set = Annotated[
     list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; repeatable.")
 ]
 Splits = Annotated[Path | None, Option("--splits", help="Use this split file, made by `data split`.")]
-Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+Json = Annotated[bool, Option("--json", help="Print the result on stdout as one JSON document.")]
 SplitName = Literal["test", "val", "train", "all"]
 
 
 @dataclass
 class LabelOptions:
-    """The options that determine how the labels of a data folder are found."""
+    """The command-line options that say where the labels of the photos come from."""
 
     labels: Annotated[
         Path | None,
@@ -47,7 +51,7 @@ class LabelOptions:
         bool | None,
         Option(
             "--nested/--flat",
-            help="Make each folder inside a class folder a separate class (Tomato/Late blight), or part of that class.",
+            help="Make a folder in a class folder a class of its own (Tomato/Late blight), or a part of that class.",
             show_default=False,
         ),
     ] = None
@@ -72,13 +76,9 @@ class LabelOptions:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command take a group of options as one dataclass; Typer sees each field of it as an option.
+    """Wraps a command for Typer, so that a parameter can be a dataclass: each of its fields becomes an option.
 
-    Args:
-        command: a function whose parameters are annotated for Typer, or are dataclasses with such annotated fields.
-
-    Returns:
-        A function with the same behaviour, for `typer.Typer.command`.
+    The parameters of `command`, or the fields of its dataclass parameters, are annotated for Typer.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}

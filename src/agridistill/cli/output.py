@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     SpinnerColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -63,12 +61,9 @@ class LogLines(logging.Handler):
 
 
 def silence_other_ranks(processes: int) -> None:
-    """Switches output off in all processes of a run except the first one.
+    """Switches output off in all processes of a training run except the first one; errors are still printed.
 
-    Errors are still printed by the process that fails.
-
-    Args:
-        processes: number of processes of the run.
+    `processes` is the number of processes of the run.
     """
     if not is_first_process(processes):
         stdout.quiet = stderr.quiet = True
@@ -101,15 +96,14 @@ def _is_visible(sign: str) -> bool:
 
 
 def sibling(path: Path, name: str) -> Path:
-    """Returns the path of another name in the folder that contains `path`; this also works for `.` and `..`."""
+    """Returns the path of the file or folder `name` in the same folder as `path`; `path` may also be `.` or `..`."""
     return path.resolve().parent / name if path.name in ("", "..") else path.with_name(name)
 
 
 def next_command(*words: str | Path) -> None:
-    """Prints the command that the user probably runs next, after a `pip install` if an extra is missing.
+    """Suggests the next command on stderr; if it needs an extra that is not installed, `pip install` comes first.
 
-    Args:
-        words: the words of the command after `agridistill`.
+    `words` are the words of the command after `agridistill`.
     """
     extra, modules = _NEEDS.get(str(words[0]), ("", ()))
     missing = any(importlib.util.find_spec(module) is None for module in modules)
@@ -119,11 +113,9 @@ def next_command(*words: str | Path) -> None:
 
 
 def print_skipped(count: int, first: str) -> None:
-    """Reports on stderr how many photos a result does not include; prints nothing for 0.
+    """Reports on stderr that a result does not include `count` unreadable photos; prints nothing for 0.
 
-    Args:
-        count: number of unreadable photos.
-        first: path of the first one, with the reason.
+    `first` is the path of the first one, with the reason.
     """
     if count:
         stderr.print(f"left out: {count} unreadable photos, the first {printable(first)}")
@@ -137,10 +129,8 @@ def print_note(text: str, *, style: str = "dim") -> None:
 def new_table(title: str, first: str, *others: str) -> Table:
     """Creates a table for `print_table`.
 
-    Args:
-        title: text above the table.
-        first: heading of the first column, which holds names.
-        others: headings of the columns with figures, the most important first.
+    `title` is the text above it, `first` the heading of the column of names, and `others` are the headings of the
+    columns of figures, the most important first.
     """
     columns = [Column(heading, justify="right", no_wrap=True) for heading in others]
     return _table([Column(first, overflow="fold"), *columns], title=printable(title))
@@ -176,7 +166,7 @@ def _print_whole(table: Table) -> None:
 
 
 def has_room(table: Table) -> bool:
-    """Returns whether all columns fit the screen, so that `print_table` prints a single table."""
+    """Returns whether `print_table` prints one table: all its columns fit the screen, or stdout is no terminal."""
     return not stdout.is_terminal or _width(table) <= stdout.width
 
 
@@ -235,8 +225,8 @@ def progress_bar(label: str, *, then: str = "working", first_line: str = "") -> 
     Args:
         label: label of the bar, until the callback's method `stage` sets another one.
         then: label of the spinner after a bar is complete, unless `stage` has set one.
-        first_line: a line that is printed before the first progress. An error in a check before that is the only
-            output.
+        first_line: a line that is printed with the first progress; "" prints none. If the work fails before that, only
+            its error is printed.
     """
     display = _Display(label, then, first_line, stderr)
     with registered_display(display):
@@ -252,16 +242,13 @@ class _Display:
 
     def __init__(self, label: str, then: str, first_line: str, console: Console) -> None:
         self._label, self._then, self._first_line, self._console = label, then, first_line, console
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            _Either(BarColumn(max(10, min(40, console.width - 48))), TimeElapsedColumn()),
-            _Either(MofNCompleteColumn()),
-            _Either(TimeRemainingColumn()),
-        )
+        start = SpinnerColumn(), TextColumn("{task.description}", markup=False)
+        bar = BarColumn(max(10, min(40, console.width - 48)))
+        self._bar = (*start, bar, MofNCompleteColumn(), TimeRemainingColumn())
+        self._spinner = (*start, TimeElapsedColumn())
         # Without redirect_stdout=False, rich would print results to stderr instead of stdout.
         self._progress = Progress(
-            *columns,
+            *self._spinner,
             console=console,
             transient=True,
             redirect_stdout=False,
@@ -308,19 +295,7 @@ class _Display:
             self._begin(label, None)
 
     def _begin(self, label: str, total: int | None) -> None:
+        self._progress.columns = self._spinner if total is None else self._bar
         # Only a new task starts its clock at zero.
         self._progress.remove_task(self._task)
         self._task = self._progress.add_task(label, total=total)
-
-
-class _Either(ProgressColumn):
-    """A column that shows one thing for work of known length, and another or nothing for other work."""
-
-    def __init__(self, known: ProgressColumn, unknown: ProgressColumn | None = None) -> None:
-        super().__init__()
-        self._known, self._unknown = known, unknown
-
-    def render(self, task: Task) -> RenderableType:
-        """Returns what the column shows for a task."""
-        column = self._known if task.total is not None else self._unknown
-        return column(task) if column is not None else Text()

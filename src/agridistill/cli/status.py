@@ -23,15 +23,19 @@ _LONG_S = 300.0
 def status(
     state: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Read the agent's state folder.", show_default="~/.local/state/agridistill"),
+        Option(
+            metavar="DIR",
+            help="Read the state of the agent from this folder.",
+            show_default="~/.local/state/agridistill",
+        ),
     ] = None,
     last: Annotated[int, Option(min=0, max=1000, metavar="N", help="Show the last N detections.")] = 10,
     json: options.Json = False,
 ) -> None:
     """Show whether the agent on this device runs, which messages wait to be sent, and its last detections.
 
-    The exit code is 1 if there is a problem: the agent stopped unexpectedly, or ended with unsent messages; the source
-    has been away, or messages have waited, for five minutes; or detections cannot be stored.
+    The exit code is 1 if the agent has stopped unexpectedly or ended with unsent messages, if detections cannot be
+    stored, or if for five minutes its camera or folder has been unavailable or messages have waited.
     """
     import time
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +10,7 @@ from typer import Option
 
 from agridistill.cli import export, options, output
 from agridistill.cli.evaluate import print_evaluation
-from agridistill.cli.output import count, stderr
+from agridistill.cli.output import stderr
 from agridistill.progress import is_first_process
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, Option("--out", help="Write the run to this folder.")]
 
-_STUDENT = "mobilenetv3_large_minimal_100"
 # Option -> section of its recipe key, if that is not the section with the name of the command.
 _SECTIONS = {"image_size": "data"}
 _RECIPE_KEYS = (
@@ -36,7 +34,10 @@ class RunOptions(options.LabelOptions):
 
     recipe: Annotated[
         Path | None,
-        Option(metavar="NAME|FILE", help="Take settings from a shipped recipe (such as cpu or paper) or a TOML file."),
+        Option(
+            metavar="NAME|FILE",
+            help="Use the settings of this recipe: the name of a shipped one (such as cpu) or a TOML file.",
+        ),
     ] = None
     set_: options.Set = None
     splits: options.Splits = None
@@ -46,13 +47,13 @@ class RunOptions(options.LabelOptions):
         int | None, Option(help="Set the number of photos in a training step, over all processes.")
     ] = None
     lr: Annotated[float | None, Option(help="Set the largest learning rate.")] = None
-    seed: Annotated[int | None, Option(help="Set the seed of weights, photo order, views and dropout.")] = None
+    seed: Annotated[int | None, Option(help="Set the seed of weights, photo order, augmentation and dropout.")] = None
     balance: Annotated[
-        bool | None, Option(help="Show each class equally often, which helps classes with few photos.")
+        bool | None, Option(help="Draw photos of each class equally often, which helps classes with few photos.")
     ] = None
     keep_views: Annotated[
         bool | None,
-        Option(help="Draw each view of a photo once and store its pixels on disk (150 kB each at 224 px)."),
+        Option(help="Compute each augmented copy of a photo once and store its pixels on disk (150 kB at 224 px)."),
     ] = None
     workers: Annotated[
         int | None, Option(help="Set the number of processes that load photos; -1 chooses it automatically.")
@@ -60,7 +61,9 @@ class RunOptions(options.LabelOptions):
     precision: Annotated[Literal["fp32", "bf16"] | None, Option(help="Set the number format of the computation.")] = (
         None
     )
-    pretrained: Annotated[bool | None, Option(help="Start from pretrained weights of the model hub.")] = None
+    pretrained: Annotated[bool | None, Option(help="Start from pretrained weights (timm's), or from random ones.")] = (
+        None
+    )
     weights: Annotated[Path | None, Option(help="Start from the weights of this safetensors file or finished run.")] = (
         None
     )
@@ -81,10 +84,10 @@ class RunOptions(options.LabelOptions):
         changes: dict[tuple[str, str], Any],
         teacher: Path | None = None,
     ) -> tuple[Recipe, str]:
-        """Builds the recipe of a command from its options.
+        """Builds the recipe of a command; also returns a sentence that explains an automatic choice, or "".
 
-        It is the recipe file, changed by --set and then by the other options. Without a recipe file, a resume takes the
-        settings of the run, and a new run gets a network and settings that fit the photos and the hardware.
+        The recipe file comes first; --set changes it, then the other options do. Without a recipe file, --resume uses
+        the settings of the run; a new run gets a network and settings that suit the photos and the hardware.
 
         Args:
             command: the command that runs.
@@ -92,12 +95,6 @@ class RunOptions(options.LabelOptions):
             out: the run folder.
             changes: (section, key) -> value of the options that only this command has; None if not given.
             teacher: run folder of the teacher, or None.
-
-        Returns:
-            The recipe, and a sentence with the reason for what was chosen; "" if nothing was chosen.
-
-        Raises:
-            ConfigError: the recipe file cannot be used, or has no section for the command.
         """
         from agridistill.config import complete_recipe, read_recipe, require_serves, with_options, with_overrides
 
@@ -111,28 +108,6 @@ class RunOptions(options.LabelOptions):
             return recipe, ""
         layout = self.layout()
         return complete_recipe(command, recipe, data, out, teacher=teacher, layout=layout, resume=self.resume)
-
-    def is_finished(self, out: Path) -> bool:
-        """Returns whether --resume is given for a run that has already finished, so that only its result is printed."""
-        return self.resume and (out / "evaluation.json").exists()
-
-    def student_plan(self) -> export.StudentPlan:
-        """Returns the student that could be trained after this run, with the same input size and hardware options."""
-        from agridistill.config import read_recipe, serves
-
-        recipe = read_recipe(self.recipe) if self.recipe is not None else {}
-        model = recipe.get("distill", {}).get("model")
-        words = list(self.words())
-        if self.recipe is not None:
-            # Without a recipe, `distill` itself chooses a suitable network.
-            words += ["--student", _STUDENT] if model is None else []
-            words += ["--recipe", self.recipe] if serves(recipe, "distill") else []
-        for key in ("image_size", "batch_size", "workers", "precision"):
-            if getattr(self, key) is not None:
-                words += [f"--{key.replace('_', '-')}", str(getattr(self, key))]
-        if self.pretrained is not None:
-            words.append("--pretrained" if self.pretrained else "--no-pretrained")
-        return export.StudentPlan(model or _STUDENT, "distill" in recipe, words)
 
 
 @options.with_groups
@@ -150,10 +125,8 @@ def train(
     layout = run.layout()
     recipe, reason = run.recipe_for("train", data, out, {("train", "model"): model})
     config = train_config(recipe)
-    # Read the recipe now: it may have been deleted when the training ends after hours.
-    plan = run.student_plan()
     output.silence_other_ranks(config.train.processes)
-    finished = run.is_finished(out)
+    finished = run.resume and (out / "evaluation.json").exists()
     with output.progress_bar("reading photos", then="preparing", first_line=reason) as progress:
         from agridistill.training import run as runs
 
@@ -161,8 +134,22 @@ def train(
             data, out, config, layout=layout, split_file=run.splits, resume=run.resume, progress=progress
         )
     verdict = show_result(result, json=run.json, model=config.train.model, finished=finished)
-    if verdict.usable:
-        output.next_command(*export.after_training(data, out, result.evaluation, plan))
+    if not verdict.usable:
+        return
+    recipe_words = ("--recipe", run.recipe) if run.recipe is not None and "distill" in recipe else ()
+    # Distilling takes many times longer than training: without a GPU it is suggested only if the recipe has a student.
+    if recipe_words or gpu_at_hand():
+        student = output.sibling(out, "student")
+        output.next_command("distill", data, "--teacher", out, *run.words(), *recipe_words, "--out", student)
+    else:
+        output.next_command(*export.export_of(out, result.evaluation))
+
+
+def gpu_at_hand() -> bool:
+    """Returns whether this machine has a GPU that PyTorch can use."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @options.with_groups
@@ -190,10 +177,13 @@ def distill(
         bool,
         Option(help="Run the teacher once and store its outputs (not its features), or run it in every step."),
     ] = True,
-    cache_dir: Annotated[Path | None, Option(help="Store the outputs of the teacher in this folder.")] = None,
+    cache_dir: Annotated[Path | None, Option(help="Store the teacher's outputs here, not in its run folder.")] = None,
     int8: Annotated[
         bool | None,
-        Option("--int8/--fp32", help="Continue the training of a student (--weights) with its values rounded to int8."),
+        Option(
+            "--int8/--fp32",
+            help="Train a finished student (--weights) further, with weights and activations rounded to int8.",
+        ),
     ] = None,
 ) -> None:
     """Train a student network that learns from labels and from a teacher.
@@ -209,10 +199,8 @@ def distill(
     config = distill_config(recipe)
     fit = config.distill
     output.silence_other_ranks(fit.processes)
-    finished = run.is_finished(out)
-    larger = larger_student(fit.model, teacher) if teacher is not None and not fit.int8 else ""
-    first_line = "\n".join(filter(None, (reason, larger)))
-    with output.progress_bar("reading photos", then="preparing", first_line=first_line) as progress:
+    finished = run.resume and (out / "evaluation.json").exists()
+    with output.progress_bar("reading photos", then="preparing", first_line=reason) as progress:
         from agridistill.training import run as runs
 
         result = runs.distill(
@@ -241,16 +229,10 @@ def distill(
 
 
 def show_result(result: RunResult, *, json: bool, model: str, finished: bool) -> ModelVerdict:
-    """Prints the evaluation of a run on the test split and the verdict about it.
+    """Prints the evaluation of a run on its test split; prints and returns the verdict about it.
 
-    Args:
-        result: the finished run.
-        json: prints one JSON document on stdout; the verdict then goes to stderr.
-        model: name of the network, for the title.
-        finished: whether the run had finished before this command; a line reports that.
-
-    Returns:
-        The verdict.
+    With `json`, stdout holds one JSON document, and the verdict goes to stderr. `model` is the name of the network;
+    `finished` says that the run had already finished before this command.
     """
     verdict = export.verdict_on(result.evaluation, result.out)
     if finished:
@@ -265,27 +247,6 @@ def show_result(result: RunResult, *, json: bool, model: str, finished: bool) ->
         print_evaluation(result.evaluation, title=f"{model} on the test split")
     export.print_verdict(verdict, json=json)
     return verdict
-
-
-def larger_student(student: str, teacher: Path) -> str:
-    """Returns a warning if the student has more parameters than its teacher; "" if not, or if that is unknown.
-
-    Args:
-        student: name of the student's network in timm.
-        teacher: run folder of the teacher.
-    """
-    try:
-        document = json_format.loads((teacher / "evaluation.json").read_text(encoding="utf-8"))
-        theirs, classes = document["parameters"], len(document["classes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    ours = export.parameters_of(student, classes)
-    if ours is None or theirs is None or ours <= theirs:
-        return ""
-    return (
-        f"warning: the student {student} has more parameters ({count(ours)}) than its teacher ({count(theirs)}): "
-        "this teacher will hardly help it; pass a smaller --student, or use agridistill train"
-    )
 
 
 def _print_weaker_teacher(result: RunResult, teacher: Path) -> None:

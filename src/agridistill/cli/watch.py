@@ -64,7 +64,10 @@ def watch(
     ] = None,
     plot: Annotated[
         str | None,
-        Option(metavar="NAME", help="Name the plot of the photos; the subfolders of a folder are plots, too."),
+        Option(
+            metavar="NAME",
+            help="Set the plot (part of the field) of the photos; each subfolder of a watched folder is also a plot.",
+        ),
     ] = None,
     every: Annotated[
         float | None, Option(min=0, metavar="S", help="Take a frame of a camera or video every S seconds.")
@@ -72,10 +75,13 @@ def watch(
     after: Annotated[
         Literal["keep", "delete"] | None, Option(help="Keep or delete the photos of a folder after classifying them.")
     ] = None,
-    page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve the local page and the metrics.")] = None,
+    page: Annotated[str | None, Option(metavar="[HOST:]PORT", help="Serve a web page and metrics at PORT.")] = None,
     thumbnails: Annotated[
         bool | None,
-        Option(help="Store small pictures for the page.", show_default="on if only this device can open the page"),
+        Option(
+            help="Store a small picture of each photo for the web page.",
+            show_default="on if only this device can open the page",
+        ),
     ] = None,
     once: Annotated[
         bool, Option("--once", help="End when all photos of a folder are classified and all messages sent.")
@@ -85,8 +91,8 @@ def watch(
 ) -> None:
     """Classify new photos from a folder or camera, open alerts, and send detections to an MQTT broker.
 
-    Every detection is stored on the disk before it is sent, so the broker may be away for weeks. Ctrl-C or SIGTERM end
-    the agent cleanly; the same command continues where it stopped.
+    Every detection is stored on the disk before it is sent, so the broker may be unreachable for weeks. Ctrl-C or
+    SIGTERM end the agent cleanly; the same command continues where it stopped.
     """
     from agridistill.runtime.backends import model_path
 
@@ -203,16 +209,21 @@ def publish(
         Path | None, Argument(metavar="MODEL", help="Publish this exported model, or a shipped one (tomato).")
     ] = None,
     key: Annotated[list[Path] | None, Option(help="Sign with this private key; repeatable.")] = None,
-    version: Annotated[int | None, Option(min=1, help="Give the release this number, above the last one.")] = None,
+    version: Annotated[
+        int | None, Option(min=1, help="Set the number of the release, higher than that of the last one.")
+    ] = None,
     golden: Annotated[
         Path | None,
-        Option(help="Test the model on devices with these photos: in class folders, or else with its answers now."),
+        Option(
+            help="Let devices test the model on these photos. The right answers are the names of their class folders; "
+            "without class folders, they are the answers of the model now."
+        ),
     ] = None,
     out: Annotated[Path | None, Option(help="Write the release into this folder, which devices can read.")] = None,
-    base_url: Annotated[str, Option(help="State the folder's URL, for releases that are sent by MQTT.")] = "",
+    base_url: Annotated[str, Option(help="Set the URL of the files in --out, for releases sent by MQTT.")] = "",
     channel: Annotated[str, Option(help="Publish for devices with this channel in their settings.")] = "default",
     minimum_agreement: Annotated[
-        float, Option(min=0.0, max=1.0, help="Require this share of right answers on the golden photos.")
+        float, Option(min=0.0, max=1.0, help="Require this share of right answers (0 to 1) on the photos of --golden.")
     ] = 0.9,
     trust_key: Annotated[
         list[Path] | None, Option(help="Make devices trust this public key from now on; repeatable.")
@@ -220,14 +231,15 @@ def publish(
     revoke_key: Annotated[
         list[str] | None, Option(metavar="ID", help="Make devices stop trusting the key with this id; repeatable.")
     ] = None,
-    new_key: Annotated[Path | None, Option(help="Only create a key pair: this private key file, and FILE.pub.")] = None,
+    new_key: Annotated[
+        Path | None, Option(help="Only create a key pair: the private key in this file, the public key in FILE.pub.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Sign a release of an exported model; devices fetch it, test it, and return to the old one if it fails.
+    """Sign an exported model as a release; devices fetch it, test it, and return to their old model if it fails.
 
     The password of a private key is read from AGRIDISTILL_KEY_PASSWORD.
     """
-
     with needs_extra("cryptography, to sign releases", "edge"):
         from agridistill.edge.updates.publishing import PublishSettings
         from agridistill.edge.updates.publishing import publish as write

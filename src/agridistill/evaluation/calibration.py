@@ -43,24 +43,18 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Answering:
-    """The fitted temperature and abstention threshold of a model, and the quality of its answers.
+    """The fitted temperature and abstention threshold of a model, and the quality of its answers."""
 
-    Attributes:
-        temperature: the logits are divided by it.
-        abstention: the threshold, fitted on all photos, and the coverage and accuracy to expect on new photos.
-        calibration_error: the calibration error to expect on new photos, 0 to 1.
-        wanted: the share of right answers that the threshold should reach, 0 to 1.
-        cross_validated: whether coverage, accuracy and calibration error come from photos that took no part in the fit.
-    """
-
-    temperature: float
+    temperature: float  # the logits are divided by it
+    # The threshold, fitted on all photos, and the coverage and accuracy to expect on new photos.
     abstention: AbstentionPoint
-    calibration_error: float
-    wanted: float
+    calibration_error: float  # the calibration error to expect on new photos, 0 to 1
+    wanted: float  # the share of right answers that the threshold should reach, 0 to 1
+    # Whether coverage, accuracy and calibration error come from photos that took no part in the fit.
     cross_validated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Returns every figure under the key that the manifest uses in its `measured` table."""
+        """Returns every figure as JSON, under the keys of the table `measured` in the manifest."""
         return {
             "calibration_error": self.calibration_error,
             "temperature": self.temperature,
@@ -73,7 +67,7 @@ class Answering:
         }
 
     def warning(self) -> str:
-        """Returns a sentence that warns if the wanted share of right answers is out of reach, otherwise ""."""
+        """Returns a sentence if no usable threshold reaches the wanted share of right answers, otherwise ""."""
         if self.abstention.reached:
             return ""
         coverage, accuracy = self.abstention.coverage, self.abstention.accuracy
@@ -137,10 +131,10 @@ def familiarity_of(
     preprocessing: Preprocessing,
     progress: ProgressCallback = silent,
 ) -> Familiarity | None:
-    """Fits what familiar photos look like: statistics of the training photos, with a limit from validation photos.
+    """Fits the test for unfamiliar photos: what training photos look like, and a limit from validation photos.
 
-    The samples' paths start from `root`. Returns None if fewer than 2 training photos or no validation photo can be
-    read.
+    Paths of the samples are relative to `root`. Returns None if fewer than 2 training photos or no validation photo can
+    be read.
     """
     begin(progress, "measuring how photos look")
     chosen = [samples[:: -(-len(samples) // _MOST_FAMILIAR_PHOTOS) or 1] for samples in (train, val)]
@@ -152,9 +146,10 @@ def familiarity_of(
 
 
 def representative_batches(root: Path, samples: Sequence[Sample], preprocessing: Preprocessing) -> Iterator[Tensor]:
-    """Yields batches `(B, 3, S, S)` float32 of evenly spaced training photos, normalised as the network expects.
+    """Yields training photos to choose int8 ranges with: batches `(B, 3, S, S)` float32, normalised for the network.
 
-    The samples' paths start from `root`. Unreadable photos are left out.
+    Of more than 511 samples, 256 to 511 evenly spaced ones are used; their paths are relative to `root`. Unreadable
+    photos are left out.
     """
     step = max(1, len(samples) // REPRESENTATIVE_PHOTOS)
     for pixels in _readable(root, samples[::step], preprocessing):

@@ -18,29 +18,23 @@ Photo = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage to a photo, in several strengths.
+    """One kind of damage to a photo, in several strengths."""
 
-    Attributes:
-        name: the name that tables show.
-        unit: words that say what the strengths measure.
-        strengths: the values to try, from weak to strong damage.
-        apply: function `(photo, strength, rng)` that returns the damaged photo, in the same size.
-    """
-
-    name: str
-    unit: str
-    strengths: tuple[float, ...]
+    name: str  # the name that tables show
+    unit: str  # what the strengths measure, in words, such as "share of the area"
+    strengths: tuple[float, ...]  # the values to try, from weak to strong damage
+    # Function `(photo, strength, rng)` that returns the damaged photo `(H, W, 3)` uint8, in the same size.
     apply: Callable[[Photo, float, np.random.Generator], Photo]
 
 
 def blur(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
-    """Blurs a photo as if out of focus; the standard deviation is `share` times the shorter side."""
+    """Blurs a photo as if out of focus; the Gaussian's standard deviation is `share` times the shorter side."""
     sigma = share * min(photo.shape[:2])
     return _levels(ndimage.gaussian_filter(photo.astype(np.float32), (sigma, sigma, 0), mode="nearest"))
 
 
 def motion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
-    """Blurs a photo along a random direction, as if hand or leaf moved; `share` of the shorter side is the length."""
+    """Blurs a photo in a random direction, as if the leaf moved, over a length of `share` times the shorter side."""
     reach = max(1, round(share * min(photo.shape[:2]) / 2))
     length = 2 * reach + 1  # odd: the photo as a whole stays where it is
     angle = rng.uniform(0, np.pi)
@@ -55,24 +49,24 @@ def motion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
 
 
 def noise(photo: Photo, deviation: float, rng: np.random.Generator) -> Photo:
-    """Adds Gaussian noise to every channel, as a sensor does in poor light; `deviation` is in levels (0 to 255)."""
+    """Adds Gaussian noise to every channel, as a sensor does in poor light; its deviation is in levels of 0 to 255."""
     return _levels(photo + rng.normal(0, deviation, photo.shape))
 
 
 def jpeg(photo: Photo, quality: float, rng: np.random.Generator) -> Photo:
-    """Compresses a photo as JPEG, as for a slow network; `quality` is libjpeg's, at most 100."""
+    """Compresses a photo as JPEG and decodes it, as for a slow network; `quality` is libjpeg's, 1 to 100."""
     held = io.BytesIO()
     Image.fromarray(photo).save(held, "JPEG", quality=round(quality))
     return np.array(Image.open(held).convert("RGB"))
 
 
 def light(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
-    """Multiplies every level by `factor`: below 1 darkens; above 1 brightens, and levels are clipped at 255."""
+    """Multiplies every channel by `factor` and clips at 255; a factor below 1 darkens, one above 1 brightens."""
     return _levels(photo.astype(np.float32) * factor)
 
 
 def colour_cast(photo: Photo, amount: float, rng: np.random.Generator) -> Photo:
-    """Multiplies red by 1 + `amount` and blue by 1 - `amount`: above 0 imitates evening sun, below 0 shade."""
+    """Multiplies red by 1 + `amount` and blue by 1 - `amount`; above 0 is like evening sun, below 0 like shade."""
     return _levels(photo * np.array([1 + amount, 1, 1 - amount], np.float32))
 
 
@@ -87,7 +81,7 @@ def occlusion(photo: Photo, share: float, rng: np.random.Generator) -> Photo:
 
 
 def scale(photo: Photo, factor: float, rng: np.random.Generator) -> Photo:
-    """Shows the leaf at another distance: `factor` below 1 shrinks the photo, above 1 enlarges and crops it.
+    """Imitates another distance of the camera: a `factor` below 1 shrinks the photo, one above 1 enlarges and crops it.
 
     A shrunk photo is surrounded by the median colour of its border.
     """

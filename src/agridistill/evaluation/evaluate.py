@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+import sklearn.metrics
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,11 +25,10 @@ from agridistill.evaluation.metrics import (
     accuracy_interval,
     calibration_error,
     class_scores,
-    confusion_matrix,
     macro_f1,
     negative_log_likelihood,
 )
-from agridistill.manifest import ModelManifest, require_same_classes
+from agridistill.manifest import ModelManifest
 from agridistill.photo_files import passed_over
 from agridistill.preprocess import softmax
 from agridistill.progress import ProgressCallback, begin, silent
@@ -61,7 +61,7 @@ class EvaluationResult:
         per_class: scores of each class; they are None for a class without photos.
         confusion_matrix: counts of photos; rows are the truth, columns the prediction.
         image_size: side of the model's input in pixels.
-        temperature: the logits were divided by it.
+        temperature: the logits were divided by it before the softmax.
         parameters: number of the model's parameters; None unless the caller adds it.
         macs: multiply-accumulates for one photo; None unless the caller adds it.
     """
@@ -96,18 +96,18 @@ class EvaluationResult:
 
     @property
     def chance(self) -> float:
-        """Accuracy without any learning, 0 to 1: by guessing, or by naming the largest class for every photo."""
+        """Accuracy without any learning, 0 to 1: the better of guessing and always answering the largest class."""
         return max(1 / len(self.classes), max(scores.photos for scores in self.per_class) / self.photos)
 
     @property
     def named_photos(self) -> dict[str, int]:
-        """For each class name, the number of photos that the model assigned to this class."""
+        """Class name -> number of photos that the model assigned to this class."""
         return dict(zip(self.classes, map(sum, zip(*self.confusion_matrix, strict=True)), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document with every attribute, "skipped" and "flops"; undefined or unknown numbers are None.
 
-        A class has its name under "class".
+        In "per_class", the name of a class is under the key "class".
         """
         document = asdict(self)
         document["per_class"] = [{"class": row.pop("name"), **row} for row in document["per_class"]]
@@ -125,23 +125,16 @@ class EvaluationResult:
         except ValidationError as error:
             first = error.errors()[0]
             got = f"'{'.'.join(map(str, first['loc']))}': {first['msg']}"
-            raise RunError("a complete evaluation in JSON", got, "evaluate the model again") from None
+            raise RunError("a complete evaluation in JSON", got, "evaluate the model again with this release") from None
 
 
 class LabelledLogits(NamedTuple):
-    """A model's logits for N labelled photos.
+    """A model's logits for N labelled photos and K classes."""
 
-    Attributes:
-        logits: `(N, K)` float32.
-        target: `(N,)` indices of the true classes.
-        leaf_ids: the leaf id of each of the N photos.
-        skipped: one line for each photo that could not be read; these photos are not among the N.
-    """
-
-    logits: NDArray[np.float32]
-    target: Labels
-    leaf_ids: tuple[str, ...]
-    skipped: tuple[str, ...]
+    logits: NDArray[np.float32]  # `(N, K)` float32
+    target: Labels  # `(N,)` indices of the true classes
+    leaf_ids: tuple[str, ...]  # the leaf id of each of the N photos
+    skipped: tuple[str, ...]  # one line for each photo that could not be read; these photos are not among the N
 
 
 def evaluate(
@@ -149,7 +142,6 @@ def evaluate(
     samples: Sequence[Sample],
     root: Path,
     *,
-    classes: Sequence[str],
     split: str,
     skipped: Sequence[str] = (),
     progress: ProgressCallback = silent,
@@ -158,18 +150,16 @@ def evaluate(
 
     Args:
         backend: the model, ready to run.
-        samples: the photos with their labels.
-        root: the folder that the samples' paths start from.
-        classes: the data's class names; `Sample.label` is an index into them.
-        split: name of the split that the samples belong to; the result repeats it.
+        samples: the photos; `Sample.label` is an index into the classes of the model.
+        root: the folder that the paths of the samples are relative to.
+        split: name of the split that the samples belong to, which is stored in the result.
         skipped: one line for each photo that the caller left out; the result lists these lines first.
         progress: called with (photos done, photos in total).
 
     Raises:
         DataError: there are no samples, or none of them can be read.
-        ModelError: the model has other classes, or its output is unusable.
+        ModelError: the model's output is unusable.
     """
-    require_same_classes(backend.manifest.classes, classes)
     if not samples:
         raise DataError(f"photos in the split '{split}'", f"none in '{root}'", "choose another split")
     found = predict_logits(backend, samples, root, progress=progress)
@@ -190,9 +180,10 @@ def evaluate_folder(
     Args:
         backend: the model, ready to run.
         data: the data folder.
-        run: the model's run folder; its `splits.json` is used if the model was trained on this data. None without one.
+        run: the model's run folder, whose `splits.json` is used if the model was trained on this data; None for an
+            exported model.
         progress: called with (photos done, photos in total).
-        choice: arguments of `choose_photos` that choose the photos; the data may lack some of the model's classes.
+        choice: arguments of `choose_photos`, such as `split`; the data may lack some of the model's classes.
 
     Raises:
         DataError: the folder or the split cannot be used.
@@ -210,7 +201,6 @@ def evaluate_folder(
         backend,
         photos.samples,
         photos.root,
-        classes=photos.classes,
         split=photos.split,
         skipped=photos.skipped,
         progress=progress,
@@ -224,9 +214,7 @@ def predict_logits(
     *,
     progress: ProgressCallback = silent,
 ) -> LabelledLogits:
-    """Runs a model over labelled photos; unreadable photos are left out and listed in `skipped`.
-
-    The samples' paths start from `root`.
+    """Runs a model over labelled photos, whose paths are relative to `root`; unreadable ones are listed in `skipped`.
 
     Raises:
         ModelError: the model's output is unusable.
@@ -253,22 +241,21 @@ def predict_logits(
 
 
 def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> EvaluationResult:
-    """Computes all metrics from a model's logits, at the manifest's temperature.
+    """Computes all metrics from a model's logits, which are divided by the manifest's temperature.
 
-    `split` is the name of the split; the result repeats it.
+    `split` is the name of the split, which is stored in the result.
 
     Raises:
         DataError: none of the photos could be read.
     """
     if not len(found.target):
-        first = found.skipped[0] if found.skipped else "none at all"
-        raise DataError(
-            f"readable photos in the split '{split}'", f"{len(found.skipped)} bad ones: {first}", "replace them"
-        )
+        got = f"{len(found.skipped)} unreadable ones, the first: {found.skipped[0]}"
+        raise DataError(f"readable photos in the split '{split}'", got, "replace these files")
     probabilities = softmax(found.logits, manifest.temperature)
     preds = np.asarray(probabilities.argmax(axis=1), np.int64)
     correct = preds == found.target
     per_class = class_scores(preds, found.target, manifest.classes)
+    confusions = sklearn.metrics.confusion_matrix(found.target, preds, labels=range(len(manifest.classes)))
     return EvaluationResult(
         model=manifest.model,
         split=split,
@@ -282,14 +269,14 @@ def score(found: LabelledLogits, manifest: ModelManifest, *, split: str) -> Eval
         nll_nats=negative_log_likelihood(found.logits, found.target, manifest.temperature),
         calibration_error=calibration_error(probabilities, found.target),
         per_class=per_class,
-        confusion_matrix=tuple(map(tuple, confusion_matrix(preds, found.target, len(manifest.classes)).tolist())),
+        confusion_matrix=tuple(map(tuple, confusions.tolist())),
         image_size=manifest.preprocessing.image_size,
         temperature=manifest.temperature,
     )
 
 
 class Predictions(NamedTuple):
-    """For each of the N photos of a run's test split, whether the run's model classified it correctly."""
+    """Which of the N photos in the test split of a run its model classified correctly."""
 
     paths: tuple[str, ...]  # relative to the data folder
     leaf_ids: tuple[str, ...]
@@ -307,8 +294,8 @@ def predictions_on_test(
 ) -> Predictions:
     """Returns the predictions of a run's model on the test split of the run.
 
-    They are read from `file` if it holds predictions of the same weights. Otherwise the model classifies the photos of
-    `data`, and the predictions are written to `file`.
+    If `file` holds predictions of the same weights, it is read. Otherwise the model classifies the photos in `data`,
+    and the predictions are written to `file`.
 
     Raises:
         DataError: the data has changed.
@@ -327,11 +314,11 @@ def predictions_on_test(
             return _predictions(document["photos"])
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         got = f"a damaged '{file}' ({type(error).__name__}: {error})"
-        raise RunError("a file with the predictions of a run", got, "remove the file") from None
+        raise RunError("the predictions of a run", got, "delete it and try again") from None
     photos = choose_photos(manifest, data, layout=layout, own_split=run / "splits.json", progress=progress)
     found = predict_logits(backend, photos.samples, photos.root, progress=progress)
     if found.skipped:
-        raise RunError("readable test photos for a comparison", found.skipped[0], "replace the photo")
+        raise RunError("test photos that can all be read", found.skipped[0], "replace the photo")
     logits = np.round(found.logits.astype(np.float64), _DECIMALS).tolist()
     rows = [
         {"path": sample.path, "leaf": sample.leaf_id, "target": sample.label, "logits": row}

@@ -44,13 +44,13 @@ logger = logging.getLogger(__name__)
 def gather_evidence(
     backend: Backend, data: Path, *, progress: ProgressCallback = silent, **choice: Unpack[PhotoChoice]
 ) -> dict[str, Any]:
-    """Measures everything that a report shows about a model on one split of `data`, besides its scores.
+    """Measures what a report shows about a model besides its scores, on the photos of one split of `data`.
 
     Args:
         backend: the model, ready to run.
         data: the data folder.
-        progress: called with (done, total) of each part.
-        choice: arguments of `choose_photos` that choose the photos.
+        progress: called with (done, total) of each measurement.
+        choice: arguments of `choose_photos`, such as `split`.
 
     Returns:
         A JSON document: "reliability", "selective" (accuracy against coverage), "robustness", "mistakes", and the keys
@@ -154,7 +154,7 @@ def _mistakes(
     probabilities = softmax(found.logits, temperature)
     preds = probabilities.argmax(axis=1)
     if len(samples) != len(preds):
-        raise RunError("readable photos for a report", found.skipped[0], "replace the photo")
+        raise RunError("photos that can all be read, for a report", found.skipped[0], "replace the photo")
     of_leaf: dict[str, int] = {}
     for index in np.argsort(-probabilities.max(axis=1), kind="stable").tolist():
         if preds[index] != found.target[index]:
@@ -187,7 +187,7 @@ def thumbnail(path: Path) -> str:
 
 
 def read_evidence(file: Path) -> dict[str, Any] | None:
-    """Reads a document of `gather_evidence`; returns None if `file` is missing or has another format version.
+    """Reads a JSON file of `gather_evidence`; returns None if it is missing or has another format version.
 
     Raises:
         RunError: the file is damaged.
@@ -198,7 +198,7 @@ def read_evidence(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError("evidence in JSON", f"'{file}', which cannot be read ({error})", "remove the file") from None
+        raise RunError("a file of measurements in JSON", f"a damaged '{file}' ({error})", "delete it") from None
 
 
 class _Batch(NamedTuple):
@@ -213,16 +213,16 @@ def write_gallery(
     progress: ProgressCallback = silent,
     **choice: Unpack[PhotoChoice],
 ) -> None:
-    """Writes attention maps of several runs, over the same photos, to the JSON file `file`.
+    """Computes attention maps of several runs for the same photos, and writes them to the JSON file `file`.
 
-    If a model has no stage of stride 16, it logs a warning and removes `file`.
+    If a network has no stage of stride 16, a warning is logged and `file` is deleted.
 
     Args:
         runs: run folders by name, at least one; all were trained on `data`.
         data: the data folder.
         file: the JSON file to write.
-        progress: receives the name of this step.
-        choice: arguments of `choose_photos` that choose photos from the split of the first run.
+        progress: called with (done, total) while photos are read.
+        choice: arguments of `choose_photos`, such as `split`; the photos come from the split of the first run.
     """
     manifests = {name: read_manifest(run / MANIFEST_NAME) for name, run in runs.items()}
     first = next(iter(runs))
@@ -230,9 +230,9 @@ def write_gallery(
     photos = choose_photos(manifests[first], data, progress=progress, **choice)
     begin(progress, "drawing attention maps")
     try:
-        entries = gallery(runs, photos.samples, photos.root, photos.classes)
+        entries = gallery(runs, photos.samples, photos.root, manifests[first].classes)
     except ModelError as error:
-        logger.warning("The report will show no attention maps: %s", error)
+        logger.warning("the report will show no attention maps: %s", error)
         file.unlink(missing_ok=True)
         return
     weights = {name: manifest.weights_sha256 for name, manifest in manifests.items()}
@@ -244,7 +244,8 @@ def gallery(
 ) -> list[dict[str, Any]]:
     """Computes attention maps of several runs over up to 12 photos: the channel mean of squared activations.
 
-    The maps come from the stage of stride 16. `runs` are run folders by name; the samples' paths start from `root`.
+    The maps come from the stage of stride 16. `runs` maps names to run folders; paths of the samples are relative to
+    `root`, and `classes` are the class names.
 
     Returns:
         One dict for each photo: "path", "truth", "photo" (a thumbnail as data URI) and "models", a list with "name",

@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_class_names(file: Path) -> dict[str, str]:
-    """Reads a TOML file with one line for each folder: "late blight" = "Tomato___Late_blight".
+    """Reads a TOML file that gives the class of each folder: "late blight" = "Tomato___Late_blight".
 
     Returns:
-        The model's class for each folder name.
+        Folder name -> class name of the model.
 
     Raises:
         DataError: the file does not exist, is not TOML, or has a value that is not a string.
@@ -42,15 +42,15 @@ def read_class_names(file: Path) -> dict[str, str]:
     for folder, name in document.items():
         if not isinstance(name, str):
             remedy = 'write "folder name" = "model class", with quotes around both'
-            raise DataError(f"a class for '{folder}' in '{file}'", described(name), remedy)
+            raise DataError(f"a class name for '{folder}' in '{file}'", described(name), remedy)
     return document
 
 
 def to_class_names(value: object) -> dict[str, str]:
-    """Converts the argument `class_names` of the Python API to a mapping from folder name to the model's class.
+    """Converts the argument `class_names` of the Python API to a mapping: folder name -> class name of the model.
 
     Args:
-        value: None (no renamed folders), a mapping, or the path of a file for `read_class_names`.
+        value: None (folders are named like the classes), a mapping, or the path of a file for `read_class_names`.
 
     Raises:
         ConfigError: `value` has another type.
@@ -69,23 +69,23 @@ def to_class_names(value: object) -> dict[str, str]:
 
 
 def labels_in_model(model: Sequence[str], data: Sequence[str], names: Mapping[str, str]) -> list[int]:
-    """Returns the model's label for each class of the data.
+    """Returns, for each class of the data, the index of the model's class that it belongs to.
 
-    Several classes of the data may have the same label, and the model may have classes that the data lacks.
+    Several classes of the data may belong to one class of the model; the model may have classes that the data lacks.
 
     Args:
         model: the model's classes, in the order of its logits.
         data: the data's classes, in the order of its labels.
-        names: the model's class for each class of the data that has another name there.
+        names: class of the data -> class of the model, for classes whose names differ.
 
     Raises:
-        ModelError: the model lacks a class of the data, or a class in `names`.
+        ModelError: the model lacks a class of the data, or a class that `names` maps to.
     """
     place = {composed(name): label for label, name in enumerate(model)}
     names = {composed(folder): name for folder, name in names.items()}
     for folder, name in names.items():
         if composed(name) not in place:
-            raise ModelError(f"a class of the model for '{folder}'", f"'{name}'", nearest(name, model))
+            raise ModelError(f"one of the model's classes for '{folder}'", f"'{name}'", nearest(name, model))
     lacking = [name for name in data if composed(names.get(name, name)) not in place]
     if lacking:
         first, more = lacking[:5], ", …" if len(lacking) > 5 else ""
@@ -110,30 +110,21 @@ def _unused_names(data: Sequence[str], names: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ChosenPhotos:
-    """The photos that a model is evaluated on.
+    """The photos that a model is evaluated on."""
 
-    Attributes:
-        root: the data folder.
-        classes: the model's class names; `Sample.label` is an index into them.
-        samples: the readable photos of the split.
-        skipped: one line for each unreadable photo of the split.
-        split: the split that `samples` are; "all" if the caller asked for "test" and the folder has only new photos.
-        left_out: one sentence for each kind of input that was not used: photos without a label or a split, rows of a
-            label file without a photo, and renamed classes without a folder.
-        non_photo_files: files in the folder that are not photos.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    skipped: tuple[str, ...]
+    root: Path  # the data folder
+    samples: tuple[Sample, ...]  # the readable photos of the split; labels are indices into the model's classes
+    skipped: tuple[str, ...]  # one line for each unreadable photo of the split
+    # The split of `samples`; "all" if "test" was wanted, but the folder has no split and only new photos.
     split: SplitChoice = "test"
+    # Sentences about input that was not used: photos without a label or a split, rows of a label file without a photo,
+    # and lines of `class_names` without a folder.
     left_out: tuple[str, ...] = ()
-    non_photo_files: tuple[str, ...] = ()
+    non_photo_files: tuple[str, ...] = ()  # files in the folder that are not photos
 
 
 class PhotoChoice(TypedDict, total=False):
-    """Keyword arguments of `choose_photos` that say which photos of a folder to use."""
+    """The keyword arguments of `choose_photos` that select photos."""
 
     layout: Layout
     split: SplitChoice
@@ -155,23 +146,23 @@ def choose_photos(
     class_names: Mapping[str, str] | None = None,
     progress: ProgressCallback = silent,
 ) -> ChosenPhotos:
-    """Finds the photos of one split of a folder.
+    """Finds the photos of one split of a folder, to evaluate a model on them.
 
-    The split comes from `split_file` if one is passed. Otherwise it comes from `own_split` if the model was trained on
-    this data, so that the model is not tested on photos that it learnt from. Otherwise it comes from train/val/test
-    folders. If chosen photos were training photos of the model, a warning says how many, unless `split` is "train".
+    The split comes from `split_file` if one is passed; otherwise from `own_split` if the model was trained on this
+    data; otherwise from train/val/test folders. A warning is logged if the model was trained on some of the photos,
+    unless `split` is "train".
 
     Args:
         manifest: the model's manifest.
         data: folder of class folders, or of train/val/test folders that hold class folders.
         layout: where the labels are found.
-        split: the split to choose. "test" chooses all photos of a folder without splits if the model has learnt from
-            none of them.
+        split: the split to choose. In a folder without splits, "test" chooses all photos if `learnt` shows that the
+            model was trained on none of them.
         split_file: file made by `data split`, or a run's `splits.json`; None without one.
         own_split: `splits.json` of the run that trained the model; None if unknown.
-        learnt: file that identifies the model's training photos (see `data.likeness`); None without one.
-        class_names: the model's class for each folder of another name. With a mapping, even an empty one, the data
-            may lack some of the model's classes; with None it must have them all.
+        learnt: file with fingerprints of the model's training photos (see `data.likeness`); None without one.
+        class_names: folder name -> class of the model, for folders with other names. With a mapping, even an empty
+            one, the data may lack some of the model's classes; with None it must have exactly these classes.
         progress: called with (done, total) while the photos are checked.
 
     Raises:
@@ -213,7 +204,6 @@ def choose_photos(
             _warn_of_what_may_be_learnt(manifest, readable_parts, split)
     return ChosenPhotos(
         data,
-        manifest.classes,
         tuple(replace(sample, label=labels[sample.label]) for sample in wanted),
         tuple(f"{path}: {reason}" for path, reason in unreadable if chosen(path)),
         split,
@@ -259,8 +249,8 @@ def _warn_of_what_may_be_learnt(manifest: ModelManifest, parts: Mapping[str, str
 def _warn_of_known(met: int, photos: int) -> None:
     if met:
         logger.warning(
-            "the model has learnt from at least %d of these %d photos (also if they are renamed, flipped, rotated or "
-            "resized): the result will be too high; leave them out, or pass its run's splits.json as --splits",
+            "the model has learnt from at least %d of these %d photos (or their flipped, rotated or resized copies): "
+            "the result will be too high; leave them out, or pass its run's splits.json as --splits",
             met,
             photos,
         )

@@ -48,20 +48,14 @@ _Z = 1.96
 
 @dataclass(frozen=True)
 class Learning:
-    """What a run folder records about the training.
+    """The course of a training, as recorded in a run folder."""
 
-    Attributes:
-        rows: the rows of `metrics.csv`, one for each epoch, with the keys "val/accuracy" (0 to 1), "val/nll" (nats),
-            "train/ce" and "train/total".
-        train_photos: number of training photos of each class; None if unknown.
-        from_scratch: whether the network began with random weights; None if unknown.
-        val_photos: number of photos in the validation split; None if unknown.
-    """
-
+    # The rows of `metrics.csv`, one for each epoch, with the keys "val/accuracy" (0 to 1), "val/nll" (nats), "train/ce"
+    # and "train/total".
     rows: Sequence[Mapping[str, float]] = ()
-    train_photos: Mapping[str, int] | None = None
-    from_scratch: bool | None = None
-    val_photos: int | None = None
+    train_photos: Mapping[str, int] | None = None  # number of training photos of each class; None if unknown
+    from_scratch: bool | None = None  # whether the network began with random weights; None if unknown
+    val_photos: int | None = None  # number of photos in the validation split; None if unknown
 
     @property
     def epochs(self) -> int:
@@ -74,20 +68,13 @@ class Learning:
         accuracy = self._column("val/accuracy")
         return 1 + accuracy.index(max(accuracy)) if accuracy else 0
 
-    def accuracy_ends(self) -> tuple[float, float]:
-        """Returns the mean validation accuracy, 0 to 1, of the last quarter of the epochs and of the quarter before."""
-        return self._ends("val/accuracy")
-
     def progress(self, chance: float) -> Progress:
-        """Classifies the course of the training from its losses and accuracies.
-
-        Args:
-            chance: accuracy that needs no learning, 0 to 1 (`EvaluationResult.chance`).
+        """Describes how the training went; `chance` is the accuracy that needs no learning, 0 to 1.
 
         Returns:
-            "never began" if validation accuracy stayed near chance; "memorised" if it did and the training loss
-            halved; "still improving" if accuracy still rose at the end; "stopped" if the best epoch came early;
-            otherwise "unclear".
+            "memorised" if validation accuracy stayed near `chance` although the training loss halved; "never began"
+            if it stayed near `chance` and the loss did not halve; "still improving" if it still rose at the end;
+            "stopped" if the best epoch lies in the first 60 %; otherwise "unclear".
         """
         accuracy, nll = self._column("val/accuracy"), self._column("val/nll")
         if not accuracy or len(accuracy) < MIN_EPOCHS:
@@ -95,10 +82,10 @@ class Learning:
         if max(accuracy) <= chance + LUCK:
             loss = self._column("train/ce") or self._column("train/total")
             return "memorised" if loss and loss[-1] < MEMORISED_FALL * loss[0] else "never began"
-        last, before = self._ends("val/accuracy")
+        last, before = self.ends("val/accuracy")
         rise = max(ACCURACY_RISE, RISE_PHOTOS / self.val_photos) if self.val_photos else ACCURACY_RISE
         if last >= before + rise and len(nll) == len(accuracy):
-            last_nll, nll_before = self._ends("val/nll")
+            last_nll, nll_before = self.ends("val/nll")
             if last_nll <= (1 - NLL_FALL) * nll_before:
                 return "still improving"
         return "stopped" if self.best_epoch <= STOPPED_SHARE * len(accuracy) else "unclear"
@@ -106,7 +93,8 @@ class Learning:
     def _column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
 
-    def _ends(self, name: str) -> tuple[float, float]:
+    def ends(self, name: str) -> tuple[float, float]:
+        """Returns the means of a column of `metrics.csv` over the last quarter of the epochs and the quarter before."""
         values = self._column(name)
         quarter = max(1, len(values) // 4)
         last, before = values[-quarter:], values[-2 * quarter : -quarter]
@@ -114,76 +102,44 @@ class Learning:
 
 
 def read_learning(run: Path, classes: Sequence[str]) -> Learning:
-    """Reads what a run folder records about its training; values that are missing or damaged become None or empty."""
-    return Learning(
-        _rows(run / "metrics.csv"),
-        _train_photos(run, classes),
-        _from_scratch(run),
-        _val_photos(run / "splits.json"),
-    )
-
-
-def _rows(file: Path) -> tuple[dict[str, float], ...]:
+    """Reads the record of a training from its run folder; returns an empty one if a file is missing or damaged."""
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            return tuple({name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines))
-    except (OSError, ValueError, TypeError):
-        return ()
-
-
-def _train_photos(run: Path, classes: Sequence[str]) -> dict[str, int] | None:
-    try:
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
         counted = json.loads((run / "environment.json").read_text(encoding="utf-8"))["train_photos"]
-        return {name: int(counted[name]) for name in classes}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _val_photos(file: Path) -> int | None:
-    try:
-        return len(read_split(file).val) or None
-    except DataError:
-        return None
-
-
-def _from_scratch(run: Path) -> bool | None:
-    try:
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         settings = recipe["distill"] if "distill" in recipe else recipe["train"]
-        return not (settings["pretrained"] or settings.get("weights"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return Learning(
+            tuple(rows),
+            train_photos={name: int(counted[name]) for name in classes},
+            from_scratch=not (settings["pretrained"] or settings.get("weights")),
+            val_photos=len(read_split(run / "splits.json").val) or None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return Learning()
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The input for remarks and advice: a model's evaluation, its training, and conclusions from both.
+    """A model's evaluation and training, with the conclusions from which remarks and advice are written."""
 
-    Attributes:
-        level: whether the model can be used.
-        result: the evaluation.
-        learning: the record of the training.
-        progress: how the training ended.
-        weak: classes that the model recognises less often than the others, the worst first.
-    """
-
-    level: Level
-    result: EvaluationResult
-    learning: Learning
-    progress: Progress
-    weak: Sequence[ClassScores]
+    level: Level  # how far the model can be used; see `ModelVerdict`
+    result: EvaluationResult  # the evaluation
+    learning: Learning  # the record of the training
+    progress: Progress  # how the training went; see `Learning.progress`
+    weak: Sequence[ClassScores]  # classes that the model recognises less often than the others, the worst first
 
     @property
     def good(self) -> bool:
-        """Whether the model can be used as it is."""
+        """Whether the model can be used without checking its answers: its level is "usable"."""
         return self.level == "usable"
 
 
 def learning_remarks(found: Findings) -> list[str]:
-    """Returns sentences about a training that ended too early or failed; an empty list if there is nothing to say."""
+    """Returns a sentence if the training ended too early or failed, else an empty list."""
     learning, progress = found.learning, found.progress
     if progress == "still improving":
-        last, before = learning.accuracy_ends()
+        last, before = learning.ends("val/accuracy")
         return [
             f"It was still improving when it stopped: from {number(before)} to {percent(last)} of the validation "
             "photos in the last epochs."
@@ -204,7 +160,7 @@ def learning_remarks(found: Findings) -> list[str]:
 
 
 def advice_on(found: Findings) -> list[str]:
-    """Returns sentences that say how to get a better model, the most helpful first; empty if nothing needs changing."""
+    """Returns sentences of advice for a better model, the most helpful first; an empty list if none is needed."""
     size = found.result.image_size
     return [
         *(
@@ -285,12 +241,12 @@ def _test_advice(result: EvaluationResult, *, hopeless: bool) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """Formats a share, 0 to 1, as percent with its sign, as "95 %"; see `number`."""
+    """Formats a share, 0 to 1, as a percentage, such as "95 %"; `number` says how it is rounded."""
     return f"{number(share)} %"
 
 
 def number(share: float) -> str:
-    """Formats a share, 0 to 1, in whole percent, with up to two decimals if rounding would give 0 or 100."""
+    """Formats a share, 0 to 1, as whole percent without "%"; with up to two decimals if it would round to 0 or 100."""
     for digits in (0, 1, 2):
         text = f"{100 * share:.{digits}f}"
         if share in (0.0, 1.0) or 0 < float(text) < 100:
@@ -299,7 +255,7 @@ def number(share: float) -> str:
 
 
 def count(amount: int, noun: str) -> str:
-    """Formats an amount with its noun in singular or plural: "1 photo", "2 leaves"."""
+    """Formats a number with its noun in the singular or plural: "1 photo", "2 leaves"."""
     plural = "leaves" if noun == "leaf" else f"{noun}s"
     return f"{amount:,} {noun if amount == 1 else plural}"
 
@@ -310,5 +266,5 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def join(parts: Sequence[str]) -> str:
-    """Joins at least one part of a sentence: "a, b and c"."""
+    """Joins one or more parts of a sentence: "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

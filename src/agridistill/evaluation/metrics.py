@@ -30,21 +30,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision, recall and F1 of one class; all three are None if there are no photos of the class.
+    """Precision, recall and F1 of one class; all three are None if there are no photos of the class."""
 
-    Attributes:
-        name: the class.
-        precision: share of the photos predicted as this class that belong to it, 0 to 1; 0 if there are none.
-        recall: share of the photos of this class that are predicted as it, 0 to 1.
-        f1: harmonic mean of precision and recall, 0 to 1.
-        photos: number of photos of this class.
-    """
-
-    name: Annotated[str, Field(validation_alias="class")]
+    name: Annotated[str, Field(validation_alias="class")]  # the class
+    # Share of the photos predicted as this class that belong to it, 0 to 1; 0 if there are none.
     precision: float | None
-    recall: float | None
-    f1: float | None
-    photos: int
+    recall: float | None  # share of the photos of this class that are predicted as it, 0 to 1
+    f1: float | None  # harmonic mean of precision and recall, 0 to 1
+    photos: int  # number of photos of this class
 
 
 def accuracy_interval(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> Interval:
@@ -81,6 +74,7 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
         rate: the observed proportion, 0 to 1.
         size: number of independent observations, above 0.
         confidence: confidence level, 0 to 1.
+
     Example:
         >>> interval = wilson_interval(1.0, 6)
         >>> f"{interval.low:.2f} to {interval.high:.2f}"
@@ -94,9 +88,9 @@ def wilson_interval(rate: float, size: float, *, confidence: float = 0.95) -> In
 
 
 def effective_sample_size(correct: NDArray[np.bool_], leaf_ids: Sequence[str]) -> float:
-    """Returns how many independent photos hold as much information as these N photos of leaves: above 0, at most N.
+    """Returns how many independent photos would measure accuracy as precisely as N photos with several of one leaf.
 
-    `accuracy_interval` describes the arguments and the estimate.
+    The result is above 0 and at most N. `accuracy_interval` describes the arguments and the estimate.
     """
     count = len(correct)
     if count == 0 or len(leaf_ids) != count:
@@ -139,13 +133,8 @@ def macro_f1(scores: Sequence[ClassScores]) -> float:
     return float(np.mean([score.f1 for score in scores if score.f1 is not None]))
 
 
-def confusion_matrix(preds: Labels, target: Labels, classes: int) -> NDArray[np.int64]:
-    """Returns the counts of photos, `(K, K)` for K = `classes`: rows are the truth, columns the prediction."""
-    return np.asarray(sklearn.metrics.confusion_matrix(target, preds, labels=range(classes)), np.int64)
-
-
 def negative_log_likelihood(logits: NDArray[Any], target: Labels, temperature: float = 1.0) -> float:
-    """Returns the mean of -log p(truth), in nats, for logits `(N, K)` at a temperature and class indices `(N,)`."""
+    """Returns the mean of -log p(true class), in nats, for logits `(N, K)` and class indices `target` `(N,)`."""
     scaled = np.asarray(logits, np.float64) / temperature
     peak = scaled.max(axis=1)
     # The logarithm of a softmax would be minus infinity where a probability underflows.
@@ -177,18 +166,17 @@ def calibration_error(probabilities: NDArray[np.float64], target: Labels, *, bin
 def fit_temperature(logits: NDArray[Any], target: Labels) -> float:
     """Finds the temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
-    The likelihood is convex in 1 / T, so its slope changes its sign at most once, and bisection (in log T) finds the
-    one minimum. Pass validation photos, never photos that the model was trained on.
+    This likelihood is convex in 1 / T, so bisection in log T finds the minimum. Pass validation photos, never photos
+    that the model was trained on.
 
     Args:
         logits: `(N, K)`.
         target: `(N,)` class indices.
 
     Returns:
-        A temperature from 0.05 to 20; if the minimum lies beyond one of these bounds, the bound. If every photo is
-        right, there is no minimum, and the lowest temperature would give later mistakes a confidence of nearly 1.
-        Each of N labels then counts as right with probability (N + 1) / (N + 2) only (Platt 1999, "Probabilistic
-        outputs for support vector machines").
+        A temperature from 0.05 to 20. If every photo is classified correctly, the likelihood has no maximum: each of
+        the N labels then counts with probability (N + 1) / (N + 2) (Platt 1999, "Probabilistic outputs for support
+        vector machines"), so that later mistakes do not get a confidence of nearly 1.
 
     Raises:
         ValueError: there are no photos.
@@ -227,23 +215,16 @@ _USABLE_COVERAGE = 0.5
 
 
 class AbstentionPoint(NamedTuple):
-    """The top probability below which a model abstains, with the coverage and the accuracy that result.
+    """A threshold of the top probability, below which a model abstains, with the resulting coverage and accuracy."""
 
-    Attributes:
-        threshold: photos with a lower top probability get no answer.
-        coverage: share of the photos that are answered, 0 to 1.
-        accuracy: share of the answers that are right, 0 to 1.
-        reached: whether `accuracy` is at least the wanted one; if not, the threshold is the best usable one.
-    """
-
-    threshold: float
-    coverage: float
-    accuracy: float
-    reached: bool = True
+    threshold: float  # photos whose top probability is lower get no answer
+    coverage: float  # share of the photos that are answered, 0 to 1
+    accuracy: float  # share of the answers that are right, 0 to 1
+    reached: bool = True  # whether `accuracy` is at least the wanted accuracy
 
 
 def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_], accuracy: float) -> AbstentionPoint:
-    """Finds the lowest threshold whose answers reach the wanted accuracy (El-Yaniv & Wiener 2010, JMLR 11).
+    """Finds the threshold for a wanted accuracy of the answers that gives the most answers (El-Yaniv & Wiener 2010).
 
     Args:
         confidence: `(N,)`, top probability of each photo.
@@ -251,9 +232,9 @@ def abstention_point(confidence: NDArray[np.float64], correct: NDArray[np.bool_]
         accuracy: wanted share of right answers, 0 to 1.
 
     Returns:
-        The lowest such threshold that answers at least a tenth of the photos; 0, with coverage 1, if the answers to all
-        photos reach the accuracy. If there is none, the threshold with the largest share of right answers among those
-        that answer at least half of the photos (the lowest of equal ones), with `reached` False.
+        The lowest threshold that reaches `accuracy` and answers at least a tenth of the photos; 0, with coverage 1, if
+        the answers to all photos reach it. If no threshold does, `reached` is False, and the threshold is the one with
+        the largest share of right answers among those that answer at least half of the photos.
 
     Raises:
         ValueError: there are no photos.

@@ -39,10 +39,10 @@ _GROUND_SPREAD = 0.4  # largest spread of the ground's colour, divided by its di
 def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
     """Finds the leaf in a photo `(H, W, 3)` uint8 and returns a mask `(H, W)`, True on the leaf.
 
-    Leaves are greener or yellower than a grey or purple ground, and lesions are yellower. The share of green or yellow
-    in each pixel is smoothed and divided by Otsu's threshold. The leaf is the largest connected piece with all pieces
-    of at least a tenth of its size; holes are filled and the edge is widened. On a ground of plants or wood the mask is
-    meaningless: check it with `is_trustworthy`.
+    Leaves are greener or yellower than a grey or purple background, and lesions are yellower. The share of green or
+    yellow in each pixel is smoothed; pixels above Otsu's threshold form connected pieces. The leaf is the largest piece
+    and every piece of at least a tenth of its size; holes are filled and the edge is widened. On a background of plants
+    or wood the mask is meaningless: check it with `is_trustworthy`.
     """
     side = min(photo.shape[:2])
     share = _leaf_colour(photo)
@@ -56,10 +56,10 @@ def leaf_mask(photo: Photo) -> NDArray[np.bool_]:
 
 
 def is_trustworthy(photo: Photo, mask: NDArray[np.bool_]) -> bool:
-    """Returns whether `mask`, made by `leaf_mask`, shows one whole leaf on a plain ground.
+    """Returns whether `mask`, made by `leaf_mask`, shows one whole leaf on a plain background.
 
-    The mask must be mostly one piece of plausible area, the rim of the photo must be nearly all ground, and the ground
-    must have one colour that differs clearly from the leaf's.
+    The mask must be mostly one piece of plausible area, the rim of the photo must be nearly all background, and the
+    background must have one colour that differs clearly from the leaf's.
     """
     if not _LEAST_LEAF <= mask.mean() <= _MOST_LEAF:
         return False
@@ -118,51 +118,32 @@ LEAST_MASKED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class UnderCorruption:
-    """Accuracy of a model under one corruption, at each of its strengths.
+    """Accuracy of a model under one corruption, at each of its strengths."""
 
-    Attributes:
-        name: name of the corruption.
-        unit: words that say what the strengths measure.
-        strengths: from weak to strong.
-        accuracies: the accuracy at each strength, 0 to 1.
-    """
-
-    name: str
-    unit: str
-    strengths: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    name: str  # name of the corruption
+    unit: str  # what the strengths measure, in words
+    strengths: tuple[float, ...]  # from weak to strong
+    accuracies: tuple[float, ...]  # the accuracy at each strength, 0 to 1
 
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """A model's accuracy on corrupted and on masked photos.
+    """A model's accuracy on corrupted and on masked photos."""
 
-    Attributes:
-        photos: number of photos used.
-        accuracy: accuracy on these photos without corruption, 0 to 1.
-        accuracy_ci95: 95 % interval of `accuracy`.
-        corruptions: accuracies under each corruption.
-        mean_corrupted_accuracy: mean over all corruptions and strengths, 0 to 1.
-        masked_photos: number of photos in which one leaf on a plain ground was found; the attributes below are measured
-            on them.
-        leaf_masked_accuracy: accuracy if the leaf is masked and only the ground is visible, 0 to 1; None if fewer than
-            the share `LEAST_MASKED_SHARE` of the photos could be masked. A model that looks at leaves does no better
-            here than `chance`; if it does, it uses the ground or the outline of the mask.
-        leaf_masked_ci95: 95 % interval of `leaf_masked_accuracy`.
-        ground_masked_accuracy: accuracy if the ground is masked and only the leaf is visible, 0 to 1; None as above.
-        chance: share of the most frequent class, 0 to 1: the accuracy of the same answer for all photos.
-    """
-
-    photos: int
-    accuracy: float
-    accuracy_ci95: Interval
-    corruptions: tuple[UnderCorruption, ...]
-    mean_corrupted_accuracy: float
+    photos: int  # number of photos used
+    accuracy: float  # accuracy on these photos without corruption, 0 to 1
+    accuracy_ci95: Interval  # 95 % interval of `accuracy`
+    corruptions: tuple[UnderCorruption, ...]  # accuracies under each corruption
+    mean_corrupted_accuracy: float  # mean over all corruptions and strengths, 0 to 1
+    # Number of photos in which one leaf on a plain background was found. If they are at least half of the photos, the
+    # attributes below are measured on them; else the next three are None.
     masked_photos: int
+    # Accuracy if the leaf is masked and only the background is visible, 0 to 1. Above `chance`, the model uses the
+    # background or the outline of the mask.
     leaf_masked_accuracy: float | None
-    leaf_masked_ci95: Interval | None
-    ground_masked_accuracy: float | None
-    chance: float
+    leaf_masked_ci95: Interval | None  # 95 % interval of `leaf_masked_accuracy`
+    ground_masked_accuracy: float | None  # accuracy if the background is masked and only the leaf is visible, 0 to 1
+    chance: float  # share of the most frequent class, 0 to 1: the accuracy of one answer for all photos
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document with every attribute."""
@@ -178,7 +159,7 @@ def robustness(
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     progress: ProgressCallback = silent,
 ) -> RobustnessResult:
-    """Measures the accuracy of one model on the same photos under every corruption, and with leaf or ground masked.
+    """Measures the accuracy of a model on photos under every corruption, and with the leaf or the background masked.
 
     Every model sees the same corrupted photos, scaled to its input size: photos are corrupted at one size for all
     models, and the random numbers of a corruption depend on the photo's path only.
@@ -186,7 +167,7 @@ def robustness(
     Args:
         backend: the model.
         samples: labelled photos; at most `most_photos` evenly spaced ones are used.
-        root: the folder that the samples' paths start from.
+        root: the folder that the paths of the samples are relative to.
         most_photos: largest number of photos to use.
         corruptions: the corruptions to apply.
         progress: called with (photos classified, photos in total).
@@ -195,7 +176,7 @@ def robustness(
         DataError: there are no photos, or one of them cannot be read.
     """
     if not samples:
-        raise DataError("labelled photos to corrupt", "none", "choose another split")
+        raise DataError("at least 1 photo to measure robustness", "none", "choose another split")
     begin(progress, "measuring robustness")
     chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, most_photos).round().astype(int))]
     target, leaf_ids = np.array([sample.label for sample in chosen]), [sample.leaf_id for sample in chosen]
@@ -263,14 +244,14 @@ def _rng(sample: Sample) -> np.random.Generator:
 
 
 def without_leaf(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
-    """Returns a copy of the photo whose leaf is filled with the ground's median colour; `mask` is True on the leaf."""
+    """Returns a copy of a photo with the leaf in the ground's median colour; `mask` `(H, W)` is True on the leaf."""
     filled = photo.copy()
     filled[mask] = np.median(photo[~mask], axis=0).astype(np.uint8)
     return filled
 
 
 def without_ground(photo: Photo, mask: NDArray[np.bool_]) -> Photo:
-    """Returns a copy of the photo whose ground is filled with medium grey; `mask` is True on the leaf."""
+    """Returns a copy of a photo with a medium grey background; `mask` `(H, W)` is True on the leaf."""
     filled = photo.copy()
     filled[~mask] = 128
     return filled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from agridistill.evaluation.evaluate import EvaluationResult
@@ -44,20 +44,14 @@ _SPLITS = {"test": "new photos", "val": "validation photos", "train": "the photo
 
 @dataclass(frozen=True)
 class ModelVerdict:
-    """What a person needs to know before using a model.
+    """Whether a model can be used, with reasons and advice for the person who decides."""
 
-    Attributes:
-        level: "usable"; "weak" (usable if a person checks the answers); "unproven" (there are too few photos to
-            decide); or "unusable".
-        headline: one sentence without a full stop.
-        remarks: other findings, in whole sentences.
-        advice: what would make the model better, the most helpful first, in whole sentences.
-    """
-
+    # "usable"; "weak" (usable if a person checks the answers); "unproven" (there are too few photos to decide); or
+    # "unusable".
     level: Level
-    headline: str
-    remarks: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
+    headline: str  # one sentence without a full stop, such as "Usable: right on 95 % of new photos"
+    remarks: tuple[str, ...] = ()  # other findings, in whole sentences
+    advice: tuple[str, ...] = ()  # what would make the model better, the most helpful first, in whole sentences
 
     @property
     def usable(self) -> bool:
@@ -66,18 +60,12 @@ class ModelVerdict:
 
     @property
     def reason(self) -> str:
-        """The headline without its first word."""
+        """The headline without the words for the level."""
         return self.headline.partition(": ")[2]
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document: "usable", "level", "headline", "remarks" and "advice"."""
-        return {
-            "usable": self.usable,
-            "level": self.level,
-            "headline": self.headline,
-            "remarks": list(self.remarks),
-            "advice": list(self.advice),
-        }
+        return {"usable": self.usable, **asdict(self)}
 
 
 def judge(result: EvaluationResult, *, learning: Learning | None = None) -> ModelVerdict:
@@ -86,7 +74,7 @@ def judge(result: EvaluationResult, *, learning: Learning | None = None) -> Mode
     Args:
         result: evaluation on photos that the model did not learn from; with the split "train" the level is "unproven"
             at best.
-        learning: record of the model's training; None if unknown.
+        learning: record of the model's training, from `read_learning`; None if unknown.
     """
     learning = learning or Learning()
     level, reason = _decide(result)
@@ -116,9 +104,9 @@ def judge_artefact(
         photos: number of photos that it was measured on, at least 1.
         accuracy: share of the photos whose top class is right, answered or not, 0 to 1.
         coverage: share of the photos that it answers, 0 to 1.
-        accuracy_of_answers: share of these answers that are right, 0 to 1; ignored if coverage is 0.
+        accuracy_of_answers: share of these answers that are right, 0 to 1; has no effect if coverage is 0.
         classes: number of its classes.
-        run: verdict about the run that it was exported from, or None; the exported model's level is never better.
+        run: verdict about the run that it was exported from, which limits its level; None if unknown.
     """
     level, reason = _decide_artefact(photos, accuracy, coverage, accuracy_of_answers, classes)
     headline = f"{_WORDS[level]}: {reason}"

@@ -18,14 +18,14 @@ __all__ = ["report"]
 
 
 def report(folder: Path | str) -> ReportResult:
-    """Writes `report.html`, and each plot with its numbers, from the result files of a study or a run.
+    """Writes `report.html`, and each plot as SVG with its numbers as JSON, from the result files in a folder.
 
     Args:
-        folder: the folder of a study (`compare`), of a run, or of `evaluate --evidence`; the report is written there.
+        folder: the folder that `compare`, `train`, `distill` or `evaluate --evidence` wrote; it receives the report.
 
     Raises:
         ConfigError: `folder` is not a path.
-        RunError: there are no result files in `folder`, or one is damaged.
+        RunError: `folder` has no result files, or one is damaged.
         MissingExtraError: the extra `report` is not installed.
     """
     path = to_path("folder", folder)

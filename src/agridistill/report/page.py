@@ -41,9 +41,7 @@ class ReportResult:
 def report(folder: Path) -> ReportResult:
     """Writes `report.html`, `figures/*.svg` and `figures/*.json` to a folder with result files.
 
-    Args:
-        folder: has `compare.json` or `evaluation.json`; may also have `metrics.csv`, `evidence/*.json` and
-            `benchmark.json`.
+    It needs `compare.json` or `evaluation.json`, and may have `metrics.csv`, `evidence/*.json` and `benchmark.json`.
 
     Raises:
         RunError: there are no result files, or one is damaged.
@@ -54,7 +52,7 @@ def report(folder: Path) -> ReportResult:
         text = _render(documents, drawn)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, UndefinedError) as error:
         got = f"other or damaged files in '{folder}' ({type(error).__name__}: {error})"
-        raise RunError("result files that this release has written", got, "create them again") from None
+        raise RunError("result files of this release", got, "run again the command that wrote them") from None
     page = folder / "report.html"
     write_text(page, text)
     pictures = tuple(folder / f"figures/{plot.name}.svg" for plot in drawn)
@@ -101,9 +99,9 @@ def _render(documents: ReportDocuments, drawn: Sequence[Plot]) -> str:
 
 
 def overlay(photo: str, attention: Sequence[Sequence[float]]) -> str:
-    """Draws an attention map over a photo: yellow if a model looks there, blue if it does not.
+    """Draws an attention map over a photo: yellow where the model looks most, blue where it looks least.
 
-    `photo` and the result are data URIs of JPEGs; `attention` is the map as rows of values.
+    `photo` and the result are data URIs of JPEGs; `attention` is the map as rows of values, 0 to 1.
     """
     encoded = photo.partition("base64,")[2]
     picture = Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("JPEG",)).convert("RGB")
@@ -165,7 +163,7 @@ def _benchmark_trade_offs(benchmark: Document) -> list[Plot]:
 
 @dataclass(frozen=True)
 class ReportDocuments:
-    """The input of a report; documents that the folder lacks are None or empty."""
+    """The result files that a report is made from; those that the folder lacks are None or empty."""
 
     folder: Path
     study: Document | None  # compare.json; None for a single model
@@ -179,24 +177,24 @@ class ReportDocuments:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
+        """Name of the folder, with bytes that are not UTF-8 escaped."""
         return str(_printable(self.folder.resolve().name))
 
 
 def read_documents(folder: Path) -> ReportDocuments:
-    """Reads the result files in the folder of a study or a run.
+    """Reads the result files that `compare`, `train`, `distill` or `evaluate --evidence` wrote to a folder.
 
     Raises:
         RunError: the folder or its result files do not exist, or one is damaged.
     """
     if not folder.is_dir():
-        raise RunError("the folder of a study or a run", f"'{folder}', which is not a folder", "check the path")
+        raise RunError("a folder with results", f"'{folder}', which is not a folder", "check the path")
     study, evaluation = _read_json(folder / "compare.json"), _read_json(folder / "evaluation.json")
     if study is None and evaluation is None:
         raise RunError(
             "a folder with compare.json or evaluation.json",
             f"'{folder}' without them",
-            "create one with 'agridistill compare', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
+            "write them with 'agridistill compare', 'train', 'distill' or 'evaluate MODEL DATA --evidence DIR'",
         )
     names = sorted(path.stem for path in (folder / "evidence").glob("*.json") if path.stem != "gallery")
     if study is not None:
@@ -223,7 +221,7 @@ def read_documents(folder: Path) -> ReportDocuments:
 
 
 def provenance(documents: ReportDocuments) -> list[tuple[str, str]]:
-    """Returns (name, value) pairs with the date, versions, commands and machines that the result files record."""
+    """Returns rows (name, value) about the origin of the results: date, versions, commands and machines."""
     environment = documents.environment
     versions = environment.get("versions", {})
     folder = shlex.quote(_printable(str(documents.folder)))
@@ -274,7 +272,7 @@ def _read_json(path: Path) -> Document | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "create it again") from None
+        raise RunError("a result file in JSON", f"a damaged '{path}' ({error})", "run again what wrote it") from None
     return document
 
 

@@ -54,7 +54,7 @@ class Plot:
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Returns matplotlib's colour, line style and marker for the series with this index."""
+    """Returns arguments for matplotlib's `plot`: colour, line style and marker of the series number `index`, from 0."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index % len(_DASHES)],
@@ -65,13 +65,13 @@ def series_style(index: int) -> dict[str, Any]:
 
 @rc_context(_STYLE)
 def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plot:
-    """Draws accuracy against a cost on a logarithmic axis; a line joins the Pareto front.
+    """Draws test accuracy against a cost, such as latency, on a logarithmic axis; a line joins the Pareto front.
 
     Args:
         points: one dict for each model: "name", "accuracy" and optionally its interval "low" and "high" (0 to 1), and
             the cost under the key `x`.
-        x: key of the cost; its name contains the unit.
-        label: label of the axis.
+        x: key of the cost, such as "latency_ms_p50".
+        label: label of the cost's axis, with the unit.
     """
     figure, axes = _create_figure()
     front = [points[index] for index in pareto([(point[x], point["accuracy"]) for point in points])]
@@ -102,7 +102,7 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, label: str) -> Plo
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Returns the indices of the points (cost, value) that no other point beats in both, sorted by cost.
+    """Returns the indices of the points (cost, value) on the Pareto front (low cost, high value), sorted by cost.
 
     Example:
         >>> pareto([(1.0, 0.8), (2.0, 0.7), (3.0, 0.9)])
@@ -117,7 +117,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 @rc_context(_STYLE)
 def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
-    """Draws each candidate's difference to the baseline with its interval; returns None if there is none to compare."""
+    """Draws each candidate's difference in accuracy to the baseline with its interval; returns None if there is none.
+
+    `budget` is a row of "budgets" in `compare.json`, and `baseline` the name of a candidate.
+    """
     rows = [row for row in budget["rows"] if row["difference"] is not None]
     if not rows:
         return None
@@ -144,11 +147,11 @@ def differences(budget: Mapping[str, Any], baseline: str) -> Plot | None:
 
 @rc_context(_STYLE)
 def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: str) -> Plot:
-    """Draws the validation accuracy by epoch: the mean of each candidate's seeds, in a band from lowest to highest.
+    """Draws validation accuracy by epoch: for each candidate the mean of its seeds, and a band from lowest to highest.
 
     Args:
         curves: for each candidate one row per seed with the accuracy (0 to 1) after each epoch.
-        name: name of the plot.
+        name: name of the plot's files.
     """
     figure, axes = _create_figure()
     lowest = 100.0
@@ -174,9 +177,9 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], *, name: st
 
 @rc_context(_STYLE | {"axes.grid": False})
 def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
-    """Draws a confusion matrix: colours show shares of the true class, numbers count photos.
+    """Draws a confusion matrix: numbers are photos, colours are shares of the photos of the true class.
 
-    `evaluation` is the model's evaluation in JSON, `name` its name.
+    `evaluation` is the content of `evaluation.json`, `name` the name of the model.
     """
     classes = [short_name(label, evaluation["classes"]) for label in evaluation["classes"]]
     counts = np.array(evaluation["confusion_matrix"])
@@ -202,7 +205,7 @@ def confusion(evaluation: Mapping[str, Any], *, name: str) -> Plot:
 
 @rc_context(_STYLE)
 def reliability(evidence: Evidence) -> Plot:
-    """Draws accuracy against confidence for several models."""
+    """Draws accuracy against confidence, with a line for each model in `evidence`."""
     figure, axes = _create_figure()
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
     for index, (name, document) in enumerate(evidence.items()):
@@ -222,7 +225,7 @@ def reliability(evidence: Evidence) -> Plot:
 
 @rc_context(_STYLE)
 def coverage(evidence: Evidence) -> Plot:
-    """Draws the accuracy of the answers against the share of photos that are answered, for several models."""
+    """Draws accuracy of the answers against the share of photos answered, with a line for each model in `evidence`."""
     figure, axes = _create_figure()
     lowest = 100.0
     for index, (name, document) in enumerate(evidence.items()):
@@ -247,7 +250,7 @@ def coverage(evidence: Evidence) -> Plot:
 
 @rc_context(_STYLE)
 def robustness(evidence: Evidence) -> Plot:
-    """Draws a small plot for each corruption, with accuracy against its strength for several models."""
+    """Draws accuracy against strength in a small plot for each corruption, with a line for each model in `evidence`."""
     first = next(iter(evidence.values()))["robustness"]
     rows = -(-len(first["corruptions"]) // 2)
     figure = Figure(figsize=(WIDTH, 1.5 * rows + 0.5), layout="constrained")

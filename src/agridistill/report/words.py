@@ -14,7 +14,7 @@ _SEPARATORS = ("___", "/")
 
 
 def study_summary(study: Mapping[str, Any]) -> list[str]:
-    """Returns a text about each budget and the teacher of a study; `study` is the document of `compare.json`."""
+    """Returns sentences about each budget and the teacher of a study; `study` is the content of `compare.json`."""
     lines = []
     for budget in study["budgets"]:
         rows = {row["name"]: row for row in budget["rows"]}
@@ -42,9 +42,9 @@ def study_summary(study: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(row: Mapping[str, Any], baseline: str) -> str:
-    """Returns a sentence that says what the difference between a candidate and the baseline shows.
+    """Returns a sentence that says whether a candidate is better than the baseline, or that this is not known.
 
-    `row` is the candidate's row in `compare.json`.
+    `row` is the candidate's row in `compare.json`, and `baseline` the name of the baseline.
 
     Example:
         >>> row = {"name": "kd", "difference": {"points": 0.4, "points_ci95": [-1.5, 2.7], "of_leaves_alone": False}}
@@ -64,7 +64,7 @@ def verdict(row: Mapping[str, Any], baseline: str) -> str:
 
 
 def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
-    """Returns sentences about the accuracy of one model; `evaluation` is its evaluation in JSON."""
+    """Returns sentences about the accuracy of model `name`; `evaluation` is the content of its `evaluation.json`."""
     lines = [
         f"{name} ({evaluation['model']}) recognises {100 * evaluation['accuracy']:.1f} % of "
         f"{evaluation['photos']:,} photos of {evaluation['leaves']:,} leaves of the {evaluation['split']} split "
@@ -79,9 +79,9 @@ def model_summary(name: str, evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def evidence_summary(name: str, evidence: Mapping[str, Any]) -> list[str]:
-    """Returns sentences about one model's robustness, its use of the background, and its abstention.
+    """Returns sentences about the model `name`: its robustness, its use of the background, and its abstention.
 
-    `evidence` is a document of `gather_evidence`.
+    `evidence` is the content of `evidence/NAME.json`.
     """
     robust, selective = evidence["robustness"], evidence["selective"]
     hardest = min(robust["corruptions"], key=lambda one: float(one["accuracies"][1]))
@@ -145,16 +145,13 @@ def plain_name(label: str, labels: Sequence[str]) -> str:
 
 
 def short_name(label: str, labels: Sequence[str]) -> str:
-    """Returns `plain_name`, cut to 28 characters."""
+    """Returns a class name as `plain_name` does, cut to 28 characters."""
     name = plain_name(label, labels)
     return name if len(name) <= _SHORT_NAME else name[: _SHORT_NAME - 1] + "…"
 
 
 def glossary(body: str) -> list[tuple[str, str]]:
-    """Returns the terms of `templates/glossary.toml` that occur in a page, each with its meaning.
-
-    Args:
-        body: the HTML of the page.
+    """Returns the terms of `templates/glossary.toml` that occur in the HTML `body` of a page, each with its meaning.
 
     Example:
         >>> [term for term, _ in glossary("<p>It has 2 M parameters and an F1 of 0.8.</p>")]

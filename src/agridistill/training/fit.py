@@ -166,7 +166,7 @@ def _complete(plan: RunPlan, best: BestWeights, log: EpochLog) -> RunResult:
     manifest.write(folder.manifest)
     cost = complexity(network, manifest.preprocessing.image_size)
     backend = TorchBackend(network, manifest)
-    result = evaluate(backend, prepared.test, prepared.root, classes=prepared.classes, split="test")
+    result = evaluate(backend, prepared.test, prepared.root, split="test")
     result = replace(result, parameters=cost.parameters, macs=cost.macs)
     verdict = judge(result, learning=read_learning(folder.path, prepared.classes))
     train_s = sum(row["train_s"] for row in log.rows)
