@@ -125,7 +125,7 @@ def test_another_recipe_has_its_own_cache_and_is_reported_why(
     before = (first / "records.bin").read_bytes()
     with caplog.at_level(logging.WARNING):
         distill(leaves, teacher, tmp_path / "b", replace(one, augmentation=Augmentation(min_scale=0.9)))
-    assert "augmentation.min_scale 0.5, here 0.9" in caplog.text
+    assert "augmentation.min_scale is 0.5 in the cache and 0.9 in this run" in caplog.text
     assert len(list((teacher / "cache").iterdir())) == 2
     assert (first / "records.bin").read_bytes() == before
 

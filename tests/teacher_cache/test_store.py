@@ -180,7 +180,7 @@ def test_a_file_that_was_cut_off_is_reported_when_it_is_read(tmp_path: Path) -> 
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
         build(cache)
         os.truncate(tmp_path / "c" / "records.bin", 10)
-        with pytest.raises(RunError, match=r"cut off; delete the folder"):
+        with pytest.raises(RunError, match=r"whose end is missing; delete the folder"):
             cache.read(np.array([LAYOUT.photos - 1]), np.array([0]))
 
 

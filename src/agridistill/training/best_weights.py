@@ -16,14 +16,15 @@ from agridistill.training.module import DistillationModule
 
 
 class AveragedWeights(Callback):
-    """Keeps an exponential moving average of the network's weights and buffers, and validates it in their place.
+    """Keeps an exponential moving average (EMA) of the network's weights and buffers, and validates with the average.
 
-    Its place among the callbacks is behind `BestWeights`, which then saves the average.
+    In the list of callbacks it must come after `BestWeights`, so that `BestWeights` saves the average.
 
-    The decay of step n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's `ExponentialMovingAverage`.
+    Step n sets average = d * average + (1 - d) * weights with d = min(decay, (1 + n) / (10 + n)), as TensorFlow's
+    `ExponentialMovingAverage` does.
 
     Args:
-        decay: of a step, 0 to 1.
+        decay: largest d, 0 to 1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -32,7 +33,7 @@ class AveragedWeights(Callback):
         self._is_swapped = False
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Starts at the weights, or on a resume at the stored average."""
+        """Starts the average with the network's weights, or on a resume with the average of the checkpoint."""
         own = _network(module).state_dict()
         self.average = {name: self.average.get(name, value).to(value.device).clone() for name, value in own.items()}
 
@@ -40,7 +41,7 @@ class AveragedWeights(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the average towards the weights."""
+        """Moves the average towards the network's weights after each optimizer step."""
         if trainer.global_step == self.steps:
             return  # no photo of the batch was readable
         self.steps = trainer.global_step
@@ -52,17 +53,17 @@ class AveragedWeights(Callback):
                 self.average[name].copy_(value)
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Puts the average into the network."""
+        """Replaces the network's weights by the average for the validation."""
         self._swap(module)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Puts the weights back."""
+        """Restores the network's own weights after the validation."""
         self._swap(module)
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Puts the weights back where validation was interrupted."""
+        """Restores the network's own weights if an error interrupts the validation."""
         if self._is_swapped:
             self._swap(module)
 
@@ -75,22 +76,23 @@ class AveragedWeights(Callback):
         self._is_swapped = not self._is_swapped
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and its number of steps."""
+        """Returns the average by tensor name ("average") and its number of steps ("steps") for the checkpoint."""
         return {"average": self.average, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the average."""
+        """Restores the average from a checkpoint."""
         self.average, self.steps = state_dict["average"], state_dict["steps"]
 
 
 class BestWeights(Callback):
-    """Saves the network of the best epoch: highest validation accuracy, then lowest negative log-likelihood.
+    """Saves the network's weights of the best epoch.
 
-    With fewer than 200 validation photos the last epoch is saved instead, when the learning rate is 0, because so few
-    photos would select an early epoch by chance.
+    This is the epoch with the highest validation accuracy; among equals, the one with the lowest negative
+    log-likelihood. With fewer than 200 validation photos it is the last epoch, because so few photos would select an
+    early epoch by chance.
 
     Args:
-        path: the file for the weights.
+        path: the weights file to write.
         photos: number of photos in the validation split.
     """
 
@@ -103,7 +105,7 @@ class BestWeights(Callback):
         self._sha256: str | None = None
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Saves the weights if this epoch is the best so far."""
+        """Saves the network's weights if this epoch is the best so far."""
         if not trainer.is_global_zero or not isinstance(module, DistillationModule):
             return
         metrics = trainer.callback_metrics
@@ -116,14 +118,14 @@ class BestWeights(Callback):
             self._sha256 = sha256_of(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best score ("best"), its "epoch" and the "sha256" of its weights."""
+        """Returns the best epoch's score ("best"), its number from 0 ("epoch") and its weights file's "sha256"."""
         return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state; the score is dropped if the file of weights does not match it.
+        """Restores the state of a checkpoint, without the best score if the weights file has another sha256.
 
-        This happens if a run is killed after it saved the weights of an epoch and before it wrote its checkpoint. The
-        epoch is repeated, and its weights, which may differ in the last bits, replace those in the file.
+        The sha256 differs if a run was killed after it saved an epoch's weights and before it wrote the checkpoint. The
+        resumed run repeats this epoch and saves its weights again.
         """
         best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
         unchanged = self.path.exists() and sha256_of(self.path) == self._sha256

@@ -48,11 +48,13 @@ _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "rem
 
 
 def carry_out(plan: RunPlan) -> RunResult:
-    """Creates the parts of a run, writes its first files, trains, and evaluates; a resume does only what is left.
+    """Carries out a run: creates its network and loaders, writes its first files, trains, and evaluates.
+
+    With `plan.resume` it continues after the last finished epoch.
 
     Raises:
-        AgriDistillError: settings, photos, weights and teacher do not fit each other, or another process of the run
-            failed.
+        AgriDistillError: settings, photos, weights and teacher are incompatible, or another process of a distributed
+            run failed.
     """
     require_share_for_each(plan.fit, train=len(plan.prepared.train), val=len(plan.prepared.val))
     keep_freed_memory()
@@ -77,12 +79,12 @@ def carry_out(plan: RunPlan) -> RunResult:
 
 
 def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
-    """Checks that every process has photos to train and to validate on.
+    """Checks that there are at least as many training photos and validation photos as processes.
 
-    `train` and `val` are the numbers of training and validation photos.
+    `train` and `val` are the numbers of photos, `fit` has the number of processes.
 
     Raises:
-        DataError: there are fewer photos than processes.
+        DataError: there are fewer photos.
     """
     for name, photos in (("training", train), ("validation", val)):
         if photos < fit.processes:
@@ -91,9 +93,9 @@ def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:
-    """Trains the epochs that are left with Lightning, then completes the run folder in rank 0.
+    """Trains the remaining epochs with Lightning; then rank 0 calibrates, evaluates and writes the last files.
 
-    `saved` is the checkpoint to continue from; None starts with the first epoch.
+    `saved` is the content of the checkpoint to continue from; None starts with the first epoch.
     """
     fit, prepared, folder = plan.fit, plan.prepared, plan.folder
     first = is_first_process(fit.processes)
@@ -211,9 +213,10 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
     cached = plan.caches is not None  # a teacher's cache sees every view as well
     if not cached and viewing.views >= epochs:
         logger.warning(
-            "--keep-views helps only later runs, because every epoch shows new views (views = %d, epochs = %d); pass "
-            "--set views=N with N below the number of epochs to repeat views",
+            "--keep-views speeds up only later runs, because with views = %d all %d epochs of this run use new views; "
+            "pass --set views=N with N below %d to reuse views in this run",
             viewing.views,
+            epochs,
             epochs,
         )
     kept = KeptViews(viewing.root, viewing.preprocessing, viewing.augmentation)
@@ -224,7 +227,8 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
         missing -= kept.count((viewing.samples[key.position].path, key.seed) for key in keys)
     if missing > room:
         logger.warning(
-            "only %d of the %d views to keep fit in '%s' with %.0f GB left free; the others are computed each time",
+            "--keep-views has room for only %d of %d views in '%s', because %.0f GB of the disk must stay free; "
+            "the other views are computed in every epoch",
             room,
             missing,
             kept.folder,
@@ -268,8 +272,8 @@ def _peer_failure_translated(trainer: lightning.Trainer) -> Iterator[None]:
             raise
         raise RunError(
             "all processes of this run to work until its end",
-            f"one process that ended before ('{text[:200]}')",
-            "see the output of that process or the log of its machine, and continue with --resume",
+            f"a lost connection to a process that ended before ('{text[:200]}')",
+            "read the output of that process for the cause, then continue with --resume",
         ) from error
 
 

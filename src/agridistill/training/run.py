@@ -56,9 +56,9 @@ def train(
     resume: bool = False,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains any timm model on labels without a teacher; see `agridistill.train` for arguments and errors.
+    """Trains a timm model on labelled photos, without a teacher; `agridistill.train` documents arguments and errors.
 
-    `layout` says where the labels are found; None takes class folders, or on a resume the layout of the run.
+    `layout` is where the labels come from; None means class folders, or on a resume the layout that the run has used.
     """
     return _run(_Request(RunFolder(out), data, None, split_file, layout, resume, progress), config, TrainConfig())
 
@@ -76,7 +76,7 @@ def distill(
     cache_dir: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains a student with a teacher; see `agridistill.distill` for arguments and errors, and `train` for `layout`."""
+    """Trains a student with a teacher; `agridistill.distill` documents arguments and errors, `train` the `layout`."""
     request = _Request(RunFolder(out), data, teacher, split_file, layout, resume, progress)
     caches = (cache_dir or RunFolder(teacher).caches) if cache and teacher is not None else None
     if caches is not None and cache_dir is not None:
@@ -121,7 +121,8 @@ def _finished(request: _Request, config: Config | None) -> RunResult:
 
 def _require_own_split(request: _Request) -> None:
     if request.resume and request.split_file is not None:
-        raise RunError("no --splits on a resume", f"--splits {request.split_file}", "leave --splits out")
+        expected = "no --splits with --resume, because a run keeps its split"
+        raise RunError(expected, f"--splits {request.split_file}", "leave --splits out")
 
 
 def _require_startable(request: _Request, config: Config) -> None:
@@ -136,10 +137,10 @@ def _require_startable(request: _Request, config: Config) -> None:
     if weights is not None:
         weights_file(weights)
     # A run inside the folder of its parent run would be deleted together with the parent.
-    for name, run in (("teacher's", request.teacher), ("--weights", weights)):
+    for name, run in (("--teacher", request.teacher), ("--weights", weights)):
         if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
-            got = f"'{folder.path}' in '{run}'"
-            raise RunError(f"--out outside the {name} run folder", got, "choose another --out")
+            got = f"'{folder.path}', which is inside '{run}'"
+            raise RunError(f"--out outside the run folder of {name}", got, "choose another --out")
     require_known_model(fit.model)
 
 
@@ -157,7 +158,7 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
         progress=request.progress,
     )
     for path, reason in prepared.skipped:
-        logger.warning("left out: %s (%s)", path, reason)
+        logger.warning("left out: the unreadable photo %s (%s)", path, reason)
     # A resume accepts conflicting labels, because the run accepted them at its start.
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
@@ -170,8 +171,8 @@ def _require_launched(processes: int) -> None:
     """Checks that torchrun started as many processes as the run has; otherwise each would train separately."""
     launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
     if launched not in (None, str(processes)):
-        expected = f"--devices times --nodes of {launched}, the processes that torchrun started"
-        raise ConfigError(expected, str(processes), "pass the same numbers to both")
+        expected = f"--devices times --nodes to be {launched}, the number of processes that torchrun started"
+        raise ConfigError(expected, str(processes), "pass the same numbers to torchrun and to agridistill")
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
@@ -182,17 +183,20 @@ def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]
 
 
 def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
-    """Gives the photos the split of a parent run, and warns if test photos were training photos of a parent.
+    """Splits the photos as a parent run did, and warns if a parent was trained on test photos of this run.
 
-    The first parent whose split fits is used. A split fits if the data is the parent's data, or if it names more than
-    half of the photos. In the second case it does not fit if it would put photos of one leaf into different parts: then
-    these are other photos with the same names. A split that leaves too few photos for validation or test never fits. A
-    test split that the user chose, by a file or by folders, is kept.
+    A parent run is the run of the teacher or of the starting weights. Its split is used in two cases: the data is the
+    same, or the split contains more than half of the photos and keeps the photos of each leaf in one part. The first
+    parent for which this holds, and whose split has enough validation and test photos, is used. A test split that the
+    user chose, by a file or by folders, is never replaced.
 
     Args:
-        parents: parent runs by their name in messages.
-        prepared: the photos with their split.
-        settings: gives the share of labels to use.
+        parents: parent runs by their name in messages, such as "the teacher".
+        prepared: the photos with their own split.
+        settings: `labels` and `split_seed` select the share of labels to use.
+
+    Returns:
+        The photos with the final split.
     """
     inherited, labelled = "", settings.labels == 1
     for name, run in parents.items() if "test" in prepared.cut else ():
@@ -265,7 +269,7 @@ def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None
     overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
     if overlap:
         logger.warning(
-            "%s was trained on %d of the %d test photos of this split (or on photos with the same names): "
+            "%s was trained on %d of the %d test photos of this run (or on photos with the same class and file name): "
             "the result will be too high",
             name,
             overlap,

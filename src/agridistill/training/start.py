@@ -36,9 +36,9 @@ _C = 0.01
 
 
 class SameEverywhere(Callback):
-    """Stops a run if its processes do not have the same photos and settings.
+    """Stops a distributed run if its processes have different photos or settings.
 
-    `document` holds what is compared, by name.
+    `document` holds the values to compare, by the name that the error shows, such as "photos".
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -48,22 +48,22 @@ class SameEverywhere(Callback):
         """Compares the document of this process with that of rank 0.
 
         Raises:
-            RunError: they differ.
+            RunError: a value differs.
         """
         for name, value in trainer.strategy.broadcast(self.document).items():
             if value != self.document[name]:
-                got = f"different {name} in process {trainer.global_rank}"
-                raise RunError(f"the same {name} in every process", got, f"compare the {name} of all machines")
+                got = f"different {name} in the processes 0 and {trainer.global_rank}"
+                raise RunError(f"the same {name} in every process", got, f"give all machines the same {name}")
 
 
 class BuildCache(Callback):
-    """Computes the missing entries of the teacher's cache; every process computes a share of them."""
+    """Computes the missing entries of the teacher's cache before the first step; each process computes a share."""
 
     def __init__(self, teacher: CachedTeacher, workers: int) -> None:
         self.teacher, self.workers = teacher, workers
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Builds the cache and shows the progress."""
+        """Builds the cache; rank 0 shows the progress."""
         with self._progress() if trainer.is_global_zero else nullcontext(silent) as progress:
             self.teacher.prepare(
                 module.device,
@@ -101,7 +101,10 @@ class BuildCache(Callback):
 
 
 def gather_all(own: Any) -> Sequence[Any]:
-    """Returns the object `own` of every process in the default group; only of this process without a group."""
+    """Exchanges an object between processes: returns the `own` of each process, in the order of ranks.
+
+    Without torch.distributed it returns a list with this process's object.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -110,14 +113,15 @@ def gather_all(own: Any) -> Sequence[Any]:
 
 
 class FitHead(Callback):
-    """Fits the network's classifier to features of its frozen backbone, for the setting `head_first`.
+    """Fits the network's classifier to features of the frozen backbone before the first step (`head_first = true`).
 
-    The features of a few views of each photo are computed once and stored in the user's cache folder for other runs.
+    It uses up to 4 views (augmented versions) of each photo. Their features are stored in the user's cache folder, so
+    that later runs with the same backbone, photos and augmentation do not compute them again.
 
     Args:
         viewing: the training photos and their views.
-        workers: number of loader processes.
-        balance: gives each class the same weight.
+        workers: number of data-loader processes.
+        balance: gives each class the same weight, whatever its number of photos.
     """
 
     def __init__(self, viewing: Viewing, *, workers: int, balance: bool = False) -> None:
@@ -188,17 +192,16 @@ class FitHead(Callback):
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The linear classifier of a timm network.
+    """Returns the linear classifier of a timm network.
 
     Raises:
-        ConfigError: the network has none.
+        ConfigError: the classifier is not a linear layer.
     """
     own: Any = getattr(model, "get_classifier", lambda: None)
     head = own()
     if not isinstance(head, nn.Linear):
-        raise ConfigError(
-            "a network with a linear classifier for head_first", type(model).__name__, "leave head_first out"
-        )
+        expected = "a network with a linear classifier, because head_first = true"
+        raise ConfigError(expected, type(model).__name__, "set head_first = false")
     return head
 
 
@@ -210,9 +213,9 @@ def fit_classifier(
 
     Args:
         head: the classifier, from C features to K classes.
-        features: `(N, C)` features of N views.
+        features: `(N, C)`, features of N views of photos.
         target: `(N,)` class indices; every class occurs at least once.
-        balance: gives each class the same weight, independent of its number of rows.
+        balance: gives each class the same weight, whatever its number of rows.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
     model: Any = LogisticRegression(C=_C, max_iter=1000, class_weight="balanced" if balance else None).fit(
