@@ -13,7 +13,7 @@ from agridistill.errors import ConfigError, ModelError
 from agridistill.export.artefact import export
 from agridistill.manifest import read_manifest
 from agridistill.models import load_network
-from agridistill.models.int8.rounding import ActivationRounding
+from agridistill.models.rounding import ActivationRounding
 from agridistill.training.run import distill
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings
 

@@ -257,7 +257,7 @@ def gallery(
     # torch takes seconds to load, and the evidence of an exported file does not need it.
     import torch
 
-    from agridistill.losses.attention import unit_peak
+    from agridistill.losses.maps import unit_peak
     from agridistill.models import LiveTeacher, load_network
 
     chosen = _of_every_class(samples, _GALLERY_PHOTOS)

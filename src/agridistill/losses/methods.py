@@ -1,4 +1,4 @@
-"""The table of methods. To add a loss, write a function in `logits`, `attention` or `features` and a row here."""
+"""The table of methods. To add a loss, write a function in `logits` or `maps` and a row here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from agridistill.errors import ConfigError, nearest
-from agridistill.losses.attention import attention_distance
-from agridistill.losses.features import hint_loss
 from agridistill.losses.logits import dist_loss, dkd_loss, kd_loss, standardised_kd_loss
+from agridistill.losses.maps import attention_distance, hint_loss
 
 Need = Literal["logits", "maps", "features"]
 

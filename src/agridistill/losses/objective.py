@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from agridistill.errors import ConfigError, ModelError, nearest
-from agridistill.losses.attention import ChannelProjection, Distance, channel_mean_square, match_resolution
-from agridistill.losses.features import HintRegressor
 from agridistill.losses.logits import cross_entropy_loss
+from agridistill.losses.maps import (
+    ChannelProjection,
+    Distance,
+    HintRegressor,
+    channel_mean_square,
+    match_resolution,
+)
 from agridistill.losses.methods import METHODS, Method
 
 Alignment = Literal["fixed", "learned"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agridistill.manifest import MANIFEST_NAME, ModelManifest, Preprocessing, read_manifest
 from agridistill.models.factory import create_model
-from agridistill.models.int8.graph import quantised
+from agridistill.models.int8 import quantised
 from agridistill.models.taps import StageTap
 from agridistill.models.weights import load_weights
 from agridistill.preprocess import Pixels

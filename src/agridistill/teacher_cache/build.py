@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from agridistill.data.loader import Batch, Viewing, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
-from agridistill.losses.attention import unit_peak
+from agridistill.losses.maps import unit_peak
 from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network
 from agridistill.progress import ProgressCallback, silent
 from agridistill.teacher_cache.store import (

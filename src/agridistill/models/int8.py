@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agridistill.errors import ModelError
 from agridistill.manifest import Preprocessing
-from agridistill.models.int8.rounding import (
+from agridistill.models.rounding import (
     ActivationRounding,
     GlobalMean,
     PhotoLevels,
