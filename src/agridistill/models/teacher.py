@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -104,15 +104,6 @@ class TorchBackend:
             return tap.maps()[_ATTENTION_STRIDE].cpu().numpy()
 
 
-class HasPixels(Protocol):
-    """Any batch with an attribute `pixels`, which is all that a teacher needs."""
-
-    @property
-    def pixels(self) -> Tensor:
-        """The photos, `(B, 3, H, W)` uint8."""
-        ...
-
-
 class LiveTeacher:
     """Runs the teacher's network on the augmented photos of a batch, for the training of a student.
 
@@ -157,14 +148,14 @@ class LiveTeacher:
         device = next(self.model.parameters()).device
         return self._forward(torch.zeros(count, 3, size, size, device=device))
 
-    def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Returns the logits `(B, K)` and the maps by stride for a batch, as float32.
+    def outputs(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Returns the logits `(B, K)` and the maps by stride for photos `(B, 3, H, W)` uint8, as float32.
 
         Maps are `(B, H, W)`, with `per_head` `(B, heads, H, W)`, and of the kind "features" `(B, C, H, W)`. The outputs
         for a photo do not depend on the other photos of the batch; on CPUs they are bit-identical.
         """
-        count = len(batch.pixels)
-        parts = [self._forward(_padded(part).float()) for part in torch.split(batch.pixels, _BATCH_SIZE)]
+        count = len(pixels)
+        parts = [self._forward(_padded(part).float()) for part in torch.split(pixels, _BATCH_SIZE)]
         logits = torch.cat([part for part, _ in parts])[:count]
         maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in self.strides}
         return logits, maps

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,8 +122,8 @@ def read_figures(run: Path) -> dict[str, Any]:
             **{key: evaluation[key] for key in _FIGURES},
             "val_accuracy": max(by_epoch),
             "val_accuracy_by_epoch": by_epoch,
-            "hardware": environment.get("hardware"),
-            "versions": environment.get("versions"),
+            "hardware": environment["hardware"],
+            "versions": environment["versions"],
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it again") from None
@@ -133,11 +132,8 @@ def read_figures(run: Path) -> dict[str, Any]:
 def _teacher(teacher: Path, test_paths: Sequence[str]) -> dict[str, Any]:
     """Returns the teacher's figures, its share of labels, and how many test photos were its training photos."""
     folder = RunFolder(teacher)
-    learnt = set(read_split(folder.splits).train) if folder.splits.exists() else set()
-    try:
-        labels = tomllib.loads(folder.recipe.read_text(encoding="utf-8")).get("data", {}).get("labels", 1.0)
-    except (OSError, ValueError):
-        labels = None
+    learnt = set(read_split(folder.splits).train)
+    labels = folder.read_recipe()["data"]["labels"]
     overlap = len(learnt & set(test_paths))
     return {"run": teacher.name, "labels": labels, "test_photos_learnt": overlap, **read_figures(teacher)}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from agridistill.data.loader import Batch, Viewing, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
 from agridistill.losses.maps import unit_peak
-from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network
+from agridistill.models import LiveTeacher, TeacherKind, load_network
 from agridistill.progress import ProgressCallback, silent
 from agridistill.teacher_cache.store import (
     Block,
@@ -39,9 +40,13 @@ Gather = Callable[[Any], Sequence[Any]]
 """A function that exchanges values: every process calls it with its value and gets those of all, in rank order."""
 
 
-def single_process(own: Any) -> Sequence[Any]:
-    """The `Gather` function of a run with a single process: returns a list with only `own`."""
-    return [own]
+def gather_all(own: Any) -> Sequence[Any]:
+    """Exchanges an object between the processes of torch.distributed; without it, returns a list with only `own`."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
 
 
 @contextlib.contextmanager
@@ -121,12 +126,12 @@ class UncachedTeacher:
         self._live = live
         self.example, self.map_counts, self.to = live.example, live.map_counts, live.to
 
-    def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
+    def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
         """Computes the logits `(B, K)` and the attention maps by stride for a batch.
 
         The tensors are float32, with values rounded to float16. Raises the errors of `to_float16`.
         """
-        logits, maps = to_float16(*self._live.outputs(batch))
+        logits, maps = to_float16(*self._live.outputs(batch.pixels))
         return logits.float(), {stride: map_.float() for stride, map_ in maps.items()}
 
 
@@ -206,7 +211,7 @@ class CachedTeacher:
         workers: int,
         rank: int = 0,
         world: int = 1,
-        gather: Gather = single_process,
+        gather: Gather = gather_all,
         progress: ProgressCallback = silent,
     ) -> None:
         """Opens the cache and computes the outputs that it does not have; each process computes a share of them.
@@ -216,7 +221,7 @@ class CachedTeacher:
             workers: number of data-loader processes.
             rank: rank of this process, from 0.
             world: number of processes.
-            gather: exchanges values between the processes.
+            gather: exchanges values between the processes; tests replace it.
             progress: called with (views done, views to compute), estimated for all processes from this one's share.
 
         Raises:
@@ -278,7 +283,7 @@ class CachedTeacher:
                 batch = next(loader)
                 if batch is not None:
                     rows = batch.position.numpy() - block.start
-                    logits, maps = to_float16(*teacher.outputs(batch._replace(pixels=batch.pixels.to(self._device))))
+                    logits, maps = to_float16(*teacher.outputs(batch.pixels.to(self._device)))
                     records["seed"][rows], records["logits"][rows] = batch.seed.numpy(), logits.cpu().numpy()
                     for stride, map_ in maps.items():
                         records[map_field(stride)][rows] = map_.cpu().numpy()

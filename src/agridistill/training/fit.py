@@ -28,11 +28,10 @@ from agridistill.models import TorchBackend, complexity, describe_start, network
 from agridistill.progress import is_first_process
 from agridistill.storage import only_one, write_json
 from agridistill.teacher_cache import CachedTeacher
-from agridistill.training.best_weights import AveragedWeights, BestWeights
+from agridistill.training.callbacks import AveragedWeights, BestWeights, BuildCache, FitHead, SameEverywhere
 from agridistill.training.parts import RunParts, RunPlan, build_parts
 from agridistill.training.run_folder import RunResult, run_of
 from agridistill.training.settings import FitSettings
-from agridistill.training.start import BuildCache, FitHead, SameEverywhere
 from agridistill.training.trainer import (
     EpochLog,
     create_trainer,

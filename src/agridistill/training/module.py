@@ -219,7 +219,7 @@ class DistillationModule(lightning.LightningModule):
         teacher = self._teacher.outputs(batch) if self._teacher is not None else None
         if not self.objective.in_first_stage(progress):
             self._hints = None  # frees its memory
-        features = self._hints.outputs(batch)[1] if self._hints is not None else None
+        features = self._hints.outputs(batch.pixels)[1] if self._hints is not None else None
         return self._terms(batch.pixels, batch.target, teacher, features, progress)
 
     @torch.no_grad()

@@ -27,10 +27,10 @@ from agridistill.manifest import (
 from agridistill.models import Channels, LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
 from agridistill.models.int8 import calibrate, quantised
 from agridistill.teacher_cache import CachedTeacher, UncachedTeacher, cache_key, load_teacher
+from agridistill.training.callbacks import classifier_of
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.start import classifier_of
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ def distill(
 
 
 def _run(request: _Request, config: Config | None, default: Config, caches: Path | None = None) -> RunResult:
+    if request.resume and request.split_file is not None:
+        expected = "no --splits with --resume, because a run keeps its split"
+        raise RunError(expected, f"--splits {request.split_file}", "leave --splits out")
     if request.resume and request.folder.evaluation.exists():
         return _finished(request, config)
     config = config or default
@@ -105,7 +108,6 @@ def _run(request: _Request, config: Config | None, default: Config, caches: Path
 def _finished(request: _Request, config: Config | None) -> RunResult:
     """Returns the stored result of a finished run; reads photos only if `data` is not the folder of the run."""
     folder, data, teacher = request.folder, request.data, request.teacher
-    _require_own_split(request)
     if config is not None:
         folder.require_same_recipe(config)
     environment = folder.read_environment()
@@ -119,17 +121,13 @@ def _finished(request: _Request, config: Config | None) -> RunResult:
     return folder.read_result()
 
 
-def _require_own_split(request: _Request) -> None:
-    if request.resume and request.split_file is not None:
-        expected = "no --splits with --resume, because a run keeps its split"
-        raise RunError(expected, f"--splits {request.split_file}", "leave --splits out")
-
-
 def _require_startable(request: _Request, config: Config) -> None:
     """Checks everything that can be checked before the photos are read, which may take minutes."""
     folder, resume, fit = request.folder, request.resume, config.fit
-    _require_own_split(request)
-    _require_launched(fit.processes)
+    launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if launched not in (None, str(fit.processes)):  # otherwise each process would train separately
+        expected = f"--devices times --nodes to be {launched}, the number of processes that torchrun started"
+        raise ConfigError(expected, str(fit.processes), "pass the same numbers to torchrun and to agridistill")
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
@@ -165,14 +163,6 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
         folder.require_same_data(request.data, prepared.fingerprint)
         return prepared
     return inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
-
-
-def _require_launched(processes: int) -> None:
-    """Checks that torchrun started as many processes as the run has; otherwise each would train separately."""
-    launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
-    if launched not in (None, str(processes)):
-        expected = f"--devices times --nodes to be {launched}, the number of processes that torchrun started"
-        raise ConfigError(expected, str(processes), "pass the same numbers to torchrun and to agridistill")
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:

@@ -30,7 +30,6 @@ from agridistill.errors import ConfigError
 from agridistill.evaluation.learning import count
 from agridistill.progress import hidden_displays, stderr_console
 from agridistill.storage import replacing, write_text
-from agridistill.training.module import DistillationModule
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
@@ -120,9 +119,9 @@ class PatientStop(EarlyStopping):
     def __init__(self, patience: int) -> None:
         super().__init__("val/accuracy", patience=patience, mode="max", check_on_train_epoch_end=False)
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Counts the epoch if its validation accuracy is not higher; does nothing in the first stage."""
-        if not (isinstance(module, DistillationModule) and module.objective.in_first_stage(module.progress)):
+        if not module.objective.in_first_stage(module.progress):
             super().on_validation_end(trainer, module)
 
 
@@ -155,10 +154,9 @@ class EpochLog(Callback):
         self._photos += (len(batch.target) if batch is not None else 0) * trainer.world_size
         self._train_s = time.perf_counter() - self._start
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Adds the epoch's row; rank 0 writes the file."""
-        computed: Any = module.terms
-        terms = {f"train/{name}" for name in computed}
+        terms = {f"train/{name}" for name in module.terms}
         logged = {name.removesuffix("_epoch"): value for name, value in sorted(trainer.callback_metrics.items())}
         row = {
             "epoch": float(trainer.current_epoch + 1),
