@@ -111,8 +111,9 @@ def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, 
     for name, attention in (("student", student_map), ("teacher", teacher_map)):
         if attention.dim() not in (3, 4):
             shape = tuple(attention.shape)
-            remedy = "pass maps of one of these shapes"
-            raise ModelError("attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", remedy)
+            raise ModelError(
+                "attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", "pass maps of one of these shapes"
+            )
     height, width = (min(student_map.shape[axis], teacher_map.shape[axis]) for axis in (-2, -1))
     student, teacher = (F.adaptive_avg_pool2d(each.float(), (height, width)) for each in (student_map, teacher_map))
     return student, teacher

@@ -108,7 +108,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method
 
 
 def get_method(name: str) -> Method:
-    """Returns the method with this name.
+    """Returns the method with this name from the table `METHODS`.
 
     Raises:
         ConfigError: no method has this name.

@@ -109,8 +109,11 @@ def create_model(
         options["drop_path_rate"] = drop_path
     pretrained = pretrained and weights is None
     if pretrained and not variant.fits_hub:
-        got = "none: the model hub has no weights for it"
-        raise ModelError(f"pretrained weights for '{name}'", got, "pass --no-pretrained or --weights FILE")
+        raise ModelError(
+            f"pretrained weights for '{name}'",
+            "none: the model hub has no weights for it",
+            "pass --no-pretrained or --weights FILE",
+        )
     package = _installed(name) if pretrained else None
     model = _create(name, variant.architecture, num_classes, image_size, options, pretrained and package is None)
     if image_size is not None:
@@ -136,13 +139,16 @@ def require_known_model(name: str) -> None:
     """
     architecture = name.split(".", 1)[0]
     if name not in VARIANTS and not timm.is_model(architecture):
-        raise ModelError("a model name of timm", f"'{name}'", nearest(name, [*VARIANTS, *timm.list_models()], count=3))
+        raise ModelError(
+            "the name of a timm model", f"'{name}'", nearest(name, [*VARIANTS, *timm.list_models()], count=3)
+        )
     try:
         get_pretrained_cfg(name)
     except RuntimeError:
         known = [f"{architecture}.{full.partition('.')[2]}" for full in get_arch_pretrained_cfgs(architecture)]
-        expected = f"a name of pretrained weights that timm has for {architecture}"
-        raise ModelError(expected, f"'{name}'", nearest(name, known)) from None
+        raise ModelError(
+            f"a name of pretrained weights that timm has for {architecture}", f"'{name}'", nearest(name, known)
+        ) from None
 
 
 def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
@@ -220,8 +226,9 @@ def _create(
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        expected = "a network with stochastic depth, because drop_path is set"
-        raise ModelError(expected, f"'{name}'", "leave drop_path out") from error
+        raise ModelError(
+            "a network with stochastic depth, because drop_path is set", f"'{name}'", "leave drop_path out"
+        ) from error
     except AssertionError as error:
         raise _unfit_size(name, image_size, error) from error
     except Exception as error:
@@ -312,8 +319,8 @@ def complexity(model: nn.Module, image_size: int) -> Complexity:
     activations, normalisation and pooling.
 
     Args:
-        model: a network with the input `(1, 3, image_size, image_size)`, on any device, also "meta". It runs once, and
-            keeps its training mode.
+        model: a network with the input `(1, 3, image_size, image_size)`, on any device, also "meta". It is put into
+            eval mode and runs once.
         image_size: height and width of the input in pixels.
 
     Example:
@@ -322,15 +329,8 @@ def complexity(model: nn.Module, image_size: int) -> Complexity:
     """
     weight = next(model.parameters())
     photo = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
-    modes = {module: module.training for module in model.modules()}
-    counter = FlopCounterMode(display=False)
-    try:
-        model.eval()
-        # The counter does not support every fused attention kernel, so use the one with plain matrix products.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(photo)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    # The counter does not support every fused attention kernel, so use the one with plain matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.eval()(photo)
     # A multiply-accumulate is two floating-point operations.
     return Complexity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)

@@ -117,8 +117,11 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
         # Change the class of the copied layers in place, which keeps their weights, options and names.
         if isinstance(module, nn.Conv2d):
             if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
-                expected = "a network with only plain, zero-padded convolutions, for int8"
-                raise ModelError(expected, f"{type(module).__name__} in {name}", "export it in fp32")
+                raise ModelError(
+                    "a network with only plain, zero-padded convolutions, for int8",
+                    f"{type(module).__name__} in {name}",
+                    "export it in fp32",
+                )
             module.__class__ = RoundedConv2d
         elif isinstance(module, nn.Linear):
             module.__class__ = RoundedLinear
@@ -232,8 +235,9 @@ def _require_supported(graph: fx.GraphModule, name: str) -> None:
         )
         if not fits:
             what = node.name if module is None else type(module).__name__
-            expected = "a network with only operators that int8 supports"
-            raise ModelError(expected, f"{what} in {name}", "export it in fp32")
+            raise ModelError(
+                "a network with only operators that int8 supports", f"{what} in {name}", "export it in fp32"
+            )
 
 
 @torch.no_grad()
@@ -253,8 +257,9 @@ def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing, name: str)
     users = [_module(graph, node) for node in photo.users]
     if len(users) != 1 or not isinstance(users[0], nn.Conv2d) or users[0].groups != 1:
         first = ", ".join("an operator" if user is None else type(user).__name__ for user in users)
-        expected = "a network that begins with one convolution, for int8"
-        raise ModelError(expected, f"{first} in {name}", "export it in fp32")
+        raise ModelError(
+            "a network that begins with one convolution, for int8", f"{first} in {name}", "export it in fp32"
+        )
     levels = PhotoLevels(preprocessing)
     levels.fold_into(users[0])
     graph.add_submodule("photo_levels", levels)

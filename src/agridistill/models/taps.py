@@ -126,8 +126,11 @@ class StageTap:
             if kind == "window":
                 blocks: list[Any] = [m for m in stages[stride].modules() if isinstance(m, SwinTransformerBlock)]
                 if not blocks:
-                    remedy = "use the attention of feature maps instead"
-                    raise ModelError("a Swin Transformer for window attention", type(model).__name__, remedy)
+                    raise ModelError(
+                        "a Swin Transformer for window attention",
+                        type(model).__name__,
+                        "use the attention of feature maps instead",
+                    )
                 self._blocks[stride] = blocks[-2:]
         for stride, stage in stages.items():
             if kind == "activation":

@@ -139,7 +139,7 @@ class LiveTeacher:
         return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
 
     def to(self, device: torch.device) -> None:
-        """Moves the network to a device."""
+        """Moves the teacher's network to a device."""
         self.model.to(device)
 
     def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:

@@ -117,8 +117,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         return _state_dict(load_file(file), file)
     except (SafetensorError, OSError, ValueError) as error:
         if file.suffix == ".safetensors":
-            got = f"the damaged file '{file}' ({error})"
-            raise ModelError("weights in safetensors", got, "copy or download it again") from None
+            raise ModelError(
+                "weights in safetensors", f"the damaged file '{file}' ({error})", "copy or download it again"
+            ) from None
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -142,8 +143,9 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
     wrong = next((key for key, value in tensors.items() if not isinstance(value, Tensor)), None)
     if not tensors or wrong is not None:
         got = "no state dict" if wrong is None else f"'{wrong}', which is not a tensor,"
-        remedy = "save it with torch.save(model.state_dict(), FILE)"
-        raise ModelError("a state dict of tensors", f"{got} in '{file}'", remedy)
+        raise ModelError(
+            "a state dict of tensors", f"{got} in '{file}'", "save it with torch.save(model.state_dict(), FILE)"
+        )
     while any(all(key.startswith(prefix) for key in tensors) for prefix in ("module.", "model.")):
         tensors = {key.partition(".")[2]: value for key, value in tensors.items()}
     return tensors

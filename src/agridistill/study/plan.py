@@ -87,7 +87,7 @@ class SpaceSettings:
 
     @property
     def ends(self) -> tuple[Any, Any]:
-        """The lowest and the highest value, or the first and the last choice."""
+        """The lowest and the highest value of the interval, or the first and the last of `choices`."""
         if self.choices:
             return self.choices[0], self.choices[-1]
         return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
@@ -180,7 +180,7 @@ class ComparePlan:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the method of any run needs a teacher."""
+        """Whether the method of any run uses the outputs of a teacher."""
         from agridistill.losses.methods import get_method  # imported here because reading a study must not need torch
 
         return any(get_method(job.config.objective.method).needs for job in self.jobs)
@@ -262,9 +262,11 @@ def _job_config(
 
     method = [f"objective.method={candidate.name}"] if candidate.name in METHODS else []
     if not method and not candidate.set:
-        expected = "a candidate that has the name of a method or changes a setting"
-        got = f"the candidate '{candidate.name}' without 'set'"
-        raise ConfigError(expected, got, nearest(candidate.name, METHODS))
+        raise ConfigError(
+            "a candidate that has the name of a method or changes a setting",
+            f"the candidate '{candidate.name}' without 'set'",
+            nearest(candidate.name, METHODS),
+        )
     config = config_of([*budget.set, *method, *candidate.set, *changes])
     get_method(config.objective.method)
     if config.distill.processes > 1:

@@ -96,8 +96,11 @@ def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict
     stored_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
     # All checks are read from the GPU in one transfer, because each transfer makes the CPU wait.
     if not torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).all():
-        expected = "a teacher with logits within ±65,504 and finite attention maps"
-        raise RunError(expected, "larger logits, NaN or infinity", "train the teacher again with a lower --lr")
+        raise RunError(
+            "a teacher with logits within ±65,504 and finite attention maps",
+            "larger logits, NaN or infinity",
+            "train the teacher again with a lower --lr",
+        )
     return stored, stored_maps
 
 
@@ -253,7 +256,7 @@ class CachedTeacher:
             )
 
     def close(self) -> None:
-        """Closes the cache's files."""
+        """Closes the cache's files; before the next `outputs`, call `prepare` again."""
         if self._cache is not None:
             self._cache.close()
             self._cache = None

@@ -178,10 +178,10 @@ def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        got = f"a damaged '{path}' ({type(error).__name__}: {error})"
-        raise RunError("a readable teacher cache", got, _DELETE) from None
-    got = f"format {document['format']} in '{folder}'"
-    raise RunError(f"a teacher cache of format {FORMAT_VERSION}", got, _DELETE)
+        raise RunError(
+            "a readable teacher cache", f"a damaged '{path}' ({type(error).__name__}: {error})", _DELETE
+        ) from None
+    raise RunError(f"a teacher cache of format {FORMAT_VERSION}", f"format {document['format']} in '{folder}'", _DELETE)
 
 
 @contextlib.contextmanager
@@ -263,7 +263,7 @@ class TeacherCache:
         return missing
 
     def write(self, block: Block, records: NDArray[np.void]) -> None:
-        """Writes the records of a block, then its checksum.
+        """Writes the records of a block to the disk, then its checksum, which marks the block as complete.
 
         Raises:
             RunError: the disk is full or cannot be written.

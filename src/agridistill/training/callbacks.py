@@ -53,8 +53,11 @@ class SameEverywhere(Callback):
         """
         for name, value in trainer.strategy.broadcast(self.document).items():
             if value != self.document[name]:
-                got = f"different {name} in the processes 0 and {trainer.global_rank}"
-                raise RunError(f"the same {name} in every process", got, f"give all machines the same {name}")
+                raise RunError(
+                    f"the same {name} in every process",
+                    f"different {name} in the processes 0 and {trainer.global_rank}",
+                    f"give all machines the same {name}",
+                )
 
 
 class BuildCache(Callback):
@@ -186,8 +189,11 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     """
     head: Any = getattr(model, "get_classifier", lambda: None)()
     if not isinstance(head, nn.Linear):
-        expected = "a network with a linear classifier, because head_first = true"
-        raise ConfigError(expected, type(model).__name__, "set head_first = false")
+        raise ConfigError(
+            "a network with a linear classifier, because head_first = true",
+            type(model).__name__,
+            "set head_first = false",
+        )
     return head
 
 

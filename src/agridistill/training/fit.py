@@ -87,8 +87,11 @@ def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
     """
     for name, photos in (("training", train), ("validation", val)):
         if photos < fit.processes:
-            expected = f"at least {fit.processes} {name} photos, one for each process"
-            raise DataError(expected, str(photos), "lower --devices or --nodes, or add photos")
+            raise DataError(
+                f"at least {fit.processes} {name} photos, one for each process",
+                str(photos),
+                "lower --devices or --nodes, or add photos",
+            )
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import numpy as np
@@ -19,31 +19,13 @@ from agridistill.errors import ConfigError, RunError
 from agridistill.losses import DistillationObjective, attention_schedule
 from agridistill.manifest import Preprocessing
 from agridistill.models import LiveTeacher, StageTap, normalise_batch
+from agridistill.teacher_cache import CachedTeacher, UncachedTeacher
 from agridistill.training.settings import FitSettings
 
 _GROWN, _GROWTH_PX = 0.6, 32
+TeacherSource = CachedTeacher | UncachedTeacher
 TeacherOutputs = tuple[Tensor, dict[int, Tensor]]
 """Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
-
-
-class TeacherSource(Protocol):
-    """Gives the teacher's outputs for training batches: computed by the teacher's network, or read from a cache."""
-
-    def outputs(self, batch: Batch) -> TeacherOutputs:
-        """Returns the teacher's logits and attention maps for the augmented photos of a batch."""
-        ...
-
-    def example(self, count: int) -> TeacherOutputs:
-        """Returns what `outputs` would return for `count` photos: the shapes are right, the values arbitrary."""
-        ...
-
-    def map_counts(self) -> dict[int, int]:
-        """Returns, by stride, how many attention maps `outputs` gives for each photo: 1, or M for `(B, M, H, W)`."""
-        ...
-
-    def to(self, device: torch.device) -> None:
-        """Moves the teacher's network, if there is one, and all later outputs to a device."""
-        ...
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
@@ -189,8 +171,9 @@ class DistillationModule(lightning.LightningModule):
         terms = self.loss_terms(self._mixed(batch), self.progress)
         if not torch.isfinite(terms["total"]):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            got = f"{values} in epoch {self.current_epoch + 1}"
-            raise RunError("a finite loss", got, "start a new run with a lower --lr")
+            raise RunError(
+                "a finite loss", f"{values} in epoch {self.current_epoch + 1}", "start a new run with a lower --lr"
+            )
         self.terms.update(terms)
         for name, value in terms.items():
             self.log(
@@ -239,9 +222,11 @@ class DistillationModule(lightning.LightningModule):
         except AssertionError as error:
             if not self.fit.start_size:
                 raise
-            expected = f"a network that takes photos of {self.fit.start_size} and {size} px, because of start_size"
-            remedy = "set start_size = 0, or choose another --model"
-            raise ConfigError(expected, f"{self.fit.model} ({error})", remedy) from None
+            raise ConfigError(
+                f"a network that takes photos of {self.fit.start_size} and {size} px, because of start_size",
+                f"{self.fit.model} ({error})",
+                "set start_size = 0, or choose another --model",
+            ) from None
         self.train(training)
 
     def _terms(

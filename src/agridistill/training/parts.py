@@ -180,16 +180,22 @@ def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module
     """
     objective, size = plan.config.objective, plan.preprocessing.image_size
     if objective.weights()["w_att"] or objective.weights()["w_hint"]:
-        expected = "a method without attention and feature terms, because int8 = true"
-        raise ConfigError(expected, f"the method '{objective.method}'", "pass --method kd")
+        raise ConfigError(
+            "a method without attention and feature terms, because int8 = true",
+            f"the method '{objective.method}'",
+            "pass --method kd",
+        )
     rounded = quantised(model, plan.preprocessing)
     if weights is None:
         return rounded
     if (weights / MANIFEST_NAME).exists():
         trained = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
         if trained != size:
-            expected = f"the image size of {trained} px with which '{weights}' was trained"
-            raise ConfigError(expected, f"{size} px", f"pass --image-size {trained}")
+            raise ConfigError(
+                f"the image size of {trained} px with which '{weights}' was trained",
+                f"{size} px",
+                f"pass --image-size {trained}",
+            )
     calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
     return rounded
 
@@ -212,17 +218,25 @@ def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
     """Checks what the objective can make of mixed photos, and the size of the first steps."""
     fit, size = plan.fit, plan.preprocessing.image_size
     if fit.start_size > size:
-        expected = f"start_size of at most {size} px, the image size"
-        raise ConfigError(expected, f"{fit.start_size} px", "lower start_size, or raise --image-size")
+        raise ConfigError(
+            f"start_size of at most {size} px, the image size",
+            f"{fit.start_size} px",
+            "lower start_size, or raise --image-size",
+        )
     if not (fit.mixup or fit.cutmix):
         return
     if isinstance(teacher, CachedTeacher):
-        expected = "a teacher without a cache for mixup and cutmix, because the cache knows only unmixed photos"
-        raise ConfigError(expected, "a teacher with a cache", "pass --no-cache, or set mixup and cutmix to 0")
+        raise ConfigError(
+            "a teacher without a cache for mixup and cutmix, because the cache knows only unmixed photos",
+            "a teacher with a cache",
+            "pass --no-cache, or set mixup and cutmix to 0",
+        )
     if plan.config.objective.method == "dkd":
-        expected = "mixup = 0 and cutmix = 0 for the method 'dkd', which needs one label for each photo"
-        got = f"mixup = {fit.mixup}, cutmix = {fit.cutmix}"
-        raise ConfigError(expected, got, "set both to 0, or pass another --method")
+        raise ConfigError(
+            "mixup = 0 and cutmix = 0 for the method 'dkd', which needs one label for each photo",
+            f"mixup = {fit.mixup}, cutmix = {fit.cutmix}",
+            "set both to 0, or pass another --method",
+        )
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
@@ -260,8 +274,9 @@ def _objective(
     settings, classes = plan.config.objective, len(plan.prepared.classes)
     method, weights = get_method(settings.method), settings.weights()
     if weights["w_kd"] and classes < method.min_classes:
-        expected = f"at least {method.min_classes} classes for the method '{method.name}'"
-        raise ConfigError(expected, str(classes), "pass --method kd")
+        raise ConfigError(
+            f"at least {method.min_classes} classes for the method '{method.name}'", str(classes), "pass --method kd"
+        )
     compares_stages = weights["w_att"] or weights["w_hint"]
     pairs = [StagePair(*astuple(pair)) for pair in settings.pairs] if compares_stages else []
     with StageTap(model, {pair.student for pair in pairs}) as tap:

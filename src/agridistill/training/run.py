@@ -86,8 +86,11 @@ def distill(
 
 def _run(request: _Request, config: Config | None, default: Config, caches: Path | None = None) -> RunResult:
     if request.resume and request.split_file is not None:
-        expected = "no --splits with --resume, because a run keeps its split"
-        raise RunError(expected, f"--splits {request.split_file}", "leave --splits out")
+        raise RunError(
+            "no --splits with --resume, because a run keeps its split",
+            f"--splits {request.split_file}",
+            "leave --splits out",
+        )
     if request.resume and request.folder.evaluation.exists():
         return _finished(request, config)
     config = config or default
@@ -126,8 +129,11 @@ def _require_startable(request: _Request, config: Config) -> None:
     folder, resume, fit = request.folder, request.resume, config.fit
     launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
     if launched not in (None, str(fit.processes)):  # otherwise each process would train separately
-        expected = f"--devices times --nodes to be {launched}, the number of processes that torchrun started"
-        raise ConfigError(expected, str(fit.processes), "pass the same numbers to torchrun and to agridistill")
+        raise ConfigError(
+            f"--devices times --nodes to be {launched}, the number of processes that torchrun started",
+            str(fit.processes),
+            "pass the same numbers to torchrun and to agridistill",
+        )
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
@@ -137,8 +143,11 @@ def _require_startable(request: _Request, config: Config) -> None:
     # A run inside the folder of its parent run would be deleted together with the parent.
     for name, run in (("--teacher", request.teacher), ("--weights", weights)):
         if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
-            got = f"'{folder.path}', which is inside '{run}'"
-            raise RunError(f"--out outside the run folder of {name}", got, "choose another --out")
+            raise RunError(
+                f"--out outside the run folder of {name}",
+                f"'{folder.path}', which is inside '{run}'",
+                "choose another --out",
+            )
     require_known_model(fit.model)
 
 
@@ -209,7 +218,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
 
 
 def _has_same_labels(run: RunFolder, settings: DataSettings, prepared: PreparedData) -> bool:
-    """Returns whether the run's split contains exactly the share of labels that `settings` ask for."""
+    """Returns whether the run's split contains exactly the share of labels that `settings` set."""
     if settings.labels == 1 or not _is_same_data(run, prepared):
         return False
     data = run.read_recipe()["data"]

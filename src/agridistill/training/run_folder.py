@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a finished run."""
+    """What `train` and `distill` return: the run folder, the result on the test split, and figures of the training."""
 
     out: Path  # the run folder
     evaluation: EvaluationResult  # evaluation on the test split
@@ -78,8 +78,11 @@ class RunFolder:
         if resume and not started:
             raise RunError("an unfinished run to resume", f"none in '{self.path}'", "start it without --resume")
         if started and not resume:
-            got = f"'{self.path}', which holds an unfinished run"
-            raise RunError("a new run folder", got, f"continue it with --resume or {another}")
+            raise RunError(
+                "a new run folder",
+                f"'{self.path}', which holds an unfinished run",
+                f"continue it with --resume or {another}",
+            )
         if started or not self.path.exists():
             return
         # A run that was killed at its start leaves these files; a split without an environment may be the user's.
@@ -102,8 +105,11 @@ class RunFolder:
         for section, key in sorted(stored.keys() | current.keys()):
             before, now = stored.get((section, key)), current.get((section, key))
             if key not in MAY_DIFFER and before != now:
-                expected = f"{section}.{key} = {before} as in the run that is resumed"
-                raise RunError(expected, str(now), "leave the option out or start a new run")
+                raise RunError(
+                    f"{section}.{key} = {before} as in the run that is resumed",
+                    str(now),
+                    "leave the option out or start a new run",
+                )
 
     def read_recipe(self) -> dict[str, Any]:
         """Reads `recipe.toml`: a dict of settings for each section.
@@ -114,8 +120,9 @@ class RunFolder:
         try:
             return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            got = f"a missing or damaged '{self.recipe}' ({error})"
-            raise RunError("the recipe of a run", got, "start a new run") from None
+            raise RunError(
+                "the recipe of a run", f"a missing or damaged '{self.recipe}' ({error})", "start a new run"
+            ) from None
 
     def require_same_teacher(self, sha256: str | None) -> None:
         """Checks that a resumed run has the teacher with which it started.
@@ -128,8 +135,9 @@ class RunFolder:
         before = self.read_environment()["teacher_sha256"]
         if before != sha256:
             names = [f"weights with sha256 {one[:12]}…" if one else "no teacher" for one in (before, sha256)]
-            expected = f"the teacher that the run started with ({names[0]})"
-            raise RunError(expected, names[1], "pass that teacher or start a new run")
+            raise RunError(
+                f"the teacher that the run started with ({names[0]})", names[1], "pass that teacher or start a new run"
+            )
 
     def require_same_data(self, data: Path, fingerprint: str) -> None:
         """Checks that a resumed run has the photos with which it started.
@@ -158,8 +166,9 @@ class RunFolder:
         except Exception as error:
             # torch raises RuntimeError, UnpicklingError, EOFError, … for the same damage.
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-            got = f"a damaged '{self.checkpoint}' ({reason})"
-            raise RunError("a complete checkpoint", got, "start a new run") from None
+            raise RunError(
+                "a complete checkpoint", f"a damaged '{self.checkpoint}' ({reason})", "start a new run"
+            ) from None
         return state
 
     def write_environment(self, document: Mapping[str, Any]) -> None:
@@ -188,8 +197,9 @@ class RunFolder:
             if missing is not None:
                 raise ValueError(f"no '{missing}' in it")
         except (OSError, TypeError, ValueError) as error:
-            got = f"a missing or damaged '{self.environment}' ({error})"
-            raise RunError("the environment of a run", got, "start a new run") from None
+            raise RunError(
+                "the environment of a run", f"a missing or damaged '{self.environment}' ({error})", "start a new run"
+            ) from None
         return document
 
     def read_layout(self) -> Layout:

@@ -134,15 +134,19 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if self.int8 and self.weights is None:
-            expected = "weights of a trained network, because int8 = true continues its training"
-            raise ConfigError(expected, "none", "pass --weights RUN")
+            raise ConfigError(
+                "weights of a trained network, because int8 = true continues its training", "none", "pass --weights RUN"
+            )
         if not 0 < self.processes <= self.batch_size // 2 or self.batch_size % self.processes:
-            expected = f"a batch_size that is a multiple of {self.processes} processes, with at least 2 photos for each"
-            raise ConfigError(expected, str(self.batch_size), "change batch_size, devices or nodes")
+            raise ConfigError(
+                f"a batch_size that is a multiple of {self.processes} processes, with at least 2 photos for each",
+                str(self.batch_size),
+                "change batch_size, devices or nodes",
+            )
 
     @property
     def processes(self) -> int:
-        """Number of processes on all machines."""
+        """Number of training processes on all machines: devices times nodes."""
         return self.devices * self.nodes
 
     def views_of_each_photo(self, *, student: bool) -> int:

@@ -81,8 +81,11 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
                 use_distributed_sampler=False,
             )
     except MisconfigurationException as error:
-        expected = f"a machine with the GPUs or processes for devices = {fit.devices}, nodes = {fit.nodes}"
-        raise ConfigError(expected, str(error).splitlines()[0][:200], "lower --devices or --nodes") from None
+        raise ConfigError(
+            f"a machine with the GPUs or processes for devices = {fit.devices}, nodes = {fit.nodes}",
+            str(error).splitlines()[0][:200],
+            "lower --devices or --nodes",
+        ) from None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
