@@ -447,7 +447,7 @@ def test_keeping_views_says_where_it_saves_less_than_hoped(
         train(leaves, tmp_path / name, TrainConfig(data=DATA, train=replace(FIT, keep_views=True, **settings)))
         return caplog.text
 
-    assert "every epoch shows new views (views = 1, epochs = 1)" in reported_by("all new")
+    assert "every epoch of this run uses new views (views = 1, epochs = 1)" in reported_by("all new")
     assert "views" not in reported_by("seen again", epochs=2, views=1)
     # The views of these two runs are the same, and kept by now, but for photos that fill no batch.
     free = {"bytes": 16 * 16384}
@@ -456,9 +456,7 @@ def test_keeping_views_says_where_it_saves_less_than_hoped(
     # 64 px: 12 KiB and a checksum, four blocks.
     photos = len(read_split(RunFolder(tmp_path / "all new").splits).train)
     free["bytes"] = photos * 16384 - 1
-    assert f"only {photos - 1} of the {2 * photos} views to keep fit in" in reported_by(
-        "no room", epochs=3, views=2, seed=1
-    )
+    assert f"room for only {photos - 1} of {2 * photos} views in" in reported_by("no room", epochs=3, views=2, seed=1)
     free["bytes"] = 2 * photos * 16384
     assert "views" not in reported_by("room", epochs=3, views=2, seed=2)
 

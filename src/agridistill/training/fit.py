@@ -215,10 +215,9 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
     cached = plan.caches is not None  # a teacher's cache sees every view as well
     if not cached and viewing.views >= epochs:
         logger.warning(
-            "--keep-views speeds up only later runs, because with views = %d all %d epochs of this run use new views; "
-            "pass --set views=N with N below %d to reuse views in this run",
+            "--keep-views speeds up only later runs, because every epoch of this run uses new views (views = %d, "
+            "epochs = %d); pass --set views=N with N below the number of epochs to reuse views in this run",
             viewing.views,
-            epochs,
             epochs,
         )
     kept = KeptViews(viewing.root, viewing.preprocessing, viewing.augmentation)
