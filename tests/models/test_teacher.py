@@ -72,7 +72,7 @@ def test_bf16_teacher_answers_in_float32() -> None:
 
 def test_a_saved_network_predicts_what_it_predicted_when_saved(teacher_run: Path) -> None:
     backend = load_backend(teacher_run)
-    pixels = photos().pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = photos().permute(0, 2, 3, 1).contiguous().numpy()
     with torch.inference_mode():
         expected = backend.model(normalise_batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), Preprocessing(64)))
     assert np.allclose(backend.logits(pixels), expected.numpy(), atol=1e-5)

@@ -219,8 +219,8 @@ def test_what_float16_cannot_hold_is_reported_when_it_is_built(
 ) -> None:
     original = LiveTeacher.outputs
 
-    def wild(self: LiveTeacher, batch: Batch) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        stored, maps = original(self, batch)
+    def wild(self: LiveTeacher, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        stored, maps = original(self, pixels)
         return stored * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}
 
     monkeypatch.setattr(LiveTeacher, "outputs", wild)

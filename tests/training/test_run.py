@@ -92,9 +92,9 @@ def test_hints_come_first_and_from_the_live_teacher(
     asked: list[int] = []
     answer = LiveTeacher.outputs
 
-    def counted(teacher: LiveTeacher, batch: Any) -> Any:
-        asked.append(len(batch.pixels) if teacher.kind == "features" else 0)
-        return answer(teacher, batch)
+    def counted(teacher: LiveTeacher, pixels: Any) -> Any:
+        asked.append(len(pixels) if teacher.kind == "features" else 0)
+        return answer(teacher, pixels)
 
     monkeypatch.setattr(LiveTeacher, "outputs", counted)
     whole = student("hybrid-hint", hint_share=0.5, att_warmup=0.0, att_decay="none")
