@@ -101,12 +101,12 @@ def digest_of(key: Key) -> str:
 
 
 def differences(stored: Mapping[str, Any], current: Key) -> list[str]:
-    """Returns a text such as "views is 8 in the cache and 16 in this run" for each entry in which two keys differ.
+    """Returns a text such as "views: 8 in the cache, 16 in this run" for each entry in which two keys differ.
 
     Long digests are shortened to 12 digits.
     """
     differing = [part for part in sorted(stored.keys() | current.keys()) if stored.get(part) != current.get(part)]
-    texts = [f"{part} is {stored.get(part)} in the cache and {current.get(part)} in this run" for part in differing]
+    texts = [f"{part}: {stored.get(part)} in the cache, {current.get(part)} in this run" for part in differing]
     return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text) for text in texts]
 
 
@@ -223,7 +223,7 @@ class TeacherCache:
         if stored is not None:
             differing = differences(stored[0], key)
             if stored[1] != layout:
-                differing.append(f"layout is {asdict(stored[1])} in the cache and {asdict(layout)} in this run")
+                differing.append(f"layout: {asdict(stored[1])} in the cache, {asdict(layout)} in this run")
             if differing:
                 raise RunError(
                     f"a teacher cache for this teacher, data and recipe in '{folder}'",
