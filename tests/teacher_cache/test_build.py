@@ -140,7 +140,7 @@ ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head":
     ("viewing", "manifest", "attention", "named"),
     [
         *[
-            ({"augmentation": replace(Augmentation(), **{name: value})}, {}, {}, f"augmentation.{name} ")
+            ({"augmentation": replace(Augmentation(), **{name: value})}, {}, {}, f"augmentation.{name}: ")
             for name, value in {
                 "min_scale": 0.4,
                 "max_aspect": 1.5,
@@ -152,10 +152,10 @@ ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head":
                 "cast": 0.3,
             }.items()
         ],
-        ({"fingerprint": "e" * 64}, {}, {}, "photos "),
-        ({"seed": 7}, {}, {}, "views "),
-        ({"samples": SAMPLES[:1]}, {}, {}, "photos "),
-        ({"samples": SAMPLES[::-1]}, {}, {}, "photos "),
+        ({"fingerprint": "e" * 64}, {}, {}, "photos: "),
+        ({"seed": 7}, {}, {}, "views: "),
+        ({"samples": SAMPLES[:1]}, {}, {}, "photos: "),
+        ({"samples": SAMPLES[::-1]}, {}, {}, "photos: "),
         ({"preprocessing": Preprocessing(96)}, {}, {}, "data.image_size: 64 in the cache, 96 in this run"),
         (
             {"preprocessing": Preprocessing(64, "stretch")},
