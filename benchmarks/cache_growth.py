@@ -30,7 +30,6 @@ from agridistill.teacher_cache import CachedTeacher
 from agridistill.teacher_cache.store import CacheLayout, TeacherCache, map_field
 from agridistill.training.parts import teacher_source
 from agridistill.training.settings import ObjectiveSettings
-from agridistill.training.start import gather_all
 
 PHOTOS, TURNS = 1_000, 3
 VIEWS, PROCESSES, CLASSES = (1, 2, 4, 8), 2, (10, 100, 1_000)
@@ -50,7 +49,7 @@ def build(photos: Path, teacher: Path, caches: Path, views: int, rank: int, proc
     assert isinstance(source, CachedTeacher)  # noqa: S101
     torch.distributed.barrier()
     start = time.perf_counter()
-    source.prepare(torch.device("cpu"), workers=0, rank=rank, world=processes, gather=gather_all)
+    source.prepare(torch.device("cpu"), workers=0, rank=rank, world=processes)
     seconds[rank] = time.perf_counter() - start
     torch.distributed.destroy_process_group()
 

@@ -32,7 +32,8 @@ from agridistill.evaluation.metrics import fit_temperature
 from agridistill.export.litert import to_litert
 from agridistill.export.onnx import to_onnx
 from agridistill.models import TorchBackend, load_network
-from agridistill.models.int8 import Ranges, calibrate, folded, quantised
+from agridistill.models.int8 import calibrate, folded, quantised
+from agridistill.models.rounding import Ranges
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import manifest_path
 from agridistill.runtime.reading import read_batches

@@ -14,7 +14,7 @@
 #   CONV_2D, a scale a channel: 12000 of 12000 outputs equal, 0 one level apart, 0 further
 #
 # What it means for us: the classifier of `export --format micro` is a convolution of one position
-# (models/int8/graph.py::with_rounded_logits), and tests/export/test_micro.py compares all bits.
+# (models/int8.py::with_rounded_logits), and tests/export/test_micro.py compares all bits.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

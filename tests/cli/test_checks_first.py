@@ -134,9 +134,9 @@ def test_results_among_the_photos(capsys: pytest.CaptureFixture[str], words: Any
         ),
         (
             ["distill", "{data}", "--teacher", "{run}", "--out", "{run}/student"],
-            "expected --out outside the teacher's run folder; got '",
+            "expected --out outside the run folder of --teacher; got '",
         ),
-        (["train", "{data}", "--weights", "{run}", "--out", "{run}/again"], "--out outside the --weights run folder;"),
+        (["train", "{data}", "--weights", "{run}", "--out", "{run}/again"], "run folder of --weights; got '"),
         (["export", "{run}", "--splits", "none.json", "--out", "a.onnx"], "expected a split file; got no file"),
         (["compare", "{data}", "--recipe", "compare", "--splits", "none.json", "--out", "s"], "expected a split file"),
         (["data", "fetch", "plantvillage-tomato", "--out", "file/x"], "expected a folder to write 'x' in; got the"),

@@ -75,7 +75,7 @@ def test_a_damaged_evaluation_of_a_run_is_told_with_its_remedy(
     environment = {key: [] for key in ENVIRONMENT_KEYS}
     (tmp_path / "teacher" / "environment.json").write_text(json.dumps(environment))
     (tmp_path / "teacher" / "evaluation.json").write_text(text)
-    with pytest.raises(RunError, match=r"a damaged '.*teacher/evaluation.json'"):
+    with pytest.raises(RunError, match=r"damaged '.*teacher/evaluation.json'"):
         demo.run_demo(tmp_path)
 
 

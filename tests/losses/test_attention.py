@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agridistill.errors import ConfigError, ModelError
-from agridistill.losses.attention import (
+from agridistill.losses.maps import (
     ChannelProjection,
     attention_distance,
     channel_mean_square,

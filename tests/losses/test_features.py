@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agridistill.errors import ConfigError, ModelError
-from agridistill.losses.features import HintRegressor, hint_loss
+from agridistill.losses.maps import HintRegressor, hint_loss
 from agridistill.losses.methods import METHODS
 from agridistill.losses.objective import DistillationObjective, StagePair
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agridistill.errors import ConfigError, ModelError
-from agridistill.losses.attention import attention_distance, match_resolution
+from agridistill.losses.maps import attention_distance, match_resolution
 from agridistill.losses.methods import get_method
 from agridistill.losses.objective import DistillationObjective, StagePair, attention_schedule
 

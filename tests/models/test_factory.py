@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def test_weights_for_other_classes_leave_the_head_at_random(tmp_path: Path) -> N
 
 def test_a_head_for_other_classes_is_refused_where_it_must_fit(tmp_path: Path) -> None:
     save_weights(create_model(STUDENT, 3), tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match=r"tensor 'classifier\.(weight|bias)', which does not fit"):
+    with pytest.raises(ModelError, match=r"tensor 'classifier\.(weight|bias)' that does not fit"):
         load_weights(create_model(STUDENT, 5), tmp_path / "a.safetensors")
 
 
@@ -177,7 +177,7 @@ def test_stochastic_depth_is_what_was_asked_for() -> None:
 
 
 def test_stochastic_depth_of_a_network_without_it_is_refused() -> None:
-    with pytest.raises(ModelError, match="a network with stochastic depth for drop_path; got 'vgg11'"):
+    with pytest.raises(ModelError, match="a network with stochastic depth, because drop_path is set; got 'vgg11'"):
         create_model("vgg11", 3, drop_path=0.1)
 
 
@@ -229,8 +229,9 @@ def server(answer: bytes | None) -> Iterator[str]:
                     return
                 held.append(connection)
                 if answer is not None:
-                    connection.recv(4096)
-                    connection.sendall(answer)
+                    with suppress(ConnectionError):  # a client that gave up has closed the connection
+                        connection.recv(4096)
+                        connection.sendall(answer)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

@@ -346,7 +346,7 @@ class TestStageTap:
                 torch.testing.assert_close(tap.maps()[8], expected)
 
     def test_a_stride_that_the_model_lacks_is_reported_with_those_it_has(self):
-        with pytest.raises(ModelError, match=r"a stride that SwinTransformer has; got 2; choose from 4, 8, 16"):
+        with pytest.raises(ModelError, match=r"stride of a stage of SwinTransformer; got 2; choose one of 4, 8, 16"):
             StageTap(make_swin(), [16, 2])
 
     def test_window_attention_needs_a_swin_and_leaves_other_models_untouched(self):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,19 +14,15 @@ from agridistill.preprocess import normalise
 SWIN = "swin_nano_patch4_window4_64"
 
 
-class Photos(NamedTuple):
-    pixels: torch.Tensor
-
-
-def photos(size: int = 64) -> Photos:
+def photos(size: int = 64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return Photos(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator))
+    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def test_normalisation_of_a_batch_equals_the_definition() -> None:
     batch, preprocessing = photos(16), Preprocessing(16)
-    expected = normalise(batch.pixels.permute(0, 2, 3, 1).numpy(), preprocessing)
-    assert np.allclose(normalise_batch(batch.pixels, preprocessing).numpy(), expected, atol=1e-6)
+    expected = normalise(batch.permute(0, 2, 3, 1).numpy(), preprocessing)
+    assert np.allclose(normalise_batch(batch, preprocessing).numpy(), expected, atol=1e-6)
 
 
 def test_the_teacher_is_frozen_and_stays_in_eval_mode() -> None:
@@ -77,7 +72,7 @@ def test_bf16_teacher_answers_in_float32() -> None:
 
 def test_a_saved_network_predicts_what_it_predicted_when_saved(teacher_run: Path) -> None:
     backend = load_backend(teacher_run)
-    pixels = photos().pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = photos().permute(0, 2, 3, 1).contiguous().numpy()
     with torch.inference_mode():
         expected = backend.model(normalise_batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), Preprocessing(64)))
     assert np.allclose(backend.logits(pixels), expected.numpy(), atol=1e-5)
@@ -101,8 +96,8 @@ def test_a_photo_is_answered_in_a_batch_of_one_size(count: int, monkeypatch: pyt
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     pixels = torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    logits, maps = teacher.outputs(Photos(pixels))
-    some_logits, some_maps = teacher.outputs(Photos(pixels[-count:]))
+    logits, maps = teacher.outputs(pixels)
+    some_logits, some_maps = teacher.outputs(pixels[-count:])
     assert set(sizes) == {32}
     assert torch.equal(some_logits, logits[-count:])
     assert torch.equal(some_maps[16], maps[16][-count:])

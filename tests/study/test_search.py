@@ -107,7 +107,7 @@ def test_calls_that_go_on_try_other_points(
 @pytest.mark.slow
 def test_another_recipe_is_another_search(searched: Path, leaves: Path, teacher_run: Path) -> None:
     with pytest.raises(
-        RunError, match="the recipe that this search was started with; got another recipe for 'hybrid-full'"
+        RunError, match="the recipe that the search 'hybrid-full' was started with; got a recipe with other settings"
     ):
         search(leaves, searched, search_plan(changed(seed=5)), 2, teacher=teacher_run)
     other = {

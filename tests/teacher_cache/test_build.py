@@ -125,7 +125,7 @@ def test_another_recipe_has_its_own_cache_and_is_reported_why(
     before = (first / "records.bin").read_bytes()
     with caplog.at_level(logging.WARNING):
         distill(leaves, teacher, tmp_path / "b", replace(one, augmentation=Augmentation(min_scale=0.9)))
-    assert "augmentation.min_scale 0.5, here 0.9" in caplog.text
+    assert "augmentation.min_scale: 0.5 in the cache, 0.9 in this run" in caplog.text
     assert len(list((teacher / "cache").iterdir())) == 2
     assert (first / "records.bin").read_bytes() == before
 
@@ -140,7 +140,7 @@ ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head":
     ("viewing", "manifest", "attention", "named"),
     [
         *[
-            ({"augmentation": replace(Augmentation(), **{name: value})}, {}, {}, f"augmentation.{name} ")
+            ({"augmentation": replace(Augmentation(), **{name: value})}, {}, {}, f"augmentation.{name}: ")
             for name, value in {
                 "min_scale": 0.4,
                 "max_aspect": 1.5,
@@ -152,21 +152,31 @@ ATTENTION: dict[str, Any] = {"strides": (16,), "kind": "activation", "per_head":
                 "cast": 0.3,
             }.items()
         ],
-        ({"fingerprint": "e" * 64}, {}, {}, "photos "),
-        ({"seed": 7}, {}, {}, "views "),
-        ({"samples": SAMPLES[:1]}, {}, {}, "photos "),
-        ({"samples": SAMPLES[::-1]}, {}, {}, "photos "),
-        ({"preprocessing": Preprocessing(96)}, {}, {}, "data.image_size 64, here 96"),
-        ({"preprocessing": Preprocessing(64, "stretch")}, {}, {}, "data.resize crop, here stretch"),
-        ({}, {"weights_sha256": "1" * 64}, {}, "teacher weights 000000000000…, here 111111111111…"),
-        ({}, {"model": "other"}, {}, "teacher model swin, here other"),
-        ({}, {"preprocessing": Preprocessing(96)}, {}, "teacher image_size 64, here 96"),
-        ({}, {"preprocessing": Preprocessing(64, mean=(0.5, 0.5, 0.5))}, {}, "teacher mean "),
-        ({}, {"preprocessing": Preprocessing(64, std=(0.5, 0.5, 0.5))}, {}, "teacher std "),
-        ({}, {"lineage": {"precision": "bf16"}}, {}, "teacher precision fp32, here bf16"),
-        ({}, {}, {"strides": (16, 32)}, "strides 16, here 16, 32"),
-        ({}, {}, {"kind": "window"}, "objective.attention activation, here window"),
-        ({}, {}, {"per_head": True}, "objective.attention activation, here activation, each head"),
+        ({"fingerprint": "e" * 64}, {}, {}, "photos: "),
+        ({"seed": 7}, {}, {}, "views: "),
+        ({"samples": SAMPLES[:1]}, {}, {}, "photos: "),
+        ({"samples": SAMPLES[::-1]}, {}, {}, "photos: "),
+        ({"preprocessing": Preprocessing(96)}, {}, {}, "data.image_size: 64 in the cache, 96 in this run"),
+        (
+            {"preprocessing": Preprocessing(64, "stretch")},
+            {},
+            {},
+            "data.resize: crop in the cache, stretch in this run",
+        ),
+        (
+            {},
+            {"weights_sha256": "1" * 64},
+            {},
+            "teacher weights: 000000000000… in the cache, 111111111111… in this run",
+        ),
+        ({}, {"model": "other"}, {}, "teacher model: swin in the cache, other in this run"),
+        ({}, {"preprocessing": Preprocessing(96)}, {}, "teacher image_size: 64 in the cache, 96 in this run"),
+        ({}, {"preprocessing": Preprocessing(64, mean=(0.5, 0.5, 0.5))}, {}, "teacher mean: "),
+        ({}, {"preprocessing": Preprocessing(64, std=(0.5, 0.5, 0.5))}, {}, "teacher std: "),
+        ({}, {"lineage": {"precision": "bf16"}}, {}, "teacher precision: fp32 in the cache, bf16 in this run"),
+        ({}, {}, {"strides": (16, 32)}, "strides: 16 in the cache, 16, 32 in this run"),
+        ({}, {}, {"kind": "window"}, "objective.attention: activation in the cache, window in this run"),
+        ({}, {}, {"per_head": True}, "objective.attention: activation in the cache, activation, each head in this run"),
     ],
 )
 def test_whatever_changes_the_records_changes_the_key_and_is_named(
@@ -185,7 +195,7 @@ def test_another_version_of_a_library_changes_the_key(library: str, monkeypatch:
     monkeypatch.setattr(metadata, "version", lambda name: "99" if name == library else version(name))
     (reported,) = differences(key, cache_key(VIEWING, MANIFEST, **ATTENTION))
     assert reported.startswith(f"version of {library} ")
-    assert reported.endswith("here 99")
+    assert reported.endswith("99 in this run")
 
 
 @pytest.mark.parametrize("name", ["VIEWS_VERSION", "OUTPUTS_VERSION", "FORMAT_VERSION"])
@@ -219,8 +229,8 @@ def test_what_float16_cannot_hold_is_reported_when_it_is_built(
 ) -> None:
     original = LiveTeacher.outputs
 
-    def wild(self: LiveTeacher, batch: Batch) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        stored, maps = original(self, batch)
+    def wild(self: LiveTeacher, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        stored, maps = original(self, pixels)
         return stored * 0 + logits, {stride: map_ * map_value for stride, map_ in maps.items()}
 
     monkeypatch.setattr(LiveTeacher, "outputs", wild)

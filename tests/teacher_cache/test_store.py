@@ -115,9 +115,9 @@ def test_a_block_without_its_checksum_is_built_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "layout", "named"),
     [
-        ({**KEY, "augmentation.min_scale": 0.7}, LAYOUT, "augmentation.min_scale 0.5, here 0.7"),
-        ({**KEY, "teacher weights": "bb"}, LAYOUT, "teacher weights aa, here bb"),
-        ({**KEY, "version of timm": "2"}, LAYOUT, "version of timm None, here 2"),
+        ({**KEY, "augmentation.min_scale": 0.7}, LAYOUT, "augmentation.min_scale: 0.5 in the cache, 0.7 in this run"),
+        ({**KEY, "teacher weights": "bb"}, LAYOUT, "teacher weights: aa in the cache, bb in this run"),
+        ({**KEY, "version of timm": "2"}, LAYOUT, "version of timm: None in the cache, 2 in this run"),
         (KEY, CacheLayout(LAYOUT.photos, 4, LAYOUT.maps), "'num_classes': 4"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_file_that_was_cut_off_is_reported_when_it_is_read(tmp_path: Path) -> 
     with TeacherCache(tmp_path / "c", KEY, LAYOUT, views=1) as cache:
         build(cache)
         os.truncate(tmp_path / "c" / "records.bin", 10)
-        with pytest.raises(RunError, match=r"cut off; delete the folder"):
+        with pytest.raises(RunError, match=r"whose end is missing; delete the folder"):
             cache.read(np.array([LAYOUT.photos - 1]), np.array([0]))
 
 

@@ -14,7 +14,7 @@ from tests.conftest import TINY_STUDENT
 from tests.training.small_runs import DATA, FIT, rows
 
 from agridistill.models import create_model
-from agridistill.training.best_weights import AveragedWeights, BestWeights
+from agridistill.training.callbacks import AveragedWeights, BestWeights
 from agridistill.training.module import DistillationModule
 from agridistill.training.run import train
 from agridistill.training.settings import TrainConfig

@@ -13,7 +13,7 @@ from agridistill.errors import ConfigError, ModelError
 from agridistill.export.artefact import export
 from agridistill.manifest import read_manifest
 from agridistill.models import load_network
-from agridistill.models.int8.rounding import ActivationRounding
+from agridistill.models.rounding import ActivationRounding
 from agridistill.training.run import distill
 from agridistill.training.settings import DataSettings, DistillConfig, FitSettings, ObjectiveSettings
 
@@ -77,5 +77,5 @@ def test_photos_of_another_size_than_the_student_learnt_are_refused(
     leaves: Path, teacher_run: Path, student_run: Path, tmp_path: Path
 ) -> None:
     config = replace(recipe(student_run), data=DataSettings(image_size=96))
-    with pytest.raises(ConfigError, match=r"was trained with; got 96 px instead of 64 px; pass --image-size 64"):
+    with pytest.raises(ConfigError, match=r"the image size of 64 px with which .*; got 96 px; pass --image-size 64"):
         distill(leaves, teacher_run, tmp_path / "run", config)

@@ -102,7 +102,7 @@ def test_a_process_that_vanishes_is_reported_in_one_line(leaves: Path, teacher_r
     assert codes == {"0": "2"}
     assert not [line for line in lines if "Traceback" in line]
     (error,) = [line for line in lines if line.startswith("error: ")]
-    assert "expected all processes of this run to work until its end; got one process that ended before" in error
+    assert "expected all processes of this run to work until its end; got a lost connection to a process" in error
 
 
 def test_a_process_without_a_readable_validation_photo_keeps_step(

@@ -10,6 +10,7 @@ from agridistill.errors import ConfigError
 from agridistill.losses.objective import DistillationObjective, StagePair
 from agridistill.manifest import Preprocessing
 from agridistill.models import LiveTeacher, create_model, normalise_batch
+from agridistill.teacher_cache import UncachedTeacher
 from agridistill.training.module import DistillationModule, learning_rate_factor
 from agridistill.training.settings import FitSettings
 
@@ -36,7 +37,7 @@ def test_the_teacher_is_no_part_of_what_is_trained_or_saved() -> None:
     teacher = LiveTeacher(
         create_model("swin_nano_patch4_window4_64", 3, image_size=64), Preprocessing(64), strides=(16,)
     )
-    module = build(DistillationObjective(pairs=[StagePair(16, 16)]), teacher)
+    module = build(DistillationObjective(pairs=[StagePair(16, 16)]), UncachedTeacher(teacher))
     own = {id(parameter) for parameter in module.parameters()}
     assert not own & {id(parameter) for parameter in teacher.model.parameters()}
     assert not [key for key in module.state_dict() if "teacher" in key or "layers.2" in key]
@@ -48,14 +49,14 @@ def test_the_teacher_is_no_part_of_what_is_trained_or_saved() -> None:
 
 def test_switching_to_train_mode_leaves_the_teacher_in_eval_mode() -> None:
     teacher = LiveTeacher(create_model("swin_nano_patch4_window4_64", 3, image_size=64), Preprocessing(64), strides=())
-    build(DistillationObjective(w_att=0.0), teacher).train()
+    build(DistillationObjective(w_att=0.0), UncachedTeacher(teacher)).train()
     assert not teacher.model.training
 
 
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn_from_it() -> None:
     module = build(DistillationObjective(w_ce=0.0, w_kd=1.0, w_att=5.0, pairs=[StagePair(16, 16)]), None)
     module.eval()
-    module._teacher = LiveTeacher(module.model, Preprocessing(64), strides=(16,))
+    module._teacher = UncachedTeacher(LiveTeacher(module.model, Preprocessing(64), strides=(16,)))
     terms = module.loss_terms(batch(), progress=0.1)
     assert terms["kd"].abs() < 1e-6
     assert terms["attention"].abs() < 1e-6

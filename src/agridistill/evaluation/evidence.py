@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from agridistill.runtime.reading import read_pixels
 from agridistill.storage import write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 FORMAT_VERSION = 1
 WANTED_ACCURACY = 0.99
@@ -201,10 +201,6 @@ def read_evidence(file: Path) -> dict[str, Any] | None:
         raise RunError("a file of measurements in JSON", f"a damaged '{file}' ({error})", "delete it") from None
 
 
-class _Batch(NamedTuple):
-    pixels: Tensor
-
-
 def write_gallery(
     runs: Mapping[str, Path],
     data: Path,
@@ -258,7 +254,7 @@ def gallery(
     # torch takes seconds to load, and the evidence of an exported file does not need it.
     import torch
 
-    from agridistill.losses.attention import unit_peak
+    from agridistill.losses.maps import unit_peak
     from agridistill.models import LiveTeacher, load_network
 
     chosen = _of_every_class(samples, _GALLERY_PHOTOS)
@@ -275,7 +271,7 @@ def gallery(
         network, manifest = load_network(run)
         model = LiveTeacher(network, manifest.preprocessing, strides=(_GALLERY_STRIDE,))
         photos = np.stack([read_pixels(root / sample.path, manifest.preprocessing) for sample in chosen])
-        logits, maps = model.outputs(_Batch(torch.from_numpy(photos).permute(0, 3, 1, 2)))
+        logits, maps = model.outputs(torch.from_numpy(photos).permute(0, 3, 1, 2))
         probabilities = softmax(logits.numpy(), manifest.temperature)
         for entry, row, map_ in zip(entries, probabilities, unit_peak(maps[_GALLERY_STRIDE]), strict=True):
             answer = int(row.argmax())

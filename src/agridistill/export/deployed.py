@@ -15,8 +15,17 @@ from torch import Tensor, nn
 
 from agridistill.manifest import Preprocessing
 from agridistill.models import normalise_batch
-from agridistill.models.int8 import PhotoLevels, RoundedConv2d, RoundedLinear, UnitClamp
-from agridistill.models.int8.rounding import HIGH, LOW, WEIGHT_HIGH, ActivationRounding, weight_scales
+from agridistill.models.rounding import (
+    HIGH,
+    LOW,
+    WEIGHT_HIGH,
+    ActivationRounding,
+    PhotoLevels,
+    RoundedConv2d,
+    RoundedLinear,
+    UnitClamp,
+    weight_scales,
+)
 from agridistill.progress import STDERR, STDOUT, captured_output
 
 
@@ -45,7 +54,7 @@ class DeployedInt8(nn.Module):
         network: from `models.quantised`, calibrated; it is copied.
         unsigned: the format has levels from 0 to 255, as pixels have, so no arithmetic is needed before the first
             convolution; otherwise levels run from -128 to 127.
-        operators: holds the quantise and dequantise operators to use: those of `models.int8.rounding`, or others with
+        operators: holds the quantise and dequantise operators to use: those of `models.rounding`, or others with
             the same names and arguments.
     """
 

@@ -7,14 +7,6 @@ Example:
     tensor(0.)
 """
 
-from agridistill.losses.attention import (
-    ChannelProjection,
-    attention_distance,
-    channel_mean_square,
-    match_resolution,
-    unit_peak,
-)
-from agridistill.losses.features import HintRegressor, hint_loss
 from agridistill.losses.logits import (
     KDLoss,
     cross_entropy_loss,
@@ -22,6 +14,15 @@ from agridistill.losses.logits import (
     dkd_loss,
     kd_loss,
     standardised_kd_loss,
+)
+from agridistill.losses.maps import (
+    ChannelProjection,
+    HintRegressor,
+    attention_distance,
+    channel_mean_square,
+    hint_loss,
+    match_resolution,
+    unit_peak,
 )
 from agridistill.losses.methods import METHODS, Method, Term, get_method
 from agridistill.losses.objective import DistillationObjective, StagePair, attention_schedule

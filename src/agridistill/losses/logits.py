@@ -13,7 +13,7 @@ _MIN_DEVIATION = 1e-7
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Computes the cross entropy with the labels, in float32, as the mean over the batch.
+    """Computes the cross entropy with the labels as the mean over the batch, a float32 scalar.
 
     Args:
         logits: `(B, K)`, any floating type.
@@ -26,8 +26,8 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Computes `T^2 * KL(teacher || student)` of the class probabilities at temperature T, as the mean over the batch.
 
-    The factor T^2 keeps the size of the gradients when T changes. For large T the loss tends to half the squared
-    distance of the centred logits, divided by the number of classes.
+    Because of the factor T^2, the gradients keep their size when T changes. For large T the loss tends to half the
+    squared distance of the centred logits, divided by the number of classes.
 
     Args:
         student_logits: `(B, K)`, any floating type.
@@ -45,11 +45,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 def standardised_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Computes `kd_loss` of standardised logits: the student learns relations of the logits, not their size.
+    """Computes `kd_loss` of standardised logits, so that the student need not match the size of the teacher's logits.
 
-    The logits of each photo are replaced by their z-scores, from the mean and the population standard deviation of its
-    K logits. Equal logits become 0, with a gradient of 0. After division by the temperature T, the z-scores are at
-    most `sqrt(K - 1) / T`. The arguments are those of `kd_loss`.
+    Each photo's K logits are replaced by their z-scores, with the population standard deviation. After division by the
+    temperature T, a z-score is at most `sqrt(K - 1) / T`. If all K logits are equal, they become 0 with a gradient of
+    0. The arguments are those of `kd_loss`.
 
     Source: Sun et al. 2024, arXiv 2403.01427, algorithms 1 and 2.
     """
@@ -68,20 +68,23 @@ def dkd_loss(
 ) -> Tensor:
     """Computes decoupled distillation, `T^2 * (alpha * TCKD + beta * NCKD)`, as the mean over the batch.
 
-    TCKD compares the probability of the target class with that of all others; NCKD compares the other classes among
-    themselves. `kd_loss` is the same sum with alpha = 1 and beta = 1 - (the teacher's probability of the target), so a
-    confident teacher's knowledge of the other classes vanishes there; here it is kept. Both terms are computed from
-    logarithms, without the usual mask of -1000, so they are finite for confident models. With two classes NCKD is 0.
+    TCKD is the KL divergence of two probabilities: of the target class, and of all other classes. NCKD is the KL
+    divergence among the other classes; with two classes it is 0. `kd_loss` is the same sum with alpha = 1 and beta =
+    1 - (the teacher's probability of the target class), so NCKD vanishes there if the teacher is confident. Both terms
+    are finite for confident models, because they are computed from logarithms.
 
     Args:
         student_logits: `(B, K)`, any floating type, K >= 2.
         teacher_logits: `(B, K)`.
         target: class indices `(B,)` in [0, K).
         temperature: T > 0.
-        alpha: weight of the target class's part.
-        beta: weight of the other classes' part.
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
 
-    Source: Zhao et al. 2022, arXiv 2203.08679, equation 7; their settings for CIFAR-100.
+    Returns:
+        A float32 scalar.
+
+    Source: Zhao et al. 2022, arXiv 2203.08679, equation 7; the defaults are their settings for CIFAR-100.
     """
     student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
     others = torch.ones_like(student, dtype=torch.bool).scatter_(1, target[:, None], value=False)
@@ -98,11 +101,12 @@ def dkd_loss(
 
 
 def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Computes `T^2 * (inter + intra)`, two losses of the form 1 - Pearson's correlation of the class probabilities.
+    """Computes `T^2 * (inter + intra)` from correlations between student's and teacher's class probabilities.
 
-    "inter" correlates student and teacher over the K probabilities of each photo, "intra" over the B probabilities of
-    each class. If all values of a row or column are equal (as in a batch of one photo), its loss is 1 with a gradient
-    of 0. The result lies in [0, 4 T^2]. The arguments are those of `kd_loss`.
+    "inter" is 1 minus Pearson's correlation over the K probabilities of a photo, as the mean over photos. "intra" is 1
+    minus the correlation over the B probabilities of a class, as the mean over classes. If the values to correlate are
+    all equal (as in a batch of one photo), this part is 1 with a gradient of 0. The result is a float32 scalar in
+    [0, 4 T^2]. The arguments are those of `kd_loss`.
 
     Source: Huang et al. 2022, arXiv 2205.10536, sections 3.2 (d_p, L_inter) and 3.3 (L_intra); T^2 as in their code.
     """
@@ -113,7 +117,7 @@ def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 class KDLoss(nn.Module):
-    """`kd_loss` as a module with a fixed temperature."""
+    """`kd_loss` as a torch module with a fixed temperature T > 0."""
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

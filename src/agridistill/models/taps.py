@@ -16,7 +16,7 @@ from agridistill.errors import ModelError
 
 
 def feature_attention(features: Tensor) -> Tensor:
-    """Computes an attention map: the channel mean of the squared activations.
+    """Computes an attention map from a feature map: the channel mean of the squared activations.
 
     Args:
         features: `(B, C, H, W)`, any floating type.
@@ -34,12 +34,12 @@ def feature_attention(features: Tensor) -> Tensor:
 
 
 def window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    """Computes the attention that each position of the image receives in one Swin block.
+    """Computes the attention that each position of the image receives in one Swin block, for each head.
 
-    It repeats the computation of the block (norm, cyclic shift, padding, windows, relative position bias, shift mask,
-    softmax) without attention dropout. Then it averages, for each key, over the queries of its window, merges the
-    windows, crops the padding and undoes the shift. Padded positions count as keys, as in the block, but not as
-    queries. Before the crop, the values of each window sum to 1 for each head.
+    A position is a key in the attention of its window; the result is its mean attention over the window's queries. The
+    attention is computed as in the block (norm, cyclic shift, padding, relative position bias, shift mask, softmax),
+    but without dropout. Then windows are merged, padding is cropped and the shift is undone. Padded positions count as
+    keys, as in the block, but not as queries. Before the crop, the values of each window sum to 1.
 
     Args:
         block: a block of a timm Swin Transformer (version 1).
@@ -79,19 +79,19 @@ def _window_softmax(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class StageTap:
-    """Collects feature maps or window attention of a timm model during its forward pass.
+    """Collects feature maps or window attention of a timm model by hooks during its forward pass.
 
     A stride selects the last module of that stride in timm's `feature_info` (Swin: `layers.2` at 16, `layers.3` at 32;
-    MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). It works inside DDP and `torch.compile`; create it before
-    the first compiled forward pass. Each forward pass can be read once. Reading twice, or before a forward pass, is an
-    error, so results never come from an earlier pass.
+    MobileNetV3-Large: `blocks.4` at 16, `blocks.6` at 32). Each forward pass can be read once with `features()` or
+    `maps()`; reading again before the next pass is an error. With `torch.compile`, create the tap before the first
+    compiled forward pass.
 
     Args:
-        model: a timm model, also one that DDP or `torch.compile` has wrapped.
-        strides: strides of the stages to collect, in input pixels for each position (16 gives a 14x14 map of a 224 px
-            photo); may be empty.
-        kind: "activation" reads the stage's output. "window" averages the attention of the stage's last two Swin
-            blocks; one has regular and one shifted windows, so the borders of windows become less visible.
+        model: a timm model, which may be wrapped by DDP or `torch.compile`.
+        strides: strides of the stages to collect, in input pixels (16 gives a 14x14 map of a 224 px photo); may be
+            empty.
+        kind: "activation" collects the output of a stage. "window" collects the window attention of a stage's last two
+            Swin blocks; their mean hides the borders of windows, because only one of them has shifted windows.
 
     Raises:
         ModelError: the model has no stage of such a stride, or no Swin blocks for "window".
@@ -126,8 +126,11 @@ class StageTap:
             if kind == "window":
                 blocks: list[Any] = [m for m in stages[stride].modules() if isinstance(m, SwinTransformerBlock)]
                 if not blocks:
-                    remedy = "use the attention of feature maps instead"
-                    raise ModelError("a Swin Transformer for window attention", type(model).__name__, remedy)
+                    raise ModelError(
+                        "a Swin Transformer for window attention",
+                        type(model).__name__,
+                        "use the attention of feature maps instead",
+                    )
                 self._blocks[stride] = blocks[-2:]
         for stride, stage in stages.items():
             if kind == "activation":
@@ -140,14 +143,14 @@ class StageTap:
         return self._channels[stride]
 
     def map_count(self, stride: int) -> int:
-        """Returns how many maps of each photo `maps()` has at a stride: 1, or the number of heads with "window"."""
+        """Returns how many maps of each photo `maps()` gives at a stride: 1, or with "window" the number of heads."""
         return int(self._blocks[stride][0].attn.num_heads) if self._kind == "window" else 1
 
     def features(self) -> dict[int, Tensor]:
-        """Returns the feature maps `(B, C, H, W)` of the last forward pass by stride; gradients can flow back.
+        """Returns the feature maps `(B, C, H, W)` of the last forward pass by stride, with their gradient history.
 
         Raises:
-            ModelError: there was no forward pass since the last reading, or the kind is "window".
+            ModelError: there was no forward pass since the last call, or the kind is "window".
         """
         if self._kind == "window":
             raise ModelError(
@@ -157,13 +160,13 @@ class StageTap:
         return {stride: held[stride, 0] for stride in self._channels}
 
     def maps(self) -> dict[int, Tensor]:
-        """Returns attention maps of the last forward pass by stride, float32.
+        """Returns the attention maps of the last forward pass by stride, in float32.
 
-        They are `(B, H, W)`, or `(B, heads, H, W)` with the kind "window". Window attention is computed only in this
+        They are `(B, H, W)`, or `(B, heads, H, W)` with the kind "window". Window attention is computed during this
         call, so call it before the weights change.
 
         Raises:
-            ModelError: there was no forward pass since the last reading.
+            ModelError: there was no forward pass since the last call.
         """
         if self._kind == "activation":
             return {stride: feature_attention(features) for stride, features in self.features().items()}
@@ -223,6 +226,6 @@ def _stage_info(model: nn.Module, stride: int) -> Mapping[str, Any]:
     stages = {int(entry["reduction"]): entry for entry in getattr(info, "info", info) if entry.get("module")}
     if stride not in stages:
         offered = ", ".join(str(known) for known in sorted(stages))
-        raise ModelError(f"a stride that {name} has", str(stride), f"choose from {offered}")
+        raise ModelError(f"the stride of a stage of {name}", str(stride), f"choose one of {offered}")
     found: Mapping[str, Any] = stages[stride]
     return found

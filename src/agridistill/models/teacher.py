@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agridistill.manifest import MANIFEST_NAME, ModelManifest, Preprocessing, read_manifest
 from agridistill.models.factory import create_model
-from agridistill.models.int8.graph import quantised
+from agridistill.models.int8 import quantised
 from agridistill.models.taps import StageTap
 from agridistill.models.weights import load_weights
 from agridistill.preprocess import Pixels
@@ -31,11 +31,11 @@ _BATCH_SIZE = 32
 
 
 def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Normalises a batch of photos by mean and standard deviation; `preprocess.normalise` does it for one photo.
+    """Subtracts the mean of each RGB channel from a batch of photos, and divides by its standard deviation.
 
     Args:
         pixels: `(B, 3, H, W)` uint8 or float, values from 0 to 255.
-        preprocessing: holds mean and standard deviation.
+        preprocessing: has mean and standard deviation, each for values from 0 to 1.
 
     Returns:
         `(B, 3, H, W)` float32 in the same memory format.
@@ -46,10 +46,10 @@ def normalise_batch(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
-    """Creates the network that a manifest describes, with the weights in `folder`.
+    """Creates the network that a manifest describes, and loads its weights from the run folder `folder`.
 
     Raises:
-        ModelError: the weights are missing, or the manifest has another checksum.
+        ModelError: the weights are missing, or their sha256 is not that of the manifest.
     """
     weights = manifest.verified_weights(folder)
     model = create_model(manifest.model, len(manifest.classes), image_size=manifest.preprocessing.image_size)
@@ -60,24 +60,24 @@ def network_of(manifest: ModelManifest, folder: Path) -> nn.Module:
 
 
 def load_network(folder: Path) -> tuple[nn.Module, ModelManifest]:
-    """Creates the network of a finished run and returns it with its manifest.
+    """Loads the network of the finished run in `folder`, and returns it with its manifest.
 
     Raises:
-        ModelError: `folder` holds no finished run, or the weights do not match its manifest.
+        ModelError: `folder` holds no finished run, or the weights' sha256 is not that of the manifest.
     """
     manifest = read_manifest(folder / MANIFEST_NAME)
     return network_of(manifest, folder), manifest
 
 
 def load_backend(folder: Path) -> TorchBackend:
-    """Creates a backend that runs the network of a finished run; raises the errors of `load_network`."""
+    """Loads the network of the finished run in `folder` as a backend; raises the errors of `load_network`."""
     return TorchBackend(*load_network(folder))
 
 
 class TorchBackend:
-    """Runs a network in torch, with the same interface as the backends of exported files.
+    """Runs a network in torch, with the same methods as the backends that run exported files.
 
-    `device` is where it runs; None takes a GPU if there is one, otherwise the processor.
+    With `device` None, it runs on a GPU if there is one, otherwise on the processor.
     """
 
     def __init__(self, model: nn.Module, manifest: ModelManifest, device: torch.device | None = None) -> None:
@@ -94,35 +94,27 @@ class TorchBackend:
 
     @torch.inference_mode()
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Computes attention maps `(N, H, W)` float32 for RGB photos `(N, S, S, 3)` uint8, one value for each 16 px.
+        """Computes attention maps `(N, S / 16, S / 16)` float32 for RGB photos `(N, S, S, 3)` uint8.
 
         Raises:
-            ModelError: the network has no stage of stride 16 that keeps height and width.
+            ModelError: the network has no stage of stride 16 whose output keeps height and width.
         """
         with StageTap(self.model, strides=[_ATTENTION_STRIDE]) as tap:
             self.logits(pixels)
             return tap.maps()[_ATTENTION_STRIDE].cpu().numpy()
 
 
-class HasPixels(Protocol):
-    """A batch that a teacher can use: it has pixels."""
-
-    @property
-    def pixels(self) -> Tensor:
-        """The photos, `(B, 3, H, W)` uint8."""
-        ...
-
-
 class LiveTeacher:
-    """Runs the teacher's network, frozen and in eval mode, on the photos that the student sees.
+    """Runs the teacher's network on the augmented photos of a batch, for the training of a student.
 
     Args:
         model: the teacher's network with its classifier; it is frozen and put into eval mode.
         preprocessing: the teacher's input size, mean and standard deviation, which may differ from the student's.
-        strides: strides of the stages whose maps are returned; may be empty.
-        kind: "activation" or "window" returns attention maps, "features" returns feature maps.
-        per_head: returns one map for each head of window attention; otherwise the mean over the heads.
-        bf16: computes in bf16 by autocast, as the teacher was trained.
+        strides: strides of the stages whose maps are returned, in input pixels; may be empty.
+        kind: what the maps are. "activation": attention as mean square of the activations; "window": Swin's window
+            attention; "features": the feature maps themselves.
+        per_head: for "window", whether each attention head gives its own map instead of the mean over heads.
+        bf16: whether to compute in bfloat16 by autocast, as in the teacher's training.
     """
 
     def __init__(
@@ -141,28 +133,29 @@ class LiveTeacher:
         self._tap = StageTap(self.model, self.strides, "window" if kind == "window" else "activation")
 
     def map_counts(self) -> dict[int, int]:
-        """Returns the number of maps of each photo in `outputs` by stride: 1, the number of heads, or of channels."""
+        """Returns how many maps `outputs` gives for each photo, by stride: 1, or the number of heads or channels."""
         if self.kind == "features":
             return {stride: self._tap.channels(stride) for stride in self.strides}
         return {stride: self._tap.map_count(stride) if self.per_head else 1 for stride in self.strides}
 
     def to(self, device: torch.device) -> None:
-        """Moves the network to a device."""
+        """Moves the teacher's network to a device."""
         self.model.to(device)
 
     def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Returns the outputs for `count` black photos, to find out shapes."""
+        """Returns the outputs for `count` black photos, from which callers learn the shapes."""
         size = self.preprocessing.image_size
         device = next(self.model.parameters()).device
         return self._forward(torch.zeros(count, 3, size, size, device=device))
 
-    def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Returns logits `(B, K)` float32, and maps by stride: `(B, H, W)`, `(B, heads, H, W)` or `(B, C, H, W)`.
+    def outputs(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Returns the logits `(B, K)` and the maps by stride for photos `(B, 3, H, W)` uint8, as float32.
 
-        The outputs for a photo do not depend on the other photos of its batch; on CPUs they are bit-identical.
+        Maps are `(B, H, W)`, with `per_head` `(B, heads, H, W)`, and of the kind "features" `(B, C, H, W)`. The outputs
+        for a photo do not depend on the other photos of the batch; on CPUs they are bit-identical.
         """
-        count = len(batch.pixels)
-        parts = [self._forward(_padded(part).float()) for part in torch.split(batch.pixels, _BATCH_SIZE)]
+        count = len(pixels)
+        parts = [self._forward(_padded(part).float()) for part in torch.split(pixels, _BATCH_SIZE)]
         logits = torch.cat([part for part, _ in parts])[:count]
         maps = {stride: torch.cat([each[stride] for _, each in parts])[:count] for stride in self.strides}
         return logits, maps

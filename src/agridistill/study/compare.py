@@ -41,21 +41,22 @@ def compare(
     progress: ProgressCallback = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains the missing runs of a study, resumes unfinished ones, and compares all of them on the test split.
+    """Trains the runs of a study that are missing or unfinished, and compares all of its runs on the test split.
 
-    `data`, `teacher`, `split_file`, `jobs`, `evidence` and `progress` are as for `agridistill.compare`.
+    `agridistill.compare` documents `data`, `teacher`, `split_file`, `jobs`, `evidence` and `progress`.
 
     Args:
-        out: folder of the study. It gets `runs`, `logs`, `compare.json`, and `teacher` if the study trains a teacher.
-        plan: the candidates, budgets and seeds.
-        layout: where the labels are found.
-        tell: called with one line for each finished run, and with each warning of a run.
+        out: folder of the study. It gets the folders `runs` and `logs`, the file `compare.json`, and the folder
+            `teacher` if the study trains a teacher.
+        plan: the runs of the study.
+        layout: where the photos' labels come from.
+        tell: called with a line of text for each finished run and each warning.
 
     Returns:
-        The document of `compare.json`, see `study.summary`.
+        The content of `compare.json`; see `summarise`.
 
     Raises:
-        AgriDistillError: a run of `out` was made with other settings, a run failed, or data or teacher cannot be used.
+        AgriDistillError: `out` holds a run with other settings, a run failed, or data or teacher cannot be used.
     """
     read_layout(data, layout)  # reports a wrong path before anything is written
     require_writable(out, folder=True)
@@ -103,9 +104,17 @@ def compare(
 def gather_for(
     runs: Mapping[str, Path], data: Path, folder: Path, layout: Layout = FOLDERS, progress: ProgressCallback = silent
 ) -> None:
-    """Writes the evidence of runs to `folder`: `NAME.json` for each run, and `gallery.json` with attention maps.
+    """Measures robustness, calibration and attention of runs, and writes the results to `folder`.
 
-    Files that were made with the same weights are kept. `runs` are run folders by name, `data` is the data folder.
+    It writes `NAME.json` for each run, and `gallery.json` with attention maps of all runs. Files that exist already for
+    the same weights are not written again.
+
+    Args:
+        runs: run folders by name.
+        data: the data folder.
+        folder: folder of the results.
+        layout: where the photos' labels come from.
+        progress: called with (photos done, photos in all).
     """
     weights = {name: read_manifest(RunFolder(run).manifest).weights_sha256 for name, run in runs.items()}
     for name, run in runs.items():

@@ -43,7 +43,10 @@ def _require_known(expected: str, name: str, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class BudgetSettings:
-    """Settings that all candidates share, such as epochs, share of labels and image size. Each budget gives a table."""
+    """An entry of `compare.budgets`: settings that all candidates share, such as epochs and share of labels.
+
+    A study compares the candidates under each budget separately.
+    """
 
     name: Name = "full"
     set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as for `--set`
@@ -52,7 +55,7 @@ class BudgetSettings:
 
 @dataclass(frozen=True)
 class CandidateSettings:
-    """One row of a budget's table: a method, a network, or a method with changed settings."""
+    """An entry of `compare.candidates`: what a study compares, such as a method, a network or changed settings."""
 
     name: Name  # if it is the name of a method, the candidate uses this method
     set: tuple[str, ...] = ()  # changes of the recipe, each `key=value` as for `--set`
@@ -64,7 +67,7 @@ class CandidateSettings:
 class SpaceSettings:
     """The values that a search may try for one setting: an interval from `low` to `high`, or a list of `choices`.
 
-    `log` samples the interval on a logarithmic scale, `integer` samples whole numbers.
+    With `log`, values of the interval are drawn on a logarithmic scale, with `integer` as whole numbers.
     """
 
     low: float = 0.0
@@ -84,7 +87,7 @@ class SpaceSettings:
 
     @property
     def ends(self) -> tuple[Any, Any]:
-        """The lowest and the highest value, or the first and the last choice."""
+        """The lowest and the highest value of the interval, or the first and the last of `choices`."""
         if self.choices:
             return self.choices[0], self.choices[-1]
         return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
@@ -99,7 +102,10 @@ _DEFAULT_SPACE = {
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The section `compare.search`: the settings of one candidate that Optuna searches on the validation split."""
+    """The section `compare.search`: the candidate, and the values that Optuna may try for its settings.
+
+    Optuna looks for the values with the highest accuracy on the validation split.
+    """
 
     candidate: str = "hybrid-hint"
     budget: str = ""  # name of the budget; empty: the first one
@@ -124,7 +130,7 @@ class CompareSettings:
     search: SearchSettings = SearchSettings()
 
     def seeds_of(self, budget: BudgetSettings, candidate: CandidateSettings) -> tuple[int, ...]:
-        """Returns the seeds of a candidate's runs under a budget; () if it does not take part in the budget."""
+        """Returns the seeds of a candidate's runs under a budget; () if the candidate excludes this budget."""
         if candidate.budgets and budget.name not in candidate.budgets:
             return ()
         return candidate.seeds or budget.seeds or self.seeds
@@ -159,13 +165,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Path of the run's folder below the folder `runs` of the study, with forward slashes."""
+        """Path of the run's folder in the folder `runs` of the study, such as "full/hybrid-0"."""
         return f"{self.budget}/{self.candidate}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class ComparePlan:
-    """A study with all settings resolved."""
+    """A study whose runs have complete settings: its jobs, its teacher and its budgets."""
 
     settings: CompareSettings
     jobs: tuple[Job, ...]  # in the order of their start: all candidates of a seed before the next seed
@@ -174,7 +180,7 @@ class ComparePlan:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the method of any run needs a teacher."""
+        """Whether the method of any run uses the outputs of a teacher."""
         from agridistill.losses.methods import get_method  # imported here because reading a study must not need torch
 
         return any(get_method(job.config.objective.method).needs for job in self.jobs)
@@ -182,7 +188,7 @@ class ComparePlan:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A search with all settings resolved."""
+    """A search, and a function that returns the complete settings of a trial's run."""
 
     settings: SearchSettings
     config_of: Callable[[Mapping[str, Any]], DistillConfig]  # returns a run's settings for values of searched keys
@@ -191,13 +197,14 @@ class SearchPlan:
 def plan_study(
     settings: CompareSettings, teacher: TrainConfig, config_of: ConfigOf, overrides: Sequence[str]
 ) -> ComparePlan:
-    """Resolves the settings of a study into its runs.
+    """Lists the runs of a study with their complete settings: one for each budget, candidate and seed.
+
+    A run has the settings of the recipe with the changes of its budget, then of its candidate, then `overrides`.
 
     Args:
         settings: the section `compare` of the recipe.
         teacher: settings of the teacher, if the study trains one.
-        config_of: returns the settings of the recipe after changes. The changes of the budget come first, then those of
-            the candidate, then `overrides`.
+        config_of: returns the settings of the recipe with changes, each `key=value`.
         overrides: changes for all runs, each `key=value`.
 
     Raises:
@@ -219,9 +226,9 @@ def plan_study(
 
 
 def plan_search(settings: CompareSettings, config_of: ConfigOf, overrides: Sequence[str]) -> SearchPlan:
-    """Resolves the settings of a search, whose trials are runs of one candidate under one budget.
+    """Prepares a search, whose trials are runs of one candidate under one budget with different settings.
 
-    The arguments are those of `plan_study`.
+    The arguments are those of `plan_study`. The lowest and the highest value of each searched setting are checked.
 
     Raises:
         ConfigError: a value of the wrong type or out of range, or an unknown name.
@@ -255,14 +262,17 @@ def _job_config(
 
     method = [f"objective.method={candidate.name}"] if candidate.name in METHODS else []
     if not method and not candidate.set:
-        expected = "a candidate that has the name of a method or changes a setting"
-        raise ConfigError(expected, f"'{candidate.name}' without 'set'", nearest(candidate.name, METHODS))
+        raise ConfigError(
+            "a candidate that has the name of a method or changes a setting",
+            f"the candidate '{candidate.name}' without 'set'",
+            nearest(candidate.name, METHODS),
+        )
     config = config_of([*budget.set, *method, *candidate.set, *changes])
     get_method(config.objective.method)
     if config.distill.processes > 1:
         raise ConfigError(
             "one device for each run of a study",
             f"devices {config.distill.devices}, nodes {config.distill.nodes}",
-            "leave them at 1: --jobs starts several runs at a time",
+            "set both to 1, and pass --jobs to train several runs at the same time",
         )
     return config

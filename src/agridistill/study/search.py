@@ -46,27 +46,27 @@ def search(
     progress: ProgressCallback = silent,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Runs trials until `trials` trials are finished, including those of earlier calls.
+    """Searches settings with Optuna: trains runs with different settings until `trials` of them are finished.
 
-    The value of a trial is the accuracy of its best epoch on the validation split; the test split is not used. The next
-    call resumes an interrupted trial in its folder, and a killed one when its last heartbeat is 60 s old. Several
-    machines may share one storage and one folder.
+    Trials of earlier calls count. A trial is rated by the accuracy of its best epoch on the validation split; the test
+    split is not used. A later call resumes an interrupted trial in its folder; a killed trial, once its last heartbeat
+    is 60 s old. Several machines may share one storage and one folder.
 
     Args:
         data: the data folder; `data`, `teacher`, `layout` and `split_file` are as for `distill`.
-        out: folder of the study. It gets `search/NAME` with the runs of the trials, `search-NAME.json`, and `search.db`
-            without `storage`. NAME is `CANDIDATE-BUDGET`.
-        plan: the settings to search.
+        out: folder of the study. It gets the runs of the trials in `search/NAME`, and the result `search-NAME.json`;
+            NAME is `CANDIDATE-BUDGET`. With `storage` None it also gets the database `search.db`.
+        plan: the candidate and the values to try.
         trials: number of finished trials to reach.
         storage: URL of a database for Optuna; None uses SQLite in `out`.
         progress: called with (finished trials, `trials`).
-        tell: called with one line for each finished trial.
+        tell: called with a line of text for each finished trial.
 
     Returns:
-        The document of `search-NAME.json`: "candidate", "budget", "value", "trials" and "best".
+        The content of `search-NAME.json`: "candidate", "budget", "value" (how trials are rated), "trials" and "best".
 
     Raises:
-        AgriDistillError: a trial failed, the storage cannot be used, or it holds a search of another recipe.
+        AgriDistillError: a trial failed, the storage cannot be used, or it holds a search with another recipe.
     """
     read_layout(data, layout)  # reports a wrong path before anything is written
     require_writable(out, folder=True)
@@ -126,16 +126,16 @@ def _open_study(plan: SearchPlan, url: str) -> optuna.Study:
         public_url = _without_password(url)
         reason = " ".join(str(error).split())[:160].replace(url, public_url)
         raise ConfigError(
-            "an Optuna storage that can be used", f"'{public_url}' ({reason})", "check --storage"
+            "an Optuna storage that can be used", f"'{public_url}' ({reason})", "correct the URL of --storage"
         ) from None
     config = asdict(plan.config_of({key: space.ends[0] for key, space in settings.space.items()}))
     config["distill"] = {key: value for key, value in config["distill"].items() if key not in MAY_DIFFER}
     recipe = sha256(json.dumps([config, asdict(settings)], default=str).encode()).hexdigest()
     if study.user_attrs.get(_RECIPE) not in (None, recipe):
         raise RunError(
-            "the recipe that this search was started with",
-            f"another recipe for '{name}'",
-            "choose another --out or --storage, or undo the change",
+            f"the recipe that the search '{name}' was started with",
+            "a recipe with other settings",
+            "undo the change, or choose another --out or --storage",
         )
     study.set_user_attr(_RECIPE, recipe)
     return study

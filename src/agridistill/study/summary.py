@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of a study: its figures, as `compare.json` holds them, and its predictions on the test split."""
+    """A finished run of a study: its entry in `compare.json` (`figures`), and its predictions on the test split."""
 
     job: Job
     figures: Mapping[str, Any]
@@ -46,7 +45,7 @@ class FinishedRun:
 
 
 def run_of(out: Path, job: Job) -> Path:
-    """Returns the run folder of a job in the study's folder `out`."""
+    """Returns the run folder of a job; `out` is the folder of the study."""
     return out / "runs" / job.name
 
 
@@ -59,13 +58,21 @@ def summarise(
     layout: Layout = FOLDERS,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """Reads every run of a finished study in `out`, and computes missing predictions on the test split.
+    """Summarises the runs of the finished study in `out`, and computes predictions on the test split that are missing.
+
+    Args:
+        data: the data folder.
+        out: folder of the study.
+        plan: the runs of the study.
+        teacher: run folder of the teacher; None without a teacher.
+        layout: where the photos' labels come from.
+        progress: called with (photos done, photos in all) for each run whose predictions are missing.
 
     Returns:
-        A JSON document with the teacher's figures and, for each budget: its rows (one for each candidate, with every
-        run, means, standard deviations over seeds, and the paired difference to the baseline); the best method on the
-        validation split; its paired differences to the other methods; and McNemar's tests between it and the second
-        best.
+        The content of `compare.json`: the teacher's figures and a list "budgets". Each budget has "rows", "best",
+        "best_against" and "mcnemar". A row describes a candidate: its runs, means and standard deviations over seeds,
+        and its difference to the baseline. "best" is the best method on the validation split, "best_against" has its
+        differences to the other methods, "mcnemar" the tests between it and the second best.
 
     Raises:
         RunError: two runs have different test splits.
@@ -83,7 +90,7 @@ def summarise(
             raise RunError(
                 "one test split for all runs of a study",
                 f"different test photos in '{run.job.name}' and in '{first.job.name}'",
-                "pass --splits FILE and choose another --out",
+                "train all runs with the same --splits FILE, in another --out",
             )
     settings = plan.settings
     by_budget = [(budget, [run for run in runs if run.job.budget == budget.name]) for budget in settings.budgets]
@@ -100,7 +107,7 @@ def summarise(
 
 
 def read_figures(run: Path) -> dict[str, Any]:
-    """Reads the figures of a finished run from its folder.
+    """Reads accuracy, calibration, size, training time and further figures of a finished run from its folder.
 
     Raises:
         RunError: the run is not finished, or a file is damaged.
@@ -115,8 +122,8 @@ def read_figures(run: Path) -> dict[str, Any]:
             **{key: evaluation[key] for key in _FIGURES},
             "val_accuracy": max(by_epoch),
             "val_accuracy_by_epoch": by_epoch,
-            "hardware": environment.get("hardware"),
-            "versions": environment.get("versions"),
+            "hardware": environment["hardware"],
+            "versions": environment["versions"],
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError("a finished run", f"'{run}' ({type(error).__name__}: {error})", "train it again") from None
@@ -125,11 +132,8 @@ def read_figures(run: Path) -> dict[str, Any]:
 def _teacher(teacher: Path, test_paths: Sequence[str]) -> dict[str, Any]:
     """Returns the teacher's figures, its share of labels, and how many test photos were its training photos."""
     folder = RunFolder(teacher)
-    learnt = set(read_split(folder.splits).train) if folder.splits.exists() else set()
-    try:
-        labels = tomllib.loads(folder.recipe.read_text(encoding="utf-8")).get("data", {}).get("labels", 1.0)
-    except (OSError, ValueError):
-        labels = None
+    learnt = set(read_split(folder.splits).train)
+    labels = folder.read_recipe()["data"]["labels"]
     overlap = len(learnt & set(test_paths))
     return {"run": teacher.name, "labels": labels, "test_photos_learnt": overlap, **read_figures(teacher)}
 
@@ -203,7 +207,7 @@ def _difference(runs: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> d
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of the mean accuracies of two methods on the same photos."""
+    """The difference between the mean accuracies of two methods on the same photos, with a confidence interval."""
 
     points: float  # the difference in percentage points
     points_ci95: tuple[float, float]  # its 95 % interval
@@ -219,18 +223,18 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Computes the difference in accuracy of two methods, with a percentile bootstrap interval over leaves and seeds.
+    """Computes the accuracy of a method minus that of a baseline, with a bootstrap interval over leaves and seeds.
 
     Each resample draws as many leaves as there are, with replacement, and uses all photos of each drawn leaf for both
-    methods (Efron and Tibshirani 1993, chapter 8, for clusters; the photos are the pairs). It also adds one error of
-    the mean over seeds. Drawing two or three seeds with replacement would lose most of their variance, so this error
-    comes from Student's t distribution, with the standard deviation and the degrees of freedom of the seeds.
+    methods (Efron and Tibshirani 1993, chapter 8, for clusters). It then adds a random error of the mean over seeds,
+    drawn from Student's t distribution with the standard deviation and degrees of freedom of the seeds: drawing two or
+    three seeds with replacement would lose most of their variance.
 
     Args:
-        method: `(S, N)`, whether each of N photos is classified correctly with each of S seeds.
-        baseline: `(R, N)`, the same for the other method on the same photos.
+        method: `(S, N)` bool: whether the run with each of S seeds classifies each of N photos correctly.
+        baseline: `(R, N)` bool: the same for the baseline with R seeds, on the same photos.
         leaf_ids: the leaf id of each of the N photos.
-        paired_seeds: whether both have the same seeds in the same order, so that differences are taken seed by seed.
+        paired_seeds: whether both have the same seeds in the same order; the error is then that of the differences.
         resamples: number of resamples.
         seed: seed of the random numbers.
 
@@ -284,13 +288,15 @@ def _mcnemar_by_seed(runs: Sequence[FinishedRun], others: Sequence[FinishedRun])
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, int | float]:
     """Computes McNemar's exact test of two models on the same photos (McNemar 1947; exact binomial form).
 
+    The test assumes independent photos. Photos of one leaf are not, so the p-value is too small.
+
     Args:
-        first: `(N,)`, whether the first model classifies each photo correctly.
-        second: `(N,)`, the same for the second model.
+        first: `(N,)` bool: whether the first model classifies each photo correctly.
+        second: `(N,)` bool: the same for the second model.
 
     Returns:
-        "only_first" and "only_second", the numbers of photos that only this model classifies correctly, and "p_value",
-        two-sided. It is too small, because photos of one leaf are not independent.
+        "only_first" and "only_second": the number of photos that only the first or only the second model classifies
+        correctly; and "p_value": the two-sided p-value.
 
     Raises:
         ValueError: the lengths differ.

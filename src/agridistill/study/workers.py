@@ -35,7 +35,7 @@ _DONE, _FAILED, _INTERRUPTED = 0, 2, 130
 
 @dataclass(frozen=True)
 class Order:
-    """The arguments of one run: of `distill` with a `DistillConfig`, of `train` with a `TrainConfig`."""
+    """The arguments of `distill` (with a `DistillConfig`) or `train` (with a `TrainConfig`) for one run."""
 
     data: Path
     out: Path
@@ -70,18 +70,18 @@ def run_side_by_side(
     on_end: Callable[[str], None] = lambda name: None,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Trains all runs in processes, up to `slots` at a time. A run that fails does not stop the others.
+    """Trains each run in a process of its own, up to `slots` at the same time. A failed run does not stop the others.
 
-    An exception in this process, such as Ctrl-C, stops all of them; their runs can be resumed.
+    An exception in this process, such as Ctrl-C, stops all processes; their runs can be resumed.
 
     Args:
         orders: the runs by name, in the order of their start.
-        logs: folder with one log for each run; an existing log is continued.
-        slots: number of processes at a time, each with a GPU or a share of the processor.
+        logs: folder of the log files, one for each run; an existing log is continued.
+        slots: largest number of processes at the same time, each with a GPU or a share of the processor.
         total: number of runs of the study, for the error.
         on_tick: called about twice a second.
         on_end: called with the name of each finished run.
-        on_warning: called with each line of a log that starts with "warning: ".
+        on_warning: called with each warning that a run has logged, as "warning: TEXT".
 
     Raises:
         RunError: at least one run failed; the message names the first one and its log.
@@ -115,7 +115,7 @@ def run_side_by_side(
         raise RunError(
             "every run of the study to finish",
             f"{len(failures)} of {total} failed, the first '{run.name}' ({reason})",
-            f"see '{run.log}', correct the cause and repeat the command; finished runs are kept",
+            f"read '{run.log}', correct the cause and repeat the command, which keeps the finished runs",
         )
 
 
@@ -174,9 +174,9 @@ def _stop(running: Sequence[_Run]) -> None:
 
 
 def worker_environment(slot: int, slots: int) -> dict[str, str]:
-    """Returns environment variables that give a process one of the visible GPUs, or its share of the processor.
+    """Returns environment variables that give a process one of the visible GPUs, or without a GPU a share of the cores.
 
-    `slot` is the number of the process, from 0, `slots` the number of processes.
+    `slot` is the number of the process among the `slots` processes at the same time, from 0.
     """
     gpus = torch.cuda.device_count()
     if gpus:
@@ -187,7 +187,7 @@ def worker_environment(slot: int, slots: int) -> dict[str, str]:
 
 
 def main() -> int:
-    """Trains the run that comes on stdin, prints an error as one line on stderr, and returns the exit code."""
+    """Trains the run whose pickled `Order` comes on stdin; prints an error on stderr, and returns the exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it by default
     logging.addLevelName(logging.WARNING, "warning")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

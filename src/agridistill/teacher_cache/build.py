@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from agridistill.data.loader import Batch, Viewing, ViewKey, collate
 from agridistill.errors import AgriDistillError, PeerError, RunError
-from agridistill.losses.attention import unit_peak
-from agridistill.models import HasPixels, LiveTeacher, TeacherKind, load_network
+from agridistill.losses.maps import unit_peak
+from agridistill.models import LiveTeacher, TeacherKind, load_network
 from agridistill.progress import ProgressCallback, silent
 from agridistill.teacher_cache.store import (
     Block,
@@ -36,24 +37,28 @@ logger = logging.getLogger(__name__)
 _BUILD_BATCH = 64
 
 Gather = Callable[[Any], Sequence[Any]]
-"""A function that every process calls with a value; it returns the values of all processes, in the order of ranks."""
+"""A function that exchanges values: every process calls it with its value and gets those of all, in rank order."""
 
 
-def single_process(own: Any) -> Sequence[Any]:
-    """Does the work of a `Gather` in a run of one process: returns a list with the value."""
-    return [own]
+def gather_all(own: Any) -> Sequence[Any]:
+    """Exchanges an object between the processes of torch.distributed; without it, returns a list with only `own`."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
 
 
 @contextlib.contextmanager
 def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
-    """Waits for all processes at the end of its block, and stops every process if one of them failed.
+    """A context manager that waits at its end for all processes, and raises an error in each if one has failed.
 
     Args:
-        gather: exchanges a value between the processes.
-        rank: rank of this process.
+        gather: exchanges values between the processes.
+        rank: rank of this process, from 0.
 
     Raises:
-        PeerError: another process failed. The failed process with the lowest rank raises its own error instead.
+        PeerError: another process has failed. The failed process with the lowest rank raises its own error instead.
     """
     failure: Exception | None = None
     try:
@@ -74,11 +79,11 @@ def sync_errors(gather: Gather, rank: int) -> Iterator[None]:
 
 
 def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    """Rounds the outputs of a teacher to float16, as the cache stores them, and scales each map to a maximum of 1.
+    """Converts a teacher's outputs to float16, as the cache stores them, with each map scaled to a maximum of 1.
 
     Args:
-        logits: `(B, K)`.
-        maps: stride -> attention maps `(B, H, W)` or `(B, M, H, W)`.
+        logits: `(B, K)`, float32.
+        maps: attention maps `(B, H, W)` or `(B, M, H, W)` by stride, float32.
 
     Returns:
         Logits and maps of the same shapes, in float16.
@@ -91,19 +96,22 @@ def to_float16(logits: Tensor, maps: Mapping[int, Tensor]) -> tuple[Tensor, dict
     stored_maps = {stride: unit_peak(map_).half() for stride, map_ in maps.items()}
     # All checks are read from the GPU in one transfer, because each transfer makes the CPU wait.
     if not torch.stack([torch.isfinite(values).all() for values in (stored, *stored_maps.values())]).all():
-        expected = "a teacher with logits within ±65,504 and finite attention maps"
-        raise RunError(expected, "larger values, NaN or infinity", "train the teacher again")
+        raise RunError(
+            "a teacher with logits within ±65,504 and finite attention maps",
+            "larger logits, NaN or infinity",
+            "train the teacher again with a lower --lr",
+        )
     return stored, stored_maps
 
 
 def load_teacher(teacher: Path, strides: Sequence[int], kind: TeacherKind, *, per_head: bool) -> LiveTeacher:
-    """Loads the network of a finished run as a teacher, in the precision in which it was trained.
+    """Loads the network of a finished run as a teacher, which computes in the precision of its training.
 
     Args:
         teacher: the run folder.
-        strides: the strides at which maps are needed, in pixels of the input.
-        kind: what the maps are: attention from activations, attention from windows, or features.
-        per_head: whether there is one attention map for each head.
+        strides: strides of the stages whose maps are needed, in input pixels; may be empty.
+        kind: "activation" or "window" for attention maps, "features" for feature maps; see `LiveTeacher`.
+        per_head: for "window", whether each attention head gives its own map.
     """
     network, manifest = load_network(teacher)
     bf16 = manifest.lineage.get("precision") == "bf16"
@@ -111,33 +119,35 @@ def load_teacher(teacher: Path, strides: Sequence[int], kind: TeacherKind, *, pe
 
 
 class UncachedTeacher:
-    """Runs the teacher in every step, without a cache, and rounds its outputs to float16 as the cache does.
+    """Runs the teacher's network in every step, and rounds its outputs to float16 as the cache does.
 
-    So training is identical with and without the cache. Training from random weights amplifies any difference: one in
-    the fourth digit of an output changes the loss by 1e-3 after a few steps.
+    Because of the rounding, training is identical with and without the cache. Without it, a difference in the fourth
+    digit of an output would change the loss by 1e-3 after a few steps.
     """
 
     def __init__(self, live: LiveTeacher) -> None:
         self._live = live
         self.example, self.map_counts, self.to = live.example, live.map_counts, live.to
 
-    def outputs(self, batch: HasPixels) -> tuple[Tensor, dict[int, Tensor]]:
-        """Computes the logits `(B, K)` and the maps of each stride for a batch.
+    def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
+        """Computes the logits `(B, K)` and the attention maps by stride for a batch.
 
-        Both are float32 tensors with values that were rounded to float16; errors are those of `to_float16`.
+        The tensors are float32, with values rounded to float16. Raises the errors of `to_float16`.
         """
-        logits, maps = to_float16(*self._live.outputs(batch))
+        logits, maps = to_float16(*self._live.outputs(batch.pixels))
         return logits.float(), {stride: map_.float() for stride, map_ in maps.items()}
 
 
 class CachedTeacher:
-    """Reads the outputs of the teacher for the views of a batch from a cache; `prepare` builds what is missing.
+    """Reads the teacher's outputs for the views (augmented photos) of a batch from a cache on the disk.
+
+    Call `prepare` first: it computes the outputs that the cache does not have yet.
 
     Args:
-        caches: folder of all caches of the teacher; each cache is a folder in it, named by a digest of its key.
+        caches: folder with all caches of the teacher; each cache is a folder in it, named by a digest of its key.
         key: the result of `cache_key`.
-        viewing: the photos and views that student and teacher see.
-        load: loads the teacher's network; called only if blocks of the cache have to be built.
+        viewing: the training photos and their views.
+        load: loads the teacher's network; called only if outputs are missing.
     """
 
     def __init__(self, caches: Path, key: Key, viewing: Viewing, load: Callable[[], LiveTeacher]) -> None:
@@ -158,30 +168,30 @@ class CachedTeacher:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the records of all views, in bytes."""
+        """Size of the teacher's outputs for all views of all photos, in bytes."""
         return self.layout.bytes_for(self.viewing.views)
 
     def map_counts(self) -> dict[int, int]:
-        """Number of attention maps in `outputs`: stride -> number."""
+        """Returns how many attention maps `outputs` gives for each photo, by stride: 1, or M for `(B, M, H, W)`."""
         return {stride: shape[0] if len(shape) == 3 else 1 for stride, shape in self.layout.maps.items()}
 
     def to(self, device: torch.device) -> None:
-        """Sets the device on which `outputs` returns its tensors."""
+        """Sets the device of the tensors that `outputs` returns."""
         self._device = device
 
     def example(self, count: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """Returns zeros in the shapes that `outputs` has for this number of photos."""
+        """Returns zeros in the shapes that `outputs` would return for `count` photos."""
         maps = {stride: torch.zeros(count, *shape) for stride, shape in self.layout.maps.items()}
         return torch.zeros(count, self.layout.num_classes), maps
 
     def outputs(self, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
-        """Reads the logits `(B, K)` and the maps of each stride for a batch, as float32; the maximum of a map is 1.
+        """Reads the logits `(B, K)` and the attention maps by stride for a batch, as float32; each map's maximum is 1.
 
         Raises:
-            RunError: for a photo of the batch, the cache holds another view or no output.
+            RunError: the cache has no outputs for a photo of the batch, or those of another view.
         """
         if self._cache is None:
-            raise RunError("an open teacher cache", "a closed one", "call prepare() before the training")
+            raise RunError("an open teacher cache", "a closed teacher cache", "call prepare() before the training")
         photos, views = batch.position.numpy(), batch.view.numpy()
         records = self._cache.read(photos, views)
         # The key cannot guarantee this: compare the seeds, so that student and teacher see the same views.
@@ -191,8 +201,8 @@ class CachedTeacher:
             path = self.viewing.samples[photos[wrong][0]].path
             raise RunError(
                 "the teacher's outputs for every photo of this batch",
-                f"none for '{path}' in '{self.folder}', because it could not be read when the cache was built",
-                "continue with --resume, which builds this part of the cache again",
+                f"none for '{path}' in '{self.folder}', because this photo could not be read when the cache was built",
+                "continue with --resume, which computes these outputs again",
             )
         maps = {stride: self._tensor(records[map_field(stride)]) for stride in self.layout.maps}
         return self._tensor(records["logits"]), maps
@@ -204,21 +214,22 @@ class CachedTeacher:
         workers: int,
         rank: int = 0,
         world: int = 1,
-        gather: Gather = single_process,
+        gather: Gather = gather_all,
         progress: ProgressCallback = silent,
     ) -> None:
-        """Opens the cache and builds missing blocks; each process builds its share.
+        """Opens the cache and computes the outputs that it does not have; each process computes a share of them.
 
         Args:
-            device: the device on which the teacher runs and `outputs` returns its tensors.
+            device: the device on which the teacher runs, and of the tensors that `outputs` returns.
             workers: number of data-loader processes.
             rank: rank of this process, from 0.
             world: number of processes.
-            gather: exchanges values between the processes.
-            progress: called with (views done, views to build) of all processes, estimated from this process's share.
+            gather: exchanges values between the processes; tests replace it.
+            progress: called with (views done, views to compute), estimated for all processes from this one's share.
 
         Raises:
-            RunError: the disk is full or the folder cannot be written; every process raises an error.
+            RunError: the disk is full, the folder cannot be written, or the machines do not share it.
+            PeerError: another process failed.
         """
         self._device = device
         with contextlib.ExitStack() as held:
@@ -239,13 +250,13 @@ class CachedTeacher:
         self._cache = self._cache or self._open()
         if not self._cache.built():
             raise RunError(
-                "one cache folder that all machines share",
-                f"'{self.folder}', in which the outputs computed by other machines are missing",
-                "choose a shared folder with --cache-dir",
+                "a cache folder that all machines share",
+                f"'{self.folder}', which lacks the outputs that the other machines have computed",
+                "pass a folder on a shared disk as --cache-dir",
             )
 
     def close(self) -> None:
-        """Closes the cache's files."""
+        """Closes the cache's files; before the next `outputs`, call `prepare` again."""
         if self._cache is not None:
             self._cache.close()
             self._cache = None
@@ -275,7 +286,7 @@ class CachedTeacher:
                 batch = next(loader)
                 if batch is not None:
                     rows = batch.position.numpy() - block.start
-                    logits, maps = to_float16(*teacher.outputs(batch._replace(pixels=batch.pixels.to(self._device))))
+                    logits, maps = to_float16(*teacher.outputs(batch.pixels.to(self._device)))
                     records["seed"][rows], records["logits"][rows] = batch.seed.numpy(), logits.cpu().numpy()
                     for stride, map_ in maps.items():
                         records[map_field(stride)][rows] = map_.cpu().numpy()
@@ -304,4 +315,4 @@ def _warn_about_nearest(caches: Path, key: Key) -> None:
     if others:
         nearest = min(others, key=lambda folder: len(others[folder]))
         reasons = "; ".join(others[nearest][:3])
-        logger.warning("the teacher cache '%s' cannot be used (%s); a new cache is built", nearest, reasons)
+        logger.warning("a new teacher cache is built, because the cache '%s' differs: %s", nearest, reasons)

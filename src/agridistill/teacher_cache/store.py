@@ -61,14 +61,16 @@ def cache_key(
     kind: Literal["activation", "window"],
     per_head: bool,
 ) -> Key:
-    """Returns the key of a cache: everything that its records depend on; equal keys mean equal records.
+    """Returns the key of a cache: a dict of everything that determines the teacher's outputs.
+
+    Two caches with equal keys hold the same outputs.
 
     Args:
-        viewing: the photos and their views.
+        viewing: the training photos and their views (augmented versions).
         teacher: manifest of the teacher's run.
-        strides: the teacher's strides at which attention maps are stored, in pixels of the input.
+        strides: strides of the teacher's stages whose attention maps are stored, in input pixels.
         kind: how attention maps are computed: from activations or from attention windows.
-        per_head: whether there is one map for each attention head.
+        per_head: whether each attention head has its own map.
     """
     photos = sha256(viewing.fingerprint.encode())
     for sample in viewing.samples:
@@ -94,19 +96,22 @@ def cache_key(
 
 
 def digest_of(key: Key) -> str:
-    """Returns a short name for a key: the first 12 hexadecimal digits of its sha256."""
+    """Returns the name of the cache's folder: the first 12 hexadecimal digits of the key's sha256."""
     return sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(stored: Mapping[str, Any], current: Key) -> list[str]:
-    """Returns one text for each part in which two keys differ, with both values; long digests are shortened."""
+    """Returns a text such as "views: 8 in the cache, 16 in this run" for each entry in which two keys differ.
+
+    Long digests are shortened to 12 digits.
+    """
     differing = [part for part in sorted(stored.keys() | current.keys()) if stored.get(part) != current.get(part)]
-    texts = [f"{part} {stored.get(part)}, here {current.get(part)}" for part in differing]
+    texts = [f"{part}: {stored.get(part)} in the cache, {current.get(part)} in this run" for part in differing]
     return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text) for text in texts]
 
 
 class Block(NamedTuple):
-    """A block of a cache: the records of the photos `start` to `stop - 1` in one view."""
+    """A block of a cache: the teacher's outputs for the photos `start` to `stop - 1` in one view."""
 
     number: int  # number of the block in the cache, from 0
     view: int
@@ -116,7 +121,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The shape of the records of a cache."""
+    """The shape of the records of a cache; a record holds the teacher's outputs for one view of one photo."""
 
     photos: int  # number of photos, and of records for each view
     num_classes: int
@@ -124,43 +129,43 @@ class CacheLayout:
 
     @property
     def dtype(self) -> np.dtype[np.void]:
-        """The numpy type of one record: 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map).
+        """The numpy type of one record, with 4 + 2 K + 2 H W bytes (122 for 10 classes and one 7x7 map).
 
-        Its fields are "seed" (of the view), "logits" `(K,)`, and for each stride a map such as "map_s16".
+        Its fields are "seed" (of the view), "logits" `(K,)`, and one map for each stride, such as "map_s16".
         """
         fields: list[Any] = [("seed", "<u4"), ("logits", "<f2", (self.num_classes,))]
         fields += [(map_field(stride), "<f2", tuple(shape)) for stride, shape in sorted(self.maps.items())]
         return np.dtype(fields)
 
     def blank_records(self, count: int) -> NDArray[np.void]:
-        """Returns `(count,)` records for photos that cannot be read: their logits are NaN."""
+        """Returns `(count,)` records whose logits are NaN, which marks photos that cannot be read."""
         records = np.zeros(count, self.dtype)
         records["logits"] = np.nan
         return records
 
     @property
     def blocks_per_view(self) -> int:
-        """Number of blocks of one view; the last block may be smaller than the others."""
+        """Number of blocks for one view of all photos; the last block may have fewer photos."""
         return -(-self.photos // BLOCK_PHOTOS)
 
     def bytes_for(self, views: int) -> int:
-        """Returns the size of the records of this number of views, in bytes."""
+        """Returns the size in bytes of the records of all photos in this number of views."""
         return views * self.photos * self.dtype.itemsize
 
     def blocks(self, views: int) -> Iterator[Block]:
-        """Yields all blocks of this number of views, in the order of the file."""
+        """Yields the blocks of all photos in this number of views, in their order in the file."""
         for number in range(views * self.blocks_per_view):
             view, index = divmod(number, self.blocks_per_view)
             yield Block(number, view, index * BLOCK_PHOTOS, min((index + 1) * BLOCK_PHOTOS, self.photos))
 
 
 def map_field(stride: int) -> str:
-    """Returns the field of a record that holds the attention map at a stride, such as "map_s16"."""
+    """Returns the name of a record's field for the attention map at a stride, such as "map_s16"."""
     return f"map_s{stride}"
 
 
 def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
-    """Reads the key and the layout of the cache in a folder; returns None if there is no cache.
+    """Reads the key and the layout of the cache in a folder from `cache.json`; returns None if there is no such file.
 
     Raises:
         RunError: the file is damaged or has another format version.
@@ -173,14 +178,15 @@ def read_document(folder: Path) -> tuple[Mapping[str, Any], CacheLayout] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError("a readable teacher cache", f"'{path}' ({type(error).__name__})", _DELETE) from None
-    got = f"format {document['format']} in '{folder}'"
-    raise RunError(f"a teacher cache of format {FORMAT_VERSION}", got, _DELETE)
+        raise RunError(
+            "a readable teacher cache", f"a damaged '{path}' ({type(error).__name__}: {error})", _DELETE
+        ) from None
+    raise RunError(f"a teacher cache of format {FORMAT_VERSION}", f"format {document['format']} in '{folder}'", _DELETE)
 
 
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Creates the folder of a cache and holds its lock; waits if another run holds it, which then builds the blocks.
+    """A context manager that creates the folder of a cache and locks it; if another run has locked it, it waits.
 
     Raises:
         RunError: the folder cannot be created or written.
@@ -191,18 +197,18 @@ def building(folder: Path) -> Iterator[None]:
             try:
                 held.enter_context(only_one(folder / _LOCK, "teacher cache"))
             except RunError:
-                logger.warning("another run is building the teacher cache '%s'; this run waits until it ends", folder)
+                logger.warning("another run builds the teacher cache '%s': this run waits until it ends", folder)
                 held.enter_context(only_one(folder / _LOCK, "teacher cache", wait=True))
         yield
 
 
 class TeacherCache:
-    """An open cache, which can be read and built block by block.
+    """An open cache of a teacher's outputs, which can be read and extended block by block.
 
-    A cache with fewer views of each photo than requested is extended, one with more is used as it is.
+    A cache with fewer views of each photo than `views` is extended; one with more views is used unchanged.
 
     Args:
-        folder: the folder of the cache; it and its files are created if they do not exist.
+        folder: the folder of the cache; the folder and its files are created if they do not exist.
         key: the result of `cache_key`.
         layout: the shape of the records.
         views: number of views of each photo, at least 1.
@@ -217,12 +223,12 @@ class TeacherCache:
         if stored is not None:
             differing = differences(stored[0], key)
             if stored[1] != layout:
-                differing.append(f"layout {asdict(stored[1])}, here {asdict(layout)}")
+                differing.append(f"layout: {asdict(stored[1])} in the cache, {asdict(layout)} in this run")
             if differing:
                 raise RunError(
                     f"a teacher cache for this teacher, data and recipe in '{folder}'",
                     f"one that differs: {'; '.join(differing[:3])}",
-                    "delete it or choose another --cache-dir",
+                    "delete that folder or choose another --cache-dir",
                 )
         with _disk_errors(folder):
             if stored is None:
@@ -234,9 +240,9 @@ class TeacherCache:
             self._checksums_file = _open_at_least(folder / _CHECKSUMS, 8 * views * layout.blocks_per_view)
 
     def missing(self, rank: int = 0, world: int = 1) -> list[Block]:
-        """Returns the blocks that this process has to build: those not yet written, and (with a warning) damaged ones.
+        """Returns the blocks that this process has to compute: blocks that are not written yet, or damaged.
 
-        A process is responsible for every `world`-th block. All its records are read once, but not kept in memory.
+        Every `world`-th block belongs to this process. Each is read once to check it; damaged blocks are logged.
 
         Args:
             rank: rank of this process, from 0.
@@ -253,11 +259,11 @@ class TeacherCache:
             damaged += expected != 0
             missing.append(block)
         if damaged:
-            logger.warning("%d damaged blocks of the teacher cache '%s' are built again", damaged, self.folder)
+            logger.warning("damaged blocks in the teacher cache '%s': %d; they are built again", self.folder, damaged)
         return missing
 
     def write(self, block: Block, records: NDArray[np.void]) -> None:
-        """Writes the records of a block, then its checksum.
+        """Writes the records of a block to the disk, then its checksum, which marks the block as complete.
 
         Raises:
             RunError: the disk is full or cannot be written.
@@ -269,11 +275,11 @@ class TeacherCache:
             _write_at(self._checksums_file, _checksum(content).to_bytes(8, "little"), 8 * block.number)
 
     def read(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
-        """Reads the records of B pairs of photo and view into memory.
+        """Reads the teacher's outputs for B pairs of a photo and a view into memory.
 
         Args:
-            photos: `(B,)`, number of each photo in the cache.
-            views: `(B,)`, number of the view of each photo.
+            photos: `(B,)`, numbers of the photos in the cache, from 0.
+            views: `(B,)`, number of a view for each of these photos, from 0.
 
         Returns:
             `(B,)` records of the type `layout.dtype`.
@@ -286,21 +292,21 @@ class TeacherCache:
         numbers = (views * self.layout.photos + photos).tolist()
         content = bytearray().join(_read_at(self._records_file, size, number * size) for number in numbers)
         if len(content) != size * len(numbers):
-            raise RunError("a complete teacher cache", f"'{self.folder / _RECORDS}', which is cut off", _DELETE)
+            raise RunError("a complete teacher cache", f"'{self.folder / _RECORDS}', whose end is missing", _DELETE)
         return np.frombuffer(content, self.layout.dtype)
 
     def built(self) -> bool:
-        """Returns whether every block has been written by some process; only `missing` also detects damage."""
+        """Returns whether all blocks have been written, by any process; it does not check them for damage."""
         count = self.views * self.layout.blocks_per_view
         checksums = np.frombuffer(_read_at(self._checksums_file, 8 * count, 0), "<u8")
         return len(checksums) == count and bool(checksums.all())
 
     def forget(self, photos: NDArray[np.int64], views: NDArray[np.int64]) -> None:
-        """Marks the blocks that hold some pairs of photo and view as not built, so that the next start builds them.
+        """Marks the blocks that contain B pairs of a photo and a view as not written; `missing` then returns them.
 
         Args:
-            photos: `(B,)`, number of each photo in the cache.
-            views: `(B,)`, number of the view of each photo.
+            photos: `(B,)`, numbers of the photos in the cache, from 0.
+            views: `(B,)`, number of a view for each of these photos, from 0.
         """
         with _disk_errors(self.folder):
             for number in set((views * self.layout.blocks_per_view + photos // BLOCK_PHOTOS).tolist()):

@@ -38,7 +38,7 @@ Recipe = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Situation:
-    """The facts that the choice of network and settings depends on."""
+    """The facts about photos, hardware and installation by which `choose` selects a network and settings."""
 
     photos: int  # number of training photos
     gpu: bool
@@ -50,24 +50,24 @@ class Situation:
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe completed with the chosen settings, and a sentence that explains the choice ("" without a choice)."""
+    """A recipe completed by `choose`, and a sentence for the user on why it chose the network ("" if it did not)."""
 
     recipe: Recipe
     reason: str
 
 
 def situation_of(data: Path, recipe: Recipe, teacher: Path | None = None, layout: Layout = FOLDERS) -> Situation:
-    """Finds out what the choice depends on: counts the photos in `data` and checks hardware and installation.
+    """Collects the facts that `choose` needs: counts the photos in `data`, and checks hardware and installed packages.
 
     Args:
         data: the data folder.
         recipe: the user's settings, by section.
-        teacher: the teacher's run folder; None without one.
-        layout: where the labels are found.
+        teacher: the teacher's run folder; None without a teacher.
+        layout: where the photos' labels come from.
 
     Raises:
-        DataError: `data` is no folder of class folders.
-        ModelError: `teacher` is no finished run.
+        DataError: `data` holds no photos with labels.
+        ModelError: `teacher` is not a finished run.
     """
     folder = read_layout(data, layout)
     settings = recipe.get("data", {})
@@ -96,9 +96,10 @@ def choice_for(
     teacher: Path | None = None,
     layout: Layout = FOLDERS,
 ) -> Choice:
-    """Completes the recipe `given` for the photos in `data` and the teacher's run folder, by `choose`.
+    """Adds settings to the recipe `given` that fit the photos in `data` and the hardware; see `choose`.
 
-    If the input cannot be used, it returns the recipe unchanged, and the run reports the error later.
+    `teacher` is the teacher's run folder. If the folder or a setting is invalid, the recipe is returned unchanged, and
+    the training reports the error later.
     """
     try:
         return choose(command, given, situation_of(data, given, teacher, layout))
@@ -107,15 +108,15 @@ def choice_for(
 
 
 def choose(command: Literal["train", "distill"], given: Recipe, situation: Situation) -> Choice:
-    """Completes a recipe by settings that fit the photos and the hardware.
+    """Adds the settings that the user left open, so that they fit the photos and the hardware.
 
     Args:
-        command: the command; its section of the recipe is completed.
+        command: the command to run; it has the name of its section in the recipe.
         given: the user's settings by section; they are never changed.
-        situation: photos, hardware and installation.
+        situation: the facts from `situation_of`.
 
     Raises:
-        ModelError: `--weights` names a run that is not finished.
+        ModelError: the setting `weights` names a run that is not finished.
     """
     own = given.get(command, {})
     chosen = _network(command, own, situation)
@@ -177,7 +178,10 @@ def _embedded(command: str, situation: Situation, why: str) -> _Chosen:
 
 
 def fine_tuning(photos: int) -> dict[str, Any]:
-    """Returns settings to fine-tune ImageNet weights on this number of training photos."""
+    """Returns the settings, by key of the section `train` or `distill`, to fine-tune ImageNet weights.
+
+    `photos` is the number of training photos: with fewer photos there are more epochs and smaller batches.
+    """
     epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_VIEWS / photos)))
     return {**_FINE_TUNE, "batch_size": 16 if photos >= 3 * 16 else 8, "epochs": epochs}
 

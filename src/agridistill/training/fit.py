@@ -28,11 +28,10 @@ from agridistill.models import TorchBackend, complexity, describe_start, network
 from agridistill.progress import is_first_process
 from agridistill.storage import only_one, write_json
 from agridistill.teacher_cache import CachedTeacher
-from agridistill.training.best_weights import AveragedWeights, BestWeights
+from agridistill.training.callbacks import AveragedWeights, BestWeights, BuildCache, FitHead, SameEverywhere
 from agridistill.training.parts import RunParts, RunPlan, build_parts
 from agridistill.training.run_folder import RunResult, run_of
 from agridistill.training.settings import FitSettings
-from agridistill.training.start import BuildCache, FitHead, SameEverywhere
 from agridistill.training.trainer import (
     EpochLog,
     create_trainer,
@@ -48,11 +47,13 @@ _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "rem
 
 
 def carry_out(plan: RunPlan) -> RunResult:
-    """Creates the parts of a run, writes its first files, trains, and evaluates; a resume does only what is left.
+    """Carries out a run: creates its network and loaders, writes its first files, trains, and evaluates.
+
+    With `plan.resume` it continues after the last finished epoch.
 
     Raises:
-        AgriDistillError: settings, photos, weights and teacher do not fit each other, or another process of the run
-            failed.
+        AgriDistillError: settings, photos, weights and teacher are incompatible, or another process of a distributed
+            run failed.
     """
     require_share_for_each(plan.fit, train=len(plan.prepared.train), val=len(plan.prepared.val))
     keep_freed_memory()
@@ -77,23 +78,26 @@ def carry_out(plan: RunPlan) -> RunResult:
 
 
 def require_share_for_each(fit: FitSettings, *, train: int, val: int) -> None:
-    """Checks that every process has photos to train and to validate on.
+    """Checks that there are at least as many training photos and validation photos as processes.
 
-    `train` and `val` are the numbers of training and validation photos.
+    `train` and `val` are the numbers of photos, `fit` has the number of processes.
 
     Raises:
-        DataError: there are fewer photos than processes.
+        DataError: there are fewer photos.
     """
     for name, photos in (("training", train), ("validation", val)):
         if photos < fit.processes:
-            expected = f"at least {fit.processes} {name} photos, one for each process"
-            raise DataError(expected, str(photos), "lower --devices or --nodes, or add photos")
+            raise DataError(
+                f"at least {fit.processes} {name} photos, one for each process",
+                str(photos),
+                "lower --devices or --nodes, or add photos",
+            )
 
 
 def train_parts(plan: RunPlan, parts: RunParts, saved: Mapping[str, Any] | None) -> RunResult:
-    """Trains the epochs that are left with Lightning, then completes the run folder in rank 0.
+    """Trains the remaining epochs with Lightning; then rank 0 calibrates, evaluates and writes the last files.
 
-    `saved` is the checkpoint to continue from; None starts with the first epoch.
+    `saved` is the content of the checkpoint to continue from; None starts with the first epoch.
     """
     fit, prepared, folder = plan.fit, plan.prepared, plan.folder
     first = is_first_process(fit.processes)
@@ -211,8 +215,8 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
     cached = plan.caches is not None  # a teacher's cache sees every view as well
     if not cached and viewing.views >= epochs:
         logger.warning(
-            "--keep-views helps only later runs, because every epoch shows new views (views = %d, epochs = %d); pass "
-            "--set views=N with N below the number of epochs to repeat views",
+            "--keep-views speeds up only later runs, because every epoch of this run uses new views (views = %d, "
+            "epochs = %d); pass --set views=N with N below the number of epochs to reuse views in this run",
             viewing.views,
             epochs,
         )
@@ -224,7 +228,8 @@ def _warn_about_kept_views(plan: RunPlan) -> None:
         missing -= kept.count((viewing.samples[key.position].path, key.seed) for key in keys)
     if missing > room:
         logger.warning(
-            "only %d of the %d views to keep fit in '%s' with %.0f GB left free; the others are computed each time",
+            "--keep-views has room for only %d of %d views in '%s', because %.0f GB of the disk must stay free; "
+            "the other views are computed in every epoch",
             room,
             missing,
             kept.folder,
@@ -268,8 +273,8 @@ def _peer_failure_translated(trainer: lightning.Trainer) -> Iterator[None]:
             raise
         raise RunError(
             "all processes of this run to work until its end",
-            f"one process that ended before ('{text[:200]}')",
-            "see the output of that process or the log of its machine, and continue with --resume",
+            f"a lost connection to a process that ended before ('{text[:200]}')",
+            "read the output of that process for the cause, then continue with --resume",
         ) from error
 
 

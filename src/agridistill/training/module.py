@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import numpy as np
@@ -19,37 +19,24 @@ from agridistill.errors import ConfigError, RunError
 from agridistill.losses import DistillationObjective, attention_schedule
 from agridistill.manifest import Preprocessing
 from agridistill.models import LiveTeacher, StageTap, normalise_batch
+from agridistill.teacher_cache import CachedTeacher, UncachedTeacher
 from agridistill.training.settings import FitSettings
 
 _GROWN, _GROWTH_PX = 0.6, 32
+TeacherSource = CachedTeacher | UncachedTeacher
 TeacherOutputs = tuple[Tensor, dict[int, Tensor]]
 """Logits `(B, K)`, and for each stride the attention map `(B, H, W)` or maps `(B, M, H, W)`."""
 
 
-class TeacherSource(Protocol):
-    """A source of the teacher's outputs for a batch: the teacher's network or a cache of its outputs."""
-
-    def outputs(self, batch: Batch) -> TeacherOutputs:
-        """Returns the teacher's outputs for the views of a batch."""
-        ...
-
-    def example(self, count: int) -> TeacherOutputs:
-        """Returns outputs with the shapes for `count` photos and arbitrary values."""
-        ...
-
-    def map_counts(self) -> dict[int, int]:
-        """Returns the number of maps of each photo in `outputs`, by stride."""
-        ...
-
-    def to(self, device: torch.device) -> None:
-        """Moves the computation and its outputs to a device."""
-        ...
-
-
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Returns the factor of the peak learning rate: a linear warm-up from 0.01, then half a cosine down to 0.
+    """Returns the factor by which the peak learning rate is multiplied at a point of the training.
 
-    `progress` is the share of the training that is done, `warmup` the share that the warm-up takes, both 0 to 1.
+    It rises linearly from 0.01 to 1 during the warm-up, then falls to 0 along half a cosine.
+
+    Args:
+        progress: share of all steps that are done, 0 to 1.
+        warmup: share of all steps that the warm-up takes, 0 to 1.
+
     Example:
         >>> [round(learning_rate_factor(p, 0.2), 2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
         [0.01, 0.5, 1.0, 0.5, 0.0]
@@ -59,12 +46,14 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
 
 
 def growing_size(progress: float, start: int, full: int) -> int:
-    """Image size of a step in pixels: from `start` in equal steps of 32 px to `full` at 60 % of the run.
+    """Returns the side of the photos in a training step, in pixels.
+
+    It grows from `start` by 32 px at equal intervals, and reaches `full` after 60 % of the steps.
 
     Args:
         progress: share of all steps that are done, 0 to 1.
-        start: size of the first steps; 0 for `full`.
-        full: size of the last ones.
+        start: size in the first steps, in pixels; 0 uses `full` from the beginning.
+        full: size in the last steps, in pixels.
 
     Example:
         >>> [growing_size(p, 128, 224) for p in (0.0, 0.2, 0.4, 0.59, 0.6)]
@@ -76,21 +65,19 @@ def growing_size(progress: float, start: int, full: int) -> int:
 
 
 class DistillationModule(lightning.LightningModule):
-    """Trains a network with a distillation objective.
+    """The LightningModule that trains a network with a distillation objective.
 
-    The teacher is not a submodule: it has no gradients, is not saved in checkpoints, and DDP does not handle it.
+    The teacher is not a submodule, so that Lightning does not train it, save it in checkpoints or wrap it in DDP.
 
     Args:
         model: the network to train.
         objective: computes the loss terms by name.
-        fit: learning rate, its schedule, decay and seed.
-        teacher: source of the teacher's logits and maps; None if the method learns only from labels.
-        hints: teacher whose features the student imitates at the beginning of the run; None if the method has no such
-            stage.
+        fit: optimizer and learning-rate settings, seed, mixup, cutmix and growing image size.
+        teacher: source of the teacher's logits and attention maps; None if the method learns only from labels.
+        hints: teacher whose feature maps the student imitates in the first stage; None if the method has no such stage.
         preprocessing: preprocessing of the network's input.
         num_classes: number of classes.
-        total_steps: number of steps of the whole run, at least 1. Lightning could count them too, but it would start
-            the loaders for that, and on a resume the epoch is not set yet at that time.
+        total_steps: number of optimizer steps of the whole run, at least 1.
     """
 
     def __init__(
@@ -119,11 +106,12 @@ class DistillationModule(lightning.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of all training steps that are done, 0 to 1."""
+        """Share of all optimizer steps that are done, 0 to 1."""
+        # Not Lightning's count: it starts the loaders, and on a resume it comes before the epoch is set.
         return min(1.0, self.global_step / self.total_steps)
 
     def train(self, mode: bool = True) -> DistillationModule:
-        """Switches between training and inference mode; with `freeze_norm`, batch norm stays in inference mode."""
+        """Switches to training or inference mode; with `freeze_norm = true`, batch norm stays in inference mode."""
         super().train(mode)
         if mode and self.fit.freeze_norm:
             for module in self.model.modules():
@@ -132,30 +120,33 @@ class DistillationModule(lightning.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Moves the teachers to the device of this process."""
+        """Moves the teacher's networks to the device of this process."""
         for teacher in (self._teacher, self._hints):
             if teacher is not None:
                 teacher.to(self.device)
 
     def transfer_batch_to_device(self, batch: Batch | None, device: torch.device, dataloader_idx: int) -> Batch | None:
-        """Moves pixels and labels to the device; numbers of views stay on the CPU, which reads the teacher's cache."""
+        """Moves pixels and labels to the device.
+
+        The numbers of photos and views stay on the CPU, where the teacher's cache is read.
+        """
         if batch is None:
             return None
         pixels, target = (values.to(device, non_blocking=True) for values in (batch.pixels, batch.target))
         return batch._replace(pixels=pixels, target=target)
 
     def on_train_epoch_start(self) -> None:
-        """Clears the names of the terms that the last epoch computed."""
+        """Clears the set of loss terms that the previous epoch computed."""
         self.terms = set()
 
     def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
-        """Seeds dropout for this step, and clears the optimiser's state at the end of the first stage.
+        """Seeds the random numbers of this step, and resets the optimizer after the first stage.
 
-        A seed for each step makes a resumed run draw the same numbers as an uninterrupted one. A seed for each epoch is
-        not enough, because loaders draw from the same generator whenever they start their workers.
+        The seed depends on the step, so that a resumed run draws the same numbers as an uninterrupted one. A seed for
+        each epoch would not be enough, because data loaders draw from the same generator when they start.
 
-        Parameters that get no gradient in the first stage, above all the head, would take steps of several times the
-        learning rate after it, because AdamW takes their mean of squared gradients, 0, for reliable.
+        In the first stage some parameters get no gradient, above all the classifier's. AdamW's mean of their squared
+        gradients is then 0; without the reset, their first steps would be several times the learning rate.
         """
         before = (self.global_step - 1) / self.total_steps
         if self.objective.in_first_stage(before) and not self.objective.in_first_stage(self.progress):
@@ -164,24 +155,25 @@ class DistillationModule(lightning.LightningModule):
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
-        """Computes the loss of one step and logs every term of the objective.
+        """Computes the loss of one step, and logs every loss term as "train/NAME".
 
-        In a run of one process, a batch without any readable photo is skipped.
+        A batch without any readable photo (None) is skipped in a run of one process.
 
         Raises:
-            RunError: the loss is not finite, or a process of several has no readable photo in its batch.
+            RunError: the loss is NaN or infinite, or in a run of several processes a batch has no readable photo.
         """
         distributed = self.trainer.world_size > 1
         if batch is None:
             if distributed:
                 # The other processes wait for this one's gradients.
-                raise RunError("readable photos in every step", "none", "check the storage and continue with --resume")
+                raise _unreadable("a readable photo in the batch of every process", "a batch without one")
             return None
         terms = self.loss_terms(self._mixed(batch), self.progress)
         if not torch.isfinite(terms["total"]):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            got = f"{values} in epoch {self.current_epoch + 1}"
-            raise RunError("a finite loss", got, "start a new run with a lower --lr")
+            raise RunError(
+                "a finite loss", f"{values} in epoch {self.current_epoch + 1}", "start a new run with a lower --lr"
+            )
         self.terms.update(terms)
         for name, value in terms.items():
             self.log(
@@ -203,18 +195,22 @@ class DistillationModule(lightning.LightningModule):
         return batch._replace(pixels=pixels, target=target)
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Computes the terms of the objective, "total" included, on a batch; `progress` is from 0 to 1."""
+        """Returns the loss terms of a batch by name, and their weighted sum "total", as float32 scalars.
+
+        `progress` is the share of all optimizer steps that are done, 0 to 1.
+        """
         teacher = self._teacher.outputs(batch) if self._teacher is not None else None
         if not self.objective.in_first_stage(progress):
             self._hints = None  # frees its memory
-        features = self._hints.outputs(batch)[1] if self._hints is not None else None
+        features = self._hints.outputs(batch.pixels)[1] if self._hints is not None else None
         return self._terms(batch.pixels, batch.target, teacher, features, progress)
 
     @torch.no_grad()
     def check_with_example(self) -> None:
-        """Computes the loss of two black photos, so that parts that do not fit fail before anything is written.
+        """Computes the loss of two black photos, so that incompatible parts fail before the run writes any file.
+
         Raises:
-            AgriDistillError: stages, classes, weights and method do not fit each other.
+            AgriDistillError: stages, classes, weights and method are incompatible.
         """
         training = self.training
         size = self.preprocessing.image_size
@@ -226,8 +222,11 @@ class DistillationModule(lightning.LightningModule):
         except AssertionError as error:
             if not self.fit.start_size:
                 raise
-            expected = f"a network that takes photos of {self.fit.start_size} and {size} px, for start_size"
-            raise ConfigError(expected, f"{self.fit.model} ({error})", "leave start_size away") from None
+            raise ConfigError(
+                f"a network that takes photos of {self.fit.start_size} and {size} px, because of start_size",
+                f"{self.fit.model} ({error})",
+                "set start_size = 0, or choose another --model",
+            ) from None
         self.train(training)
 
     def _terms(
@@ -254,7 +253,7 @@ class DistillationModule(lightning.LightningModule):
         return terms
 
     def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
-        """Updates accuracy and negative log-likelihood with a batch."""
+        """Adds a batch to the epoch's validation accuracy and negative log-likelihood."""
         if batch is None:
             return
         logits = self.model(normalise_batch(batch.pixels, self.preprocessing)).float()
@@ -263,20 +262,23 @@ class DistillationModule(lightning.LightningModule):
         self.val_nll.update(nn.functional.cross_entropy(logits, batch.target, reduction="none"))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs accuracy and negative log-likelihood of the epoch.
+        """Logs "val/accuracy" (0 to 1) and "val/nll" (negative log-likelihood in nats) of the epoch.
 
-        A process without any readable photo must do so as well, because the values are summed over all processes.
+        Every process logs them, also one without readable photos, because the values are summed over all processes.
 
         Raises:
             RunError: no validation photo can be read.
         """
         if self.trainer.world_size == 1 and self.val_nll.update_count == 0:
-            raise RunError("readable validation photos", "none", "check the storage and continue with --resume")
+            raise _unreadable("readable validation photos", "none")
         self.log("val/accuracy", self.val_accuracy)
         self.log("val/nll", self.val_nll)
 
     def configure_optimizers(self) -> Any:
-        """Creates AdamW with linear warm-up and cosine decay; biases, norms and other vectors get no weight decay."""
+        """Creates AdamW, whose learning rate rises linearly in the warm-up and then falls along half a cosine.
+
+        Weight decay applies to weight matrices, not to biases and norms.
+        """
         fit, groups, rest = self.fit, [], list(self.parameters())
         if fit.layer_decay < 1:
             # timm computes BEiT's layer-wise learning rates (Bao et al. 2021, arXiv 2106.08254).
@@ -293,3 +295,7 @@ class DistillationModule(lightning.LightningModule):
             optimizer, lambda step: learning_rate_factor(step / self.total_steps, self.fit.warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _unreadable(expected: str, got: str) -> RunError:
+    return RunError(expected, got, "check the disk or network drive of the photos, then continue with --resume")

@@ -27,15 +27,15 @@ from agridistill.manifest import (
 from agridistill.models import Channels, LiveTeacher, StageTap, create_model, packaged, pretrained_normalisation
 from agridistill.models.int8 import calibrate, quantised
 from agridistill.teacher_cache import CachedTeacher, UncachedTeacher, cache_key, load_teacher
+from agridistill.training.callbacks import classifier_of
 from agridistill.training.module import DistillationModule, TeacherSource
 from agridistill.training.run_folder import RunFolder, run_of
 from agridistill.training.settings import DistillConfig, FitSettings, ObjectiveSettings, TrainConfig
-from agridistill.training.start import classifier_of
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The complete description of a run: its folder, photos, settings and teacher."""
+    """Everything that defines a run: its folder, photos, settings and teacher."""
 
     folder: RunFolder
     prepared: PreparedData
@@ -46,17 +46,21 @@ class RunPlan:
 
     @property
     def fit(self) -> FitSettings:
-        """The settings of the training."""
+        """The section `train` or `distill` of the settings."""
         return self.config.fit
 
     @property
     def weights(self) -> Path | None:
-        """The file or run folder to start from instead of pretrained weights; None without one."""
+        """The weights file or run folder to start from instead of pretrained weights; None if not set."""
         return Path(self.fit.weights) if self.fit.weights else None
 
     @cached_property
     def viewing(self) -> Viewing:
-        """The views of the training photos. All students see the same views, with any seed and with any teacher."""
+        """The training photos and their views (augmented versions).
+
+        All students with the same photos and augmentation get the same views, whatever their seed and teacher, so that
+        they share one cache of the teacher's outputs.
+        """
         data, student = self.config.data, isinstance(self.config, DistillConfig)
         return Viewing(
             self.prepared.root,
@@ -71,18 +75,21 @@ class RunPlan:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The network's preprocessing: size and resize rule from the settings, mean and std of the starting weights."""
+        """The preprocessing of the network's input.
+
+        Image size and resize rule come from the settings, mean and standard deviation from the starting weights.
+        """
         return self.viewing.preprocessing
 
     @cached_property
     def teacher_sha256(self) -> str | None:
-        """Checksum of the teacher's weights; None without a teacher."""
+        """The sha256 of the teacher's weights; None without a teacher."""
         return read_manifest(self.teacher.manifest).weights_sha256 if self.teacher else None
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """The parts of a run: the module to train, its photos, and the source of the teacher's outputs."""
+    """The objects that `build_parts` creates: the module to train, its photos, and the source of teacher outputs."""
 
     module: DistillationModule
     datamodule: PhotoDataModule
@@ -90,12 +97,14 @@ class RunParts:
 
 
 def build_parts(plan: RunPlan, *, restored: bool) -> RunParts:
-    """Creates network, photos, teacher and objective of a run, and checks that they fit each other.
+    """Creates network, data loaders, teacher and objective of a run, and checks that they are compatible.
 
-    With `restored`, the network starts at random and is not downloaded or read, because a checkpoint replaces it.
+    Args:
+        plan: the run.
+        restored: whether a checkpoint will replace the network's weights; then none are downloaded or read.
 
     Raises:
-        AgriDistillError: settings, photos, weights and teacher do not fit each other.
+        AgriDistillError: settings, photos, weights and teacher are incompatible.
     """
     fit, prepared = plan.fit, plan.prepared
     gpu = torch.cuda.is_available()
@@ -172,7 +181,9 @@ def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module
     objective, size = plan.config.objective, plan.preprocessing.image_size
     if objective.weights()["w_att"] or objective.weights()["w_hint"]:
         raise ConfigError(
-            "a method without attention and features for int8", f"'{objective.method}'", "pass --method kd"
+            "a method without attention and feature terms, because int8 = true",
+            f"the method '{objective.method}'",
+            "pass --method kd",
         )
     rounded = quantised(model, plan.preprocessing)
     if weights is None:
@@ -180,8 +191,11 @@ def _as_int8(model: nn.Module, plan: RunPlan, weights: Path | None) -> nn.Module
     if (weights / MANIFEST_NAME).exists():
         trained = read_manifest(weights / MANIFEST_NAME).preprocessing.image_size
         if trained != size:
-            expected = f"the image size that '{weights}' was trained with"
-            raise ConfigError(expected, f"{size} px instead of {trained} px", f"pass --image-size {trained}")
+            raise ConfigError(
+                f"the image size of {trained} px with which '{weights}' was trained",
+                f"{size} px",
+                f"pass --image-size {trained}",
+            )
     calibrate(rounded, representative_batches(plan.prepared.root, plan.prepared.train, plan.preprocessing))
     return rounded
 
@@ -204,24 +218,35 @@ def _require_whole_views(plan: RunPlan, teacher: TeacherSource | None) -> None:
     """Checks what the objective can make of mixed photos, and the size of the first steps."""
     fit, size = plan.fit, plan.preprocessing.image_size
     if fit.start_size > size:
-        raise ConfigError(f"start_size of up to {size} px, the image size", str(fit.start_size), "lower it")
+        raise ConfigError(
+            f"start_size of at most {size} px, the image size",
+            f"{fit.start_size} px",
+            "lower start_size, or raise --image-size",
+        )
     if not (fit.mixup or fit.cutmix):
         return
     if isinstance(teacher, CachedTeacher):
-        # Its answers belong to whole views.
-        raise ConfigError("a live teacher for mixup and cutmix", "its cache", "pass --no-cache, or set both to 0")
+        raise ConfigError(
+            "a teacher without a cache for mixup and cutmix, because the cache knows only unmixed photos",
+            "a teacher with a cache",
+            "pass --no-cache, or set mixup and cutmix to 0",
+        )
     if plan.config.objective.method == "dkd":
-        raise ConfigError("one label for each photo for the method 'dkd'", "mixup or cutmix", "set both to 0")
+        raise ConfigError(
+            "mixup = 0 and cutmix = 0 for the method 'dkd', which needs one label for each photo",
+            f"mixup = {fit.mixup}, cutmix = {fit.cutmix}",
+            "set both to 0, or pass another --method",
+        )
 
 
 def teacher_source(teacher: Path, caches: Path | None, viewing: Viewing, settings: ObjectiveSettings) -> TeacherSource:
-    """Creates the source of the teacher's logits and maps for a training.
+    """Creates the object that gives the teacher's logits and attention maps during a training.
 
     Args:
         teacher: the teacher's run folder.
-        caches: folder of the teacher's caches; None runs the teacher's network in every step.
-        viewing: the photos and views that the student sees.
-        settings: says which maps the objective needs.
+        caches: folder with all caches of the teacher's outputs; None runs the teacher's network in every step.
+        viewing: the training photos and their views (augmented versions).
+        settings: the objective, which determines the attention maps that are needed.
     """
     strides, kind = settings.teacher_strides, settings.attention
     per_head = kind == "window" and settings.alignment == "learned"
@@ -249,8 +274,9 @@ def _objective(
     settings, classes = plan.config.objective, len(plan.prepared.classes)
     method, weights = get_method(settings.method), settings.weights()
     if weights["w_kd"] and classes < method.min_classes:
-        expected = f"at least {method.min_classes} classes for {method.name}"
-        raise ConfigError(expected, str(classes), "pass --method kd")
+        raise ConfigError(
+            f"at least {method.min_classes} classes for the method '{method.name}'", str(classes), "pass --method kd"
+        )
     compares_stages = weights["w_att"] or weights["w_hint"]
     pairs = [StagePair(*astuple(pair)) for pair in settings.pairs] if compares_stages else []
     with StageTap(model, {pair.student for pair in pairs}) as tap:

@@ -56,9 +56,9 @@ def train(
     resume: bool = False,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains any timm model on labels without a teacher; see `agridistill.train` for arguments and errors.
+    """Trains a timm model on labelled photos, without a teacher; `agridistill.train` documents arguments and errors.
 
-    `layout` says where the labels are found; None takes class folders, or on a resume the layout of the run.
+    `layout` is where the labels come from; None means class folders, or on a resume the layout that the run has used.
     """
     return _run(_Request(RunFolder(out), data, None, split_file, layout, resume, progress), config, TrainConfig())
 
@@ -76,7 +76,7 @@ def distill(
     cache_dir: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> RunResult:
-    """Trains a student with a teacher; see `agridistill.distill` for arguments and errors, and `train` for `layout`."""
+    """Trains a student with a teacher; `agridistill.distill` documents arguments and errors, `train` the `layout`."""
     request = _Request(RunFolder(out), data, teacher, split_file, layout, resume, progress)
     caches = (cache_dir or RunFolder(teacher).caches) if cache and teacher is not None else None
     if caches is not None and cache_dir is not None:
@@ -85,6 +85,12 @@ def distill(
 
 
 def _run(request: _Request, config: Config | None, default: Config, caches: Path | None = None) -> RunResult:
+    if request.resume and request.split_file is not None:
+        raise RunError(
+            "no --splits with --resume, because a run keeps its split",
+            f"--splits {request.split_file}",
+            "leave --splits out",
+        )
     if request.resume and request.folder.evaluation.exists():
         return _finished(request, config)
     config = config or default
@@ -105,7 +111,6 @@ def _run(request: _Request, config: Config | None, default: Config, caches: Path
 def _finished(request: _Request, config: Config | None) -> RunResult:
     """Returns the stored result of a finished run; reads photos only if `data` is not the folder of the run."""
     folder, data, teacher = request.folder, request.data, request.teacher
-    _require_own_split(request)
     if config is not None:
         folder.require_same_recipe(config)
     environment = folder.read_environment()
@@ -119,16 +124,16 @@ def _finished(request: _Request, config: Config | None) -> RunResult:
     return folder.read_result()
 
 
-def _require_own_split(request: _Request) -> None:
-    if request.resume and request.split_file is not None:
-        raise RunError("no --splits on a resume", f"--splits {request.split_file}", "leave --splits out")
-
-
 def _require_startable(request: _Request, config: Config) -> None:
     """Checks everything that can be checked before the photos are read, which may take minutes."""
     folder, resume, fit = request.folder, request.resume, config.fit
-    _require_own_split(request)
-    _require_launched(fit.processes)
+    launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if launched not in (None, str(fit.processes)):  # otherwise each process would train separately
+        raise ConfigError(
+            f"--devices times --nodes to be {launched}, the number of processes that torchrun started",
+            str(fit.processes),
+            "pass the same numbers to torchrun and to agridistill",
+        )
     if is_first_process(fit.processes):
         folder.require_startable(resume=resume)
         require_writable(folder.path, folder=True)
@@ -136,10 +141,13 @@ def _require_startable(request: _Request, config: Config) -> None:
     if weights is not None:
         weights_file(weights)
     # A run inside the folder of its parent run would be deleted together with the parent.
-    for name, run in (("teacher's", request.teacher), ("--weights", weights)):
+    for name, run in (("--teacher", request.teacher), ("--weights", weights)):
         if not resume and run and run.is_dir() and folder.path.resolve().is_relative_to(run.resolve()):
-            got = f"'{folder.path}' in '{run}'"
-            raise RunError(f"--out outside the {name} run folder", got, "choose another --out")
+            raise RunError(
+                f"--out outside the run folder of {name}",
+                f"'{folder.path}', which is inside '{run}'",
+                "choose another --out",
+            )
     require_known_model(fit.model)
 
 
@@ -157,21 +165,13 @@ def _prepare(request: _Request, config: Config) -> PreparedData:
         progress=request.progress,
     )
     for path, reason in prepared.skipped:
-        logger.warning("left out: %s (%s)", path, reason)
+        logger.warning("left out: the unreadable photo %s (%s)", path, reason)
     # A resume accepts conflicting labels, because the run accepted them at its start.
     prepared.report(conflicts=1 if resume else settings.conflicts, option="--set conflicts=SHARE")
     if resume:
         folder.require_same_data(request.data, prepared.fingerprint)
         return prepared
     return inherit_split(_parent_runs(request.teacher, config.fit), prepared, settings)
-
-
-def _require_launched(processes: int) -> None:
-    """Checks that torchrun started as many processes as the run has; otherwise each would train separately."""
-    launched = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
-    if launched not in (None, str(processes)):
-        expected = f"--devices times --nodes of {launched}, the processes that torchrun started"
-        raise ConfigError(expected, str(processes), "pass the same numbers to both")
 
 
 def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]:
@@ -182,17 +182,20 @@ def _parent_runs(teacher: Path | None, fit: FitSettings) -> dict[str, RunFolder]
 
 
 def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, settings: DataSettings) -> PreparedData:
-    """Gives the photos the split of a parent run, and warns if test photos were training photos of a parent.
+    """Splits the photos as a parent run did, and warns if a parent was trained on test photos of this run.
 
-    The first parent whose split fits is used. A split fits if the data is the parent's data, or if it names more than
-    half of the photos. In the second case it does not fit if it would put photos of one leaf into different parts: then
-    these are other photos with the same names. A split that leaves too few photos for validation or test never fits. A
-    test split that the user chose, by a file or by folders, is kept.
+    A parent run is the run of the teacher or of the starting weights. Its split is used in two cases: the data is the
+    same, or the split contains more than half of the photos and keeps the photos of each leaf in one part. The first
+    parent for which this holds, and whose split has enough validation and test photos, is used. A test split that the
+    user chose, by a file or by folders, is never replaced.
 
     Args:
-        parents: parent runs by their name in messages.
-        prepared: the photos with their split.
-        settings: gives the share of labels to use.
+        parents: parent runs by their name in messages, such as "the teacher".
+        prepared: the photos with their own split.
+        settings: `labels` and `split_seed` select the share of labels to use.
+
+    Returns:
+        The photos with the final split.
     """
     inherited, labelled = "", settings.labels == 1
     for name, run in parents.items() if "test" in prepared.cut else ():
@@ -215,7 +218,7 @@ def inherit_split(parents: Mapping[str, RunFolder], prepared: PreparedData, sett
 
 
 def _has_same_labels(run: RunFolder, settings: DataSettings, prepared: PreparedData) -> bool:
-    """Returns whether the run's split contains exactly the share of labels that `settings` ask for."""
+    """Returns whether the run's split contains exactly the share of labels that `settings` set."""
     if settings.labels == 1 or not _is_same_data(run, prepared):
         return False
     data = run.read_recipe()["data"]
@@ -265,7 +268,7 @@ def _warn_about_overlap(prepared: PreparedData, split: Split, name: str) -> None
     overlap = sum(Path(sample.path).parts[-2:] in learnt for sample in prepared.test)
     if overlap:
         logger.warning(
-            "%s was trained on %d of the %d test photos of this split (or on photos with the same names): "
+            "%s was trained on %d of the %d test photos of this run (or on photos with the same class and file name): "
             "the result will be too high",
             name,
             overlap,

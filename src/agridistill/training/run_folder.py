@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "Pillow")
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a finished run."""
+    """What `train` and `distill` return: the run folder, the result on the test split, and figures of the training."""
 
     out: Path  # the run folder
     evaluation: EvaluationResult  # evaluation on the test split
@@ -46,7 +46,7 @@ class RunResult:
 
 
 class RunFolder:
-    """The paths of a run's files below the folder `path`, with methods to check, write and read them."""
+    """A run folder: the paths of its files as attributes, and methods to check, write and read them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,11 +63,11 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"  # the last file of a run: it marks the run as finished
 
     def require_startable(self, *, resume: bool) -> None:
-        """Checks that a run may start or resume in this folder, before anything is computed.
+        """Checks that a new run may start in this folder, or with `resume` that it holds an unfinished run.
 
         Raises:
-            RunError: the folder holds a finished run, an unfinished run without `resume`, no run with `resume`, or
-                files that are not from a run.
+            RunError: the folder holds a finished run; for a new run, an unfinished run or other files; with `resume`,
+                no run.
         """
         another = "choose another --out"
         if self.evaluation.exists():
@@ -78,8 +78,11 @@ class RunFolder:
         if resume and not started:
             raise RunError("an unfinished run to resume", f"none in '{self.path}'", "start it without --resume")
         if started and not resume:
-            got = f"'{self.path}', which holds an unfinished run"
-            raise RunError("a new run folder", got, f"continue it with --resume or {another}")
+            raise RunError(
+                "a new run folder",
+                f"'{self.path}', which holds an unfinished run",
+                f"continue it with --resume or {another}",
+            )
         if started or not self.path.exists():
             return
         # A run that was killed at its start leaves these files; a split without an environment may be the user's.
@@ -89,59 +92,68 @@ class RunFolder:
             raise RunError("a new or empty folder", f"'{self.path}', which holds other files", another)
 
     def write_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Writes all settings, defaults included, to the recipe."""
+        """Writes all settings of the run, defaults included, to `recipe.toml`."""
         write_text(self.recipe, _as_toml(config))
 
     def require_same_recipe(self, config: TrainConfig | DistillConfig) -> None:
-        """Checks that a resume has the settings that the run started with.
+        """Checks that a resumed run has the settings with which it started, except those in `MAY_DIFFER`.
 
         Raises:
-            RunError: a setting differs; the message names the first one.
+            RunError: a setting differs; the message names the first such setting.
         """
         stored, current = _by_key(self.read_recipe()), _by_key(tomllib.loads(_as_toml(config)))
         for section, key in sorted(stored.keys() | current.keys()):
             before, now = stored.get((section, key)), current.get((section, key))
             if key not in MAY_DIFFER and before != now:
-                expected = f"{section}.{key} = {before} as in the run that is resumed"
-                raise RunError(expected, str(now), "leave the option out or start a new run")
+                raise RunError(
+                    f"{section}.{key} = {before} as in the run that is resumed",
+                    str(now),
+                    "leave the option out or start a new run",
+                )
 
     def read_recipe(self) -> dict[str, Any]:
-        """Reads the sections of the recipe.
+        """Reads `recipe.toml`: a dict of settings for each section.
 
         Raises:
-            RunError: the recipe is missing or damaged.
+            RunError: the file is missing or damaged.
         """
         try:
             return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError("the recipe of a run", f"a damaged '{self.recipe}' ({error})", "start a new run") from None
+            raise RunError(
+                "the recipe of a run", f"a missing or damaged '{self.recipe}' ({error})", "start a new run"
+            ) from None
 
     def require_same_teacher(self, sha256: str | None) -> None:
-        """Checks that a resume has the teacher that the run started with.
+        """Checks that a resumed run has the teacher with which it started.
 
         `sha256` is the checksum of the teacher's weights; None without a teacher.
 
         Raises:
-            RunError: the teacher is another one.
+            RunError: the checksum differs.
         """
-        before = self.read_environment().get("teacher_sha256")
+        before = self.read_environment()["teacher_sha256"]
         if before != sha256:
-            expected = f"the teacher that the run started with ({str(before)[:12]}…)"
-            raise RunError(expected, f"{str(sha256)[:12]}…", "pass that teacher or start a new run")
+            names = [f"weights with sha256 {one[:12]}…" if one else "no teacher" for one in (before, sha256)]
+            raise RunError(
+                f"the teacher that the run started with ({names[0]})", names[1], "pass that teacher or start a new run"
+            )
 
     def require_same_data(self, data: Path, fingerprint: str) -> None:
-        """Checks that a resume has the photos that the run started with.
+        """Checks that a resumed run has the photos with which it started.
 
-        `data` is the data folder for the message, `fingerprint` identifies its photos.
+        Args:
+            data: the data folder, for the message.
+            fingerprint: the fingerprint of its photos and labels.
 
         Raises:
-            RunError: the photos have changed.
+            RunError: the fingerprint differs.
         """
-        if self.read_environment().get("data_fingerprint") != fingerprint:
+        if self.read_environment()["data_fingerprint"] != fingerprint:
             raise RunError("the data that the run started with", f"other photos in '{data}'", "start a new run")
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """Reads the state of the last epoch; returns None if the run was stopped during its first epoch.
+        """Reads Lightning's checkpoint of the last finished epoch; returns None if no epoch is finished.
 
         Raises:
             RunError: the file is damaged.
@@ -154,12 +166,16 @@ class RunFolder:
         except Exception as error:
             # torch raises RuntimeError, UnpicklingError, EOFError, … for the same damage.
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-            got = f"a damaged '{self.checkpoint}' ({reason})"
-            raise RunError("a complete checkpoint", got, "start a new run") from None
+            raise RunError(
+                "a complete checkpoint", f"a damaged '{self.checkpoint}' ({reason})", "start a new run"
+            ) from None
         return state
 
     def write_environment(self, document: Mapping[str, Any]) -> None:
-        """Writes versions, hardware and `document`: everything besides the recipe that the result depends on."""
+        """Writes `environment.json`: versions of packages, hardware, and the entries of `document`.
+
+        The result of the run depends on these values and on the recipe.
+        """
         hardware = {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -170,7 +186,7 @@ class RunFolder:
         write_json(self.environment, {"versions": versions, "hardware": hardware, **document})
 
     def read_environment(self) -> dict[str, Any]:
-        """Reads the environment document.
+        """Reads the content of `environment.json`.
 
         Raises:
             RunError: the file is missing or damaged.
@@ -181,16 +197,17 @@ class RunFolder:
             if missing is not None:
                 raise ValueError(f"no '{missing}' in it")
         except (OSError, TypeError, ValueError) as error:
-            got = f"a damaged '{self.environment}' ({error})"
-            raise RunError("the environment of a run", got, "start a new run") from None
+            raise RunError(
+                "the environment of a run", f"a missing or damaged '{self.environment}' ({error})", "start a new run"
+            ) from None
         return document
 
     def read_layout(self) -> Layout:
-        """Reads where the labels of the run's photos were found; raises the errors of `read_environment`."""
+        """Reads where the labels of the run's photos came from; raises the errors of `read_environment`."""
         return Layout.from_json(self.read_environment()["layout"])
 
     def read_result(self) -> RunResult:
-        """Reads the result of a finished run.
+        """Reads the result of a finished run from `evaluation.json` and `environment.json`.
 
         Raises:
             RunError: a file is missing or damaged.
@@ -204,19 +221,20 @@ class RunFolder:
             reason = error.got if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise RunError(
                 "the complete result of a finished run",
-                f"a damaged '{self.evaluation}' ({reason})",
-                "restore the file, or start a new run; the model itself can be used",
+                f"a missing or damaged '{self.evaluation}' ({reason})",
+                "restore the file, or start a new run; the model of this run can still be used",
             ) from None
 
     def test_photos(self) -> tuple[str, tuple[str, ...]]:
-        """Returns the fingerprint of the run's data, and the paths of the photos in its test split."""
+        """Returns the fingerprint of the run's data folder, and the paths in it of the test photos."""
         return self.read_environment()["data_fingerprint"], read_split(self.splits).test
 
 
 def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
-    """Returns the teacher's evaluation if the student has a teacher and both have the same test photos, else None.
+    """Returns the teacher's test result if it can be compared with the student's, else None.
 
-    `student` and `teacher` are run folders.
+    They are comparable if the student was trained with a teacher and both have the same test photos. `student` and
+    `teacher` are run folders.
     """
     teacher_run, student_run = RunFolder(teacher), RunFolder(student)
     try:
@@ -229,7 +247,7 @@ def teacher_evaluation(student: Path, teacher: Path) -> EvaluationResult | None:
 
 
 def run_of(weights: Path) -> RunFolder | None:
-    """Returns the run that `weights` is the folder or the weights file of; None if it belongs to no run."""
+    """Returns the run to which `weights`, a run folder or the weights file in it, belongs; None for other paths."""
     run = RunFolder(weights if weights.is_dir() else weights.parent)
     return run if run.recipe.exists() and weights in (run.path, run.weights) else None
 

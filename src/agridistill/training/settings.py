@@ -24,15 +24,15 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The size of a model's input, and how photos are split.
+    """The section `data`: the size of a model's input, and how the photos are split.
 
     Attributes:
         image_size: height and width of the input in pixels.
         resize: "crop" scales the shorter side and cuts out the centre, "stretch" ignores the aspect ratio.
-        val_fraction: share of each class for validation, which chooses the best epoch and fits the temperature.
-        test_fraction: share of each class for the test, which is only evaluated.
-        split_seed: seed of the leaf-disjoint split. It differs from the run's seed, so that runs with different seeds
-            have the same test split.
+        val_fraction: share of each class for validation, which chooses the best epoch and calibrates the probabilities.
+        test_fraction: share of each class for the test. Test photos are used only for the final evaluation.
+        split_seed: seed of the split, which keeps all photos of a leaf in one part. It is separate from the run's seed,
+            so that runs with different seeds have the same test split.
         labels: share of each class's training and validation photos that is used. A smaller share is a subset of a
             larger one. The test split is always complete.
         conflicts: largest accepted share of photos that exist as identical files with different labels.
@@ -54,18 +54,18 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """The settings of a training with AdamW, linear warm-up and cosine decay to 0.
+    """The section `train` or `distill`: a training with AdamW, linear warm-up and cosine decay to 0.
 
     Attributes:
         model: timm's name of the network. The default is MobileNetV3-Large without the parts that int8 engines compute
             slowly; it is as accurate on our photos, and the fastest on a device (docs/performance.md).
         epochs: number of passes over the training photos.
-        batch_size: number of photos in a step, over all processes; so the number of processes changes no result.
+        batch_size: number of photos in a step, summed over all processes: their number does not change the result.
         lr: peak learning rate.
         weight_decay: weight decay of weight matrices; biases and norms have none.
         warmup: share of all steps in which the learning rate rises.
         label_smoothing: label smoothing of the cross entropy.
-        drop_path: stochastic depth rate; None keeps the network's default (0.1 for Swin).
+        drop_path: rate of stochastic depth; None keeps the network's default (0.1 for Swin).
         head_first: fits the classifier to features of the frozen backbone before the whole network is trained. It is
             for backbones with pretrained weights, which a random head would disturb by random gradients (Kumar et al.
             2022, arXiv 2202.10054).
@@ -79,22 +79,23 @@ class FitSettings:
         mixup: alpha of the Beta distribution by which two photos and their labels are blended (Zhang et al. 2018, arXiv
             1710.09412); 0 for none. With `cutmix`, each batch gets one of the two. For teachers: small students lose
             accuracy by it (GhostNetV3, arXiv 2404.11202).
-        cutmix: alpha for boxes of another photo (Yun et al. 2019, arXiv 1905.04899); 0 for none.
+        cutmix: alpha of the Beta distribution for the size of a box that is replaced by the same box of another photo
+            (Yun et al. 2019, arXiv 1905.04899); 0 for none.
         start_size: image size of the first steps, in pixels. It grows to `data.image_size` over the first 60 % of the
             run (Tan and Le 2021, arXiv 2104.00298, section 4). 0 starts with the full size. The network must accept
             photos of any size.
         patience: number of epochs without a better validation accuracy after which the run stops; 0 never stops early.
-        seed: seed of initial weights, order, views and dropout.
-        views: number of different views of each photo; an epoch shows each photo once. 0 means one view for each epoch,
-            but for students at most `MAX_VIEWS`, because the teacher computes every view.
+        seed: seed of initial weights, order of the photos, views and dropout.
+        views: number of different views (augmented versions) of each photo; an epoch uses one view of each photo. 0
+            means a new view in each epoch, but at most `MAX_VIEWS` for students, whose teacher computes every view.
         keep_views: stores the pixels of each view in the user's cache folder, 150 kB at 224 px, for later epochs and
-            for other runs with the same photos and augmentation. It changes no result, and helps if a run has to wait
-            for its loaders.
-        workers: number of loader processes; -1 chooses a number.
+            for other runs with the same photos and augmentation. It changes no result, and helps if the data loaders
+            are slower than the training.
+        workers: number of data-loader processes; -1 chooses it by the number of cores.
         precision: "fp32" or "bf16". bf16 is faster on GPUs that support it, and a run without a recipe uses it there
             (`training.defaults`). On processors that support it, Swin gets faster and MobileNetV3 slower.
         pretrained: starts from the weights in an installed package or, without one, from timm's on the model hub.
-        weights: a file of weights or a finished run to start from instead.
+        weights: a weights file or the folder of a finished run to start from instead.
         int8: continues the training of `weights` with the arithmetic of its int8 export: batch norm is folded, weights
             and activations are rounded (`models.int8.quantised`). Attention and hints are not possible, because the
             export lacks those stages.
@@ -133,24 +134,32 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if self.int8 and self.weights is None:
-            raise ConfigError("weights of a trained network for int8", "none", "pass --weights RUN")
+            raise ConfigError(
+                "weights of a trained network, because int8 = true continues its training", "none", "pass --weights RUN"
+            )
         if not 0 < self.processes <= self.batch_size // 2 or self.batch_size % self.processes:
-            expected = f"a batch_size that {self.processes} processes can share, with at least 2 photos each"
-            raise ConfigError(expected, str(self.batch_size), "correct batch_size, devices or nodes")
+            raise ConfigError(
+                f"a batch_size that is a multiple of {self.processes} processes, with at least 2 photos for each",
+                str(self.batch_size),
+                "change batch_size, devices or nodes",
+            )
 
     @property
     def processes(self) -> int:
-        """Number of processes on all machines."""
+        """Number of training processes on all machines: devices times nodes."""
         return self.devices * self.nodes
 
     def views_of_each_photo(self, *, student: bool) -> int:
-        """Returns the number of different views of each photo that a run shows; see `views`."""
+        """Returns how many different views (augmented versions) of each photo a run uses; see `views`."""
         return self.views or (min(self.epochs, MAX_VIEWS) if student else self.epochs)
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """A stage of the student and the teacher's stage that it is aligned with; both are given by their stride."""
+    """A stage of the student's network and the teacher's stage that it imitates, each given by its stride in pixels.
+
+    `weight` is the factor of this pair's distance in the sum over all pairs.
+    """
 
     student: Count = 16
     teacher: Count = 16
@@ -159,22 +168,22 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """The distillation objective. A setting of None takes the method's value (`losses.methods.METHODS`).
+    """The section `objective`: the loss of a distillation. For None, the method's value in `METHODS` is used.
 
     Attributes:
-        method: name of the method. "auto" takes `hybrid-hint`, one of the best methods in our study; for a student that
-            continues from `weights` it takes `hybrid`, because a stage without labels would undo what the student has
-            learnt; with `int8` it takes `kd`. A `DistillConfig` replaces "auto" when it is created.
-        w_ce: weight of the cross entropy.
-        w_kd: weight of the logit distillation.
-        w_att: weight of the attention alignment at its peak.
-        w_hint: weight of the features' distance in the first stage of `fitnet` and `hybrid-hint`.
+        method: name of the method. "auto" means `hybrid-hint`, one of the best methods in our study; for a student that
+            continues from `weights` it means `hybrid`, because a stage without labels would undo what the student has
+            learnt; with `int8` it means `kd`. A `DistillConfig` replaces "auto" when it is created.
+        w_ce: weight of the cross entropy with the labels.
+        w_kd: weight of the loss between student's and teacher's logits.
+        w_att: largest weight of the distance between student's and teacher's attention maps.
+        w_hint: weight of the distance between feature maps in the first stage of `fitnet` and `hybrid-hint`.
         hint_share: share of all steps that this first stage takes.
-        temperature: temperature that divides student's and teacher's logits.
-        pairs: pairs of stages that are aligned.
+        temperature: divisor of student's and teacher's logits.
+        pairs: pairs of stages whose attention or feature maps are compared.
         attention: kind of the teacher's map: "activation" (squared activations) or "window" (Swin's window attention).
         alignment: how the student's channels become a map: "fixed" (their mean) or "learned" (a 1x1 projection).
-        distance: distance between the maps: "l2", "kl" or "cosine".
+        distance: distance between the attention maps: "l2", "kl" or "cosine".
         att_warmup: share of the steps after the first stage in which w_att rises.
         att_decay: "cosine" decreases w_att to 0 until the end, "none" keeps it constant after the warm-up.
     """
@@ -194,7 +203,10 @@ class ObjectiveSettings:
     att_decay: Literal["cosine", "none"] = "cosine"
 
     def weights(self) -> dict[str, float]:
-        """Returns the weights `w_ce`, `w_kd`, `w_att` and `w_hint` of the objective; see `losses.Method.weights`."""
+        """Returns the weights of the loss terms by name ("w_ce", "w_kd", "w_att", "w_hint"), without None.
+
+        `losses.Method.weights` documents which settings a method uses.
+        """
         from agridistill.losses import get_method  # imported here because reading a recipe must not need torch
 
         names = ("w_ce", "w_kd", "w_att", "w_hint")
@@ -202,18 +214,18 @@ class ObjectiveSettings:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term that compares with a teacher has a weight above 0."""
+        """Whether any loss term that needs the teacher's outputs has a weight above 0."""
         return any(weight > 0 for name, weight in self.weights().items() if name != "w_ce")
 
     @property
     def teacher_strides(self) -> tuple[int, ...]:
-        """The strides of the teacher's stages in all pairs, sorted."""
+        """The strides of the teacher's stages in `pairs`, each once, sorted."""
         return tuple(sorted({pair.teacher for pair in self.pairs}))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of `train`."""
+    """The settings of `train`, with one attribute for each section of its recipe."""
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -221,7 +233,7 @@ class TrainConfig:
 
     @property
     def fit(self) -> FitSettings:
-        """The settings of the training, under the same name as in a `DistillConfig`."""
+        """The section `train`, under the name that a `DistillConfig` also has."""
         return self.train
 
     @property
@@ -232,7 +244,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The settings of `distill`. It replaces the method "auto" by one that fits the settings of the training."""
+    """The settings of `distill`, with one attribute for each section of its recipe.
+
+    On creation it replaces the method "auto" in `objective`; see `ObjectiveSettings`.
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -246,5 +261,5 @@ class DistillConfig:
 
     @property
     def fit(self) -> FitSettings:
-        """The settings of the training, under the same name as in a `TrainConfig`."""
+        """The section `distill`, under the name that a `TrainConfig` also has."""
         return self.distill

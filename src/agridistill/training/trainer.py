@@ -30,7 +30,6 @@ from agridistill.errors import ConfigError
 from agridistill.evaluation.learning import count
 from agridistill.progress import hidden_displays, stderr_console
 from agridistill.storage import replacing, write_text
-from agridistill.training.module import DistillationModule
 from agridistill.training.run_folder import RunFolder
 from agridistill.training.settings import FitSettings
 
@@ -42,10 +41,17 @@ _WIDE, _NARROW = 100, 70
 
 
 def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Callback]) -> lightning.Trainer:
-    """Creates a trainer that saves a checkpoint after every epoch, with the state of callbacks; logs to TensorBoard.
+    """Creates Lightning's trainer for a run.
+
+    It logs to TensorBoard, and after every epoch it saves a checkpoint with the state of all callbacks.
+
+    Args:
+        fit: the settings of the training.
+        folder: the run folder, to which the trainer writes.
+        callbacks: further callbacks; they run before progress and checkpoint.
 
     Raises:
-        ConfigError: the machine does not have the devices that `fit` asks for.
+        ConfigError: the machine does not have the devices that `fit` sets.
     """
     checkpoint = ModelCheckpoint(
         dirpath=folder.path,
@@ -75,12 +81,15 @@ def create_trainer(fit: FitSettings, folder: RunFolder, callbacks: Sequence[Call
                 use_distributed_sampler=False,
             )
     except MisconfigurationException as error:
-        expected = f"a machine for devices = {fit.devices}, nodes = {fit.nodes}"
-        raise ConfigError(expected, str(error).splitlines()[0][:200], "lower --devices or --nodes") from None
+        raise ConfigError(
+            f"a machine with the GPUs or processes for devices = {fit.devices}, nodes = {fit.nodes}",
+            str(error).splitlines()[0][:200],
+            "lower --devices or --nodes",
+        ) from None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint completely or not at all.
+    """Writes each checkpoint completely or not at all.
 
     Lightning writes to the system's temporary folder and then moves the file. Across file systems this is a copy: a
     full disk or a kill would leave an incomplete file instead of the last good checkpoint.
@@ -105,25 +114,32 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class PatientStop(EarlyStopping):
-    """Stops a run if its validation accuracy has not risen for `patience` epochs; the first stage does not count."""
+    """Ends the training after `patience` epochs without a higher validation accuracy.
+
+    Epochs of the first stage, in which the student imitates feature maps, do not count.
+    """
 
     def __init__(self, patience: int) -> None:
         super().__init__("val/accuracy", patience=patience, mode="max", check_on_train_epoch_end=False)
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Counts epochs without a better accuracy, after the first stage."""
-        if not (isinstance(module, DistillationModule) and module.objective.in_first_stage(module.progress)):
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Counts the epoch if its validation accuracy is not higher; does nothing in the first stage."""
+        if not module.objective.in_first_stage(module.progress):
             super().on_validation_end(trainer, module)
 
 
 def stopped_early(saved: Mapping[str, Any], fit: FitSettings) -> bool:
-    """Returns whether the run of the checkpoint `saved` was stopped by its patience; Lightning would continue it."""
+    """Returns whether `PatientStop` ended the run of the checkpoint `saved`; Lightning itself would continue it."""
     states = [state for name, state in saved["callbacks"].items() if name.startswith(PatientStop.__name__)]
     return fit.patience > 0 and any(state["wait_count"] >= fit.patience for state in states)
 
 
 class EpochLog(Callback):
-    """Writes `metrics.csv`, with a row for each epoch and a column for each loss term; a resume continues the file."""
+    """Writes `metrics.csv`, with one row for each epoch; a resumed run continues the file.
+
+    Its columns are "epoch" (from 1), each loss term ("train/…"), "val/accuracy", "val/nll", "lr", "train_s" (without
+    validation) and "photos_per_s".
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -131,20 +147,19 @@ class EpochLog(Callback):
         self._start, self._train_s, self._photos = 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Starts to measure the time of the epoch."""
+        """Starts the time measurement and the count of photos of the epoch."""
         self._start, self._train_s, self._photos = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts photos and measures the time here, so that validation does not count as training."""
+        """Counts the photos of the batch and measures the time so far, which thus does not include validation."""
         self._photos += (len(batch.target) if batch is not None else 0) * trainer.world_size
         self._train_s = time.perf_counter() - self._start
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Adds the epoch's row and writes the file."""
-        computed: Any = module.terms
-        terms = {f"train/{name}" for name in computed}
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Adds the epoch's row; rank 0 writes the file."""
+        terms = {f"train/{name}" for name in module.terms}
         logged = {name.removesuffix("_epoch"): value for name, value in sorted(trainer.callback_metrics.items())}
         row = {
             "epoch": float(trainer.current_epoch + 1),
@@ -164,18 +179,19 @@ class EpochLog(Callback):
             write_text(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows of all epochs so far under "rows"."""
+        """Returns the rows of all epochs so far ("rows") for the checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the rows of the epochs before the resume."""
+        """Restores the rows of the earlier epochs from a checkpoint."""
         self.rows = list(state_dict["rows"])
 
 
 class ProgressLine(Callback):
-    """Shows a bar over all steps with the time left; without a terminal it prints a line at the start and every epoch.
+    """Shows a progress bar over all steps with the remaining time.
 
-    `label` stands at the start of the bar and of each line.
+    If the output is not a terminal, it prints a line at the start and after every epoch instead. `label` is the first
+    word of the bar and of each line.
     """
 
     def __init__(self, label: str) -> None:
@@ -185,7 +201,7 @@ class ProgressLine(Callback):
         self._begin, self._first_epoch = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Draws the bar, or prints the first line."""
+        """Draws the bar, or prints the first line if there is no terminal."""
         self._begin, self._first_epoch = time.perf_counter(), trainer.current_epoch
         if not trainer.is_global_zero:
             return
@@ -203,15 +219,15 @@ class ProgressLine(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Updates the bar after a step."""
+        """Moves the bar forward after a step."""
         self._show(trainer, f"step {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Shows "validation" on the bar, which does not advance meanwhile."""
+        """Shows the word "validation" beside the bar, which does not move during the validation."""
         self._show(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Prints a line with scores and the time left if there is no terminal."""
+        """Prints a line with loss, validation accuracy and remaining time if there is no terminal."""
         if self._bar is not None or not trainer.is_global_zero:
             return
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -264,8 +280,8 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 def keep_freed_memory() -> None:
     """Makes glibc keep the memory of freed tensors for the next step instead of returning it to the system.
 
-    By default, every tensor over 32 MB is mapped again in every step, and the kernel clears its pages. That takes up to
-    a third of a MobileNetV3 training step on a CPU. Does nothing with other C libraries.
+    By default, the kernel maps and clears the pages of every tensor over 32 MB again in every step. That takes up to a
+    third of a MobileNetV3 training step on a CPU. The function does nothing with other C libraries.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
@@ -275,7 +291,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hides Lightning's hints and warnings in the block: they are for programmers who use Lightning directly."""
+    """A context manager that hides Lightning's and torch's hints and warnings, which are for programmers."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     for logger in loggers:

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agridistill.errors import ModelError
 from agridistill.manifest import Preprocessing
-from agridistill.models.int8.rounding import (
+from agridistill.models.rounding import (
     ActivationRounding,
     GlobalMean,
     PhotoLevels,
@@ -55,9 +55,9 @@ class _Tracer(fx.Tracer):
 
 
 def folded(network: nn.Module) -> fx.GraphModule:
-    """Returns a copy of the network for inference, with each batch norm folded into the convolution before it.
+    """Returns a copy of the network in which each batch norm is folded into the convolution before it, for inference.
 
-    A batch norm without a convolution before it stays.
+    A batch norm that does not follow a convolution stays.
 
     Raises:
         ModelError: torch.fx cannot trace the network.
@@ -92,7 +92,9 @@ def folded(network: nn.Module) -> fx.GraphModule:
 
 
 def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bool = True) -> fx.GraphModule:
-    """Returns a copy of the network that folds batch norm and rounds wherever an int8 export rounds.
+    """Returns a copy of the network that computes like its int8 export: it rounds weights and activations.
+
+    Batch norm is folded into the convolutions. Call `calibrate` on the copy before its first use.
 
     Args:
         network: a convolutional classifier.
@@ -100,7 +102,7 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
         equalised: applies `equalise` before rounding.
 
     Returns:
-        A network that takes normalised photos `(B, 3, H, W)` and returns logits `(B, K)`. Calibrate it before use.
+        A network that takes normalised photos `(B, 3, H, W)` and returns logits `(B, K)`.
 
     Raises:
         ModelError: the network has operators that int8 does not support (Swin, for example).
@@ -116,7 +118,7 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
         if isinstance(module, nn.Conv2d):
             if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
                 raise ModelError(
-                    "a network with plain, zero-padded convolutions for int8",
+                    "a network with only plain, zero-padded convolutions, for int8",
                     f"{type(module).__name__} in {name}",
                     "export it in fp32",
                 )
@@ -131,12 +133,14 @@ def quantised(network: nn.Module, preprocessing: Preprocessing, *, equalised: bo
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges = "least_error") -> None:
-    """Chooses the levels of all activation roundings that have none yet, from representative photos.
+    """Chooses the range of each activation that is rounded to 8 bits, by running photos through the network.
+
+    Activations that already have a range keep it.
 
     Args:
         network: a network from `quantised`.
-        batches: normalised photos, each batch `(B, 3, H, W)`.
-        ranges: how the range of levels is chosen, see `ActivationRounding.calibrate`.
+        batches: normalised photos that represent the data, each batch `(B, 3, H, W)`.
+        ranges: how a range is chosen; see `ActivationRounding.calibrate`.
     """
     roundings = [module for module in network.modules() if isinstance(module, ActivationRounding)]
     roundings = [rounding for rounding in roundings if not rounding.is_calibrated]
@@ -151,20 +155,20 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, ranges: Ranges =
 
 @torch.no_grad()
 def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.GraphModule:
-    """Returns a copy that also rounds its logits to 8 bits, for engines without float operators.
+    """Returns a copy of the network that also rounds its logits to 8 bits, for engines without float operators.
 
-    Its linear classifier becomes a 1x1 convolution, because engines compute convolutions bit-identically, but not fully
-    connected layers with a scale for each output.
+    The linear classifier becomes a 1x1 convolution, because all engines compute convolutions bit-identically, but not
+    linear layers with a scale for each output.
 
     Args:
         network: a calibrated network from `quantised`.
-        batches: normalised photos as for `calibrate`; the levels cover all their logits.
+        batches: normalised photos as for `calibrate`; the range of the rounded logits covers all their logits.
 
     Raises:
         ModelError: the network does not end with a linear classifier.
     """
     if not isinstance(network, fx.GraphModule):
-        raise ModelError("a network rounded to int8", type(network).__name__, "call `quantised` first")
+        raise ModelError("a network from `quantised`", type(network).__name__, "call `quantised` first")
     graph = copy.deepcopy(network)
     (last,) = graph.graph.output_node().all_input_nodes
     linear = _module(graph, last)
@@ -183,15 +187,15 @@ def with_rounded_logits(network: nn.Module, batches: Iterable[Tensor]) -> fx.Gra
 
 @torch.no_grad()
 def equalise(graph: fx.GraphModule) -> int:
-    """Scales the channels between two consecutive convolutions so that the weights of both have the same range.
+    """Scales the channels between consecutive convolutions so that the weights of both have the same range.
 
-    Rounding with one scale for all channels then loses less. The outputs of the network stay the same.
+    The network computes the same outputs, but rounding its activations with one scale for all channels loses less.
 
     Args:
         graph: a network from `folded`; its weights are changed in place.
 
     Returns:
-        The number of pairs of convolutions.
+        The number of pairs of consecutive convolutions.
 
     Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1, equation 11.
     """
@@ -231,7 +235,9 @@ def _require_supported(graph: fx.GraphModule, name: str) -> None:
         )
         if not fits:
             what = node.name if module is None else type(module).__name__
-            raise ModelError("a network of convolutions for int8", f"{what} in {name}", "export it in fp32")
+            raise ModelError(
+                "a network with only operators that int8 supports", f"{what} in {name}", "export it in fp32"
+            )
 
 
 @torch.no_grad()
@@ -251,7 +257,9 @@ def _take_pixels(graph: fx.GraphModule, preprocessing: Preprocessing, name: str)
     users = [_module(graph, node) for node in photo.users]
     if len(users) != 1 or not isinstance(users[0], nn.Conv2d) or users[0].groups != 1:
         first = ", ".join("an operator" if user is None else type(user).__name__ for user in users)
-        raise ModelError("a network that begins with one convolution", f"{first} in {name}", "export it in fp32")
+        raise ModelError(
+            "a network that begins with one convolution, for int8", f"{first} in {name}", "export it in fp32"
+        )
     levels = PhotoLevels(preprocessing)
     levels.fold_into(users[0])
     graph.add_submodule("photo_levels", levels)

@@ -35,9 +35,10 @@ _LEAST_SCALE = 1e-4
 
 
 class ActivationRounding(nn.Module):
-    """Rounds a tensor to 256 levels; `scale` is the distance between two levels, `zero_point` the level of 0.
+    """Rounds an activation tensor to 256 levels (8 bits), and keeps it in float.
 
-    Between the calls of `observe()` and `calibrate()`, tensors are recorded and pass through unchanged.
+    The buffer `scale` is the distance between two levels, `zero_point` the number of the level for 0. Call `observe()`,
+    run photos through the network, then call `calibrate()`, which sets both.
     """
 
     scale: Tensor
@@ -53,18 +54,19 @@ class ActivationRounding(nn.Module):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the levels have been chosen."""
+        """Whether `calibrate()` has set the levels."""
         return bool(self.scale > 0)
 
     def observe(self) -> None:
-        """Starts to record the tensors that pass through."""
+        """Makes `forward` record tensors instead of rounding them, until `calibrate()` is called."""
         self._observing, self._range, self._samples = True, None, []
 
     def calibrate(self, ranges: Ranges = "least_error") -> None:
-        """Chooses the levels for the recorded tensors and stops recording.
+        """Sets the levels for the recorded tensors, and ends the recording.
 
         Args:
-            ranges: "least_error" chooses the range by `best_range`; "min_max" covers all recorded values.
+            ranges: the range of the levels. "least_error" takes it from `best_range`; "min_max" covers all recorded
+                values.
 
         Raises:
             ValueError: no tensor was recorded.
@@ -79,7 +81,7 @@ class ActivationRounding(nn.Module):
         self._observing, self._range, self._samples = False, None, []
 
     def forward(self, values: Tensor) -> Tensor:
-        """Rounds a tensor of any shape `(B, ...)`; while observing, it records the tensor and returns it unchanged."""
+        """Rounds a tensor of any shape `(B, ...)`; during a recording, records it and returns it unchanged."""
         if not self._observing:
             return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, LOW, HIGH)
         low, high = self._range or (0.0, 0.0)
@@ -94,18 +96,18 @@ class ActivationRounding(nn.Module):
 
 
 def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Finds the range whose 256 levels round samples with the least squared error.
+    """Returns the range of values whose 256 levels round the samples with the least squared error.
 
-    A wide range rounds coarsely, and a narrow one clips values. The error is relative to the variance of each photo,
-    because otherwise one unusual photo with values thirty times as large would determine the range.
+    A wide range rounds coarsely, a narrow one clips values. The squared error of each photo is divided by its variance,
+    because otherwise one unusual photo with very large values would determine the range.
 
     Args:
-        samples: `(photos, N)` values.
-        low: smallest value that occurs, at most 0.
-        high: largest value that occurs, at least 0.
+        samples: `(photos, N)`, N values of each photo.
+        low: lowest end of the range, at most 0.
+        high: highest end of the range, at least 0.
 
     Returns:
-        Lower and upper end of a range that contains 0 and lies within `low` and `high`.
+        Lower and upper end of the range, which contains 0.
     """
     if high - low < _NO_RANGE:
         return 0.0, 1.0
@@ -130,39 +132,42 @@ def best_range(samples: Tensor, low: float, high: float) -> tuple[float, float]:
 
 
 def weight_scales(weight: Tensor) -> Tensor:
-    """Returns the scale `(C,)` of each output channel of a weight `(C, ...)`."""
+    """Returns the distance between two levels for each output channel of a weight tensor: `(C, ...)` to `(C,)`."""
     largest = weight.abs().flatten(1).amax(1)
     return largest.clamp_min(1e-8).clamp_min(_LEAST_SCALE * largest.max()) / WEIGHT_HIGH
 
 
 def round_weights(weight: Tensor) -> Tensor:
-    """Rounds each output channel to 127 levels that are symmetric about 0; gradients pass straight through."""
+    """Rounds each output channel of a weight tensor `(C, ...)` to 127 levels, symmetric about 0.
+
+    The gradient is that of the unrounded weight (straight-through).
+    """
     scales = weight_scales(weight.detach())
     zero_points = torch.zeros_like(scales, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scales, zero_points, 0, -WEIGHT_HIGH, WEIGHT_HIGH)
 
 
 class RoundedConv2d(nn.Conv2d):
-    """A convolution that computes with rounded weights."""
+    """A convolution that rounds its float weights by `round_weights` in each forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Computes the convolution of `torch.nn.Conv2d` with rounded weights."""
+        """Computes the same convolution as `torch.nn.Conv2d`, with rounded weights."""
         convolved: Tensor = self._conv_forward(input, round_weights(self.weight), self.bias)
         return convolved
 
 
 class RoundedLinear(nn.Linear):
-    """A linear layer that computes with rounded weights."""
+    """A linear layer that rounds its float weights by `round_weights` in each forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Computes the linear layer of `torch.nn.Linear` with rounded weights."""
+        """Computes the same as `torch.nn.Linear`, with rounded weights."""
         return nn.functional.linear(input, round_weights(self.weight), self.bias)
 
 
 class GlobalMean(nn.Module):
-    """Averages over all positions: `(B, C, H, W)` to `(B, C, 1, 1)` with `keepdim`, otherwise to `(B, C)`.
+    """Averages over height and width: `(B, C, H, W)` to `(B, C, 1, 1)` with `keepdim`, otherwise to `(B, C)`.
 
-    Converters write it as one operator, but adaptive pooling as six.
+    It replaces adaptive pooling, because converters write it as one operator, and adaptive pooling as six.
     """
 
     def __init__(self, *, keepdim: bool) -> None:
@@ -175,10 +180,10 @@ class GlobalMean(nn.Module):
 
 
 class PhotoLevels(nn.Module):
-    """Converts a normalised photo to (pixel - `zero_point`) * `scale`, so that its 256 levels are the pixel values.
+    """Converts a normalised photo to (pixel - `zero_point`) * `scale`, where pixel is its value from 0 to 255.
 
-    All channels have the same scale and zero point, chosen so that values have about mean 0 and standard deviation 1.
-    Convolutions pad with 0, which is about the mean of a channel.
+    An int8 network can then take pixels as its input levels. All RGB channels have the same scale and zero point. They
+    are chosen so that values have about mean 0 and standard deviation 1, because convolutions pad with 0.
     """
 
     factor: Tensor
@@ -195,32 +200,33 @@ class PhotoLevels(nn.Module):
         self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Converts normalised photos `(B, 3, H, W)`; the shape stays the same."""
+        """Converts normalised photos `(B, 3, H, W)` to a tensor of the same shape."""
         return values * self.factor + self.offset
 
     @torch.no_grad()
     def fold_into(self, conv: nn.Conv2d) -> None:
-        """Changes a convolution in place, so that it computes from converted values what it computed before.
+        """Changes a convolution in place, so that it gives the same outputs for converted photos as before for others.
 
-        Exact except at a border padded with zeros.
+        The outputs are exactly the same, except at borders that the convolution pads with zeros.
         """
         conv.weight /= self.factor
         conv.bias = nn.Parameter(bias_of(conv) - (conv.weight * self.offset).sum((1, 2, 3)))
 
 
 class UnitClamp(nn.Module):
-    """Clamps values to 0 and 1: the rest of a hard sigmoid whose slope and offset the convolution before it contains.
+    """Clamps values to the range 0 to 1.
 
-    The rounding after it clamps as well, so an exported file needs no operator for it.
+    It replaces a hard sigmoid whose slope and offset have been folded into the convolution before it. The rounding
+    after it clamps as well, so an exported file needs no operator for it.
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Clamps a tensor of any shape."""
+        """Clamps a tensor of any shape to the range 0 to 1."""
         return values.clamp(0, 1)
 
 
 def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """Returns a copy of the layer's bias, or zeros if it has none."""
+    """Returns a copy of a layer's bias `(C,)` without gradient, or zeros if the layer has no bias."""
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
 
 
@@ -230,7 +236,7 @@ def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
 def quantize_per_tensor(
     values: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Rounds float values of any shape to levels of type `dtype`, all with the same scale."""
+    """Returns round(values / scale) + zero_point, clamped to `low` and `high`, as integers of type `dtype`."""
     return (values * (1 / scale)).round().add(zero_point).clamp(low, high).to(dtype)
 
 
@@ -238,7 +244,7 @@ def quantize_per_tensor(
 def dequantize_per_tensor(
     levels: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Converts levels back to float32 values, all with the same scale."""
+    """Returns (levels - zero_point) * scale as float32, the inverse of `quantize_per_tensor`."""
     return (levels.float() - zero_point) * scale
 
 
@@ -246,7 +252,7 @@ def dequantize_per_tensor(
 def quantize_per_channel(
     values: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Rounds float values to levels of type `dtype`; scales and zero points are `(C,)` along `axis`."""
+    """Does the work of `quantize_per_tensor` with a scale and a zero point, both `(C,)`, for each index of `axis`."""
     shape = [-1 if dim == axis else 1 for dim in range(values.ndim)]
     return (values / scales.view(shape)).round().add(zero_points.view(shape)).clamp(low, high).to(dtype)
 
@@ -255,7 +261,7 @@ def quantize_per_channel(
 def dequantize_per_channel(
     levels: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
 ) -> Tensor:
-    """Converts levels back to float32 values; scales and zero points are `(C,)` along `axis`."""
+    """Returns (levels - zero_points) * scales as float32, with a scale and a zero point for each index of `axis`."""
     shape = [-1 if dim == axis else 1 for dim in range(levels.ndim)]
     return (levels.float() - zero_points.view(shape)) * scales.view(shape)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from agridistill.models.int8 import RoundedConv2d
-from agridistill.models.int8.rounding import (
+from agridistill.models.rounding import (
     HIGH,
     LOW,
     ActivationRounding,
+    RoundedConv2d,
     best_range,
     dequantize_per_channel,
     dequantize_per_tensor,

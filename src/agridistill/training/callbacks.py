@@ -1,29 +1,30 @@
-"""Callbacks before the first step: they compare processes, build the teacher's cache and fit the classifier."""
+"""Callbacks of a run: build the teacher's cache and fit the classifier first; average and save the weights later."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.linear_model import LogisticRegression
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from agridistill.data.loader import Viewing, ViewKey, collate
 from agridistill.data.views import DerivedCache, plain_settings
 from agridistill.errors import ConfigError, RunError
-from agridistill.models import normalise_batch
+from agridistill.manifest import sha256_of
+from agridistill.models import normalise_batch, save_weights
 from agridistill.progress import ProgressCallback, hidden_displays, silent, stderr_console
 from agridistill.teacher_cache import CachedTeacher
 
@@ -36,9 +37,9 @@ _C = 0.01
 
 
 class SameEverywhere(Callback):
-    """Stops a run if its processes do not have the same photos and settings.
+    """Stops a distributed run if its processes have different photos or settings.
 
-    `document` holds what is compared, by name.
+    `document` holds the values to compare, by the name that the error shows, such as "photos".
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -48,33 +49,35 @@ class SameEverywhere(Callback):
         """Compares the document of this process with that of rank 0.
 
         Raises:
-            RunError: they differ.
+            RunError: a value differs.
         """
         for name, value in trainer.strategy.broadcast(self.document).items():
             if value != self.document[name]:
-                got = f"different {name} in process {trainer.global_rank}"
-                raise RunError(f"the same {name} in every process", got, f"compare the {name} of all machines")
+                raise RunError(
+                    f"the same {name} in every process",
+                    f"different {name} in the processes 0 and {trainer.global_rank}",
+                    f"give all machines the same {name}",
+                )
 
 
 class BuildCache(Callback):
-    """Computes the missing entries of the teacher's cache; every process computes a share of them."""
+    """Computes the missing entries of the teacher's cache before the first step; each process computes a share."""
 
     def __init__(self, teacher: CachedTeacher, workers: int) -> None:
         self.teacher, self.workers = teacher, workers
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Builds the cache and shows the progress."""
-        with self._progress() if trainer.is_global_zero else nullcontext(silent) as progress:
+        """Builds the cache; rank 0 shows the progress."""
+        with self._progress() if trainer.is_global_zero else contextlib.nullcontext(silent) as progress:
             self.teacher.prepare(
                 module.device,
                 workers=self.workers,
                 rank=trainer.global_rank,
                 world=trainer.world_size,
-                gather=gather_all,
                 progress=progress,
             )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _progress(self) -> Iterator[ProgressCallback]:
         """Shows a first line, then a bar with the time left, or without a terminal a line after each tenth."""
         console = stderr_console()
@@ -100,39 +103,30 @@ class BuildCache(Callback):
             yield show
 
 
-def gather_all(own: Any) -> Sequence[Any]:
-    """Returns the object `own` of every process in the default group; only of this process without a group."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [own]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, own)
-    return gathered
-
-
 class FitHead(Callback):
-    """Fits the network's classifier to features of its frozen backbone, for the setting `head_first`.
+    """Fits the network's classifier to features of the frozen backbone before the first step (`head_first = true`).
 
-    The features of a few views of each photo are computed once and stored in the user's cache folder for other runs.
+    It uses up to 4 views (augmented versions) of each photo. Their features are stored in the user's cache folder, so
+    that later runs with the same backbone, photos and augmentation do not compute them again.
 
     Args:
         viewing: the training photos and their views.
-        workers: number of loader processes.
-        balance: gives each class the same weight.
+        workers: number of data-loader processes.
+        balance: gives each class the same weight, whatever its number of photos.
     """
 
     def __init__(self, viewing: Viewing, *, workers: int, balance: bool = False) -> None:
         self.viewing, self.workers, self.balance = viewing, workers, balance
 
-    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Fits the classifier in rank 0 and sends its weights to the other ranks."""
-        model: Any = module.model
-        head = classifier_of(model)
+        head = classifier_of(module.model)
         if trainer.is_global_zero:
             # Switch the mode through the module, which keeps frozen batch norm in inference mode.
             training = module.training
             module.eval()
             with stderr_console().status("fitting the classifier to the frozen backbone's features"):
-                fit_classifier(head, *self._features(model.to(module.device)), balance=self.balance)
+                fit_classifier(head, *self._features(module.model.to(module.device)), balance=self.balance)
             module.train(training)
         if trainer.world_size > 1:
             # Lightning has synchronised the weights before this hook; from here on, processes share only gradients.
@@ -188,16 +182,17 @@ class FitHead(Callback):
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The linear classifier of a timm network.
+    """Returns the linear classifier of a timm network.
 
     Raises:
-        ConfigError: the network has none.
+        ConfigError: the classifier is not a linear layer.
     """
-    own: Any = getattr(model, "get_classifier", lambda: None)
-    head = own()
+    head: Any = getattr(model, "get_classifier", lambda: None)()
     if not isinstance(head, nn.Linear):
         raise ConfigError(
-            "a network with a linear classifier for head_first", type(model).__name__, "leave head_first out"
+            "a network with a linear classifier, because head_first = true",
+            type(model).__name__,
+            "set head_first = false",
         )
     return head
 
@@ -210,9 +205,9 @@ def fit_classifier(
 
     Args:
         head: the classifier, from C features to K classes.
-        features: `(N, C)` features of N views.
+        features: `(N, C)`, features of N views of photos.
         target: `(N,)` class indices; every class occurs at least once.
-        balance: gives each class the same weight, independent of its number of rows.
+        balance: gives each class the same weight, whatever its number of rows.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-3
     model: Any = LogisticRegression(C=_C, max_iter=1000, class_weight="balanced" if balance else None).fit(
@@ -227,6 +222,121 @@ def fit_classifier(
     head.bias.copy_(torch.from_numpy(bias - weight @ mean))
 
 
-def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    pooled: torch.Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+def _pooled(model: Any, pixels: Tensor) -> Tensor:
+    pooled: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
     return pooled
+
+
+class AveragedWeights(Callback):
+    """Keeps an exponential moving average (EMA) of the network's weights and buffers, and validates with the average.
+
+    In the list of callbacks it must come after `BestWeights`, so that `BestWeights` saves the average.
+
+    Step n sets average = d * average + (1 - d) * weights with d = min(decay, (1 + n) / (10 + n)), as TensorFlow's
+    `ExponentialMovingAverage` does.
+
+    Args:
+        decay: largest d, 0 to 1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.average: dict[str, Tensor] = {}
+        self._is_swapped = False
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Starts the average with the network's weights, or on a resume with the average of the checkpoint."""
+        own = module.model.state_dict()
+        self.average = {name: self.average.get(name, value).to(value.device).clone() for name, value in own.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the average towards the network's weights after each optimizer step."""
+        if trainer.global_step == self.steps:
+            return  # no photo of the batch was readable
+        self.steps = trainer.global_step
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, value in module.model.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Replaces the network's weights by the average for the validation."""
+        self._swap(module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Restores the network's own weights after the validation."""
+        self._swap(module)
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Restores the network's own weights if an error interrupts the validation."""
+        if self._is_swapped:
+            self._swap(module)
+
+    @torch.no_grad()
+    def _swap(self, module: Any) -> None:
+        for name, value in module.model.state_dict().items():
+            held = value.clone()
+            value.copy_(self.average[name])
+            self.average[name] = held
+        self._is_swapped = not self._is_swapped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the average by tensor name ("average") and its number of steps ("steps") for the checkpoint."""
+        return {"average": self.average, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the average from a checkpoint."""
+        self.average, self.steps = state_dict["average"], state_dict["steps"]
+
+
+class BestWeights(Callback):
+    """Saves the network's weights of the best epoch.
+
+    This is the epoch with the highest validation accuracy; among equals, the one with the lowest negative
+    log-likelihood. With fewer than 200 validation photos it is the last epoch, because so few photos would select an
+    early epoch by chance.
+
+    Args:
+        path: the weights file to write.
+        photos: number of photos in the validation split.
+    """
+
+    FEW_PHOTOS = 200
+
+    def __init__(self, path: Path, photos: int) -> None:
+        self.path, self.photos = path, photos
+        self.best: tuple[float, float] | None = None
+        self.epoch = -1
+        self._sha256: str | None = None
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Saves the network's weights if this epoch is the best so far."""
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        score = (float(metrics["val/accuracy"]), -float(metrics["val/nll"]))
+        if self.photos < self.FEW_PHOTOS:
+            score = (float(trainer.current_epoch), 0.0)
+        if self.best is None or score > self.best:
+            self.best, self.epoch = score, trainer.current_epoch
+            save_weights(module.model, self.path)
+            self._sha256 = sha256_of(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best epoch's score ("best"), its number from 0 ("epoch") and its weights file's "sha256"."""
+        return {"best": list(self.best) if self.best else None, "epoch": self.epoch, "sha256": self._sha256}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state of a checkpoint, without the best score if the weights file has another sha256.
+
+        The sha256 differs if a run was killed after it saved an epoch's weights and before it wrote the checkpoint. The
+        resumed run repeats this epoch and saves its weights again.
+        """
+        best, self.epoch, self._sha256 = state_dict["best"], state_dict["epoch"], state_dict["sha256"]
+        unchanged = self.path.exists() and sha256_of(self.path) == self._sha256
+        self.best = (best[0], best[1]) if best and unchanged else None

@@ -16,10 +16,10 @@ from agridistill.data.prepare import prepare_data
 from agridistill.data.views import Augmentation
 from agridistill.errors import ConfigError
 from agridistill.manifest import Preprocessing
-from agridistill.training import start as start_module
+from agridistill.training import callbacks
+from agridistill.training.callbacks import FitHead, classifier_of, fit_classifier
 from agridistill.training.run import train
 from agridistill.training.settings import DataSettings, FitSettings, TrainConfig
-from agridistill.training.start import FitHead, classifier_of, fit_classifier
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -39,7 +39,7 @@ def test_the_classifier_has_the_least_penalised_cross_entropy_of_all(classes: in
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(reference(scaled), torch.tensor(target), reduction="sum")
         # scikit-learn penalises two classes by the difference of their weights: half of both rows' squares.
-        penalty = reference.weight.square().sum() / (2 * start_module._C)
+        penalty = reference.weight.square().sum() / (2 * callbacks._C)
         total = loss + (penalty * 2 if classes == 2 else penalty)
         total.backward()
         return total
@@ -85,11 +85,11 @@ def test_features_are_computed_once_and_give_the_same_classifier(
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone runs again")
 
-    monkeypatch.setattr(start_module, "_pooled", refuse)
+    monkeypatch.setattr(callbacks, "_pooled", refuse)
     second = callback._features(model)
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
-    assert len(first[1]) == start_module.VIEWS_OF_A_PHOTO * len(prepared.train)
+    assert len(first[1]) == callbacks.VIEWS_OF_A_PHOTO * len(prepared.train)
     # Other weights have other features.
     with torch.no_grad():
         next(model.parameters()).add_(1)
@@ -121,7 +121,7 @@ def test_many_photos_give_a_bounded_number_of_views_of_every_class(
     leaves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare_data(leaves)
-    monkeypatch.setattr(start_module, "MAX_VIEWS", 24)
+    monkeypatch.setattr(callbacks, "MAX_VIEWS", 24)
     callback = FitHead(Viewing(leaves, prepared.train, "", Preprocessing(32), Augmentation(), views=4), workers=0)
     keys = callback._keys()
     assert abs(len(keys) - 24) <= len(prepared.classes)

@@ -11,8 +11,8 @@ from torch import nn
 from agridistill.errors import ModelError
 from agridistill.manifest import Preprocessing
 from agridistill.models import create_model, normalise_batch
-from agridistill.models.int8 import PhotoLevels, RoundedConv2d, calibrate, equalise, folded, quantised
-from agridistill.models.int8.rounding import ActivationRounding, round_weights
+from agridistill.models.int8 import calibrate, equalise, folded, quantised
+from agridistill.models.rounding import ActivationRounding, PhotoLevels, RoundedConv2d, round_weights
 
 PREPROCESSING = Preprocessing(64)
 # Normalised as levels are: with these there is nothing to fold.

@@ -1,4 +1,4 @@
-"""Measures the distance between student's and teacher's attention maps, and brings both to the same shape."""
+"""Losses on attention maps and feature maps of student and teacher, and modules that bring both to the same shape."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _KL_FLOOR = 1e-6
 
 
 def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Distance = "l2") -> Tensor:
-    """Computes the distance between attention maps of equal shape, in float32; the scale of the maps does not matter.
+    """Computes the distance between attention maps of equal shape, in float32, independent of the maps' scale.
 
     - "l2": squared L2 distance of the L2-normalised maps, summed over positions; in [0, 2] for maps >= 0.
-    - "cosine": 1 - cosine similarity, computed as half of "l2", without cancellation.
+    - "cosine": 1 - cosine similarity, computed as half of "l2" to avoid cancellation.
     - "kl": KL(teacher || student) of the maps normalised to sum 1, each mixed with 1e-6 of the uniform distribution.
       Negative values, which a learned projection may give, count as 0.
 
-    None of them grows with the number of positions. An all-zero map stays zero in "l2" and "cosine" (a distance of 1
-    and 0.5 to any other map) and is uniform in "kl"; value and gradient stay finite.
+    No distance grows with the number of positions. A map of zeros has the distance 1 ("l2") or 0.5 ("cosine") to any
+    other map, and counts as uniform in "kl"; value and gradient stay finite.
 
     Args:
         student_map: `(B, H, W)`, or `(B, M, H, W)` for M maps of each photo.
@@ -38,7 +38,7 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
         A float32 scalar >= 0: the mean over the batch and the M maps; 0 if the maps differ only in scale.
 
     Raises:
-        ModelError: the shapes differ, or are not those above.
+        ModelError: the shapes differ, or are neither `(B, H, W)` nor `(B, M, H, W)`.
         ConfigError: `distance` is unknown.
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928, equation 2, squared and without its factor.
@@ -66,10 +66,10 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor, distance: Dista
 
 
 def unit_peak(attention: Tensor) -> Tensor:
-    """Scales maps `(..., H, W)` to a largest magnitude of 1 in float32, so that squares and sums cannot overflow.
+    """Scales each map of `(..., H, W)` to a largest magnitude of 1 in float32, so that its squares cannot overflow.
 
-    The gradient treats the factor as a constant. It is exact all the same, because the distances do not depend on
-    scale. A map without any value above 1e-20 is not changed.
+    The gradient treats the scale as a constant. A distance that ignores scale still gets its exact gradient. A map
+    whose values are all below 1e-20 is not changed.
     """
     values = attention.float()
     peak = values.detach().abs().amax(dim=(-2, -1), keepdim=True)
@@ -91,7 +91,7 @@ def _log_probabilities(flat: Tensor) -> Tensor:
 
 
 def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Shrinks two maps to a common grid: the smaller height and the smaller width of both.
+    """Shrinks two maps to the smaller of their heights and the smaller of their widths.
 
     Args:
         student_map: `(B, H, W)` or `(B, M, H, W)`; M may also be channels.
@@ -111,22 +111,27 @@ def match_resolution(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, 
     for name, attention in (("student", student_map), ("teacher", teacher_map)):
         if attention.dim() not in (3, 4):
             shape = tuple(attention.shape)
-            raise ModelError("attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", "pass attention maps")
+            raise ModelError(
+                "attention maps (B, H, W) or (B, M, H, W)", f"{name} {shape}", "pass maps of one of these shapes"
+            )
     height, width = (min(student_map.shape[axis], teacher_map.shape[axis]) for axis in (-2, -1))
     student, teacher = (F.adaptive_avg_pool2d(each.float(), (height, width)) for each in (student_map, teacher_map))
     return student, teacher
 
 
 def channel_mean_square(features: Tensor) -> Tensor:
-    """Computes the fixed alignment: the channel mean of squared features, `(B, C, H, W)` to `(B, H, W)` float32."""
+    """Computes attention maps as the channel mean of squared features: `(B, C, H, W)` to `(B, H, W)` in float32.
+
+    This is the "fixed" alignment of a `DistillationObjective`.
+    """
     return features.float().square().mean(dim=1)
 
 
 class ChannelProjection(nn.Module):
-    """The learned alignment: projects the student's squared features to M maps by a 1x1 convolution without bias.
+    """Computes M attention maps from the student's squared features by a learned 1x1 convolution without bias.
 
-    It starts as the channel mean (each weight 1/C), which is the fixed alignment. It is used in training only, and
-    export drops it.
+    This is the "learned" alignment of a `DistillationObjective`. Each weight starts at 1/C, so that the maps start as
+    the channel mean. The module is used only in training, and is not exported.
 
     Args:
         channels: number C of channels of the student's features.
@@ -145,3 +150,45 @@ class ChannelProjection(nn.Module):
         weight = self.scaled_weight.float() / self.scaled_weight.shape[1]
         with torch.autocast(device_type=features.device.type, enabled=False):
             return F.conv2d(features.float().square(), weight[:, :, None, None])
+
+
+def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Computes half the mean squared difference of two feature maps, a float32 scalar.
+
+    Args:
+        student_features: `(B, C, H, W)`, after the `HintRegressor`.
+        teacher_features: a tensor of the same shape.
+
+    Raises:
+        ModelError: the shapes differ.
+
+    Source: Romero et al. 2015, arXiv 1412.6550, equation 3, divided by the number of values C H W.
+    """
+    if student_features.shape != teacher_features.shape:
+        raise ModelError(
+            f"teacher's features in the student's shape {tuple(student_features.shape)}",
+            f"{tuple(teacher_features.shape)}",
+            "give both models the same photos and use a HintRegressor and match_resolution before",
+        )
+    return 0.5 * (student_features.float() - teacher_features.float()).square().mean()
+
+
+class HintRegressor(nn.Module):
+    """A 1x1 convolution that maps the student's features to the teacher's number of channels, for `hint_loss`.
+
+    The module is used only in training, and is not exported.
+
+    Shape: `(B, C_student, H, W)`, any floating type, to `(B, C_teacher, H, W)` in float32.
+
+    Source: Romero et al. 2015, arXiv 1412.6550, section 2.2, the regressor r of equation 3.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features `(B, C_student, H, W)` to `(B, C_teacher, H, W)` float32."""
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            mapped: Tensor = self.convolution(features.float())
+        return mapped
