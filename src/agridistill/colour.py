@@ -52,7 +52,7 @@ class PixelFormatError(ValueError):
 
 
 class StoredForm(NamedTuple):
-    """How a file stores its pixels, beyond Pillow's mode."""
+    """Properties of the pixels in a file that Pillow's mode does not contain."""
 
     bits: int = 8  # bits of one value in the file; Pillow converts them to 8
     tiff: bool = False  # only TIFF sets the fields below; the fourth band of a TIFF may hold anything

@@ -212,7 +212,7 @@ def complete_recipe(
     layout: Layout | None = None,
     resume: bool = False,
 ) -> tuple[Recipe, str]:
-    """Adds the settings that the user left open: on a resume those of the run, else a choice for photos and hardware.
+    """Adds settings that the user did not give: on a resume those of the run, else a choice for photos and hardware.
 
     Args:
         command: the command that the recipe is for.

@@ -59,8 +59,8 @@ class ModelManifest:
         lineage: where the model comes from: method, teacher, data fingerprint, seed.
         precision: number format of the weights in the file: "fp32" or "int8".
         measured: figures of an exported file on the validation split: accuracy, agreement with its network, size, MACs.
-        familiarity: figures that describe the training photos, so that `runtime.verdict` can report a photo that is
-            unlike them; empty if unknown.
+        familiarity: numbers that describe the training photos, to detect photos unlike them (see
+            `runtime.verdict.Familiarity`); empty if unknown.
         format_version: version of the manifest's format.
     """
 
@@ -97,7 +97,9 @@ class ModelManifest:
         """
         # Only a name without folders: a manifest from an unknown source must not point outside its own folder.
         if Path(self.weights_file).name != self.weights_file:
-            raise ModelError("a weights file in the manifest's folder", repr(self.weights_file), "use another model")
+            raise ModelError(
+                "a file name without folders for weights_file", repr(self.weights_file), "do not trust this model"
+            )
         path = folder / self.weights_file
         if not path.is_file():
             remedy = (
@@ -105,7 +107,7 @@ class ModelManifest:
                 if path.suffix == ".safetensors"
                 else "the two files of an exported model must keep their names: rename the missing one back"
             )
-            raise ModelError(f"the weights {self.weights_file}", f"no such file in '{folder}'", remedy)
+            raise ModelError(f"the weights file {self.weights_file}", f"no such file in '{folder}'", remedy)
         found = sha256_of(path)
         if found != self.weights_sha256:
             raise ModelError(
@@ -215,7 +217,7 @@ def _require_fields(
             raise ModelError(f"{section}{key}: {expected}", f"{got} in '{path}'", "restore the file")
     for each in fields(kind):
         if each.name not in table and each.default is MISSING and each.default_factory is MISSING:
-            raise ModelError(f"a manifest with {section}{each.name}", f"'{path}' without it", "restore the file")
+            raise ModelError(f"a manifest with '{section}{each.name}'", f"'{path}' without it", "restore the file")
 
 
 def _without_lists(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,13 +141,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def photo_size(source: Path | bytes) -> tuple[int, int]:
-    """Returns the width and height of a photo as stored, before it is turned upright; errors as in `photo_cost`."""
+    """Returns (width, height) of a photo in pixels, before it is turned upright; errors as in `photo_cost`."""
     width, height, _ = photo_cost(source)
     return width, height
 
 
 def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> PhotoCost:
-    """Estimates the memory that `read_photo` with this `shorter_side` will need; reads only the file's header.
+    """Estimates, without decoding the photo, the memory that `read_photo` with this `shorter_side` will need.
 
     Raises:
         UnreachablePhotoError: the file cannot be opened now (permissions, disk, network, memory).
@@ -167,7 +167,7 @@ def photo_cost(source: Path | bytes, *, shorter_side: int | None = None) -> Phot
 
 
 def enough_pixels(preprocessing: Preprocessing) -> int:
-    """Returns the `shorter_side` for `read_photo` that leaves `to_pixels` enough pixels for an equally sharp result."""
+    """Returns the `shorter_side` for `read_photo` (twice the input size) that keeps the result of `to_pixels` sharp."""
     return _SPARE * preprocessing.image_size
 
 
@@ -232,7 +232,7 @@ def _photo_errors(name: str, max_pixels: int) -> Iterator[None]:
     except PhotoError:
         raise
     except Image.DecompressionBombError:
-        raise _too_many_pixels(f"{name} with more", max_pixels) from None
+        raise _too_many_pixels(f"{name} with more pixels", max_pixels) from None
     except FileNotFoundError:
         raise PhotoError("a photo", f"{name}, which does not exist", "check the path") from None
     except UnidentifiedImageError:
@@ -279,7 +279,7 @@ def _file_size(source: Path | bytes) -> int:
 
 
 def _require_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    got = f"{name} with {image.width} x {image.height}"
+    got = f"{name} with {image.width} x {image.height} pixels"
     if image.width * image.height > max_pixels:
         raise _too_many_pixels(got, max_pixels)
     if max(image.size) > MAX_SIDE:
@@ -291,7 +291,7 @@ def _too_many_pixels(got: str, max_pixels: int) -> PhotoError:
 
 
 def _refuse_bomb(image: Image.Image, name: str, source: Path | bytes, size: int, max_pixels: int) -> None:
-    pixels, got = image.width * image.height, f"{name} with {image.width} x {image.height}"
+    pixels, got = image.width * image.height, f"{name} with {image.width} x {image.height} pixels"
     if image.format == "HEIF" and (hidden := heic_pixels(source)) > pixels:
         pixels, got = hidden, f"{name} with {hidden:,} pixels"
         if pixels > max_pixels:

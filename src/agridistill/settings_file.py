@@ -116,7 +116,7 @@ def require_known_keys(
 def require_known_key(
     kind: type[Any], key: str, where: str, section: str = "", *, error_type: type[AgriDistillError] = ConfigError
 ) -> None:
-    """Checks that one key of a table is known; arguments and errors are those of `require_known_keys`."""
+    """Checks that `kind` has a field with the name `key`; the other arguments are those of `require_known_keys`."""
     known = setting_names(kind)
     if key not in known:
         expected = f"a known key of [{section}]" if section else "a known key"
@@ -140,7 +140,7 @@ def build_settings(
     Args:
         kind: dataclass of the settings.
         table: plain values, as read from TOML or JSON.
-        where: where the table comes from, for errors ("in 'watch.toml'"); "" if the reader of the error knows it.
+        where: where the table comes from, for errors ("in 'watch.toml'"); "" adds nothing to the error.
         section: dotted name of the table; "" at the top of the file.
         remedy: what the user can do about a wrong value, for errors.
         secret: keys whose values may contain a password; errors never show these values.

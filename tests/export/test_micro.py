@@ -55,7 +55,7 @@ def test_a_projects_own_source_is_not_replaced_and_an_earlier_export_is(tmp_path
     require_micro_target(out, "int8")
     (tmp_path / "main.c").write_text("int main(void) { return 0; }\n")
     with pytest.raises(
-        ModelError, match=r"expected 'main.c' free for the model's C source; got another file at .*main.c"
+        ModelError, match=r"expected no other file where the C source 'main.c' goes; got '.*main.c', which is another"
     ):
         require_micro_target(out, "int8")
     with pytest.raises(ModelError, match="another file at"):

@@ -98,7 +98,7 @@ def pointing_outside(model: Path) -> None:
         ),
         (
             pointing_outside,
-            r"expected a weights file in the manifest's folder; got '\.\./outside\.onnx'; use another model",
+            r"expected a file name without folders for weights_file; got '\.\./outside\.onnx'; do not trust",
         ),
         (
             lambda model: replaced(model, b"no model"),

@@ -159,8 +159,8 @@ def test_a_long_title_and_one_of_another_script_fit(tmp_path: Path) -> None:
     ("path", "message"),
     [
         (3, r"expected a path as str or Path for 'path'; got 3 \(int\)"),
-        ("out.gif", r"expected a picture file \(.png, .jpg, .jpeg, .webp\); got 'out.gif'; correct the name"),
-        ("out", "got 'out'; correct the name"),
+        ("out.gif", "expected a file name that ends in .png, .jpg, .jpeg, .webp; got 'out.gif'; change the suffix"),
+        ("out", "got 'out'; change the suffix"),
     ],
 )
 def test_a_wrong_path_of_a_picture_is_one_line(path: Any, message: str) -> None:
@@ -172,7 +172,7 @@ def test_the_photo_is_never_overwritten(tmp_path: Path) -> None:
     photo = colour_photo(tmp_path / "leaf.png", "red")
     before = photo.read_bytes()
     found = Predictor(colour_backend()).explain(photo)
-    with pytest.raises(ConfigError, match=r"expected a file other than the photo; got '.*leaf.png'; choose another"):
+    with pytest.raises(ConfigError, match=r"expected a file other than the photo itself; got '.*leaf.png'; choose"):
         found.save(tmp_path / "x" / ".." / "leaf.png")
     assert photo.read_bytes() == before
 

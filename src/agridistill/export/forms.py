@@ -28,16 +28,16 @@ _WARM_UP, _TURNS, _QUERIES = 3, 5, 8
 
 @dataclass(frozen=True)
 class DeviceForm:
-    """One finished run as an int8 model file, measured on this machine.
+    """Accuracy, speed and size of one finished run after its export in int8, measured on this machine.
 
     Attributes:
         run: the run folder.
         model: name of its network.
         accuracy: accuracy of the int8 model on the run's validation photos, 0 to 1.
-        photos: number of these photos.
+        photos: number of validation photos.
         latency_ms: median time to classify one photo on one thread, in milliseconds.
         size_bytes: size of the model file.
-        misses: words that say why `export` would refuse to write this file; "" if it would not.
+        misses: why `export` would refuse to write this file, in words; "" if it would not.
     """
 
     run: Path
@@ -80,7 +80,8 @@ def device_forms(
         progress: called with (done, total) of each step.
 
     Returns:
-        The forms of both, the better one first; empty if the network of one of them cannot be rounded to int8.
+        The measurements of both, the better one first: the one that `export` accepts, else the more accurate, or the
+        faster if the accuracies differ by less than chance. Empty if one network cannot be rounded to int8.
 
     Raises:
         AgriDistillError: a run cannot be exported.

@@ -32,7 +32,7 @@ def to_litert(network: nn.Module, preprocessing: Preprocessing, *, int8: bool) -
     Args:
         network: takes normalised photos; for int8 a calibrated network from `models.int8.quantised`.
         preprocessing: preprocessing of the input; it becomes part of the graph (an int8 network contains it already).
-        int8: whether to write an int8 file; `network` must then be one from `quantised`.
+        int8: whether to write an int8 file.
 
     Returns:
         The file's content. The model takes `(1, S, S, 3)` uint8 and returns logits `(1, K)` float32, or int8 if
@@ -80,7 +80,7 @@ def with_pixel_levels(content: bytes) -> bytes:
         raise ModelError(
             "a converted file that begins with CAST, SUB, MUL, QUANTIZE",
             ", ".join(names),
-            "report it with the version of litert-torch",
+            "report this as a bug, with your version of litert-torch",
         )
     pixels, levels = graph.tensors[graph.inputs[0]], graph.tensors[chain[3].outputs[0]]
     scale, zero_point = float(levels.quantization.scale[0]), int(levels.quantization.zeroPoint[0])
@@ -90,7 +90,7 @@ def with_pixel_levels(content: bytes) -> bytes:
         raise ModelError(
             "a converted file whose input has the 256 levels of pixels",
             got,
-            "report it with the version of litert-torch",
+            "report this as a bug, with your version of litert-torch",
         )
     pixels.quantization = _schema().QuantizationParametersT()
     pixels.quantization.scale = np.array([scale], np.float32)
@@ -118,7 +118,7 @@ def output_levels(content: bytes) -> tuple[float, int]:
         raise ModelError(
             "a converted file with int8 logits",
             f"an output of type {output.type}",
-            "report it with the version of litert-torch",
+            "report this as a bug, with your version of litert-torch",
         )
     return float(output.quantization.scale[0]), int(output.quantization.zeroPoint[0])
 

@@ -42,7 +42,9 @@ class MicroNeeds:
 
 
 def micro_needs(content: bytes) -> MicroNeeds:
-    """Finds out what TensorFlow Lite Micro needs to run the content of a `.tflite` file with int8 logits.
+    """Determines operators, memory and output scale for TensorFlow Lite Micro from the content of a `.tflite` file.
+
+    The file must have int8 logits.
 
     Raises:
         ModelError: TensorFlow Lite Micro cannot load the model into 256 MiB.
@@ -117,7 +119,9 @@ def _arena_bytes(content: bytes) -> int | None:
     if found is None:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
         raise ModelError(
-            "a model that TensorFlow Lite Micro can load", reason, "report it with the version of tflite-micro"
+            "a model that TensorFlow Lite Micro can load",
+            reason,
+            "report this as a bug, with your version of tflite-micro",
         )
     return -(-int(found[1]) // _ALIGNMENT) * _ALIGNMENT
 
@@ -126,7 +130,7 @@ def require_micro_target(out: Path, precision: str) -> None:
     """Checks that an export for microcontrollers can write `NAME.tflite`, `NAME.c` and `NAME.h`.
 
     Raises:
-        ModelError: the target is not an int8 `.tflite` file, or `NAME.c` or `NAME.h` exists and is not from an export.
+        ModelError: the target is not an int8 `.tflite` file, or another file has the name `NAME.c` or `NAME.h`.
     """
     if (out.suffix, precision) != (".tflite", "int8"):
         raise ModelError(
@@ -135,7 +139,7 @@ def require_micro_target(out: Path, precision: str) -> None:
     for path in (out.with_suffix(suffix) for suffix in (".c", ".h")):
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(_MARK.encode())):
             raise ModelError(
-                f"'{path.name}' free for the model's C source",
-                f"another file at '{path}'",
+                f"no other file where the C source '{path.name}' goes",
+                f"'{path}', which is another file",
                 "choose another name or folder",
             )

@@ -26,7 +26,7 @@ _QUALITY = QualitySettings()
 
 @dataclass(frozen=True)
 class PhotoResult:
-    """The result for one photo of several: its prediction, or the error if it could not be read."""
+    """What `Predictor.predict_many` yields for one photo: its prediction, or an error if it could not be read."""
 
     name: str  # the path that the caller passed, or the photo's position ("photo 1") if it has no path
     prediction: Prediction | None  # None if the photo could not be read
@@ -34,7 +34,7 @@ class PhotoResult:
 
 
 class Predictor:
-    """Predicts the labels of photos with a model; `backend` is the opened model."""
+    """Predicts the classes of photos with an opened model (`backend`); `agridistill.load` makes one."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -52,12 +52,12 @@ class Predictor:
         Args:
             source: a path as `str` or `Path`, the bytes of a file, an RGB array `(H, W, 3)` uint8, or a Pillow image.
             top: number of most probable classes to return, at least 1.
-            quality: limits of the quality gate; None switches it off.
+            quality: limits of the check for dark, overexposed, blurred or leafless photos; None skips this check.
 
         Raises:
             PhotoError: the photo cannot be read, or `source` has another type.
             ConfigError: `top` is not a whole number of at least 1.
-            ModelError: the model's output is unusable.
+            ModelError: the model returns NaN, infinity or logits of a wrong shape.
         """
         require_whole("top", top, at_least=1)
         pixels = read_pixels(source, self.manifest.preprocessing)
@@ -74,18 +74,19 @@ class Predictor:
         """Predicts photos one after another and yields the results in the same order.
 
         A photo that cannot be read yields a result with an error. Memory depends on `batch_size` only, not on the
-        number of photos. Larger batches may be faster on a GPU, but not on a processor.
+        number of photos.
 
         Args:
             sources: iterable of photos as for `predict`; types may be mixed, and it may be endless.
             top: number of most probable classes to return, at least 1.
-            batch_size: number of photos that the model computes at once, at least 1.
-            quality: limits of the quality gate; None switches it off.
+            batch_size: number of photos that the model computes at once, at least 1; more than 8 may be faster on a
+                GPU, but not on a CPU.
+            quality: as for `predict`.
 
         Raises:
-            ConfigError: raised by the call itself: `sources` is a single photo or not iterable, or a number is out of
-                range.
-            ModelError: the model's output is unusable.
+            ConfigError: before the first photo is read: `sources` is a single photo or not iterable, or a number is
+                out of range.
+            ModelError: the model returns NaN, infinity or logits of a wrong shape.
         """
         require_whole("top", top, at_least=1)
         require_whole("batch_size", batch_size, at_least=1)
@@ -99,11 +100,11 @@ class Predictor:
         """Finds where the model looked on a photo, as a map that can be saved as a picture.
 
         `source` is a photo as for `predict`. For a run folder, the map is the network's attention. For an exported
-        file, parts of the photo are covered in turn, which takes about 100 predictions.
+        file, parts of the photo are covered with grey in turn, which takes 100 to 150 predictions.
 
         Raises:
             PhotoError: the photo cannot be read.
-            ModelError: the model's output is unusable.
+            ModelError: the model returns NaN, infinity or logits of a wrong shape.
         """
         preprocessing = self.manifest.preprocessing
         photo = read_source(source, shorter_side=enough_pixels(preprocessing))

@@ -1,4 +1,4 @@
-"""Reads photos into batches of pixels, ahead in threads; memory depends on the batch size, not on their number."""
+"""Finds and reads the photos to predict; threads read the next batch while the model computes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _MAX_READERS = 4
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
-    """Replaces each folder in `paths` by the photos anywhere below it, sorted; files are kept as they are.
+    """Returns the photos to predict: each file of `paths`, and in place of each folder its photos, sorted by path.
 
-    A warning counts the files in the folders that are not photos.
+    Subfolders are searched as well. A warning gives the number of files in the folders that are not photos.
 
     Raises:
         DataError: a path does not exist, a folder has no photos, or a folder cannot be read.
@@ -51,7 +51,7 @@ def expand(paths: Iterable[Path]) -> list[Path]:
         else:
             raise DataError("photos or folders of photos", f"'{path}', which does not exist", "check the path")
     if others:
-        logger.warning("passed over: %s", passed_over(sorted(others)))
+        logger.warning("ignored %s", passed_over(sorted(others)))
     return photos
 
 
@@ -59,7 +59,7 @@ def _photos_below(folder: Path, others: list[str]) -> list[Path]:
     """Returns the photos below a folder, sorted, and adds the paths of other files to `others`."""
 
     def refuse(error: OSError) -> None:
-        raise DataError("a readable folder", f"'{error.filename}' ({error.strerror})", "change its permissions")
+        raise DataError("a folder that can be read", f"'{error.filename}' ({error.strerror})", "change its permissions")
 
     files = [folder / f"{inside}{name}" for inside, names in files_below(folder, refuse) for name in names]
     non_photos = [str(file) for file in files if not is_photo(file.name)]
@@ -67,13 +67,12 @@ def _photos_below(folder: Path, others: list[str]) -> list[Path]:
     explanations = {file for file in images if is_explanation(file)}
     if explanations:
         first = min(file.name for file in explanations)
-        text = "left out in '%s': pictures that --explain wrote: %d, the first '%s'"
-        logger.warning(text, folder, len(explanations), first)
+        logger.warning("ignored %d files that --explain wrote to '%s', such as '%s'", len(explanations), folder, first)
     photos = sorted(file for file in images if file not in explanations)
     if not photos:
-        held = f", but {counts_by_suffix(non_photos)}" if non_photos else ""
-        remedy = how_to_read(non_photos, otherwise="name another folder or the files")
-        raise DataError("a folder with photos", f"'{folder}', which holds none{held}", remedy)
+        held = f" (it contains {counts_by_suffix(non_photos)})" if non_photos else ""
+        remedy = how_to_read(non_photos, otherwise="pass another folder, or the photo files")
+        raise DataError("a folder with photos", f"'{folder}' without photos{held}", remedy)
     others += non_photos
     return photos
 
@@ -92,8 +91,8 @@ def read_source(source: object, *, shorter_side: int | None = None) -> Image.Ima
 
     Args:
         source: a path, the bytes of a file, an array or a Pillow image (`PhotoSource`).
-        shorter_side: number of pixels that the shorter side needs, which allows a JPEG to be decoded smaller (see
-            `read_photo`); None reads the full size. Arrays and Pillow images keep their size.
+        shorter_side: number of pixels that the caller needs on the shorter side: large files are decoded at a reduced
+            size to save time (see `read_photo`). None reads the full size. Arrays and Pillow images keep their size.
 
     Raises:
         PhotoError: the photo cannot be read, the array is not `(H, W, 3)` uint8, or `source` has another type.
@@ -137,10 +136,10 @@ def _conversion(array: NDArray[Any]) -> str:
 def read_batches(
     sources: Iterable[PhotoSource], preprocessing: Preprocessing, *, batch_size: int
 ) -> Iterator[list[ReadPhoto]]:
-    """Yields batches of (source, pixels) pairs in the order of `sources`; an unreadable photo has its error as pixels.
+    """Reads photos and yields lists of up to `batch_size` pairs (source, pixels), in the order of `sources`.
 
-    At most two batches are in memory: the one in use and the next one. Each reading thread holds one whole photo, but
-    only one large photo is decoded at a time.
+    `pixels` is `(S, S, 3)` uint8, or the PhotoError of a photo that cannot be read. At most two batches are in memory:
+    the one in use and the next. Only one photo of more than 25 million pixels is decoded at a time.
     """
     one_large = threading.Lock()
 

@@ -33,7 +33,7 @@ _X86 = frozenset({"x86_64", "amd64", "i686"})
 
 
 class Backend(Protocol):
-    """A model that is ready to run."""
+    """An opened model: the interface of all engines, and of the network of a run folder."""
 
     @property
     def manifest(self) -> ModelManifest:
@@ -50,13 +50,13 @@ class Backend(Protocol):
 
 @runtime_checkable
 class AttentiveBackend(Protocol):
-    """A model that can also compute attention maps, as the network of a run folder; exported files cannot."""
+    """A backend that can also compute attention maps: the network of a run folder; exported files cannot."""
 
     def attention(self, pixels: Pixels) -> NDArray[np.float32]:
         """Computes attention maps `(N, H, W)` float32, at least 0, for photos `(N, S, S, 3)` uint8.
 
         Raises:
-            ModelError: the network has no stage that keeps height and width.
+            ModelError: the network's features have no height and width.
         """
         ...
 
@@ -168,8 +168,8 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
 
     Args:
         model: run folder or exported file.
-        wanted: names of engines, of which those are returned that can run this kind of model. "all" selects every
-            installed one; an empty sequence selects the default.
+        wanted: names of engines; those that cannot run this kind of model are left out. "all" selects every installed
+            engine; an empty sequence selects the default.
 
     Raises:
         ModelError: the model or an engine does not exist, or no wanted engine runs this kind of model.
@@ -180,7 +180,7 @@ def engines_for(model: Path, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     known = (*ENGINES, TORCH, ALL_ENGINES)
     for name in wanted:
         if name not in known:
-            raise ModelError("the name of an engine", f"'{name}'", nearest(name, known))
+            raise ModelError("the name of a known engine", f"'{name}'", nearest(name, known))
     possible = (TORCH,) if model.is_dir() else engines_of_file(model)
     if not wanted:
         return possible if model.is_dir() else (default_engine(model, read_manifest(manifest_path(model))),)
@@ -232,7 +232,7 @@ def open_artefact(path: Path, *, engine: str | None = None, threads: int = 0, ph
 
 @contextmanager
 def loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
-    """Context manager around the import of an engine and the loading of a file: turns their exceptions into ours.
+    """Turns every exception in its block, in which an engine is imported and loads a file, into an AgriDistillError.
 
     Args:
         engine: name of the engine for messages.
@@ -254,9 +254,16 @@ def loading(engine: str, path: Path, remedy: str) -> Iterator[None]:
 
 
 def require_input(path: Path, found: Sequence[str], manifest: ModelManifest, *, fits: bool) -> None:
-    """Raises a ModelError unless `fits`, which says whether a file's inputs match the manifest's preprocessing.
+    """Checks that a model file has one input, uint8 photos of the size in its manifest.
 
-    `found` describes the inputs of the file at `path` for the message.
+    Args:
+        path: the file.
+        found: a description of each input of the file, for the error.
+        manifest: the manifest of the file.
+        fits: the result of the comparison, which each engine makes by itself.
+
+    Raises:
+        ModelError: `fits` is False.
     """
     if not fits:
         size, got = manifest.preprocessing.image_size, f"{', '.join(found)} in '{path}'"
@@ -336,13 +343,14 @@ def shipped_models() -> list[dict[str, Any]]:
 
 
 def missing_model(model: Path) -> ModelError:
-    """Makes the error for a model that does not exist; for a bare name it also lists shipped models."""
+    """Makes the error for a path where no model exists; for a name without folders it also lists the shipped models."""
     remedy = f"check the path{shipped_hint(model)}"
-    return ModelError("a run folder, an exported model or a shipped one", f"'{model}', which does not exist", remedy)
+    expected = "a run folder, an exported model or the name of a shipped model"
+    return ModelError(expected, f"'{model}', which does not exist", remedy)
 
 
 def shipped_hint(model: Path) -> str:
-    """Returns the end of a remedy that lists shipped models if `model` is a bare name, otherwise ""."""
+    """Returns text to append to a remedy: the names of shipped models if `model` is a name without folders, else ""."""
     name = str(model)
     if name in SHIPPED:
         return f"; the shipped model '{name}' is missing from this installation: reinstall agridistill"
