@@ -35,7 +35,7 @@ from agridistill.models import TorchBackend, load_network
 from agridistill.models.int8 import Ranges, calibrate, folded, quantised
 from agridistill.preprocess import Pixels
 from agridistill.runtime.backends import manifest_path
-from agridistill.runtime.reading import read_batches
+from agridistill.runtime.predictor import read_batches
 
 TURNS, QUERIES, WARM_UP = 10, 30, 5
 

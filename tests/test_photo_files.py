@@ -7,7 +7,7 @@ import pytest
 from agridistill.data.folder import scan
 from agridistill.errors import DataError
 from agridistill.photo_files import files_below, is_photo, subfolders
-from agridistill.runtime.reading import expand
+from agridistill.runtime.predictor import expand
 
 OF_MACHINES = (
     *("@eaDir", "#recycle", "#snapshot", "@Recycle", "~snapshot", "$RECYCLE.BIN", "System Volume Information"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agridistill import preprocess
 from agridistill.errors import PhotoError
 from agridistill.manifest import Preprocessing
 from agridistill.preprocess import (
@@ -262,13 +263,17 @@ def test_a_missing_file_and_a_folder_have_different_errors(tmp_path: Path) -> No
         read_photo(tmp_path)
 
 
-def test_a_photo_over_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_a_photo_over_the_limit_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(noise(20, 30)))
-    assert read_photo(path, max_pixels=600).size == (30, 20)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 600)
+    assert read_photo(path).size == (30, 20)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 599)
     with pytest.raises(
         PhotoError, match=r"expected a photo of at most 599 pixels; got '.*a\.png' with 30 x 20 pixels; scale it down"
     ):
-        read_photo(path, max_pixels=599)
+        read_photo(path)
 
 
 def test_a_decompression_bomb_is_refused_like_any_photo_over_the_limit(tmp_path: Path) -> None:

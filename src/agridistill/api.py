@@ -28,7 +28,7 @@ from agridistill.progress import ProgressCallback, silent
 if TYPE_CHECKING:
     from agridistill.evaluation.evaluate import EvaluationResult
     from agridistill.export.artefact import ExportResult
-    from agridistill.runtime.backends import Backend
+    from agridistill.runtime.engines import Backend
     from agridistill.runtime.predictor import Predictor
 
 SPLITS = ("train", "val", "test", "all")
@@ -204,7 +204,7 @@ def model_cost(backend: Backend) -> tuple[int | None, int | None]:
 
     They come from the manifest of an exported file, or are counted in the network of a run folder.
     """
-    from agridistill.runtime.backends import SUFFIXES
+    from agridistill.runtime.engines import SUFFIXES
 
     if Path(backend.manifest.weights_file).suffix in SUFFIXES:
         measured = backend.manifest.measured

@@ -20,7 +20,6 @@ ResizeRule = Literal["crop", "stretch"]
 Precision = Literal["fp32", "int8"]
 # Far larger than any real manifest: a larger file was not written by an export and would only fill the memory.
 _MAX_MANIFEST_BYTES = 4_000_000
-_LONGEST = 60
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -102,18 +101,14 @@ class ModelManifest:
             )
         path = folder / self.weights_file
         if not path.is_file():
-            remedy = (
-                "finish the training"
-                if path.suffix == ".safetensors"
-                else "the two files of an exported model must keep their names: rename the missing one back"
-            )
+            remedy = "finish the training" if path.suffix == ".safetensors" else "check the path"
             raise ModelError(f"the weights file {self.weights_file}", f"no such file in '{folder}'", remedy)
         found = sha256_of(path)
         if found != self.weights_sha256:
             raise ModelError(
                 f"weights with sha256 {self.weights_sha256[:12]}…",
                 f"{found[:12]}… in '{path}'",
-                "the file was changed or damaged: restore it or train again",
+                "the file was changed or damaged, or the manifest belongs to another file: restore both",
             )
         return path
 
@@ -161,14 +156,6 @@ def _is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.f
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and _is_number(value, low, high)
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
 def _are_three(value: Any, low: float = -sys.float_info.max) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_is_number(each, low) for each in value)
 
@@ -212,9 +199,7 @@ def _require_fields(
             raise ModelError("a known manifest field", f"'{section}{key}' in '{path}'", nearest(key, checks))
         expected, holds = checks[key]
         if not holds(value):
-            text = repr(value)
-            got = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-            raise ModelError(f"{section}{key}: {expected}", f"{got} in '{path}'", "restore the file")
+            raise ModelError(f"{section}{key}: {expected}", f"{value!r:.60} in '{path}'", "restore the file")
     for each in fields(kind):
         if each.name not in table and each.default is MISSING and each.default_factory is MISSING:
             raise ModelError(f"a manifest with '{section}{each.name}'", f"'{path}' without it", "restore the file")

@@ -224,9 +224,5 @@ def json_text(document: Any) -> str:
         ValueError: the document contains NaN or infinity, which JSON cannot hold.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        # Python represents file names that are not UTF-8 by lone surrogates, which must be escaped in JSON.
-        text = json.dumps(document, indent=2, allow_nan=False)
-    return text + "\n"
+    # Python represents file names that are not UTF-8 by lone surrogates; this writes them as the JSON escapes \\udcXX.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"

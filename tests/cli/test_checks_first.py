@@ -18,7 +18,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def too_late(*words: Any, **options: Any) -> None:
         raise AssertionError("work has begun")
 
-    for name in ("data.inspection.inspect_photo", "runtime.reading.read_photo", "data.drawn_leaves.draw_leaf"):
+    for name in ("data.inspection.inspect_photo", "runtime.predictor.read_photo", "data.drawn_leaves.draw_leaf"):
         monkeypatch.setattr(f"agridistill.{name}", too_late)
     monkeypatch.setattr("agridistill.data.datasets.download", too_late)
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.colour_backend import colour_backend, colour_photo
 from agridistill.api import load
 from agridistill.errors import ConfigError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.runtime.explanation import occlusion_map, seen_part
+from agridistill.runtime.explanation import Explanation, occlusion_map, seen_part
 from agridistill.runtime.predictor import Predictor
 
 
@@ -147,12 +148,15 @@ def test_what_the_model_does_not_see_is_dark() -> None:
     assert row[16 + 440 + 16 + 10].max() < 90
 
 
-def test_a_long_title_and_one_of_another_script_fit(tmp_path: Path) -> None:
+def test_a_long_class_name_and_one_of_another_script_fit(tmp_path: Path) -> None:
+    def named(label: str) -> Explanation:
+        return replace(found, prediction=replace(found.prediction, problem="", top=((label, 0.9),)))
+
     found = spotting().explain(spotted())
-    long = found.picture(title="a very long name of a disease that needs a second line " * 4)
+    long = named("a very long name of a disease that needs a second line " * 4).picture()
     assert long.width == found.picture().width
     assert long.height > found.picture().height
-    found.save(tmp_path / "a.jpg", title="बीमारी 病気 \U0001f345")
+    named("बीमारी 病気 \U0001f345").save(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize(

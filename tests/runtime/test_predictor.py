@@ -14,8 +14,7 @@ from tests.colour_backend import colour_backend, colour_photo
 
 from agridistill.errors import ConfigError, DataError, ModelError, PhotoError
 from agridistill.manifest import Preprocessing
-from agridistill.runtime.predictor import PhotoResult, Predictor
-from agridistill.runtime.reading import expand, read_source
+from agridistill.runtime.predictor import PhotoResult, Predictor, expand, read_source
 from agridistill.runtime.verdict import figures, fit_familiarity
 
 

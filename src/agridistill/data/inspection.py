@@ -172,7 +172,7 @@ def inspect_photo(path: Path, max_pixels: int = MAX_PIXELS) -> PhotoRecord:
         return PhotoRecord(digest, width, height, None, f"{width} x {height} pixels, more than {max_pixels:,}")
     try:
         with _large_photo if width * height > _LARGE_PIXELS else nullcontext():
-            return _decoded_record(path, digest, max_pixels)
+            return _decoded_record(path, digest)
     except PhotoError as error:
         if width == 0 and not isinstance(error, HeicPhotoError):
             return PhotoRecord(digest, width, height, None, "not a photo")
@@ -272,9 +272,9 @@ def _header_size(file: BinaryIO) -> tuple[int, int]:
         return 0, 0
 
 
-def _decoded_record(path: Path, digest: str, max_pixels: int) -> PhotoRecord:
+def _decoded_record(path: Path, digest: str) -> PhotoRecord:
     # The colour profile is ignored, because earlier versions computed the stored hashes of training photos so.
-    image = read_photo(path, max_pixels=max_pixels, own_colours=True)
+    image = read_photo(path, own_colours=True)
     tiny = _tiny(image)
     turned = tuple(_phash(tiny.transpose(turn)) for turn in Image.Transpose)
     return PhotoRecord(digest, image.width, image.height, _phash(tiny), None, look_of(tiny), turned)

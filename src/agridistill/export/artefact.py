@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +32,15 @@ from agridistill.evaluation.calibration import (
 from agridistill.evaluation.evaluate import LabelledLogits, predict_logits
 from agridistill.evaluation.held_out import ChosenPhotos, choose_photos
 from agridistill.evaluation.metrics import AbstentionPoint, accuracy_interval
-from agridistill.export.micro import c_sources, micro_needs, require_micro_target
+from agridistill.export.litert import c_sources, micro_needs, require_micro_target
 from agridistill.export.parity import GATES, Parity, compare
-from agridistill.manifest import ModelManifest
+from agridistill.manifest import ModelManifest, Precision
 from agridistill.models import TorchBackend, complexity, load_network
 from agridistill.models.int8 import calibrate, folded, quantised, with_rounded_logits
 from agridistill.progress import ProgressCallback, begin, silent
 from agridistill.runtime.backends import engines_of_file, manifest_path, open_artefact
-from agridistill.runtime.backends.litert import LiteRtBackend
+from agridistill.runtime.engines import LiteRtBackend
 from agridistill.storage import replacing, require_writable, write_text
-
-Precision = Literal["fp32", "int8"]
 
 # For each format: the modules of its converter and of the engine that measures the file, the extra that installs
 # them, and the converter's name for errors.

@@ -17,7 +17,8 @@ from agridistill.errors import ConfigError, ModelError
 from agridistill.manifest import Preprocessing
 from agridistill.photo_files import explanation_mark
 from agridistill.preprocess import Pixels, softmax
-from agridistill.runtime.backends import AttentiveBackend, Backend, checked_logits
+from agridistill.runtime.backends import Backend
+from agridistill.runtime.engines import checked_logits
 from agridistill.runtime.verdict import Prediction
 from agridistill.storage import replacing
 
@@ -49,12 +50,11 @@ class Explanation:
     seen: tuple[int, int, int, int]  # left, top, right, bottom of the part that the model sees, in pixels of `photo`
     source: Path | None = None  # path of the photo; None if it came as bytes, an array or a Pillow image
 
-    def save(self, path: Path | str, *, title: str | None = None) -> Path:
+    def save(self, path: Path | str) -> Path:
         """Writes a picture with the photo on the left and the photo coloured by the map on the right; returns its path.
 
         Args:
             path: `NAME.png`, `.jpg` or `.webp`; an existing file is replaced, but not the photo itself.
-            title: text above the photo; None writes the predicted class and its probability.
 
         Raises:
             ConfigError: `path` is not a `str` or `Path`, has another suffix, or is the photo itself.
@@ -67,18 +67,18 @@ class Explanation:
         with replacing(file, durable=False) as temporary:
             kind = Image.registered_extensions()[file.suffix.lower()]
             marked = {"pnginfo": explanation_mark()} if kind == "PNG" else {}
-            self.picture(title=title).save(temporary, kind, **marked)
+            self.picture().save(temporary, kind, **marked)
         return file
 
-    def picture(self, *, title: str | None = None) -> Image.Image:
-        """Returns the picture that `save` writes; `title` is the text above the photo, None for the prediction."""
-        title = title or f"{self.prediction.label} {100 * self.prediction.probability:.0f} %"
+    def picture(self) -> Image.Image:
+        """Returns the picture that `save` writes: the prediction, the photo twice, and what the colours mean."""
         scale = _PANEL_PX / max(self.photo.size)
         width, height = (max(1, round(side * scale)) for side in self.photo.size)
         plain = self.photo.resize((width, height), Image.Resampling.BICUBIC)
         canvas_width = max(2 * width + 3 * _MARGIN, 2 * _PANEL_PX // 3)
         above, below = (
-            _text(text, size, canvas_width - 2 * _MARGIN) for text, size in ((title, 22), (self.caption, 15))
+            _text(text, size, canvas_width - 2 * _MARGIN)
+            for text, size in ((self.prediction.words, 22), (self.caption, 15))
         )
         panels_top = _MARGIN + above.height
         canvas = Image.new("RGB", (canvas_width, panels_top + height + 2 * _MARGIN + below.height), "white")
@@ -124,10 +124,11 @@ def attention_map(backend: Backend, pixels: Pixels) -> NDArray[np.float32] | Non
     Returns None if the model has no attention maps: an exported file, or a network whose features have no height and
     width.
     """
-    if not isinstance(backend, AttentiveBackend):
+    attention = getattr(backend, "attention", None)
+    if attention is None:
         return None
     try:
-        found = backend.attention(pixels[None])[0]
+        found = attention(pixels[None])[0]
     except ModelError:
         return None
     peak = float(found.max())
