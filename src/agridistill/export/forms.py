@@ -21,8 +21,8 @@ from agridistill.export.parity import GATES
 from agridistill.models import load_network
 from agridistill.models.int8 import quantised
 from agridistill.progress import ProgressCallback, silent
-from agridistill.runtime.backends import Backend, open_artefact
-from agridistill.runtime.engines import checked_logits
+from agridistill.runtime.backends import open_artefact
+from agridistill.runtime.engines import Backend, checked_logits
 
 _WARM_UP, _TURNS, _QUERIES = 3, 5, 8
 

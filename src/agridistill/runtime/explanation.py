@@ -17,8 +17,7 @@ from agridistill.errors import ConfigError, ModelError
 from agridistill.manifest import Preprocessing
 from agridistill.photo_files import explanation_mark
 from agridistill.preprocess import Pixels, softmax
-from agridistill.runtime.backends import Backend
-from agridistill.runtime.engines import checked_logits
+from agridistill.runtime.engines import Backend, checked_logits
 from agridistill.runtime.verdict import Prediction
 from agridistill.storage import replacing
 

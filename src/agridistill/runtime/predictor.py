@@ -32,8 +32,8 @@ from agridistill.preprocess import (
     to_pixels,
     upright_rgb,
 )
-from agridistill.runtime.backends import Backend, return_freed_memory
-from agridistill.runtime.engines import checked_logits
+from agridistill.runtime.backends import return_freed_memory
+from agridistill.runtime.engines import Backend, checked_logits
 from agridistill.runtime.explanation import Explanation, ExplanationMethod, attention_map, occlusion_map, seen_part
 from agridistill.runtime.verdict import Familiarity, Prediction, QualitySettings, quality_problem
 
